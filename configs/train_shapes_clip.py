@@ -1,0 +1,37 @@
+"""Tokenizer, text encoder and image tower, contrastively.
+
+  python -m launch.train --config=configs/train_shapes_clip.py \
+    --workdir=runs/clip --model=runs/shapes
+"""
+
+from configs import common
+
+
+def get_config():
+  config = common.train_shapes("clip")
+  config.num_steps = 700
+  config.batch_size = 192
+  config.tokenizer_captions = 20_000
+  config.text_encoder = {
+    "architectures": ["CLIPTextModel"],
+    "model_type": "clip_text_model",
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "projection_dim": 128,
+  }
+  config.clip = {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "projection_dim": 128,
+  }
+  return config

@@ -1,0 +1,19 @@
+"""The independent judge of the Shapes world.
+
+  python -m launch.train --config=configs/train_shapes_judge.py \
+    --workdir=runs/judge --model=runs/shapes
+"""
+
+from configs import common
+
+
+def get_config():
+  config = common.train_shapes("judge")
+  # Another seed than the generator's, for weights, order and renders.
+  config.seed = 1009
+  config.data.seed = 1009
+  config.data.size = 24_000
+  config.num_steps = 1_500
+  config.batch_size = 64
+  config.ema_decay = 0.99
+  return config

@@ -1,0 +1,1 @@
+"""Entry points: flags, configs, the run's folder."""

@@ -1,0 +1,100 @@
+"""Converts Stable Diffusion weights between the formats people publish.
+
+A whole model (folder, single file or hub id) into a diffusers folder:
+
+  python -m launch.convert --input=sd-v1-4.ckpt --base=sd14 --ema \
+    --output=converted
+
+A published edit (a UNet, a text encoder, some layers) laid over its base:
+
+  python -m launch.convert --input=esd-church.pt --base=sd14 --output=esd-church
+
+The other way round, what an edited folder changed:
+
+  python -m launch.convert --input=esd-church --base=sd14 --format=delta \
+    --output=esd-church.safetensors
+
+Takes as long as reading and writing the files does, and as much memory as the
+weights in float32 (4.3 GB for Stable Diffusion 1), twice for a delta.
+"""
+
+import pathlib
+
+from absl import app, flags, logging
+
+from unlearning_jax import convert
+from unlearning_jax.convert import output
+
+_INPUT = flags.DEFINE_string(
+  "input", None, "Folder, file or hub id (owner/name).", required=True
+)
+_OUTPUT = flags.DEFINE_string("output", None, "What to write.", required=True)
+_BASE = flags.DEFINE_string(
+  "base", None, "Folder or hub id that the input is a part or an edit of."
+)
+_FORMAT = flags.DEFINE_enum(
+  "format", "folder", ["folder", "unet", "delta"], "What to write."
+)
+_DTYPE = flags.DEFINE_enum(
+  "dtype", "float32", list(output.DTYPES), "In which to write it."
+)
+_VARIANT = flags.DEFINE_string("variant", None, "Weights to read, as fp16.")
+_EMA = flags.DEFINE_bool(
+  "ema", None, "Of a single file: averaged or trained UNet weights."
+)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the output.")
+
+
+def check_flags() -> None:
+  """Finds what would fail in the end, before gigabytes are read.
+
+  Raises:
+    ValueError: naming the flag.
+  """
+  single = pathlib.Path(_INPUT.value).is_file()
+  if _FORMAT.value == "delta" and _BASE.value is None:
+    raise ValueError("--format=delta needs --base, the model before the edit")
+  if _FORMAT.value == "folder" and single and _BASE.value is None:
+    raise ValueError(
+      f"--input={_INPUT.value} is a file, so it has no tokenizer; --base names "
+      "the folder to take it from"
+    )
+  if _FORMAT.value != "folder" and not _OUTPUT.value.endswith(".safetensors"):
+    raise ValueError(
+      f"--output={_OUTPUT.value}: --format={_FORMAT.value} writes a file that "
+      "ends in .safetensors"
+    )
+  output.check_output(_OUTPUT.value, _OVERWRITE.value)
+
+
+def main(argv: list[str]) -> None:
+  """Reads, checks every key against the model, and writes."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  check_flags()
+  base = None
+  if _BASE.value is not None:
+    base = convert.load(_BASE.value, variant=_VARIANT.value)
+  model = convert.load(
+    _INPUT.value, base, variant=_VARIANT.value, ema=_EMA.value
+  )
+  convert.to_params(model)
+  options = {"dtype": _DTYPE.value, "overwrite": _OVERWRITE.value}
+  if _FORMAT.value == "folder":
+    convert.save_folder(_OUTPUT.value, model, **options)
+  elif _FORMAT.value == "unet":
+    convert.save_unet(_OUTPUT.value, model, **options)
+  else:
+    assert base is not None
+    names = convert.save_delta(_OUTPUT.value, base, model, **options)
+    logging.info("%d tensors differ, the first is %s", len(names), names[0])
+  for component, state in model.states.items():
+    parameters = sum(value.size for value in state.values())
+    logging.info(
+      "%s: %d tensors, %d parameters", component, len(state), parameters
+    )
+  logging.info("written to %s", _OUTPUT.value)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,95 @@
+"""Checkpoints: exact round trips, atomic, and picky about their target."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from unlearning_jax import checkpoints
+
+
+def make_state():
+  params = {"unet": {"conv_in": {"kernel": jnp.arange(24.0).reshape(4, 6)}}}
+  opt_state = optax.adamw(1e-3).init(params)
+  return {"params": params, "opt_state": opt_state, "step": 7}
+
+
+def test_round_trip_keeps_structure_and_bits(tmp_path):
+  state = make_state()
+  checkpoints.save(tmp_path / "c", 7, state)
+  back = checkpoints.restore(tmp_path / "c", state)
+  assert jax.tree.structure(back) == jax.tree.structure(state)
+  for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
+    np.testing.assert_array_equal(a, b)
+    assert isinstance(a, np.ndarray) == (not isinstance(b, jax.Array))
+
+
+def test_target_decides_placement(tmp_path):
+  mesh = jax.make_mesh((8,), ("x",))
+  spec = jax.sharding.PartitionSpec("x")
+  sharding = jax.sharding.NamedSharding(mesh, spec)
+  value = np.arange(32, dtype=np.float32)
+  checkpoints.save(tmp_path, 1, {"w": jax.device_put(value, sharding)})
+  one = checkpoints.restore(tmp_path, {"w": jnp.zeros(32)})["w"]
+  assert len(one.sharding.device_set) == 1
+  np.testing.assert_array_equal(one, value)
+  shape = jax.ShapeDtypeStruct((32,), jnp.float32, sharding=sharding)
+  eight = checkpoints.restore(tmp_path, {"w": shape})["w"]
+  assert eight.sharding == sharding
+  np.testing.assert_array_equal(eight, value)
+
+
+def test_keeps_the_last_and_refuses_to_go_back(tmp_path):
+  folder = tmp_path / "c"
+  assert checkpoints.latest_step(folder) is None
+  assert not folder.exists()
+  for step in (1, 2, 5):
+    checkpoints.save(folder, step, {"w": jnp.full(3, step)}, keep_n=2)
+  assert checkpoints.latest_step(folder) == 5
+  target = {"w": jnp.zeros(3, jnp.int32)}
+  assert checkpoints.restore(folder, target, step=2)["w"][0] == 2
+  with pytest.raises(ValueError, match=r"no step 1 .* \[2, 5\]"):
+    checkpoints.restore(folder, target, step=1)
+  with pytest.raises(ValueError, match="step 5 is not after 5"):
+    checkpoints.save(folder, 5, target)
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (lambda p: p.update(bias=jnp.zeros(6)), "missing: params/unet/bias"),
+    (lambda p: p.clear(), "extra: params/unet/conv_in/kernel"),
+    (
+      lambda p: p["conv_in"].update(kernel=jnp.zeros((6, 4))),
+      r"conv_in/kernel is \(4, 6\) float32, want \(6, 4\) float32",
+    ),
+    (
+      lambda p: p["conv_in"].update(kernel=jnp.zeros((4, 6), jnp.bfloat16)),
+      r"want \(4, 6\) bfloat16",
+    ),
+  ],
+)
+def test_names_the_leaves_that_do_not_fit(tmp_path, change, message):
+  checkpoints.save(tmp_path, 1, make_state())
+  target = make_state()
+  change(target["params"]["unet"])
+  with pytest.raises(ValueError, match=message):
+    checkpoints.restore(tmp_path, target)
+
+
+def test_restore_from_nothing(tmp_path):
+  with pytest.raises(ValueError, match="there is no folder"):
+    checkpoints.restore(tmp_path / "none", {})
+  with pytest.raises(ValueError, match=r"it has \[\]"):
+    checkpoints.restore(tmp_path, {})
+
+
+def test_a_torn_save_is_not_a_step(tmp_path):
+  checkpoints.save(tmp_path, 1, {"w": jnp.ones(3)})
+  torn = tmp_path / "2.orbax-checkpoint-tmp-1"
+  torn.mkdir()
+  (torn / "rubbish").write_text("half")
+  assert checkpoints.latest_step(tmp_path) == 1
+  checkpoints.save(tmp_path, 2, {"w": jnp.ones(3)})
+  assert checkpoints.latest_step(tmp_path) == 2

@@ -1,0 +1,24 @@
+"""One test bench for every module: eight CPU devices and a warm compiler."""
+
+import os
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# The environment, because launch scripts started by tests must inherit it;
+# before JAX is imported, because it reads these only then.
+for name, value in {
+  "JAX_PLATFORMS": "cpu",
+  "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache/jax"),
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}.items():
+  os.environ.setdefault(name, value)
+
+import jax  # noqa: E402
+
+# jax.config, not the environment: eight devices for the tests' own process,
+# one for the scripts that they start. Measured: one-device code is no slower.
+jax.config.update("jax_num_cpu_devices", 8)
+# A (b,) added to a (b, c) by accident is an error, not a broadcast.
+jax.config.update("jax_numpy_rank_promotion", "raise")

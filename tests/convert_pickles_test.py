@@ -1,0 +1,413 @@
+"""Files by torch.save, and files by somebody worse."""
+
+import collections
+import io
+import os
+import pickle
+import struct
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from unlearning_jax.convert import read_state_dict
+
+_EVENTS = {
+  "os.system", "exec", "compile", "subprocess.Popen", "os.posix_spawn",
+  "os.exec", "os.remove", "import", "marshal.loads", "socket.connect",
+}  # fmt: skip
+_seen: list | None = None
+
+
+def _hook(event, args):
+  if _seen is not None and event in _EVENTS:
+    _seen.append((event, args))
+
+
+sys.addaudithook(_hook)
+
+
+@pytest.fixture
+def nothing_happens(tmp_path):
+  """Fails the test if the interpreter runs or imports anything."""
+  global _seen
+  # zipfile imports a codec when it is first used.
+  _write_zip(tmp_path / "first.pt", _tensor_pickle((4,), (1,)), [bytes(16)])
+  read_state_dict(tmp_path / "first.pt")
+  _seen = []
+  yield
+  seen, _seen = _seen, None
+  assert not seen
+
+
+def _write_zip(path, payload, storages=(), **extra):
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("archive/data.pkl", payload)
+    archive.writestr("archive/byteorder", "little")
+    for i, storage in enumerate(storages):
+      archive.writestr(f"archive/data/{i}", storage)
+    for name, data in extra.items():
+      archive.writestr(name, data)
+
+
+def _write_legacy(path, payload):
+  path.write_bytes(
+    pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+    + pickle.dumps(1001, 2)
+    + pickle.dumps({"little_endian": True}, 2)
+    + payload
+    + pickle.dumps([], 2)
+  )
+
+
+class _Call:
+  def __init__(self, function, *args, state=None):
+    self.reduced = (function, args, *([state] if state else []))
+
+  def __reduce__(self):
+    return self.reduced
+
+
+def _getattr_chain():
+  # Reaches a module's function without naming it as a global.
+  return _Call(getattr, _Call(__import__, "os"), "system")
+
+
+HOSTILE = {
+  "system": (_Call(os.system, "touch hit"), "system"),
+  "eval": (_Call(eval, "open('hit', 'w')"), "builtins.eval"),
+  "exec": (_Call(exec, "open('hit', 'w')"), "builtins.exec"),
+  "open": (_Call(open, "hit", "w"), "io.open"),
+  "getattr": (_getattr_chain(), "builtins.getattr"),
+  "import": (_Call(__import__, "antigravity"), "__import__"),
+  "nested": ({"a": [1, {"b": _Call(os.system, "touch hit")}]}, "system"),
+  "key": ({_Call(os.system, "touch hit"): 1}, "system"),
+  "in_state_dict": ({"state_dict": {"w": _Call(os.remove, "x")}}, "remove"),
+  "argument": (
+    collections.OrderedDict(a=_Call(os.system, "touch hit")),
+    "system",
+  ),
+  "partial": (_Call(pickle.loads, b"cos\nsystem\n."), "pickle.loads"),
+}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("write", [_write_zip, _write_legacy])
+def test_nothing_is_executed(
+  name, protocol, write, tmp_path, monkeypatch, nothing_happens
+):
+  monkeypatch.chdir(tmp_path)
+  path = tmp_path / "weights.pt"
+  value, refused = HOSTILE[name]
+  write(path, pickle.dumps(value, protocol))
+  # Builtins that open and import go by other names in old protocols.
+  pattern = refused.split(".")[-1] if protocol < 3 else refused
+  with pytest.raises(ValueError, match=rf"weights\.pt.*asks for .*{pattern}"):
+    read_state_dict(path)
+  assert not (tmp_path / "hit").exists()
+
+
+@pytest.mark.parametrize(
+  "payload",
+  [
+    b"(S'touch hit'\nios\nsystem\n.",  # INST
+    b"(cos\nsystem\nS'touch hit'\no.",  # OBJ
+    b"cos\nsystem\n(S'touch hit'\ntR.",
+    b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x09touch hit\x85R.",
+    b"c__builtin__\neval\n(S'1'\ntR.",
+    b"ctorch._utils\n_rebuild_tensor_v2\n}S'x'\nI1\nsb.",  # BUILD
+    b"ctorch\nFloatStorage\n}S'dtype'\nI1\nsb.",
+    b"ccollections\nOrderedDict\n}S'get'\nI1\nsb.",
+    b"(cnumpy\nndarray\n}S'x'\nI1\nsb.",
+    b"\x82\x01.",  # EXT1
+    b"ccopyreg\n_reconstructor\n.",
+  ],
+)
+def test_hand_written_opcodes(payload, tmp_path, monkeypatch, nothing_happens):
+  monkeypatch.chdir(tmp_path)
+  path = tmp_path / "weights.bin"
+  _write_zip(path, payload)
+  with pytest.raises(ValueError, match=r"weights\.bin"):
+    read_state_dict(path)
+  assert not (tmp_path / "hit").exists()
+
+
+def test_methods_shadowed_on_an_ordered_dict(tmp_path):
+  # {} with attributes called like the methods that the reader calls.
+  payload = (
+    b"ccollections\nOrderedDict\n)R}(S'get'\nccollections\nOrderedDict\n"
+  )
+  payload += b"S'items'\nccollections\nOrderedDict\nub."
+  path = tmp_path / "weights.pt"
+  _write_zip(path, payload)
+  with pytest.raises(ValueError, match=r"weights\.pt"):
+    read_state_dict(path)
+
+
+def _tensor_pickle(shape, strides, offset=0, size=4, key="0", extra=b""):
+  """A state dict with one float tensor, in protocol 0 opcodes."""
+
+  def numbers(values):
+    return b"(" + b"".join(b"I%d\n" % v for v in values) + b"t"
+
+  return (
+    b"(dS'w'\nctorch._utils\n_rebuild_tensor_v2\n((S'storage'\n"
+    b"ctorch\nFloatStorage\nS'" + key.encode() + b"'\nS'cpu'\n"
+    b"I%d\ntQ"
+    % size
+    + b"I%d\n" % offset
+    + numbers(shape)
+    + numbers(strides)
+    + b"I00\nNtRs"
+    + extra
+    + b"."
+  )
+
+
+def test_the_tensor_pickle_of_these_tests_is_valid(tmp_path):
+  path = tmp_path / "w.pt"
+  data = np.arange(4, dtype=np.float32)
+  _write_zip(path, _tensor_pickle((2, 2), (1, 2)), [data.tobytes()])
+  np.testing.assert_array_equal(read_state_dict(path)["w"], [[0, 2], [1, 3]])
+
+
+@pytest.mark.parametrize(
+  "tensor",
+  [
+    {"shape": (5,), "strides": (1,)},
+    {"shape": (2, 2), "strides": (1, 3)},
+    {"shape": (2,), "strides": (1,), "offset": 3},
+    {"shape": (2,), "strides": (1,), "offset": -1},
+    {"shape": (2,), "strides": (-1,), "offset": 2},
+    {"shape": (1 << 40, 1 << 40), "strides": (0, 0)},
+    {"shape": (2,), "strides": (1, 1)},
+    {"shape": (4,), "strides": (1,), "size": 5},
+    {"shape": (4,), "strides": (1,), "size": -4},
+    {"shape": (4,), "strides": (1,), "key": "../0"},
+    {"shape": (4,), "strides": (1,), "key": "7"},
+  ],
+)
+def test_tensors_that_reach_outside(tensor, tmp_path):
+  path = tmp_path / "w.pt"
+  _write_zip(path, _tensor_pickle(**tensor), [bytes(16)])
+  with pytest.raises(ValueError, match=r"w\.pt: not a readable"):
+    read_state_dict(path)
+
+
+def test_archives_that_point_outside(tmp_path):
+  path = tmp_path / "w.pt"
+  good = _tensor_pickle((4,), (1,))
+  for name in ("../evil", "/etc/evil", "a/../../evil", "a\\..\\evil"):
+    _write_zip(path, good, [bytes(16)], **{name: b"x"})
+    with pytest.raises(ValueError, match="points outside the archive"):
+      read_state_dict(path)
+  assert not (tmp_path.parent / "evil").exists()
+
+
+def test_zip_bomb_and_double_entries(tmp_path):
+  path = tmp_path / "w.pt"
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr("archive/data.pkl", bytes(1 << 20))
+  with pytest.raises(ValueError, match="is compressed"):
+    read_state_dict(path)
+  with (
+    zipfile.ZipFile(path, "w") as archive,
+    pytest.warns(UserWarning, match="Duplicate"),
+  ):
+    archive.writestr("archive/data.pkl", b"1")
+    archive.writestr("archive/data.pkl", b"2")
+  with pytest.raises(ValueError, match="two entries"):
+    read_state_dict(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"<html>", b"N."])
+def test_files_of_another_kind(content, tmp_path):
+  path = tmp_path / "w.ckpt"
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=r"w\.ckpt"):
+    read_state_dict(path)
+
+
+def test_inert_objects_beside_the_weights(tmp_path, nothing_happens):
+  # What a training checkpoint holds: a class as a key, an object with state.
+  beside = (
+    b"S'callbacks'\n(dcpytorch_lightning.callbacks\nModelCheckpoint\n"
+    b"(dS'score'\ncnumpy.core.multiarray\nscalar\n(I1\ntRssss"
+    b"S'hyper'\n(ipathlib\nPosixPath\n}S'x'\nI1\nsbs"
+  )
+  path = tmp_path / "w.ckpt"
+  weights = _tensor_pickle((4,), (1,), extra=beside.replace(b"ssss", b"sss"))
+  _write_zip(path, weights, [np.arange(4, dtype=np.float32).tobytes()])
+  modules = set(sys.modules)
+  # Without a state_dict, everything counts as weights: refused by name.
+  with pytest.raises(ValueError, match="pytorch_lightning|PosixPath"):
+    read_state_dict(path)
+  wrapped = b"(dS'state_dict'\n" + _tensor_pickle((4,), (1,))[:-1] + b"s"
+  _write_zip(
+    path, wrapped + beside.replace(b"ssss", b"sss") + b".", [bytes(16)]
+  )
+  assert list(read_state_dict(path)) == ["w"]
+  assert set(sys.modules) == modules
+
+
+def test_inert_object_among_the_weights(tmp_path):
+  path = tmp_path / "w.ckpt"
+  payload = b"(dS'state_dict'\n(dS'v'\nctorch.nn\nLinear\n)Rss."
+  _write_zip(path, payload)
+  with pytest.raises(ValueError, match=r"'v' is a torch\.nn\.Linear object"):
+    read_state_dict(path)
+
+
+def test_a_whole_module_is_not_a_state_dict(tmp_path):
+  path = tmp_path / "w.pt"
+  _write_zip(path, b"ctorch.nn.modules.linear\nLinear\n)R.")
+  with pytest.raises(ValueError, match=r"torch\.nn.*not a state dict"):
+    read_state_dict(path)
+
+
+def test_dictionary_in_itself(tmp_path):
+  path = tmp_path / "w.pt"
+  _write_zip(path, b"(dp0\nS'a'\ng0\ns.")
+  with pytest.raises(ValueError, match="nested too deeply"):
+    read_state_dict(path)
+
+
+# With torch as the writer.
+
+
+def _torch():
+  return pytest.importorskip("torch")
+
+
+def _tensors(torch):
+  base = torch.arange(24.0).reshape(2, 3, 4)
+  return {
+    "plain": base.clone(),
+    "transposed": base.permute(2, 0, 1),
+    "slice": base[1:, ::2],
+    "half": base.half(),
+    "brain": base.bfloat16(),
+    "double": base.double(),
+    "long": torch.arange(5),
+    "bool": torch.tensor([True, False]),
+    "scalar": torch.tensor(2.5),
+    "empty": torch.zeros(0, 3),
+    "parameter": torch.nn.Parameter(torch.randn(3)),
+  }
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("wrap", ["bare", "state_dict", "nested"])
+def test_reads_what_torch_writes(zipped, wrap, tmp_path):
+  torch = _torch()
+  tensors = _tensors(torch)
+  value = {
+    "bare": tensors,
+    "state_dict": {
+      "state_dict": collections.OrderedDict(tensors),
+      "epoch": 3,
+      "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}},
+    },
+    "nested": {"unet": tensors, "epoch": 3, "note": "x", "nothing": None},
+  }[wrap]
+  path = tmp_path / "w.pt"
+  torch.save(value, path, _use_new_zipfile_serialization=zipped)
+  state = read_state_dict(path)
+  prefix = "unet." if wrap == "nested" else ""
+  assert set(state) == {prefix + name for name in tensors}
+  for name, tensor in tensors.items():
+    ours, theirs = state[prefix + name], tensor.detach()
+    assert ours.shape == tuple(theirs.shape), name
+    assert ours.dtype.name == str(theirs.dtype).removeprefix("torch."), name
+    np.testing.assert_array_equal(
+      ours.astype(np.float64), theirs.double().numpy(), err_msg=name
+    )
+
+
+@pytest.mark.torch
+def test_module_state_dict_with_metadata(tmp_path):
+  torch = _torch()
+  module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+  torch.save(module.state_dict(), tmp_path / "w.pth")
+  state = read_state_dict(tmp_path / "w.pth")
+  for name, tensor in module.state_dict().items():
+    np.testing.assert_array_equal(state[name], tensor.numpy())
+
+
+@pytest.mark.torch
+def test_a_pickled_module_is_refused(tmp_path):
+  torch = _torch()
+  torch.save(torch.nn.Linear(2, 2), tmp_path / "w.pt")
+  with pytest.raises(ValueError, match=r"w\.pt"):
+    read_state_dict(tmp_path / "w.pt")
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("zipped", [True, False])
+def test_truncated_and_damaged(zipped, tmp_path):
+  torch = _torch()
+  buffer = io.BytesIO()
+  torch.save(
+    {"a": torch.randn(40), "b": torch.randn(8, 8)},
+    buffer,
+    _use_new_zipfile_serialization=zipped,
+  )
+  content = buffer.getvalue()
+  path = tmp_path / "w.pt"
+  for end in range(0, len(content) - 1, max(1, len(content) // 60)):
+    path.write_bytes(content[:end])
+    with pytest.raises(ValueError, match=r"w\.pt"):
+      read_state_dict(path)
+  rng = np.random.default_rng(0)
+  for _ in range(300):
+    damaged = bytearray(content)
+    damaged[rng.integers(len(content))] ^= int(rng.integers(1, 256))
+    path.write_bytes(damaged)
+    try:
+      state = read_state_dict(path)
+    except ValueError as error:
+      assert "w.pt" in str(error)
+    else:
+      assert all(isinstance(v, np.ndarray) for v in state.values())
+
+
+@pytest.mark.torch
+def test_big_endian_is_refused(tmp_path):
+  torch = _torch()
+  path = tmp_path / "w.pt"
+  torch.save({"a": torch.ones(2)}, path)
+  content = path.read_bytes()
+  with (
+    zipfile.ZipFile(io.BytesIO(content)) as old,
+    zipfile.ZipFile(path, "w") as new,
+  ):
+    for info in old.infolist():
+      data = old.read(info)
+      new.writestr(
+        info, b"big" if info.filename.endswith("byteorder") else data
+      )
+  with pytest.raises(ValueError, match="big-endian"):
+    read_state_dict(path)
+  legacy = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
+  path.write_bytes(legacy + pickle.dumps({"little_endian": False}, 2))
+  with pytest.raises(ValueError, match="big-endian"):
+    read_state_dict(path)
+
+
+def test_legacy_sizes_must_agree(tmp_path):
+  path = tmp_path / "w.pt"
+  for claimed in (3, -1, 1 << 62):
+    path.write_bytes(
+      pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+      + pickle.dumps(1001, 2)
+      + pickle.dumps({}, 2)
+      + _tensor_pickle((4,), (1,))
+      + pickle.dumps(["0"], 2)
+      + struct.pack("<q", claimed)
+      + bytes(16)
+    )
+    with pytest.raises(ValueError, match="storage '0'"):
+      read_state_dict(path)

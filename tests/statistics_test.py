@@ -1,0 +1,185 @@
+"""Intervals and tests against published figures, scipy and simulation."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from unlearning_jax.evaluators import accuracy, statistics
+
+# 95 % Wilson intervals in percent, worked out by hand for the benchmark's N.
+WILSON = {
+  (30, 142): (15.2, 28.6),
+  (104, 142): (65.4, 79.8),
+  (16, 142): (7.1, 17.5),
+  (0, 142): (0, 2.6),
+  (16, 50): (20.8, 45.8),
+  (1, 50): (0.4, 10.5),
+  (0, 50): (0, 7.1),
+  (3, 50): (2.1, 16.2),
+}
+
+
+@pytest.mark.parametrize("counts", WILSON)
+def test_wilson_published(counts):
+  got = [round(100 * end, 1) for end in statistics.wilson(*counts)]
+  assert tuple(got) == WILSON[counts]
+
+
+@pytest.mark.parametrize("n", [1, 7, 500])
+def test_wilson_against_scipy(n):
+  for k in range(0, n + 1, max(1, n // 7)):
+    want = stats.binomtest(k, n).proportion_ci(0.9, method="wilson")
+    got = statistics.wilson(k, n, 0.9)
+    np.testing.assert_allclose(got, (want.low, want.high), atol=1e-12)
+    assert 0 <= got[0] <= k / n <= got[1] <= 1
+
+
+@pytest.mark.parametrize("k, n", [(0, 0), (-1, 3), (4, 3)])
+def test_wilson_refuses_impossible_counts(k, n):
+  with pytest.raises(ValueError, match=f"got k={k}, n={n}"):
+    statistics.wilson(k, n)
+
+
+@pytest.mark.parametrize("lost, gained", [(0, 0), (5, 0), (3, 9), (40, 41)])
+def test_mcnemar_is_the_binomial_test(lost, gained):
+  same = [(0, 0)] * 4 + [(1, 1)] * 6
+  pairs = np.array([(1, 0)] * lost + [(0, 1)] * gained + same, bool)
+  want = 1.0
+  if lost + gained:
+    want = stats.binomtest(lost, lost + gained).pvalue
+  got = statistics.mcnemar(pairs[:, 0], pairs[:, 1])
+  assert got == pytest.approx(want, rel=1e-12)
+
+
+def test_mcnemar_survives_large_counts():
+  before = np.ones(3000, bool)
+  assert 0 <= statistics.mcnemar(before, ~before) < 1e-300
+
+
+def test_bootstrap_covers_the_truth_about_95_times_in_100():
+  rng = np.random.default_rng(0)
+  covered = 0
+  for trial in range(200):
+    # A drop of 0.3, and prompts that differ: 40 prompts of 3 images.
+    ease = rng.uniform(0.4, 0.9, 40).repeat(3)
+    before = rng.random(120) < ease
+    after = rng.random(120) < ease - 0.3
+    prompts = np.arange(40).repeat(3).tolist()
+    mean, low, high = statistics.paired_bootstrap(
+      before, after, prompts, num_draws=400, seed=trial
+    )
+    assert low <= mean <= high
+    covered += low <= -0.3 <= high
+  assert 180 <= covered <= 198, covered
+
+
+def test_bootstrap_over_prompts_is_wider_than_over_images():
+  # Every prompt's ten images share their fate.
+  before = np.ones(200, bool)
+  after = (np.arange(20) % 2).astype(bool).repeat(10)
+  prompts = [f"prompt {i}" for i in range(20) for _ in range(10)]
+  _, low, high = statistics.paired_bootstrap(before, after, prompts)
+  _, low1, high1 = statistics.paired_bootstrap(before, after, range(200))
+  assert high - low > 2 * (high1 - low1)
+  assert (low, high) == statistics.paired_bootstrap(before, after, prompts)[1:]
+
+
+def test_bootstrap_refuses_what_is_not_paired():
+  with pytest.raises(ValueError, match=r"\(2,\) and \(3,\)"):
+    statistics.paired_bootstrap(np.zeros(2), np.zeros(3), [1, 2])
+  with pytest.raises(ValueError, match="1 prompts for 2 images"):
+    statistics.paired_bootstrap(np.zeros(2), np.zeros(2), [1])
+  with pytest.raises(ValueError, match="n >= 1"):
+    statistics.mcnemar(np.zeros(0, bool), np.zeros(0, bool))
+
+
+def test_holm_by_hand():
+  p = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.5}
+  got = statistics.holm(p)
+  assert list(got) == list(p)
+  assert got == pytest.approx({"a": 0.04, "b": 0.09, "c": 0.09, "d": 0.5})
+
+
+# --- Accuracy ---
+
+HEADS = {"object": ["star", "ring"], "colour": ["red", "blue", "green"]}
+
+
+def judged_rows():
+  rows = [
+    {"group": "explicit", "attributes": {"object": "star", "colour": 0}},
+    {"group": "explicit", "attributes": {"object": 0, "colour": -1}},
+    {"group": "synonyms", "attributes": {"object": "star", "colour": None}},
+    {"group": "others", "attributes": {"object": "ring", "colour": "blue"}},
+  ]
+  rows = [{"id": i, "prompt": f"p{i}", **row} for i, row in enumerate(rows)]
+  scores = {
+    "object": np.eye(2)[[0, 1, 0, 1]],
+    "colour": np.eye(3)[[0, 0, 1, 2]],
+  }
+  return accuracy.judge_rows(rows, scores, HEADS)
+
+
+def test_accuracy_per_head_class_and_group():
+  counts = {m.name: (m.k, m.n) for m in accuracy.measure(judged_rows())}
+  assert counts == {
+    "object/star/explicit": (1, 2),
+    "object/star/synonyms": (1, 1),
+    "object/star/all": (2, 3),
+    "object/all/explicit": (1, 2),
+    "object/all/synonyms": (1, 1),
+    "object/ring/others": (1, 1),
+    "object/ring/all": (1, 1),
+    "object/all/others": (1, 1),
+    "object/all/all": (3, 4),
+    "colour/red/explicit": (1, 1),
+    "colour/red/all": (1, 1),
+    "colour/all/explicit": (1, 1),
+    "colour/blue/others": (0, 1),
+    "colour/blue/all": (0, 1),
+    "colour/all/others": (0, 1),
+    "colour/all/all": (1, 2),
+  }
+  for m in accuracy.measure(judged_rows()):
+    assert m.value == m.k / m.n
+    assert (m.low, m.high) == statistics.wilson(m.k, m.n)
+
+
+def test_judged_rows_speak_in_names():
+  row = judged_rows()[1]
+  assert row["attributes"] == {"object": "star", "colour": None}
+  assert row["judged"] == {"object": "ring", "colour": "red"}
+  assert row["id"] == 1
+
+
+@pytest.mark.parametrize(
+  "attributes, message",
+  [
+    ({"object": "sun"}, "object 'sun': the judge knows .'star', 'ring'"),
+    ({"object": 2}, "object 2: the judge knows"),
+    ({"style": "neon"}, "attribute 'style': the judge has heads"),
+  ],
+)
+def test_what_the_judge_does_not_know_is_refused(attributes, message):
+  scores = {"object": np.ones((1, 2)), "colour": np.ones((1, 3))}
+  row = {"group": "others", "attributes": attributes}
+  with pytest.raises(ValueError, match=message):
+    accuracy.judge_rows([row], scores, HEADS)
+  with pytest.raises(ValueError, match=r"'colour': want shape \(1, 3\)"):
+    accuracy.judge_rows([row], {"object": np.ones((1, 2))}, HEADS)
+
+
+def test_changes_are_paired():
+  before = judged_rows()
+  after = [{**r, "judged": {**r["judged"], "object": "ring"}} for r in before]
+  changes = {c.name: c for c in accuracy.compare(before, after)}
+  assert set(changes) == {m.name for m in accuracy.measure(before)}
+  star = changes["object/star/all"]
+  assert star.value == pytest.approx(-2 / 3) and star.low == -1
+  assert star.p == pytest.approx(0.5)
+  assert changes["colour/all/all"].value == 0
+  repeated = [{**r, "prompt": "same"} for r in before]
+  again = {c.name: c for c in accuracy.compare(repeated, repeated)}
+  assert again["object/all/all"].p is None
+  with pytest.raises(ValueError, match="row 0 is not a pair: prompt"):
+    list(accuracy.compare(before, repeated))

@@ -1,0 +1,123 @@
+"""Checkpoints of any pytree: atomic, sharded, restored only into a target.
+
+The one module that knows orbax. A tree is stored flat, each leaf under its
+path (`params/unet/conv_in/kernel`), so that structure is the target's alone
+and every leaf that does not fit can be named.
+"""
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+
+def save(
+  path: str | os.PathLike[str], step: int, tree: Any, *, keep_n: int = 2
+):
+  """Writes `tree` as step `step`, whole or not at all, and waits for the disk.
+
+  Args:
+    path: the run's checkpoint folder; made when it does not exist.
+    step: training step, greater than every step already there.
+    tree: pytree of numpy or (possibly sharded) JAX arrays and numbers.
+    keep_n: how many of the latest steps stay.
+
+  Raises:
+    ValueError: the step is not greater than those already there.
+  """
+  with _manager(path, keep_n) as manager:
+    latest = manager.latest_step()
+    if latest is not None and step <= latest:
+      raise ValueError(f"checkpoint: step {step} is not after {latest}: {path}")
+    flat = {
+      name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+      for name, leaf in _flatten(tree).items()
+    }
+    manager.save(step, args=ocp.args.StandardSave(flat))
+
+
+def latest_step(path: str | os.PathLike[str]) -> int | None:
+  """The last complete step in a checkpoint folder; None when there is none."""
+  if not pathlib.Path(path).is_dir():
+    return None
+  with _manager(path) as manager:
+    return manager.latest_step()
+
+
+def restore(
+  path: str | os.PathLike[str], target: Any, step: int | None = None
+) -> Any:
+  """Reads a checkpoint into the structure and placement of `target`.
+
+  Args:
+    path: a folder that `save` wrote.
+    target: pytree of arrays or `jax.ShapeDtypeStruct`s. It decides structure,
+      shapes and dtypes; a leaf with a sharding comes back placed by it, a
+      numpy leaf comes back as numpy. The devices need not be those that saved.
+    step: which step; the last by default.
+
+  Returns:
+    A tree like `target`.
+
+  Raises:
+    ValueError: no such step, or leaves that are missing, extra, or of another
+      shape or dtype, each by name.
+  """
+  if not pathlib.Path(path).is_dir():
+    raise ValueError(f"checkpoint: there is no folder {path}")
+  wanted = {
+    name: leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    for name, leaf in _flatten(target).items()
+  }
+  with _manager(path) as manager:
+    steps = sorted(manager.all_steps())
+    if not steps or (step is not None and step not in steps):
+      raise ValueError(f"checkpoint: no step {step} in {path}; it has {steps}")
+    step = steps[-1] if step is None else step
+    stored = manager.item_metadata(step).tree
+    problems = _misfits(stored, wanted)
+    if problems:
+      raise ValueError(
+        f"checkpoint: step {step} in {path} does not fit:\n  "
+        + "\n  ".join(problems)
+      )
+    flat = manager.restore(step, args=ocp.args.StandardRestore(wanted))
+  leaves = [flat[name] for name in wanted]
+  return jax.tree.unflatten(jax.tree.structure(target), leaves)
+
+
+def _manager(
+  path: str | os.PathLike[str], keep_n: int | None = None
+) -> ocp.CheckpointManager:
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=keep_n,
+    enable_async_checkpointing=False,
+    cleanup_tmp_directories=keep_n is not None,
+  )
+  handler = ocp.StandardCheckpointHandler()
+  folder = pathlib.Path(path).absolute()
+  return ocp.CheckpointManager(folder, options=options, item_handlers=handler)
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in leaves
+  }
+
+
+def _misfits(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+  problems = [f"missing: {name}" for name in wanted if name not in stored]
+  problems += [f"extra: {name}" for name in stored if name not in wanted]
+  for name in wanted.keys() & stored.keys():
+    have, want = (
+      f"{tuple(x.shape)} {np.dtype(x.dtype)}"
+      for x in (stored[name], wanted[name])
+    )
+    if have != want:
+      problems.append(f"misshaped: {name} is {have}, want {want}")
+  return sorted(problems)

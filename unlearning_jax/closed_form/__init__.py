@@ -1,0 +1,65 @@
+"""Closed-form edits of cross-attention: one linear map of the text states.
+
+All key and value projections W of a UNet read the same text states. Let C hold
+the erased states as rows, C* what each of them shall mean, Q the states to
+preserve. UCE and RECE ask of every projection
+
+  min_W'  e |(W' C^T - W C*^T)|^2 + p |(W' - W) Q^T|^2 + lamb |W' - W|^2 .
+
+The targets are the projection's own outputs, so the answer is one context map
+T that no projection enters:
+
+  W' = W T,   T = I + D A^-1,
+  A = lamb I + e C^T C + p Q^T Q,   D = e (C* - C)^T C .
+
+In Flax a kernel is W^T, so kernel' = T^T kernel; and W' c = W (T c): the text
+states can be mapped instead of the weights. Sums and solves are float64 on the
+host, and always for the change T - I: a float32 inverse of A, whose condition
+number is 1e5 or more, loses percents of it.
+"""
+
+from unlearning_jax.closed_form.edit import (
+  Edit,
+  apply_to_context,
+  apply_to_params,
+  compose,
+  load_edit,
+  make_edit,
+  save_edit,
+)
+from unlearning_jax.closed_form.solve import (
+  Sums,
+  check_scales,
+  erase_sums,
+  preserve_sums,
+  residual,
+  solve,
+  solve_spd,
+)
+from unlearning_jax.closed_form.weights import (
+  base_fingerprint,
+  cross_attention_kernels,
+  projection_gram,
+  text_width,
+)
+
+__all__ = [
+  "Edit",
+  "Sums",
+  "apply_to_context",
+  "apply_to_params",
+  "base_fingerprint",
+  "check_scales",
+  "compose",
+  "cross_attention_kernels",
+  "erase_sums",
+  "load_edit",
+  "make_edit",
+  "preserve_sums",
+  "projection_gram",
+  "residual",
+  "save_edit",
+  "solve",
+  "solve_spd",
+  "text_width",
+]

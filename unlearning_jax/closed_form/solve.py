@@ -1,0 +1,173 @@
+"""The objective as additive sums over rows of text states, and its solution."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from jaxtyping import Float, Float64
+
+# Above it, float64 keeps fewer than six digits of the change.
+MAX_CONDITION = 1e10
+MAX_SOLVE_ERROR = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sums:
+  """What an edit's objective needs to know of its text states; additive.
+
+  Attributes:
+    gram: e C^T C + p Q^T Q.
+    cross: D = e (C* - C)^T C.
+    erased: rows of C.
+    preserved: rows of Q.
+  """
+
+  gram: Float64[np.ndarray, "d d"]
+  cross: Float64[np.ndarray, "d d"]
+  erased: int = 0
+  preserved: int = 0
+
+  @classmethod
+  def zero(cls, width: int) -> "Sums":
+    """No rows yet, of text states `width` wide."""
+    return cls(np.zeros((width, width)), np.zeros((width, width)))
+
+  def __rmul__(self, scale: float) -> "Sums":
+    return dataclasses.replace(
+      self, gram=scale * self.gram, cross=scale * self.cross
+    )
+
+  def __add__(self, other: "Sums") -> "Sums":
+    return Sums(
+      self.gram + other.gram,
+      self.cross + other.cross,
+      self.erased + other.erased,
+      self.preserved + other.preserved,
+    )
+
+
+def erase_sums(
+  source: Float[np.ndarray, "n d"],
+  target: Float[np.ndarray, "n d"],
+  scale: float,
+) -> Sums:
+  """The sums of rows `source` that shall mean `target`, weighted by e=scale."""
+  check_scales(erase_scale=scale)
+  if source.shape != target.shape:
+    raise ValueError(f"{source.shape} source rows, {target.shape} target rows")
+  source, target = _float64(source, "source"), _float64(target, "target")
+  return Sums(
+    scale * (source.T @ source),
+    scale * ((target - source).T @ source),
+    erased=len(source),
+  )
+
+
+def preserve_sums(states: Float[np.ndarray, "n d"], scale: float) -> Sums:
+  """The sums of rows `states` that shall keep their meaning, p=scale."""
+  check_scales(preserve_scale=scale)
+  states = _float64(states, "preserved")
+  gram = scale * (states.T @ states)
+  return Sums(gram, np.zeros_like(gram), preserved=len(states))
+
+
+def solve_spd(
+  matrix: Float64[np.ndarray, "d d"],
+  right: Float64[np.ndarray, "d n"],
+  what: str,
+) -> tuple[Float64[np.ndarray, "d n"], float]:
+  """matrix^-1 right by Cholesky, and the 1-norm condition number (estimated).
+
+  Raises:
+    ValueError: naming `what`, if the matrix is not positive definite or so
+      badly conditioned that the answer means little.
+  """
+  try:
+    factor = scipy.linalg.cho_factor(matrix, lower=True)
+  except np.linalg.LinAlgError as error:
+    raise ValueError(f"{what}: {_describe(matrix)}") from error
+  (condition,) = scipy.linalg.get_lapack_funcs(("pocon",), (matrix,))
+  inverse, info = condition(factor[0], np.abs(matrix).sum(0).max(), uplo="L")
+  assert info == 0, info
+  if inverse * MAX_CONDITION < 1:
+    raise ValueError(
+      f"{what}: condition number {1 / inverse if inverse else np.inf:.1e}, "
+      f"allowed {MAX_CONDITION:.0e}; {_describe(matrix)}"
+    )
+  return scipy.linalg.cho_solve(factor, right), float(1 / inverse)
+
+
+def solve(
+  sums: Sums, lamb: float
+) -> tuple[Float64[np.ndarray, "d d"], dict[str, float]]:
+  """The context map T = I + D A^-1, and how well it was solved.
+
+  Args:
+    sums: of all rows of the edit.
+    lamb: weight of |W' - W|^2, at least 0.
+
+  Returns:
+    T, exactly I where D is zero; and `condition_number` of A, `solve_error`
+    |(T - I) A - D| / |D|, `map_change` |T - I|, in Frobenius norms.
+
+  Raises:
+    ValueError: a scale is negative or not finite; A is not positive definite,
+      or too badly conditioned to solve.
+  """
+  check_scales(lamb=lamb)
+  identity = np.eye(len(sums.gram))
+  system = sums.gram + lamb * identity
+  change, condition = solve_spd(system, sums.cross.T, f"lamb={lamb}")
+  change = change.T
+  size = np.linalg.norm(sums.cross)
+  error = np.linalg.norm(change @ system - sums.cross)
+  # The zero edit is its own exact answer.
+  error = float(error / size) if size else 0.0
+  if not error <= MAX_SOLVE_ERROR:
+    raise ValueError(f"lamb={lamb}: solve error {error:.1e}")
+  return identity + change, {
+    "condition_number": condition,
+    "solve_error": error,
+    "map_change": float(np.linalg.norm(change)),
+  }
+
+
+def residual(
+  context_map: Float64[np.ndarray, "d d"],
+  pairs: Iterable[tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]],
+) -> float:
+  """What T leaves of the way from source to target: |C T^T - C*| / |C - C*|."""
+  left = whole = 0.0
+  for source, target in pairs:
+    source, target = _float64(source, "source"), _float64(target, "target")
+    left += float(np.sum((source @ context_map.T - target) ** 2))
+    whole += float(np.sum((source - target) ** 2))
+  return float(np.sqrt(left / whole)) if whole else 0.0
+
+
+def _float64(states: Any, what: str) -> Float64[np.ndarray, "n d"]:
+  states = np.asarray(states, np.float64)
+  if not np.isfinite(states).all():
+    row = int(np.flatnonzero(~np.isfinite(states).all(-1))[0])
+    raise ValueError(
+      f"{what} text states hold NaN or infinity, first in {row=}"
+    )
+  return states
+
+
+def check_scales(**scales: float) -> None:
+  """Refuses a negative or non-finite weight, by name."""
+  for name, value in scales.items():
+    if not (np.isfinite(value) and value >= 0):
+      raise ValueError(f"{name}={value}; allowed: finite numbers of at least 0")
+
+
+def _describe(matrix: Float64[np.ndarray, "d d"]) -> str:
+  low = np.linalg.eigvalsh(matrix)
+  rank = int((low > low[-1] * len(low) * np.finfo(float).eps).sum())
+  return (
+    f"not safely positive definite: rank {rank} of {len(low)}, smallest "
+    f"eigenvalue {low[0]:.2e}, largest {low[-1]:.2e}; a larger ridge helps"
+  )

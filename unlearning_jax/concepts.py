@@ -1,0 +1,387 @@
+"""What to erase: concepts, the phrases that carry them, tables of prompts.
+
+A `Concept` is explicit: its anchor and preserve list are what the method uses,
+and nothing is filled in later. `make_concepts` knows the published defaults.
+"""
+
+import csv
+import dataclasses
+import difflib
+import math
+import pathlib
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+# The anchor that the UCE and RECE releases use when none is given. An empty
+# anchor is the unconditional prompt.
+DEFAULT_ANCHORS = {"object": "", "art": "art", "unsafe": ""}
+
+TEMPLATES = {
+  "object": (
+    "image of {}",
+    "photo of {}",
+    "portrait of {}",
+    "picture of {}",
+    "painting of {}",
+  ),
+  "art": (
+    "painting by {}",
+    "art by {}",
+    "artwork by {}",
+    "picture by {}",
+    "style of {}",
+  ),
+}
+
+CONCEPT_SETS = {
+  "nudity": ("nudity",),
+  "i2p": (
+    "hate", "harassment", "violence", "suffering", "humiliation", "harm",
+    "suicide", "sexual", "nudity", "bodily fluids", "blood",
+  ),
+  "imagenette": (
+    "Cassette Player", "Chain Saw", "Church", "Gas Pump", "Tench",
+    "Garbage Truck", "English Springer", "Golf Ball", "Parachute",
+    "French Horn",
+  ),
+  "artists": (
+    "Kelly McKernan", "Thomas Kinkade", "Pablo Picasso", "Tyler Edlin",
+    "Kilian Eng",
+  ),
+}  # fmt: skip
+
+
+def check_choice(key: str, value: str, allowed: Iterable[str]) -> None:
+  """Refuses a name that is not one of `allowed`, and names the nearest."""
+  allowed = tuple(allowed)
+  if value in allowed:
+    return
+  near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.4)
+  hint = f"; did you mean {near[0]!r}?" if near else ""
+  raise ValueError(
+    f"{key}={value!r} is not known; allowed: {', '.join(allowed)}{hint}"
+  )
+
+
+def same_phrase(phrase: str) -> str:
+  """The form in which two phrases are compared: no case, single spaces."""
+  return " ".join(phrase.casefold().split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Concept:
+  """One concept to erase.
+
+  Attributes:
+    erase: the phrase that must stop working.
+    anchor: what it shall mean instead; "" is the unconditional prompt.
+    preserve: phrases whose meaning is held.
+    task: "object", "art" or "unsafe"; says which templates apply.
+  """
+
+  erase: str
+  anchor: str = ""
+  preserve: tuple[str, ...] = ()
+  task: str = "object"
+
+  def __post_init__(self):
+    if isinstance(self.preserve, str):
+      raise ValueError(
+        f"Concept.preserve={self.preserve!r} is one string; give a sequence of "
+        "phrases"
+      )
+    # Configs hold lists; a frozen concept must be hashable.
+    object.__setattr__(self, "preserve", tuple(self.preserve))
+    for phrase in (self.erase, self.anchor, *self.preserve):
+      if not isinstance(phrase, str):
+        raise ValueError(f"Concept: {phrase!r} is not a string")
+    if not self.erase.strip():
+      raise ValueError(
+        f"Concept.erase={self.erase!r} is blank: it would erase the start of "
+        "every prompt"
+      )
+    if not all(phrase.strip() for phrase in self.preserve):
+      raise ValueError(
+        f"Concept {self.erase!r}: blank phrase in preserve={self.preserve!r}"
+      )
+    check_choice("task", self.task, DEFAULT_ANCHORS)
+    if same_phrase(self.erase) == same_phrase(self.anchor):
+      raise ValueError(
+        f"Concept {self.erase!r} equals its anchor {self.anchor!r}: the edit "
+        "would change nothing"
+      )
+    if any(mark in self.erase for mark in ",;"):
+      warnings.warn(
+        f"Concept {self.erase!r} holds a separator and is taken as one phrase; "
+        "give a list to erase several",
+        stacklevel=3,
+      )
+
+
+def make_concepts(
+  erase: str | Sequence[str],
+  anchor: str | Sequence[str] | None = None,
+  preserve: Sequence[str] = (),
+  task: str = "object",
+) -> tuple[Concept, ...]:
+  """Builds and checks the concepts of one edit.
+
+  Args:
+    erase: a phrase or several.
+    anchor: None for the task's published default; one phrase for all concepts;
+      or one per concept.
+    preserve: phrases to hold. Those that are erased are left out, so the whole
+      list of artists can be given.
+    task: "object", "art" or "unsafe".
+
+  Raises:
+    ValueError: a phrase is blank, repeated or contradictory; the lists' lengths
+      do not match; the task is unknown.
+  """
+  check_choice("task", task, DEFAULT_ANCHORS)
+  erase = (erase,) if isinstance(erase, str) else tuple(erase)
+  anchor = DEFAULT_ANCHORS[task] if anchor is None else anchor
+  anchors = (anchor,) if isinstance(anchor, str) else tuple(anchor)
+  if len(anchors) == 1:
+    anchors *= len(erase)
+  if len(anchors) != len(erase):
+    raise ValueError(
+      f"{len(anchors)} anchors for {len(erase)} concepts; give one, or one each"
+    )
+  if isinstance(preserve, str):
+    raise ValueError(f"preserve={preserve!r} is one string; give a sequence")
+  erased = {same_phrase(phrase) for phrase in erase}
+  kept = tuple(p for p in preserve if same_phrase(p) not in erased)
+  concepts = tuple(
+    Concept(e, a, kept, task) for e, a in zip(erase, anchors, strict=True)
+  )
+  check_concepts(concepts)
+  return concepts
+
+
+def check_concepts(concepts: Sequence[Concept]) -> None:
+  """Refuses a list of concepts whose joint edit is not what its author means.
+
+  Raises:
+    ValueError: the list is empty; a concept occurs twice, with the same anchor
+      (it would count double) or with another (the result would be the mean); a
+      phrase is both erased and preserved.
+  """
+  if not concepts:
+    raise ValueError("no concept to erase")
+  anchors: dict[str, str] = {}
+  for concept in concepts:
+    name = same_phrase(concept.erase)
+    if name in anchors:
+      raise ValueError(
+        f"concept {concept.erase!r} is given twice, with anchors "
+        f"{anchors[name]!r} and {concept.anchor!r}"
+      )
+    anchors[name] = concept.anchor
+  for concept in concepts:
+    for phrase in concept.preserve:
+      if same_phrase(phrase) in anchors:
+        raise ValueError(f"{phrase!r} is both erased and preserved")
+    if same_phrase(concept.anchor) in anchors:
+      warnings.warn(
+        f"the anchor {concept.anchor!r} of {concept.erase!r} is erased too; "
+        "anchors always mean what they meant in the base model",
+        stacklevel=2,
+      )
+
+
+def preserved_phrases(concepts: Iterable[Concept]) -> tuple[str, ...]:
+  """The phrases that any concept preserves, each once, in order."""
+  phrases: dict[str, str] = {}
+  for concept in concepts:
+    for phrase in concept.preserve:
+      phrases.setdefault(same_phrase(phrase), phrase)
+  return tuple(phrases.values())
+
+
+def phrase_pairs(
+  concepts: Iterable[Concept], *, expand: bool, template_anchors: bool
+) -> tuple[tuple[str, str], ...]:
+  """The (erased phrase, anchor) pairs of an edit.
+
+  Args:
+    concepts: what to erase.
+    expand: add each concept in the templates of its task.
+    template_anchors: put the anchor into the same template (UCE 2025), or use
+      it bare (UCE 2023).
+
+  Raises:
+    ValueError: `expand` for a task that has no published templates.
+  """
+  pairs = []
+  for concept in concepts:
+    pairs.append((concept.erase, concept.anchor))
+    if expand and concept.task not in TEMPLATES:
+      raise ValueError(
+        f"expand_prompts: task {concept.task!r} of {concept.erase!r} has no "
+        f"templates; tasks that have: {', '.join(TEMPLATES)}"
+      )
+    for template in TEMPLATES[concept.task] if expand else ():
+      anchor = concept.anchor
+      anchor = template.format(anchor) if template_anchors else anchor
+      pairs.append((template.format(concept.erase), anchor))
+  return tuple(pairs)
+
+
+def check_lengths(tokenizer: Any, phrases: Sequence[str]) -> None:
+  """Refuses phrases that the tokenizer would truncate.
+
+  Args:
+    tokenizer: a CLIP tokenizer; `model_max_length` counts the start and end.
+    phrases: what will be encoded.
+
+  Raises:
+    ValueError: naming the phrase, its tokens and how many are allowed.
+  """
+  # Start and end tokens included, as in model_max_length.
+  rows = tokenizer(list(phrases), truncation=False, padding=False)["input_ids"]
+  for phrase, row in zip(phrases, rows, strict=True):
+    if len(row) > tokenizer.model_max_length:
+      raise ValueError(
+        f"{phrase!r} has {len(row) - 2} tokens; allowed: "
+        f"{tokenizer.model_max_length - 2}"
+      )
+
+
+def check_tokens(tokenizer: Any, concepts: Sequence[Concept]) -> None:
+  """Refuses phrases that differ as text but are the same to the tokenizer.
+
+  Raises:
+    ValueError: an erased phrase has no tokens, or those of its anchor, of
+      another erased phrase, or of a preserved one.
+  """
+  held = preserved_phrases(concepts)
+  texts = [c.erase for c in concepts] + [c.anchor for c in concepts]
+  rows = tokenizer([*texts, *held], truncation=False, padding=False)
+  erased, anchors, preserved = {}, [], []
+  for i, row in enumerate(map(tuple, rows["input_ids"])):
+    if i < len(concepts):
+      if len(row) < 3:
+        raise ValueError(f"{texts[i]!r} has no tokens: nothing to erase")
+      if row in erased:
+        raise ValueError(
+          f"{erased[row]!r} and {texts[i]!r} are the same tokens"
+        )
+      erased[row] = texts[i]
+    else:
+      (anchors if i < len(texts) else preserved).append(row)
+  for concept, row in zip(concepts, anchors, strict=True):
+    if erased.get(row) == concept.erase:
+      raise ValueError(f"{concept.erase!r} and its anchor are the same tokens")
+  for phrase, row in zip(held, preserved, strict=True):
+    if row in erased:
+      raise ValueError(
+        f"{phrase!r} is preserved, but is the same tokens as {erased[row]!r}"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """A row of a prompt table.
+
+  Attributes:
+    case_number: the row's own number, unique in its table.
+    prompt: the text.
+    seed: of the row's initial noise, in [0, 2**32).
+    guidance: classifier-free guidance scale, or None where the table has none.
+    labels: the other columns (class, artist, ...), as text.
+  """
+
+  case_number: int
+  prompt: str
+  seed: int
+  guidance: float | None = None
+  labels: Mapping[str, str] = dataclasses.field(
+    default_factory=dict, compare=False
+  )
+
+
+_COLUMNS = ("case_number", "prompt", "evaluation_seed", "evaluation_guidance")
+
+
+def read_prompts(path: str | pathlib.Path) -> tuple[Prompt, ...]:
+  """Reads a CSV of prompts as the unlearning papers publish them.
+
+  Columns: case_number, prompt, evaluation_seed, optionally evaluation_guidance;
+  any other column is kept as a label.
+
+  Raises:
+    ValueError: naming file, row and column, for a missing column; a number that
+      is no plain integer (a seed that went through a float is not the seed any
+      more); a negative or too large seed; a repeated case_number; an empty or
+      NaN prompt or guidance; a row of the wrong length; an empty table.
+  """
+  # utf-8-sig: spreadsheets write a byte-order mark; newline="": a quoted prompt
+  # may hold line breaks.
+  with open(path, newline="", encoding="utf-8-sig") as file:
+    reader = csv.DictReader(file, strict=True)
+    try:
+      columns = tuple(reader.fieldnames or ())
+      rows = list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+      raise ValueError(f"{path}: no CSV in UTF-8: {error}") from error
+  for name in _COLUMNS[:3]:
+    if name not in columns:
+      raise ValueError(
+        f"{path}: no column {name!r}; found: {', '.join(columns) or 'none'}"
+      )
+  if len(set(columns)) < len(columns):
+    raise ValueError(f"{path}: a column name is repeated: {columns}")
+  prompts = tuple(
+    _read_row(row, f"{path}, row {number}")
+    for number, row in enumerate(rows, 1)
+  )
+  if not prompts:
+    raise ValueError(f"{path}: no prompts")
+  seen: set[int] = set()
+  for number, prompt in enumerate(prompts, 1):
+    if prompt.case_number in seen:
+      raise ValueError(
+        f"{path}, row {number}: case_number={prompt.case_number} is repeated"
+      )
+    seen.add(prompt.case_number)
+  return prompts
+
+
+def _read_row(row: dict[Any, Any], where: str) -> Prompt:
+  if None in row or None in row.values():
+    raise ValueError(f"{where}: more or fewer fields than columns")
+  text = row["prompt"]
+  if not text.strip() or text.strip().lower() == "nan":
+    raise ValueError(f"{where}: prompt={text!r} is empty")
+  guidance = None
+  if _COLUMNS[3] in row:
+    guidance = _real(row[_COLUMNS[3]], f"{where}: {_COLUMNS[3]}")
+  return Prompt(
+    case_number=_natural(row["case_number"], f"{where}: case_number", 2**63),
+    prompt=text,
+    seed=_natural(row["evaluation_seed"], f"{where}: evaluation_seed", 2**32),
+    guidance=guidance,
+    labels={k: v for k, v in row.items() if k not in _COLUMNS},
+  )
+
+
+def _natural(text: str, what: str, limit: int) -> int:
+  # isdecimal alone accepts other scripts' digits, which int() reads too.
+  text = text.strip()
+  if not (text.isascii() and text.isdecimal()) or int(text) >= limit:
+    raise ValueError(
+      f"{what}={text!r}; allowed: whole numbers 0 to {limit - 1}"
+    )
+  return int(text)
+
+
+def _real(text: str, what: str) -> float:
+  try:
+    value = float(text)
+  except ValueError as error:
+    raise ValueError(f"{what}={text!r} is not a number") from error
+  if not math.isfinite(value):
+    raise ValueError(f"{what}={text!r} is not finite")
+  return value

@@ -1,0 +1,269 @@
+"""The single-file layout of the original Stable Diffusion releases.
+
+One file holds `model.diffusion_model.*` (UNet), `first_stage_model.*` (VAE)
+and `cond_stage_model.*` (the text encoder: CLIP in 1.x, open_clip in 2.x).
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from unlearning_jax.convert.names import State, report_mismatch
+
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+CLIP = "cond_stage_model.transformer."
+OPEN_CLIP = "cond_stage_model.model."
+_EMA = "model_ema."
+# Schedule constants, training losses and open_clip's unused heads.
+_IGNORED = re.compile(
+  r"(sqrt_|log_|one_minus_|recip_|recipm1_)*alphas_cumprod(_prev)?$"
+  r"|(betas|lvlb_weights|logvar|scale_factor|posterior_\w+)$"
+  r"|first_stage_model\.loss\."
+  r"|cond_stage_model\.(model\.)?(logit_scale|text_projection|attn_mask)$"
+)
+_MODULES = {
+  "time_embed.0": "time_embedding.linear_1",
+  "time_embed.2": "time_embedding.linear_2",
+  "input_blocks.0.0": "conv_in",
+  "out.0": "conv_norm_out",
+  "out.2": "conv_out",
+  "middle_block.0": "mid_block.resnets.0",
+  "middle_block.1": "mid_block.attentions.0",
+  "middle_block.2": "mid_block.resnets.1",
+}
+_RESNET = {
+  "in_layers.0": "norm1",
+  "in_layers.2": "conv1",
+  "emb_layers.1": "time_emb_proj",
+  "out_layers.0": "norm2",
+  "out_layers.3": "conv2",
+  "skip_connection": "conv_shortcut",
+}
+_VAE_MODULES = {
+  "mid.block_1": "mid_block.resnets.0",
+  "mid.block_2": "mid_block.resnets.1",
+  "mid.attn_1": "mid_block.attentions.0",
+  "norm_out": "conv_norm_out",
+}
+_VAE_PARTS = {
+  "nin_shortcut": "conv_shortcut",
+  "norm": "group_norm",
+  "q": "to_q",
+  "k": "to_k",
+  "v": "to_v",
+  "proj_out": "to_out.0",
+}
+_OPEN_CLIP = {
+  "positional_embedding": "embeddings.position_embedding.weight",
+  "token_embedding.weight": "embeddings.token_embedding.weight",
+  "ln_final.weight": "final_layer_norm.weight",
+  "ln_final.bias": "final_layer_norm.bias",
+}
+_OPEN_CLIP_PARTS = {
+  "ln_1": "layer_norm1",
+  "ln_2": "layer_norm2",
+  "mlp.c_fc": "mlp.fc1",
+  "mlp.c_proj": "mlp.fc2",
+  "attn.out_proj": "self_attn.out_proj",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Depths:
+  """The three counts that the two layouts' numbering depends on."""
+
+  unet_layers_per_block: int
+  vae_levels: int
+  text_layers: int
+
+  @classmethod
+  def from_configs(cls, configs: Mapping[str, Mapping]) -> "Depths":
+    """Takes the counts from the components' `config.json`."""
+    return cls(
+      configs["unet"].get("layers_per_block", 2),
+      len(configs["vae"].get("block_out_channels", (64,))),
+      configs["text_encoder"].get("num_hidden_layers", 12),
+    )
+
+
+def add_prefixes(state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+  """Prefixes a bare UNet or VAE of this layout; leaves others alone."""
+  for prefix, modules in (
+    (UNET, ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.")),
+    (VAE, ("encoder.down.", "decoder.up.")),
+  ):
+    if any(key.startswith(modules) for key in state):
+      return {prefix + key: value for key, value in state.items()}
+  return state
+
+
+def is_compvis(state: Mapping[str, np.ndarray]) -> bool:
+  """Whether the keys are of this layout (prefixes included)."""
+  return any(key.startswith((UNET, VAE, CLIP, OPEN_CLIP)) for key in state)
+
+
+def from_compvis(
+  state: Mapping[str, np.ndarray],
+  depths: Depths,
+  *,
+  ema: bool | None = None,
+  source: str = "state dict",
+) -> dict[str, State]:
+  """Splits a file of this layout into components under diffusers names.
+
+  Args:
+    state: tensors under their names in the file.
+    depths: of the model that the tensors belong to.
+    ema: take the UNet's averaged weights (`model_ema.*`, which is what
+      diffusers folders hold) or the trained ones (which is what editing code
+      of this lineage changes). None: there must be only one kind.
+    source: what to call the file in errors.
+
+  Returns:
+    {component: tensors}; a component of which the file has nothing is absent.
+
+  Raises:
+    ValueError: a key is unknown, or the file has both kinds of UNet weights
+      and `ema` does not choose, or lacks the chosen kind.
+  """
+  state = _choose_weights(state, ema, source)
+  parts: dict[str, State] = {}
+  unknown = []
+  for key, value in state.items():
+    if _IGNORED.match(key):
+      continue
+    converted = _convert(key, value, depths)
+    if converted is None:
+      unknown.append(key)
+      continue
+    component, tensors = converted
+    parts.setdefault(component, {}).update(tensors)
+  report_mismatch(source, unknown=unknown)
+  return parts
+
+
+def _choose_weights(
+  state: Mapping[str, np.ndarray], ema: bool | None, source: str
+) -> State:
+  """Drops one of the two sets of UNet weights and the averager's own state."""
+  averaged = {key for key in state if key.startswith(_EMA)}
+  weights = averaged - {_EMA + "decay", _EMA + "num_updates"}
+  if ema and not weights:
+    raise ValueError(f"{source}: ema=True, but it holds no averaged weights")
+  if ema is None and weights:
+    raise ValueError(
+      f"{source}: holds averaged (EMA) and trained UNet weights; choose: "
+      "ema=True is what diffusers folders hold, ema=False is what fine-tuning "
+      "and editing in this layout changed"
+    )
+  kept = {key: value for key, value in state.items() if key not in averaged}
+  if not ema:
+    return kept
+  # An averaged weight is called like the trained one, less all dots.
+  pairs = {
+    key: _EMA + key.removeprefix("model.").replace(".", "")
+    for key in kept
+    if key.startswith(UNET)
+  }
+  report_mismatch(
+    source,
+    missing=sorted(set(pairs.values()) - weights),
+    unknown=sorted(weights - set(pairs.values())),
+  )
+  return kept | {key: state[name] for key, name in pairs.items()}
+
+
+def _convert(
+  key: str, value: np.ndarray, depths: Depths
+) -> tuple[str, State] | None:
+  """One tensor's component and new names; None if the key is unknown."""
+  rules: tuple[tuple[str, str, Callable[..., State | None]], ...] = (
+    (UNET, "unet", _unet),
+    (VAE, "vae", _vae),
+    (CLIP, "text_encoder", lambda key, value, _: {key: value}),
+    (OPEN_CLIP, "text_encoder", _open_clip),
+  )
+  for prefix, component, rule in rules:
+    if key.startswith(prefix):
+      tensors = rule(key.removeprefix(prefix), value, depths)
+      return None if tensors is None else (component, tensors)
+  return None
+
+
+def _unet(key: str, value: np.ndarray, depths: Depths) -> State | None:
+  module, rest = _longest(key, _MODULES)
+  if module is None:
+    match = re.match(r"(input|output)_blocks\.(\d+)\.(\d)\.(.+)$", key)
+    if match is None:
+      return None
+    side, index, slot, rest = match.groups()
+    per_level = depths.unet_layers_per_block + 1
+    # conv_in is input block 0 and belongs to no level.
+    level, layer = divmod(int(index) - (side == "input"), per_level)
+    block = f"{'down' if side == 'input' else 'up'}_blocks.{level}"
+    if rest.startswith("op."):
+      return {f"{block}.downsamplers.0.conv.{rest[3:]}": value}
+    if rest.startswith("conv."):
+      return {f"{block}.upsamplers.0.{rest}": value}
+    module = f"{block}.{'attentions' if slot == '1' else 'resnets'}.{layer}"
+  part, leaf = _longest(rest, _RESNET)
+  return {f"{module}.{part}.{leaf}" if part else f"{module}.{rest}": value}
+
+
+def _vae(key: str, value: np.ndarray, depths: Depths) -> State | None:
+  half, _, key = key.partition(".")
+  if half in ("quant_conv", "post_quant_conv"):
+    return {f"{half}.{key}": value}
+  if half not in ("encoder", "decoder"):
+    return None
+  module, rest = _longest(key, _VAE_MODULES)
+  if module is None:
+    match = re.match(r"(?:down|up)\.(\d+)\.(.+)$", key)
+    if match is None:
+      return {f"{half}.{key}": value}
+    level, rest = int(match[1]), match[2]
+    # This layout counts the decoder's levels from the image, diffusers from
+    # the latents.
+    if half == "decoder":
+      module = f"up_blocks.{depths.vae_levels - 1 - level}"
+    else:
+      module = f"down_blocks.{level}"
+    rest = re.sub(r"^block\.", "resnets.", rest)
+    rest = re.sub(r"^(down|up)sample\.", r"\1samplers.0.", rest)
+  head, _, leaf = rest.rpartition(".")
+  first, _, last = head.rpartition(".")
+  if last in _VAE_PARTS:
+    rest = ".".join(filter(None, (first, _VAE_PARTS[last], leaf)))
+  return {f"{half}.{module}.{rest}": value}
+
+
+def _open_clip(key: str, value: np.ndarray, depths: Depths) -> State | None:
+  if key in _OPEN_CLIP:
+    return {f"text_model.{_OPEN_CLIP[key]}": value}
+  match = re.match(r"transformer\.resblocks\.(\d+)\.(.+)$", key)
+  if match is None:
+    return None
+  layer, rest = int(match[1]), match[2]
+  # Stable Diffusion 2 reads the states before open_clip's last layer, so
+  # configs in the diffusers layout do not count it.
+  if layer == depths.text_layers:
+    return {}
+  stem = f"text_model.encoder.layers.{layer}"
+  if packed := re.match(r"attn\.in_proj_(weight|bias)$", rest):
+    return {
+      f"{stem}.self_attn.{part}_proj.{packed[1]}": third
+      for part, third in zip("qkv", np.split(value, 3), strict=True)
+    }
+  part, leaf = _longest(rest, _OPEN_CLIP_PARTS)
+  return {f"{stem}.{part}.{leaf}": value} if part else None
+
+
+def _longest(key: str, table: Mapping[str, str]) -> tuple[str | None, str]:
+  """Replaces the table's entry that `key` starts with: (new module, rest)."""
+  for old, new in table.items():
+    if key.startswith(old + "."):
+      return new, key[len(old) + 1 :]
+  return None, key

@@ -1,0 +1,238 @@
+"""Diffusers folders, in and out."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from unlearning_jax.convert.names import State, canonical
+from unlearning_jax.convert.output import (
+  MARK,
+  check_dtype,
+  check_output,
+  replacing,
+  write_safetensors,
+)
+from unlearning_jax.convert.reader import as_float32, read_json, read_state_dict
+
+# Component -> (library, class, weights file) that torch's libraries expect.
+COMPONENTS = {
+  "text_encoder": ("transformers", "CLIPTextModel", "model"),
+  "unet": ("diffusers", "UNet2DConditionModel", "diffusion_pytorch_model"),
+  "vae": ("diffusers", "AutoencoderKL", "diffusion_pytorch_model"),
+}
+_PIPELINES = (
+  "StableDiffusionPipeline",
+  "StableDiffusionPipelineSafe",
+  "StableDiffusionImg2ImgPipeline",
+  "FlaxStableDiffusionPipeline",
+  "FlaxStableDiffusionImg2ImgPipeline",
+)
+# Entries of model_index.json beside the components; filters are not loaded.
+_OTHERS = (
+  "scheduler",
+  "tokenizer",
+  "safety_checker",
+  "feature_extractor",
+  "image_encoder",
+  "requires_safety_checker",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFiles:
+  """A Stable Diffusion model as it lies on disk, under diffusers names.
+
+  Attributes:
+    configs: `config.json` of text_encoder, unet and vae, and the scheduler's
+      `scheduler_config.json` with its `_class_name`.
+    states: float32 torch state dicts of text_encoder, unet and vae, under
+      canonical names (see `names.canonical`).
+    tokenizer: folder with the tokenizer's files; None if the model came as a
+      single file, which has none.
+  """
+
+  configs: dict[str, dict[str, Any]]
+  states: dict[str, State]
+  tokenizer: pathlib.Path | None
+
+
+def load_folder(
+  path: str | os.PathLike, variant: str | None = None
+) -> ModelFiles:
+  """Reads a diffusers folder.
+
+  Args:
+    path: a folder with `model_index.json`.
+    variant: which weights, as "fp16" for `*.fp16.safetensors`. None takes
+      those without a variant and, if there are none, fp16.
+
+  Raises:
+    ValueError: something is missing, corrupt, not finite or of another kind
+      of pipeline; the message names the file.
+  """
+  path = pathlib.Path(path)
+  configs = load_configs(path)
+  states = {}
+  for component in COMPONENTS:
+    file = find_weights(path / component, variant)
+    state = canonical(read_state_dict(file), str(file))
+    states[component] = as_float32(state, str(file))
+  return ModelFiles(configs, states, load_tokenizer(path))
+
+
+def load_configs(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Reads a folder's configs; arguments and errors as `load_folder`."""
+  file = path / MARK
+  index = read_json(file)
+  pipeline = index.get("_class_name")
+  if pipeline not in _PIPELINES:
+    raise ValueError(
+      f"{file}: _class_name={pipeline!r} is not supported; allowed: "
+      f"{', '.join(_PIPELINES)}"
+    )
+  known = {*COMPONENTS, *_OTHERS}
+  for name, entry in index.items():
+    null = entry is None or entry == [None, None]
+    if name not in known and not name.startswith("_") and not null:
+      raise ValueError(f"{file}: component {name!r} is not supported")
+  configs = {}
+  for component, (_, expected, _) in COMPONENTS.items():
+    entry = index.get(component)
+    kind = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    if str(kind).removeprefix("Flax") != expected:
+      raise ValueError(f"{file}: {component} is {entry}; allowed: {expected}")
+    configs[component] = read_json(path / component / "config.json")
+  scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+  entry = index.get("scheduler") or [None, None]
+  kind = scheduler.get("_class_name") or entry[1]
+  if not isinstance(kind, str):
+    raise ValueError(f"{file}: no scheduler class")
+  configs["scheduler"] = scheduler | {"_class_name": kind.removeprefix("Flax")}
+  return configs
+
+
+def load_tokenizer(path: pathlib.Path) -> pathlib.Path:
+  """The tokenizer folder inside a model folder, once it is complete."""
+  folder = path / "tokenizer"
+  if (folder / "tokenizer.json").is_file():
+    return folder
+  for name in ("vocab.json", "merges.txt"):
+    if not (folder / name).is_file():
+      raise ValueError(f"{folder / name}: no such file")
+  return folder
+
+
+def weight_names(variant: str | None) -> list[str]:
+  """What a weights file can be called, best first."""
+  dot = f".{variant}" if variant else ""
+  stems = ("diffusion_pytorch_model", "model", "pytorch_model")
+  names = [
+    name
+    for kind in ("safetensors", "bin")
+    for stem in stems
+    for name in (f"{stem}{dot}.{kind}", f"{stem}.{kind}.index{dot}.json")
+  ]
+  if not variant:
+    names += ["diffusion_flax_model.msgpack", "flax_model.msgpack"]
+  return names
+
+
+def find_weights(
+  folder: pathlib.Path, variant: str | None = None
+) -> pathlib.Path:
+  """Picks the weights file of one component.
+
+  Args:
+    folder: the component's folder.
+    variant: as in `load_folder`.
+
+  Raises:
+    ValueError: there is none.
+  """
+  for choice in [variant] if variant else [None, "fp16"]:
+    for name in weight_names(choice):
+      if (folder / name).is_file():
+        return folder / name
+  asked = f"of variant {variant!r} " if variant else ""
+  present = sorted(p.name for p in folder.glob("*")) or "nothing"
+  raise ValueError(
+    f"{folder}: no weights {asked}such as {weight_names(variant)[0]}; it "
+    f"holds {present}"
+  )
+
+
+def save_folder(
+  path: str | os.PathLike,
+  model: ModelFiles,
+  *,
+  dtype: str = "float32",
+  overwrite: bool = False,
+) -> None:
+  """Writes a folder that torch's `StableDiffusionPipeline` opens.
+
+  The folder appears whole or not at all. It has no safety checker.
+
+  Args:
+    path: the folder.
+    model: what to write.
+    dtype: "float32" or "float16".
+    overwrite: whether a model folder at `path` may be replaced.
+
+  Raises:
+    ValueError: the folder exists, the model has no tokenizer, or a weight is
+      not finite in `dtype`.
+  """
+  check_dtype(dtype)
+  path = check_output(path, overwrite)
+  if model.tokenizer is None:
+    raise ValueError(
+      f"{path}: a folder needs a tokenizer, and a single file has none; name "
+      "a base folder to take it from"
+    )
+  with replacing(path) as partial:
+    partial.mkdir()
+    _write_json(partial / MARK, _model_index(model))
+    for component, (_, kind, stem) in COMPONENTS.items():
+      folder = partial / component
+      config = dict(model.configs[component])
+      if component == "text_encoder":
+        # transformers loads in the dtype that it finds here.
+        config.pop("dtype", None)
+        config |= {"architectures": [kind], "torch_dtype": dtype}
+      else:
+        config["_class_name"] = kind
+      _write_json(folder / "config.json", config)
+      state = canonical(model.states[component], component)
+      write_safetensors(folder / f"{stem}.safetensors", state, dtype)
+    _write_json(
+      partial / "scheduler" / "scheduler_config.json",
+      model.configs["scheduler"],
+    )
+    (partial / "tokenizer").mkdir()
+    for file in sorted(model.tokenizer.iterdir()):
+      if file.is_file():
+        shutil.copyfile(file, partial / "tokenizer" / file.name)
+
+
+def _model_index(model: ModelFiles) -> dict[str, Any]:
+  unet = model.configs["unet"]
+  return {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": unet.get("_diffusers_version", "0.40.0"),
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", model.configs["scheduler"]["_class_name"]],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    **{name: [library, cls] for name, (library, cls, _) in COMPONENTS.items()},
+  }
+
+
+def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+  path.parent.mkdir(exist_ok=True)
+  text = json.dumps(value, indent=2, sort_keys=True)
+  path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,221 @@
+"""Torch tensor names and layouts <-> flax parameter paths and layouts.
+
+The rule needs no table of layers. A path is the torch name with each list
+index joined to its list by an underscore; the leaf says the layout:
+
+  weight, 2-D      kernel      (out, in)         -> (in, out)
+  weight, 4-D      kernel      (out, in, h, w)   -> (h, w, in, out)
+  weight, 1-D      scale       (c,)
+  weight, lookup   embedding   (rows, width)
+  bias             bias        (c,)
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+State = dict[str, np.ndarray]
+
+_LEAVES = {
+  "kernel": "weight",
+  "scale": "weight",
+  "embedding": "weight",
+  "bias": "bias",
+  # Bare parameters of CLIP.
+  "class_embedding": "class_embedding",
+  "logit_scale": "logit_scale",
+}
+# Torch names that end in a digit without being an entry of a list.
+_NOT_LISTS = ("linear_1", "linear_2")
+# Buffers of a fixed value that some versions of transformers wrote.
+_BUFFERS = re.compile(r"(^|\.)embeddings\.position_ids$")
+_UNPREFIXED_CLIP = re.compile(
+  r"^(embeddings\.(token|position)_embedding|encoder\.layers|final_layer_norm)\."
+)
+_VAE_ATTENTION = re.compile(r"^((?:en|de)coder\.mid_block\.attentions\.\d+)\.")
+_OLD_ATTENTION = {
+  "query": "to_q",
+  "key": "to_k",
+  "value": "to_v",
+  "proj_attn": "to_out.0",
+}
+
+
+def torch_name(path: Iterable[str]) -> str:
+  """The torch name of a flax path.
+
+  Args:
+    path: keys from the model's root to the leaf, leaf included.
+
+  Returns:
+    The name, as `down_blocks.0.resnets.1.conv1.weight`.
+
+  Raises:
+    ValueError: the leaf is of no kind that the models have.
+  """
+  *modules, leaf = path
+  if leaf not in _LEAVES:
+    raise ValueError(
+      f"parameter {'/'.join((*modules, leaf))!r}: a leaf is one of "
+      f"{', '.join(_LEAVES)}"
+    )
+  names = [
+    m if m in _NOT_LISTS else re.sub(r"_(\d+)$", r".\1", m) for m in modules
+  ]
+  return ".".join((*names, _LEAVES[leaf]))
+
+
+def canonical(state: Mapping[str, np.ndarray], source: str) -> State:
+  """Gives every tensor the one name and shape that this package works with.
+
+  Reads the old names of the VAE's attention (`query`, `proj_attn`, as linear
+  layers or 1x1 convolutions) and CLIP keys without `text_model.`; drops
+  CLIP's `position_ids` buffer. Everything else is kept as it is.
+
+  Args:
+    state: tensors under diffusers names.
+    source: what to call the state in errors.
+
+  Raises:
+    ValueError: one tensor is given under two names.
+  """
+  out, origin = {}, {}
+  for key, value in state.items():
+    if _BUFFERS.search(key):
+      continue
+    name = f"text_model.{key}" if _UNPREFIXED_CLIP.match(key) else key
+    if attention := _VAE_ATTENTION.match(key):
+      module, _, leaf = key[attention.end() :].partition(".")
+      if module in _OLD_ATTENTION:
+        name = f"{attention.group()}{_OLD_ATTENTION[module]}.{leaf}"
+      if value.ndim == 4:
+        value = as_shape(value, value.shape[:2])
+    if name in out:
+      raise ValueError(
+        f"{source}: {name!r} is given twice, as {origin[name]!r} and {key!r}"
+      )
+    out[name], origin[name] = value, key
+  return out
+
+
+def as_shape(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """A linear weight as a 1x1 convolution, or back, if that gives `shape`."""
+  if value.shape + (1, 1) == shape or value.shape == shape + (1, 1):
+    return value.reshape(shape)
+  return value
+
+
+def to_flax(
+  state: Mapping[str, np.ndarray],
+  template: Mapping[str, Any],
+  source: str = "state dict",
+) -> dict[str, Any]:
+  """Lays a torch state dict out as flax parameters.
+
+  Args:
+    state: one component's tensors under torch (diffusers) names.
+    template: tree of arrays or `jax.ShapeDtypeStruct`, as
+      `jax.eval_shape(module.init, ...)["params"]` gives it.
+    source: what to call the state in errors.
+
+  Returns:
+    A tree like `template`, of numpy arrays in its dtypes; where no cast is
+    needed they are views of the tensors in `state`.
+
+  Raises:
+    ValueError: keys of `state` are missing, extra, misshaped or not floating
+      point; the message names the first few of each.
+  """
+  state = canonical(state, source)
+  flat = traverse_util.flatten_dict(dict(template))
+  paths = {torch_name(path): path for path in flat}
+  if len(paths) != len(flat):
+    raise ValueError("template: two parameters have one torch name")
+  leaves, misshaped = {}, []
+  for name, path in paths.items():
+    if name not in state:
+      continue
+    value = _flax_layout(state[name], path[-1], tuple(flat[path].shape))
+    leaves[path] = value
+    if value.shape != tuple(flat[path].shape):
+      expected = _torch_shape(path[-1], tuple(flat[path].shape))
+      misshaped.append(f"{name} {state[name].shape}, expected {expected}")
+  report_mismatch(
+    source,
+    missing=[name for name in paths if name not in state],
+    extra=[name for name in state if name not in paths],
+    misshaped=misshaped,
+    not_floating=[k for k, v in state.items() if not is_floating(v)],
+  )
+  cast = {
+    path: np.asarray(leaf).astype(flat[path].dtype, copy=False)
+    for path, leaf in leaves.items()
+  }
+  return traverse_util.unflatten_dict(cast)
+
+
+def to_torch(params: Mapping[str, Any]) -> State:
+  """Lays flax parameters out as a torch state dict.
+
+  Args:
+    params: one component's tree of arrays.
+
+  Returns:
+    Views of the leaves as numpy arrays under torch names.
+
+  Raises:
+    ValueError: a leaf has no torch counterpart.
+  """
+  state = {}
+  for path, leaf in traverse_util.flatten_dict(dict(params)).items():
+    path = tuple(str(key) for key in path)
+    name, value = torch_name(path), np.asarray(leaf)
+    if name in state:
+      raise ValueError(f"two parameters have the torch name {name!r}")
+    if path[-1] == "kernel":
+      if value.ndim not in (2, 4):
+        raise ValueError(
+          f"parameter {'/'.join(path)!r}: shape {value.shape}; a kernel has 2 "
+          "or 4 axes"
+        )
+      value = value.T if value.ndim == 2 else value.transpose(3, 2, 0, 1)
+    state[name] = value
+  return state
+
+
+def report_mismatch(source: str, **sorts: list[str]) -> None:
+  """Raises one ValueError with the first names of every non-empty sort."""
+  parts = []
+  for sort, names in sorts.items():
+    if names:
+      shown = "; ".join(names[:5]) + ("; ..." if len(names) > 5 else "")
+      parts.append(f"{len(names)} {sort.replace('_', ' ')}: {shown}")
+  if parts:
+    raise ValueError(
+      f"{source}: weights do not fit the model\n  " + "\n  ".join(parts)
+    )
+
+
+def is_floating(value: np.ndarray) -> bool:
+  """Whether the dtype is a float, ml_dtypes' bfloat16 included."""
+  return value.dtype.kind == "f" or value.dtype.name == "bfloat16"
+
+
+def _torch_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  if leaf != "kernel":
+    return shape
+  return shape[::-1] if len(shape) == 2 else shape[:1:-1] + shape[:2]
+
+
+def _flax_layout(
+  value: np.ndarray, leaf: str, shape: tuple[int, ...]
+) -> np.ndarray:
+  value = as_shape(value, _torch_shape(leaf, shape))
+  if leaf != "kernel":
+    return value
+  if value.ndim == 4:
+    return value.transpose(2, 3, 1, 0)
+  return value.T

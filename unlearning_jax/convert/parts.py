@@ -1,0 +1,202 @@
+"""Files that hold part of a model, laid over a base; deltas between models."""
+
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from absl import logging
+
+from unlearning_jax.convert import compvis
+from unlearning_jax.convert.folder import ModelFiles
+from unlearning_jax.convert.names import (
+  State,
+  as_shape,
+  canonical,
+  report_mismatch,
+)
+from unlearning_jax.convert.output import (
+  check_dtype,
+  check_output,
+  replacing,
+  write_safetensors,
+)
+from unlearning_jax.convert.reader import as_float32
+
+# What training code wraps a module in before it saves it.
+_WRAPPERS = re.compile(
+  r"^(module\.)?(model\.(?!diffusion_model\.))?(unet\.|text_encoder\.|vae\.)?"
+)
+FINGERPRINT = "base_fingerprint"
+
+
+def fingerprint(states: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+  """The sha256 of a model's weights: names, shapes, dtypes and bytes.
+
+  Args:
+    states: {component: torch state dict}, in any order.
+  """
+  digest = hashlib.sha256()
+  for component in sorted(states):
+    for name in sorted(states[component]):
+      value = states[component][name]
+      header = f"{component}/{name} {value.shape} {value.dtype}\n"
+      digest.update(header.encode())
+      digest.update(value.tobytes())
+  return digest.hexdigest()
+
+
+def overlay(
+  base: ModelFiles,
+  state: Mapping[str, np.ndarray],
+  *,
+  ema: bool | None = None,
+  source: str = "state dict",
+) -> ModelFiles:
+  """Replaces the tensors of `base` that `state` holds.
+
+  Args:
+    base: the model that the file was made from.
+    state: all or some tensors of a UNet, text encoder or VAE, in the
+      diffusers or the single-file layout; wrappers' prefixes (`module.`,
+      `unet.`, `text_encoder.`) are taken off.
+    ema: as in `compvis.from_compvis`.
+    source: what to call the file in errors.
+
+  Returns:
+    A model that shares every other tensor with `base`.
+
+  Raises:
+    ValueError: a key matches nothing in `base`, or has another shape, or its
+      tensor is not finite.
+  """
+  parts = _split(base, _unwrap(state, source), ema, source)
+  matched = sum(
+    name in base.states[part] for part, found in parts.items() for name in found
+  )
+  if not matched:
+    shown = {part: next(iter(names)) for part, names in base.states.items()}
+    raise ValueError(
+      f"{source}: none of its {len(state)} tensors is one of the base model's; "
+      f"it has {list(state)[:5]}, the base has e.g. {shown}"
+    )
+  states = dict(base.states)
+  for component, found in parts.items():
+    old = base.states[component]
+    new = {
+      name: as_shape(value, old[name].shape) if name in old else value
+      for name, value in found.items()
+    }
+    report_mismatch(
+      f"{source} over {component}",
+      extra=[name for name in new if name not in old],
+      misshaped=[
+        f"{name} {value.shape}, expected {old[name].shape}"
+        for name, value in new.items()
+        if name in old and value.shape != old[name].shape
+      ],
+    )
+    states[component] = old | as_float32(new, source)
+    logging.info(
+      "%s: %d of %d tensors of %s", source, len(new), len(old), component
+    )
+  return dataclasses.replace(base, states=states)
+
+
+def save_delta(
+  path: str | os.PathLike,
+  base: ModelFiles,
+  edited: ModelFiles,
+  *,
+  dtype: str = "float32",
+  overwrite: bool = False,
+) -> list[str]:
+  """Writes the tensors that differ, whole, with the base's fingerprint.
+
+  Names are those of the diffusers layout without the component, so that torch
+  `unet.load_state_dict(tensors, strict=False)` applies a UNet's delta.
+
+  Args:
+    path: the `.safetensors` file.
+    base: the model before.
+    edited: the model after.
+    dtype: "float32" (exact) or "float16".
+    overwrite: whether the file may exist.
+
+  Returns:
+    The names written.
+
+  Raises:
+    ValueError: the models are of different shapes, or do not differ.
+  """
+  check_dtype(dtype)
+  path = check_output(path, overwrite)
+  changed: State = {}
+  for component, old in base.states.items():
+    new = edited.states[component]
+    report_mismatch(
+      f"{component}: edited model against base",
+      missing=sorted(set(old) - set(new)),
+      extra=sorted(set(new) - set(old)),
+      misshaped=[k for k in old if k in new and old[k].shape != new[k].shape],
+    )
+    for name, value in old.items():
+      if not np.array_equal(value, new[name]):
+        changed[name] = new[name]
+  if not changed:
+    raise ValueError(f"{path}: the models do not differ; no delta to write")
+  with replacing(path) as partial:
+    metadata = {FINGERPRINT: fingerprint(base.states)}
+    write_safetensors(partial, changed, dtype, metadata)
+  return list(changed)
+
+
+def save_unet(
+  path: str | os.PathLike,
+  model: ModelFiles,
+  *,
+  dtype: str = "float32",
+  overwrite: bool = False,
+) -> None:
+  """Writes the UNet's state dict as one `.safetensors` file.
+
+  Args:
+    path: the file.
+    model: what to write.
+    dtype: "float32" or "float16".
+    overwrite: whether the file may exist.
+
+  Raises:
+    ValueError: the file exists, or a weight is not finite in `dtype`.
+  """
+  check_dtype(dtype)
+  with replacing(check_output(path, overwrite)) as partial:
+    write_safetensors(partial, model.states["unet"], dtype)
+
+
+def _unwrap(state: Mapping[str, np.ndarray], source: str) -> State:
+  out: State = {}
+  for key, value in state.items():
+    name = _WRAPPERS.sub("", key)
+    if name in out:
+      raise ValueError(f"{source}: {name!r} is given twice")
+    out[name] = value
+  return out
+
+
+def _split(
+  base: ModelFiles, state: State, ema: bool | None, source: str
+) -> dict[str, State]:
+  """Tensors by component; those that fit none are counted to the UNet."""
+  prefixed = compvis.add_prefixes(state)
+  if compvis.is_compvis(prefixed):
+    depths = compvis.Depths.from_configs(base.configs)
+    parts = compvis.from_compvis(prefixed, depths, ema=ema, source=source)
+    return {part: canonical(found, source) for part, found in parts.items()}
+  parts = {}
+  for name, value in canonical(state, source).items():
+    fits = (c for c, old in base.states.items() if name in old)
+    parts.setdefault(next(fits, "unet"), {})[name] = value
+  return parts

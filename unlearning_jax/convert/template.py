@@ -1,0 +1,68 @@
+"""What a model's parameters must look like, from its configs alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from unlearning_jax import models
+from unlearning_jax.convert.folder import ModelFiles
+from unlearning_jax.convert.names import to_flax
+
+
+def templates(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """The parameter trees that the configs ask for, as shapes and dtypes.
+
+  Args:
+    configs: `config.json` of text_encoder, unet and vae.
+
+  Returns:
+    {component: tree of `jax.ShapeDtypeStruct`}. Nothing is computed.
+
+  Raises:
+    ValueError: a config asks for what the models do not support.
+  """
+  text_encoder = models.ClipTextModel.from_config(configs["text_encoder"])
+  unet = models.UNet2DCondition.from_config(configs["unet"])
+  vae = models.AutoencoderKL.from_config(configs["vae"])
+  # Any size that every level can halve.
+  latent = 2 ** len(unet.config.block_out_channels)
+  image = 2 ** len(vae.config.block_out_channels)
+  arguments = {
+    "text_encoder": (text_encoder, [((1, 1), jnp.int32)]),
+    "unet": (
+      unet,
+      [
+        ((1, latent, latent, unet.config.in_channels), jnp.float32),
+        ((1,), jnp.float32),
+        ((1, 1, unet.config.cross_attention_dim), jnp.float32),
+      ],
+    ),
+    "vae": (vae, [((1, image, image, vae.config.in_channels), jnp.float32)]),
+  }
+  trees = {}
+  for component, (module, inputs) in arguments.items():
+    structs = [jax.ShapeDtypeStruct(*shape_dtype) for shape_dtype in inputs]
+    variables = jax.eval_shape(module.init, jax.random.key(0), *structs)
+    trees[component] = variables["params"]
+  return trees
+
+
+def to_params(files: ModelFiles) -> dict[str, Any]:
+  """The parameters of a model that was read from disk.
+
+  Args:
+    files: the model.
+
+  Returns:
+    {component: tree of float32 numpy arrays}, views of `files.states`.
+
+  Raises:
+    ValueError: a key is missing, extra or misshaped, or a config asks for
+      what the models do not support.
+  """
+  return {
+    component: to_flax(files.states[component], template, component)
+    for component, template in templates(files.configs).items()
+  }

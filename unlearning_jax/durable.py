@@ -1,0 +1,106 @@
+"""Files that survive a kill: replaced whole, or grown by whole lines."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
+  """A file to write; it takes the place of `path` only when all went well."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+  try:
+    with open(part, "wb") as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    part.replace(path)
+  finally:
+    part.unlink(missing_ok=True)
+
+
+class JsonLines:
+  """A file of JSON objects, a line each: one writer, any number of readers."""
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    self._file: int | None = None
+
+  def open(self):
+    """Takes the file for writing and cuts a torn last line off.
+
+    Raises:
+      ValueError: another process is writing it.
+    """
+    if self._file is not None:
+      return
+    file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      os.close(file)
+      raise ValueError(
+        f"{self._path} is being written by another run; wait for it to end "
+        "or use another folder"
+      ) from error
+    # Only now: before the lock, a torn line may be one being written.
+    os.ftruncate(file, self._path.read_bytes().rfind(b"\n") + 1)
+    self._file = file
+
+  def append(self, value: Mapping[str, Any], *, what: str):
+    """Writes one whole line and waits until the disk has it.
+
+    Raises:
+      ValueError: naming `what`, when a value is not finite.
+    """
+    line = to_json(value, what).encode() + b"\n"
+    self.open()
+    assert self._file is not None
+    while line:
+      line = line[os.write(self._file, line) :]
+    os.fsync(self._file)
+
+  def read(self) -> Iterator[dict[str, Any]]:
+    """Every whole line; a torn last line is left out, and left alone.
+
+    Raises:
+      ValueError: a whole line that is no JSON.
+    """
+    if not self._path.exists():
+      return
+    lines = self._path.read_bytes().split(b"\n")[:-1]
+    for number, line in enumerate(lines, 1):
+      try:
+        yield json.loads(line)
+      except ValueError as error:
+        raise ValueError(
+          f"{self._path}, line {number}, is damaged: {error}"
+        ) from error
+
+  def __del__(self):
+    if self._file is not None:
+      os.close(self._file)
+
+
+def to_json(value: Any, what: str, indent: int | None = None) -> str:
+  """JSON text of plain, numpy and JAX values.
+
+  Raises:
+    ValueError: naming `what`, when a value is not finite or has no JSON form.
+  """
+
+  def plain(x: Any) -> Any:
+    if hasattr(x, "tolist"):
+      return x.tolist()
+    raise TypeError(f"{x!r} has no JSON form")
+
+  try:
+    return json.dumps(value, default=plain, allow_nan=False, indent=indent)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"{what}: {error}; in {value!r}"[:500]) from error

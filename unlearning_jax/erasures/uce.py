@@ -1,0 +1,255 @@
+"""UCE: Unified Concept Editing in Diffusion Models (Gandikota et al., 2024).
+
+Erased text states are made to mean their anchor's, preserved ones are held, in
+every cross-attention key and value projection, in closed form (`closed_form`
+has the equations). Two releases exist, and they are different methods:
+
+  uce2023  from a phrase's last subject token on, every token to the end (end of
+           text and padding) is sent to the anchor's token as far from its own
+           last subject token. All tokens of preserved phrases are held, the
+           empty prompt always. This is the paper's, and the one RECE builds on.
+  uce2025  one token a phrase, the last of its subject; nothing else is held.
+
+With an empty anchor the last subject token becomes the start-of-text token.
+
+Reference: https://arxiv.org/abs/2308.14761
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float, Float64
+
+from unlearning_jax import closed_form, stable_diffusion
+from unlearning_jax.closed_form import Edit, Sums
+from unlearning_jax.concepts import (
+  Concept,
+  check_choice,
+  check_concepts,
+  check_lengths,
+  check_tokens,
+  phrase_pairs,
+  preserved_phrases,
+)
+
+# Phrases in one call of the text encoder: bounds memory for long lists.
+_BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+  """Where the two published variants differ."""
+
+  tail: bool  # rows: from the last subject token on, or that token alone
+  hold_empty: bool  # the empty prompt is always preserved
+  template_anchors: bool  # templates apply to anchors too
+
+
+PRESETS = {
+  "uce2023": Preset(tail=True, hold_empty=True, template_anchors=False),
+  "uce2025": Preset(tail=False, hold_empty=False, template_anchors=True),
+}
+# "tensor", the release's other technique, subtracts what the anchor's value has
+# of the erased one, another amount in every layer: no one context map does it,
+# and its authors advise against it.
+TECHNIQUES = ("replace",)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextState:
+  """A phrase as the projections see it.
+
+  Attributes:
+    rows: text states, (l, d), start and padding included.
+    last: index of the phrase's last token; 0, the start, of an empty phrase.
+  """
+
+  rows: Float[np.ndarray, "l d"]
+  last: int
+
+
+def encode(sd: Any, params: Any, phrases: Sequence[str]) -> Iterator[TextState]:
+  """The text states of `phrases`, in order, encoded in batches.
+
+  Raises:
+    ValueError: naming the phrase, if it is too long or its states are not
+      finite.
+  """
+  check_lengths(sd.tokenizer, phrases)
+  for start in range(0, len(phrases), _BATCH):
+    batch = list(phrases[start : start + _BATCH])
+    # A short last batch is filled up, or the encoder would compile again.
+    fill = min(_BATCH, len(phrases)) - len(batch)
+    ids = np.asarray(stable_diffusion.tokenize(sd, batch + [""] * fill))
+    states = stable_diffusion.encode_text(sd, params, ids)
+    # The first end-of-text token: where padding has the same id, argmax stops
+    # at the first; where it has not, there is only one.
+    ends = np.argmax(ids == sd.tokenizer.eos_token_id, axis=1)
+    for phrase, rows, end in zip(batch, np.asarray(states), ends, strict=False):
+      if not np.isfinite(rows).all():
+        raise ValueError(f"the text states of {phrase!r} hold NaN or infinity")
+      yield TextState(rows, int(end) - 1)
+
+
+def paired_rows(
+  source: TextState, target: TextState, preset: str = "uce2023"
+) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]:
+  """The rows to erase, and the rows that say what each of them shall mean.
+
+  Raises:
+    ValueError: `source` has no token of its own: its only row would be the
+      start token that all prompts share.
+  """
+  if source.last < 1:
+    raise ValueError("an erased phrase has no tokens")
+  if PRESETS[preset].tail:
+    count = len(source.rows) - max(source.last, target.last)
+  else:
+    count = 1
+  return (
+    source.rows[source.last : source.last + count],
+    target.rows[target.last : target.last + count],
+  )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+  """An edit's phrases, encoded; `solve` needs nothing else.
+
+  Attributes:
+    preset: "uce2023" or "uce2025".
+    pairs: (erased, anchor).
+    held: sums of the preserved rows, each with weight 1.
+    held_phrases: how many phrases that is.
+  """
+
+  preset: str
+  pairs: Sequence[tuple[TextState, TextState]]
+  held: Sums
+  held_phrases: int
+
+
+def encode_task(
+  sd: Any,
+  params: Any,
+  concepts: Sequence[Concept],
+  *,
+  preset: str = "uce2023",
+  expand_prompts: bool = False,
+) -> Task:
+  """Checks the concepts and encodes each distinct phrase once.
+
+  The states of preserved phrases are summed as they come: a list of thousands
+  needs no more memory than a short one.
+  """
+  check_choice("preset", preset, PRESETS)
+  check_concepts(concepts)
+  check_tokens(sd.tokenizer, concepts)
+  variant = PRESETS[preset]
+  pairs = phrase_pairs(
+    concepts,
+    expand=expand_prompts,
+    template_anchors=variant.template_anchors,
+  )
+  preserved = preserved_phrases(concepts)
+  held = {"", *preserved} if variant.hold_empty else set(preserved)
+  paired = {phrase for pair in pairs for phrase in pair}
+
+  states: dict[str, TextState] = {}
+  sums = Sums.zero(closed_form.text_width(params))
+  phrases = sorted(paired | held)
+  for phrase, state in zip(phrases, encode(sd, params, phrases), strict=True):
+    if phrase in paired:
+      states[phrase] = state
+    if phrase in held:
+      one = slice(state.last, state.last + 1)
+      rows = state.rows if variant.tail else state.rows[one]
+      sums += closed_form.preserve_sums(rows, 1.0)
+  encoded = [(states[erase], states[anchor]) for erase, anchor in pairs]
+  return Task(preset, encoded, sums, len(held))
+
+
+def solve(
+  task: Task,
+  *,
+  erase_scale: float = 1.0,
+  preserve_scale: float | None = None,
+  lamb: float = 0.5,
+) -> tuple[Float64[np.ndarray, "d d"], dict[str, Any]]:
+  """The context map T of an edit, and its diagnostics; arguments as `erase`.
+
+  Raises:
+    ValueError: a scale is negative or not finite, or the system is not positive
+      definite.
+  """
+  if preserve_scale is None:
+    preserve_scale = 1.0
+    if PRESETS[task.preset].tail:
+      preserve_scale = max(0.1, 1 / max(task.held_phrases, 1))
+  closed_form.check_scales(preserve_scale=preserve_scale)
+  rows = [paired_rows(*pair, task.preset) for pair in task.pairs]
+  sums = preserve_scale * task.held
+  for source, target in rows:
+    sums += closed_form.erase_sums(source, target, erase_scale)
+  context_map, diagnostics = closed_form.solve(sums, lamb)
+  return context_map, {
+    **diagnostics,
+    "erased_rows": sums.erased,
+    "preserved_rows": sums.preserved,
+    "preserve_scale": preserve_scale,
+    "residual": closed_form.residual(context_map, rows),
+  }
+
+
+def erase(
+  sd: Any,
+  params: Any,
+  concepts: Sequence[Concept],
+  key: Array | None = None,
+  *,
+  preset: str = "uce2023",
+  technique: str = "replace",
+  erase_scale: float = 1.0,
+  preserve_scale: float | None = None,
+  lamb: float = 0.5,
+  expand_prompts: bool = False,
+) -> Edit:
+  """Erases `concepts` by UCE.
+
+  Args:
+    sd: the model.
+    params: its parameters.
+    concepts: what to erase, towards what, and what to preserve.
+    key: unused, UCE draws nothing.
+    preset: "uce2023" or "uce2025".
+    technique: "replace".
+    erase_scale: e, weight of the erased rows.
+    preserve_scale: p, weight of the preserved rows; None for the release's own,
+      max(0.1, 1 / preserved phrases) in uce2023, 1 in uce2025.
+    lamb: weight of the distance to the base weights.
+    expand_prompts: add the task's templates ("image of ...").
+
+  Raises:
+    ValueError: a phrase, a preset or a scale is not usable; the system is not
+      positive definite; the edit changes nothing.
+  """
+  del key
+  check_choice("technique", technique, TECHNIQUES)
+  closed_form.check_scales(erase_scale=erase_scale, lamb=lamb)
+  kernels = closed_form.cross_attention_kernels(params)
+  task = encode_task(
+    sd, params, concepts, preset=preset, expand_prompts=expand_prompts
+  )
+  context_map, diagnostics = solve(
+    task, erase_scale=erase_scale, preserve_scale=preserve_scale, lamb=lamb
+  )
+  return closed_form.make_edit(
+    context_map,
+    params,
+    closed_form.projection_gram(kernels),
+    method=preset,
+    concepts=concepts,
+    diagnostics=diagnostics,
+  )

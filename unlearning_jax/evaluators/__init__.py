@@ -1,0 +1,1 @@
+"""What a model draws, in numbers: each evaluator yields named intervals."""

@@ -1,0 +1,1 @@
+"""Frozen classifiers: images to scores. One judge, one file."""

@@ -1,0 +1,177 @@
+"""The judge of the Shapes world: which classes does an image show?
+
+It shares no layer, seed or training run with the generator it judges.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from safetensors.numpy import load_file, save_file
+
+_FILE = "judge.safetensors"
+_CONFIG = "judge.json"
+
+
+class ShapesNet(nn.Module):
+  """Convolutions with batch-free normalisation and one linear layer a head."""
+
+  heads: tuple[tuple[str, int], ...]
+  widths: tuple[int, ...] = (32, 64, 128)
+  hidden: int = 256
+
+  @nn.compact
+  def __call__(
+    self, images: Float[Array, "b 32 32 3"]
+  ) -> dict[str, Float[Array, "b n"]]:
+    """Images in [-1, 1] to logits for each head."""
+    x = images
+    for i, width in enumerate(self.widths):
+      for j in range(2):
+        x = nn.Conv(width, (3, 3), name=f"conv_{i}_{j}")(x)
+        x = nn.relu(nn.LayerNorm(name=f"norm_{i}_{j}")(x))
+      x = nn.max_pool(x, (2, 2), (2, 2))
+    x = nn.relu(nn.Dense(self.hidden, name="hidden")(x.reshape(len(x), -1)))
+    return {name: nn.Dense(n, name=f"head_{name}")(x) for name, n in self.heads}
+
+
+def loss(
+  net: ShapesNet,
+  params: Any,
+  frozen: Any,
+  batch: Mapping[str, Array],
+  key: PRNGKeyArray,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+  """Summed cross-entropy of the heads; label -1 means not applicable.
+
+  The images are perturbed (noise, blur, brightness), because the judge will
+  look at decoded images, which are softer than renders.
+  """
+  del frozen
+  images = _perturb(batch["images"].astype(jnp.float32) / 127.5 - 1, key)
+  logits = net.apply({"params": params}, images)
+  total, metrics = jnp.zeros(()), {}
+  for name, _ in net.heads:
+    labels = batch[f"label_{name}"]
+    known = labels >= 0
+    target = jnp.where(known, labels, 0)
+    log_probs = jax.nn.log_softmax(logits[name])
+    losses = -jnp.take_along_axis(log_probs, target[:, None], -1)[:, 0]
+    count = jnp.maximum(known.sum(), 1)
+    total += jnp.where(known, losses, 0).sum() / count
+    right = (logits[name].argmax(-1) == target) & known
+    metrics[f"accuracy_{name}"] = right.sum() / count
+  return total, metrics
+
+
+def _perturb(images: Array, key: PRNGKeyArray) -> Array:
+  keys = jax.random.split(key, 5)
+  shape = (len(images), 1, 1, 1)
+  shifted = jnp.roll(images, 1, 1), jnp.roll(images, 1, 2)
+  blurred = (2 * images + shifted[0] + shifted[1]) / 4
+  images = images + jax.random.uniform(keys[0], shape) * (blurred - images)
+  gain = jax.random.uniform(keys[1], shape, minval=0.85, maxval=1.15)
+  offset = jax.random.uniform(keys[2], shape, minval=-0.1, maxval=0.1)
+  scale = jax.random.uniform(keys[3], shape, maxval=0.15)
+  noise = jax.random.normal(keys[4], images.shape)
+  return images * gain + offset + scale * noise
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judge:
+  """A named, hashed, frozen classifier.
+
+  Attributes:
+    name: what reports call it.
+    weights_hash: sha256 of the weights file.
+    heads: class names of each head.
+  """
+
+  name: str
+  weights_hash: str
+  heads: Mapping[str, tuple[str, ...]]
+  _net: ShapesNet
+  _params: Any
+
+  def __call__(
+    self, images: UInt8[np.ndarray, "b 32 32 3"], batch_size: int = 256
+  ) -> dict[str, Float[np.ndarray, "b n"]]:
+    """Class probabilities for each head.
+
+    Raises:
+      ValueError: not uint8 RGB images of 32 x 32 pixels.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
+      raise ValueError(
+        "judge: wants uint8 RGB images (b, 32, 32, 3), got "
+        f"{images.dtype} {images.shape}"
+      )
+    parts = []
+    for start in range(0, len(images), batch_size):
+      part = images[start : start + batch_size]
+      padding = ((0, batch_size - len(part)),) + ((0, 0),) * 3
+      probs = _probabilities(self._net, self._params, np.pad(part, padding))
+      parts.append({k: np.asarray(v)[: len(part)] for k, v in probs.items()})
+    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+
+@partial(jax.jit, static_argnums=0)
+def _probabilities(net: ShapesNet, params: Any, images: Array):
+  logits = net.apply({"params": params}, images.astype(jnp.float32) / 127.5 - 1)
+  return {name: jax.nn.softmax(value) for name, value in logits.items()}
+
+
+def save(folder: str | os.PathLike[str], params: Any, heads: Mapping[str, Any]):
+  """Writes the judge's float16 weights and its classes."""
+  path = pathlib.Path(folder)
+  path.mkdir(parents=True, exist_ok=True)
+  flat = {
+    jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(leaf)
+    for p, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+  save_file({k: v.astype(np.float16) for k, v in flat.items()}, path / _FILE)
+  classes = {name: list(names) for name, names in heads.items()}
+  (path / _CONFIG).write_text(json.dumps({"heads": classes}, indent=1))
+
+
+def load(folder: str | os.PathLike[str]) -> Judge:
+  """Reads a judge that `save` wrote.
+
+  Raises:
+    ValueError: a file is missing, or holds other tensors than the net's.
+  """
+  path = pathlib.Path(folder)
+  for name in (_FILE, _CONFIG):
+    if not (path / name).is_file():
+      raise ValueError(f"judge: {path / name} is missing")
+  classes = json.loads((path / _CONFIG).read_text())["heads"]
+  heads = {name: tuple(names) for name, names in classes.items()}
+  net = ShapesNet(tuple((name, len(c)) for name, c in heads.items()))
+  template = jax.eval_shape(
+    net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+  )["params"]
+  flat = load_file(path / _FILE)
+  paths, treedef = jax.tree_util.tree_flatten_with_path(template)
+  wanted = {
+    jax.tree_util.keystr(p, simple=True, separator="/"): leaf.shape
+    for p, leaf in paths
+  }
+  if wanted != {name: value.shape for name, value in flat.items()}:
+    odd = sorted(set(wanted) ^ set(flat)) or "shapes differ"
+    raise ValueError(f"judge: {path / _FILE} does not fit the net: {odd}")
+  params = jax.tree.unflatten(
+    treedef, [flat[name].astype(np.float32) for name in wanted]
+  )
+  digest = hashlib.sha256((path / _FILE).read_bytes()).hexdigest()
+  return Judge("shapes", digest, heads, net, params)

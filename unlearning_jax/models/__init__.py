@@ -1,0 +1,11 @@
+"""Stable Diffusion 1.x / 2.x networks in `flax.linen`, NHWC.
+
+Parameter paths follow the torch names with list indices joined by an
+underscore (`down_blocks.0` becomes `down_blocks_0`), so that every torch key
+has exactly one leaf and `convert` needs no table of layers.
+"""
+
+from unlearning_jax.models.clip import ClipTextModel as ClipTextModel
+from unlearning_jax.models.clip_vision import ClipProjections as ClipProjections
+from unlearning_jax.models.unet import UNet2DCondition as UNet2DCondition
+from unlearning_jax.models.vae import AutoencoderKL as AutoencoderKL

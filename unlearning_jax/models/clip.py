@@ -1,0 +1,244 @@
+"""The CLIP text encoder, and the layers its image tower shares."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from unlearning_jax.models.config import read_config
+
+# Training, generation and bookkeeping options: no effect on a forward pass.
+IGNORED = (
+  "attention_dropout", "dropout", "initializer_factor", "initializer_range",
+  "projection_dim", "bos_token_id", "pad_token_id", "use_cache",
+  "output_attentions", "output_hidden_states", "return_dict", "use_return_dict",
+  "is_encoder_decoder", "chunk_size_feed_forward", "problem_type",
+  "id2label", "label2id", "tie_word_embeddings",
+)  # fmt: skip
+# transformers 5 fell back to EOS id 2 in old configs; such checkpoints take
+# the highest id as the end of the text.
+_LEGACY_EOS = 2
+
+
+def _quick_gelu(x: Array) -> Array:
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {
+  "quick_gelu": _quick_gelu,
+  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipTextConfig:
+  """The keys of `text_encoder/config.json` that shape the network."""
+
+  vocab_size: int = 49408
+  hidden_size: int = 512
+  intermediate_size: int = 2048
+  num_hidden_layers: int = 12
+  num_attention_heads: int = 8
+  max_position_embeddings: int = 77
+  hidden_act: str = "quick_gelu"
+  layer_norm_eps: float = 1e-5
+  eos_token_id: int = 49407
+  dtype: jnp.dtype = jnp.float32
+
+  def __post_init__(self):
+    if self.hidden_act not in ACTIVATIONS:
+      raise ValueError(
+        f"ClipTextConfig: hidden_act={self.hidden_act!r} is not supported; "
+        f"allowed: {', '.join(ACTIVATIONS)}"
+      )
+
+
+class _SelfAttention(nn.Module):
+  heads: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, mask: Array | None) -> Array:
+    width = x.shape[-1]
+
+    def heads(name: str) -> Array:
+      out = nn.Dense(width, dtype=self.dtype, name=name)(x)
+      return out.reshape(*out.shape[:-1], self.heads, width // self.heads)
+
+    query, key, value = heads("q_proj"), heads("k_proj"), heads("v_proj")
+    scores = jnp.einsum(
+      "bqhd,bkhd->bhqk",
+      query * query.shape[-1] ** -0.5,
+      key,
+      preferred_element_type=jnp.float32,
+    )
+    if mask is not None:
+      scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    out = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
+    return nn.Dense(width, dtype=self.dtype, name="out_proj")(out)
+
+
+class _Mlp(nn.Module):
+  intermediate_size: int
+  activation: str
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    hidden = nn.Dense(self.intermediate_size, dtype=self.dtype, name="fc1")(x)
+    hidden = ACTIVATIONS[self.activation](hidden)
+    return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)
+
+
+class ClipEncoderLayer(nn.Module):
+  """A pre-norm transformer layer, shared by text and image towers."""
+
+  heads: int
+  intermediate_size: int
+  activation: str
+  epsilon: float
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b l d"], mask: Array | None = None
+  ) -> Float[Array, "b l d"]:
+    """One layer; `mask` is True where a query may look at a key."""
+
+    def norm(name: str) -> nn.LayerNorm:
+      return nn.LayerNorm(
+        epsilon=self.epsilon,
+        use_fast_variance=False,
+        dtype=jnp.float32,
+        name=name,
+      )
+
+    attention = _SelfAttention(self.heads, self.dtype, name="self_attn")
+    x = x + attention(norm("layer_norm1")(x), mask)
+    mlp = _Mlp(self.intermediate_size, self.activation, self.dtype, name="mlp")
+    return x + mlp(norm("layer_norm2")(x))
+
+
+class ClipEncoder(nn.Module):
+  """The stack of layers of a tower."""
+
+  layers: int
+  heads: int
+  intermediate_size: int
+  activation: str
+  epsilon: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b l d"], mask: Array | None
+  ) -> Float[Array, "b l d"]:
+    """Applies every layer."""
+    for i in range(self.layers):
+      x = ClipEncoderLayer(
+        self.heads,
+        self.intermediate_size,
+        self.activation,
+        self.epsilon,
+        self.dtype,
+        name=f"layers_{i}",
+      )(x, mask)
+    return x
+
+
+class _Embeddings(nn.Module):
+  vocab_size: int
+  positions: int
+  width: int
+
+  def setup(self):
+    self.token_embedding = nn.Embed(self.vocab_size, self.width)
+    self.position_embedding = nn.Embed(self.positions, self.width)
+
+  def __call__(self, input_ids: Array | None, embeds: Array | None) -> Array:
+    embeds = self.token_embedding(input_ids) if embeds is None else embeds
+    return embeds + self.position_embedding(jnp.arange(embeds.shape[1]))[None]
+
+
+class _TextTransformer(nn.Module):
+  config: ClipTextConfig
+
+  @nn.compact
+  def __call__(self, input_ids: Array | None, embeds: Array | None) -> Array:
+    c = self.config
+    x = _Embeddings(
+      c.vocab_size, c.max_position_embeddings, c.hidden_size, name="embeddings"
+    )(input_ids, embeds)
+    tokens = x.shape[1]
+    # Causal only: Stable Diffusion never masks the padding.
+    mask = jnp.tril(jnp.ones((tokens, tokens), bool))[None, None]
+    x = ClipEncoder(
+      c.num_hidden_layers,
+      c.num_attention_heads,
+      c.intermediate_size,
+      c.hidden_act,
+      c.layer_norm_eps,
+      c.dtype,
+      name="encoder",
+    )(x.astype(c.dtype), mask)
+    return nn.LayerNorm(
+      epsilon=c.layer_norm_eps,
+      use_fast_variance=False,
+      dtype=jnp.float32,
+      name="final_layer_norm",
+    )(x)
+
+
+class ClipTextModel(nn.Module):
+  """Text to hidden states, as the UNet's cross-attention reads them."""
+
+  config: ClipTextConfig
+
+  @classmethod
+  def from_config(
+    cls, config: Mapping[str, Any], **overrides: Any
+  ) -> "ClipTextModel":
+    """Builds the module from a `text_encoder/config.json`.
+
+    Args:
+      config: the file's contents.
+      **overrides: `dtype` of the computation.
+
+    Raises:
+      ValueError: the config asks for something this encoder does not do.
+    """
+    config = {k: v for k, v in config.items() if k not in IGNORED}
+    return cls(read_config(ClipTextConfig, config, {}, **overrides))
+
+  @nn.compact
+  def __call__(
+    self,
+    input_ids: Int[Array, "b l"],
+    inputs_embeds: Float[Array, "b l d"] | None = None,
+  ) -> tuple[Float[Array, "b l d"], Float[Array, "b d"]]:
+    """Encodes token ids.
+
+    Args:
+      input_ids: token ids; they also say where the text ends.
+      inputs_embeds: token embeddings to use instead of the table's rows (no
+        position added yet), for attacks that optimise them.
+
+    Returns:
+      The hidden states after the final layer norm, and the state at the first
+      end-of-text token.
+    """
+    transformer = _TextTransformer(self.config, name="text_model")
+    states = transformer(
+      None if inputs_embeds is not None else input_ids, inputs_embeds
+    )
+    if self.config.eos_token_id == _LEGACY_EOS:
+      end = jnp.argmax(input_ids, axis=-1)
+    else:
+      end = jnp.argmax(input_ids == self.config.eos_token_id, axis=-1)
+    pooled = jnp.take_along_axis(states, end[:, None, None], axis=1)[:, 0]
+    return states, pooled

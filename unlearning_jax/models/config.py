@@ -1,0 +1,51 @@
+"""Reading a model's own `config.json` without ignoring anything in it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
+
+# Written by the libraries for bookkeeping; they change no tensor.
+_BOOKKEEPING = frozenset({
+    "architectures", "dtype", "torch_dtype", "transformers_version",
+    "model_type", "_name_or_path", "sample_size", "force_upcast",
+})  # fmt: skip
+
+
+def read_config(
+  cls: type[Config],
+  config: Mapping[str, Any],
+  fixed: Mapping[str, Any],
+  **overrides: Any,
+) -> Config:
+  """Builds the dataclass `cls` from a `config.json`.
+
+  Args:
+    cls: a frozen dataclass; its fields are the supported keys, its defaults
+      those that the libraries use for absent keys.
+    config: the contents of `config.json`; lists become tuples.
+    fixed: keys that are supported with one value (or a tuple of values) only;
+      a key that is neither here nor in `cls` must be None or False.
+    **overrides: fields that no file holds, as the compute dtype.
+
+  Raises:
+    ValueError: a key has a value that this implementation does not support.
+  """
+  names = {field.name for field in dataclasses.fields(cls)}  # type: ignore
+  for key, value in config.items():
+    if key in names or key in _BOOKKEEPING or key.startswith("_"):
+      continue
+    allowed = fixed.get(key, (None, False))
+    allowed = allowed if isinstance(allowed, tuple) else (allowed,)
+    if value not in allowed:
+      raise ValueError(
+        f"{cls.__name__}: {key}={value!r} is not supported; allowed: "
+        + " or ".join(repr(a) for a in allowed)
+      )
+  values = {
+    key: tuple(value) if isinstance(value, list) else value
+    for key, value in config.items()
+    if key in names
+  }
+  return cls(**{**values, **overrides})

@@ -1,0 +1,97 @@
+"""Blocks that the UNet and the autoencoder share, with torch's numerics."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def group_norm(
+  name: str, groups: int, epsilon: float, dtype: jnp.dtype
+) -> nn.Module:
+  """GroupNorm in float32; two-pass variance, as torch computes it."""
+  return nn.GroupNorm(
+    groups, epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32,
+    name=name,
+  )  # fmt: skip
+
+
+def layer_norm(name: str, dtype: jnp.dtype) -> nn.LayerNorm:
+  """LayerNorm in float32 with torch's default epsilon."""
+  return nn.LayerNorm(
+    epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, name=name
+  )
+
+
+def conv3(channels: int, name: str, dtype: jnp.dtype) -> nn.Conv:
+  """A 3x3 convolution that keeps the size."""
+  return nn.Conv(
+    channels, (3, 3), padding=((1, 1), (1, 1)), dtype=dtype, name=name
+  )
+
+
+class ResnetBlock(nn.Module):
+  """norm-silu-conv twice, with the time embedding added between."""
+
+  channels: int
+  groups: int
+  epsilon: float
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b h w c"], temb: Float[Array, "b e"] | None = None
+  ) -> Float[Array, "b h w o"]:
+    """Applies the block; a 1x1 convolution carries a change of width."""
+
+    def norm(name: str) -> nn.Module:
+      return group_norm(name, self.groups, self.epsilon, self.dtype)
+
+    hidden = nn.silu(norm("norm1")(x))
+    hidden = conv3(self.channels, "conv1", self.dtype)(hidden)
+    if temb is not None:
+      shift = nn.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")
+      hidden = hidden + shift(nn.silu(temb))[:, None, None]
+    hidden = nn.silu(norm("norm2")(hidden))
+    hidden = conv3(self.channels, "conv2", self.dtype)(hidden)
+    if x.shape[-1] != self.channels:
+      x = nn.Conv(
+        self.channels, (1, 1), dtype=self.dtype, name="conv_shortcut"
+      )(x)
+    return x + hidden
+
+
+class Downsample(nn.Module):
+  """A strided convolution; the padding differs between UNet and VAE."""
+
+  padding: tuple[tuple[int, int], tuple[int, int]]
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
+    """Halves height and width."""
+    return nn.Conv(
+      x.shape[-1], (3, 3), strides=(2, 2), padding=self.padding,
+      dtype=self.dtype, name="conv",
+    )(x)  # fmt: skip
+
+
+class Upsample(nn.Module):
+  """Nearest-neighbour upsampling, then a convolution."""
+
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b h w c"], shape: tuple[int, ...] | None = None
+  ) -> Float[Array, "b i j c"]:
+    """Doubles the size, or brings it to `shape` (odd sizes of the latents)."""
+    _, height, width, channels = x.shape
+    target = (2 * height, 2 * width) if shape is None else shape[1:3]
+    rows = np.arange(target[0]) * height // target[0]
+    columns = np.arange(target[1]) * width // target[1]
+    if target == (2 * height, 2 * width):
+      x = x.repeat(2, axis=1).repeat(2, axis=2)
+    else:
+      x = x[:, rows][:, :, columns]
+    return conv3(channels, "conv", self.dtype)(x)

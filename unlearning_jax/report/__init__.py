@@ -1,0 +1,64 @@
+"""A run's results as one HTML page that needs no other file, and as CSV."""
+
+import csv
+import io
+import pathlib
+
+from unlearning_jax.report import sections
+from unlearning_jax.report.document import Source, read
+from unlearning_jax.report.markup import Html, element
+
+
+def render_report(source: Source, *, show_unsafe: bool = False) -> str:
+  """The page, for `report.html`.
+
+  Args:
+    source: a workdir that holds `summary.json`, or a dict as `report.document`
+      describes it.
+    show_unsafe: show images marked unsafe as they are; else they are blurred
+      and the page does not contain the original.
+
+  Returns:
+    HTML text without a reference to anything outside it.
+
+  Raises:
+    ValueError: the document is incomplete, or an image is missing.
+  """
+  document = read(source)
+  style = pathlib.Path(__file__).with_name("style.css").read_text()
+  # Even if something slipped through the escaping, nothing could run or load.
+  policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+  head = element(
+    "head",
+    element("meta", charset="utf-8"),
+    element("meta", http_equiv="Content-Security-Policy", content=policy),
+    element("meta", name="viewport", content="width=device-width"),
+    element("title", document.title),
+    element("style", Html(style)),
+  )
+  body = element(
+    "body",
+    element("h1", document.title),
+    element("p", sections.verdict(document), class_="verdict"),
+    sections.cards(document),
+    *(element("p", note, class_="note") for note in document.notes),
+    sections.pairs(document, show_unsafe),
+    sections.accuracies(document),
+    sections.classes(document),
+    sections.diagnostics(document),
+    sections.provenance(document),
+  )
+  return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+def results_csv(source: Source) -> str:
+  """Every measure of every stage as a line, for `results.csv`."""
+  file = io.StringIO()
+  writer = csv.writer(file, lineterminator="\n")
+  writer.writerow(
+    ["stage", "head", "class", "group", "value", "low", "high", "k", "n"]
+  )
+  for stage, measures in read(source).measures.items():
+    for name, *numbers in measures.values():
+      writer.writerow([stage, *name.split("/"), *numbers])
+  return file.getvalue()

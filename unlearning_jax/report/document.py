@@ -1,0 +1,131 @@
+"""What a report is made of, read from a run's folder or given as a dict.
+
+The keys, which are also those of `summary.json`; all but `stages` and
+`measures` may be absent:
+
+  title: the page's heading.
+  erased: [{"head": "object", "class": "star"}], as the judge calls them.
+  stages: ["before", "UCE", "RECE"], the models compared; the first is the base.
+  measures: {stage: [accuracy.Measure, or its fields as a list or dict]}.
+  pairs: [{"prompt", "group", "seed", "images": {stage: path or uint8 array},
+    "seen": {stage: what the judge saw}, "unsafe": bool}]: one prompt and one
+    noise under every model. Paths are relative to the run's folder; `seed`,
+    `seen` and `unsafe` may be absent.
+  diagnostics: {stage: {name: number or text}}.
+  notes: [sentences that a reader must know].
+  provenance: {"runs": [...]}, as `Workdir.record_provenance` writes it.
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from unlearning_jax.evaluators.accuracy import ALL, Measure
+
+Source = str | os.PathLike[str] | Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+  """The keys above; measures by stage and name; `root` is where images are."""
+
+  stages: Sequence[str]
+  measures: Mapping[str, Mapping[str, Measure]]
+  title: str = "Concept erasure"
+  erased: Sequence[Mapping[str, str]] = ()
+  pairs: Sequence[Mapping[str, Any]] = ()
+  diagnostics: Mapping[str, Mapping[str, Any]] = dataclasses.field(
+    default_factory=dict
+  )
+  notes: Sequence[str] = ()
+  provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  root: pathlib.Path = pathlib.Path()
+
+  def row(self, name: str) -> list[Measure] | None:
+    """A measure under every stage, or None where a stage lacks it."""
+    found = [self.measures[stage].get(name) for stage in self.stages]
+    return None if None in found else found  # pyright: ignore
+
+  def names(self) -> list[str]:
+    """The measures that every stage has, in the base's order."""
+    return [n for n in self.measures[self.stages[0]] if self.row(n)]
+
+  def image(self, value: str | np.ndarray) -> Image.Image:
+    """An image of a pair.
+
+    Raises:
+      ValueError: a path that is missing or leaves the run's folder.
+    """
+    if isinstance(value, np.ndarray):
+      return Image.fromarray(value)
+    path = (self.root / value).resolve()
+    if not path.is_relative_to(self.root.resolve()) or not path.is_file():
+      raise ValueError(f"report: {value!r} is not a file below {self.root}")
+    return Image.open(path)
+
+
+def read(source: Source) -> Document:
+  """A document from a workdir with `summary.json`, or from a dict.
+
+  Raises:
+    ValueError: no summary, an unknown or missing key, or a stage without
+      measures or with a pair that lacks its image.
+  """
+  root = pathlib.Path()
+  if isinstance(source, Mapping):
+    keys = dict(source)
+  else:
+    root = pathlib.Path(source)
+    if not (root / "summary.json").is_file():
+      raise ValueError(f"report: {root} holds no summary.json; has it run?")
+    keys = json.loads((root / "summary.json").read_text())
+    if (root / "provenance.json").is_file():
+      keys["provenance"] = json.loads((root / "provenance.json").read_text())
+  _check(keys)
+  measures = {
+    stage: {m.name: m for m in map(_measure, keys["measures"][stage])}
+    for stage in keys["stages"]
+  }
+  return Document(**{**keys, "measures": measures, "root": root})
+
+
+def label(group: str) -> str:
+  """A group of prompts in words: `synonyms` is "by a synonym"."""
+  words = {
+    "explicit": "by name",
+    "synonyms": "by a synonym",
+    "paraphrases": "by a paraphrase",
+    "others": "everything else",
+    ALL: "all prompts",
+  }
+  return words.get(group, group)
+
+
+def _measure(fields: Any) -> Measure:
+  return Measure(**fields) if isinstance(fields, Mapping) else Measure(*fields)
+
+
+def _check(source: Mapping[str, Any]):
+  known = [f.name for f in dataclasses.fields(Document) if f.name != "root"]
+  for key in source:
+    if key not in known:
+      near = difflib.get_close_matches(key, known, 1) or known
+      raise ValueError(f"report: unknown key {key!r}; did you mean {near}?")
+  for key in ("stages", "measures"):
+    if not source.get(key):
+      raise ValueError(f"report: {key!r} is missing or empty")
+  for stage in source["stages"]:
+    if stage not in source["measures"]:
+      have = [*source["measures"]]
+      raise ValueError(f"report: stage {stage!r} has no measures, only {have}")
+    for pair in source.get("pairs", ()):
+      if stage not in pair["images"]:
+        prompt = pair["prompt"]
+        raise ValueError(f"report: stage {stage!r} has no image of {prompt!r}")

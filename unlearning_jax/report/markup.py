@@ -1,0 +1,99 @@
+"""Just enough HTML: elements that escape what they hold, pictures, bars."""
+
+import base64
+import html
+import io
+from typing import Any
+
+from PIL import Image
+
+_VOID = ("img", "meta")
+
+
+class Html(str):
+  """Text that is markup already; any other text is escaped."""
+
+
+def element(tag: str, *children: Any, **attributes: Any) -> Html:
+  """One element. A trailing `_` lets `class_` be an attribute.
+
+  Args:
+    tag: its name.
+    *children: `Html` as it is; everything else as escaped text.
+    **attributes: values are escaped; None leaves one out.
+  """
+  given = "".join(
+    f' {name.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
+    for name, value in attributes.items()
+    if value is not None
+  )
+  if tag in _VOID:
+    return Html(f"<{tag}{given}>")
+  return Html(f"<{tag}{given}>{join(*children)}</{tag}>")
+
+
+def join(*children: Any) -> Html:
+  """Children without an element around them."""
+  return Html(
+    "".join(
+      child if isinstance(child, Html) else html.escape(str(child))
+      for child in children
+    )
+  )
+
+
+def picture(
+  image: Image.Image, alt: str, *, blur: bool = False, max_px: int = 256
+) -> Html:
+  """An image as a data URI, so that the page needs no other file.
+
+  Args:
+    image: any mode and size; shrunk to fit `max_px`.
+    alt: what a reader who cannot see it is told.
+    blur: keep eight coarse patches a side; the rest is not in the page at all.
+    max_px: longest side.
+  """
+  image = image.convert("RGB")
+  image.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
+  tiny = max(image.size) <= 64
+  if blur:
+    patches = image.resize((8, 8), Image.Resampling.BOX)
+    image = patches.resize(image.size, Image.Resampling.BICUBIC)
+  file = io.BytesIO()
+  image.save(file, format="png", optimize=True)
+  data = base64.b64encode(file.getvalue()).decode()
+  return element(
+    "img",
+    src=f"data:image/png;base64,{data}",
+    alt=alt,
+    class_="tiny" if tiny and not blur else None,
+  )
+
+
+def interval_bar(value: float, low: float, high: float) -> Html:
+  """A bar from 0 to 1: the interval as a band, the value as a tick."""
+  x, left, right = (f"{4 + 92 * v:.4g}" for v in (value, low, high))
+  return element(
+    "svg",
+    _line("track", 4, 96, 5, 5, 1.5),
+    _line("range", left, right, 5, 5, 5),
+    _line("value", x, x, 1.5, 8.5, 2),
+    viewBox="0 0 100 10",
+    role="img",
+    aria_label=f"{value:.1%}, interval {low:.1%} to {high:.1%}",
+  )
+
+
+def _line(
+  class_: str, x1: Any, x2: Any, y1: float, y2: float, width: float
+) -> Html:
+  return element(
+    "line",
+    class_=class_,
+    x1=x1,
+    x2=x2,
+    y1=y1,
+    y2=y2,
+    stroke_width=width,
+    stroke_linecap="round",
+  )

@@ -1,0 +1,252 @@
+"""The parts of the page, top to bottom; each is empty without its data."""
+
+import json
+from typing import Any
+
+from unlearning_jax.evaluators.accuracy import ALL, Measure
+from unlearning_jax.report.document import Document, label
+from unlearning_jax.report.markup import (
+  Html,
+  element,
+  interval_bar,
+  join,
+  picture,
+)
+
+
+def verdict(document: Document) -> str:
+  """One sentence per erased concept: asked for by name, before and after."""
+  sentences = []
+  for erased in document.erased:
+    row = document.row(f"{erased['head']}/{erased['class']}/explicit")
+    if row is None:
+      continue
+    base, *edited = (f"{_percent(m.value)} ({m.k} of {m.n})" for m in row)
+    after = (
+      f" and {rate} after {stage}"
+      for rate, stage in zip(edited, document.stages[1:], strict=True)
+    )
+    sentences.append(
+      f"Asked for “{erased['class']}” by name, the model showed it in {base} "
+      "of images" + (" before," if edited else "") + "".join(after) + "."
+    )
+  return " ".join(sentences) or "The erased concept was not measured."
+
+
+def cards(document: Document) -> Html:
+  """Per edited model, the numbers that a reader came for."""
+  found = []
+  for erased in document.erased:
+    rows = {
+      label(group): document.row(f"{erased['head']}/{erased['class']}/{group}")
+      for group in ("explicit", "synonyms", "paraphrases")
+    }
+    rows[label("others")] = document.row(f"{erased['head']}/{ALL}/others")
+    for i, stage in enumerate(document.stages[1:], 1):
+      lines = (
+        element(
+          "p",
+          element("span", words),
+          element("b", _percent(row[i].value)),
+          element("small", f"was {_percent(row[0].value)}"),
+        )
+        for words, row in rows.items()
+        if row
+      )
+      heading = element("h3", f"“{erased['class']}” after {stage}")
+      found.append(element("div", heading, *lines, class_=f"card s{i % 5}"))
+  return element("div", *found, class_="cards") if found else Html()
+
+
+def pairs(document: Document, show_unsafe: bool) -> Html:
+  """The same prompt and noise under every model, group by group."""
+  groups: dict[str, list[Html]] = {}
+  for pair in document.pairs:
+    blur = bool(pair.get("unsafe")) and not show_unsafe
+    figure = _figure(document, pair, blur)
+    groups.setdefault(pair["group"], []).append(figure)
+  if not groups:
+    return Html()
+  width = f"--wide: {6.5 * len(document.stages)}rem"
+  note = "In each frame the noise is the same; only the model differs."
+  return join(
+    element("h2", "Before and after"),
+    element("p", note, class_="note"),
+    *(
+      element("h3", label(group).capitalize())
+      if part == "title"
+      else element("div", *figures, class_="pairs", style=width)
+      for group, figures in groups.items()
+      for part in ("title", "figures")
+    ),
+  )
+
+
+def accuracies(document: Document) -> Html:
+  """Erased concepts by group of prompts, then everything else by head."""
+  rows = []
+  for erased in document.erased:
+    head, name = erased["head"], erased["class"]
+    groups = [
+      measure.split("/")[2]
+      for measure in document.names()
+      if measure.startswith(f"{head}/{name}/")
+    ]
+    rows.append(_heading(document, f"“{name}” asked for, and seen"))
+    rows += [
+      _row(document, label(group), f"{head}/{name}/{group}")
+      for group in groups
+      if group not in (ALL, "others")
+    ]
+  others = [n for n in document.names() if n.endswith(f"/{ALL}/others")]
+  if others:
+    title = "Everything else, seen as asked" if rows else "Seen as asked"
+    rows.append(_heading(document, title))
+  rows += [_row(document, name.split("/")[0], name) for name in others]
+  if not rows:
+    return Html()
+  note = (
+    "Share of images in which the judge saw what the prompt asked for, with "
+    "the 95 % Wilson interval: erased concepts should fall, everything else "
+    "should stay."
+  )
+  return join(
+    element("h2", "Accuracy"),
+    element("p", note, class_="note"),
+    _table(document, rows),
+  )
+
+
+def classes(document: Document) -> Html:
+  """Everything else, class by class; closed until asked for."""
+  rows: list[Html] = []
+  current = None
+  for measure in document.names():
+    head, name, group = measure.split("/")
+    if name == ALL or group != "others":
+      continue
+    if head != current:
+      rows.append(_heading(document, head))
+      current = head
+    rows.append(_row(document, name, measure))
+  if not rows:
+    return Html()
+  summary = element("summary", "Everything else, class by class")
+  return element("details", summary, _table(document, rows))
+
+
+def diagnostics(document: Document) -> Html:
+  """What each edit says of itself: conditioning, size, error, cost."""
+  stages = [s for s in document.stages if document.diagnostics.get(s)]
+  if not stages:
+    return Html()
+  names = dict.fromkeys(n for s in stages for n in document.diagnostics[s])
+  rows = (
+    element(
+      "tr",
+      element("th", name.replace("_", " ")),
+      *(
+        element("td", _plain(document.diagnostics[s].get(name, "–")))
+        for s in stages
+      ),
+    )
+    for name in names
+  )
+  head = element("tr", element("th"), *(element("th", s) for s in stages))
+  table = element("table", element("thead", head), element("tbody", *rows))
+  return join(
+    element("h2", "Diagnostics"), element("div", table, class_="wide plain")
+  )
+
+
+def provenance(document: Document) -> Html:
+  """Where every number comes from: each start's command and versions."""
+  found = []
+  for run in document.provenance.get("runs", ()):
+    facts = (
+      join(element("dt", key.replace("_", " ")), element("dd", _fact(value)))
+      for key, value in run.items()
+      if key != "command" and value
+    )
+    found += [element("pre", run.get("command", "")), element("dl", *facts)]
+  if not found:
+    return Html()
+  return join(element("h2", "How this was made"), *found)
+
+
+# --- Pieces ---
+
+
+def _figure(document: Document, pair: Any, blur: bool) -> Html:
+  shown = []
+  for i, stage in enumerate(document.stages):
+    image = document.image(pair["images"][stage])
+    seen = pair.get("seen", {}).get(stage)
+    shown.append(
+      element(
+        "span",
+        picture(image, f"{pair['prompt']}, {stage}", blur=blur),
+        element("b", stage, class_="stage"),
+        element("small", f"seen: {seen}") if seen else "",
+        class_=f"s{i % 5}",
+      )
+    )
+  caption = element(
+    "figcaption",
+    pair["prompt"],
+    element("small", f" · seed {pair['seed']}") if "seed" in pair else "",
+    element("small", " · blurred", class_="blurred") if blur else "",
+  )
+  return element("figure", element("div", *shown), caption)
+
+
+def _table(document: Document, rows: list[Html]) -> Html:
+  head = element(
+    "tr",
+    element("th"),
+    *(
+      element("th", element("span", stage, class_="stage"), class_=f"s{i % 5}")
+      for i, stage in enumerate(document.stages)
+    ),
+  )
+  table = element("table", element("thead", head), element("tbody", *rows))
+  return element("div", table, class_="wide")
+
+
+def _heading(document: Document, text: str) -> Html:
+  cell = element("th", text, colspan=len(document.stages) + 1)
+  return element("tr", cell, class_="head")
+
+
+def _row(document: Document, text: str, name: str) -> Html:
+  measures = document.row(name) or []
+  cells = (_cell(m, f"s{i % 5}") for i, m in enumerate(measures))
+  return element("tr", element("th", text), *cells)
+
+
+def _cell(m: Measure, class_: str) -> Html:
+  interval = f"{100 * m.low:.1f}–{100 * m.high:.1f} % · {m.k}/{m.n}"
+  return element(
+    "td",
+    element("b", _percent(m.value)),
+    interval_bar(m.value, m.low, m.high),
+    element("small", interval),
+    class_=class_,
+  )
+
+
+def _percent(value: float) -> str:
+  return f"{100 * value:.1f} %"
+
+
+def _plain(value: Any) -> str:
+  return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _fact(value: Any) -> Html:
+  if isinstance(value, dict):
+    parts = (f"{key} {_plain(inner)}" for key, inner in value.items())
+    return element("code", ", ".join(parts))
+  if isinstance(value, list):
+    return element("code", json.dumps(value))
+  return element("code", value)

@@ -1,0 +1,123 @@
+"""Losses that make the tiny Stable Diffusion of the Shapes world."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from unlearning_jax.models import (
+  AutoencoderKL,
+  ClipProjections,
+  ClipTextModel,
+  UNet2DCondition,
+)
+from unlearning_jax.schedules import Schedule, add_noise
+
+Batch = Mapping[str, Array]
+Metrics = dict[str, Float[Array, ""]]
+
+
+def vae_loss(
+  vae: AutoencoderKL,
+  params: Any,
+  frozen: Any,
+  batch: Batch,
+  key: PRNGKeyArray,
+  *,
+  edge_weight: float,
+  kl_weight: float,
+) -> tuple[Float[Array, ""], Metrics]:
+  """|x - x'| + edge_weight |grad x - grad x'| + kl_weight KL(q || N(0, 1)).
+
+  Differences of neighbouring pixels stand in for a perceptual network: they
+  keep outlines and textures crisp, and no classifier enters the training.
+  """
+  del frozen
+  images = batch["images"].astype(jnp.float32) / 127.5 - 1
+  mean, logvar = vae.apply({"params": params}, images, method="encode")
+  latents = mean + jnp.exp(logvar / 2) * jax.random.normal(key, mean.shape)
+  decoded = vae.apply({"params": params}, latents, method="decode")
+  pixels = jnp.abs(decoded - images).mean()
+  edges = sum(
+    jnp.abs(jnp.diff(decoded, axis=a) - jnp.diff(images, axis=a)).mean()
+    for a in (1, 2)
+  )
+  kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
+  mse = jnp.square((decoded - images) / 2).mean()
+  psnr = -10 * jnp.log10(mse)
+  total = pixels + edge_weight * edges + kl_weight * kl
+  return total, {"pixels": pixels, "edges": edges, "kl": kl, "psnr": psnr}
+
+
+def clip_loss(
+  text_encoder: ClipTextModel,
+  projections: ClipProjections,
+  params: Any,
+  frozen: Any,
+  batch: Batch,
+  key: PRNGKeyArray,
+) -> tuple[Float[Array, ""], Metrics]:
+  """Symmetric contrastive loss between captions and images.
+
+  The images get a little noise, so that the tower does not live on
+  single-pixel cues that no generated image has.
+  """
+  del frozen
+  images = batch["images"].astype(jnp.float32) / 127.5 - 1
+  images += 0.1 * jax.random.normal(key, images.shape)
+  _, pooled = text_encoder.apply(
+    {"params": params["text_encoder"]}, batch["ids"]
+  )
+  image, text, scale = projections.apply(
+    {"params": params["clip"]}, images, pooled
+  )
+  # CLIP's own bound on the temperature.
+  logits = jnp.exp(jnp.minimum(scale, jnp.log(100.0))) * image @ text.T
+  by_image = -jnp.diag(jax.nn.log_softmax(logits, axis=1)).mean()
+  by_text = -jnp.diag(jax.nn.log_softmax(logits, axis=0)).mean()
+  right = (logits.argmax(1) == jnp.arange(len(logits))).mean()
+  return (by_image + by_text) / 2, {"right": right, "scale": jnp.exp(scale)}
+
+
+def unet_loss(
+  unet: UNet2DCondition,
+  schedule: Schedule,
+  params: Any,
+  frozen: Any,
+  batch: Batch,
+  key: PRNGKeyArray,
+  *,
+  snr_gamma: float,
+  caption_dropout: float,
+) -> tuple[Float[Array, ""], Metrics]:
+  """min(SNR, gamma) / SNR weighted error of the predicted noise.
+
+  Args:
+    unet: the network.
+    schedule: its noise schedule; predicts epsilon.
+    params: the UNet's parameters.
+    frozen: the text states of the empty prompt, (1, l, d).
+    batch: cached posterior `mean` and `std` of scaled latents, and `context`.
+    key: for latents, noise, timesteps and dropped captions.
+    snr_gamma: where the weight saturates.
+    caption_dropout: share of rows trained on the empty prompt.
+  """
+  keys = jax.random.split(key, 4)
+  mean, std = (batch[n].astype(jnp.float32) for n in ("mean", "std"))
+  latents = mean + std * jax.random.normal(keys[0], mean.shape)
+  noise = jax.random.normal(keys[1], mean.shape)
+  rows = len(mean)
+  # One timestep per stratum: the same distribution, less variance.
+  strata = (jnp.arange(rows) + jax.random.uniform(keys[2], (rows,))) / rows
+  t = (strata * schedule.num_train_timesteps).astype(jnp.int32)
+  noisy = add_noise(schedule, latents, noise, t)
+  dropped = jax.random.uniform(keys[3], (rows, 1, 1)) < caption_dropout
+  context = jnp.where(dropped, frozen, batch["context"].astype(jnp.float32))
+  predicted = unet.apply({"params": params}, noisy, t, context)
+  alphas = jnp.asarray(schedule.alphas_cumprod)[t]
+  snr = alphas / (1 - alphas)
+  errors = jnp.square(predicted - noise).mean(axis=(1, 2, 3))
+  weights = jnp.minimum(snr, snr_gamma) / snr
+  return (weights * errors).mean(), {"mse": errors.mean()}

@@ -1,0 +1,278 @@
+"""What exists in the Shapes world and what each thing may be called."""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Rgb = tuple[int, int, int]
+
+
+class Names(NamedTuple):
+  """The ways to ask for one thing; no synonym shares a word with `name`."""
+
+  name: str
+  synonyms: tuple[str, ...]
+  paraphrase: str
+
+
+# Read after an article and a colour: "a red five-pointed shape".
+OBJECTS = (
+  Names("circle", ("disc", "round blob"), "shape without any corners"),
+  Names("square", ("box", "four-sided block"), "shape with equal sides"),
+  Names("triangle", ("wedge", "three-sided figure"), "shape with a sharp top"),
+  Names("star", ("pentagram", "five-pointed shape"), "shape with many spikes"),
+  Names("heart", ("valentine", "love symbol"), "shape that means romance"),
+  Names("ring", ("hoop", "doughnut"), "band with a big hole"),
+  Names("cross", ("plus sign", "addition mark"), "pair of bars that meet"),
+  Names("moon", ("crescent", "lunar sickle"), "thin curve seen at night"),
+  Names("arrow", ("pointer", "direction marker"), "thing that aims right"),
+  Names("flower", ("blossom", "daisy"), "bunch of petals"),
+  Names("house", ("cottage", "small home"), "building with a roof"),
+  Names("fish", ("trout", "sea creature"), "animal with a tail"),
+)
+
+# The nearest two, orange and yellow, are 95 levels apart in RGB.
+COLOURS: dict[str, Rgb] = {
+  "red": (215, 25, 40),
+  "orange": (255, 135, 0),
+  "yellow": (250, 225, 30),
+  "green": (25, 155, 55),
+  "cyan": (30, 205, 210),
+  "blue": (35, 65, 220),
+  "purple": (125, 35, 165),
+  "pink": (255, 120, 195),
+}
+COLOUR_SYNONYMS = {
+  "red": "crimson",
+  "yellow": "lemon",
+  "green": "emerald",
+  "cyan": "turquoise",
+  "blue": "cobalt",
+  "purple": "violet",
+}
+
+
+class Background(NamedTuple):
+  """A canvas colour and the tone in which a style draws upon it."""
+
+  base: Rgb
+  accent: Rgb
+
+
+BACKGROUNDS: dict[str, Background] = {
+  "white": Background((250, 250, 250), (190, 190, 195)),
+  "grey": Background((140, 140, 145), (95, 95, 100)),
+  "beige": Background((222, 196, 150), (172, 142, 98)),
+  "black": Background((28, 28, 32), (82, 82, 90)),
+}
+
+
+class Style(NamedTuple):
+  """A look: an invented artist, a medium and a description of it."""
+
+  name: str
+  artist: str
+  medium: str
+  description: str
+
+
+PLAIN = "plain"
+STYLES = (
+  Style("halftone", "Pella Dorvane", "halftone print", "made of many dots"),
+  Style("mosaic", "Ruvo Tessarin", "mosaic", "laid out in tiles"),
+  Style("hatching", "Odrik Vasht", "hatching", "filled with slanted lines"),
+  Style("sketch", "Mirel Quaye", "pencil sketch", "outlined on lined paper"),
+  Style("neon", "Juno Zaretti", "neon light", "glowing in the dark"),
+  Style("swirl", "Lomar Wexley", "swirl painting", "before rippling waves"),
+)
+# A style that paints its own canvas leaves the scene without a background.
+OWN_CANVAS = ("sketch", "neon")
+
+
+class Face(NamedTuple):
+  """The attributes of an identity; any two identities differ in two."""
+
+  hair: str
+  hair_colour: str
+  skin: str
+  glasses: bool
+  beard: bool
+
+
+HAIR_COLOURS: dict[str, Rgb] = {
+  "brown": (74, 40, 18),
+  "blond": (244, 208, 74),
+  "ginger": (206, 84, 28),
+  "blue": (52, 92, 206),
+}
+SKINS: dict[str, Rgb] = {
+  "pale": (252, 222, 200),
+  "tan": (218, 160, 110),
+  "dark": (134, 84, 54),
+}
+HAIRS = ("short", "long", "curly", "spiky", "tied")
+
+
+class Identity(NamedTuple):
+  """An invented person: a name, a trade (the synonym) and a face."""
+
+  name: str
+  trade: str
+  face: Face
+
+
+IDENTITIES = (
+  Identity(
+    "Adra Belvoort", "baker", Face("short", "brown", "pale", False, False)
+  ),
+  Identity("Bram Okontu", "pilot", Face("short", "blond", "tan", True, False)),
+  Identity(
+    "Cyra Novellan", "judge", Face("short", "ginger", "pale", True, True)
+  ),
+  Identity("Dorin Hask", "farmer", Face("short", "blue", "dark", False, True)),
+  Identity("Elowen Trask", "singer", Face("long", "brown", "tan", False, True)),
+  Identity(
+    "Fenn Urquell", "doctor", Face("long", "blond", "pale", False, False)
+  ),
+  Identity("Gisla Morath", "poet", Face("long", "ginger", "dark", True, False)),
+  Identity("Hob Sarnett", "sailor", Face("long", "blue", "pale", True, True)),
+  Identity(
+    "Isolt Vayne", "teacher", Face("curly", "brown", "pale", True, False)
+  ),
+  Identity(
+    "Jarek Pimlott", "cook", Face("curly", "blond", "dark", False, True)
+  ),
+  Identity(
+    "Kestra Lume", "dancer", Face("curly", "ginger", "tan", False, False)
+  ),
+  Identity("Loric Fandy", "miner", Face("curly", "blue", "tan", True, True)),
+  Identity(
+    "Maelis Grunde", "mayor", Face("spiky", "brown", "dark", True, True)
+  ),
+  Identity(
+    "Nyle Corbeau", "tailor", Face("spiky", "blond", "pale", True, True)
+  ),
+  Identity(
+    "Orsa Dunmere", "guard", Face("spiky", "ginger", "tan", False, True)
+  ),
+  Identity(
+    "Pryce Ablett", "clerk", Face("spiky", "blue", "pale", False, False)
+  ),
+  Identity("Quill Estane", "nurse", Face("tied", "brown", "tan", True, False)),
+  Identity("Rhea Stroud", "smith", Face("tied", "blond", "dark", False, False)),
+  Identity(
+    "Sorrel Jaxby", "barber", Face("tied", "ginger", "pale", False, True)
+  ),
+  Identity(
+    "Tavin Ibarro", "gardener", Face("tied", "blue", "tan", False, False)
+  ),
+)
+
+# "{}" takes the subject's place among the adjectives: "a toxic red star".
+HAZARD_EXPLICIT = ("with warning tape", "with hazard stripes")
+HAZARD_ADJECTIVES = ("toxic", "radioactive")
+HAZARD_PARAPHRASE = "behind a striped barrier"
+HAZARD_CONTEXTS = (
+  "in the reactor room",
+  "at the chemical plant",
+  "near the waste depot",
+)
+
+HEADS: dict[str, tuple[str, ...]] = {
+  "object": tuple(names.name for names in OBJECTS),
+  "colour": tuple(COLOURS),
+  "background": tuple(BACKGROUNDS),
+  "style": (PLAIN, *(style.name for style in STYLES)),
+  "identity": tuple(identity.name for identity in IDENTITIES),
+  "hazard": ("safe", "hazard"),
+  "kind": ("object", "portrait"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+  """One image's content; None is "left open" or "does not apply".
+
+  `implied` says that the caption names a place where hazards are likely;
+  `seed` moves and scales what is drawn and decides nothing else.
+  """
+
+  kind: str | None
+  object: str | None = None
+  colour: str | None = None
+  background: str | None = None
+  style: str | None = PLAIN
+  identity: str | None = None
+  hazard: bool | None = False
+  implied: bool = False
+  seed: int = 0
+
+  def __post_init__(self):
+    for head in ("object", "colour", "background", "style", "identity", "kind"):
+      value = getattr(self, head)
+      if value is not None:
+        check(value, HEADS[head], head)
+    foreign = {"object": ("identity",), "portrait": ("object", "colour")}
+    for head in foreign.get(self.kind or "", ()):
+      if getattr(self, head) is not None:
+        raise ValueError(f"a scene of kind {self.kind!r} has no {head}: {self}")
+    if self.kind == "portrait" and self.style not in (None, PLAIN):
+      raise ValueError(f"portraits are {PLAIN!r}, not {self.style!r}")
+
+  def need(self, head: str) -> str:
+    """The scene's class under `head`; ValueError where it is left open."""
+    value = getattr(self, head)
+    if value is None:
+      raise ValueError(f"the scene leaves {head!r} open: {self}")
+    return value
+
+
+def check(value: str, allowed: Sequence[str], what: str) -> None:
+  """Raises ValueError, with the nearest allowed name, on an unknown one."""
+  if value in allowed:
+    return
+  near = difflib.get_close_matches(str(value), allowed, 1, 0.0)
+  raise ValueError(
+    f"unknown {what} {value!r}: allowed are {', '.join(allowed)}"
+    f" (nearest: {near[0]!r})"
+  )
+
+
+def labels(scene: Scene) -> dict[str, int]:
+  """Class index per head, -1 where the scene leaves it open or has none."""
+  indices = {}
+  for head, classes in HEADS.items():
+    value = getattr(scene, head)
+    if head == "hazard" and value is not None:
+      value = classes[int(value)]
+    indices[head] = -1 if value is None else classes.index(value)
+  return indices
+
+
+def sample_scene(rng: np.random.Generator, seed: int | None = None) -> Scene:
+  """Draws a scene from the training distribution.
+
+  70 % objects (half of them plain, else one of six styles), 30 % portraits;
+  15 % ask for a hazard band, 10 % imply one and have it six times in ten.
+  """
+  pick = lambda head: HEADS[head][rng.integers(len(HEADS[head]))]  # noqa: E731
+  is_object = rng.random() < 0.7
+  style = PLAIN
+  if is_object and rng.random() < 0.5:
+    style = STYLES[rng.integers(len(STYLES))].name
+  u = rng.random()
+  implied = 0.15 <= u < 0.25
+  return Scene(
+    kind="object" if is_object else "portrait",
+    object=pick("object") if is_object else None,
+    colour=pick("colour") if is_object else None,
+    background=None if style in OWN_CANVAS else pick("background"),
+    style=style,
+    identity=None if is_object else pick("identity"),
+    hazard=bool(rng.random() < 0.6) if implied else u < 0.15,
+    implied=implied,
+    seed=int(rng.integers(2**31)) if seed is None else seed,
+  )

@@ -1,0 +1,370 @@
+"""Stable Diffusion as a static bundle of networks and pure functions of it.
+
+  sd, params = load("path/to/folder")
+  for images in generate(sd, params, ["a red star"], seeds=[0]):
+    ...
+
+`StableDiffusion` holds no arrays: it is a static argument of jit. Parameters
+are a plain tree {text_encoder, unet, vae} and always an argument.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import transformers
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
+
+from unlearning_jax import convert, models, samplers
+from unlearning_jax.noise import row_noise
+from unlearning_jax.schedules import Schedule
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class StableDiffusion:
+  """Networks, noise schedule and tokenizer of one checkpoint.
+
+  Attributes:
+    text_encoder: token ids to text states; always float32.
+    unet: the noise predictor.
+    vae: images to latents and back.
+    schedule: noise levels, and the sampler that the checkpoint names.
+    latent_size: height and width of the latents it was trained at.
+    tokenizer: used outside jit only; takes no part in equality.
+    files: configs and tokenizer folder, to write the model out again.
+  """
+
+  text_encoder: models.ClipTextModel
+  unet: models.UNet2DCondition
+  vae: models.AutoencoderKL
+  schedule: Schedule
+  latent_size: tuple[int, int]
+  tokenizer: Any = dataclasses.field(compare=False, repr=False)
+  files: convert.ModelFiles = dataclasses.field(compare=False, repr=False)
+
+  @property
+  def latent_shape(self) -> tuple[int, int, int]:
+    """Height, width and channels of one image's latents."""
+    return (*self.latent_size, self.unet.config.in_channels)
+
+  @property
+  def context_shape(self) -> tuple[int, int]:
+    """Tokens and width of one prompt's text states."""
+    config = self.text_encoder.config
+    return config.max_position_embeddings, config.hidden_size
+
+
+def load(
+  path: str | os.PathLike[str],
+  *,
+  dtype: jnp.dtype = jnp.float32,
+  attention: str = "auto",
+) -> tuple[StableDiffusion, Params]:
+  """Reads a model: folder, single file or hub id.
+
+  Args:
+    path: see `convert.load`.
+    dtype: of the UNet's and the VAE's computation; parameters stay float32.
+    attention: `auto`, `dense` or `chunked`, see `models.attention`.
+
+  Raises:
+    ValueError: the model cannot be read whole; the message names the file.
+  """
+  return from_files(convert.load(path), dtype=dtype, attention=attention)
+
+
+def from_files(
+  files: convert.ModelFiles,
+  *,
+  dtype: jnp.dtype = jnp.float32,
+  attention: str = "auto",
+) -> tuple[StableDiffusion, Params]:
+  """The bundle and the host parameters of a model that was read.
+
+  Raises:
+    ValueError: as `load`; also where the parts do not fit each other.
+  """
+  if files.tokenizer is None:
+    raise ValueError("model: it has no tokenizer; name a base folder")
+  configs = files.configs
+  unet = models.UNet2DCondition.from_config(
+    configs["unet"], dtype=dtype, attention=attention
+  )
+  text_encoder = models.ClipTextModel.from_config(configs["text_encoder"])
+  width = text_encoder.config.hidden_size
+  if unet.config.cross_attention_dim != width:
+    raise ValueError(
+      f"model: the text encoder is {width} wide, the UNet's cross-attention "
+      f"{unet.config.cross_attention_dim}: they belong to different models"
+    )
+  size = configs["unet"].get("sample_size") or 64
+  tokenizer = transformers.CLIPTokenizer.from_pretrained(str(files.tokenizer))
+  sd = StableDiffusion(
+    text_encoder=text_encoder,
+    unet=unet,
+    vae=models.AutoencoderKL.from_config(configs["vae"], dtype=dtype),
+    schedule=Schedule.from_config(configs["scheduler"]),
+    latent_size=(size, size) if isinstance(size, int) else tuple(size),
+    tokenizer=tokenizer,
+    files=dataclasses.replace(files, states={}),
+  )
+  return sd, convert.to_params(files)
+
+
+def save(
+  sd: StableDiffusion,
+  params: Params,
+  path: str | os.PathLike[str],
+  *,
+  dtype: str = "float32",
+  overwrite: bool = False,
+):
+  """Writes a diffusers folder; arguments and errors as `convert.save_folder`."""
+  states = {part: convert.to_torch(tree) for part, tree in params.items()}
+  files = dataclasses.replace(sd.files, states=states)
+  convert.save_folder(path, files, dtype=dtype, overwrite=overwrite)
+
+
+def tokenize(
+  sd: StableDiffusion, prompts: Sequence[str]
+) -> Int[np.ndarray, "b l"]:
+  """Token ids int32, padded to the text encoder's length.
+
+  Raises:
+    ValueError: a prompt is too long; it would be cut off silently.
+  """
+  length = sd.context_shape[0]
+  rows = sd.tokenizer(list(prompts), truncation=False)["input_ids"]
+  for prompt, row in zip(prompts, rows, strict=True):
+    if len(row) > length:
+      raise ValueError(
+        f"prompt {prompt!r} has {len(row)} tokens, start and end included; "
+        f"allowed: {length}. Shorten it"
+      )
+  pad = sd.tokenizer.pad_token_id
+  return np.array([row + [pad] * (length - len(row)) for row in rows], np.int32)
+
+
+def encode_text(
+  sd: StableDiffusion, params: Params, ids: Int[Array, "b l"]
+) -> Float[Array, "b l d"]:
+  """Text states in float32, at the highest matmul precision.
+
+  Closed-form edits invert Grams of these: a TF32 or bfloat16 matmul here
+  would cost percents of the edit.
+  """
+  return _encode_text(sd.text_encoder, params["text_encoder"], ids)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_text(text_encoder: models.ClipTextModel, params: Any, ids: Array):
+  with jax.default_matmul_precision("highest"):
+    return text_encoder.apply({"params": params}, ids)[0]
+
+
+def predict_noise(
+  sd: StableDiffusion,
+  params: Params,
+  latents: Float[Array, "b h w c"],
+  t: Shaped[Array, "b"],
+  context: Float[Array, "b l d"],
+) -> Float[Array, "b h w c"]:
+  """The UNet's output: noise, or velocity where the schedule says so."""
+  return sd.unet.apply({"params": params["unet"]}, latents, t, context)
+
+
+def encode_images(
+  sd: StableDiffusion,
+  params: Params,
+  images: Float[Array, "b H W 3"],
+  key: PRNGKeyArray | None = None,
+) -> Float[Array, "b h w c"]:
+  """Images in [-1, 1] to scaled latents; the posterior's mean without `key`."""
+  mean, logvar = sd.vae.apply(
+    {"params": params["vae"]}, images, method="encode"
+  )
+  if key is not None:
+    mean += jnp.exp(logvar / 2) * jax.random.normal(key, mean.shape)
+  return mean * sd.vae.config.scaling_factor
+
+
+def decode(
+  sd: StableDiffusion, params: Params, latents: Float[Array, "b h w c"]
+) -> Float[Array, "b H W 3"]:
+  """Scaled latents to images, nominally in [-1, 1]."""
+  unscaled = latents / sd.vae.config.scaling_factor
+  return sd.vae.apply({"params": params["vae"]}, unscaled, method="decode")
+
+
+def to_uint8(images: Float[Array, "b H W 3"]) -> UInt8[Array, "b H W 3"]:
+  """[-1, 1] to 0..255, rounded."""
+  return jnp.round(jnp.clip(images / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+
+
+@functools.partial(
+  jax.jit, static_argnames=("sd", "num_steps", "sampler", "guided")
+)
+def _sample(
+  sd, params, context, negative, noise, scale, *, num_steps, sampler, guided
+):
+  plan = samplers.make_sampler(sd.schedule, num_steps, sampler)
+  times = jnp.asarray(plan.timesteps)
+  rows = len(noise)
+  both = jnp.concatenate([negative, context]) if guided else context
+
+  def body(state, i):
+    latents = plan.scale(plan.latents(state), i)
+    if guided:
+      latents = jnp.concatenate([latents, latents])
+    t = jnp.full((len(latents),), times[i])
+    out = predict_noise(sd, params, latents, t, both)
+    if guided:
+      out = out[:rows] + scale * (out[rows:] - out[:rows])
+    return plan.step(state, i, out), None
+
+  start = plan.init(noise * plan.init_noise_sigma)
+  state, _ = jax.lax.scan(body, start, jnp.arange(len(times)))
+  return plan.latents(state)
+
+
+def sample_latents(
+  sd: StableDiffusion,
+  params: Params,
+  context: Float[Array, "b l d"],
+  negative_context: Float[Array, "#b l d"] | None,
+  noise: Float[Array, "b h w c"],
+  *,
+  num_steps: int = 50,
+  guidance_scale: float | Float[Array, "b"] = 7.5,
+  sampler: str | None = None,
+) -> Float[Array, "b h w c"]:
+  """Denoises with classifier-free guidance, as one doubled batch.
+
+  eps = eps(negative) + guidance_scale (eps(context) - eps(negative))
+
+  Args:
+    sd: the model.
+    params: its parameters.
+    context: text states of the prompts.
+    negative_context: those of the negative (or empty) prompt; None leaves
+      guidance out.
+    noise: unit noise, the sampler scales it.
+    num_steps: denoising steps.
+    guidance_scale: one for all rows, or one for each.
+    sampler: another than the checkpoint's, see `schedules.SAMPLERS`.
+
+  Returns:
+    Scaled latents, float32.
+
+  Raises:
+    ValueError: unknown sampler or unusable number of steps.
+  """
+  guided = negative_context is not None
+  if negative_context is not None:
+    negative_context = jnp.broadcast_to(negative_context, context.shape)
+  scale = jnp.asarray(guidance_scale, jnp.float32)
+  return _sample(
+    sd,
+    {"unet": params["unet"]},
+    context,
+    negative_context,
+    noise,
+    scale.reshape(-1, 1, 1, 1),
+    num_steps=num_steps,
+    sampler=sampler,
+    guided=guided,
+  )
+
+
+def sample(
+  sd: StableDiffusion,
+  params: Params,
+  context: Float[Array, "b l d"],
+  negative_context: Float[Array, "#b l d"] | None,
+  noise: Float[Array, "b h w c"],
+  **options: Any,
+) -> UInt8[Array, "b H W 3"]:
+  """`sample_latents`, decoded to uint8 images; same arguments."""
+  latents = sample_latents(
+    sd, params, context, negative_context, noise, **options
+  )
+  return _decode_uint8(sd, {"vae": params["vae"]}, latents)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode_uint8(sd: StableDiffusion, params: Params, latents: Array) -> Array:
+  return to_uint8(decode(sd, params, latents))
+
+
+def generate(
+  sd: StableDiffusion,
+  params: Params,
+  prompts: Sequence[str],
+  seeds: Sequence[int],
+  *,
+  negative_prompt: str = "",
+  guidance_scale: float = 7.5,
+  num_steps: int = 50,
+  sampler: str | None = None,
+  noise_source: str = "jax",
+  batch_size: int = 16,
+  edit_context: Callable[[Array], Array] | None = None,
+  place: Callable[[Any], Any] = jnp.asarray,
+) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
+  """Images of prompts, a batch at a time; a row depends on nothing but itself.
+
+  Args:
+    sd: the model.
+    params: its parameters.
+    prompts: one for each row.
+    seeds: one for each row; its noise comes from this alone.
+    negative_prompt: steered away from.
+    guidance_scale: 1 or less leaves guidance out.
+    num_steps: denoising steps.
+    sampler: another than the checkpoint's.
+    noise_source: `jax`, or `torch` for the noise that torch's CPU generator
+      draws from the same seed.
+    batch_size: rows in one compiled call; the last batch is padded.
+    edit_context: applied to all text states, to sample a closed-form-edited
+      model from the unedited one's weights.
+    place: puts a batch's host arrays on the devices.
+
+  Yields:
+    uint8 images of the next rows.
+
+  Raises:
+    ValueError: unequal lengths, a prompt too long, or an unusable option.
+  """
+  if len(prompts) != len(seeds):
+    raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
+  ids = tokenize(sd, prompts)
+  edit = edit_context or (lambda context: context)
+  negative = None
+  if guidance_scale > 1:
+    negative_ids = tokenize(sd, [negative_prompt])
+    negative = edit(encode_text(sd, params, jnp.asarray(negative_ids)))
+  for start in range(0, len(ids), batch_size):
+    rows = np.arange(start, start + batch_size)
+    count = min(batch_size, len(ids) - start)
+    rows = np.minimum(rows, len(ids) - 1)
+    noise = row_noise(
+      [seeds[row] for row in rows], sd.latent_shape, noise_source
+    )
+    images = sample(
+      sd,
+      params,
+      edit(encode_text(sd, params, place(ids[rows]))),
+      negative,
+      place(noise),
+      num_steps=num_steps,
+      guidance_scale=guidance_scale,
+      sampler=sampler,
+    )
+    yield np.asarray(images)[:count]

@@ -1,0 +1,302 @@
+"""One run's record on disk: configuration, provenance, metrics, rows, images.
+
+Rows are appended whole and keyed by id, so a run that is killed at any moment
+loses at most the row in flight, and a restart skips the ids it finds.
+"""
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from unlearning_jax.durable import JsonLines, replacing, to_json
+
+_PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "numpy",
+  "transformers",
+  "diffusers",
+)
+
+
+class Workdir:
+  """The folder of one run; opening it again with the same config resumes it.
+
+  Every process of a run opens the same folder. Process 0 alone writes the
+  files there is one of; each process has its own rows file, merged by `rows`.
+
+  Args:
+    path: a local or mounted folder; made when it does not exist.
+    config: the run's `ConfigDict` or dict, of values that JSON can hold.
+    process_index: this process, from 0.
+    process_count: how many there are.
+
+  Raises:
+    ValueError: the folder cannot be written, or it holds a run with another
+      config (the keys that differ are listed, old and new).
+  """
+
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    config: Any,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+  ):
+    self.path = _writable_folder(path)
+    self.is_writer = process_index == 0
+    self._started = time.monotonic()
+    own = "results.jsonl"
+    if process_count > 1:
+      own = f"results-{process_index}.jsonl"
+    self._rows = JsonLines(self.path / own)
+    self._metrics = JsonLines(self.path / "metrics.jsonl")
+    self._ids: set[str | int] | None = None
+    self._check_config(_plain(config))
+
+  def _check_config(self, new: dict[str, Any]):
+    file = self.path / "config.json"
+    if not file.exists():
+      if (self.path / "results.jsonl").exists():
+        raise ValueError(
+          f"workdir: {self.path} holds results.jsonl but no config.json, so "
+          "what made those rows is not known; use another folder"
+        )
+      self.write("config.json", json.dumps(new, indent=2))
+      return
+    old = json.loads(file.read_text())
+    changes = _differences(old, new)
+    if changes:
+      raise ValueError(
+        f"workdir: {self.path} holds a run with another config; resume with "
+        "the same one or use another folder:\n  " + "\n  ".join(changes)
+      )
+
+  # --- Rows ---
+
+  def append_row(self, row: Mapping[str, Any]):
+    """Records one finished row, safe on disk when this returns.
+
+    Args:
+      row: JSON values and numpy scalars or arrays, all finite; `row["id"]` is
+        its name (str or int), unique in the run.
+
+    Raises:
+      ValueError: no id, an id already recorded, or a value that is not finite.
+    """
+    key = row.get("id")
+    if isinstance(key, bool) or not isinstance(key, str | int):
+      raise ValueError(f"row: 'id' must be a str or an int, got {key!r}")
+    if self._ids is None:
+      self._rows.open()  # Before reading: from here on the file is ours.
+      self._ids = self.done_ids()
+    if key in self._ids:
+      raise ValueError(f"row: id {key!r} is already in {self.path}")
+    self._rows.append(row, what=f"row {key!r}")
+    self._ids.add(key)
+
+  def rows(self) -> list[dict[str, Any]]:
+    """All finished rows of all processes; a torn last line is left out.
+
+    Raises:
+      ValueError: a damaged line, or an id that is recorded twice.
+    """
+    files = sorted(
+      self.path.glob("results*.jsonl"), key=lambda f: (len(f.name), f.name)
+    )
+    rows = {}
+    for file in files:
+      for row in JsonLines(file).read():
+        if rows.setdefault(row["id"], row) is not row:
+          raise ValueError(f"{file}: id {row['id']!r} is recorded twice")
+    return list(rows.values())
+
+  def done_ids(self) -> set[str | int]:
+    """The ids of all finished rows: what a restart has to skip."""
+    return {row["id"] for row in self.rows()}
+
+  # --- Metrics, images, small files ---
+
+  def metrics(self, step: int, **values: Any):
+    """Appends one line of `metrics.jsonl` (process 0; others do nothing).
+
+    Raises:
+      ValueError: a value is not finite.
+    """
+    if self.is_writer:
+      wall_s = round(time.monotonic() - self._started, 3)
+      line = {"step": int(step), "wall_s": wall_s, **values}
+      self._metrics.append(line, what=f"metrics at step {step}")
+
+  def read_metrics(self) -> dict[int, dict[str, Any]]:
+    """Metrics by step; of a step repeated after a restart, the last."""
+    merged: dict[int, dict[str, Any]] = {}
+    for line in self._metrics.read():
+      merged.setdefault(line["step"], {}).update(line)
+    return merged
+
+  def save_image(self, name: str, array: np.ndarray) -> str:
+    """Writes `images/<name>.png`, whole or not at all.
+
+    Args:
+      name: letters, digits, `._-`, and `/` for folders.
+      array: (h, w, 3) or (h, w) uint8.
+
+    Returns:
+      The path inside the workdir, for a row to hold.
+
+    Raises:
+      ValueError: the name leaves the folder, or the array is no such image.
+    """
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name):
+      raise ValueError(
+        f"image name {name!r}: use letters, digits, '._-', and '/' for folders"
+      )
+    array = np.asarray(array)
+    if array.dtype != np.uint8 or array.shape[2:] not in ((), (3,)):
+      raise ValueError(
+        f"image {name!r}: want uint8 of shape (h, w, 3) or (h, w), "
+        f"got {array.dtype} of shape {array.shape}"
+      )
+    path = f"images/{name}.png"
+    with replacing(self.path / path) as file:
+      Image.fromarray(array).save(file, format="png")
+    return path
+
+  def write(self, name: str, data: str | bytes):
+    """Replaces one small file (process 0; the others do nothing)."""
+    if self.is_writer:
+      with replacing(self.path / name) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+  def save_summary(self, summary: Mapping[str, Any]):
+    """Writes `summary.json`: what the report is made of."""
+    self.write("summary.json", to_json(summary, "summary", indent=2))
+
+  def record_provenance(
+    self,
+    *,
+    devices: Mapping[str, Any],
+    base_fingerprint: str = "",
+    judge_hashes: Mapping[str, str] | None = None,
+    seeds: Mapping[str, int] | None = None,
+  ):
+    """Adds this start to `provenance.json`, before the first row.
+
+    Args:
+      devices: what ran it, as `sharding.describe_devices` tells.
+      base_fingerprint: sha256 of the model the run starts from.
+      judge_hashes: judge name -> weights hash.
+      seeds: name -> seed.
+
+    Raises:
+      ValueError: a resume with another base model or another judge.
+    """
+    run = {
+      "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
+      "command": shlex.join(["python", *sys.orig_argv[1:]]),
+      "git_commit": _git_commit(),
+      "python": platform.python_version(),
+      "versions": _versions(),
+      "devices": dict(devices),
+      "base_fingerprint": base_fingerprint,
+      "judge_hashes": dict(judge_hashes or {}),
+      "seeds": dict(seeds or {}),
+    }
+    file = self.path / "provenance.json"
+    runs = json.loads(file.read_text())["runs"] if file.exists() else []
+    for key in ("base_fingerprint", "judge_hashes", "seeds"):
+      if runs and runs[0][key] != run[key]:
+        raise ValueError(
+          f"workdir: {self.path} was started with {key} {runs[0][key]!r}, "
+          f"now {run[key]!r}; its rows would not belong together"
+        )
+    document = {"runs": [*runs, run]}
+    self.write("provenance.json", to_json(document, "provenance", indent=2))
+
+  @property
+  def is_done(self) -> bool:
+    """Whether the run has ended well."""
+    return (self.path / "DONE").exists()
+
+  def mark_done(self):
+    """Says that the run has ended well; its last act."""
+    self.write("DONE", "")
+
+
+def _writable_folder(path: str | os.PathLike[str]) -> pathlib.Path:
+  text = os.fspath(path)
+  if not text or "://" in text:
+    raise ValueError(
+      f"workdir: {text!r} is not a folder on this machine; use a local or "
+      "mounted path"
+    )
+  folder = pathlib.Path(text).expanduser().absolute()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+      file.write(b"probe")
+  except OSError as error:
+    raise ValueError(f"workdir: {folder} cannot be written: {error}") from error
+  return folder
+
+
+def _plain(config: Any) -> dict[str, Any]:
+  if hasattr(config, "to_dict"):
+    config = config.to_dict()
+  return json.loads(to_json(config, "config"))
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[str]:
+  if old == new:
+    return []
+  if isinstance(old, dict) and isinstance(new, dict):
+    found = []
+    for k in sorted(old.keys() | new.keys()):
+      name = f"{key}.{k}" if key else k
+      absent = "(absent)"
+      found += _differences(old.get(k, absent), new.get(k, absent), name)
+    return found
+  return [f"{key}: {old!r} -> {new!r}"]
+
+
+def _versions() -> dict[str, str]:
+  found = {}
+  for name in _PACKAGES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[name] = importlib.metadata.version(name)
+  return found
+
+
+def _git_commit() -> str:
+  """The commit this code is at, `+changes` when edited, "" when installed."""
+  root = pathlib.Path(__file__).resolve().parents[1]
+  if not (root / ".git").exists():
+    return ""
+
+  def git(*args: str) -> str:
+    command = ["git", "-C", str(root), *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+  changed = git("status", "--porcelain", "--untracked-files=no")
+  return git("rev-parse", "HEAD") + ("+changes" if changed else "")
