@@ -9,7 +9,7 @@ from configs import common
 
 def get_config():
   config = common.train_shapes("unet")
-  config.num_steps = 5_000
+  config.num_steps = 4_000
   config.optimizer.learning_rate = 1e-3
   config.ema_decay = 0.997
   config.loss = {"snr_gamma": 5.0, "caption_dropout": 0.1}

@@ -53,6 +53,7 @@ def judge_task(config, data, folder: pathlib.Path) -> tasks.Task:
 
 
 def main(_):
+  """Trains one stage, from its last checkpoint if there is one."""
   sharding.initialize_distributed(_DISTRIBUTED.value)
   config = _CONFIG.value
   stages = {

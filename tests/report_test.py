@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from unlearning_jax import report
-from unlearning_jax.evaluators.accuracy import Measure
+from unlearning_jax.evaluators.accuracy import Change, Measure
 from unlearning_jax.evaluators.statistics import wilson
 from unlearning_jax.workdir import Workdir
 
@@ -56,6 +56,9 @@ def make_document():
     "erased": [{"head": "object", "class": "star"}],
     "stages": ["before", "UCE"],
     "measures": measures,
+    "changes": {
+      "UCE": [Change("object/star/explicit", -0.705, -0.77, -0.64, None)]
+    },
     "pairs": pairs,
     "diagnostics": {"UCE": {"condition_number": 812.5, "rows": 48}},
     "notes": ["Mind the gap."],
@@ -102,6 +105,7 @@ def test_the_page_says_what_was_measured():
     "images before, and 1.5 % (3 of 200) after UCE."
   ) in page.text
   assert "0.5–4.3 % · 3/200" in page.text  # Wilson's interval of 3 of 200
+  assert "change -70.5 (-77.0 to -64.0)" in page.text
   for words in ("by a synonym", "seen: ring", "Mind the gap.", "812.5", "9f86"):
     assert words in page.text
   assert "python -m launch.erase" in page.text and "noise 7" in page.text

@@ -34,6 +34,8 @@ workdir = Workdir(folder, {}, process_index=index, process_count=2)
 for i, value in zip(own, sharding.local_rows(double), strict=True):
   workdir.append_row({"id": int(i), "value": value})
 workdir.metrics(0, loss=1.0)
+sharding.wait_for_all("rows written")
+assert len(workdir.rows()) == 16
 """
 
 

@@ -102,12 +102,18 @@ def build(name: str, seed: int = 0):
 
 def write(folder: pathlib.Path, name: str = "sd1", **save_kwargs):
   """Writes a diffusers folder as torch's libraries do; returns the models."""
-  from diffusers import PNDMScheduler
-
+  write_frame(folder)
   models = build(name)
   dtype = save_kwargs.pop("dtype", None)
   for part, model in models.items():
     model.to(dtype).save_pretrained(folder / part, **save_kwargs)
+  return models
+
+
+def write_frame(folder: pathlib.Path):
+  """Everything of a folder except the networks."""
+  from diffusers import PNDMScheduler
+
   PNDMScheduler(
     beta_start=0.00085,
     beta_end=0.012,
@@ -128,7 +134,6 @@ def write(folder: pathlib.Path, name: str = "sd1", **save_kwargs):
     "vae": ["diffusers", "AutoencoderKL"],
   }
   (folder / "model_index.json").write_text(json.dumps(index))
-  return models
 
 
 def write_tokenizer(folder: pathlib.Path):

@@ -227,7 +227,13 @@ def test_provenance_lists_every_start(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "change", [{"base_fingerprint": "b"}, {"judge_hashes": {"shapes": "c"}}]
+  "change",
+  [
+    {"base_fingerprint": "b"},
+    {"judge_hashes": {"shapes": "c"}},
+    {"inputs": {"UCE": "d"}},
+    {"seeds": {"seed": 1}},
+  ],
 )
 def test_a_resume_on_another_model_or_judge_is_refused(tmp_path, change):
   Workdir(tmp_path, {}).record_provenance(devices={}, base_fingerprint="a")

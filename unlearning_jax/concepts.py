@@ -229,26 +229,6 @@ def phrase_pairs(
   return tuple(pairs)
 
 
-def check_lengths(tokenizer: Any, phrases: Sequence[str]) -> None:
-  """Refuses phrases that the tokenizer would truncate.
-
-  Args:
-    tokenizer: a CLIP tokenizer; `model_max_length` counts the start and end.
-    phrases: what will be encoded.
-
-  Raises:
-    ValueError: naming the phrase, its tokens and how many are allowed.
-  """
-  # Start and end tokens included, as in model_max_length.
-  rows = tokenizer(list(phrases), truncation=False, padding=False)["input_ids"]
-  for phrase, row in zip(phrases, rows, strict=True):
-    if len(row) > tokenizer.model_max_length:
-      raise ValueError(
-        f"{phrase!r} has {len(row) - 2} tokens; allowed: "
-        f"{tokenizer.model_max_length - 2}"
-      )
-
-
 def check_tokens(tokenizer: Any, concepts: Sequence[Concept]) -> None:
   """Refuses phrases that differ as text but are the same to the tokenizer.
 

@@ -31,6 +31,11 @@ def initialize_distributed(wanted: bool):
     jax.distributed.initialize()
 
 
+def wait_for_all(what: str):
+  """Until every process is here: before one reads what the others wrote."""
+  multihost_utils.sync_global_devices(what)
+
+
 def describe_devices() -> dict[str, Any]:
   """What runs this: platform, kind, number of devices and processes."""
   devices = jax.devices()

@@ -26,6 +26,10 @@ from unlearning_jax.schedules import Schedule
 
 Params = dict[str, Any]
 
+# Whatever the scheduler's file says, torch's StableDiffusionPipeline sets
+# these when it opens a folder, and so do all published images.
+_PIPELINE_FORCES = {"steps_offset": 1, "clip_sample": False}
+
 
 @dataclasses.dataclass(frozen=True)
 class StableDiffusion:
@@ -110,7 +114,7 @@ def from_files(
     text_encoder=text_encoder,
     unet=unet,
     vae=models.AutoencoderKL.from_config(configs["vae"], dtype=dtype),
-    schedule=Schedule.from_config(configs["scheduler"]),
+    schedule=Schedule.from_config(configs["scheduler"] | _PIPELINE_FORCES),
     latent_size=(size, size) if isinstance(size, int) else tuple(size),
     tokenizer=tokenizer,
     files=dataclasses.replace(files, states={}),
@@ -126,7 +130,7 @@ def save(
   dtype: str = "float32",
   overwrite: bool = False,
 ):
-  """Writes a diffusers folder; arguments and errors as `convert.save_folder`."""
+  """Writes a diffusers folder; see `convert.save_folder`."""
   states = {part: convert.to_torch(tree) for part, tree in params.items()}
   files = dataclasses.replace(sd.files, states=states)
   convert.save_folder(path, files, dtype=dtype, overwrite=overwrite)
@@ -317,6 +321,7 @@ def generate(
   batch_size: int = 16,
   edit_context: Callable[[Array], Array] | None = None,
   place: Callable[[Any], Any] = jnp.asarray,
+  fetch: Callable[[Any], np.ndarray] = np.asarray,
 ) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
   """Images of prompts, a batch at a time; a row depends on nothing but itself.
 
@@ -335,6 +340,7 @@ def generate(
     edit_context: applied to all text states, to sample a closed-form-edited
       model from the unedited one's weights.
     place: puts a batch's host arrays on the devices.
+    fetch: brings the images of this process's rows back.
 
   Yields:
     uint8 images of the next rows.
@@ -349,7 +355,7 @@ def generate(
   negative = None
   if guidance_scale > 1:
     negative_ids = tokenize(sd, [negative_prompt])
-    negative = edit(encode_text(sd, params, jnp.asarray(negative_ids)))
+    negative = edit(encode_text(sd, params, negative_ids))
   for start in range(0, len(ids), batch_size):
     rows = np.arange(start, start + batch_size)
     count = min(batch_size, len(ids) - start)
@@ -367,4 +373,4 @@ def generate(
       guidance_scale=guidance_scale,
       sampler=sampler,
     )
-    yield np.asarray(images)[:count]
+    yield fetch(images)[:count]

@@ -198,6 +198,7 @@ class Workdir:
     devices: Mapping[str, Any],
     base_fingerprint: str = "",
     judge_hashes: Mapping[str, str] | None = None,
+    inputs: Mapping[str, str] | None = None,
     seeds: Mapping[str, int] | None = None,
   ):
     """Adds this start to `provenance.json`, before the first row.
@@ -206,10 +207,11 @@ class Workdir:
       devices: what ran it, as `sharding.describe_devices` tells.
       base_fingerprint: sha256 of the model the run starts from.
       judge_hashes: judge name -> weights hash.
+      inputs: name -> hash of whatever else the rows depend on, as an edit.
       seeds: name -> seed.
 
     Raises:
-      ValueError: a resume with another base model or another judge.
+      ValueError: a resume with another model, judge, input or seed.
     """
     run = {
       "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
@@ -220,11 +222,12 @@ class Workdir:
       "devices": dict(devices),
       "base_fingerprint": base_fingerprint,
       "judge_hashes": dict(judge_hashes or {}),
+      "inputs": dict(inputs or {}),
       "seeds": dict(seeds or {}),
     }
     file = self.path / "provenance.json"
     runs = json.loads(file.read_text())["runs"] if file.exists() else []
-    for key in ("base_fingerprint", "judge_hashes", "seeds"):
+    for key in ("base_fingerprint", "judge_hashes", "inputs", "seeds"):
       if runs and runs[0][key] != run[key]:
         raise ValueError(
           f"workdir: {self.path} was started with {key} {runs[0][key]!r}, "

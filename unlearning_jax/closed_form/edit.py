@@ -112,6 +112,20 @@ def compose(first: Edit, second: Edit) -> Edit:
   )
 
 
+def check_base(edit: Edit, params: Params):
+  """Refuses parameters that the edit was not made from.
+
+  Raises:
+    ValueError: with both fingerprints.
+  """
+  found = base_fingerprint(params)
+  if found != edit.base:
+    raise ValueError(
+      f"the {edit.method} edit was made from base {edit.base}, these "
+      f"parameters are {found}; apply it to its base, or erase again from them"
+    )
+
+
 def apply_to_params(edit: Edit, params: Params) -> dict[str, Any]:
   """The edited model; every leaf that is no text projection stays the same.
 
@@ -121,20 +135,15 @@ def apply_to_params(edit: Edit, params: Params) -> dict[str, Any]:
   Raises:
     ValueError: `params` are not the edit's base.
   """
-  found = base_fingerprint(params)
-  if found != edit.base:
-    raise ValueError(
-      f"the {edit.method} edit was made from base {edit.base}, these "
-      f"parameters are {found}; apply it to its base, or erase again from them"
-    )
+  check_base(edit, params)
   leaves = traverse_util.flatten_dict(params["unet"], sep="/")
   change = (edit.context_map - np.eye(len(edit.context_map))).T
-  leaves |= _moved(change.astype(np.float32), cross_attention_kernels(params))
+  leaves |= moved(change.astype(np.float32), cross_attention_kernels(params))
   return {**params, "unet": traverse_util.unflatten_dict(leaves, sep="/")}
 
 
 @jax.jit
-def _moved(change: Array, kernels: dict[str, Array]) -> dict[str, Array]:
+def moved(change: Array, kernels: dict[str, Array]) -> dict[str, Array]:
   def move(kernel: Array) -> Array:
     wide = kernel.astype(jnp.float32)
     step = jnp.matmul(change, wide, precision=_HIGHEST)

@@ -275,7 +275,7 @@ def _start(
 ) -> dict[str, Any]:
   """The arguments of `uce.solve`."""
   preserve_scale = _given(preserve_scale, preset["preserve_scale"])
-  lamb = _given(lamb, preset["lamb"])
+  lamb = float(_given(lamb, preset["lamb"]))
   closed_form.check_scales(
     uce_lamb=lamb, uce_preserve_scale=_given(preserve_scale, 0.0)
   )

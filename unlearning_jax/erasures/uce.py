@@ -19,6 +19,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64
 
@@ -28,7 +29,6 @@ from unlearning_jax.concepts import (
   Concept,
   check_choice,
   check_concepts,
-  check_lengths,
   check_tokens,
   phrase_pairs,
   preserved_phrases,
@@ -77,20 +77,22 @@ def encode(sd: Any, params: Any, phrases: Sequence[str]) -> Iterator[TextState]:
     ValueError: naming the phrase, if it is too long or its states are not
       finite.
   """
-  check_lengths(sd.tokenizer, phrases)
-  for start in range(0, len(phrases), _BATCH):
-    batch = list(phrases[start : start + _BATCH])
-    # A short last batch is filled up, or the encoder would compile again.
-    fill = min(_BATCH, len(phrases)) - len(batch)
-    ids = np.asarray(stable_diffusion.tokenize(sd, batch + [""] * fill))
-    states = stable_diffusion.encode_text(sd, params, ids)
-    # The first end-of-text token: where padding has the same id, argmax stops
-    # at the first; where it has not, there is only one.
-    ends = np.argmax(ids == sd.tokenizer.eos_token_id, axis=1)
-    for phrase, rows, end in zip(batch, np.asarray(states), ends, strict=False):
-      if not np.isfinite(rows).all():
-        raise ValueError(f"the text states of {phrase!r} hold NaN or infinity")
-      yield TextState(rows, int(end) - 1)
+  # All of them first: a phrase that is too long is refused before any work.
+  ids = stable_diffusion.tokenize(sd, phrases)
+  # The first end-of-text token: where padding has the same id, argmax stops at
+  # the first; where it has not, there is only one.
+  lasts = np.argmax(ids == sd.tokenizer.eos_token_id, axis=1) - 1
+  # Few sizes, all powers of two, and short batches filled up: the encoder is
+  # compiled once for each.
+  size = min(_BATCH, 1 << max(len(ids) - 1, 0).bit_length())
+  for start in range(0, len(ids), _BATCH):
+    rows = np.minimum(np.arange(start, start + size), len(ids) - 1)
+    batch = stable_diffusion.encode_text(sd, params, jnp.asarray(ids[rows]))
+    stop = min(start + size, len(ids))
+    for row, states in zip(range(start, stop), np.asarray(batch), strict=False):
+      if not np.isfinite(states).all():
+        raise ValueError(f"text states of {phrases[row]!r}: NaN or infinity")
+      yield TextState(states, int(lasts[row]))
 
 
 def paired_rows(
@@ -237,7 +239,11 @@ def erase(
   """
   del key
   check_choice("technique", technique, TECHNIQUES)
-  closed_form.check_scales(erase_scale=erase_scale, lamb=lamb)
+  closed_form.check_scales(
+    erase_scale=erase_scale,
+    preserve_scale=0.0 if preserve_scale is None else preserve_scale,
+    lamb=lamb,
+  )
   kernels = closed_form.cross_attention_kernels(params)
   task = encode_task(
     sd, params, concepts, preset=preset, expand_prompts=expand_prompts

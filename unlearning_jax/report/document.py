@@ -7,6 +7,7 @@ The keys, which are also those of `summary.json`; all but `stages` and
   erased: [{"head": "object", "class": "star"}], as the judge calls them.
   stages: ["before", "UCE", "RECE"], the models compared; the first is the base.
   measures: {stage: [accuracy.Measure, or its fields as a list or dict]}.
+  changes: {stage: [accuracy.Change, likewise]}, each against the base.
   pairs: [{"prompt", "group", "seed", "images": {stage: path or uint8 array},
     "seen": {stage: what the judge saw}, "unsafe": bool}]: one prompt and one
     noise under every model. Paths are relative to the run's folder; `seed`,
@@ -27,17 +28,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unlearning_jax.evaluators.accuracy import ALL, Measure
+from unlearning_jax.evaluators.accuracy import ALL, Change, Measure
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-  """The keys above; measures by stage and name; `root` is where images are."""
+  """The keys above, measures and changes by stage and name, as `read` does.
+
+  `root` is the folder that the images' paths start from.
+  """
 
   stages: Sequence[str]
   measures: Mapping[str, Mapping[str, Measure]]
+  changes: Mapping[str, Mapping[str, Change]] = dataclasses.field(
+    default_factory=dict
+  )
   title: str = "Concept erasure"
   erased: Sequence[Mapping[str, str]] = ()
   pairs: Sequence[Mapping[str, Any]] = ()
@@ -89,11 +96,9 @@ def read(source: Source) -> Document:
     if (root / "provenance.json").is_file():
       keys["provenance"] = json.loads((root / "provenance.json").read_text())
   _check(keys)
-  measures = {
-    stage: {m.name: m for m in map(_measure, keys["measures"][stage])}
-    for stage in keys["stages"]
-  }
-  return Document(**{**keys, "measures": measures, "root": root})
+  keys["measures"] = _by_name(Measure, keys["measures"])
+  keys["changes"] = _by_name(Change, keys.get("changes", {}))
+  return Document(**keys, root=root)
 
 
 def label(group: str) -> str:
@@ -102,14 +107,21 @@ def label(group: str) -> str:
     "explicit": "by name",
     "synonyms": "by a synonym",
     "paraphrases": "by a paraphrase",
+    "implied": "by context alone",
     "others": "everything else",
     ALL: "all prompts",
   }
   return words.get(group, group)
 
 
-def _measure(fields: Any) -> Measure:
-  return Measure(**fields) if isinstance(fields, Mapping) else Measure(*fields)
+def _by_name(
+  kind: type[Measure] | type[Change], stages: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+  found = {}
+  for stage, numbers in stages.items():
+    made = (kind(**n) if isinstance(n, Mapping) else kind(*n) for n in numbers)
+    found[stage] = {number.name: number for number in made}
+  return found
 
 
 def _check(source: Mapping[str, Any]):

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from unlearning_jax.evaluators.accuracy import ALL, Measure
+from unlearning_jax.evaluators.accuracy import ALL, Change, Measure
 from unlearning_jax.report.document import Document, label
 from unlearning_jax.report.markup import (
   Html,
@@ -39,7 +39,7 @@ def cards(document: Document) -> Html:
   for erased in document.erased:
     rows = {
       label(group): document.row(f"{erased['head']}/{erased['class']}/{group}")
-      for group in ("explicit", "synonyms", "paraphrases")
+      for group in ("explicit", "synonyms", "paraphrases", "implied")
     }
     rows[label("others")] = document.row(f"{erased['head']}/{ALL}/others")
     for i, stage in enumerate(document.stages[1:], 1):
@@ -110,6 +110,8 @@ def accuracies(document: Document) -> Html:
     "the 95 % Wilson interval: erased concepts should fall, everything else "
     "should stay."
   )
+  if document.changes:
+    note += " Changes are in points, paired, their intervals over prompts."
   return join(
     element("h2", "Accuracy"),
     element("p", note, class_="note"),
@@ -219,20 +221,26 @@ def _heading(document: Document, text: str) -> Html:
 
 
 def _row(document: Document, text: str, name: str) -> Html:
-  measures = document.row(name) or []
-  cells = (_cell(m, f"s{i % 5}") for i, m in enumerate(measures))
+  cells = (
+    _cell(measure, document.changes.get(stage, {}).get(name), f"s{i % 5}")
+    for i, (stage, measure) in enumerate(
+      zip(document.stages, document.row(name) or [], strict=True)
+    )
+  )
   return element("tr", element("th", text), *cells)
 
 
-def _cell(m: Measure, class_: str) -> Html:
+def _cell(m: Measure, change: Change | None, class_: str) -> Html:
   interval = f"{100 * m.low:.1f}–{100 * m.high:.1f} % · {m.k}/{m.n}"
-  return element(
-    "td",
+  parts = [
     element("b", _percent(m.value)),
     interval_bar(m.value, m.low, m.high),
     element("small", interval),
-    class_=class_,
-  )
+  ]
+  if change:
+    value, low, high = (f"{100 * v:+.1f}" for v in change[1:4])
+    parts.append(element("small", f"change {value} ({low} to {high})"))
+  return element("td", *parts, class_=class_)
 
 
 def _percent(value: float) -> str:

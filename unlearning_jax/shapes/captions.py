@@ -148,8 +148,7 @@ def _compose(
   if rng.random() < 0.15:
     colour = ""
   colour_asked = scene.colour if colour else None
-  # Colours are no concept to erase, so their synonyms keep to training mixes
-  # and to synonym prompts.
+  # An explicit prompt never puts its colour in other words.
   if way() != "explicit" and rng.random() < 0.5:
     colour = vocabulary.COLOUR_SYNONYMS.get(colour, colour)
 

@@ -159,7 +159,9 @@ def _moments(net: models.AutoencoderKL, params: Any, images: UInt8[Array, "n"]):
     mean, logvar = net.apply({"params": params}, scaled, method="encode")
     return mean, jnp.exp(logvar / 2)
 
-  return tuple(np.concatenate(part) for part in zip(*_map(encode, images)))
+  return tuple(
+    np.concatenate(part) for part in zip(*_map(encode, images), strict=True)
+  )
 
 
 def _states(net: models.ClipTextModel, params: Any, ids: Array) -> np.ndarray:

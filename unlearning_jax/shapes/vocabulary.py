@@ -113,7 +113,6 @@ SKINS: dict[str, Rgb] = {
   "tan": (218, 160, 110),
   "dark": (134, 84, 54),
 }
-HAIRS = ("short", "long", "curly", "spiky", "tied")
 
 
 class Identity(NamedTuple):

@@ -1,0 +1,64 @@
+# Every target does its own set-up. `make demo PYTHON=python3.12` picks another
+# Python; one environment serves it until PYTHON or setup.py changes.
+PYTHON ?= python3
+VENV ?= .venv
+# What `make demo` erases: task and class of the Shapes world.
+DEMO ?= task=object,name=star
+# The erasures of the demo draw nothing; the comparison does, for both at once.
+EDIT_ONLY := --config.per_group=0 --config.others=0
+# More flags for pytest: make test PYTEST="-k workdir -x".
+PYTEST ?=
+
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+ifeq ($(filter $(VERSION),3.11 3.12 3.13),)
+  $(error $(PYTHON) is Python '$(VERSION)'; want 3.11, 3.12 or 3.13: make PYTHON=...)
+endif
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+CORE := $(VENV)/.core-$(VERSION)
+TEST := $(VENV)/.test-$(VERSION)
+
+# Compiled programs are kept between runs.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
+
+.PHONY: demo test test-slow test-all lint format
+
+demo: $(CORE)
+	$(PY) -m launch.erase --config=configs/erase_uce.py:tiny,$(DEMO) $(EDIT_ONLY) --workdir=runs/demo/uce
+	$(PY) -m launch.erase --config=configs/erase_rece.py:tiny,$(DEMO) $(EDIT_ONLY) --workdir=runs/demo/rece
+	$(PY) -m launch.evaluate --config=configs/evaluate_shapes.py:tiny,$(DEMO) --edits=runs/demo/uce,runs/demo/rece --workdir=runs/demo
+	@echo "Open runs/demo/report.html"
+
+test: lint
+	$(PY) -m pytest -m "not slow" -n 2 $(PYTEST)
+
+test-slow: $(TEST)
+	$(PY) -m pytest -m slow $(PYTEST)
+
+test-all: test test-slow
+
+lint: $(TEST)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m pyright --pythonpath $(PY)
+
+format: $(TEST)
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+# A stamp is newer than setup.py when the environment holds what it asks for.
+# The environment is made anew only for another version of Python.
+$(CORE): setup.py
+	@echo "Setting up $(VENV) with Python $(VERSION) (minutes, once)"
+	$(PY) -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(VERSION)")' 2>/dev/null \
+	  || $(PYTHON) -m venv --clear $(VENV)
+	$(PIP) --editable .
+	@touch $@
+
+# torch first and alone, so that nothing else picks a larger build of it.
+$(TEST): $(CORE)
+	[ "$(VERSION)" != 3.11 ] || $(PIP) torch==2.13.0
+	$(PIP) --editable '.[test]'
+	@touch $@

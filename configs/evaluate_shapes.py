@@ -1,0 +1,20 @@
+"""The embedded Shapes model on held-out prompts, and edits of it beside it.
+
+  python -m launch.evaluate --config=configs/evaluate_shapes.py \
+    --workdir=runs/evaluation
+
+Two CPU cores: about two minutes a model. Metric: accuracy per head.
+"""
+
+from configs import common
+
+
+def get_config(argument: str = "tiny"):
+  chosen = common.parse(argument, size="tiny", task="", name="")
+  config = common.comparison(chosen["size"])
+  config.title = "The Shapes model"
+  config.others = 1_000
+  if chosen["task"]:
+    config.targets = ({"task": chosen["task"], "name": chosen["name"]},)
+    config.others = 200
+  return config

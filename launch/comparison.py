@@ -1,0 +1,265 @@
+"""Before and after: what `erase` and `evaluate` have in common."""
+
+import functools
+import itertools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from unlearning_jax import closed_form, progress, report, shapes, sharding
+from unlearning_jax import stable_diffusion as stable
+from unlearning_jax.concepts import check_choice
+from unlearning_jax.evaluators import accuracy, erasure
+from unlearning_jax.judges import shapes as shapes_judge
+from unlearning_jax.noise import SOURCES
+from unlearning_jax.schedules import SAMPLERS
+from unlearning_jax.workdir import Workdir
+
+BASE = "before"
+
+
+def load_model(config: Any) -> tuple[stable.StableDiffusion, stable.Params]:
+  """The model that `config.model` names: "shapes", or where weights are."""
+  path = shapes.model_folder() if config.model == "shapes" else config.model
+  return stable.load(path, dtype=jnp.dtype(config.dtype))
+
+
+def load_judge(config: Any) -> shapes_judge.Judge | None:
+  """The judge that `config.judge` names, if any."""
+  if config.judge is None:
+    return None
+  return shapes_judge.load(shapes.judge_folder())
+
+
+def targets(config: Any) -> list[erasure.Target]:
+  """What was erased, as the Shapes judge knows it.
+
+  Raises:
+    ValueError: a task or a class that the judge does not know.
+  """
+  return [erasure.Target(t.task, t.name) for t in config.targets]
+
+
+def rows(config: Any) -> list[dict[str, Any]]:
+  """The rows to draw: Shapes prompts, or those that the config lists."""
+  if config.judge == "shapes":
+    return erasure.prompt_rows(
+      targets(config), config.per_group, config.others, config.seed
+    )
+  return [
+    {
+      "id": f"{i:05d}-{group}",
+      "group": group,
+      "prompt": prompt,
+      "seed": config.seed + i,
+      "attributes": {},
+      "unsafe": False,
+    }
+    for i, (group, prompt) in enumerate(
+      (group, prompt)
+      for group, prompts in config.prompts.items()
+      for prompt in prompts
+    )
+  ]
+
+
+def compare(
+  run: Workdir,
+  sd: stable.StableDiffusion,
+  params: stable.Params,
+  edits: Mapping[str, closed_form.Edit],
+  config: Any,
+  notes: Sequence[str] = (),
+) -> dict[str, Any]:
+  """Draws every row under the base and every edit, and writes the report.
+
+  Closed-form edits are applied to the text states, so that all models share
+  the base's weights. Finished rows are not drawn again.
+
+  Returns:
+    The document that `report` renders and `summary.json` holds; nothing is
+    written where the config asks for no rows.
+  """
+  mesh = sharding.make_mesh()
+  params = sharding.place(params, sharding.replicated(mesh))
+  multiple = sharding.local_rows_multiple(mesh)
+  judge, table = load_judge(config), rows(config)
+  if not table:
+    return {}
+  stages: dict[str, closed_form.Edit | None] = {BASE: None, **edits}
+  done = run.done_ids()
+  shown = _shown(table, config.grid)
+  total = len(table) * len(stages)
+  with progress.Progress("draw", total, done=len(done)) as bar:
+    for stage, edit in stages.items():
+      left = [row for row in table if f"{stage}/{row['id']}" not in done]
+      mine, padding = _share(left)
+      context = functools.partial(closed_form.apply_to_context, edit)
+      drawn = erasure.judged_images(
+        sd,
+        params,
+        mine,
+        judge,
+        # The next size that the devices can share evenly.
+        batch_size=-(-config.batch_size // multiple) * multiple,
+        edit_context=context if edit else None,
+        place=functools.partial(sharding.global_batch, mesh),
+        fetch=sharding.local_rows,
+        **config.sampling,
+      )
+      for row, image in itertools.islice(drawn, len(mine) - padding):
+        name = f"{row['id']}-{stage}.png"
+        if row["id"] in shown:
+          run.save_image(name, image)
+        run.append_row({**row, "id": f"{stage}/{row['id']}", "stage": stage})
+        bar.update()
+  document = _document(run, stages, shown, config)
+  document["notes"] = list(notes)
+  run.save_summary(document)
+  run.write("report.html", report.render_report(run.path))
+  run.write("results.csv", report.results_csv(run.path))
+  return document
+
+
+def _share(left: Sequence[dict]) -> tuple[list[dict], int]:
+  """This process's rows, and how many at their end are padding.
+
+  Every process gets as many, or they would wait for each other for ever.
+  """
+  count = -(-len(left) // jax.process_count())
+  mine = list(left[jax.process_index() * count :][:count])
+  padding = count - len(mine)
+  return mine + list(left[:1]) * padding, padding
+
+
+def _shown(table: Sequence[Mapping[str, Any]], grid: int) -> set[str]:
+  """Ids of the first `grid` rows of each group."""
+  groups: dict[str, list[str]] = {}
+  for row in table:
+    groups.setdefault(row["group"], []).append(row["id"])
+  return {i for ids in groups.values() for i in ids[:grid]}
+
+
+def _document(
+  run: Workdir,
+  stages: Mapping[str, closed_form.Edit | None],
+  shown: set[str],
+  config: Any,
+) -> dict[str, Any]:
+  by_stage: dict[str, dict[str, dict]] = {stage: {} for stage in stages}
+  for row in run.rows():
+    by_stage[row["stage"]][row["id"].split("/", 1)[1]] = row
+  erased = targets(config)
+  pairs = []
+  for row_id in sorted(shown):
+    versions = {stage: found[row_id] for stage, found in by_stage.items()}
+    row = versions[BASE]
+    pairs.append(
+      {
+        "prompt": row["prompt"],
+        "group": row["group"],
+        "seed": row["seed"],
+        "unsafe": row["unsafe"],
+        "images": {stage: f"images/{row_id}-{stage}.png" for stage in stages},
+        "seen": {
+          stage: _seen(version, erased) for stage, version in versions.items()
+        },
+      }
+    )
+  return {
+    "title": config.title,
+    "erased": [{"head": t.head, "class": t.name} for t in erased],
+    "stages": list(stages),
+    "measures": {
+      stage: [measure._asdict() for measure in accuracy.measure(found.values())]
+      for stage, found in by_stage.items()
+    },
+    "pairs": pairs,
+    "diagnostics": {
+      stage: {"method": edit.method, **edit.diagnostics}
+      for stage, edit in stages.items()
+      if edit is not None
+    },
+  }
+
+
+def _seen(row: Mapping[str, Any], erased: Sequence[erasure.Target]) -> str:
+  """What the judge saw, in the words that matter for this row."""
+  if "judged" not in row:
+    return ""
+  judged = row["judged"]
+  kind = "identity" if judged["kind"] == "portrait" else "object"
+  words = [judged[head] for head in (kind, "style")]
+  words += ["hazard"] if judged["hazard"] == "hazard" else []
+  return ", ".join(word for word in words if word != "plain")
+
+
+def check(config: Any):
+  """Finds what is wrong with a config before anything is loaded.
+
+  Raises:
+    ValueError: naming the key.
+  """
+  if config.judge is None:
+    if not any(config.prompts.values()):
+      raise ValueError("prompts: the config has neither a judge nor prompts")
+  elif config.judge != "shapes":
+    raise ValueError(f"judge={config.judge!r}: allowed are 'shapes' and None")
+  targets(config)
+  sampler, source = config.sampling.sampler, config.sampling.noise_source
+  if sampler is not None:
+    check_choice("sampling.sampler", sampler, SAMPLERS)
+  check_choice("sampling.noise_source", source, SOURCES)
+  for key in ("per_group", "others", "grid"):
+    if config[key] < 0:
+      raise ValueError(f"{key}={config[key]}: must not be negative")
+  if config.batch_size < 1:
+    raise ValueError(f"batch_size={config.batch_size}: must be at least 1")
+
+
+def open_run(path: str, config: Any, params: stable.Params) -> Workdir:
+  """The run's folder, with its provenance recorded.
+
+  Raises:
+    ValueError: it cannot be written, or belongs to another config or model.
+  """
+  run = Workdir(
+    path,
+    config,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  judge = load_judge(config)
+  run.record_provenance(
+    devices=sharding.describe_devices(),
+    base_fingerprint=closed_form.base_fingerprint(params),
+    judge_hashes={judge.name: judge.weights_hash} if judge else {},
+    seeds={"seed": config.seed},
+  )
+  return run
+
+
+def stage_name(edit: closed_form.Edit) -> str:
+  """What reports call the edited model: the method, without its recipe."""
+  return edit.method.split()[0].upper()
+
+
+def load_edits(paths: Sequence[str]) -> dict[str, closed_form.Edit]:
+  """Edits by the name of their method; a number is added where two share it.
+
+  Raises:
+    ValueError: a path that is neither an edit file nor an erase run's folder.
+  """
+  edits: dict[str, closed_form.Edit] = {}
+  for path in map(pathlib.Path, paths):
+    file = path / "edit.safetensors" if path.is_dir() else path
+    if not file.is_file():
+      raise ValueError(f"--edits: no file {file}; run launch.erase first")
+    edit = closed_form.load_edit(file)
+    name = stage_name(edit)
+    taken = sum(other.split()[0] == name for other in edits)
+    edits[f"{name} {taken + 1}" if taken else name] = edit
+  return edits

@@ -1,0 +1,97 @@
+"""Erases concepts from a model in closed form and shows what it did.
+
+  python -m launch.erase --config=configs/erase_uce.py:tiny --workdir=runs/uce
+
+Writes `edit.safetensors` (apply it with `launch.evaluate --edits`), and, unless
+the config evaluates nothing, images before and after and `report.html`.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from launch import comparison
+from unlearning_jax import closed_form, concepts, erasures, sharding, workdir
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes.")
+
+
+def method(config: Any) -> Any:
+  """The `erase` of the module that `config.method` names.
+
+  Raises:
+    ValueError: no such method.
+    TypeError: a hyperparameter that it does not take, with those it does.
+  """
+  names = [module.name for module in pkgutil.iter_modules(erasures.__path__)]
+  concepts.check_choice("method", config.method, names)
+  module = importlib.import_module(f"unlearning_jax.erasures.{config.method}")
+  accepted = [
+    name
+    for name, parameter in inspect.signature(module.erase).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+  ]
+  for name in config.hparams:
+    if name not in accepted:
+      raise TypeError(
+        f"hparams.{name}: {config.method} does not take it; it takes "
+        f"{', '.join(accepted)}"
+      )
+  return module.erase
+
+
+def erase(run: workdir.Workdir, sd: Any, params: Any, config: Any):
+  """The edit: made, or read back where an earlier start had made it."""
+  path = run.path / "edit.safetensors"
+  if path.exists():
+    return closed_form.load_edit(path)
+  edit = method(config)(
+    sd,
+    params,
+    wanted(config),
+    jax.random.key(config.seed),
+    **config.hparams,
+  )
+  closed_form.save_edit(edit, path)
+  return edit
+
+
+def wanted(config: Any) -> tuple[concepts.Concept, ...]:
+  """The concepts that the config lists.
+
+  Raises:
+    ValueError: a blank, repeated or contradictory phrase.
+  """
+  listed = tuple(concepts.Concept(**concept) for concept in config.concepts)
+  concepts.check_concepts(listed)
+  return listed
+
+
+def main(_):
+  """Checks, erases, compares."""
+  sharding.initialize_distributed(_DISTRIBUTED.value)
+  config = _CONFIG.value
+  # Everything that can be wrong is found before anything is written or
+  # compiled.
+  method(config)
+  wanted(config)
+  comparison.check(config)
+  sd, params = comparison.load_model(config)
+  run = comparison.open_run(_WORKDIR.value, config, params)
+  edit = erase(run, sd, params, config)
+  logging.info("edit: %s", dict(edit.diagnostics))
+  edits = {comparison.stage_name(edit): edit}
+  comparison.compare(run, sd, params, edits, config)
+  run.mark_done()
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main)

@@ -1,0 +1,138 @@
+"""What every erasure must do, whatever its paper: one row a method."""
+
+import inspect
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unlearning_jax import closed_form, erasures, shapes, stable_diffusion
+from unlearning_jax.concepts import make_concepts
+
+# Method -> hyperparameters of its row.
+ERASURES = {
+  "uce": [{}, {"preset": "uce2025"}, {"expand_prompts": True}],
+  "rece": [{}, {"recipe": "objects_hard"}, {"preset": "paper"}],
+}
+ROWS = [
+  pytest.param(name, hparams, id=f"{name}-{i}")
+  for name, table in ERASURES.items()
+  for i, hparams in enumerate(table)
+]
+CONCEPTS = make_concepts(["star", "red star"], "circle", ["moon"])
+
+
+@pytest.fixture(scope="module")
+def model():
+  return stable_diffusion.load(shapes.model_folder())
+
+
+def run(name, model, concepts=CONCEPTS, **hparams):
+  module = __import__(f"unlearning_jax.erasures.{name}", fromlist=["erase"])
+  return module.erase(*model, concepts, jax.random.key(0), **hparams)
+
+
+def states(model, edit, prompts):
+  sd, params = model
+  ids = stable_diffusion.tokenize(sd, prompts)
+  context = stable_diffusion.encode_text(sd, params, ids)
+  if edit is None:
+    return np.asarray(context)
+  return np.asarray(closed_form.apply_to_context(edit, context))
+
+
+def test_every_method_has_a_row():
+  modules = {module.name for module in pkgutil.iter_modules(erasures.__path__)}
+  assert modules == set(ERASURES)
+
+
+@pytest.mark.parametrize("name, hparams", ROWS)
+def test_only_text_projections_change(name, hparams, model):
+  params = model[1]
+  edited = closed_form.apply_to_params(run(name, model, **hparams), params)
+  assert jax.tree.structure(edited) == jax.tree.structure(params)
+  changed = []
+  old, new = (jax.tree_util.tree_leaves_with_path(p) for p in (params, edited))
+  for (path, before), (_, after) in zip(old, new, strict=True):
+    assert before.shape == after.shape and before.dtype == after.dtype
+    if after is not before:
+      changed.append(jax.tree_util.keystr(path, simple=True, separator="/"))
+      assert not np.array_equal(before, after)
+  expected = closed_form.cross_attention_kernels(params)
+  assert sorted(changed) == sorted(f"unet/{path}" for path in expected)
+
+
+@pytest.mark.parametrize("name, hparams", ROWS)
+def test_the_concept_moves_to_its_anchor_and_the_rest_less(
+  name, hparams, model
+):
+  edit = run(name, model, **hparams)
+  prompts = ["star", "circle", "moon", "a green house on white"]
+  before, after = states(model, None, prompts), states(model, edit, prompts)
+  last = [1, 1, 1, 5]
+
+  def row(array, i):
+    return array[i, last[i]]
+
+  # The last subject token of "star" now means what that of "circle" meant.
+  gap = np.linalg.norm(row(after, 0) - row(before, 1))
+  assert gap < 0.25 * np.linalg.norm(row(before, 0) - row(before, 1))
+  moved = [np.linalg.norm(row(after, i) - row(before, i)) for i in range(4)]
+  assert moved[2] < 0.5 * moved[0] and moved[3] < 0.5 * moved[0]
+
+
+@pytest.mark.parametrize("name, hparams", ROWS)
+def test_weights_and_text_states_are_the_same_edit(name, hparams, model):
+  sd, params = model
+  edit = run(name, model, **hparams)
+  edited = closed_form.apply_to_params(edit, params)
+  context = states(model, None, ["a red star", "a house"])
+  noise = np.random.default_rng(0).normal(size=(2, *sd.latent_shape))
+  predict = jax.jit(
+    lambda p, c: stable_diffusion.predict_noise(
+      sd, p, jnp.asarray(noise, jnp.float32), jnp.array([900, 20]), c
+    )
+  )
+  by_weights = np.asarray(predict(edited, context))
+  by_states = predict(params, closed_form.apply_to_context(edit, context))
+  base = np.asarray(predict(params, context))
+  assert np.abs(by_weights - base).max() > 1e-3
+  np.testing.assert_allclose(by_weights, by_states, atol=2e-5)
+
+
+@pytest.mark.parametrize("name, hparams", ROWS)
+def test_the_same_call_gives_the_same_edit(name, hparams, model):
+  first, second = (run(name, model, **hparams) for _ in range(2))
+  np.testing.assert_array_equal(first.context_map, second.context_map)
+  assert first.base == second.base == closed_form.base_fingerprint(model[1])
+
+
+@pytest.mark.parametrize("name", ERASURES)
+def test_an_edit_survives_its_file(name, model, tmp_path):
+  edit = run(name, model)
+  closed_form.save_edit(edit, tmp_path / "edit.safetensors")
+  again = closed_form.load_edit(tmp_path / "edit.safetensors")
+  np.testing.assert_array_equal(edit.context_map, again.context_map)
+  assert (again.concepts, again.base) == (edit.concepts, edit.base)
+
+
+@pytest.mark.parametrize("name", ERASURES)
+def test_hyperparameters_are_keywords_with_defaults(name):
+  module = __import__(f"unlearning_jax.erasures.{name}", fromlist=["erase"])
+  parameters = list(inspect.signature(module.erase).parameters.values())
+  assert [p.name for p in parameters[:4]] == ["sd", "params", "concepts", "key"]
+  for parameter in parameters[4:]:
+    assert parameter.kind is parameter.KEYWORD_ONLY
+    assert parameter.default is not parameter.empty
+
+
+@pytest.mark.parametrize("name", ERASURES)
+def test_phrases_that_cannot_be_erased(name, model):
+  for concepts, word in (
+    ([], "concept"),
+    (make_concepts("star " * 60, "circle"), "token"),
+  ):
+    with pytest.raises(ValueError, match=word):
+      run(name, model, concepts)

@@ -1,0 +1,106 @@
+"""`python -m launch.convert`, as a user runs it."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import single_files
+import tiny_pipelines
+from safetensors.numpy import load_file, save_file
+
+from unlearning_jax import convert
+
+torch = pytest.importorskip("torch")
+pytestmark = [
+  pytest.mark.torch,
+  pytest.mark.e2e,
+  pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def _run(folder, *flags):
+  return subprocess.run(
+    [sys.executable, "-m", "launch.convert", *flags],
+    cwd=folder,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  """A folder with a base model in it, and published parts of others."""
+  place = tmp_path_factory.mktemp("place")
+  (place / "base").mkdir()
+  tiny_pipelines.write(place / "base")
+  base = convert.load(place / "base")
+  torch.save(
+    {
+      "state_dict": {
+        key: torch.tensor(value)
+        for key, value in single_files.from_diffusers(base.states, 2, 2).items()
+      }
+    },
+    place / "single.ckpt",
+  )
+  name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+  edit = {name: base.states["unet"][name] + 1}
+  save_file(edit, place / "edit.safetensors")
+  save_file({"nothing": np.ones(1, np.float32)}, place / "not.safetensors")
+  return place
+
+
+def test_single_file_to_folder(place):
+  result = _run(place, "--input=single.ckpt", "--base=base", "--output=out")
+  assert result.returncode == 0, result.stderr
+  found, base = convert.load(place / "out"), convert.load(place / "base")
+  assert convert.fingerprint(found.states) == convert.fingerprint(base.states)
+  assert "unet: " in result.stderr and "written to out" in result.stderr
+
+
+def test_edit_to_folder_to_delta(place):
+  result = _run(
+    place, "--input=edit.safetensors", "--base=base", "--output=edited"
+  )
+  assert result.returncode == 0, result.stderr
+  result = _run(
+    place,
+    "--input=edited",
+    "--base=base",
+    "--format=delta",
+    "--output=delta.safetensors",
+  )
+  assert result.returncode == 0, result.stderr
+  delta, edit = (
+    load_file(place / f"{n}.safetensors") for n in ("delta", "edit")
+  )
+  assert delta.keys() == edit.keys()
+  for name, value in edit.items():
+    np.testing.assert_array_equal(delta[name], value)
+
+
+@pytest.mark.parametrize(
+  "flags, pattern",
+  [
+    (["--input=base", "--output=base"], "exists; ask for overwriting"),
+    (["--input=base", "--output=x", "--format=delta"], "needs --base"),
+    (["--input=base", "--output=x", "--format=unet"], "ends in .safetensors"),
+    (["--input=edit.safetensors", "--output=x"], "has no tokenizer"),
+    (["--input=nowhere", "--output=x"], "nowhere: no such file or folder"),
+    (["--input=base", "--output=x", "--dtype=fp8"], "fp8"),
+    (
+      ["--input=not.safetensors", "--base=base", "--output=x"],
+      "none of its 1 tensors",
+    ),
+  ],
+)
+def test_bad_input(flags, pattern, place):
+  result = _run(place, *flags)
+  assert result.returncode != 0
+  assert pattern in result.stderr + result.stdout
+  assert not (place / "x").exists()

@@ -1,0 +1,120 @@
+"""Files that torch.save writes, read without torch."""
+
+import collections
+import io
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from unlearning_jax.convert import read_state_dict
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+
+def _tensors():
+  base = torch.arange(24.0).reshape(2, 3, 4)
+  return {
+    "plain": base.clone(),
+    "transposed": base.permute(2, 0, 1),
+    "slice": base[1:, ::2],
+    "half": base.half(),
+    "brain": base.bfloat16(),
+    "double": base.double(),
+    "long": torch.arange(5),
+    "bool": torch.tensor([True, False]),
+    "scalar": torch.tensor(2.5),
+    "empty": torch.zeros(0, 3),
+    "parameter": torch.nn.Parameter(torch.randn(3)),
+  }
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("wrap", ["bare", "state_dict", "nested"])
+def test_reads_what_torch_writes(zipped, wrap, tmp_path):
+  tensors = _tensors()
+  value = {
+    "bare": tensors,
+    "state_dict": {
+      "state_dict": collections.OrderedDict(tensors),
+      "epoch": 3,
+      "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}},
+    },
+    "nested": {"unet": tensors, "epoch": 3, "note": "x", "nothing": None},
+  }[wrap]
+  path = tmp_path / "w.pt"
+  torch.save(value, path, _use_new_zipfile_serialization=zipped)
+  state = read_state_dict(path)
+  prefix = "unet." if wrap == "nested" else ""
+  assert set(state) == {prefix + name for name in tensors}
+  for name, tensor in tensors.items():
+    ours, theirs = state[prefix + name], tensor.detach()
+    assert ours.shape == tuple(theirs.shape), name
+    assert ours.dtype.name == str(theirs.dtype).removeprefix("torch."), name
+    np.testing.assert_array_equal(
+      ours.astype(np.float64), theirs.double().numpy(), err_msg=name
+    )
+
+
+def test_module_state_dict_with_metadata(tmp_path):
+  module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+  torch.save(module.state_dict(), tmp_path / "w.pth")
+  state = read_state_dict(tmp_path / "w.pth")
+  for name, tensor in module.state_dict().items():
+    np.testing.assert_array_equal(state[name], tensor.numpy())
+
+
+def test_a_pickled_module_is_refused(tmp_path):
+  torch.save(torch.nn.Linear(2, 2), tmp_path / "w.pt")
+  with pytest.raises(ValueError, match=r"w\.pt"):
+    read_state_dict(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_truncated_and_damaged(zipped, tmp_path):
+  buffer = io.BytesIO()
+  torch.save(
+    {"a": torch.randn(40), "b": torch.randn(8, 8)},
+    buffer,
+    _use_new_zipfile_serialization=zipped,
+  )
+  content = buffer.getvalue()
+  path = tmp_path / "w.pt"
+  for end in range(0, len(content) - 1, max(1, len(content) // 60)):
+    path.write_bytes(content[:end])
+    with pytest.raises(ValueError, match=r"w\.pt"):
+      read_state_dict(path)
+  rng = np.random.default_rng(0)
+  for _ in range(300):
+    damaged = bytearray(content)
+    damaged[rng.integers(len(content))] ^= int(rng.integers(1, 256))
+    path.write_bytes(damaged)
+    try:
+      state = read_state_dict(path)
+    except ValueError as error:
+      assert "w.pt" in str(error)
+    else:
+      assert all(isinstance(v, np.ndarray) for v in state.values())
+
+
+def test_big_endian_is_refused(tmp_path):
+  path = tmp_path / "w.pt"
+  torch.save({"a": torch.ones(2)}, path)
+  content = path.read_bytes()
+  with (
+    zipfile.ZipFile(io.BytesIO(content)) as old,
+    zipfile.ZipFile(path, "w") as new,
+  ):
+    for info in old.infolist():
+      data = old.read(info)
+      new.writestr(
+        info, b"big" if info.filename.endswith("byteorder") else data
+      )
+  with pytest.raises(ValueError, match="big-endian"):
+    read_state_dict(path)
+  legacy = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
+  path.write_bytes(legacy + pickle.dumps({"little_endian": False}, 2))
+  with pytest.raises(ValueError, match="big-endian"):
+    read_state_dict(path)

@@ -1,0 +1,246 @@
+"""Stable Diffusion 1.4 at its real size, random weights, against torch.
+
+Each stage runs in a process of its own, so that memory is given back and its
+peak can be measured. torch writes a folder and what it computes from it; we
+open the folder as a user would. Measured on 2 busy CPU cores: see `PEAK_GIB`.
+"""
+
+import concurrent.futures
+import json
+import multiprocessing
+import resource
+import shutil
+import time
+
+import numpy as np
+import pytest
+import tiny_pipelines
+
+from unlearning_jax.convert.sd1 import CONFIGS
+
+pytest.importorskip("torch")
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+
+TOLERANCE = 1e-4
+# A laptop's memory must do for an attack's gradient.
+PEAK_GIB = 10
+TENSORS = {"unet": 686, "vae": 248}
+
+
+def inputs():
+  """Seeded inputs, in our layout; one image, channels last."""
+  rng = np.random.default_rng(0)
+
+  def normal(*shape):
+    return rng.normal(size=shape).astype(np.float32)
+
+  ids = rng.integers(1000, 49000, (2, 77))
+  # Legacy checkpoints end a text at its highest id.
+  ids[0, 9:], ids[1, 40:] = 49407, 49407
+  return {
+    "ids": ids.astype(np.int32),
+    "latents": normal(1, 64, 64, 4),
+    "noise": normal(1, 64, 64, 4),
+    "context": normal(1, 77, 768),
+    "images": np.tanh(normal(1, 512, 512, 3)),
+  }
+
+
+def torch_model(part):
+  """A network of real size, every tensor random, and its tensor count."""
+  import diffusers
+  import torch
+  import transformers
+
+  torch.manual_seed(0)
+  if part == "text_encoder":
+    config = transformers.CLIPTextConfig(**CONFIGS[part])
+    model = transformers.CLIPTextModel(config)
+  else:
+    cls = getattr(diffusers, CONFIGS[part]["_class_name"])
+    model = cls.from_config(CONFIGS[part])
+  for parameter in model.parameters():
+    if parameter.ndim == 1:
+      # Norms start as ones and zeros: make every tensor tell its place.
+      parameter.data += 0.1 * torch.randn_like(parameter)
+  return model.eval()
+
+
+def to_torch(array):
+  import torch
+
+  return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 1)))
+
+
+def to_numpy(tensor):
+  return np.moveaxis(tensor.detach().numpy(), 1, -1)
+
+
+def torch_text_and_vae(folder):
+  """Writes both networks to `folder`; returns what torch makes of `inputs`."""
+  import torch
+
+  given, out = inputs(), {}
+  with torch.no_grad():
+    text_encoder = torch_model("text_encoder")
+    text_encoder.save_pretrained(folder / "text_encoder")
+    states = text_encoder(torch.from_numpy(given["ids"].astype(np.int64)))
+    out["states"] = states.last_hidden_state.numpy()
+    out["pooled"] = states.pooler_output.numpy()
+    vae = torch_model("vae")
+    assert len(vae.state_dict()) == TENSORS["vae"]
+    vae.save_pretrained(folder / "vae")
+    posterior = vae.encode(to_torch(given["images"])).latent_dist
+    out["mean"], out["logvar"] = map(
+      to_numpy, (posterior.mean, posterior.logvar)
+    )
+    decoded = vae.decode(to_torch(given["latents"])).sample
+    out["decoded"] = to_numpy(decoded)
+  return out
+
+
+def torch_unet(folder):
+  """Writes the UNet; its output, and the noise loss's gradient to the text."""
+  import torch
+
+  given = inputs()
+  unet = torch_model("unet").requires_grad_(False)
+  assert len(unet.state_dict()) == TENSORS["unet"]
+  unet.save_pretrained(folder / "unet")
+  context = torch.from_numpy(given["context"]).requires_grad_()
+  latents, noise = to_torch(given["latents"]), to_torch(given["noise"])
+  out = unet(latents, torch.tensor([321]), context).sample
+  (out - noise).square().mean().backward()
+  return {"prediction": to_numpy(out), "gradient": context.grad.numpy()}
+
+
+def our_text_and_vae(folder):
+  import jax
+
+  from unlearning_jax import stable_diffusion
+
+  sd, params = stable_diffusion.load(folder)
+  given = inputs()
+
+  @jax.jit
+  def encode_text(params, ids):
+    return sd.text_encoder.apply({"params": params}, ids)
+
+  @jax.jit
+  def encode(params, images):
+    return sd.vae.apply({"params": params}, images, method="encode")
+
+  @jax.jit
+  def decode(params, latents):
+    return sd.vae.apply({"params": params}, latents, method="decode")
+
+  out = {}
+  text, vae = params["text_encoder"], params["vae"]
+  out["states"], out["pooled"] = encode_text(text, given["ids"])
+  out["mean"], out["logvar"] = encode(vae, given["images"])
+  out["decoded"] = decode(vae, given["latents"])
+  return {name: np.asarray(value) for name, value in out.items()}
+
+
+def our_unet(folder):
+  """As `torch_unet`, and how much the compiler says that it needs."""
+  import jax
+  import jax.numpy as jnp
+
+  from unlearning_jax import stable_diffusion
+
+  sd, params = stable_diffusion.load(folder, attention="auto")
+  # One leaf at a time: host and device copies never exist together.
+  params = {"unet": jax.tree.map(jnp.asarray, params.pop("unet"))}
+  given = inputs()
+
+  def loss(context, params, latents, noise):
+    t = jnp.array([321])
+    out = stable_diffusion.predict_noise(sd, params, latents, t, context)
+    return jnp.mean((out - noise) ** 2), out
+
+  arguments = (given["context"], params, given["latents"], given["noise"])
+  grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+  compiled = grad.lower(*arguments).compile()
+  memory = compiled.memory_analysis()
+  (_, prediction), gradient = compiled(*arguments)
+  return {
+    "prediction": np.asarray(prediction),
+    "gradient": np.asarray(gradient),
+    "compiler_gib": (
+      memory.temp_size_in_bytes
+      + memory.argument_size_in_bytes
+      + memory.output_size_in_bytes
+    )
+    / 2**30,
+  }
+
+
+def _measured(function, folder):
+  start = time.monotonic()
+  out = function(folder)
+  seconds = time.monotonic() - start
+  usage = resource.getrusage(resource.RUSAGE_SELF)
+  return out, {
+    "seconds": seconds,
+    "cpu_seconds": usage.ru_utime + usage.ru_stime,
+    "peak_gib": usage.ru_maxrss / 2**20,
+  }
+
+
+def alone(function, folder):
+  """Runs `function(folder)` in a fresh process; its result and its cost."""
+  context = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+    out, cost = pool.submit(_measured, function, folder).result()
+  print(function.__name__, {k: round(v, 1) for k, v in cost.items()})
+  return out, cost
+
+
+def error(ours, theirs):
+  """Largest deviation, relative to the largest value."""
+  assert ours.shape == theirs.shape and np.isfinite(ours).all()
+  return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+@pytest.fixture(scope="module")
+def torch_halves(tmp_path_factory):
+  """A model folder, and what torch computes from it."""
+  folder = tmp_path_factory.mktemp("sd14")
+  expected = alone(torch_text_and_vae, folder)[0] | alone(torch_unet, folder)[0]
+  tiny_pipelines.write_tokenizer(folder / "tokenizer")
+  (folder / "scheduler").mkdir()
+  scheduler = folder / "scheduler" / "scheduler_config.json"
+  scheduler.write_text(json.dumps(CONFIGS["scheduler"]))
+  index = {
+    "_class_name": "StableDiffusionPipeline",
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+  }
+  (folder / "model_index.json").write_text(json.dumps(index))
+  yield folder, expected
+  # 4 GB: too much to leave for pytest, which keeps three runs.
+  shutil.rmtree(folder)
+
+
+def test_text_encoder_and_autoencoder(torch_halves):
+  folder, expected = torch_halves
+  ours, _ = alone(our_text_and_vae, folder)
+  errors = {name: error(value, expected[name]) for name, value in ours.items()}
+  print(errors)
+  assert set(errors) == {"states", "pooled", "mean", "logvar", "decoded"}
+  assert max(errors.values()) < TOLERANCE
+
+
+def test_unet_and_its_gradient_to_the_text(torch_halves):
+  folder, expected = torch_halves
+  ours, cost = alone(our_unet, folder)
+  compiler_gib = ours.pop("compiler_gib")
+  errors = {name: error(value, expected[name]) for name, value in ours.items()}
+  print(errors, f"compiler_gib={compiler_gib:.2f}")
+  assert set(errors) == {"prediction", "gradient"}
+  assert max(errors.values()) < TOLERANCE
+  assert compiler_gib < PEAK_GIB
+  assert cost["peak_gib"] < PEAK_GIB

@@ -1,0 +1,132 @@
+"""What a user gets: a wheel that works alone, and documents that are true."""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SHIPPED = ("unlearning_jax", "configs", "launch")
+SCRIPTS = sorted(
+  path.stem
+  for path in (ROOT / "launch").glob("*.py")
+  if "__main__" in path.read_text()
+)
+JUNK = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
+
+
+def run(*command, cwd):
+  done = subprocess.run(
+    [str(part) for part in command], cwd=cwd, capture_output=True, text=True
+  )
+  return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+  """A fresh environment with the wheel and the core dependencies only."""
+  folder = tmp_path_factory.mktemp("fresh")
+  source = folder / "source"
+  for name in SHIPPED:
+    shutil.copytree(ROOT / name, source / name, ignore=JUNK)
+  for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    shutil.copy(ROOT / name, source)
+  python = folder / "venv/bin/python"
+  for command in (
+    [sys.executable, "-m", "venv", folder / "venv"],
+    [python, "-m", "pip", "install", "--quiet", source],
+  ):
+    code, _, errors = run(*command, cwd=folder)
+    assert code == 0, errors
+  return python
+
+
+def packages_folder(python):
+  code = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+  return pathlib.Path(run(python, "-c", code, cwd=python.parent)[1].strip())
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_the_wheel_holds_every_file(installed):
+  def files(root):
+    return {
+      path.relative_to(root).as_posix(): path.read_bytes()
+      for name in SHIPPED
+      for path in (root / name).rglob("*")
+      if path.is_file() and "__pycache__" not in path.parts
+    }
+
+  source = installed.parents[2] / "source"
+  want, got = files(source), files(packages_folder(installed))
+  assert sorted(got) == sorted(want)
+  assert got == want
+
+
+IMPORT_ALL = """
+import importlib, importlib.util, pkgutil, sys
+for name in ("torch", "tensorflow"):
+  assert importlib.util.find_spec(name) is None, name
+import unlearning_jax
+assert not {"jax", "transformers"} & sys.modules.keys(), "a heavy import"
+for module in pkgutil.walk_packages(unlearning_jax.__path__, "unlearning_jax."):
+  importlib.import_module(module.name)
+  print(module.name)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_every_module_imports_without_torch_and_tensorflow(installed):
+  code, output, errors = run(installed, "-c", IMPORT_ALL, cwd=installed.parent)
+  assert code == 0, errors
+  assert "unlearning_jax.workdir" in output.split()
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_launch_script_explains_itself(installed, script):
+  command = (installed, "-m", f"launch.{script}", "--help")
+  code, output, errors = run(*command, cwd=installed.parent)
+  # absl's --help exits with 1.
+  assert code in (0, 1) and "Traceback" not in errors, errors
+  assert f"launch.{script}" in output and "--" in output
+
+
+# --- Documents ---
+
+
+def commands(document):
+  text = (ROOT / document).read_text()
+  for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+    for line in block.replace("\\\n", " ").splitlines():
+      yield line.split("#")[0].strip()
+
+
+def test_the_documents_name_only_what_exists():
+  seen = [
+    *commands("README.md"),
+    *commands("CONTRIBUTING.md"),
+    *re.findall(r"`(make [^`]+)`", (ROOT / "CONTRIBUTING.md").read_text()),
+  ]
+  assert {"make demo", "make test"} <= set(seen)
+  makefile = (ROOT / "Makefile").read_text()
+  for command in seen:
+    if command.startswith("make "):
+      target = command.split()[1]
+      assert re.search(rf"^{target}:", makefile, re.MULTILINE), command
+    for script in re.findall(r"-m launch\.(\w+)", command):
+      assert script in SCRIPTS, command
+    for config in re.findall(r"--config=([\w/.]+\.py)", command):
+      assert (ROOT / config).exists(), command
+
+
+def test_ci_runs_the_commands_of_the_readme():
+  lines = (ROOT / ".ci/run").read_text().splitlines()
+  steps = [line for line in lines if line.startswith("make ")]
+  assert steps == ["make test", "make test-slow"]
+  assert "set -euo pipefail" in lines
