@@ -1,4 +1,4 @@
-"""Times the nudity recipe (UCE, three RECE epochs) at Stable Diffusion 1.4 size.
+"""Times RECE's nudity recipe (UCE, three epochs) at Stable Diffusion 1.4 size.
 
 Random weights: the text encoder and the 32 key and value projections of the
 UNet, nothing else of it is read. Beside it, the textbook: the same edit one
@@ -171,6 +171,7 @@ def relative_error(
 
 
 def main(_):
+  """Measures and writes the record."""
   sd, params = model()
   concepts = make_concepts("nudity", task="unsafe")
   record: dict[str, list] = {}

@@ -9,7 +9,7 @@ from configs import common
 
 def get_config():
   config = common.train_shapes("clip")
-  config.num_steps = 700
+  config.num_steps = 450
   config.batch_size = 192
   config.tokenizer_captions = 20_000
   config.text_encoder = {

@@ -121,7 +121,31 @@ def compare(
   run.save_summary(document)
   run.write("report.html", report.render_report(run.path))
   run.write("results.csv", report.results_csv(run.path))
+  print(_table(document))
+  print(f"report: {run.path / 'report.html'}")
   return document
+
+
+def _table(document: Mapping[str, Any]) -> str:
+  """Accuracies for the terminal: what was erased, and everything else."""
+  wanted = [
+    f"{target['head']}/{target['class']}/{group}"
+    for target in document["erased"]
+    for group in ("explicit", "synonyms", "paraphrases", "implied")
+  ]
+  wanted += [f"{head}/all/others" for head in erasure.HEADS.values()]
+  stages = document["stages"]
+  lines = [f"{'':32}" + "".join(f"{stage:>22}" for stage in stages)]
+  for name in wanted:
+    cells = [
+      f"{m['value']:.2f} [{m['low']:.2f}, {m['high']:.2f}]"
+      for stage in stages
+      for m in document["measures"][stage]
+      if m["name"] == name
+    ]
+    if cells:
+      lines.append(f"{name:32}" + "".join(f"{cell:>22}" for cell in cells))
+  return "\n".join(lines)
 
 
 def _share(left: Sequence[dict]) -> tuple[list[dict], int]:

@@ -76,6 +76,8 @@ def wanted(config: Any) -> tuple[concepts.Concept, ...]:
 
 def main(_):
   """Checks, erases, compares."""
+  # The progress line is what a user follows; libraries only warn.
+  logging.set_verbosity(logging.WARNING)
   sharding.initialize_distributed(_DISTRIBUTED.value)
   config = _CONFIG.value
   # Everything that can be wrong is found before anything is written or
@@ -86,7 +88,6 @@ def main(_):
   sd, params = comparison.load_model(config)
   run = comparison.open_run(_WORKDIR.value, config, params)
   edit = erase(run, sd, params, config)
-  logging.info("edit: %s", dict(edit.diagnostics))
   edits = {comparison.stage_name(edit): edit}
   comparison.compare(run, sd, params, edits, config)
   run.mark_done()

@@ -7,7 +7,7 @@ Every model draws the same prompts from the same noise. Without `--edits` the
 base alone is measured.
 """
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from launch import comparison
@@ -21,6 +21,8 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes.")
 
 def main(_):
   """Checks, loads, compares."""
+  # The progress line is what a user follows; libraries only warn.
+  logging.set_verbosity(logging.WARNING)
   sharding.initialize_distributed(_DISTRIBUTED.value)
   config = _CONFIG.value
   comparison.check(config)

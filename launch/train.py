@@ -10,7 +10,7 @@ import time
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from unlearning_jax import checkpoints, finetune, progress, sharding, workdir
@@ -54,6 +54,8 @@ def judge_task(config, data, folder: pathlib.Path) -> tasks.Task:
 
 def main(_):
   """Trains one stage, from its last checkpoint if there is one."""
+  # The progress line is what a user follows; libraries only warn.
+  logging.set_verbosity(logging.WARNING)
   sharding.initialize_distributed(_DISTRIBUTED.value)
   config = _CONFIG.value
   stages = {

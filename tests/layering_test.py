@@ -29,6 +29,7 @@ LAUNCH_ONLY |= {f"{PACKAGE}.workdir", f"{PACKAGE}.progress"}
 FORBIDDEN = {"torch", "torchvision", "tensorflow", "clu", "chex"}
 
 
+@functools.cache
 def package_files():
   files = {}
   for folder in (PACKAGE, "launch", "configs"):
@@ -37,8 +38,18 @@ def package_files():
   return files
 
 
-def imports(tree):
+@functools.cache
+def parse(source):
+  return ast.parse(source)
+
+
+@functools.cache
+def imports(source):
   """Full dotted names that a module imports, also inside functions."""
+  return list(imported_names(parse(source)))
+
+
+def imported_names(tree):
   for node in ast.walk(tree):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
@@ -70,7 +81,7 @@ def violations(files):
     if inside and part_of(path) not in RANK:
       found.append(f"{path}: give {part_of(path)} a layer in this test")
       continue
-    for name in imports(ast.parse(source)):
+    for name in imports(source):
       if any(is_below(name, package) for package in FORBIDDEN):
         found.append(f"{path}: imports {name}")
       if is_below(name, "jax.sharding") and path != f"{PACKAGE}/sharding.py":
@@ -112,7 +123,7 @@ def test_imports_have_no_cycle():
   }
   graph = {}
   for module, path in modules.items():
-    names = set(imports(ast.parse(files[path])))
+    names = set(imports(files[path]))
     # `from a.b import c` names a module a.b.c or something inside a.b.
     names |= {name.rpartition(".")[0] for name in names if name not in modules}
     graph[module] = names & modules.keys()
@@ -173,7 +184,7 @@ def functions():
   """(place, node) of every function in the package and the scripts."""
   found = []
   for path, source in package_files().items():
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
       if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         found.append((f"{path}:{node.lineno} {node.name}", node))
   return found
@@ -197,7 +208,7 @@ def test_files_and_functions_are_short():
 def test_public_functions_say_what_they_do():
   silent = []
   for path, source in package_files().items():
-    for node in ast.parse(source).body:
+    for node in parse(source).body:
       names = [node]
       if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
         names += node.body

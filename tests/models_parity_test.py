@@ -1,6 +1,7 @@
 """Every network against torch's, random weights, on unlike configs."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +108,7 @@ def torch_networks(case):
       "bos_token_id": 57,
       "eos_token_id": 58,
       # Wide enough that attention and activations are far from linear.
-      "initializer_factor": 10.0,
+      "initializer_factor": 4.0,
       **case.text,
     }
   )
@@ -241,28 +242,32 @@ def errors(ours, theirs):
   return out
 
 
-@pytest.fixture(scope="module", params=CASES)
-def pair(request):
-  case = CASES[request.param]
+@functools.cache
+def pair(name):
+  """torch's networks, what goes in, and what they make of it."""
+  case = CASES[name]
   networks, given = torch_networks(case), inputs(case)
   return networks, given, torch_outputs(networks, given)
 
 
-def test_float32_equals_torch(pair):
-  networks, given, expected = pair
-  found = errors(
-    our_outputs(*our_networks(networks, "float32"), given), expected
-  )
+@pytest.mark.parametrize("name", CASES)
+def test_float32_equals_torch(name):
+  networks, given, expected = pair(name)
+  ours = our_outputs(*our_networks(networks, jnp.float32), given)
+  found = errors(ours, expected)
   print(found)
   assert max(found.values()) < TOLERANCE, found
 
 
-def test_bfloat16_stays_near_float32(pair):
-  networks, given, expected = pair
-  ours, params = our_networks(networks, jnp.bfloat16)
-  found = errors(our_outputs(ours, params, given), expected)
+@pytest.mark.parametrize("name", ["odd_latents", "sd2"])
+def test_bfloat16_stays_near_float32(name):
+  networks, given, expected = pair(name)
+  ours = our_outputs(*our_networks(networks, jnp.bfloat16), given)
+  found = errors(ours, expected)
   print(found)
-  assert 1e-4 < max(found.values()) < HALF_TOLERANCE, found
+  # Not exact either: then it would have been computed in float32.
+  assert 1e-3 < min(found.values()), found
+  assert max(found.values()) < HALF_TOLERANCE, found
 
 
 @pytest.mark.parametrize("width", [32, 64, 320])

@@ -69,9 +69,10 @@ def optimizer(
 
 
 def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
-  """The state before the first step."""
-  copy = jax.tree.map(jnp.array, params)
-  return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), copy)
+  """The state before the first step; `params` themselves stay usable."""
+  # Copies, because `train` gives its state's memory away.
+  params, ema = (jax.tree.map(jnp.array, params) for _ in range(2))
+  return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema)
 
 
 def make_step(
@@ -119,7 +120,8 @@ def train(
   """Runs from `state.step` to `num_steps`.
 
   Args:
-    state: where to begin; a restored state continues as if never stopped.
+    state: where to begin; a restored state continues as if never stopped. It
+      is given up: its arrays are reused for the next state's.
     step: from `make_step`.
     frozen: handed to the loss, replicated.
     batches: this process's batches by step.

@@ -98,28 +98,45 @@ def from_files(
   if files.tokenizer is None:
     raise ValueError("model: it has no tokenizer; name a base folder")
   configs = files.configs
-  unet = models.UNet2DCondition.from_config(
-    configs["unet"], dtype=dtype, attention=attention
-  )
-  text_encoder = models.ClipTextModel.from_config(configs["text_encoder"])
-  width = text_encoder.config.hidden_size
-  if unet.config.cross_attention_dim != width:
-    raise ValueError(
-      f"model: the text encoder is {width} wide, the UNet's cross-attention "
-      f"{unet.config.cross_attention_dim}: they belong to different models"
-    )
   size = configs["unet"].get("sample_size") or 64
   tokenizer = transformers.CLIPTokenizer.from_pretrained(str(files.tokenizer))
   sd = StableDiffusion(
-    text_encoder=text_encoder,
-    unet=unet,
+    text_encoder=models.ClipTextModel.from_config(configs["text_encoder"]),
+    unet=models.UNet2DCondition.from_config(
+      configs["unet"], dtype=dtype, attention=attention
+    ),
     vae=models.AutoencoderKL.from_config(configs["vae"], dtype=dtype),
     schedule=Schedule.from_config(configs["scheduler"] | _PIPELINE_FORCES),
     latent_size=(size, size) if isinstance(size, int) else tuple(size),
     tokenizer=tokenizer,
     files=dataclasses.replace(files, states={}),
   )
+  _check_parts_fit(sd)
   return sd, convert.to_params(files)
+
+
+def _check_parts_fit(sd: StableDiffusion):
+  """Raises ValueError where one part makes what another cannot read."""
+  text, unet, vae = sd.text_encoder.config, sd.unet.config, sd.vae.config
+  for one, value, other, wanted in (
+    ("text encoder's width", text.hidden_size,
+     "UNet's cross_attention_dim", unet.cross_attention_dim),
+    ("VAE's latent_channels", vae.latent_channels,
+     "UNet's in_channels", unet.in_channels),
+    ("VAE's latent_channels", vae.latent_channels,
+     "UNet's out_channels", unet.out_channels),
+  ):  # fmt: skip
+    if value != wanted:
+      raise ValueError(
+        f"model: the {one} is {value}, the {other} {wanted}: they belong to "
+        "different models"
+      )
+  # An id without an embedding would be clamped to the last one, silently.
+  if len(sd.tokenizer) > text.vocab_size:
+    raise ValueError(
+      f"model: the tokenizer has {len(sd.tokenizer)} tokens, the text encoder "
+      f"{text.vocab_size}: they belong to different models"
+    )
 
 
 def save(
@@ -145,15 +162,16 @@ def tokenize(
     ValueError: a prompt is too long; it would be cut off silently.
   """
   length = sd.context_shape[0]
-  rows = sd.tokenizer(list(prompts), truncation=False)["input_ids"]
-  for prompt, row in zip(prompts, rows, strict=True):
+  pad, rows = sd.tokenizer.pad_token_id, []
+  for prompt in prompts:
+    row = sd.tokenizer(prompt, truncation=False)["input_ids"]
     if len(row) > length:
       raise ValueError(
         f"prompt {prompt!r} has {len(row)} tokens, start and end included; "
         f"allowed: {length}. Shorten it"
       )
-  pad = sd.tokenizer.pad_token_id
-  return np.array([row + [pad] * (length - len(row)) for row in rows], np.int32)
+    rows.append(row + [pad] * (length - len(row)))
+  return np.array(rows, np.int32).reshape(-1, length)
 
 
 def encode_text(
@@ -350,6 +368,9 @@ def generate(
   """
   if len(prompts) != len(seeds):
     raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
+  # Parameters as they were read are host arrays: move them once, not at every
+  # call. Arrays already on devices stay as they are.
+  params = jax.tree.map(jnp.asarray, params)
   ids = tokenize(sd, prompts)
   edit = edit_context or (lambda context: context)
   negative = None

@@ -130,7 +130,7 @@ def to_flax(
       point; the message names the first few of each.
   """
   state = canonical(state, source)
-  flat = traverse_util.flatten_dict(dict(template))
+  flat: dict[Any, Any] = traverse_util.flatten_dict(dict(template))
   paths = {torch_name(path): path for path in flat}
   if len(paths) != len(flat):
     raise ValueError("template: two parameters have one torch name")
@@ -151,7 +151,7 @@ def to_flax(
     not_floating=[k for k, v in state.items() if not is_floating(v)],
   )
   cast = {
-    path: np.asarray(leaf).astype(flat[path].dtype, copy=False)
+    path: leaf.astype(flat[path].dtype, copy=False)
     for path, leaf in leaves.items()
   }
   return traverse_util.unflatten_dict(cast)

@@ -117,9 +117,9 @@ def _read_safetensors(path: pathlib.Path) -> names.State:
 def _read_msgpack(path: pathlib.Path) -> names.State:
   try:
     tree = serialization.msgpack_restore(path.read_bytes())
-    if isinstance(tree, dict) and set(tree) == {"params"}:
-      tree = tree["params"]
-    return names.to_torch(tree)
+    if not isinstance(tree, dict):
+      raise ValueError(f"it holds a {type(tree).__name__}, not parameters")
+    return names.to_torch(tree["params"] if set(tree) == {"params"} else tree)
   # All of msgpack's own errors are ValueErrors; the others come from rebuilding
   # arrays out of corrupt bytes.
   except (ValueError, TypeError, KeyError, AssertionError) as error:

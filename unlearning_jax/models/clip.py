@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from unlearning_jax.models.config import read_config
+from unlearning_jax.models.layers import layer_norm
 
 # Training, generation and bookkeeping options: no effect on a forward pass.
 IGNORED = (
@@ -109,19 +110,12 @@ class ClipEncoderLayer(nn.Module):
     self, x: Float[Array, "b l d"], mask: Array | None = None
   ) -> Float[Array, "b l d"]:
     """One layer; `mask` is True where a query may look at a key."""
-
-    def norm(name: str) -> nn.LayerNorm:
-      return nn.LayerNorm(
-        epsilon=self.epsilon,
-        use_fast_variance=False,
-        dtype=jnp.float32,
-        name=name,
-      )
-
+    norm1 = layer_norm("layer_norm1", self.epsilon)
+    norm2 = layer_norm("layer_norm2", self.epsilon)
     attention = _SelfAttention(self.heads, self.dtype, name="self_attn")
-    x = x + attention(norm("layer_norm1")(x), mask)
     mlp = _Mlp(self.intermediate_size, self.activation, self.dtype, name="mlp")
-    return x + mlp(norm("layer_norm2")(x))
+    x = x + attention(norm1(x), mask)
+    return x + mlp(norm2(x))
 
 
 class ClipEncoder(nn.Module):
@@ -186,12 +180,7 @@ class _TextTransformer(nn.Module):
       c.dtype,
       name="encoder",
     )(x.astype(c.dtype), mask)
-    return nn.LayerNorm(
-      epsilon=c.layer_norm_eps,
-      use_fast_variance=False,
-      dtype=jnp.float32,
-      name="final_layer_norm",
-    )(x)
+    return layer_norm("final_layer_norm", c.layer_norm_eps)(x)
 
 
 class ClipTextModel(nn.Module):

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from unlearning_jax.models.clip import ACTIVATIONS, IGNORED, ClipEncoder
 from unlearning_jax.models.config import read_config
+from unlearning_jax.models.layers import layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +63,9 @@ class _VisionTransformer(nn.Module):
   @nn.compact
   def __call__(self, images: Array) -> Array:
     c = self.config
-
-    def norm(name: str) -> nn.LayerNorm:
-      return nn.LayerNorm(
-        epsilon=c.layer_norm_eps, use_fast_variance=False, name=name
-      )
-
     x = _Embeddings(c, name="embeddings")(images)
     # The missing letter is in every published checkpoint.
-    x = norm("pre_layrnorm")(x)
+    x = layer_norm("pre_layrnorm", c.layer_norm_eps)(x)
     x = ClipEncoder(
       c.num_hidden_layers,
       c.num_attention_heads,
@@ -80,7 +75,7 @@ class _VisionTransformer(nn.Module):
       c.dtype,
       name="encoder",
     )(x, None)
-    return norm("post_layernorm")(x[:, 0])
+    return layer_norm("post_layernorm", c.layer_norm_eps)(x[:, 0])
 
 
 class ClipProjections(nn.Module):

@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 Config = TypeVar("Config")
 
-# Written by the libraries for bookkeeping; they change no tensor.
+# Written by the libraries for bookkeeping; they change no tensor. `dtype` is
+# how the file stores the weights, not how we compute.
 _BOOKKEEPING = frozenset({
     "architectures", "dtype", "torch_dtype", "transformers_version",
     "model_type", "_name_or_path", "sample_size", "force_upcast",
@@ -46,6 +47,6 @@ def read_config(
   values = {
     key: tuple(value) if isinstance(value, list) else value
     for key, value in config.items()
-    if key in names
+    if key in names - _BOOKKEEPING
   }
   return cls(**{**values, **overrides})

@@ -77,6 +77,16 @@ class UNetConfig:
           f"UNetConfig: {key} has {len(blocks)} entries, block_out_channels "
           f"{len(self.block_out_channels)}"
         )
+    if not isinstance(self.layers_per_block, int):
+      raise ValueError(
+        f"UNetConfig: layers_per_block={self.layers_per_block!r} is not "
+        "supported; allowed: one integer for all levels"
+      )
+    if len(self.heads) != len(self.block_out_channels):
+      raise ValueError(
+        f"UNetConfig: attention_head_dim={self.heads} has {len(self.heads)} "
+        f"entries, block_out_channels {len(self.block_out_channels)}"
+      )
     if self.attention not in IMPLEMENTATIONS:
       raise ValueError(
         f"UNetConfig: attention={self.attention!r}; allowed: "
@@ -128,9 +138,7 @@ class TransformerBlock(nn.Module):
     self, x: Float[Array, "b l c"], context: Float[Array, "b k d"]
   ) -> Float[Array, "b l c"]:
     """One pre-norm block."""
-
-    def norm(name: str) -> nn.LayerNorm:
-      return layers.layer_norm(name, self.dtype)
+    norm = layers.layer_norm
 
     def attention(name: str) -> Attention:
       return Attention(self.heads, self.attention, self.dtype, name=name)
@@ -156,7 +164,7 @@ class Transformer2D(nn.Module):
     """Adds the block's output to `x`."""
     shape, width = x.shape, x.shape[-1]
     # Stable Diffusion's own 1e-6 here, whatever the resnets use.
-    hidden = layers.group_norm("norm", self.groups, 1e-6, self.dtype)(x)
+    hidden = layers.group_norm("norm", self.groups, 1e-6)(x)
 
     def project(name: str, y: Array) -> Array:
       if self.linear:
@@ -345,8 +353,6 @@ class UNet2DCondition(nn.Module):
         c, channels[level], c.heads[level], taken,
         kind.startswith("Cross"), level > 0, name=f"up_blocks_{i}",
       )(x, temb, context, here, skips[-1].shape if skips else None)  # fmt: skip
-    norm = layers.group_norm(
-      "conv_norm_out", c.norm_num_groups, c.norm_eps, c.dtype
-    )
+    norm = layers.group_norm("conv_norm_out", c.norm_num_groups, c.norm_eps)
     x = nn.silu(norm(x)).astype(jnp.float32)
     return layers.conv3(c.out_channels, "conv_out", jnp.float32)(x)

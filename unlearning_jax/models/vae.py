@@ -54,9 +54,7 @@ class VaeConfig:
 
   def head(self, x: Array, channels: int) -> Array:
     """Final norm, silu and float32 convolution of encoder and decoder."""
-    norm = layers.group_norm(
-      "conv_norm_out", self.norm_num_groups, _EPSILON, self.dtype
-    )
+    norm = layers.group_norm("conv_norm_out", self.norm_num_groups, _EPSILON)
     x = nn.silu(norm(x)).astype(jnp.float32)
     return layers.conv3(channels, "conv_out", jnp.float32)(x)
 
@@ -68,7 +66,7 @@ class _Attention(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     shape, width = x.shape, x.shape[-1]
-    norm = layers.group_norm("group_norm", self.groups, _EPSILON, self.dtype)
+    norm = layers.group_norm("group_norm", self.groups, _EPSILON)
     hidden = norm(x).reshape(shape[0], -1, width)
 
     def project(name: str, y: Array) -> Array:

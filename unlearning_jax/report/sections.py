@@ -111,7 +111,10 @@ def accuracies(document: Document) -> Html:
     "should stay."
   )
   if document.changes:
-    note += " Changes are in points, paired, their intervals over prompts."
+    note += (
+      " Below it the change in points, image by image, with its bootstrap "
+      "interval over prompts."
+    )
   return join(
     element("h2", "Accuracy"),
     element("p", note, class_="note"),
@@ -130,7 +133,7 @@ def classes(document: Document) -> Html:
     if head != current:
       rows.append(_heading(document, head))
       current = head
-    rows.append(_row(document, name, measure))
+    rows.append(_row(document, name, measure, changes=False))
   if not rows:
     return Html()
   summary = element("summary", "Everything else, class by class")
@@ -220,31 +223,38 @@ def _heading(document: Document, text: str) -> Html:
   return element("tr", cell, class_="head")
 
 
-def _row(document: Document, text: str, name: str) -> Html:
-  cells = (
-    _cell(measure, document.changes.get(stage, {}).get(name), f"s{i % 5}")
-    for i, (stage, measure) in enumerate(
-      zip(document.stages, document.row(name) or [], strict=True)
-    )
-  )
+def _row(
+  document: Document, text: str, name: str, changes: bool = True
+) -> Html:
+  cells = []
+  for i, stage in enumerate(document.stages):
+    measure = document.measures[stage][name]
+    change = document.changes.get(stage, {}).get(name) if changes else None
+    cells.append(_cell(measure, change, f"s{i % 5}"))
   return element("tr", element("th", text), *cells)
 
 
 def _cell(m: Measure, change: Change | None, class_: str) -> Html:
-  interval = f"{100 * m.low:.1f}–{100 * m.high:.1f} % · {m.k}/{m.n}"
   parts = [
     element("b", _percent(m.value)),
     interval_bar(m.value, m.low, m.high),
-    element("small", interval),
+    element("small", f"{100 * m.low:.1f}–{100 * m.high:.1f} %"),
+    " ",
+    element("small", f"{m.k}/{m.n}"),
   ]
   if change:
-    value, low, high = (f"{100 * v:+.1f}" for v in change[1:4])
-    parts.append(element("small", f"change {value} ({low} to {high})"))
+    value, low, high = (_points(v) for v in change[1:4])
+    text = element("small", f"{value} [{low}, {high}]")
+    parts.append(element("div", text))
   return element("td", *parts, class_=class_)
 
 
 def _percent(value: float) -> str:
   return f"{100 * value:.1f} %"
+
+
+def _points(value: float) -> str:
+  return f"{100 * value:+.1f}".replace("-", "−")
 
 
 def _plain(value: Any) -> str:
