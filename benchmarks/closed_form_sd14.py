@@ -191,7 +191,7 @@ def main(_):
   exact = textbook(kernels, *rows, dtype=np.float64)
   ours = closed_form.cross_attention_kernels(new).values()
   result = {
-    "what": __doc__.splitlines()[0],
+    "what": (__doc__ or "").splitlines()[0],
     "date": datetime.date.today().isoformat(),
     "cpus": os.cpu_count(),
     "load_average": os.getloadavg(),

@@ -40,7 +40,7 @@ def targets(config: Any) -> list[erasure.Target]:
   Raises:
     ValueError: a task or a class that the judge does not know.
   """
-  return [erasure.Target(t.task, t.name) for t in config.targets]
+  return [erasure.Target(t["task"], t["name"]) for t in config.targets]
 
 
 def rows(config: Any) -> list[dict[str, Any]]:
@@ -111,7 +111,7 @@ def compare(
         **config.sampling,
       )
       for row, image in itertools.islice(drawn, len(mine) - padding):
-        name = f"{row['id']}-{stage}.png"
+        name = f"{row['id']}-{stage}"
         if row["id"] in shown:
           run.save_image(name, image)
         run.append_row({**row, "id": f"{stage}/{row['id']}", "stage": stage})

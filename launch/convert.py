@@ -72,9 +72,9 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   check_flags()
-  base = None
-  if _BASE.value is not None:
-    base = convert.load(_BASE.value, variant=_VARIANT.value)
+  base = _BASE.value
+  if _FORMAT.value == "delta":
+    base = convert.load(base, variant=_VARIANT.value)
   model = convert.load(
     _INPUT.value, base, variant=_VARIANT.value, ema=_EMA.value
   )
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
   elif _FORMAT.value == "unet":
     convert.save_unet(_OUTPUT.value, model, **options)
   else:
-    assert base is not None
+    assert isinstance(base, convert.ModelFiles)
     names = convert.save_delta(_OUTPUT.value, base, model, **options)
     logging.info("%d tensors differ, the first is %s", len(names), names[0])
   for component, state in model.states.items():

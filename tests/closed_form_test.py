@@ -336,6 +336,21 @@ def test_half_precision_weights_are_changed_in_float32():
   assert np.abs(np.float64(got) - exact).max() < 1e-3 * np.abs(exact).max()
 
 
+def test_kernels_may_lie_on_several_devices():
+  base = params()
+  edit = edit_of(base, context_map())
+  mesh = jax.make_mesh(
+    (2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  spread = jax.sharding.NamedSharding(mesh, jax.P(None, "fsdp"))
+  placed = {**base, "unet": jax.device_put(base["unet"], spread)}
+  got = cf.cross_attention_kernels(cf.apply_to_params(edit, placed))
+  expected = cf.cross_attention_kernels(cf.apply_to_params(edit, base))
+  for path, kernel in got.items():
+    assert len(kernel.sharding.device_set) == 2
+    assert relative(np.asarray(kernel), expected[path]) < 1e-6
+
+
 def test_matmuls_ask_for_full_precision():
   # No effect on CPU, percents of the edit elsewhere: so look at the program.
   edit = edit_of(params(), context_map())

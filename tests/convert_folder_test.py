@@ -247,6 +247,11 @@ def test_config_that_does_not_fit_the_weights(model):
   assert "extra: " in str(error.value) and "resnets" in str(error.value)
 
 
+def test_a_choice_that_folders_do_not_offer(model):
+  with pytest.raises(ValueError, match="ema=False is a choice in single files"):
+    convert.load(model, ema=False)
+
+
 def test_names_that_are_neither(tmp_path):
   with pytest.raises(ValueError, match="no such file or folder"):
     convert.load(tmp_path / "nowhere")

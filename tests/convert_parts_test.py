@@ -160,6 +160,11 @@ def test_other_shape_twice_and_nan():
     convert.overlay(base, {name: np.full((4, 3), np.nan, np.float32)})
 
 
+def test_a_choice_that_the_file_does_not_offer():
+  with pytest.raises(ValueError, match="x.pt: ema=True, but its layout has no"):
+    convert.overlay(_base(), EDIT, ema=True, source="x.pt")
+
+
 # Deltas.
 
 

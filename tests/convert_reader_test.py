@@ -180,6 +180,26 @@ def test_truncated_flax_file(tmp_path):
     read_state_dict(path)
 
 
+def test_damaged_flax_file(tmp_path):
+  path = tmp_path / "flax_model.msgpack"
+  content = flax.serialization.msgpack_serialize(_flax_tree())
+  rng = np.random.default_rng(0)
+  # Structure, not payload: names and types stand in the first bytes.
+  places = np.concatenate(
+    [np.arange(200), rng.integers(len(content), size=200)]
+  )
+  for place in places:
+    damaged = bytearray(content)
+    damaged[place] ^= int(rng.integers(1, 256))
+    path.write_bytes(damaged)
+    try:
+      state = read_state_dict(path)
+    except ValueError as error:
+      assert "flax_model.msgpack" in str(error)
+    else:
+      assert all(isinstance(v, np.ndarray) for v in state.values())
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_as_float32(dtype):
   state = _state(dtype)

@@ -187,7 +187,7 @@ def test_a_workdir_is_a_report(tmp_path):
   workdir.save_summary(document)
   page = Page(report.render_report(tmp_path))
   assert len(list(page.images())) == 4
-  assert "noise 7" in page.text and "pytest" in page.text
+  assert "noise 7" in page.text and "platform cpu" in page.text
   assert report.results_csv(tmp_path) == report.results_csv(make_document())
 
 

@@ -209,7 +209,10 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
   assert {p.name for p in tmp_path.iterdir()} == {"config.json", "summary.json"}
 
 
-def test_provenance_lists_every_start(tmp_path):
+def test_provenance_lists_every_start(tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    sys, "orig_argv", ["/bin/py", "-m", "launch.x", "--t=a b"]
+  )
   facts = dict(
     devices={"platform": "cpu"},
     base_fingerprint="ab12",
@@ -222,7 +225,8 @@ def test_provenance_lists_every_start(tmp_path):
   assert len(runs) == 2
   for run in runs:
     assert facts.items() <= run.items()
-    assert "pytest" in run["command"] and run["versions"]["jax"]
+    assert run["command"] == "python -m launch.x '--t=a b'"
+    assert run["versions"]["jax"]
     assert run["started"].endswith("+00:00") and "git_commit" in run
 
 

@@ -12,8 +12,8 @@ class Batches:
   """Shuffled batches of in-memory rows; `batches[step]` never depends on past.
 
   Rows are first split over processes, then shuffled anew each epoch by
-  (seed, epoch), so that no row is drawn by two processes. A last incomplete
-  batch of an epoch is left out.
+  (seed, epoch), so that no row is drawn by two processes. Left out are the rows
+  that do not divide among the processes, and of an epoch a last, short batch.
 
   Attributes:
     arrays: name to array; all have the same number of rows.
@@ -31,6 +31,13 @@ class Batches:
 
   def __post_init__(self):
     sizes = {name: len(array) for name, array in self.arrays.items()}
+    if not sizes:
+      raise ValueError("data: no arrays")
+    if not 0 <= self.process_index < self.process_count:
+      raise ValueError(
+        f"process_index={self.process_index}: must be from 0 to "
+        f"{self.process_count - 1}"
+      )
     if len(set(sizes.values())) != 1:
       raise ValueError(f"data: arrays of unequal length: {sizes}")
     if not 1 <= self.batch_size <= self._rows:
@@ -56,6 +63,6 @@ class Batches:
     here = order[position * self.batch_size :][: self.batch_size]
     return here * self.process_count + self.process_index
 
-  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+  def __getitem__(self, step: int) -> dict[str, Shaped[np.ndarray, "b ..."]]:
     rows = self.indices(step)
     return {name: array[rows] for name, array in self.arrays.items()}

@@ -55,7 +55,7 @@ def optimizer(
     clip_norm: largest global norm of a gradient.
   """
   schedule = optax.warmup_cosine_decay_schedule(
-    0.0, learning_rate, max(1, int(warmup * num_steps)), num_steps
+    0.0, learning_rate, int(warmup * num_steps), num_steps
   )
   return optax.chain(
     optax.clip_by_global_norm(clip_norm),

@@ -162,16 +162,18 @@ def tokenize(
     ValueError: a prompt is too long; it would be cut off silently.
   """
   length = sd.context_shape[0]
-  pad, rows = sd.tokenizer.pad_token_id, []
-  for prompt in prompts:
-    row = sd.tokenizer(prompt, truncation=False)["input_ids"]
+  texts = list(prompts)
+  # The tokenizer itself fails on an empty list.
+  rows = sd.tokenizer(texts, truncation=False)["input_ids"] if texts else []
+  for prompt, row in zip(texts, rows, strict=True):
     if len(row) > length:
       raise ValueError(
         f"prompt {prompt!r} has {len(row)} tokens, start and end included; "
         f"allowed: {length}. Shorten it"
       )
-    rows.append(row + [pad] * (length - len(row)))
-  return np.array(rows, np.int32).reshape(-1, length)
+  pad = sd.tokenizer.pad_token_id
+  padded = [row + [pad] * (length - len(row)) for row in rows]
+  return np.array(padded, np.int32).reshape(-1, length)
 
 
 def encode_text(

@@ -10,7 +10,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Float64
 
 Params = Mapping[str, Any]
-Kernels = Mapping[str, Float[Array, "d o"]]
+Kernels = Mapping[str, Float[Array | np.ndarray, "d o"]]
 
 
 def text_width(params: Params) -> int:

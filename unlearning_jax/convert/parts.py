@@ -195,6 +195,8 @@ def _split(
     depths = compvis.Depths.from_configs(base.configs)
     parts = compvis.from_compvis(prefixed, depths, ema=ema, source=source)
     return {part: canonical(found, source) for part, found in parts.items()}
+  if ema is not None:
+    raise ValueError(f"{source}: ema={ema}, but its layout has no such choice")
   parts = {}
   for name, value in canonical(state, source).items():
     fits = (c for c, old in base.states.items() if name in old)

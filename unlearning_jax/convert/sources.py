@@ -50,6 +50,8 @@ def load(
   path = _resolve(path, variant)
   # A folder with a unet/ but no index is a damaged model, not a part of one.
   if (path / MARK).is_file() or (path / "unet").is_dir():
+    if ema is not None:
+      raise ValueError(f"{path}: ema={ema} is a choice in single files only")
     return load_folder(path, variant)
   file = find_weights(path, variant) if path.is_dir() else path
   state, source = read_state_dict(file), str(file)

@@ -1,0 +1,125 @@
+"""Attention: the chunked form is the dense one, and the softmax is float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unlearning_jax.models import attention
+from unlearning_jax.models.attention import dot_product_attention
+
+
+def normal(seed, *shape, scale=1.0, dtype=np.float32):
+  values = scale * np.random.default_rng(seed).normal(size=shape)
+  return jnp.asarray(values, dtype)
+
+
+def qkv(queries=13, keys=7, dtype=np.float32, scale=2.0):
+  return (
+    normal(0, 2, queries, 3, 5, scale=scale, dtype=dtype),
+    normal(1, 2, keys, 3, 5, scale=scale, dtype=dtype),
+    normal(2, 2, keys, 3, 5, dtype=dtype),
+  )
+
+
+def reference(query, key, value):
+  """softmax(Q K^T / sqrt(c)) V in float64."""
+  q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
+  scores = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(q.shape[-1])
+  weights = np.exp(scores - scores.max(-1, keepdims=True))
+  weights /= weights.sum(-1, keepdims=True)
+  return np.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+@pytest.mark.parametrize(
+  "implementation, chunk",
+  [
+    ("dense", 512),
+    ("auto", 512),
+    ("chunked", 1),
+    ("chunked", 4),  # does not divide the 13 queries
+    ("chunked", 13),
+    ("chunked", 512),  # larger than all of them
+  ],
+)
+def test_every_implementation_is_softmax_attention(implementation, chunk):
+  arguments = qkv()
+  out = jax.jit(
+    lambda *a: dot_product_attention(
+      *a, implementation=implementation, chunk=chunk
+    )
+  )(*arguments)
+  np.testing.assert_allclose(out, reference(*arguments), atol=3e-6)
+
+
+@pytest.mark.parametrize("chunk", [4, 13])
+def test_chunked_gradients_are_the_dense_ones(chunk):
+  arguments, weights = qkv(), normal(3, 2, 13, 3, 5)
+
+  def gradients(implementation):
+    def loss(*a):
+      out = dot_product_attention(
+        *a, implementation=implementation, chunk=chunk
+      )
+      return jnp.sum(weights * out**2)
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*arguments)
+
+  for dense, chunked in zip(
+    gradients("dense"), gradients("chunked"), strict=True
+  ):
+    assert np.abs(dense).max() > 0.1
+    np.testing.assert_allclose(chunked, dense, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["dense", "chunked"])
+def test_softmax_is_float32_in_bfloat16_attention(implementation):
+  # Scores 192, 192.5 and 193: bfloat16 knows only whole numbers there.
+  query = jnp.ones((1, 1, 1, 4), jnp.bfloat16)
+  offsets = jnp.array([[0.0], [1.0], [2.0]], jnp.bfloat16)
+  keys = jnp.concatenate(
+    [jnp.full((3, 3), 128.0, jnp.bfloat16), offsets], axis=1
+  )
+  value = jnp.eye(3, dtype=jnp.bfloat16)
+  out = dot_product_attention(
+    query, keys[None, :, None], value[None, :, None],
+    implementation=implementation,
+  )  # fmt: skip
+  assert out.dtype == jnp.bfloat16
+  expected = jax.nn.softmax(jnp.array([0.0, 0.5, 1.0]))
+  np.testing.assert_allclose(out[0, 0, 0].astype(float), expected, atol=4e-3)
+
+
+def test_auto_chunks_where_the_scores_are_large(monkeypatch):
+  chunked = []
+  monkeypatch.setattr(
+    attention,
+    "_chunked",
+    lambda query, key, value, chunk: chunked.append(chunk) or query,
+  )
+  small, large = (jnp.zeros((1, n, 1, 1)) for n in (77, 4096))
+  jax.eval_shape(dot_product_attention, large, small, small)
+  assert not chunked
+  jax.eval_shape(dot_product_attention, large, large, large)
+  assert chunked == [512]
+
+
+def test_chunks_bound_the_memory_of_a_gradient():
+  x = jax.ShapeDtypeStruct((1, 2048, 2, 8), jnp.float32)
+
+  def temporary(implementation):
+    def loss(query, key, value):
+      out = dot_product_attention(
+        query, key, value, implementation=implementation, chunk=128
+      )
+      return jnp.sum(out**2)
+
+    compiled = jax.jit(jax.grad(loss)).lower(x, x, x).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert temporary("chunked") < temporary("dense") / 4
+
+
+def test_unknown_implementation():
+  with pytest.raises(ValueError, match="'flash' is unknown.*dense.*chunked"):
+    dot_product_attention(*qkv(), implementation="flash")

@@ -1,0 +1,75 @@
+"""Batches: every row once an epoch, and nothing depends on what came before."""
+
+import numpy as np
+import pytest
+
+from unlearning_jax.data import Batches
+
+
+def batches(rows=23, size=4, **options):
+  arrays = {"x": np.arange(rows), "y": np.arange(rows)[:, None] * [1.0, -1.0]}
+  return Batches(arrays, size, **options)
+
+
+def epoch(data, number):
+  steps = data.steps_per_epoch
+  return np.concatenate(
+    [data[step]["x"] for step in range(number * steps, (number + 1) * steps)]
+  )
+
+
+def test_an_epoch_visits_each_row_once():
+  data = batches(rows=24)
+  assert data.steps_per_epoch == 6
+  orders = [epoch(data, number) for number in range(3)]
+  for order in orders:
+    assert sorted(order) == list(range(24))
+  # Shuffled, and anew each time.
+  assert len({tuple(order) for order in (*orders, range(24))}) == 4
+
+
+def test_the_incomplete_last_batch_is_left_out():
+  data = batches(rows=23)
+  assert data.steps_per_epoch == 5
+  assert all(len(data[step]["x"]) == 4 for step in range(11))
+  assert len(set(epoch(data, 0))) == 20
+  # Not always the same rows.
+  seen = set().union(*(epoch(data, number) for number in range(5)))
+  assert seen == set(range(23))
+
+
+def test_a_batch_depends_on_its_step_and_the_seed_only():
+  in_order, fresh = batches(), batches()
+  history = [in_order[step] for step in range(20)]
+  for step in (17, 3, 17, 0):
+    np.testing.assert_array_equal(fresh[step]["x"], history[step]["x"])
+  assert not np.array_equal(batches(seed=1)[0]["x"], fresh[0]["x"])
+
+
+def test_arrays_stay_together():
+  batch = batches()[7]
+  np.testing.assert_array_equal(batch["y"], batch["x"][:, None] * [1.0, -1.0])
+
+
+def test_processes_share_the_rows_and_never_meet():
+  # 23 rows on 3 processes: 7 each, the last 2 on none.
+  shares = [batches(size=7, process_index=i, process_count=3) for i in range(3)]
+  first = [epoch(data, 0) for data in shares]
+  assert all(data.steps_per_epoch == 1 for data in shares)
+  assert sorted(np.concatenate(first)) == list(range(21))
+  # Split first, shuffled within: a row never changes its process.
+  for data, rows in zip(shares, first, strict=True):
+    assert set(epoch(data, 5)) == set(rows)
+    assert not np.array_equal(epoch(data, 5), rows)
+
+
+def test_errors():
+  with pytest.raises(ValueError, match="unequal length.*'x': 3.*'y': 4"):
+    Batches({"x": np.zeros(3), "y": np.zeros(4)}, 1)
+  with pytest.raises(ValueError, match="no arrays"):
+    Batches({}, 1)
+  for size in (0, 8):
+    with pytest.raises(ValueError, match=f"batch_size={size}.*1 and the 7"):
+      batches(size=size, process_count=3)
+  with pytest.raises(ValueError, match="process_index=3.*0 to 2"):
+    batches(size=1, process_index=3, process_count=3)
