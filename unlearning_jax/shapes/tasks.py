@@ -178,7 +178,7 @@ def _write(folder: pathlib.Path, part: str, config: Mapping, params: Any):
   path = folder / part
   path.mkdir(parents=True, exist_ok=True)
   state = {
-    name: np.ascontiguousarray(value)
+    name: np.asarray(value, order="C")
     for name, value in names.to_torch(params).items()
   }
   save_file(state, path / _WEIGHTS[part], metadata={"format": "pt"})
