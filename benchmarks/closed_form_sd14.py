@@ -6,7 +6,10 @@ projection at a time in float32 with explicit inverses, text states given.
 
   python benchmarks/closed_form_sd14.py --out=benchmarks/results/x.json
 
-2 CPU cores: a minute, mostly compilation and the textbook.
+2 CPU cores: a minute, mostly the textbook. On a busy machine compare the CPU
+seconds, with one thread (OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+XLA_FLAGS=--xla_cpu_multi_thread_eigen=false): several threads that wait for a
+core spin, and that counts as CPU time too.
 """
 
 import datetime
@@ -195,6 +198,10 @@ def main(_):
     "date": datetime.date.today().isoformat(),
     "cpus": os.cpu_count(),
     "load_average": os.getloadavg(),
+    "environment": {
+      name: os.environ.get(name)
+      for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "XLA_FLAGS")
+    },
     "versions": {"jax": jax.__version__, "numpy": np.__version__},
     "repeats": REPEATS.value,
     "median_seconds": {

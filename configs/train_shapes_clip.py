@@ -9,7 +9,7 @@ from configs import common
 
 def get_config():
   config = common.train_shapes("clip")
-  config.num_steps = 450
+  config.num_steps = 600
   config.batch_size = 192
   config.tokenizer_captions = 20_000
   config.text_encoder = {
@@ -23,15 +23,9 @@ def get_config():
     "layer_norm_eps": 1e-5,
     "projection_dim": 128,
   }
-  config.clip = {
-    "hidden_size": 128,
-    "intermediate_size": 512,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
+  config.tower = {
+    "widths": (16, 32, 64, 128),
     "projection_dim": 128,
+    "groups": 8,
   }
   return config

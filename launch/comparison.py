@@ -1,6 +1,7 @@
 """Before and after: what `erase` and `evaluate` have in common."""
 
 import functools
+import hashlib
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -91,6 +92,7 @@ def compare(
     return {}
   stages: dict[str, closed_form.Edit | None] = {BASE: None, **edits}
   done = run.done_ids()
+  sharding.wait_for_all("rows listed")
   shown = _shown(table, config.grid)
   total = len(table) * len(stages)
   with progress.Progress("draw", total, done=len(done)) as bar:
@@ -116,6 +118,7 @@ def compare(
           run.save_image(name, image)
         run.append_row({**row, "id": f"{stage}/{row['id']}", "stage": stage})
         bar.update()
+  sharding.wait_for_all("rows drawn")
   document = _document(run, stages, shown, config)
   document["notes"] = list(notes)
   run.save_summary(document)
@@ -244,8 +247,19 @@ def check(config: Any):
     raise ValueError(f"batch_size={config.batch_size}: must be at least 1")
 
 
-def open_run(path: str, config: Any, params: stable.Params) -> Workdir:
+def open_run(
+  path: str,
+  config: Any,
+  params: stable.Params,
+  edits: Mapping[str, closed_form.Edit] | None = None,
+) -> Workdir:
   """The run's folder, with its provenance recorded.
+
+  Args:
+    path: the folder.
+    config: the run's.
+    params: the base model's.
+    edits: those that come from outside; a resume with others is refused.
 
   Raises:
     ValueError: it cannot be written, or belongs to another config or model.
@@ -262,6 +276,10 @@ def open_run(path: str, config: Any, params: stable.Params) -> Workdir:
     base_fingerprint=closed_form.base_fingerprint(params),
     judge_hashes={judge.name: judge.weights_hash} if judge else {},
     seeds={"seed": config.seed},
+    inputs={
+      name: hashlib.sha256(edit.context_map.tobytes()).hexdigest()
+      for name, edit in (edits or {}).items()
+    },
   )
   return run
 

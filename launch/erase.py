@@ -19,7 +19,9 @@ from launch import comparison
 from unlearning_jax import closed_form, concepts, erasures, sharding, workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The run's folder.", required=True
+)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes.")
 
 
@@ -94,5 +96,5 @@ def main(_):
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "workdir"])
+  flags.mark_flag_as_required("config")
   app.run(main)

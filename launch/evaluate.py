@@ -14,7 +14,9 @@ from launch import comparison
 from unlearning_jax import closed_form, sharding
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The run's folder.", required=True
+)
 _EDITS = flags.DEFINE_list("edits", [], "Edit files, or folders of erase runs.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes.")
 
@@ -30,11 +32,11 @@ def main(_):
   sd, params = comparison.load_model(config)
   for edit in edits.values():
     closed_form.check_base(edit, params)
-  run = comparison.open_run(_WORKDIR.value, config, params)
+  run = comparison.open_run(_WORKDIR.value, config, params, edits)
   comparison.compare(run, sd, params, edits, config)
   run.mark_done()
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "workdir"])
+  flags.mark_flag_as_required("config")
   app.run(main)

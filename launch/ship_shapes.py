@@ -24,9 +24,15 @@ from unlearning_jax.evaluators import accuracy, erasure
 from unlearning_jax.judges import shapes as shapes_judge
 from unlearning_jax.shapes import dataset
 
-_MODEL = flags.DEFINE_string("model", None, "Folder that training filled.")
-_RUNS = flags.DEFINE_string("runs", None, "Folder of the training runs.")
-_OUTPUT = flags.DEFINE_string("output", None, "The package's assets folder.")
+_MODEL = flags.DEFINE_string(
+  "model", None, "Folder that training filled.", required=True
+)
+_RUNS = flags.DEFINE_string(
+  "runs", None, "Folder of the training runs.", required=True
+)
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "The package's assets folder.", required=True
+)
 _PROMPTS = flags.DEFINE_integer("prompts", 2_000, "Held-out prompts to draw.")
 _STAGES = ("judge", "vae", "clip", "unet")
 _SAMPLING = {
@@ -130,5 +136,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["model", "runs", "output"])
   app.run(main)

@@ -19,8 +19,12 @@ from unlearning_jax.judges import shapes as judge
 from unlearning_jax.shapes import dataset, tasks, vocabulary
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
-_MODEL = flags.DEFINE_string("model", None, "Folder of the model being built.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The run's folder.", required=True
+)
+_MODEL = flags.DEFINE_string(
+  "model", None, "Folder of the model being built.", required=True
+)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes.")
 
 
@@ -64,7 +68,12 @@ def main(_):
     "clip": tasks.clip,
     "unet": tasks.unet,
   }
-  run = workdir.Workdir(_WORKDIR.value, config)
+  run = workdir.Workdir(
+    _WORKDIR.value,
+    config,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
   folder = pathlib.Path(_MODEL.value)
   folder.mkdir(parents=True, exist_ok=True)
   run.record_provenance(
@@ -121,5 +130,5 @@ def main(_):
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "workdir", "model"])
+  flags.mark_flag_as_required("config")
   app.run(main)

@@ -140,7 +140,7 @@ def test_a_row_depends_on_prompt_seed_and_options(model, expected):
     first(num_steps=4),
     first(sampler="ddim"),
   ):
-    assert np.abs(other - expected[0]).max() > 3
+    assert np.abs(other - expected[0]).max() > 5
 
 
 def test_guidance_may_differ_by_row(model):
@@ -294,5 +294,6 @@ def test_saved_and_loaded_it_is_the_same_model(model, expected, tmp_path):
   again, reread = stable_diffusion.load(tmp_path / "saved")
   # Equal and hashed alike: what was compiled for one serves the other.
   assert again == sd and hash(again) == hash(sd)
-  assert convert.fingerprint(reread) == convert.fingerprint(params)
+  for one, other in zip(*map(jax.tree.leaves, (reread, params)), strict=True):
+    np.testing.assert_array_equal(one, other)
   np.testing.assert_array_equal(images((again, reread)), expected)

@@ -190,7 +190,7 @@ def encode_text(
 @functools.partial(jax.jit, static_argnums=0)
 def _encode_text(text_encoder: models.ClipTextModel, params: Any, ids: Array):
   with jax.default_matmul_precision("highest"):
-    return text_encoder.apply({"params": params}, ids)[0]
+    return models.apply(text_encoder, params, ids)[0]
 
 
 def predict_noise(
@@ -201,7 +201,7 @@ def predict_noise(
   context: Float[Array, "b l d"],
 ) -> Float[Array, "b h w c"]:
   """The UNet's output: noise, or velocity where the schedule says so."""
-  return sd.unet.apply({"params": params["unet"]}, latents, t, context)
+  return models.apply(sd.unet, params["unet"], latents, t, context)
 
 
 def encode_images(
@@ -211,9 +211,7 @@ def encode_images(
   key: PRNGKeyArray | None = None,
 ) -> Float[Array, "b h w c"]:
   """Images in [-1, 1] to scaled latents; the posterior's mean without `key`."""
-  mean, logvar = sd.vae.apply(
-    {"params": params["vae"]}, images, method="encode"
-  )
+  mean, logvar = models.apply(sd.vae, params["vae"], images, method="encode")
   if key is not None:
     mean += jnp.exp(logvar / 2) * jax.random.normal(key, mean.shape)
   return mean * sd.vae.config.scaling_factor
@@ -224,7 +222,7 @@ def decode(
 ) -> Float[Array, "b H W 3"]:
   """Scaled latents to images, nominally in [-1, 1]."""
   unscaled = latents / sd.vae.config.scaling_factor
-  return sd.vae.apply({"params": params["vae"]}, unscaled, method="decode")
+  return models.apply(sd.vae, params["vae"], unscaled, method="decode")
 
 
 def to_uint8(images: Float[Array, "b H W 3"]) -> UInt8[Array, "b H W 3"]:

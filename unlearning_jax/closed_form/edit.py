@@ -144,6 +144,8 @@ def apply_to_params(edit: Edit, params: Params) -> dict[str, Any]:
 
 @jax.jit
 def moved(change: Array, kernels: dict[str, Array]) -> dict[str, Array]:
+  """Kernels plus (T - I)^T kernel, in float32; `change` is (T - I)^T."""
+
   def move(kernel: Array) -> Array:
     wide = kernel.astype(jnp.float32)
     step = jnp.matmul(change, wide, precision=_HIGHEST)

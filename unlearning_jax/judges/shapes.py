@@ -19,6 +19,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from safetensors.numpy import load_file, save_file
 
+from unlearning_jax import models
+
 _FILE = "judge.safetensors"
 _CONFIG = "judge.json"
 
@@ -59,7 +61,7 @@ def loss(
   """
   del frozen
   images = _perturb(batch["images"].astype(jnp.float32) / 127.5 - 1, key)
-  logits = net.apply({"params": params}, images)
+  logits = models.apply(net, params, images)
   total, metrics = jnp.zeros(()), {}
   for name, _ in net.heads:
     labels = batch[f"label_{name}"]
@@ -128,7 +130,7 @@ class Judge:
 
 @partial(jax.jit, static_argnums=0)
 def _probabilities(net: ShapesNet, params: Any, images: Array):
-  logits = net.apply({"params": params}, images.astype(jnp.float32) / 127.5 - 1)
+  logits = models.apply(net, params, images.astype(jnp.float32) / 127.5 - 1)
   return {name: jax.nn.softmax(value) for name, value in logits.items()}
 
 

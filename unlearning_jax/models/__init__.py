@@ -6,6 +6,6 @@ has exactly one leaf and `convert` needs no table of layers.
 """
 
 from unlearning_jax.models.clip import ClipTextModel as ClipTextModel
-from unlearning_jax.models.clip_vision import ClipProjections as ClipProjections
+from unlearning_jax.models.functional import apply as apply
 from unlearning_jax.models.unet import UNet2DCondition as UNet2DCondition
 from unlearning_jax.models.vae import AutoencoderKL as AutoencoderKL

@@ -24,6 +24,7 @@ from unlearning_jax.finetune import Loss
 from unlearning_jax.schedules import Schedule
 from unlearning_jax.shapes import training
 from unlearning_jax.shapes.tokenizer import train_tokenizer
+from unlearning_jax.shapes.tower import Projections
 
 _WEIGHTS = {
   "text_encoder": "model.safetensors",
@@ -84,20 +85,21 @@ def clip(config: Any, data: Mapping[str, Any], folder: pathlib.Path) -> Task:
     pad_token_id=int(ids[0, -1]),
   )
   text = models.ClipTextModel.from_config(text_config)
-  towers = models.ClipProjections.from_config(config.clip)
+  towers = Projections(**config.tower)
 
   def init(key: PRNGKeyArray):
     keys = jax.random.split(key)
     image, width = jnp.zeros((1, 32, 32, 3)), text_config["hidden_size"]
     pooled = jnp.ones((1, width))
+    fresh = text.init(keys[0], jnp.asarray(ids[:1]))["params"]
     return {
-      "text_encoder": text.init(keys[0], jnp.asarray(ids[:1]))["params"],
+      "text_encoder": _start(config.init, "text_encoder", fresh),
       "clip": towers.init(keys[1], image, pooled)["params"],
     }
 
   def finish(params: Any):
     _write(folder, "text_encoder", text_config, params["text_encoder"])
-    _write(folder, "clip", dict(config.clip), params["clip"])
+    _write(folder, "clip", dict(config.tower), params["clip"])
 
   return Task(
     init=init,
@@ -126,10 +128,11 @@ def unet(config: Any, data: Mapping[str, Any], folder: pathlib.Path) -> Task:
     _write_pipeline(folder, dict(config.scheduler))
 
   example = jnp.zeros((1, *mean.shape[1:])), jnp.zeros((1,), jnp.int32)
+  example += (jnp.asarray(context[:1], jnp.float32),)
   return Task(
-    init=lambda key: net.init(key, *example, jnp.asarray(context[:1], "f4"))[
-      "params"
-    ],
+    init=lambda key: _start(
+      config.init, "unet", net.init(key, *example)["params"]
+    ),
     loss=functools.partial(training.unet_loss, net, schedule, **config.loss),
     frozen=states(tokenize(folder, [""])).astype(np.float32),
     arrays={
@@ -139,6 +142,14 @@ def unet(config: Any, data: Mapping[str, Any], folder: pathlib.Path) -> Task:
     },
     finish=finish,
   )
+
+
+def _start(init: str, part: str, fresh: Any) -> Any:
+  """A part's first parameters: those of the model `init`, if one is named."""
+  if not init:
+    return fresh
+  file = pathlib.Path(init) / part / _WEIGHTS[part]
+  return names.to_flax(load_file(file), fresh, str(file))
 
 
 def tokenize(folder: str | os.PathLike[str], prompts: list[str]) -> np.ndarray:
@@ -156,7 +167,7 @@ def _moments(net: models.AutoencoderKL, params: Any, images: UInt8[Array, "n"]):
   @jax.jit
   def encode(batch: Array):
     scaled = batch.astype(jnp.float32) / 127.5 - 1
-    mean, logvar = net.apply({"params": params}, scaled, method="encode")
+    mean, logvar = models.apply(net, params, scaled, method="encode")
     return mean, jnp.exp(logvar / 2)
 
   return tuple(
@@ -165,7 +176,7 @@ def _moments(net: models.AutoencoderKL, params: Any, images: UInt8[Array, "n"]):
 
 
 def _states(net: models.ClipTextModel, params: Any, ids: Array) -> np.ndarray:
-  encode = jax.jit(lambda batch: net.apply({"params": params}, batch)[0])
+  encode = jax.jit(lambda batch: models.apply(net, params, batch)[0])
   return np.concatenate([s.astype(np.float16) for s in _map(encode, ids)])
 
 

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from unlearning_jax import models
 from unlearning_jax.models import (
   AutoencoderKL,
-  ClipProjections,
   ClipTextModel,
   UNet2DCondition,
 )
 from unlearning_jax.schedules import Schedule, add_noise
+from unlearning_jax.shapes.tower import Projections
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
@@ -36,16 +37,15 @@ def vae_loss(
   """
   del frozen
   images = batch["images"].astype(jnp.float32) / 127.5 - 1
-  mean, logvar = vae.apply({"params": params}, images, method="encode")
+  mean, logvar = models.apply(vae, params, images, method="encode")
   latents = mean + jnp.exp(logvar / 2) * jax.random.normal(key, mean.shape)
-  decoded = vae.apply({"params": params}, latents, method="decode")
-  pixels = jnp.abs(decoded - images).mean()
-  edges = sum(
-    jnp.abs(jnp.diff(decoded, axis=a) - jnp.diff(images, axis=a)).mean()
-    for a in (1, 2)
-  )
+  decoded = models.apply(vae, params, latents, method="decode")
+  error = decoded - images
+  edges = jnp.abs(jnp.diff(error, axis=1)).mean()
+  edges += jnp.abs(jnp.diff(error, axis=2)).mean()
+  pixels = jnp.abs(error).mean()
   kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
-  mse = jnp.square((decoded - images) / 2).mean()
+  mse = jnp.square(error / 2).mean()
   psnr = -10 * jnp.log10(mse)
   total = pixels + edge_weight * edges + kl_weight * kl
   return total, {"pixels": pixels, "edges": edges, "kl": kl, "psnr": psnr}
@@ -53,7 +53,7 @@ def vae_loss(
 
 def clip_loss(
   text_encoder: ClipTextModel,
-  projections: ClipProjections,
+  projections: Projections,
   params: Any,
   frozen: Any,
   batch: Batch,
@@ -67,12 +67,8 @@ def clip_loss(
   del frozen
   images = batch["images"].astype(jnp.float32) / 127.5 - 1
   images += 0.1 * jax.random.normal(key, images.shape)
-  _, pooled = text_encoder.apply(
-    {"params": params["text_encoder"]}, batch["ids"]
-  )
-  image, text, scale = projections.apply(
-    {"params": params["clip"]}, images, pooled
-  )
+  _, pooled = models.apply(text_encoder, params["text_encoder"], batch["ids"])
+  image, text, scale = models.apply(projections, params["clip"], images, pooled)
   # CLIP's own bound on the temperature.
   logits = jnp.exp(jnp.minimum(scale, jnp.log(100.0))) * image @ text.T
   by_image = -jnp.diag(jax.nn.log_softmax(logits, axis=1)).mean()
@@ -115,7 +111,7 @@ def unet_loss(
   noisy = add_noise(schedule, latents, noise, t)
   dropped = jax.random.uniform(keys[3], (rows, 1, 1)) < caption_dropout
   context = jnp.where(dropped, frozen, batch["context"].astype(jnp.float32))
-  predicted = unet.apply({"params": params}, noisy, t, context)
+  predicted = models.apply(unet, params, noisy, t, context)
   alphas = jnp.asarray(schedule.alphas_cumprod)[t]
   snr = alphas / (1 - alphas)
   errors = jnp.square(predicted - noise).mean(axis=(1, 2, 3))
