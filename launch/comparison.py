@@ -99,7 +99,7 @@ def compare(
     for stage, edit in stages.items():
       left = [row for row in table if f"{stage}/{row['id']}" not in done]
       mine, padding = _share(left)
-      context = functools.partial(closed_form.apply_to_context, edit)
+      context = edit and functools.partial(closed_form.apply_to_context, edit)
       drawn = erasure.judged_images(
         sd,
         params,
@@ -107,7 +107,7 @@ def compare(
         judge,
         # The next size that the devices can share evenly.
         batch_size=-(-config.batch_size // multiple) * multiple,
-        edit_context=context if edit else None,
+        edit_context=context,
         place=functools.partial(sharding.global_batch, mesh),
         fetch=sharding.local_rows,
         **config.sampling,

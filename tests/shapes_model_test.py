@@ -12,6 +12,7 @@ from unlearning_jax.judges import shapes as judge
 from unlearning_jax.shapes import dataset
 
 ASSETS = shapes.model_folder().parent
+MEASURED = "model_on_heldout_prompts"
 CARD = json.loads((ASSETS / "model_card.json").read_text())
 
 
@@ -58,15 +59,17 @@ def test_the_judge_refuses_other_images():
 
 def test_the_model_draws_what_is_asked():
   sd, params = stable_diffusion.load(shapes.model_folder())
-  rows = erasure.prompt_rows([], 0, 48, seed=5)
+  rows = erasure.prompt_rows([], 0, 60, seed=5)
   drawn = erasure.judged_images(
     sd, params, rows, judge.load(shapes.judge_folder()), batch_size=16,
     **CARD["sampling"],
   )  # fmt: skip
   measures = {m.name: m for m in accuracy.measure(row for row, _ in drawn)}
-  # Far below what the card says, far above chance: wiring, not quality.
-  for head in ("object", "style", "identity", "colour"):
-    assert measures[f"{head}/all/others"].value > 0.75, head
+  # Other prompts than the card's; three standard deviations of its rate.
+  for head in ("object", "style", "identity", "colour", "hazard"):
+    found, told = measures[f"{head}/all/others"], CARD[MEASURED][f"{head}/all"]
+    spread = (max(told[0] * (1 - told[0]), 0.01) / found.n) ** 0.5
+    assert abs(found.value - told[0]) < 3 * spread + 0.01, head
 
 
 @pytest.mark.torch
@@ -75,7 +78,7 @@ def test_torch_opens_the_folder_and_draws_the_same():
   diffusers = pytest.importorskip("diffusers")
   prompts, seeds = ["a red star on white", "a blue house"], [3, 4]
   pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-    shapes.model_folder(), torch_dtype=torch.float32
+    shapes.model_folder(), dtype=torch.float32
   )
   pipeline.set_progress_bar_config(disable=True)
   sd, params = stable_diffusion.load(shapes.model_folder())

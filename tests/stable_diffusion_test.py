@@ -54,7 +54,10 @@ def make_files(folder, **changes):
   rng = np.random.default_rng(0)
 
   def fill(leaf):
-    spread = 0.2 if leaf.ndim == 1 else np.prod(leaf.shape[:-1]) ** -0.5
+    # Linear layers of gain two, or images would hardly show their text.
+    spread = {1: 0.2, 2: 2.0, 4: 1.0}[leaf.ndim]
+    if leaf.ndim > 1:
+      spread /= np.prod(leaf.shape[:-1]) ** 0.5
     values = spread * rng.normal(size=leaf.shape) + (leaf.ndim == 1)
     return values.astype(np.float32)
 

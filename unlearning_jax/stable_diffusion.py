@@ -177,7 +177,9 @@ def tokenize(
 
 
 def encode_text(
-  sd: StableDiffusion, params: Params, ids: Int[Array, "b l"]
+  sd: StableDiffusion,
+  params: Params,
+  ids: Int[Array, "b l"] | Int[np.ndarray, "b l"],
 ) -> Float[Array, "b l d"]:
   """Text states in float32, at the highest matmul precision.
 

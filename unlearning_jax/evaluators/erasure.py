@@ -96,7 +96,10 @@ def prompt_rows(
     if not any(_shows(target, scene) for target in targets)
   ]
   drawn += free[:others]
-  return [_row(i, *row, seed) for i, row in enumerate(drawn)]
+  return [
+    _row(i, group, prompt, scene, seed)
+    for i, (group, prompt, scene) in enumerate(drawn)
+  ]
 
 
 def _shows(target: Target, scene: vocabulary.Scene) -> bool:

@@ -155,8 +155,8 @@ class _Embeddings(nn.Module):
     self.position_embedding = nn.Embed(self.positions, self.width)
 
   def __call__(self, input_ids: Array | None, embeds: Array | None) -> Array:
-    embeds = self.token_embedding(input_ids) if embeds is None else embeds
-    return embeds + self.position_embedding(jnp.arange(embeds.shape[1]))[None]
+    x: Any = self.token_embedding(input_ids) if embeds is None else embeds
+    return x + self.position_embedding(jnp.arange(x.shape[1]))[None]
 
 
 class _TextTransformer(nn.Module):

@@ -120,7 +120,7 @@ def unet(config: Any, data: Mapping[str, Any], folder: pathlib.Path) -> Task:
   scale = vae_config["scaling_factor"]
   text_config, text_params = _read(folder, "text_encoder", models.ClipTextModel)
   text = models.ClipTextModel.from_config(text_config)
-  states = functools.partial(_states, text, text_params)
+  states: Any = functools.partial(_states, text, text_params)
   context = states(tokenize(folder, list(data["captions"])))
 
   def finish(params: Any):
@@ -175,7 +175,7 @@ def _moments(net: models.AutoencoderKL, params: Any, images: UInt8[Array, "n"]):
   )
 
 
-def _states(net: models.ClipTextModel, params: Any, ids: Array) -> np.ndarray:
+def _states(net: models.ClipTextModel, params: Any, ids: Any) -> np.ndarray:
   encode = jax.jit(lambda batch: models.apply(net, params, batch)[0])
   return np.concatenate([s.astype(np.float16) for s in _map(encode, ids)])
 
