@@ -73,8 +73,8 @@ def test_an_erased_phrase_has_tokens():
 )
 def test_published_preserve_scale(preset, held, scale):
   rng = np.random.default_rng(0)
-  pair = [uce.TextState(rng.normal(size=(6, 3)), 2) for _ in range(2)]
-  task = uce.Task(preset, [pair], closed_form.Sums.zero(3), held)
+  erased, anchor = (uce.TextState(rng.normal(size=(6, 3)), 2) for _ in "ea")
+  task = uce.Task(preset, [(erased, anchor)], closed_form.Sums.zero(3), held)
   assert uce.solve(task)[1]["preserve_scale"] == scale
 
 

@@ -136,7 +136,7 @@ def solve(
 
 def residual(
   context_map: Float64[np.ndarray, "d d"],
-  pairs: Iterable[tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]],
+  pairs: Iterable[tuple[Float[np.ndarray, "_ d"], Float[np.ndarray, "_ d"]]],
 ) -> float:
   """What T leaves of the way from source to target: |C T^T - C*| / |C - C*|."""
   left = whole = 0.0
