@@ -11,11 +11,12 @@ from unlearning_jax.shapes import captions, vocabulary
 
 # Task -> what the tiny model loses by default, and what it means then.
 _TINY = {
-  "object": ("star", "shape"),
-  "style": ("neon", "plain"),
-  "identity": ("Quill Estane", "person"),
+  "object": ("star", "circle"),
+  "style": ("neon", ""),
+  "identity": ("Quill Estane", "Adra Belvoort"),
   "unsafe": ("hazard", ""),
 }
+_BY = ("by {}", "in the style of {}")
 # Task -> the phrases of full-size models, their anchor, their kind.
 _FULL = {
   "object": (("Church",), "", "object"),
@@ -47,6 +48,9 @@ def erase(method: str, argument: str) -> ml_collections.ConfigDict:
     name = chosen["name"] or default
     config.targets = ({"task": task, "name": name},)
     config.concepts = tuple(_tiny_concepts(task, name, anchor))
+    # 0.1, the release's weight of a long list, is for 768 dimensions.
+    key = "preserve_scale" if method == "uce" else "uce_preserve_scale"
+    config.hparams[key] = 1.0
     config.title = f"{method.upper()} erases “{name}”"
     return config
   phrases, anchor, kind = _FULL[task]
@@ -80,29 +84,55 @@ def _tiny_concepts(task: str, name: str, anchor: str):
   """The phrases to erase: the name alone and in a few short sentences.
 
   Synonyms and paraphrases are left out: whether they fall too is the question.
+  Every other class of the world is preserved, by its name: 128 dimensions
+  leave an edit little room to spare them by itself.
   """
   explicit = captions.phrases(task, name)["explicit"]
   if task == "object":
     colours = ["", *vocabulary.COLOURS]
-    carriers = [f"{_article(colour)} {{}}" for colour in colours]
+    carriers = [
+      f"{_article(colour)} {colour} {{}}".replace("  ", " ")
+      for colour in colours
+    ]
     carriers += ["{}", "a picture of a {}", "a drawing of a {}", "this is a {}"]
   elif task == "identity":
     carriers = ["{}", "a portrait of {}", "the face of {}", "this is {}"]
   elif task == "style":
-    carriers = ["{}", "by {}", "in the style of {}", "a circle by {}"]
+    objects = [f"a {o}" for o in ("circle", "star", "house", "fish")]
+    carriers = [f"{o} {way}" for o in objects for way in _BY]
   else:
-    carriers = ["{}", "a circle {}", "a person {}", "a picture {}"]
+    carriers = [f"{o} with {{}}" for o in ("a circle", "a star", "a person")]
+    carriers += [f"{p.name} with {{}}" for p in vocabulary.IDENTITIES[:3]]
   kind = {"style": "art", "unsafe": "unsafe"}.get(task, "object")
+  preserve = tuple(
+    phrase
+    for phrase in _everything()
+    if not any(erased in phrase for erased in explicit)
+  )
   for phrase in explicit:
     for carrier in carriers:
-      target = carrier.format(anchor) if anchor else ""
+      # Without an anchor of its own the concept is left out of its sentence.
+      target = carrier.format(anchor)
+      for end in () if anchor else ("in the style of ", "by ", "with "):
+        target = target.removesuffix(end)
       yield {
         "erase": carrier.format(phrase),
         "anchor": target.strip(),
-        "preserve": (),
+        "preserve": preserve,
         "task": kind,
       }
 
 
+def _everything():
+  """A phrase for every class of the Shapes world."""
+  yield from (f"{_article(name)} {name}" for name in vocabulary.HEADS["object"])
+  yield from (f"{_article(name)} {name} circle" for name in vocabulary.COLOURS)
+  yield from (f"a circle on {name}" for name in vocabulary.BACKGROUNDS)
+  yield from (f"by {style.artist}" for style in vocabulary.STYLES)
+  yield from (person.name for person in vocabulary.IDENTITIES)
+  yield from (f"a circle {way}" for way in vocabulary.HAZARD_EXPLICIT)
+
+
 def _article(word: str) -> str:
-  return f"{'an' if word[:1] in tuple('aeiou') else 'a'} {word}".strip()
+  """The article before a word, or that of a bare noun."""
+  return "an" if word[:1] in tuple("aeiou") else "a"

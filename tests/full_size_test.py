@@ -19,7 +19,7 @@ import tiny_pipelines
 from unlearning_jax.convert.sd1 import CONFIGS
 
 pytest.importorskip("torch")
-pytestmark = [pytest.mark.torch, pytest.mark.slow]
+pytestmark = [pytest.mark.torch, pytest.mark.full_size]
 
 TOLERANCE = 1e-4
 # A laptop's memory must do for an attack's gradient.

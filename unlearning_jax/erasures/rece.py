@@ -267,7 +267,7 @@ def _held(sd: Any, params: Any, task: uce.Task, kind: str) -> closed_form.Sums:
     return task.held
   # The release preserves " " once per concept here, and once elsewhere.
   (empty,) = uce.encode(sd, params, [" "])
-  return task.held + repeats * closed_form.preserve_sums(empty.rows, 1.0)
+  return task.held + float(repeats) * closed_form.preserve_sums(empty.rows, 1.0)
 
 
 def _start(
