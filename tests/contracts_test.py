@@ -21,6 +21,9 @@ ROWS = [
   for name, table in ERASURES.items()
   for i, hparams in enumerate(table)
 ]
+# How near its anchor the concept must come, of the way it had to go. RECE moves
+# the map on to erase derived states, and on a model this narrow gives back some.
+GAP = {"uce": 0.25, "rece": 0.75}
 CONCEPTS = make_concepts(["star", "red star"], "circle", ["moon"])
 
 
@@ -73,7 +76,7 @@ def test_the_concept_moves_to_its_anchor_and_preserved_ones_stay(
   before, after = (states(model, e, prompts)[:, 1] for e in (None, edit))
   # The last subject token of "star" now means what that of "circle" meant.
   gap = np.linalg.norm(after[0] - before[1])
-  assert gap < 0.25 * np.linalg.norm(before[0] - before[1])
+  assert gap < GAP[name] * np.linalg.norm(before[0] - before[1])
   moved = np.linalg.norm(after - before, axis=1)
   assert moved[2] < 0.5 * moved[0]
 
