@@ -21,8 +21,8 @@ ROWS = [
   for name, table in ERASURES.items()
   for i, hparams in enumerate(table)
 ]
-# How near its anchor the concept must come, of the way it had to go. RECE moves
-# the map on to erase derived states, and on a model this narrow gives back some.
+# How near its anchor the concept must come, as a share of the way. RECE goes
+# on to erase derived states, and on so narrow a model gives some of it back.
 GAP = {"uce": 0.25, "rece": 0.75}
 CONCEPTS = make_concepts(["star", "red star"], "circle", ["moon"])
 
