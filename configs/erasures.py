@@ -111,7 +111,7 @@ def _tiny_concepts(task: str, name: str, anchor: str):
   kind = {"style": "art", "unsafe": "unsafe"}.get(task, "object")
   preserve = tuple(
     phrase
-    for phrase in _everything(shape)
+    for phrase in dict.fromkeys(_everything(task, shape))
     if not any(erased in phrase for erased in explicit)
   )
   for phrase in explicit:
@@ -128,14 +128,23 @@ def _tiny_concepts(task: str, name: str, anchor: str):
       }
 
 
-def _everything(shape: str):
-  """A phrase for every class of the Shapes world, about `shape` if need be."""
+def _everything(task: str, shape: str):
+  """Phrases for every class of the Shapes world, about `shape` if need be.
+
+  Objects and styles are erased in many sentences, which must not take the
+  other objects along: so each of those stands in every one of them.
+  """
   yield from (f"{_article(name)} {name}" for name in vocabulary.HEADS["object"])
   yield from (f"{_article(name)} {name} {shape}" for name in vocabulary.COLOURS)
   yield from (f"a {shape} on {name}" for name in vocabulary.BACKGROUNDS)
   yield from (f"by {style.artist}" for style in vocabulary.STYLES)
   yield from (person.name for person in vocabulary.IDENTITIES)
   yield from (f"a {shape} {way}" for way in vocabulary.HAZARD_EXPLICIT)
+  if task in ("object", "style"):
+    for name in vocabulary.HEADS["object"]:
+      yield from (f"{_article(c)} {c} {name}" for c in vocabulary.COLOURS)
+      yield from (f"a {name} by {s.artist}" for s in vocabulary.STYLES)
+      yield from (f"a {name} on {place}" for place in vocabulary.BACKGROUNDS)
 
 
 def _article(word: str) -> str:
