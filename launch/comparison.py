@@ -1,7 +1,6 @@
 """Before and after: what `erase` and `evaluate` have in common."""
 
 import functools
-import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -116,7 +115,11 @@ def compare(
         fetch=sharding.local_rows,
         **config.sampling,
       )
-      for row, image in itertools.islice(drawn, len(mine) - padding):
+      for i, (row, image) in enumerate(drawn):
+        # Not a break: a process that left a batch out would leave the others
+        # waiting in it.
+        if i >= len(mine) - padding:
+          continue
         if row["id"] in shown:
           run.save_image(f"{row['id']}-{stage}", image)
         run.append_row({**row, "id": f"{stage}/{row['id']}", "stage": stage})
