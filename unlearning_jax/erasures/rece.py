@@ -185,7 +185,7 @@ def solve(
   if joint:
     scales = dict(uce_scales)
     lamb = scales.pop("lamb")
-    held, _ = uce.gather(task, **scales)
+    held = uce.row_sums(task, **scales)
   context_map, report = refine(
     gram,
     start,
