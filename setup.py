@@ -42,6 +42,8 @@ EXTRAS = {
   "tensorboard": ["tensorboardX>=2.6"],
   "test": [
     "beartype>=0.22",
+    # Loads adapters into torch diffusers; needs torch.
+    'peft>=0.17; python_version == "3.11"',
     "pyright[nodejs]>=1.1.400",
     "pytest>=8",
     "pytest-xdist>=3.6",
