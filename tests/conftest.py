@@ -9,6 +9,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # before JAX is imported, because it reads these only then.
 for name, value in {
   "JAX_PLATFORMS": "cpu",
+  # torch's threads spin while they wait: with more threads than free cores a
+  # tiny network takes ten times as long.
+  "OMP_NUM_THREADS": "1",
   "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache/jax"),
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

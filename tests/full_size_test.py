@@ -8,6 +8,7 @@ open the folder as a user would. Measured on 2 busy CPU cores: see `PEAK_GIB`.
 import concurrent.futures
 import json
 import multiprocessing
+import os
 import resource
 import shutil
 import time
@@ -52,6 +53,8 @@ def torch_model(part):
   import torch
   import transformers
 
+  # The other tests' torch is kept to one thread.
+  torch.set_num_threads(os.cpu_count())
   torch.manual_seed(0)
   if part == "text_encoder":
     config = transformers.CLIPTextConfig(**CONFIGS[part])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from unlearning_jax import convert, models
-from unlearning_jax.models.unet import timestep_embedding
+from unlearning_jax.models.unet import timestep_embedding, timestep_frequencies
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -270,12 +271,26 @@ def test_bfloat16_stays_near_float32(name):
   assert max(found.values()) < HALF_TOLERANCE, found
 
 
+def nearest_exp(exponent):
+  """The float32 nearest to exp; torch's own differs between processors."""
+  return torch.from_numpy(np.exp(exponent.double().numpy()).astype(np.float32))
+
+
 @pytest.mark.parametrize("width", [32, 64, 320])
-def test_timestep_embedding_equals_torch(width):
+def test_timestep_embedding_equals_torch(width, monkeypatch):
   steps = np.arange(1000)
+  monkeypatch.setattr(torch, "exp", nearest_exp)
   theirs = diffusers.models.embeddings.get_timestep_embedding(
     torch.from_numpy(steps), width, True, 0
   )
   ours = timestep_embedding(jnp.asarray(steps), width, True, 0)
   # One unit in the last place of a frequency would be 3e-5.
   assert np.abs(np.asarray(ours) - theirs.numpy()).max() < 1e-6
+
+
+@pytest.mark.parametrize("half", [16, 32, 160])
+def test_frequencies_are_torchs_to_one_unit_in_the_last_place(half):
+  exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32) / half
+  theirs = torch.exp(exponent).numpy().view(np.int32)
+  ours = timestep_frequencies(half, 0).view(np.int32)
+  assert np.abs(ours - theirs).max() <= 1

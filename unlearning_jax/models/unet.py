@@ -34,9 +34,6 @@ _FIXED = {
   "resnet_skip_time_act": False,
   "resnet_out_scale_factor": (1, 1.0),
 }
-# Frequencies (by half width) that torch 2's float32 exp rounds one unit up from
-# the nearest value; 160 is Stable Diffusion's.
-_TORCH_ROUNDS_UP = {32: (3,), 160: (2, 15, 42)}
 _DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
 _UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 
@@ -271,18 +268,14 @@ class _TimeEmbedding(nn.Module):
 def timestep_frequencies(half: int, freq_shift: float) -> np.ndarray:
   """exp(-ln(10000) i / (half - freq_shift)) in float32, (half,).
 
-  A frequency is multiplied by t up to 999, so one unit in its last place can
-  move the UNet's output by 6e-5. The exponent is rounded as torch rounds it;
-  the exponential is correctly rounded through float64, and torch's few
-  deviations from that follow by index.
+  A frequency is multiplied by t up to 999, so that one unit in its last place
+  can be seen. The exponent is rounded as torch rounds it; the exponential is
+  the nearest float32. torch's own is one unit off for a few frequencies, which
+  ones depends on the processor that it runs on.
   """
   exponent = np.float32(-math.log(10000)) * np.arange(half, dtype=np.float32)
   exponent = exponent / np.float32(half - freq_shift)
-  frequencies = np.exp(exponent.astype(np.float64)).astype(np.float32)
-  if freq_shift == 0:
-    for i in _TORCH_ROUNDS_UP.get(half, ()):
-      frequencies[i] = np.nextafter(frequencies[i], np.float32(1))
-  return frequencies
+  return np.exp(exponent.astype(np.float64)).astype(np.float32)
 
 
 def timestep_embedding(
