@@ -1,10 +1,23 @@
-"""Training batches as a pure function of the step, so a resume is exact."""
+"""Training data: captioned images, and batches that are a function of the step.
 
+A process takes its share of the rows first and shuffles that.
+"""
+
+import csv
 import dataclasses
-from collections.abc import Mapping
+import io
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Shaped
+import PIL.Image
+import PIL.ImageOps
+from jaxtyping import Shaped, UInt8
+
+Row = TypeVar("Row")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,3 +79,161 @@ class Batches:
   def __getitem__(self, step: int) -> dict[str, Shaped[np.ndarray, "b ..."]]:
     rows = self.indices(step)
     return {name: array[rows] for name, array in self.arrays.items()}
+
+
+class Example(NamedTuple):
+  """A captioned image; `image` is a file, encoded bytes or pixels."""
+
+  image: pathlib.Path | bytes | np.ndarray
+  caption: str
+
+
+def image_folder(
+  folder: str | os.PathLike[str], *, caption: str = "text"
+) -> list[Example]:
+  """The captioned images of a folder, as `metadata.jsonl` or `.csv` lists them.
+
+  This is the convention of Hugging Face's `imagefolder`: each row has a
+  `file_name`, relative to the folder, and its caption.
+
+  Args:
+    folder: with the metadata file in it.
+    caption: the key or column of the captions.
+
+  Raises:
+    ValueError: no metadata, or a row of it that has no such file, no caption,
+      names a file outside the folder, or one that is listed already.
+  """
+  root = pathlib.Path(folder)
+  for name, read in (("metadata.jsonl", _jsonl), ("metadata.csv", _csv)):
+    if (root / name).is_file():
+      return _examples(read(root / name), root, caption, root / name)
+  raise ValueError(f"{root}: there is no metadata.jsonl or metadata.csv in it")
+
+
+def image_table(
+  path: str | os.PathLike[str], *, caption: str = "text"
+) -> list[Example]:
+  """The captioned images that a CSV lists, relative to its own folder.
+
+  Raises:
+    ValueError: as `image_folder`.
+  """
+  table = pathlib.Path(path)
+  if not table.is_file():
+    raise ValueError(f"{table}: there is no such file")
+  return _examples(_csv(table), table.parent, caption, table)
+
+
+def source_examples(
+  source: Sequence[Mapping[str, Any]],
+  *,
+  image: str = "image",
+  caption: str = "caption",
+) -> list[Example]:
+  """The rows of a `tfds` data source, or of anything that is read by index."""
+  rows = (source[i] for i in range(len(source)))
+  return [Example(row[image], _text(row[caption])) for row in rows]
+
+
+def share(
+  rows: Sequence[Row], process_index: int, process_count: int
+) -> list[Row]:
+  """This process's rows: every n-th, and as many as every other process has.
+
+  Taken before anything is read or shuffled, so no process reads another's.
+
+  Raises:
+    ValueError: fewer rows than processes.
+  """
+  count = len(rows) // process_count
+  if not count:
+    raise ValueError(f"data: {len(rows)} rows for {process_count} processes")
+  return list(rows[process_index::process_count][:count])
+
+
+def read_images(
+  examples: Sequence[Example], size: tuple[int, int]
+) -> UInt8[np.ndarray, "n h w 3"]:
+  """Pixels of `size` (height, width): scaled to cover it, the centre cut out.
+
+  Raises:
+    ValueError: a file that is no image.
+  """
+  out = np.empty((len(examples), *size, 3), np.uint8)
+  for i, example in enumerate(examples):
+    out[i] = _fit(_open(example.image), size)
+  return out
+
+
+def _open(image: pathlib.Path | bytes | np.ndarray) -> PIL.Image.Image:
+  if isinstance(image, np.ndarray):
+    return PIL.Image.fromarray(image)
+  try:
+    file = io.BytesIO(image) if isinstance(image, bytes) else image
+    with PIL.Image.open(file) as opened:
+      # As cameras mean it: turned upright, transparency on black.
+      return PIL.ImageOps.exif_transpose(opened).convert("RGB")
+  except (PIL.UnidentifiedImageError, OSError) as error:
+    name = "the image" if isinstance(image, bytes) else image
+    raise ValueError(f"{name} cannot be read as an image: {error}") from error
+
+
+def _fit(image: PIL.Image.Image, size: tuple[int, int]) -> np.ndarray:
+  (height, width), (w, h) = size, image.size
+  scale = max(height / h, width / w)
+  wide, high = max(int(w * scale), width), max(int(h * scale), height)
+  if (wide, high) != (w, h):
+    image = image.resize((wide, high), PIL.Image.Resampling.BILINEAR)
+  left, top = round((wide - width) / 2), round((high - height) / 2)
+  return np.asarray(image.crop((left, top, left + width, top + height)))
+
+
+def _jsonl(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  lines = path.read_text(encoding="utf-8").splitlines()
+  for number, line in enumerate(lines, 1):
+    if line.strip():
+      try:
+        row = json.loads(line)
+      except ValueError as error:
+        raise ValueError(f"{path}, line {number}: {error}") from error
+      if not isinstance(row, dict):
+        raise ValueError(f"{path}, line {number}: not an object: {line[:50]}")
+      yield row
+
+
+def _csv(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  with open(path, newline="", encoding="utf-8-sig") as file:
+    yield from csv.DictReader(file, strict=True)
+
+
+def _examples(
+  rows: Iterable[Mapping[str, Any]],
+  root: pathlib.Path,
+  caption: str,
+  where: pathlib.Path,
+) -> list[Example]:
+  found: dict[pathlib.Path, str] = {}
+  inside = root.resolve()
+  for number, row in enumerate(rows, 1):
+    here = f"{where}, row {number}"
+    for key in ("file_name", caption):
+      value = row.get(key)
+      if not isinstance(value, str) or not value.strip():
+        keys = ", ".join(str(k) for k in row)
+        raise ValueError(f"{here}: no {key!r}; the row has {keys or 'nothing'}")
+    path = (root / row["file_name"]).resolve()
+    if not path.is_relative_to(inside):
+      raise ValueError(f"{here}: {row['file_name']!r} leaves the folder")
+    if not path.is_file():
+      raise ValueError(f"{here}: there is no file {path}")
+    if path in found:
+      raise ValueError(f"{here}: {row['file_name']!r} is listed twice")
+    found[path] = row[caption]
+  if not found:
+    raise ValueError(f"{where}: it lists no images")
+  return [Example(path, text) for path, text in found.items()]
+
+
+def _text(value: str | bytes) -> str:
+  return value.decode() if isinstance(value, bytes) else str(value)

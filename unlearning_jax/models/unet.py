@@ -57,6 +57,8 @@ class UNetConfig:
   use_linear_projection: bool = False
   attention: str = "auto"
   dtype: jnp.dtype = jnp.float32
+  # Keep no block's inner activations for the backward pass: compute them again.
+  remat: bool = False
 
   def __post_init__(self):
     for key, allowed in (
@@ -176,6 +178,10 @@ class Transformer2D(nn.Module):
     return x + project("proj_out", hidden).reshape(shape)
 
 
+def _rematerialized(block: Any, remat: bool) -> Any:
+  return nn.remat(block) if remat else block
+
+
 class _Stage(nn.Module):
   """The resnets, attentions and resampling of one down, mid or up block."""
 
@@ -187,7 +193,8 @@ class _Stage(nn.Module):
 
   def resnet(self, i: int, x: Array, temb: Array) -> Array:
     c = self.config
-    return layers.ResnetBlock(
+    block = _rematerialized(layers.ResnetBlock, c.remat)
+    return block(
       self.channels,
       c.norm_num_groups,
       c.norm_eps,
@@ -197,7 +204,7 @@ class _Stage(nn.Module):
 
   def attend(self, i: int, x: Array, context: Array) -> Array:
     c = self.config
-    return Transformer2D(
+    return _rematerialized(Transformer2D, c.remat)(
       self.heads,
       c.norm_num_groups,
       c.use_linear_projection,

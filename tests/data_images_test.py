@@ -1,0 +1,134 @@
+"""Captioned images: where they are listed, what is refused, how they fit."""
+
+import io
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from unlearning_jax import data
+from unlearning_jax.shapes import builder
+
+
+def picture(height, width, seed=0):
+  pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3))
+  return pixels.astype(np.uint8)
+
+
+def write(folder, rows, name="metadata.jsonl"):
+  (folder / "more").mkdir(exist_ok=True)
+  for i, file in enumerate(("a.png", "more/b.png")):
+    PIL.Image.fromarray(picture(12, 20, i)).save(folder / file)
+  if name.endswith("jsonl"):
+    text = "\n".join(json.dumps(row) for row in rows) + "\n"
+  else:
+    lines = [rows[0].keys(), *(row.values() for row in rows)]
+    text = "".join(",".join(f'"{v}"' for v in line) + "\n" for line in lines)
+  (folder / name).write_text(text)
+
+
+ROWS = [
+  {"file_name": "a.png", "text": "a star, red"},
+  {"file_name": "more/b.png", "text": "a house"},
+]
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "t.csv"])
+def test_images_with_captions(name, tmp_path):
+  write(tmp_path, ROWS, name)
+  read = data.image_table if name == "t.csv" else data.image_folder
+  found = read(tmp_path / name if name == "t.csv" else tmp_path)
+  assert [e.caption for e in found] == ["a star, red", "a house"]
+  pixels = data.read_images(found, (12, 20))
+  for i in range(2):
+    np.testing.assert_array_equal(pixels[i], picture(12, 20, i))
+
+
+def test_another_caption_key(tmp_path):
+  write(tmp_path, [{"file_name": "a.png", "prompt": "x", "text": "y"}])
+  (example,) = data.image_folder(tmp_path, caption="prompt")
+  assert example.caption == "x"
+
+
+@pytest.mark.parametrize(
+  "rows, words",
+  [
+    ([], "lists no images"),
+    ([{"text": "x"}], "row 1: no 'file_name'"),
+    ([ROWS[0], {"file_name": "more/b.png"}], "row 2: no 'text'.*file_name"),
+    ([{"file_name": "a.png", "text": " "}], "row 1: no 'text'"),
+    ([{"file_name": "../a.png", "text": "x"}], "leaves the folder"),
+    ([{"file_name": "/etc/hosts", "text": "x"}], "leaves the folder"),
+    ([{"file_name": "c.png", "text": "x"}], "there is no file"),
+    ([ROWS[0], ROWS[0]], "row 2.*listed twice"),
+    ([["a.png"]], "not an object"),
+  ],
+)
+def test_rows_that_cannot_be_used(rows, words, tmp_path):
+  write(tmp_path, rows)
+  with pytest.raises(ValueError, match=words):
+    data.image_folder(tmp_path)
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+  with pytest.raises(ValueError, match="no metadata.jsonl"):
+    data.image_folder(tmp_path)
+  with pytest.raises(ValueError, match="no such file"):
+    data.image_table(tmp_path / "t.csv")
+  (tmp_path / "metadata.jsonl").write_text('{"file_name"')
+  with pytest.raises(ValueError, match="line 1"):
+    data.image_folder(tmp_path)
+  file = tmp_path / "x.png"
+  file.write_bytes(b"no image")
+  with pytest.raises(ValueError, match="x.png cannot be read"):
+    data.read_images([data.Example(file, "")], (8, 8))
+
+
+@pytest.mark.parametrize(
+  "shape, size", [((12, 20), (6, 6)), ((20, 12), (6, 6)), ((10, 10), (5, 8))]
+)
+def test_images_are_scaled_then_cut(shape, size):
+  """Against the parts done by hand: cover, then the centre."""
+  pixels = picture(*shape)
+  (found,) = data.read_images([data.Example(pixels, "")], size)
+  scale = max(size[0] / shape[0], size[1] / shape[1])
+  high, wide = (
+    max(int(n * scale), m) for n, m in zip(shape, size, strict=True)
+  )
+  whole = PIL.Image.fromarray(pixels).resize((wide, high), 2)
+  # Halves are rounded to even, as torchvision rounds them.
+  top, left = round((high - size[0]) / 2), round((wide - size[1]) / 2)
+  wanted = np.asarray(whole)[top : top + size[0], left : left + size[1]]
+  np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_camera_held_upright():
+  pixels, buffer = picture(8, 16), io.BytesIO()
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 6  # the camera was turned by a quarter
+  PIL.Image.fromarray(pixels).save(buffer, "png", exif=exif)
+  example = data.Example(buffer.getvalue(), "")
+  (found,) = data.read_images([example], (16, 8))
+  np.testing.assert_array_equal(found, np.rot90(pixels, -1))
+
+
+def test_a_tfds_source(tmp_path, monkeypatch):
+  # The builder's smallest config, smaller still.
+  for config in builder.Shapes.BUILDER_CONFIGS:
+    monkeypatch.setattr(config, "train", 6)
+    monkeypatch.setattr(config, "heldout", 4)
+  source = builder.build(tmp_path, "tiny").as_data_source(split="train")
+  examples = data.source_examples(source)
+  assert len(examples) == 6 and all(" " in e.caption for e in examples)
+  pixels = data.read_images(examples, (32, 32))
+  for i, row in enumerate(source):
+    np.testing.assert_array_equal(pixels[i], row["image"])
+
+
+def test_processes_share_before_they_read():
+  shares = [data.share(range(11), i, 3) for i in range(3)]
+  assert [len(rows) for rows in shares] == [3, 3, 3]
+  assert sorted(sum(shares, [])) == list(range(9))
+  with pytest.raises(ValueError, match="2 rows for 3 processes"):
+    data.share(range(2), 0, 3)

@@ -1,0 +1,274 @@
+"""Low-rank adapters of the UNet's attention: kernel' = kernel + s down up.
+
+LoRA (Hu et al., 2021) trains a product of two thin matrices instead of a
+weight. Adapters are a plain tree beside the parameters,
+
+  {"down_blocks_0/.../attn2/to_k/kernel": {"down": (d, r), "up": (r, o)}, ...}
+
+keyed by the kernel's path in the UNet, as `closed_form` keys it. `merge` is
+differentiable, so a loss of the merged parameters trains the factors; `pad`
+brings ranks together and `stack` packs several runs for `vmap`.
+
+Reference: https://arxiv.org/abs/2106.09685
+"""
+
+import difflib
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from unlearning_jax import durable
+from unlearning_jax.convert.names import torch_name
+
+Params = Mapping[str, Any]
+Adapters = dict[str, dict[str, Float[Array, "_ _"]]]
+
+_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out_0")
+TARGETS = {
+  "kv": ("attn2/to_k", "attn2/to_v"),
+  "cross": tuple(f"attn2/{name}" for name in _PROJECTIONS),
+  "attention": tuple(
+    f"{block}/{name}" for block in ("attn1", "attn2") for name in _PROJECTIONS
+  ),
+}
+_PREFIX = "unet."
+_FACTORS = {"down": "lora_A.weight", "up": "lora_B.weight"}
+_METADATA = "lora_adapter_metadata"  # where diffusers keeps PEFT's config
+
+
+def init(
+  params: Params,
+  key: PRNGKeyArray,
+  *,
+  rank: int,
+  targets: str | Sequence[str] = "kv",
+) -> Adapters:
+  """Fresh adapters, which change nothing yet: down ~ N(0, 1/r^2), up = 0.
+
+  Args:
+    params: the model to adapt; only shapes are read.
+    key: draws the down factors.
+    rank: r, of every adapter.
+    targets: "kv" for cross-attention's keys and values, "cross" for all of its
+      four projections, "attention" for self-attention's too; or ends of kernel
+      paths, as "attn2/to_v" or "ff/net_2".
+
+  Raises:
+    ValueError: targets that are unknown or no matrices; a rank that they do
+      not have.
+  """
+  kernels = target_kernels(params, targets)
+  largest = min(min(kernel.shape) for kernel in kernels.values())
+  if not 1 <= rank <= largest:
+    raise ValueError(f"rank={rank}; allowed: 1 to {largest}, the least width")
+  keys = jax.random.split(key, len(kernels))
+  return {
+    path: {
+      "down": jax.random.normal(k, (kernel.shape[0], rank)) / rank,
+      "up": jnp.zeros((rank, kernel.shape[1])),
+    }
+    for k, (path, kernel) in zip(keys, kernels.items(), strict=True)
+  }
+
+
+def target_kernels(
+  params: Params, targets: str | Sequence[str]
+) -> dict[str, Any]:
+  """The kernels that `targets` names, by path, sorted; see `init`.
+
+  Raises:
+    ValueError: a target that no kernel has, with the nearest; a kernel that
+      is no matrix.
+  """
+  ends = TARGETS.get(targets, (targets,)) if isinstance(targets, str) else None
+  kernels = _kernels(params)
+  found = {}
+  for end in ends or tuple(targets):
+    wanted = f"/{end.removesuffix('/kernel')}/kernel"
+    hits = {k: v for k, v in kernels.items() if f"/{k}".endswith(wanted)}
+    if not hits:
+      names = {k.removesuffix("/kernel") for k in kernels}
+      ends_of = {"/".join(k.split("/")[-2:]) for k in names}
+      near = difflib.get_close_matches(end, [*TARGETS, *sorted(ends_of)], n=3)
+      raise ValueError(
+        f"targets={end!r}: no kernel's path ends so; allowed: "
+        f"{', '.join(TARGETS)}, or ends of paths"
+        + (f"; nearest: {', '.join(near)}" if near else "")
+      )
+    found |= hits
+  if not found:
+    raise ValueError(f"targets={targets!r}: nothing to adapt")
+  for path, kernel in found.items():
+    if len(kernel.shape) != 2:
+      raise ValueError(f"targets: unet/{path} is no matrix: {kernel.shape}")
+  return dict(sorted(found.items()))
+
+
+def merge(
+  params: Params, adapters: Adapters, scale: float | Array = 1.0
+) -> dict[str, Any]:
+  """The adapted model: kernel + scale down up, in float32 and cast back.
+
+  Args:
+    params: the model; leaves without an adapter come back as the same arrays.
+    adapters: see the module.
+    scale: s; alpha / r, where a paper has an alpha.
+
+  Raises:
+    ValueError: an adapter without its kernel, or of another shape.
+  """
+  leaves = _leaves(params)
+  for path, factors in adapters.items():
+    _check(path, factors, leaves)
+    kernel = leaves[path]
+    change = jnp.matmul(
+      factors["down"].astype(jnp.float32),
+      factors["up"].astype(jnp.float32),
+      precision=jax.lax.Precision.HIGHEST,
+    )
+    leaves[path] = (kernel + scale * change).astype(kernel.dtype)
+  return {**params, "unet": traverse_util.unflatten_dict(leaves, sep="/")}
+
+
+def pad(adapters: Adapters, rank: int) -> Adapters:
+  """The same adapters at a larger rank: zero columns of down, rows of up.
+
+  Their product is the same, and gradients of the added parts stay zero.
+
+  Raises:
+    ValueError: an adapter's rank is larger than `rank`.
+  """
+  padded = {}
+  for path, factors in adapters.items():
+    extra = rank - factors["down"].shape[1]
+    if extra < 0:
+      raise ValueError(f"rank={rank}: unet/{path} has {rank - extra} already")
+    padded[path] = {
+      "down": jnp.pad(factors["down"], ((0, 0), (0, extra))),
+      "up": jnp.pad(factors["up"], ((0, extra), (0, 0))),
+    }
+  return padded
+
+
+def stack(runs: Sequence[Adapters]) -> Adapters:
+  """Packs the adapters of R runs: every leaf led by R, at the largest rank.
+
+  Raises:
+    ValueError: no runs, or they adapt different kernels.
+  """
+  if not runs or any(run.keys() != runs[0].keys() for run in runs):
+    raise ValueError("runs to pack must adapt the same kernels")
+  rank = max(f["down"].shape[1] for run in runs for f in run.values())
+  padded = [pad(run, rank) for run in runs]
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
+
+
+def save(
+  path: str | pathlib.Path, adapters: Adapters, scale: float = 1.0
+) -> None:
+  """Writes the file that diffusers' `load_lora_weights` reads (PEFT's names).
+
+  The scale is multiplied into `up`: every reader then agrees on it.
+  """
+  tensors = {}
+  for kernel, factors in adapters.items():
+    scaled = {"down": factors["down"], "up": scale * factors["up"]}
+    for name, ours in _tensor_names(kernel).items():
+      tensors[name] = np.ascontiguousarray(np.asarray(scaled[ours]).T)
+  with durable.replacing(pathlib.Path(path)) as file:
+    file.write(safetensors.numpy.save(tensors, {"format": "pt"}))
+
+
+def load(path: str | pathlib.Path, params: Params) -> Adapters:
+  """Reads adapters of `params` that `save`, diffusers or PEFT wrote.
+
+  An alpha in the file's metadata is multiplied into `up`: scale is then 1.
+
+  Raises:
+    ValueError: the file is no safetensors; a tensor is no factor of one of the
+      model's matrices, lacks its other half, has another shape or is not
+      finite; the metadata asks for more than one alpha.
+  """
+  try:
+    with safetensors.safe_open(str(path), framework="numpy") as file:
+      metadata = file.metadata() or {}
+      tensors = {name: file.get_tensor(name) for name in file.keys()}
+  except safetensors.SafetensorError as error:
+    raise ValueError(f"{path} is no safetensors file: {error}") from error
+  kernels = _kernels(params)
+  places = {
+    name: (kernel, factor)
+    for kernel in kernels
+    for name, factor in _tensor_names(kernel).items()
+  }
+  adapters: Adapters = {}
+  for name, value in tensors.items():
+    # PEFT alone leaves the part's name out.
+    full = name if name.startswith(_PREFIX) else _PREFIX + name
+    if full not in places:
+      near = difflib.get_close_matches(full, places, n=1)
+      hint = f"; nearest: {near[0]}" if near else ""
+      raise ValueError(f"{path}: {name!r} fits no matrix of the UNet{hint}")
+    if not np.isfinite(value).all():
+      raise ValueError(f"{path}: {name!r} holds NaN or infinity")
+    kernel, factor = places[full]
+    wide = jnp.asarray(value.T, jnp.float32)
+    adapters.setdefault(kernel, {})[factor] = wide
+  if not adapters:
+    raise ValueError(f"{path}: it holds no tensors")
+  for kernel, factors in adapters.items():
+    _check(kernel, factors, kernels)
+    alpha = _alpha(metadata, f"{path}", factors["down"].shape[1])
+    factors["up"] = alpha * factors["up"]
+  return dict(sorted(adapters.items()))
+
+
+def _kernels(params: Params) -> dict[str, Any]:
+  leaves = _leaves(params).items()
+  return {path: leaf for path, leaf in leaves if path.endswith("/kernel")}
+
+
+def _leaves(params: Params) -> dict[str, Any]:
+  return dict(traverse_util.flatten_dict(dict(params["unet"]), sep="/"))
+
+
+def _tensor_names(path: str) -> dict[str, str]:
+  """Names in the file -> factor: `unet.mid_block.....to_k.lora_A.weight`."""
+  module = torch_name(path.split("/")).removesuffix("weight")
+  return {f"{_PREFIX}{module}{end}": ours for ours, end in _FACTORS.items()}
+
+
+def _check(path: str, factors: Mapping[str, Any], leaves: Mapping[str, Any]):
+  if path not in leaves:
+    near = difflib.get_close_matches(path, leaves, n=1)
+    hint = f"; nearest: {near[0]}" if near else ""
+    raise ValueError(f"adapter of unet/{path}: there is no such kernel{hint}")
+  if set(factors) != set(_FACTORS):
+    raise ValueError(f"adapter of unet/{path}: has {sorted(factors)} only")
+  (d, r), (s, o) = (factors[name].shape for name in _FACTORS)
+  if (d, o) != tuple(leaves[path].shape) or r != s:
+    raise ValueError(
+      f"adapter of unet/{path}: down {(d, r)} and up {(s, o)} do not make a "
+      f"kernel of shape {tuple(leaves[path].shape)}"
+    )
+
+
+def _alpha(metadata: Mapping[str, str], path: str, rank: int) -> float:
+  """The alpha / r of the file's own configuration; 1 where it says nothing."""
+  config = json.loads(metadata.get(_METADATA, "{}"))
+  config = {key.removeprefix(_PREFIX): value for key, value in config.items()}
+  for key in ("alpha_pattern", "use_dora"):
+    if config.get(key):
+      raise ValueError(f"{path}: {key}={config[key]!r} is not supported")
+  root = math.sqrt(rank) if config.get("use_rslora") else rank
+  return config.get("lora_alpha", root) / root
