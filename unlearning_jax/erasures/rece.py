@@ -275,7 +275,7 @@ def erase(
     context_map,
     params,
     gram,
-    method=f"rece {preset} {recipe}" + " joint" * joint,
+    method=f"{'rece-joint' if joint else 'rece'} {preset} {recipe}",
     concepts=concepts,
     diagnostics=diagnostics,
   )
