@@ -14,7 +14,13 @@ from unlearning_jax.concepts import make_concepts
 # Method -> hyperparameters of its row.
 ERASURES = {
   "uce": [{}, {"preset": "uce2025"}, {"expand_prompts": True}],
-  "rece": [{}, {"recipe": "objects_hard"}, {"preset": "paper"}],
+  "rece": [
+    {},
+    {"recipe": "objects_hard"},
+    {"preset": "paper"},
+    {"rows": "joint", "regulariser": "both", "tolerance": 0.01},
+  ],
+  "time": [{}, {"augment": False}],
 }
 ROWS = [
   pytest.param(name, hparams, id=f"{name}-{i}")
@@ -23,7 +29,7 @@ ROWS = [
 ]
 # How near its anchor the concept must come, as a share of the way. RECE goes
 # on to erase derived states, and on so narrow a model gives some of it back.
-GAP = {"uce": 0.25, "rece": 0.75}
+GAP = {"uce": 0.25, "rece": 0.75, "time": 0.25}
 CONCEPTS = make_concepts(["star", "red star"], "circle", ["moon"])
 
 

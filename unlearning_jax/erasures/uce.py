@@ -201,22 +201,6 @@ def solve(
   )
 
 
-def row_sums(
-  task: Task,
-  *,
-  erase_scale: float = 1.0,
-  preserve_scale: float | None = None,
-) -> Sums:
-  """The sums of all rows of an edit, weighed as `solve` does."""
-  if preserve_scale is None:
-    preserve_scale = _published_scale(task)
-  sums = preserve_scale * task.held
-  for pair in task.pairs:
-    rows = paired_rows(*pair, task.preset)
-    sums += closed_form.erase_sums(*rows, erase_scale)
-  return sums
-
-
 def _published_scale(task: Task) -> float:
   """The preserve scale where none is given."""
   if not PRESETS[task.preset].tail:
