@@ -97,7 +97,7 @@ def test_torch_draws_the_edited_model(model, ours, tmp_path, layout):
     state = {k: torch.as_tensor(v) for k, v in read(path).items()}
     found = unet.load_state_dict(state, strict=layout == "unet")
     assert not found.unexpected_keys
-    assert facts == {"tensors": len(state)}
+    assert facts["tensors"] == len(state) and facts["storage_error"] == 0
   if layout == "delta":
     modules = unet.named_modules()
     expected = {
@@ -197,13 +197,29 @@ def test_files_say_what_is_in_them(model, tmp_path, layout):
   assert (header.get("ss_network_dim") == "2") is (layout == "kohya")
 
 
-def test_half_precision(model, ours, tmp_path):
-  path, _ = write(model, tmp_path, "delta", dtype="float16")
-  exact, _ = write(model, tmp_path / "exact", "delta")
-  halves, wholes = load_file(path), load_file(exact)
-  for name, value in wholes.items():
-    assert halves[name].dtype == np.float16
-    assert np.abs(halves[name] - value).max() < 1e-3 * np.abs(value).max()
+@pytest.mark.parametrize("layout", ["delta", "lora"])
+def test_half_precision_says_what_it_costs(model, tmp_path, layout):
+  path, facts = write(model, tmp_path, layout, dtype="float16")
+  _, _, params, edit = model
+  tensors = load_file(path)
+  assert all(value.dtype == np.float16 for value in tensors.values())
+  off = size = 0.0
+  for kernel_path, kernel in closed_form.cross_attention_kernels(
+    params
+  ).items():
+    name = convert.torch_name(kernel_path.split("/"))
+    exact = (np.float64(kernel).T) @ (edit.context_map - np.eye(len(kernel)))
+    if layout == "delta":
+      stored = np.float64(tensors[name]) - np.float64(kernel).T
+    else:
+      stem = f"unet.{name.removesuffix('weight')}"
+      stored = np.float64(tensors[f"{stem}lora_B.weight"]) @ np.float64(
+        tensors[f"{stem}lora_A.weight"]
+      )
+    off += np.sum((stored - exact) ** 2)
+    size += np.sum(exact**2)
+  assert facts["storage_error"] == pytest.approx(np.sqrt(off / size), rel=1e-2)
+  assert 1e-5 < facts["storage_error"] < 1e-2
 
 
 def test_an_exported_delta_and_unet_come_back(model, tmp_path):

@@ -181,65 +181,79 @@ def export(
     overwrite: whether `path` may exist.
 
   Returns:
-    `tensors` written; of a LoRA also `rank` and `truncation_error`.
+    `tensors` written; `storage_error`, what `dtype` costs, relative to the
+    change; of a LoRA also `rank` and `truncation_error`.
 
   Raises:
-    ValueError: as `check_export`; the edit is of another base; a tensor does
-      not fit `dtype`.
+    ValueError: as `check_export`; the edit is of another base, or changes more
+      than the format holds; a tensor does not fit `dtype`.
   """
   path = check_export(path, layout, dtype=dtype, rank=rank, overwrite=overwrite)
   check_base(edit, params)
   if layout == "context_map":
     save_edit(edit, path)
     return {"tensors": 1}
-  if layout == "folder":
-    edited = apply_to_params(edit, params)
-    states = {part: convert.to_torch(tree) for part, tree in edited.items()}
-    convert.save_folder(
-      path,
-      dataclasses.replace(sd.files, states=states),
-      dtype=dtype,
-      overwrite=overwrite,
-      metadata=metadata(edit),
-    )
-    return {"tensors": sum(map(len, states.values()))}
-  facts: dict[str, Any] = {}
   if layout in ("lora", "kohya"):
     lora = low_rank(edit, params, rank)
-    tensors = _LAYOUTS[layout](lora)
+    tensors, error = _LAYOUTS[layout](lora), _rounding_of_lora(lora, dtype)
     facts = {"rank": len(lora.down), "truncation_error": lora.error}
   else:
-    tensors = _unet(edit, params, changed_only=layout == "delta")
+    beyond = [name for name in edit.leaves if not name.startswith("unet/")]
+    if beyond and layout != "folder":
+      raise ValueError(
+        f"the {edit.method} edit changes {beyond[0]}, outside the UNet; export "
+        "it as folder"
+      )
+    edited = apply_to_params(edit, params)
+    tensors = convert.to_torch(edited["unet"])
+    old = convert.to_torch(params["unet"])
+    changed = {k: v for k, v in tensors.items() if not _equal(v, old[k])}
+    tensors = changed if layout == "delta" else tensors
+    error, facts = _rounding(changed, old, dtype), {}
+  facts["storage_error"] = error
+  header = metadata(edit, **facts)
+  if layout == "folder":
+    states = {part: convert.to_torch(tree) for part, tree in edited.items()}
+    files = dataclasses.replace(sd.files, states=states)
+    convert.save_folder(
+      path, files, dtype=dtype, overwrite=overwrite, metadata=header
+    )
+    return {"tensors": sum(map(len, states.values())), **facts}
   with output.replacing(path) as partial:
     if path.suffix == ".pt":
       torch_files.write_torch(partial, tensors, dtype)
     else:
-      header = metadata(edit, **facts)
       if layout == "kohya":
         header |= _kohya_header(facts["rank"])
       output.write_safetensors(partial, tensors, dtype, header)
   return {"tensors": len(tensors), **facts}
 
 
-def _unet(
-  edit: Edit, params: Params, *, changed_only: bool
-) -> dict[str, np.ndarray]:
-  """The edited UNet's tensors, or those of them that changed.
+def _equal(new: np.ndarray, old: np.ndarray) -> bool:
+  return new is old or np.array_equal(new, old)
 
-  Raises:
-    ValueError: the edit changes more than the UNet.
-  """
-  beyond = [path for path in edit.leaves if not path.startswith("unet/")]
-  if beyond:
-    raise ValueError(
-      f"the {edit.method} edit changes {beyond[0]}, which is outside the UNet; "
-      "export it as folder"
-    )
-  new = convert.to_torch(apply_to_params(edit, params)["unet"])
-  if not changed_only:
-    return new
-  old = convert.to_torch(params["unet"])
-  return {k: v for k, v in new.items() if not np.array_equal(v, old[k])}
+
+def _rounding(
+  changed: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray], dtype: str
+) -> float:
+  """|stored - W'| / |W' - W| over the UNet's tensors that changed."""
+  off = size = 0.0
+  for name, new in changed.items():
+    off += float(np.sum((np.float64(new.astype(dtype)) - new) ** 2))
+    size += float(np.sum((np.float64(new) - old[name]) ** 2))
+  return float(np.sqrt(off / size)) if size else 0.0
+
+
+def _rounding_of_lora(lora: Lora, dtype: str) -> float:
+  """|stored up stored down - up down| / |up down| over all projections."""
+  down = lora.down.astype(dtype).astype(np.float64)
+  off = size = 0.0
+  for up in lora.up.values():
+    exact = up @ lora.down
+    stored = up.astype(dtype).astype(np.float64) @ down
+    off += float(np.sum((stored - exact) ** 2))
+    size += float(np.sum(exact**2))
+  return float(np.sqrt(off / size))
 
 
 def _peft(lora: Lora) -> dict[str, np.ndarray]:
