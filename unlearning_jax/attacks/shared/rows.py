@@ -163,7 +163,9 @@ def target_latents(
         f"target images: {batch.dtype} {batch.shape[1:]}; allowed: uint8 "
         f"{wanted}"
       )
-    found.append(np.asarray(_encode(sd, {"vae": params["vae"]}, batch)))
+    # One by one: beside others an image's latents change in the last bit.
+    for image in batch:
+      found.append(np.asarray(_encode(sd, {"vae": params["vae"]}, image[None])))
   return np.concatenate(found)
 
 
