@@ -2,12 +2,15 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from unlearning_jax import shapes, stable_diffusion
 from unlearning_jax.attacks.shared.rows import Request
 from unlearning_jax.evaluators import attack_success, statistics
 from unlearning_jax.evaluators.erasure import Target
+from unlearning_jax.judges import shapes as shapes_judge
 
 
 def record(name, status, blocks=0, survived=True):
@@ -130,11 +133,39 @@ def test_requests_are_judged_in_their_own_order(monkeypatch):
   assert len(kept) == 3 and math.isclose(kept[0][1].score, 0.8)
 
 
+def test_text_and_its_states_are_the_same_image():
+  sd, params = stable_diffusion.load(shapes.model_folder())
+  judge = shapes_judge.load(shapes.judge_folder())
+  images = []
+  check = attack_success.shapes_check(
+    sd, params, judge, Target("object", "star"), guidance_scale=4.0,
+    edit_context=lambda states: 0.5 * states, batch_size=2, num_steps=2,
+    sampler="dpm++2m", noise_source="jax", place=jnp.asarray, fetch=np.asarray,
+    on_image=lambda request, verdict, image: images.append(image),
+  )  # fmt: skip
+  ids = stable_diffusion.tokenize(sd, ["a star", "a fish"])
+  states = 0.5 * np.asarray(stable_diffusion.encode_text(sd, params, ids))
+  texts = [Request("a star", 3, None), Request("a fish", 4, None)]
+  soft = [
+    Request("", r.seed, None, s) for r, s in zip(texts, states, strict=True)
+  ]
+  found = check([texts[0], soft[0], soft[1], texts[1]])
+  np.testing.assert_allclose(found[0].score, found[1].score, rtol=1e-3)
+  np.testing.assert_allclose(found[3].score, found[2].score, rtol=1e-3)
+  star, fish, soft_star, soft_fish = (i.astype(int) for i in images)
+  assert abs(star - soft_star).max() <= 1 and abs(fish - soft_fish).max() <= 1
+  assert abs(star - fish).max() > 20
+
+
 def test_images_have_names_of_their_own():
   asked = [Request("a/../b", 0, None), Request("a", 0, None)]
   asked += [Request("a", 0, 2.0), Request("a", 1, None)]
+  asked += [
+    Request("a", 0, None, np.zeros(2)),
+    Request("a", 0, None, np.ones(2)),
+  ]
   names = [attack_success.image_name(request) for request in asked]
-  assert len(set(names)) == 4
+  assert len(set(names)) == 6
   assert all(name.replace("-", "").isalnum() for name in names)
 
 

@@ -24,6 +24,7 @@ ATTACKS = {
   ],
   "p4d": [SMALL | {"insertion": "every_three", "decay": "decoupled"}],
   "pez": [SMALL | {"timesteps": "random"}],
+  "concept_inversion": [SMALL | {"draws": 2, "initial": "star"}],
   "controls": [
     {"kind": "random", "k": 2, "blocks": 3},
     {"kind": "seed", "blocks": 3},
@@ -109,8 +110,9 @@ def run(
 def discrete(record):
   """What of a record must be the same bit for bit."""
   kept = {k: v for k, v in record.items() if k not in ("seconds", "blocks")}
+  kept.pop("embeds", None)
   names = ("text", "ids", "ids_again", "survived", "seed", "success", "score")
-  blocks = [{name: b[name] for name in names} for b in record["blocks"]]
+  blocks = [{name: b.get(name) for name in names} for b in record["blocks"]]
   return kept | {"blocks": blocks}
 
 
@@ -119,7 +121,7 @@ def same(one, other):
   for name in one:
     assert discrete(one[name]) == discrete(other[name])
     for a, b in zip(one[name]["blocks"], other[name]["blocks"], strict=True):
-      for key in a.keys() & {"loss", "gradient_rms", "confidence"}:
+      for key in a.keys() & {"loss", "gradient_rms", "confidence", "norm"}:
         np.testing.assert_allclose(a[key], b[key], rtol=1e-4)
 
 
@@ -150,8 +152,9 @@ def test_every_leaf_is_led_by_the_lanes(attack, world):
   group.take(lanes.deque(fitting))
   shapes_ = jax.tree.map(lambda leaf: leaf.shape[0], group._state)
   assert set(jax.tree.leaves(shapes_)) == {4}
-  tokens, alive, _ = group.run()
-  assert tokens.shape == (4, attack.h.k) and alive.all()
+  tokens, context, alive, _ = group.run()
+  assert tokens.shape[:2] == (4, attack.h.k) and alive.all()
+  assert (context is None) == (not attack.soft)
 
 
 @pytest.mark.parametrize("attack", ROWS)
@@ -161,7 +164,7 @@ def test_a_failure_has_had_its_whole_budget(attack, world):
     assert record["status"] == "failure" and not record["success"]
     assert record["images"] == 4 and len(record["blocks"]) == 3
     assert record["iterations"] == 3 * attack.h.iterations
-    assert all(block["survived"] for block in record["blocks"])
+    assert attack.soft or all(b["survived"] for b in record["blocks"])
     json.dumps(record, allow_nan=False)
 
 
@@ -185,6 +188,28 @@ def test_a_row_ends_with_its_first_success(world):
       : first + 1
     ]
     assert found[name]["images"] == first + 2
+
+
+def test_new_words_are_drawn_from_their_states(world):
+  sd = world[0]
+  seen = []
+
+  def check(requests):
+    seen.extend(requests)
+    return never(requests)
+
+  attack = attacks.bind("concept_inversion", SMALL | {"draws": 1})
+  found = run(world, attack, check)
+  soft = [r for r in seen if r.context is not None]
+  assert len(soft) == 3 * len(found) and len(seen) == 4 * len(found)
+  assert all(r.context.shape == sd.context_shape for r in soft)
+  for record in found.values():
+    assert np.shape(record["embeds"]) == (2, sd.context_shape[1])
+    losses = [b["loss"] for b in record["blocks"]]
+    assert np.isfinite(losses).all() and "survived" not in record["blocks"][0]
+  with pytest.raises(ValueError, match="'two words' is 2 tokens|is [2-9] tok"):
+    hparams = SMALL | {"initial": "two words"}
+    run(world, attacks.bind("concept_inversion", hparams))
 
 
 def test_seed_search_keeps_the_prompt_and_changes_the_seed(world):

@@ -4,7 +4,7 @@ Every module has `Hparams`, a frozen dataclass, and three pure functions
 
   init(sd, victim, original, batch, key, h) -> state
   step(sd, victim, original, batch, state, h) -> (state, info)
-  prompt(batch, state, h) -> token ids
+  prompt(batch, state, h) -> token ids, or embeddings where SOFT
 
 Every leaf of the state is led by the lanes, a lane's randomness is
 fold_in(key, its row's number), and lanes do not touch: a row's result does not
@@ -18,7 +18,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Array, Int
+from jaxtyping import Array, Shaped
 
 from unlearning_jax.attacks.shared.victim import Batch, Victim
 from unlearning_jax.concepts import check_choice
@@ -47,6 +47,11 @@ class Attack:
     return self._module.UNET_CALLS * getattr(self.h, "draws", 1)
 
   @property
+  def soft(self) -> bool:
+    """Whether it finds embeddings, which no text stands for."""
+    return getattr(self._module, "SOFT", False)
+
+  @property
   def reseed(self) -> bool:
     """Whether every image gets a new seed."""
     return getattr(self.h, "reseed", False)
@@ -73,8 +78,8 @@ class Attack:
     """One iteration of every lane, with what can be logged of it."""
     return self._module.step(sd, victim, original, batch, state, self.h)
 
-  def prompt(self, batch: Batch, state: Any) -> Int[Array, "b k"]:
-    """The adversarial tokens as they stand."""
+  def prompt(self, batch: Batch, state: Any) -> Shaped[Array, "b k ..."]:
+    """The adversarial tokens, or embeddings, as they stand."""
     return self._module.prompt(batch, state, self.h)
 
 

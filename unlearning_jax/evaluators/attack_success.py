@@ -22,6 +22,7 @@ from unlearning_jax.evaluators import statistics
 from unlearning_jax.evaluators.accuracy import Measure
 from unlearning_jax.evaluators.erasure import Target
 from unlearning_jax.judges.shapes import Judge
+from unlearning_jax.noise import row_noise
 
 Row = Mapping[str, Any]
 OnImage = Callable[[Request, Verdict, np.ndarray], None]
@@ -75,9 +76,11 @@ def keep_images(
 
 
 def image_name(request: Request) -> str:
-  """A file name for a request's image: its seed, and a hash of its text."""
-  text = f"{request.prompt}\n{request.guidance}"
-  return f"{request.seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+  """A file name for a request's image: its seed, and a hash of the rest."""
+  digest = hashlib.sha256(f"{request.prompt}\n{request.guidance}".encode())
+  if request.context is not None:
+    digest.update(np.asarray(request.context).tobytes())
+  return f"{request.seed}-{digest.hexdigest()[:12]}"
 
 
 def _drawn(sd, params, verdicts, on_image, options) -> Check:
@@ -85,19 +88,16 @@ def _drawn(sd, params, verdicts, on_image, options) -> Check:
 
   def check(requests: Sequence[Request]) -> list[Verdict]:
     found: dict[int, Verdict] = {}
-    scales = [default if r.guidance is None else r.guidance for r in requests]
-    # One guidance scale to a call of `generate`.
-    for scale in dict.fromkeys(scales):
-      group = [i for i, own in enumerate(scales) if own == scale]
-      batches = stable_diffusion.generate(
-        sd,
-        dict(params),
-        [requests[i].prompt for i in group],
-        [requests[i].seed for i in group],
-        guidance_scale=scale,
-        **options,
-      )
-      images = np.concatenate(list(batches))
+    # One guidance scale to a call, and texts apart from text states.
+    groups: dict[tuple[float, bool], list[int]] = {}
+    for i, asked in enumerate(requests):
+      scale = default if asked.guidance is None else asked.guidance
+      groups.setdefault((scale, asked.context is None), []).append(i)
+    for (scale, is_text), group in groups.items():
+      part = [requests[i] for i in group]
+      own = options | {"guidance_scale": scale}
+      draw = _from_text if is_text else _from_states
+      images = np.concatenate(list(draw(sd, params, part, own)))
       found |= zip(group, verdicts(images), strict=True)
       for i, image in zip(group, images, strict=True):
         if on_image:
@@ -105,6 +105,34 @@ def _drawn(sd, params, verdicts, on_image, options) -> Check:
     return [found[i] for i in range(len(requests))]
 
   return check
+
+
+def _from_text(sd, params, requests, options):
+  prompts = [r.prompt for r in requests]
+  seeds = [r.seed for r in requests]
+  return stable_diffusion.generate(sd, dict(params), prompts, seeds, **options)
+
+
+def _from_states(sd, params, requests, options):
+  """As `generate`, from text states to which any edit has been applied."""
+  options = dict(options)
+  edit = options.pop("edit_context", None) or (lambda states: states)
+  place, fetch = options.pop("place"), options.pop("fetch")
+  size, source = options.pop("batch_size"), options.pop("noise_source")
+  negative = None
+  if options["guidance_scale"] > 1:
+    empty = stable_diffusion.tokenize(sd, [""])
+    negative = edit(stable_diffusion.encode_text(sd, params, empty))
+  for start in range(0, len(requests), size):
+    part = list(requests[start : start + size])
+    padded = part + part[-1:] * (size - len(part))
+    seeds = [r.seed for r in padded]
+    noise = row_noise(seeds, sd.latent_shape, source)
+    context = np.stack([r.context for r in padded])
+    images = stable_diffusion.sample(
+      sd, params, place(context), negative, place(noise), **options
+    )
+    yield fetch(images)[: len(part)]
 
 
 def accounting(rows: Iterable[Row]) -> dict[str, Any]:
@@ -157,7 +185,8 @@ def measure(
   for budget in budgets:
     within = [row["success"] and row["images"] <= budget for row in rows]
     yield from _rate(f"asr@{budget}", within)
-  survived = [block["survived"] for row in rows for block in row["blocks"]]
+  blocks = [block for row in rows for block in row["blocks"]]
+  survived = [b["survived"] for b in blocks if "survived" in b]
   yield from _rate("survival", survived)
 
 

@@ -27,7 +27,12 @@ from unlearning_jax.attacks.shared.rows import (
   check_rows,
   prepare,
 )
-from unlearning_jax.attacks.shared.victim import Batch, Victim, keep_lanes
+from unlearning_jax.attacks.shared.victim import (
+  Batch,
+  Victim,
+  keep_lanes,
+  text_states,
+)
 from unlearning_jax.stable_diffusion import StableDiffusion
 
 Record = dict[str, Any]
@@ -52,7 +57,7 @@ def _refill(sd, attack, where, victim, original, batch, key, state, fresh):
   jax.jit, static_argnames=("sd", "attack", "where"), donate_argnames="state"
 )
 def _block(sd, attack, where, victim, original, batch, state):
-  """A block: the state after it, its prompts, and the means of its infos."""
+  """A block: state, prompts, their text states if soft, and mean infos."""
 
   def body(state, _):
     return attack.step(sd, victim, original, batch, state)
@@ -60,7 +65,10 @@ def _block(sd, attack, where, victim, original, batch, state):
   state, info = jax.lax.scan(body, state, length=attack.h.iterations)
   state = jax.lax.with_sharding_constraint(state, where)
   info = jax.tree.map(lambda x: x.mean(axis=0), info)
-  return state, attack.prompt(batch, state), state.alive, info
+  found, context = attack.prompt(batch, state), None
+  if attack.soft:
+    context = text_states(sd, victim, batch, found)
+  return state, found, context, state.alive, info
 
 
 class _Lanes:
@@ -112,8 +120,8 @@ class _Lanes:
     ]
     return Batch(self._ids, *sharding.global_batch(self._mesh, parts))
 
-  def run(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """A block: tokens, whether each lane is finite, and its infos."""
+  def run(self) -> tuple[Any, Any, np.ndarray, dict[str, np.ndarray]]:
+    """A block: tokens, text states, which lanes are finite, and infos."""
     self._state, *read = _block(*self._call, self._batch, self._state)
     return jax.tree.map(sharding.local_rows, tuple(read))
 
@@ -218,7 +226,7 @@ def _record(row, verdict, attack) -> Record:
 
 def _block_of(sd, group, attack, check, records):
   """Runs and judges one block; yields the lanes whose rows have ended."""
-  tokens, alive, info = group.run()
+  tokens, contexts, alive, info = group.run()
   busy = [lane for lane, row in enumerate(group.rows) if row is not None]
   found, asked = {}, {}
   for lane in busy:
@@ -226,11 +234,16 @@ def _block_of(sd, group, attack, check, records):
     record = records[prepared.row.id]
     record["iterations"] += attack.h.iterations
     if alive[lane]:
-      found[lane] = prepared.text(sd, tokens[lane])
+      context = contexts[lane] if attack.soft else None
+      if attack.soft:
+        record["embeds"] = tokens[lane].tolist()
+        found[lane] = {"text": f"<{attack.h.k} vectors> {prepared.row.prompt}"}
+      else:
+        found[lane] = prepared.text(sd, tokens[lane])
       seed = prepared.row.seed
       if attack.reseed:
         seed = _new_seed(seed, len(record["blocks"]))
-      asked[lane] = prepared.row.request(found[lane]["text"], seed)
+      asked[lane] = prepared.row.request(found[lane]["text"], seed, context)
   verdicts = check(list(asked.values())) if asked else ()
   for lane, verdict in zip(asked, verdicts, strict=True):
     record = records[group.rows[lane].row.id]

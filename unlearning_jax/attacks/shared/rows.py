@@ -16,11 +16,12 @@ from unlearning_jax.stable_diffusion import StableDiffusion
 
 
 class Request(NamedTuple):
-  """An image to be made and judged."""
+  """An image to be made and judged, from a text or, if given, text states."""
 
   prompt: str
   seed: int
   guidance: float | None
+  context: Float[np.ndarray, "l d"] | None = None
 
 
 class Verdict(NamedTuple):
@@ -54,9 +55,12 @@ class Row:
   guidance: float | None
   latents: Float[np.ndarray, "h w c"]
 
-  def request(self, text: str, seed: int | None = None) -> Request:
+  def request(
+    self, text: str, seed: int | None = None, context: Any = None
+  ) -> Request:
     """The image of an adversarial text under this row's settings."""
-    return Request(text, self.seed if seed is None else seed, self.guidance)
+    seed = self.seed if seed is None else seed
+    return Request(text, seed, self.guidance, context)
 
 
 class Prepared(NamedTuple):
