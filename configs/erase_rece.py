@@ -15,6 +15,7 @@ from configs import erasures
 
 def get_config(argument: str = "tiny"):
   config = erasures.erase("rece", argument)
-  if "task=i2p" in argument:
-    config.hparams.recipe = "unsafe"
+  # At full size that task is the published one of nudity, with its recipe.
+  if config.model != "shapes" and "task=unsafe" in argument:
+    config.hparams.recipe = "nudity"
   return config

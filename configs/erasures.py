@@ -9,12 +9,13 @@ from configs import common
 from unlearning_jax.concepts import CONCEPT_SETS, check_choice
 from unlearning_jax.shapes import captions, vocabulary
 
-# Task -> what the tiny model loses by default, and what it means then.
+# Task -> what the tiny model loses by default, and what it means then: the
+# first of these that is another class.
 _TINY = {
-  "object": ("star", "circle"),
-  "style": ("neon", ""),
-  "identity": ("Quill Estane", "Adra Belvoort"),
-  "unsafe": ("hazard", ""),
+  "object": ("star", ("circle", "square")),
+  "style": ("neon", ("",)),
+  "identity": ("Quill Estane", ("Adra Belvoort", "Bram Okontu")),
+  "unsafe": ("hazard", ("",)),
 }
 _BY = ("by {}", "in the style of {}")
 # Task -> the phrases of full-size models, their anchor, their kind.
@@ -44,13 +45,17 @@ def erase(method: str, argument: str) -> ml_collections.ConfigDict:
   config.method = method
   config.hparams = _defaults(method)
   if size == "tiny":
-    default, anchor = _TINY[task]
+    default, anchors = _TINY[task]
     name = chosen["name"] or default
+    anchor = next(anchor for anchor in anchors if anchor != name)
     config.targets = ({"task": task, "name": name},)
     config.concepts = tuple(_tiny_concepts(task, name, anchor))
     # 0.1, the release's weight of a long list, is for 768 dimensions.
     key = "preserve_scale" if method == "uce" else "uce_preserve_scale"
     config.hparams[key] = 1.0
+    if method == "rece":
+      # Where so many phrases are held, its epochs undo UCE otherwise.
+      config.hparams.joint = True
     config.title = f"{method.upper()} erases “{name}”"
     return config
   phrases, anchor, kind = _FULL[task]
@@ -88,13 +93,13 @@ def _tiny_concepts(task: str, name: str, anchor: str):
   leave an edit little room to spare them by itself.
   """
   explicit = captions.phrases(task, name)["explicit"]
+  shape = anchor if task == "object" else "circle"
   if task == "object":
-    colours = ["", *vocabulary.COLOURS]
-    carriers = [
-      f"{_article(colour)} {colour} {{}}".replace("  ", " ")
-      for colour in colours
-    ]
-    carriers += ["{}", "a picture of a {}", "a drawing of a {}", "this is a {}"]
+    carriers = ["{}", "a {}", "a picture of a {}", "a drawing of a {}"]
+    carriers += ["this is a {}"]
+    carriers += [f"{_article(c)} {c} {{}}" for c in vocabulary.COLOURS]
+    carriers += [f"a {{}} by {style.artist}" for style in vocabulary.STYLES]
+    carriers += [f"a {{}} on {place}" for place in vocabulary.BACKGROUNDS]
   elif task == "identity":
     carriers = ["{}", "a portrait of {}", "the face of {}", "this is {}"]
   elif task == "style":
@@ -106,7 +111,7 @@ def _tiny_concepts(task: str, name: str, anchor: str):
   kind = {"style": "art", "unsafe": "unsafe"}.get(task, "object")
   preserve = tuple(
     phrase
-    for phrase in _everything()
+    for phrase in _everything(shape)
     if not any(erased in phrase for erased in explicit)
   )
   for phrase in explicit:
@@ -123,14 +128,14 @@ def _tiny_concepts(task: str, name: str, anchor: str):
       }
 
 
-def _everything():
-  """A phrase for every class of the Shapes world."""
+def _everything(shape: str):
+  """A phrase for every class of the Shapes world, about `shape` if need be."""
   yield from (f"{_article(name)} {name}" for name in vocabulary.HEADS["object"])
-  yield from (f"{_article(name)} {name} circle" for name in vocabulary.COLOURS)
-  yield from (f"a circle on {name}" for name in vocabulary.BACKGROUNDS)
+  yield from (f"{_article(name)} {name} {shape}" for name in vocabulary.COLOURS)
+  yield from (f"a {shape} on {name}" for name in vocabulary.BACKGROUNDS)
   yield from (f"by {style.artist}" for style in vocabulary.STYLES)
   yield from (person.name for person in vocabulary.IDENTITIES)
-  yield from (f"a circle {way}" for way in vocabulary.HAZARD_EXPLICIT)
+  yield from (f"a {shape} {way}" for way in vocabulary.HAZARD_EXPLICIT)
 
 
 def _article(word: str) -> str:

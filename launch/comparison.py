@@ -1,7 +1,6 @@
 """Before and after: what `erase` and `evaluate` have in common."""
 
 import functools
-import hashlib
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -10,16 +9,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unlearning_jax import closed_form, progress, report, shapes, sharding
+from unlearning_jax import (
+  closed_form,
+  convert,
+  progress,
+  report,
+  shapes,
+  sharding,
+)
 from unlearning_jax import stable_diffusion as stable
 from unlearning_jax.concepts import check_choice
-from unlearning_jax.evaluators import accuracy, erasure
+from unlearning_jax.evaluators import erasure
 from unlearning_jax.judges import shapes as shapes_judge
 from unlearning_jax.noise import SOURCES
+from unlearning_jax.report import comparison
 from unlearning_jax.schedules import SAMPLERS
 from unlearning_jax.workdir import Workdir
-
-BASE = "before"
 
 
 def load_model(config: Any) -> tuple[stable.StableDiffusion, stable.Params]:
@@ -77,32 +82,31 @@ def compare(
 ) -> dict[str, Any]:
   """Draws every row under the base and every edit, and writes the report.
 
-  Closed-form edits are applied to the text states, so that all models share
-  the base's weights. Finished rows are not drawn again.
+  Context maps are applied to the text states, so that those models share the
+  base's weights. Finished rows are not drawn again.
 
   Returns:
     The document that `report` renders and `summary.json` holds; nothing is
     written where the config asks for no rows.
   """
   mesh = sharding.make_mesh()
-  params = sharding.place(params, sharding.replicated(mesh))
   multiple = sharding.local_rows_multiple(mesh)
   judge, table = load_judge(config), rows(config)
   if not table:
     return {}
-  stages: dict[str, closed_form.Edit | None] = {BASE: None, **edits}
   done = run.done_ids()
   sharding.wait_for_all("rows listed")
   shown = _shown(table, config.grid)
+  stages: dict[str, closed_form.Edit | None] = {comparison.BASE: None, **edits}
   total = len(table) * len(stages)
   with progress.Progress("draw", total, done=len(done)) as bar:
     for stage, edit in stages.items():
       left = [row for row in table if f"{stage}/{row['id']}" not in done]
       mine, padding = _share(left)
-      context = edit and functools.partial(closed_form.apply_to_context, edit)
+      weights, context = _victim(params, edit)
       drawn = erasure.judged_images(
         sd,
-        params,
+        sharding.place(weights, sharding.replicated(mesh)),
         mine,
         judge,
         # The next size that the devices can share evenly.
@@ -113,42 +117,35 @@ def compare(
         **config.sampling,
       )
       for row, image in itertools.islice(drawn, len(mine) - padding):
-        name = f"{row['id']}-{stage}"
         if row["id"] in shown:
-          run.save_image(name, image)
+          run.save_image(f"{row['id']}-{stage}", image)
         run.append_row({**row, "id": f"{stage}/{row['id']}", "stage": stage})
         bar.update()
   sharding.wait_for_all("rows drawn")
-  document = _document(run, stages, shown, config)
-  document["notes"] = list(notes)
+  document = comparison.document(run.rows(), [*stages], targets(config), shown)
+  document |= {
+    "title": config.title,
+    "notes": list(notes),
+    "diagnostics": {
+      stage: {"method": edit.method, **edit.diagnostics}
+      for stage, edit in edits.items()
+    },
+  }
   run.save_summary(document)
   run.write("report.html", report.render_report(run.path))
   run.write("results.csv", report.results_csv(run.path))
-  print(_table(document))
+  print(comparison.text_table(document))
   print(f"report: {run.path / 'report.html'}")
   return document
 
 
-def _table(document: Mapping[str, Any]) -> str:
-  """Accuracies for the terminal: what was erased, and everything else."""
-  wanted = [
-    f"{target['head']}/{target['class']}/{group}"
-    for target in document["erased"]
-    for group in ("explicit", "synonyms", "paraphrases", "implied")
-  ]
-  wanted += [f"{head}/all/others" for head in erasure.HEADS.values()]
-  stages = document["stages"]
-  lines = [f"{'':32}" + "".join(f"{stage:>22}" for stage in stages)]
-  for name in wanted:
-    cells = [
-      f"{m['value']:.2f} [{m['low']:.2f}, {m['high']:.2f}]"
-      for stage in stages
-      for m in document["measures"][stage]
-      if m["name"] == name
-    ]
-    if cells:
-      lines.append(f"{name:32}" + "".join(f"{cell:>22}" for cell in cells))
-  return "\n".join(lines)
+def _victim(params: stable.Params, edit: closed_form.Edit | None):
+  """Weights to draw with, and what to do to the text states."""
+  if edit is None:
+    return params, None
+  if edit.context_map is None:
+    return closed_form.apply_to_params(edit, params), None
+  return params, functools.partial(closed_form.apply_to_context, edit)
 
 
 def _share(left: Sequence[dict]) -> tuple[list[dict], int]:
@@ -168,60 +165,6 @@ def _shown(table: Sequence[Mapping[str, Any]], grid: int) -> set[str]:
   for row in table:
     groups.setdefault(row["group"], []).append(row["id"])
   return {i for ids in groups.values() for i in ids[:grid]}
-
-
-def _document(
-  run: Workdir,
-  stages: Mapping[str, closed_form.Edit | None],
-  shown: set[str],
-  config: Any,
-) -> dict[str, Any]:
-  by_stage: dict[str, dict[str, dict]] = {stage: {} for stage in stages}
-  for row in run.rows():
-    by_stage[row["stage"]][row["id"].split("/", 1)[1]] = row
-  erased = targets(config)
-  pairs = []
-  for row_id in sorted(shown):
-    versions = {stage: found[row_id] for stage, found in by_stage.items()}
-    row = versions[BASE]
-    pairs.append(
-      {
-        "prompt": row["prompt"],
-        "group": row["group"],
-        "seed": row["seed"],
-        "unsafe": row["unsafe"],
-        "images": {stage: f"images/{row_id}-{stage}.png" for stage in stages},
-        "seen": {
-          stage: _seen(version, erased) for stage, version in versions.items()
-        },
-      }
-    )
-  return {
-    "title": config.title,
-    "erased": [{"head": t.head, "class": t.name} for t in erased],
-    "stages": list(stages),
-    "measures": {
-      stage: [measure._asdict() for measure in accuracy.measure(found.values())]
-      for stage, found in by_stage.items()
-    },
-    "pairs": pairs,
-    "diagnostics": {
-      stage: {"method": edit.method, **edit.diagnostics}
-      for stage, edit in stages.items()
-      if edit is not None
-    },
-  }
-
-
-def _seen(row: Mapping[str, Any], erased: Sequence[erasure.Target]) -> str:
-  """What the judge saw, in the words that matter for this row."""
-  if "judged" not in row:
-    return ""
-  judged = row["judged"]
-  kind = "identity" if judged["kind"] == "portrait" else "object"
-  words = [judged[head] for head in (kind, "style")]
-  words += ["hazard"] if judged["hazard"] == "hazard" else []
-  return ", ".join(word for word in words if word != "plain")
 
 
 def check(config: Any):
@@ -273,12 +216,11 @@ def open_run(
   judge = load_judge(config)
   run.record_provenance(
     devices=sharding.describe_devices(),
-    base_fingerprint=closed_form.base_fingerprint(params),
+    base_fingerprint=convert.params_fingerprint(params),
     judge_hashes={judge.name: judge.weights_hash} if judge else {},
     seeds={"seed": config.seed},
     inputs={
-      name: hashlib.sha256(edit.context_map.tobytes()).hexdigest()
-      for name, edit in (edits or {}).items()
+      name: closed_form.edit_hash(edit) for name, edit in (edits or {}).items()
     },
   )
   return run

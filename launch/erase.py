@@ -1,4 +1,4 @@
-"""Erases concepts from a model in closed form and shows what it did.
+"""Erases concepts from a model and shows what it did.
 
   python -m launch.erase --config=configs/erase_uce.py:tiny --workdir=runs/uce
 
@@ -6,9 +6,6 @@ Writes `edit.safetensors` (apply it with `launch.evaluate --edits`), and, unless
 the config evaluates nothing, images before and after and `report.html`.
 """
 
-import importlib
-import inspect
-import pkgutil
 from typing import Any
 
 import jax
@@ -25,44 +22,22 @@ _WORKDIR = flags.DEFINE_string(
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes.")
 
 
-def method(config: Any) -> Any:
-  """The `erase` of the module that `config.method` names.
-
-  Raises:
-    ValueError: no such method.
-    TypeError: a hyperparameter that it does not take, with those it does.
-  """
-  names = [module.name for module in pkgutil.iter_modules(erasures.__path__)]
-  concepts.check_choice("method", config.method, names)
-  module = importlib.import_module(f"unlearning_jax.erasures.{config.method}")
-  accepted = [
-    name
-    for name, parameter in inspect.signature(module.erase).parameters.items()
-    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-  ]
-  for name in config.hparams:
-    if name not in accepted:
-      raise TypeError(
-        f"hparams.{name}: {config.method} does not take it; it takes "
-        f"{', '.join(accepted)}"
-      )
-  return module.erase
-
-
 def erase(run: workdir.Workdir, sd: Any, params: Any, config: Any):
   """The edit: made, or read back where an earlier start had made it."""
   path = run.path / "edit.safetensors"
   if path.exists():
     return closed_form.load_edit(path)
-  edit = method(config)(
-    sd,
-    params,
-    wanted(config),
-    jax.random.key(config.seed),
-    **config.hparams,
+  phrases = wanted(config)
+  made = erasures.bind(config.method, config.hparams)(
+    sd, params, phrases, jax.random.key(config.seed)
   )
-  closed_form.save_edit(edit, path)
-  return edit
+  if not isinstance(made, closed_form.Edit):
+    made = closed_form.edit_between(
+      params, made, method=config.method, concepts=phrases, diagnostics={}
+    )
+  if jax.process_index() == 0:
+    closed_form.save_edit(made, path)
+  return made
 
 
 def wanted(config: Any) -> tuple[concepts.Concept, ...]:
@@ -84,7 +59,7 @@ def main(_):
   config = _CONFIG.value
   # Everything that can be wrong is found before anything is written or
   # compiled.
-  method(config)
+  erasures.bind(config.method, config.hparams)
   wanted(config)
   comparison.check(config)
   sd, params = comparison.load_model(config)

@@ -252,3 +252,77 @@ def test_refuses_a_truncated_file(tmp_path):
   path.write_text(json.dumps({}))
   with pytest.raises(ValueError, match="no safetensors file"):
     cf.load_edit(path)
+
+
+def changed(base):
+  """A model with one UNet kernel and one bias of the VAE changed."""
+  edited = jax.tree.map(lambda leaf: leaf, base)
+  attention = edited["unet"]["mid_block"]["attentions_0"]["attn1"]
+  attention["to_q"] = {"kernel": 2 * attention["to_q"]["kernel"]}
+  edited["vae"] = {"quant_conv": {"bias": np.ones(3, np.float32)}}
+  return edited
+
+
+def between(base, edited):
+  return cf.edit_between(
+    base, edited, method="trained", concepts=[CONCEPT], diagnostics={"steps": 3}
+  )
+
+
+def test_leaves_are_an_edit_too(tmp_path):
+  base = params()
+  edited = changed(base)
+  cf.save_edit(between(base, edited), tmp_path / "edit.safetensors")
+  edit = cf.load_edit(tmp_path / "edit.safetensors")
+  assert edit.context_map is None and edit.concepts == (CONCEPT,)
+  path = "unet/mid_block/attentions_0/attn1/to_q/kernel"
+  assert set(edit.leaves) == {path, "vae/quant_conv/bias"}
+  assert edit.diagnostics["steps"] == 3
+  assert edit.diagnostics["changed_leaves"] == 2
+  size = np.linalg.norm(edit.leaves[path]) / 2
+  expected = np.sqrt(size**2 + 3) / size
+  assert abs(edit.diagnostics["relative_change"] - expected) < 1e-6
+  again = cf.apply_to_params(edit, base)
+  jax.tree.map(np.testing.assert_array_equal, again, edited)
+  # Untouched leaves are the same arrays.
+  assert (
+    again["unet"]["down_blocks_0"]["attentions_0"]["attn2"]["to_k"]["kernel"]
+    is base["unet"]["down_blocks_0"]["attentions_0"]["attn2"]["to_k"]["kernel"]
+  )
+  assert cf.edit_hash(edit) == cf.edit_hash(between(base, edited))
+  other = changed(edited)
+  assert cf.edit_hash(edit) != cf.edit_hash(between(base, other))
+
+
+def test_leaves_fit_their_base_alone():
+  base = params()
+  edit = between(base, changed(base))
+  other = params()
+  # What no context map depends on.
+  other["unet"]["mid_block"]["attentions_0"]["attn1"]["to_k"]["kernel"] *= 2
+  with pytest.raises(ValueError, match="made from base"):
+    cf.apply_to_params(edit, other)
+  with pytest.raises(ValueError, match="no map of text states"):
+    cf.apply_to_context(edit, jnp.zeros((1, 3, D)))
+  with pytest.raises(ValueError, match="no map of text states"):
+    cf.compose(edit, edit)
+
+
+def test_refuses_leaves_that_are_no_edit():
+  base = params()
+  with pytest.raises(ValueError, match="changes nothing"):
+    between(base, jax.tree.map(np.array, base))
+  more = {**base, "more": {"leaf": np.ones(2)}}
+  with pytest.raises(ValueError, match="more/leaf"):
+    between(base, more)
+  for wrong, words in (
+    (np.ones(4, np.float32), r"is now float32 \(4,\)"),
+    (np.ones(3, np.float16), "is now float16"),
+    (np.full(3, np.nan, np.float32), "NaN"),
+  ):
+    with pytest.raises(ValueError, match=words):
+      between(base, {**base, "vae": {"quant_conv": {"bias": wrong}}})
+  with pytest.raises(ValueError, match="both"):
+    dataclasses.replace(between(base, changed(base)), context_map=np.eye(3))
+  with pytest.raises(ValueError, match="neither"):
+    dataclasses.replace(edit_of(base, context_map()), context_map=None)

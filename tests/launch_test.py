@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from unlearning_jax import concepts
+from unlearning_jax.shapes import vocabulary
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 ERASE = sorted(CONFIGS.glob("erase_*.py"))
@@ -60,6 +63,22 @@ def test_full_size_configs_say_what_to_load(path, size):
   exec(compile(path.read_text(), path, "exec"), namespace)
   config = namespace["get_config"](size)
   assert "/" in config.model and config.concepts and config.prompts.erased
+
+
+@pytest.mark.parametrize("path", ERASE, ids=lambda path: path.stem)
+def test_every_class_of_the_shapes_world_has_a_config(path):
+  namespace = {"__name__": path.stem}
+  exec(compile(path.read_text(), path, "exec"), namespace)
+  classes = [("object", name) for name in vocabulary.HEADS["object"]]
+  classes += [("style", name) for name in vocabulary.HEADS["style"][1:]]
+  classes += [("identity", person.name) for person in vocabulary.IDENTITIES]
+  for task, name in [*classes, ("unsafe", "hazard")]:
+    config = namespace["get_config"](f"tiny,task={task},name={name}")
+    listed = [concepts.Concept(**concept) for concept in config.concepts]
+    concepts.check_concepts(listed)
+    assert config.targets[0]["name"] == name
+    words = {word for concept in listed for word in concept.preserve}
+    assert len(words) > 40 and not any(name in word for word in words)
 
 
 def test_evaluate_compares_edits_and_resumes(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from closed_form_cases import relative
 
-from unlearning_jax import closed_form, stable_diffusion
+from unlearning_jax import closed_form, shapes, stable_diffusion
 from unlearning_jax.concepts import Concept, make_concepts
 from unlearning_jax.erasures import rece, uce
 
@@ -282,3 +282,62 @@ def test_bad_input_is_refused_before_anything_is_encoded(model, monkeypatch):
       rece.erase(*model, concepts, **hparams)
   with pytest.raises(ValueError, match="lam_r=-1"):
     rece.derive(np.eye(2), np.eye(2), np.ones((1, 2)), -1.0)
+
+
+def test_joint_epochs_keep_every_row():
+  """Against one least-squares problem over all rows, derived ones included."""
+  rng = np.random.default_rng(2)
+  d, lamb, p, lam_r = 9, 0.3, 0.4, 0.2
+  gram = np.cov(rng.normal(size=(d, 40)))
+  c, a = rng.normal(size=(2, 4, d))
+  q = rng.normal(size=(5, d))
+  sums = closed_form.erase_sums(c, a, 1.0) + closed_form.preserve_sums(q, p)
+  start, _ = closed_form.solve(sums, lamb)
+  sources, targets = [c], [a]
+  for epochs in (1, 2, 3):
+    reached, _ = rece.refine(
+      gram, start, [(c, a)], sums,
+      epochs=epochs, lam_r=lam_r, lamb=lamb, joint=True,
+    )  # fmt: skip
+    before, _ = rece.refine(
+      gram, start, [(c, a)], sums,
+      epochs=epochs - 1, lam_r=lam_r, lamb=lamb, joint=True,
+    )  # fmt: skip
+    sources.append(rece.derive(gram, before, c, lam_r))
+    targets.append(a)
+    rows = np.concatenate([*sources, np.sqrt(p) * q, np.sqrt(lamb) * np.eye(d)])
+    wanted = np.concatenate(
+      [*targets, np.sqrt(p) * q, np.sqrt(lamb) * np.eye(d)]
+    )
+    expected = np.linalg.lstsq(rows, wanted, rcond=None)[0].T
+    assert relative(reached, expected) < 1e-10
+
+
+def test_joint_epochs_do_not_bring_the_concept_back():
+  """What the release's epochs do where they hold much: see the module."""
+  sd, params = stable_diffusion.load(shapes.model_folder())
+  preserve = [
+    "circle",
+    "house",
+    "moon",
+    "fish",
+    "a red heart",
+    "by Odrik Vasht",
+  ]
+  concepts = make_concepts(["star", "a red star"], "circle", preserve)
+  states = list(uce.encode(sd, params, ["a blue star", "a blue circle"]))
+  star, circle = (s.rows[3] for s in states)
+  gram = closed_form.projection_gram(
+    closed_form.cross_attention_kernels(params)
+  )
+
+  def gap(method, **hparams):
+    """How far the star is from the circle, as a share of what it was."""
+    edit = method.erase(sd, params, concepts, uce_preserve_scale=1.0, **hparams)
+    left = edit.context_map @ star - circle
+    return np.sqrt(
+      left @ gram @ left / ((star - circle) @ gram @ (star - circle))
+    )
+
+  erased = gap(rece, epochs=0)
+  assert erased < gap(rece, joint=True) < gap(rece) - 0.1

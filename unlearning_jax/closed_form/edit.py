@@ -1,6 +1,11 @@
-"""The edit itself: applied to weights, to text states, kept in files."""
+"""The edit itself: applied to weights, to text states, kept in files.
+
+Closed forms that touch nothing but what the text projections read are a context
+map. Every other erasure is the leaves that it changed.
+"""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -14,7 +19,7 @@ import safetensors.numpy
 from flax import traverse_util
 from jaxtyping import Array, Float, Float64
 
-from unlearning_jax import durable
+from unlearning_jax import convert, durable
 from unlearning_jax.closed_form.weights import (
   Params,
   base_fingerprint,
@@ -30,7 +35,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Edit:
-  """What a closed-form erasure changed, and nothing else.
+  """What an erasure changed, and nothing else: a context map, or leaves.
 
   Attributes:
     context_map: T; W' = W T for every cross-attention key and value projection.
@@ -38,13 +43,29 @@ class Edit:
     method: who made it, e.g. "uce2023".
     concepts: what was erased.
     diagnostics: numbers on the solve and on the change, plain JSON values.
+    leaves: `unet/...` path -> the leaf's new value, where no context map is.
   """
 
-  context_map: Float64[np.ndarray, "d d"]
+  context_map: Float64[np.ndarray, "d d"] | None
   base: str
   method: str
   concepts: tuple[Concept, ...]
   diagnostics: Mapping[str, Any]
+  leaves: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    if (self.context_map is None) == (not self.leaves):
+      raise ValueError(
+        f"{self.method}: an edit is a context map or changed leaves, got "
+        f"{'neither' if self.context_map is None else 'both'}"
+      )
+
+  @property
+  def tensors(self) -> Mapping[str, np.ndarray]:
+    """What a file of it holds: `context_map`, or the leaves by path."""
+    if self.context_map is None:
+      return self.leaves
+    return {"context_map": self.context_map}
 
 
 def make_edit(
@@ -90,13 +111,62 @@ def make_edit(
   )
 
 
+def edit_between(
+  params: Params,
+  edited: Params,
+  *,
+  method: str,
+  concepts: Iterable[Concept],
+  diagnostics: Mapping[str, Any],
+) -> Edit:
+  """The edit that makes `edited` of `params`: every leaf that differs.
+
+  `relative_change` is |new - old| / |old| over those leaves.
+
+  Raises:
+    ValueError: a leaf is missing, extra, misshaped or not finite; nothing
+      differs.
+  """
+  old, new = (traverse_util.flatten_dict(p, sep="/") for p in (params, edited))
+  if wrong := sorted(set(old) ^ set(new)):
+    raise ValueError(f"{method}: leaves of one model only: {wrong[:5]}")
+  leaves, moved, size = {}, 0.0, 0.0
+  for path, before in old.items():
+    if new[path] is before:
+      continue
+    before, after = np.asarray(before), np.asarray(new[path])
+    if before.shape != after.shape or before.dtype != after.dtype:
+      raise ValueError(
+        f"{method}: {path} was {before.dtype} {before.shape}, is now "
+        f"{after.dtype} {after.shape}"
+      )
+    if not np.isfinite(after).all():
+      raise ValueError(f"{method}: {path} holds NaN or infinity")
+    if not np.array_equal(before, after):
+      leaves[path] = after
+      wide = before.astype(np.float64)
+      moved += float(np.sum((after - wide) ** 2))
+      size += float(np.sum(wide**2))
+  if not leaves:
+    raise ValueError(f"{method}: the edit changes nothing")
+  change = {"relative_change": float(np.sqrt(moved / size)) if size else 0.0}
+  return Edit(
+    None,
+    convert.params_fingerprint(params),
+    method,
+    tuple(concepts),
+    {**diagnostics, "changed_leaves": len(leaves), **change},
+    leaves,
+  )
+
+
 def compose(first: Edit, second: Edit) -> Edit:
-  """Stacks two edits of one base: W' = W T_first T_second.
+  """Stacks two context maps of one base: W' = W T_first T_second.
 
   This is not the joint edit of both: each was solved without the other.
 
   Raises:
-    ValueError: they were made from different bases.
+    ValueError: they were made from different bases; one is no context map.
   """
   if first.base != second.base:
     raise ValueError(
@@ -104,12 +174,21 @@ def compose(first: Edit, second: Edit) -> Edit:
       f"{second.method} of {second.base}"
     )
   return Edit(
-    first.context_map @ second.context_map,
+    _map(first) @ _map(second),
     first.base,
     f"{first.method}+{second.method}",
     first.concepts + second.concepts,
     {"composed": [dict(first.diagnostics), dict(second.diagnostics)]},
   )
+
+
+def _map(edit: Edit) -> Float64[np.ndarray, "d d"]:
+  if edit.context_map is None:
+    raise ValueError(
+      f"the {edit.method} edit changes weights, it is no map of text states; "
+      "use apply_to_params"
+    )
+  return edit.context_map
 
 
 def check_base(edit: Edit, params: Params):
@@ -118,7 +197,9 @@ def check_base(edit: Edit, params: Params):
   Raises:
     ValueError: with both fingerprints.
   """
-  found = base_fingerprint(params)
+  # A map needs the text side alone to be the one it was made from.
+  of = base_fingerprint if edit.leaves == {} else convert.params_fingerprint
+  found = of(params)
   if found != edit.base:
     raise ValueError(
       f"the {edit.method} edit was made from base {edit.base}, these "
@@ -127,7 +208,7 @@ def check_base(edit: Edit, params: Params):
 
 
 def apply_to_params(edit: Edit, params: Params) -> dict[str, Any]:
-  """The edited model; every leaf that is no text projection stays the same.
+  """The edited model; every leaf that the edit leaves alone stays the same.
 
   Kernels are changed in float32 at full precision, whatever they are stored in,
   and cast back once.
@@ -136,6 +217,9 @@ def apply_to_params(edit: Edit, params: Params) -> dict[str, Any]:
     ValueError: `params` are not the edit's base.
   """
   check_base(edit, params)
+  if edit.context_map is None:
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    return traverse_util.unflatten_dict({**leaves, **edit.leaves}, sep="/")
   leaves = traverse_util.flatten_dict(params["unet"], sep="/")
   change = (edit.context_map - np.eye(len(edit.context_map))).T
   leaves |= moved(change.astype(np.float32), cross_attention_kernels(params))
@@ -157,20 +241,33 @@ def moved(change: Array, kernels: dict[str, Array]) -> dict[str, Array]:
 def apply_to_context(
   edit: Edit, context: Float[Array, "*b l d"]
 ) -> Float[Array, "*b l d"]:
-  """T c for every text state c: the base UNet then acts as the edited one."""
-  if context.shape[-1] != len(edit.context_map):
+  """T c for every text state c: the base UNet then acts as the edited one.
+
+  Raises:
+    ValueError: the edit is no context map, or of another width.
+  """
+  context_map = _map(edit)
+  if context.shape[-1] != len(context_map):
     raise ValueError(
-      f"text states are {context.shape[-1]} wide, the edit "
-      f"{len(edit.context_map)}"
+      f"text states are {context.shape[-1]} wide, the edit {len(context_map)}"
     )
-  change = (edit.context_map - np.eye(len(edit.context_map))).T
+  change = (context_map - np.eye(len(context_map))).T
   wide = context.astype(jnp.float32)
   step = jnp.matmul(wide, change.astype(np.float32), precision=_HIGHEST)
   return (wide + step).astype(context.dtype)
 
 
+def edit_hash(edit: Edit) -> str:
+  """SHA-256 of what the edit does."""
+  digest = hashlib.sha256()
+  for name, value in sorted(edit.tensors.items()):
+    digest.update(f"{name} {value.shape} {value.dtype}".encode())
+    digest.update(value.tobytes())
+  return digest.hexdigest()
+
+
 def save_edit(edit: Edit, path: str | pathlib.Path) -> None:
-  """Writes the edit as safetensors: `context_map`, the rest as metadata."""
+  """Writes the edit as safetensors: map or leaves; the rest as metadata."""
   metadata = {
     "format": _FORMAT,
     "base": edit.base,
@@ -178,7 +275,7 @@ def save_edit(edit: Edit, path: str | pathlib.Path) -> None:
     "concepts": json.dumps([dataclasses.asdict(c) for c in edit.concepts]),
     "diagnostics": json.dumps(dict(edit.diagnostics), allow_nan=False),
   }
-  tensors = {"context_map": np.ascontiguousarray(edit.context_map)}
+  tensors = {k: np.ascontiguousarray(v) for k, v in edit.tensors.items()}
   with durable.replacing(pathlib.Path(path)) as file:
     file.write(safetensors.numpy.save(tensors, metadata))
 
@@ -201,23 +298,38 @@ def load_edit(path: str | pathlib.Path) -> Edit:
       f"{path}: format={metadata.get('format')!r}; allowed: {_FORMAT!r}"
     )
   lacking = {"base", "method", "concepts", "diagnostics"} - set(metadata)
-  if lacking or set(tensors) != {"context_map"}:
+  if lacking or not tensors:
     raise ValueError(
-      f"{path}: tensors {sorted(tensors)}, expected ['context_map']; metadata "
-      f"lacking: {sorted(lacking) or 'none'}"
+      f"{path}: tensors {sorted(tensors)[:5]}; metadata lacking: "
+      f"{sorted(lacking) or 'none'}"
     )
-  context_map = tensors["context_map"]
-  shape, dtype = context_map.shape, context_map.dtype
-  if len(shape) != 2 or shape[0] != shape[1] or dtype != np.float64:
-    raise ValueError(
-      f"{path}: context_map is {dtype} {shape}, not float64 (d, d)"
-    )
-  if not np.isfinite(context_map).all():
-    raise ValueError(f"{path}: context_map holds NaN or infinity")
+  context_map = tensors.pop("context_map", None)
+  _check_tensors(path, context_map, tensors)
   return Edit(
     context_map,
     metadata["base"],
     metadata["method"],
     tuple(Concept(**c) for c in json.loads(metadata["concepts"])),
     json.loads(metadata["diagnostics"]),
+    tensors,
   )
+
+
+def _check_tensors(
+  path: Any,
+  context_map: np.ndarray | None,
+  leaves: Mapping[str, np.ndarray],
+):
+  if context_map is not None:
+    if leaves:
+      extra = sorted(leaves)[:5]
+      raise ValueError(f"{path}: a context map, and the extra tensors {extra}")
+    shape, dtype = context_map.shape, context_map.dtype
+    if len(shape) != 2 or shape[0] != shape[1] or dtype != np.float64:
+      raise ValueError(
+        f"{path}: context_map is {dtype} {shape}, not float64 (d, d)"
+      )
+    leaves = {"context_map": context_map}
+  for name, value in leaves.items():
+    if not np.isfinite(value).all():
+      raise ValueError(f"{path}: {name} holds NaN or infinity")

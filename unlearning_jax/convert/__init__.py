@@ -18,6 +18,9 @@ from unlearning_jax.convert.names import to_flax as to_flax
 from unlearning_jax.convert.names import to_torch as to_torch
 from unlearning_jax.convert.parts import fingerprint as fingerprint
 from unlearning_jax.convert.parts import overlay as overlay
+from unlearning_jax.convert.parts import (
+  params_fingerprint as params_fingerprint,
+)
 from unlearning_jax.convert.parts import save_delta as save_delta
 from unlearning_jax.convert.parts import save_unet as save_unet
 from unlearning_jax.convert.reader import read_state_dict as read_state_dict

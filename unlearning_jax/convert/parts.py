@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -16,6 +17,7 @@ from unlearning_jax.convert.names import (
   as_shape,
   canonical,
   report_mismatch,
+  to_torch,
 )
 from unlearning_jax.convert.output import (
   check_dtype,
@@ -46,6 +48,11 @@ def fingerprint(states: Mapping[str, Mapping[str, np.ndarray]]) -> str:
       digest.update(header.encode())
       digest.update(value.tobytes())
   return digest.hexdigest()
+
+
+def params_fingerprint(params: Mapping[str, Mapping[str, Any]]) -> str:
+  """`fingerprint` of a model that is in use: {component: flax parameters}."""
+  return fingerprint({part: to_torch(tree) for part, tree in params.items()})
 
 
 def overlay(

@@ -13,6 +13,12 @@ S = sum of W^T W over the base projections, and the map P that was reached:
 The anchor's values, the preserved ones and the ridge are those of the edited
 projections, as in the release. All rows of a phrase take part, start included.
 
+So an epoch holds nothing that was erased before it. Where the derived states
+differ little from the concept's own, by just what UCE had learnt to detect, it
+undoes UCE: on the Shapes model the concept is drawn again. The extension
+`joint` keeps every row: P is solved anew, from the base, for UCE's rows and all
+that were derived so far.
+
 Reference: https://arxiv.org/abs/2407.12383
 """
 
@@ -91,6 +97,7 @@ def refine(
   lam_r: float,
   erase_scale: float = 1.0,
   lamb: float = 0.1,
+  joint: bool = False,
 ) -> tuple[Float64[np.ndarray, "d d"], list[dict[str, float]]]:
   """RECE's epochs, from a context map to a context map.
 
@@ -98,11 +105,12 @@ def refine(
     gram: S of the base projections.
     start: P to begin with, UCE's.
     pairs: (states, anchor's states) of every concept, all rows.
-    held: sums of the preserved rows.
+    held: sums of the preserved rows; if `joint`, of all rows of `start`.
     epochs: how often to derive and erase.
     lam_r: of the derivation.
     erase_scale: e of the erasing step.
     lamb: ridge of the erasing step.
+    joint: keep every derived row, and solve from the base.
 
   Returns:
     P, and per epoch `derived_norm` |C'| / |C|; how far the derived states are
@@ -128,10 +136,13 @@ def refine(
     sums = closed_form.erase_sums(derived, anchors, erase_scale) + held
     step, diagnostics = closed_form.solve(sums, lamb)
     # Through the projections: what the UNet sees of a row x is W x.
-    target = anchors @ reached.T
+    target = anchors if joint else anchors @ reached.T
     before = _seen(gram, derived @ reached.T - target)
     missed = _seen(gram, derived @ reached.T - states)
-    reached = reached @ step
+    if joint:
+      held, reached = sums, step
+    else:
+      reached = reached @ step
     after = _seen(gram, derived @ reached.T - target)
     report.append(
       {
@@ -160,15 +171,21 @@ def solve(
   lam_r: float,
   erase_scale: float = 1.0,
   lamb: float = 0.1,
+  joint: bool = False,
   uce_scales: Mapping[str, Any],
 ) -> tuple[Float64[np.ndarray, "d d"], dict[str, Any]]:
   """UCE, then RECE's epochs, on encoded phrases; arguments as `refine`.
 
-  `uce_scales` are those of `uce.solve`. The diagnostics are UCE's and, under
-  "epochs", one record an epoch.
+  `uce_scales` are those of `uce.solve`; `joint` epochs use them too, instead of
+  `held` and `lamb`. The diagnostics are UCE's and, under "epochs", one record
+  an epoch.
   """
   start, diagnostics = uce.solve(task, **uce_scales)
   pairs = [(source.rows, target.rows) for source, target in task.pairs]
+  if joint:
+    scales = dict(uce_scales)
+    lamb = scales.pop("lamb")
+    held, _ = uce.gather(task, **scales)
   context_map, report = refine(
     gram,
     start,
@@ -178,6 +195,7 @@ def solve(
     lam_r=lam_r,
     erase_scale=erase_scale,
     lamb=lamb,
+    joint=joint,
   )
   return context_map, {**diagnostics, "lam_r": lam_r, "epochs": report}
 
@@ -196,6 +214,7 @@ def erase(
   erase_scale: float = 1.0,
   preserve_scale: float = 0.1,
   lamb: float = 0.1,
+  joint: bool = False,
   uce_preserve_scale: float | None = None,
   uce_lamb: float | None = None,
 ) -> Edit:
@@ -214,8 +233,9 @@ def erase(
       recipe's.
     rho: lam_r free of units, lam_r = rho trace(S) / d; an extension.
     erase_scale: e of an epoch.
-    preserve_scale: p of an epoch.
-    lamb: ridge of an epoch.
+    preserve_scale: p of an epoch; unused if `joint`.
+    lamb: ridge of an epoch; unused if `joint`.
+    joint: every epoch keeps all rows so far, UCE's included; an extension.
     uce_preserve_scale: p of the start; None for the preset's.
     uce_lamb: ridge of the start; None for the preset's.
 
@@ -248,13 +268,14 @@ def erase(
     lam_r=lam_r,
     erase_scale=erase_scale,
     lamb=lamb,
+    joint=joint,
     uce_scales=start,
   )
   return closed_form.make_edit(
     context_map,
     params,
     gram,
-    method=f"rece {preset} {recipe}",
+    method=f"rece {preset} {recipe}" + " joint" * joint,
     concepts=concepts,
     diagnostics=diagnostics,
   )

@@ -173,12 +173,36 @@ def encode_task(
   return Task(preset, encoded, sums, len(held))
 
 
-def solve(
+def gather(
   task: Task,
   *,
   erase_scale: float = 1.0,
   preserve_scale: float | None = None,
-  lamb: float = 0.5,
+) -> tuple[Sums, dict[str, Any]]:
+  """The sums of an edit's rows, and what went into them; arguments as `erase`.
+
+  Raises:
+    ValueError: a scale is negative or not finite.
+  """
+  if preserve_scale is None:
+    preserve_scale = 1.0
+    if PRESETS[task.preset].tail:
+      preserve_scale = max(0.1, 1 / max(task.held_phrases, 1))
+  closed_form.check_scales(preserve_scale=preserve_scale)
+  sums = preserve_scale * task.held
+  for pair in task.pairs:
+    sums += closed_form.erase_sums(
+      *paired_rows(*pair, task.preset), erase_scale
+    )
+  return sums, {
+    "erased_rows": sums.erased,
+    "preserved_rows": sums.preserved,
+    "preserve_scale": preserve_scale,
+  }
+
+
+def solve(
+  task: Task, *, lamb: float = 0.5, **scales: Any
 ) -> tuple[Float64[np.ndarray, "d d"], dict[str, Any]]:
   """The context map T of an edit, and its diagnostics; arguments as `erase`.
 
@@ -186,21 +210,12 @@ def solve(
     ValueError: a scale is negative or not finite, or the system is not positive
       definite.
   """
-  if preserve_scale is None:
-    preserve_scale = 1.0
-    if PRESETS[task.preset].tail:
-      preserve_scale = max(0.1, 1 / max(task.held_phrases, 1))
-  closed_form.check_scales(preserve_scale=preserve_scale)
-  rows = [paired_rows(*pair, task.preset) for pair in task.pairs]
-  sums = preserve_scale * task.held
-  for source, target in rows:
-    sums += closed_form.erase_sums(source, target, erase_scale)
+  sums, counts = gather(task, **scales)
   context_map, diagnostics = closed_form.solve(sums, lamb)
+  rows = [paired_rows(*pair, task.preset) for pair in task.pairs]
   return context_map, {
     **diagnostics,
-    "erased_rows": sums.erased,
-    "preserved_rows": sums.preserved,
-    "preserve_scale": preserve_scale,
+    **counts,
     "residual": closed_form.residual(context_map, rows),
   }
 
