@@ -2,12 +2,15 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from closed_form_cases import GOLDENS, relative
 
 from unlearning_jax import closed_form
 from unlearning_jax.erasures import _mace_fusion as fusion
+from unlearning_jax.erasures import _mace_masks as mask
+from unlearning_jax.erasures import _mace_suppress as suppress
 from unlearning_jax.erasures import _mace_text as text
 
 
@@ -122,3 +125,31 @@ def test_the_double_scale_is_a_difference(golden):
   ours, _ = fusion.refine(base, sums, golden.settings["lamb"])
   for path, kernel in theirs.items():
     assert relative(ours[path] - base[path], kernel - base[path]) > 1e-2
+
+
+def test_the_law_of_timesteps(golden):
+  ours = suppress.focal_law(1000)
+  # Both subtract sigmoids near one: the tails are rounding.
+  np.testing.assert_allclose(ours, golden.arrays["law"], rtol=1e-9, atol=1e-17)
+
+
+def test_the_loss(golden):
+  """With their mask, resized to each layer, and without one."""
+  weights = {
+    str(side): jnp.asarray(golden.arrays[f"probs_{side}"])[None]
+    for side in (8, 2)
+  }
+  found = golden.arrays["mask"] > 0.5
+  masks = {
+    side * side: jnp.asarray(mask.layer_mask(found, (side, side), "nearest"))
+    for side in (8, 2)
+  }
+  targets = jnp.asarray(golden.arrays["positions"])[None]
+  for chosen, theirs in zip(
+    (masks, {q: jnp.ones_like(m) for q, m in masks.items()}),
+    golden.arrays["losses"],
+    strict=True,
+  ):
+    chosen = {q: rows[None] for q, rows in chosen.items()}
+    (ours,) = suppress.attention_loss(weights, chosen, targets, "norm")
+    assert ours == pytest.approx(theirs, rel=1e-6)

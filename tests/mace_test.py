@@ -5,6 +5,7 @@ import dataclasses
 import closed_form_cases as cases
 import numpy as np
 import pytest
+import safetensors.numpy
 from closed_form_cases import relative
 
 from unlearning_jax import closed_form
@@ -217,6 +218,33 @@ def test_dropping_and_adding_is_solving_afresh(model):
 
 def params_kernel(params, path):
   return closed_form.cross_attention_kernels(params)[path]
+
+
+def test_statistics_survive_their_file(model, tmp_path):
+  state = statistics(model, *(concept_part(model, n) for n in ("ab", "fish")))
+  file = tmp_path / "fusion.safetensors"
+  fusion.save_fusion(state.reweight("ab", 0.5), file)
+  again = fusion.load_fusion(file)
+  assert [(p.name, p.weight) for p in again.parts] == [("fish", 1), ("ab", 0.5)]
+  one, other = (solved(model, s) for s in (state.reweight("ab", 0.5), again))
+  for path, kernel in one.items():
+    np.testing.assert_array_equal(kernel, other[path])
+  whole = dict(safetensors.numpy.load_file(file))
+  metadata = {"format": "unlearning_jax mace 1"}
+  with safetensors.safe_open(file, "numpy") as opened:
+    metadata |= opened.metadata()
+  for change, message in (
+    ({"0:gram": None}, "no tensor '0:gram'"),
+    ({"prior": np.full((2, 2), np.nan)}, "'prior' holds NaN"),
+    ({"7:gram": np.ones(2)}, "tensors too many: .*7:gram"),
+  ):
+    spoiled = {k: v for k, v in (whole | change).items() if v is not None}
+    safetensors.numpy.save_file(spoiled, file, metadata)
+    with pytest.raises(ValueError, match=message):
+      fusion.load_fusion(file)
+  safetensors.numpy.save_file(whole, file)
+  with pytest.raises(ValueError, match="format=None; allowed: 'unlearning_jax"):
+    fusion.load_fusion(file)
 
 
 def test_no_concepts_no_change(model):

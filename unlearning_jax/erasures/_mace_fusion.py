@@ -1,19 +1,24 @@
 """MACE's two closed forms, and what a re-solve needs; equations in `mace`."""
 
 import dataclasses
+import json
+import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 from flax import traverse_util
 from jaxtyping import Float64
 
-from unlearning_jax import closed_form
+from unlearning_jax import closed_form, durable
 from unlearning_jax.closed_form import Sums
 from unlearning_jax.concepts import check_choice, same_phrase
 from unlearning_jax.lora import Adapters
 
 Kernels = dict[str, Float64[np.ndarray, "d o"]]
+_FORMAT = "unlearning_jax mace 1"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -247,3 +252,66 @@ def check_adapters(part: Part, kernels: Mapping[str, Any]) -> None:
       raise ValueError(
         f"adapter of {part.name!r} at unet/{path} holds NaN or infinity"
       )
+
+
+def save_fusion(fusion: Fusion, path: str | pathlib.Path) -> None:
+  """Writes the statistics as safetensors, names and numbers as metadata."""
+  tensors, parts = {"prior": fusion.prior}, []
+  for i, part in enumerate(fusion.parts):
+    sums = part.sums
+    parts.append([part.name, part.weight, sums.erased, sums.preserved])
+    arrays = {"gram": part.gram, "sums": sums.gram, "cross": sums.cross}
+    for kernel, factors in part.adapters.items():
+      arrays |= {f"{kernel}:{name}": leaf for name, leaf in factors.items()}
+    tensors |= {f"{i}:{name}": leaf for name, leaf in arrays.items()}
+  numbers = {
+    name: getattr(fusion, name)
+    for name in ("base", "refine_scale", "fuse_scale", "lamb")
+  }
+  metadata = {
+    "format": _FORMAT,
+    "fusion": json.dumps({**numbers, "parts": parts}, allow_nan=False),
+  }
+  plain = {k: np.ascontiguousarray(leaf) for k, leaf in tensors.items()}
+  with durable.replacing(pathlib.Path(path)) as file:
+    file.write(safetensors.numpy.save(plain, metadata))
+
+
+def load_fusion(path: str | pathlib.Path) -> Fusion:
+  """Reads what `save_fusion` wrote.
+
+  Raises:
+    ValueError: the file is none of its; a tensor is missing, extra or not
+      finite.
+  """
+  try:
+    with safetensors.safe_open(str(path), framework="numpy") as file:
+      metadata = file.metadata() or {}
+      tensors = {name: file.get_tensor(name) for name in file.keys()}
+  except safetensors.SafetensorError as error:
+    raise ValueError(f"{path} is no safetensors file: {error}") from error
+  if metadata.get("format") != _FORMAT:
+    raise ValueError(
+      f"{path}: format={metadata.get('format')!r}; allowed: {_FORMAT!r}"
+    )
+  for name, leaf in tensors.items():
+    if not np.isfinite(leaf).all():
+      raise ValueError(f"{path}: {name!r} holds NaN or infinity")
+  numbers = json.loads(metadata["fusion"])
+  try:
+    prior, parts = tensors.pop("prior"), []
+    for i, (name, weight, erased, preserved) in enumerate(numbers.pop("parts")):
+      gram, sums, cross = (
+        tensors.pop(f"{i}:{which}") for which in ("gram", "sums", "cross")
+      )
+      adapters: Adapters = {}
+      for key in [key for key in tensors if key.startswith(f"{i}:")]:
+        _, kernel, factor = key.split(":")
+        adapters.setdefault(kernel, {})[factor] = tensors.pop(key)
+      statistics = Sums(sums, cross, erased, preserved)
+      parts.append(Part(name, statistics, gram, adapters, weight))
+  except KeyError as error:
+    raise ValueError(f"{path}: no tensor {error}") from error
+  if tensors:
+    raise ValueError(f"{path}: tensors too many: {sorted(tensors)[:5]}")
+  return Fusion(parts=tuple(parts), prior=prior, **numbers)

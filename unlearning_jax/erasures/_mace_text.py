@@ -148,7 +148,8 @@ class Words(NamedTuple):
   Attributes:
     states: text states of the n prompts with the concept.
     anchors: of those with the anchor in the concept's place.
-    targets: S of every prompt.
+    phrases: where the concept stands in each of them.
+    targets: S of each of them.
     sums: of the refinement: what surrounds the concept shall mean what
       surrounds the anchor.
     gram: sum of e e^T over all tokens of all prompts with the concept.
@@ -156,6 +157,7 @@ class Words(NamedTuple):
 
   states: Float[np.ndarray, "n l d"]
   anchors: Float[np.ndarray, "n l d"]
+  phrases: Bool[np.ndarray, "n l"]
   targets: Bool[np.ndarray, "n l"]
   sums: closed_form.Sums
   gram: Float64[np.ndarray, "d d"]
@@ -236,21 +238,24 @@ def encode_concept(
   rows = np.stack([s.rows for s in uce.encode(sd, params, prompts)])
   states, anchors = np.split(rows, 2)
   pads_are_eos = tokenizer.pad_token_id == tokenizer.eos_token_id
+
+  def marked(which: str) -> Bool[np.ndarray, "n l"]:
+    return np.stack(
+      [target_positions(p, length, which, pads_are_eos) for p in places[0]]
+    )
+
+  kept = [
+    kept_tokens(old, new, length, by_ends=by_ends)
+    for old, new in zip(*places, strict=True)
+  ]
+  every = closed_form.preserve_sums(states.reshape(-1, width), 1.0)
   return Words(
-    states,
-    anchors,
-    np.stack(
-      [target_positions(p, length, tokens, pads_are_eos) for p in places[0]]
-    ),
-    refinement_sums(
-      states,
-      anchors,
-      [
-        kept_tokens(old, new, length, by_ends=by_ends)
-        for old, new in zip(*places, strict=True)
-      ],
-    ),
-    closed_form.preserve_sums(states.reshape(-1, width), 1.0).gram,
+    states=states,
+    anchors=anchors,
+    phrases=marked("phrase"),
+    targets=marked(tokens),
+    sums=refinement_sums(states, anchors, kept),
+    gram=every.gram,
   )
 
 
