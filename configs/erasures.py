@@ -113,7 +113,7 @@ def _tiny_concepts(task: str, name: str, anchor: str):
   kind = {"style": "art", "unsafe": "unsafe"}.get(task, "object")
   preserve = tuple(
     phrase
-    for phrase in dict.fromkeys(_everything(task, shape))
+    for phrase in dict.fromkeys(everything(task, shape))
     if not any(erased in phrase for erased in explicit)
   )
   for phrase in explicit:
@@ -130,7 +130,7 @@ def _tiny_concepts(task: str, name: str, anchor: str):
       }
 
 
-def _everything(task: str, shape: str):
+def everything(task: str, shape: str):
   """Phrases for every class of the Shapes world, about `shape` if need be.
 
   Objects and styles are erased in many sentences, which must not take the

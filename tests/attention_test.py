@@ -1,10 +1,15 @@
 """Attention: the chunked form is the dense one, and the softmax is float32."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
+from unlearning_jax import models, shapes, stable_diffusion
 from unlearning_jax.models import attention
 from unlearning_jax.models.attention import dot_product_attention
 
@@ -127,3 +132,51 @@ def test_chunks_bound_the_memory_of_a_gradient():
 def test_unknown_implementation():
   with pytest.raises(ValueError, match="'flash' is unknown.*dense.*chunked"):
     dot_product_attention(*qkv(), implementation="flash")
+
+
+@pytest.fixture(scope="module")
+def unet():
+  return stable_diffusion.load(shapes.model_folder())
+
+
+@pytest.mark.parametrize("implementation", ["dense", "chunked"])
+def test_probabilities_of_cross_attention(unet, implementation):
+  sd, params = unet
+  config = dataclasses.replace(sd.unet.config, attention=implementation)
+  net, params = models.UNet2DCondition(config), params["unet"]
+  arguments = (
+    normal(0, 2, *sd.latent_shape),
+    jnp.array([900, 20]),
+    normal(1, 2, *sd.context_shape),
+  )
+  out, found = jax.jit(functools.partial(models.apply_with_attention, net))(
+    params, *arguments
+  )
+  plain = jax.jit(functools.partial(models.apply, net))(params, *arguments)
+  np.testing.assert_allclose(out, plain, atol=2e-5)
+  kernels = traverse_util.flatten_dict(params, sep="/")
+  layers = [
+    k.removesuffix("/to_k/kernel") for k in kernels if "attn2/to_k" in k
+  ]
+  assert sorted(found) == sorted(layers)
+  tokens, heads = sd.context_shape[0], config.heads[0]
+  for weights in found.values():
+    assert weights.dtype == jnp.float32
+    assert weights.shape[:2] == (2, heads) and weights.shape[3] == tokens
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+  # Levels of 8 x 8 and 4 x 4 latents, and nothing between.
+  assert {w.shape[2] for w in found.values()} == {64, 16}
+
+
+def test_capturing_leaves_no_trace(unet):
+  sd, params = unet
+  arguments = (
+    jnp.zeros((1, *sd.latent_shape)),
+    jnp.zeros(1, jnp.int32),
+    jnp.zeros((1, *sd.context_shape)),
+  )
+  made = jax.eval_shape(sd.unet.init, jax.random.key(0), *arguments)
+  assert set(made) == {"params"}
+  assert jax.tree.structure(made["params"]) == jax.tree.structure(
+    params["unet"]
+  )

@@ -7,5 +7,8 @@ has exactly one leaf and `convert` needs no table of layers.
 
 from unlearning_jax.models.clip import ClipTextModel as ClipTextModel
 from unlearning_jax.models.functional import apply as apply
+from unlearning_jax.models.functional import (
+  apply_with_attention as apply_with_attention,
+)
 from unlearning_jax.models.unet import UNet2DCondition as UNet2DCondition
 from unlearning_jax.models.vae import AutoencoderKL as AutoencoderKL

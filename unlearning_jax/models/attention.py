@@ -12,15 +12,25 @@ _CHUNK_FROM_SCORES = 2**20
 _CHUNK = 512
 
 IMPLEMENTATIONS = ("auto", "dense", "chunked")
+# The collection that cross-attention's probabilities are put in, if the caller
+# makes it mutable; see `functional.apply_with_attention`.
+PROBABILITIES = "attention_probabilities"
 
 
-def _dense(query: Array, key: Array, value: Array) -> Array:
+def _weights(query: Array, key: Array) -> Array:
   scale = query.shape[-1] ** -0.5
   scores = jnp.einsum(
     "bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32
   )
-  weights = jax.nn.softmax(scores * scale, axis=-1).astype(value.dtype)
-  return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+  return jax.nn.softmax(scores * scale, axis=-1)
+
+
+def _attend(weights: Array, value: Array) -> Array:
+  return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+
+
+def _dense(query: Array, key: Array, value: Array) -> Array:
+  return _attend(_weights(query, key), value)
 
 
 def _chunked(query: Array, key: Array, value: Array, chunk: int) -> Array:
@@ -85,6 +95,7 @@ class Attention(nn.Module):
     context: Float[Array, "b k d"] | None = None,
   ) -> Float[Array, "b q c"]:
     """Attends from `x` to `context`, or to itself when there is none."""
+    captured = context is not None and self.is_mutable_collection(PROBABILITIES)
     context = x if context is None else context
     width = x.shape[-1]
 
@@ -92,11 +103,17 @@ class Attention(nn.Module):
       out = nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)(source)
       return out.reshape(*out.shape[:-1], self.heads, width // self.heads)
 
-    out = dot_product_attention(
-      heads("to_q", x),
-      heads("to_k", context),
-      heads("to_v", context),
-      implementation=self.implementation,
+    query, key, value = (
+      heads(name, source)
+      for name, source in (("to_q", x), ("to_k", context), ("to_v", context))
     )
+    if captured and not self.is_initializing():
+      weights = _weights(query, key)
+      self.put_variable(PROBABILITIES, "weights", weights)
+      out = _attend(weights, value)
+    else:
+      out = dot_product_attention(
+        query, key, value, implementation=self.implementation
+      )
     out = out.reshape(x.shape)
     return nn.Dense(width, dtype=self.dtype, name="to_out_0")(out)

@@ -1,0 +1,317 @@
+"""MACE's two closed forms, and what a re-solve needs; equations in `mace`."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+from jaxtyping import Float64
+
+from unlearning_jax import closed_form, durable
+from unlearning_jax.closed_form import Sums
+from unlearning_jax.concepts import check_choice, same_phrase
+from unlearning_jax.lora import Adapters
+
+Kernels = dict[str, Float64[np.ndarray, "d o"]]
+_FORMAT = "unlearning_jax mace 1"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+  """One concept's share of the objective; nothing of it depends on others.
+
+  Attributes:
+    name: the concept's phrase.
+    sums: of the refinement; zero for an adapter that came from elsewhere.
+    gram: G = sum of e e^T over all tokens of the concept's prompts.
+    adapters: dW, of key and value projections only.
+    weight: of all the concept's terms.
+  """
+
+  name: str
+  sums: Sums
+  gram: Float64[np.ndarray, "d d"]
+  adapters: Adapters
+  weight: float = 1.0
+
+
+def refine(
+  kernels: Mapping[str, Any], sums: Sums, lamb: float
+) -> tuple[Kernels, dict[str, float]]:
+  """W' = W (I + X M^-1), with M = F + s C + lamb I in `sums`.
+
+  Every target is the projection's own output, so this stage is one context map
+  for all layers, as UCE's.
+
+  Returns:
+    The refined kernels, float64; the diagnostics of `closed_form.solve`.
+
+  Raises:
+    ValueError: M is not positive definite or too badly conditioned.
+  """
+  context_map, diagnostics = closed_form.solve(sums, lamb)
+  change = (context_map - np.eye(len(context_map))).T
+  refined = {}
+  for path, kernel in kernels.items():
+    kernel = np.asarray(kernel, np.float64)
+    refined[path] = kernel + change @ kernel
+  return refined, diagnostics
+
+
+def fuse(
+  base: Mapping[str, Any],
+  refined: Mapping[str, Any],
+  parts: Sequence[Part],
+  prior: Float64[np.ndarray, "d d"],
+  lamb: float,
+) -> tuple[Kernels, dict[str, float]]:
+  """W* = W' + [sum_i dW_i G_i + s (W - W') C] (sum_i G_i + s C + lamb I)^-1.
+
+  Not a context map: dW_i is another matrix in every layer.
+
+  Args:
+    base: W of every projection, by path.
+    refined: W', to which the adapters belong.
+    parts: adapters with the prompts that they are to act on.
+    prior: s C.
+    lamb: weight of |W* - W'|^2.
+
+  Returns:
+    The fused kernels, float64; `condition_number` and `solve_error`.
+
+  Raises:
+    ValueError: as `refine`.
+  """
+  system = prior + lamb * np.eye(len(prior))
+  right = {
+    path: prior @ (np.asarray(base[path], np.float64) - refined[path])
+    for path in refined
+  }
+  for part in parts:
+    system = system + part.weight * part.gram
+    for path, factors in part.adapters.items():
+      down, up = (np.asarray(factors[n], np.float64) for n in ("down", "up"))
+      right[path] += part.weight * (part.gram @ down) @ up
+  stacked = np.concatenate(list(right.values()), axis=1)
+  change, condition = closed_form.solve_spd(
+    system, stacked, f"fusion with lamb={lamb}"
+  )
+  size = np.linalg.norm(stacked)
+  error = np.linalg.norm(system @ change - stacked) / size if size else 0.0
+  ends = np.cumsum([kernel.shape[1] for kernel in right.values()])[:-1]
+  changes = zip(right, np.split(change, ends, axis=1), strict=True)
+  return {path: refined[path] + step for path, step in changes}, {
+    "condition_number": condition,
+    "solve_error": float(error),
+  }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fusion:
+  """Sufficient statistics of an erasure, concept by concept.
+
+  Adding, dropping or re-weighting a concept is one re-solve, the same as
+  solving afresh with the same adapters; none is trained again. (An adapter was
+  trained upon the refinement of the concepts that were there then.)
+
+  Attributes:
+    base: fingerprint of the model that all belongs to.
+    parts: the concepts.
+    prior: C, the Gram of what is preserved.
+    refine_scale: s of the refinement.
+    fuse_scale: s of the fusion.
+    lamb: ridge of both.
+  """
+
+  base: str
+  parts: tuple[Part, ...]
+  prior: Float64[np.ndarray, "d d"]
+  refine_scale: float
+  fuse_scale: float
+  lamb: float
+
+  def __post_init__(self):
+    closed_form.check_scales(
+      preserve_scale=self.refine_scale,
+      fuse_scale=self.fuse_scale,
+      lamb=self.lamb,
+      **{f"weight of {p.name!r}": p.weight for p in self.parts},
+    )
+    names = [same_phrase(part.name) for part in self.parts]
+    for name in names:
+      if names.count(name) > 1:
+        raise ValueError(f"concept {name!r} is there twice")
+
+  def add(self, parts: Iterable[Part]) -> "Fusion":
+    """With more concepts."""
+    return dataclasses.replace(self, parts=(*self.parts, *parts))
+
+  def drop(self, name: str) -> "Fusion":
+    """Without a concept; ValueError if it is not there."""
+    kept = self._others(name)
+    return dataclasses.replace(self, parts=kept)
+
+  def reweight(self, name: str, weight: float) -> "Fusion":
+    """With all of a concept's terms weighted anew; 0 is as good as dropped."""
+    kept = self._others(name)
+    (part,) = (p for p in self.parts if p not in kept)
+    part = dataclasses.replace(part, weight=weight)
+    return dataclasses.replace(self, parts=(*kept, part))
+
+  def _others(self, name: str) -> tuple[Part, ...]:
+    check_choice("concept", name, [part.name for part in self.parts])
+    return tuple(part for part in self.parts if part.name != name)
+
+  def refine(self, params: Any) -> tuple[Kernels, dict[str, float]]:
+    """The refined kernels of `params`, the base; see `refine`."""
+    kernels = closed_form.cross_attention_kernels(params)
+    prior = Sums(self.prior, np.zeros_like(self.prior))
+    sums = self.refine_scale * prior
+    for part in self.parts:
+      sums += part.weight * part.sums
+    # Adapters from elsewhere alone: nothing is refined.
+    if not any(part.sums.erased for part in self.parts):
+      return {k: np.asarray(v, np.float64) for k, v in kernels.items()}, {}
+    return refine(kernels, sums, self.lamb)
+
+  def solve(self, params: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The erased model; every leaf but the text projections stays the same.
+
+    Args:
+      params: the base.
+
+    Returns:
+      Its parameters, and diagnostics of both solves.
+
+    Raises:
+      ValueError: `params` are another model; an adapter does not fit; a system
+        is not positive definite.
+    """
+    found = closed_form.base_fingerprint(params)
+    if found != self.base:
+      raise ValueError(
+        f"the adapters belong to base {self.base}, these parameters are {found}"
+      )
+    kernels = closed_form.cross_attention_kernels(params)
+    for part in self.parts:
+      check_adapters(part, kernels)
+    if not self.parts:
+      return dict(params), {}
+    refined, first = self.refine(params)
+    prior = self.fuse_scale * self.prior
+    fused, second = fuse(kernels, refined, self.parts, prior, self.lamb)
+    moved = sum(
+      np.sum((fused[k] - np.float64(v)) ** 2) for k, v in kernels.items()
+    )
+    whole = sum(np.sum(np.float64(v) ** 2) for v in kernels.values())
+    return with_kernels(params, fused), {
+      "refinement": first,
+      "fusion": second,
+      "relative_change": float(np.sqrt(moved / whole)),
+    }
+
+
+def with_kernels(params: Any, kernels: Mapping[str, Any]) -> dict[str, Any]:
+  """`params` with these text projections, in the type they are stored in."""
+  leaves: dict[str, Any] = dict(
+    traverse_util.flatten_dict(dict(params["unet"]), sep="/")
+  )
+  for path, kernel in kernels.items():
+    leaves[path] = np.asarray(kernel).astype(leaves[path].dtype)
+  return {**params, "unet": traverse_util.unflatten_dict(leaves, sep="/")}
+
+
+def check_adapters(part: Part, kernels: Mapping[str, Any]) -> None:
+  """Refuses adapters that no closed form can fuse into `kernels`.
+
+  Raises:
+    ValueError: naming the adapter: it is of no text projection; its factors do
+      not make such a kernel, have a rank beyond its sides, or are not finite.
+  """
+  for path, factors in part.adapters.items():
+    check_choice(f"adapter of {part.name!r}", path, kernels)
+    down, up = np.asarray(factors["down"]), np.asarray(factors["up"])
+    shape = tuple(kernels[path].shape)
+    made = (down.shape[0], up.shape[1])
+    if made != shape or down.shape[1] != up.shape[0]:
+      raise ValueError(
+        f"adapter of {part.name!r} at unet/{path}: down {down.shape} and up "
+        f"{up.shape} do not make a kernel of shape {shape}"
+      )
+    if down.shape[1] > min(shape):
+      raise ValueError(
+        f"adapter of {part.name!r} at unet/{path}: rank {down.shape[1]} is "
+        f"more than its sides {shape}"
+      )
+    if not (np.isfinite(down).all() and np.isfinite(up).all()):
+      raise ValueError(
+        f"adapter of {part.name!r} at unet/{path} holds NaN or infinity"
+      )
+
+
+def save_fusion(fusion: Fusion, path: str | pathlib.Path) -> None:
+  """Writes the statistics as safetensors, names and numbers as metadata."""
+  tensors, parts = {"prior": fusion.prior}, []
+  for i, part in enumerate(fusion.parts):
+    sums = part.sums
+    parts.append([part.name, part.weight, sums.erased, sums.preserved])
+    arrays = {"gram": part.gram, "sums": sums.gram, "cross": sums.cross}
+    for kernel, factors in part.adapters.items():
+      arrays |= {f"{kernel}:{name}": leaf for name, leaf in factors.items()}
+    tensors |= {f"{i}:{name}": leaf for name, leaf in arrays.items()}
+  numbers = {
+    name: getattr(fusion, name)
+    for name in ("base", "refine_scale", "fuse_scale", "lamb")
+  }
+  metadata = {
+    "format": _FORMAT,
+    "fusion": json.dumps({**numbers, "parts": parts}, allow_nan=False),
+  }
+  plain = {k: np.ascontiguousarray(leaf) for k, leaf in tensors.items()}
+  with durable.replacing(pathlib.Path(path)) as file:
+    file.write(safetensors.numpy.save(plain, metadata))
+
+
+def load_fusion(path: str | pathlib.Path) -> Fusion:
+  """Reads what `save_fusion` wrote.
+
+  Raises:
+    ValueError: the file is none of its; a tensor is missing, extra or not
+      finite.
+  """
+  try:
+    with safetensors.safe_open(str(path), framework="numpy") as file:
+      metadata = file.metadata() or {}
+      tensors = {name: file.get_tensor(name) for name in file.keys()}
+  except safetensors.SafetensorError as error:
+    raise ValueError(f"{path} is no safetensors file: {error}") from error
+  if metadata.get("format") != _FORMAT:
+    raise ValueError(
+      f"{path}: format={metadata.get('format')!r}; allowed: {_FORMAT!r}"
+    )
+  for name, leaf in tensors.items():
+    if not np.isfinite(leaf).all():
+      raise ValueError(f"{path}: {name!r} holds NaN or infinity")
+  numbers = json.loads(metadata["fusion"])
+  try:
+    prior, parts = tensors.pop("prior"), []
+    for i, (name, weight, erased, preserved) in enumerate(numbers.pop("parts")):
+      gram, sums, cross = (
+        tensors.pop(f"{i}:{which}") for which in ("gram", "sums", "cross")
+      )
+      adapters: Adapters = {}
+      for key in [key for key in tensors if key.startswith(f"{i}:")]:
+        _, kernel, factor = key.split(":")
+        adapters.setdefault(kernel, {})[factor] = tensors.pop(key)
+      statistics = Sums(sums, cross, erased, preserved)
+      parts.append(Part(name, statistics, gram, adapters, weight))
+  except KeyError as error:
+    raise ValueError(f"{path}: no tensor {error}") from error
+  if tensors:
+    raise ValueError(f"{path}: tensors too many: {sorted(tensors)[:5]}")
+  return Fusion(parts=tuple(parts), prior=prior, **numbers)

@@ -1,0 +1,147 @@
+"""MACE's training images: drawn by the model itself, or read from a folder."""
+
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped, UInt8
+from PIL import Image
+
+from unlearning_jax import models, stable_diffusion
+from unlearning_jax.concepts import Concept
+
+PIXELS = ("vae", "reference")
+_ENDINGS = {".png", ".jpg", ".jpeg", ".webp"}
+
+
+def draw(
+  sd: Any,
+  params: Any,
+  prompt: str,
+  count: int,
+  key: PRNGKeyArray,
+  **options: Any,
+) -> UInt8[np.ndarray, "m H W 3"]:
+  """`count` images of one prompt; `options` of `stable_diffusion.generate`."""
+  bits = jax.random.bits(key, (count,))
+  batches = stable_diffusion.generate(
+    sd, params, [prompt] * count, [int(seed) for seed in bits], **options
+  )
+  return np.concatenate(list(batches))
+
+
+def read(folder: str | pathlib.Path, name: str) -> UInt8[np.ndarray, "m H W 3"]:
+  """The images of a concept: `<folder>/<name>/*`, in the order of their names.
+
+  Raises:
+    ValueError: no such folder, no images, or images of several sizes.
+  """
+  here = pathlib.Path(folder) / name
+  files = sorted(here.glob("*")) if here.is_dir() else []
+  files = [file for file in files if file.suffix.lower() in _ENDINGS]
+  if not files:
+    raise ValueError(f"data: no images of {name!r} in {here}")
+  return _stack([np.asarray(Image.open(f).convert("RGB")) for f in files], here)
+
+
+def read_masks(
+  folder: str | pathlib.Path, name: str
+) -> UInt8[np.ndarray, "m H W"]:
+  """The masks of a concept: `<folder>/<name>/masks/*.png`, as `read`."""
+  here = pathlib.Path(folder) / name / "masks"
+  files = sorted(here.glob("*.png"))
+  if not files:
+    raise ValueError(
+      f"mask_source='png': no masks of {name!r}, want {here}/*.png"
+    )
+  return _stack([np.asarray(Image.open(f).convert("L")) for f in files], here)
+
+
+def _stack(images: list[np.ndarray], where: pathlib.Path) -> np.ndarray:
+  sizes = sorted({image.shape[:2] for image in images})
+  if len(sizes) > 1:
+    raise ValueError(f"data: images of several sizes in {where}: {sizes}")
+  return np.stack(images)
+
+
+def check_images(
+  sd: Any, images: Shaped[np.ndarray, "m H W 3"], name: str
+) -> UInt8[np.ndarray, "m H W 3"]:
+  """Images that came from outside.
+
+  Raises:
+    ValueError: they are not uint8 RGB of the model's own size.
+  """
+  images = np.asarray(images)
+  factor = 2 ** (len(sd.vae.config.block_out_channels) - 1)
+  wanted = tuple(factor * side for side in sd.latent_size) + (3,)
+  if images.dtype != np.uint8 or images.shape[1:] != wanted or not len(images):
+    raise ValueError(
+      f"images of {name!r}: {images.dtype} {images.shape}; want uint8 "
+      f"(m, {', '.join(map(str, wanted))})"
+    )
+  return images
+
+
+def examples(
+  given: Any,
+  concept: Concept,
+  templates: Mapping[str, Sequence[str]],
+  key: PRNGKeyArray,
+) -> tuple[UInt8[np.ndarray, "m H W 3"], Any, str]:
+  """A concept's images, given, read or drawn; their masks, if any; which.
+
+  `given` are the arguments of `mace.erase`.
+  """
+  sd, phrase = given.sd, concept.erase
+  if given.examples is not None:
+    images, masks = given.examples[phrase]
+    return check_images(sd, images, phrase), masks, "given"
+  if given.data is not None:
+    images = check_images(sd, read(given.data, phrase), phrase)
+    wanted = given.mask_source == "png" and concept.task != "art"
+    masks = read_masks(given.data, phrase) if wanted else None
+    return images, masks, "data"
+  prompt = templates[concept.task][0].format(phrase)
+  images = draw(
+    sd,
+    given.params,
+    prompt,
+    given.num_images,
+    key,
+    num_steps=given.image_steps,
+    guidance_scale=given.guidance_scale,
+    sampler="dpm++2m",
+  )
+  return images, None, "drawn"
+
+
+def encode_images(
+  sd: Any, params: Any, images: Shaped[np.ndarray, "m H W 3"], pixels: str
+) -> tuple[Float[np.ndarray, "m h w c"], Float[np.ndarray, "m h w c"]]:
+  """Mean and spread of the images' latents, scaled.
+
+  Args:
+    sd: the model.
+    params: its parameters.
+    images: uint8.
+    pixels: "vae": [-1, 1], as the autoencoder was trained; "reference": with
+      ImageNet's mean and spread, as the release feeds it.
+  """
+  centre, spread = (0.5,) * 3, (0.5,) * 3
+  if pixels == "reference":
+    centre, spread = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+  values = (np.asarray(images, np.float32) / 255 - centre) / spread
+  mean, std = _moments(sd, params["vae"], jnp.asarray(values, jnp.float32))
+  return np.asarray(mean), np.asarray(std)
+
+
+@functools.partial(jax.jit, static_argnames="sd")
+def _moments(sd: stable_diffusion.StableDiffusion, vae: Any, images: Array):
+  mean, logvar = models.apply(sd.vae, vae, images, method="encode")
+  scale = sd.vae.config.scaling_factor
+  return mean * scale, jnp.exp(logvar / 2) * scale
