@@ -25,6 +25,10 @@ ATTACKS = {
   "pez": [SMALL | {"timesteps": "random"}],
   "concept_inversion": [SMALL | {"draws": 2, "initial": "star"}],
   "gcg": [SMALL | {"top": 16, "candidates": 3}],
+  "ring_a_bell": [
+    SMALL
+    | {"population": 4, "pairs": (("a star", "a circle"), ("star", "circle"))}
+  ],
   "controls": [
     {"kind": "random", "k": 2, "blocks": 3},
     {"kind": "seed", "blocks": 3},

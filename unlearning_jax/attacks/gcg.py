@@ -12,6 +12,7 @@ language model's attack has 512.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -103,9 +104,8 @@ def step(
   )
   keys = losses.draw_key(state.key, state.count, h)
   keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
-  tried = jax.vmap(lambda *lane: substitutes(*lane, h))(
-    keys, state.tokens, gradient
-  )
+  choose = functools.partial(substitutes, h=h)
+  tried = jax.vmap(choose)(keys, state.tokens, gradient)
   after = evaluate(sd, victim, original, batch, tried, drawn, h.criterion)
   # Where none is better, the prompt stays.
   every = jnp.concatenate([before[:, None], after], axis=1)
