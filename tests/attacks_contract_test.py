@@ -123,6 +123,22 @@ def test_every_leaf_is_led_by_the_lanes(attack, world):
   assert (context is None) == (not attack.soft)
 
 
+def test_devices_do_not_talk_within_a_block(world):
+  sd, victim, original = world
+  attack = ROWS[0].values[0]
+  fitting, _ = rows.prepare(sd, table(sd) * 2, "prefix_k", attack.h.k)
+  group = lanes._Lanes(
+    sd, victim, original, attack, "roundtrip", jax.random.key(0), 8,
+    sharding.make_mesh(devices=jax.devices()[:8]),
+  )  # fmt: skip
+  group.take(lanes.deque(fitting))
+  lowered = lanes._block.lower(*group._call, group._batch, group._state)
+  program = lowered.compile().as_text()
+  assert "dot(" in program or "custom-call" in program
+  for word in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
+    assert word not in program, word
+
+
 @pytest.mark.parametrize("attack", ROWS)
 def test_a_failure_has_had_its_whole_budget(attack, world):
   found = run(world, attack)
