@@ -114,5 +114,5 @@ def test_full_size_configs_say_what_to_load(path, size):
   namespace = {"__name__": path.stem}
   exec(compile(path.read_text(), path, "exec"), namespace)
   config = namespace["get_config"](f"{size},task=unsafe")
-  k = 1 if "inversion" in path.stem else 5
-  assert "/" in config.model and config.hparams.k == k
+  k = {"attack_concept_inversion": 1, "attack_ring_a_bell": 16}
+  assert "/" in config.model and config.hparams.k == k.get(path.stem, 5)

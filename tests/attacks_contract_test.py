@@ -7,13 +7,12 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from attacks_cases import PROMPTS, make_world, table
 
-from unlearning_jax import attacks, models, shapes, sharding, stable_diffusion
+from unlearning_jax import attacks, sharding
 from unlearning_jax.attacks.shared import lanes, rows
-from unlearning_jax.attacks.shared.victim import Victim
 
 SMALL = {"k": 2, "blocks": 3, "iterations": 3}
 # Method -> hyperparameters of its rows.
@@ -25,6 +24,11 @@ ATTACKS = {
   "p4d": [SMALL | {"insertion": "every_three", "decay": "decoupled"}],
   "pez": [SMALL | {"timesteps": "random"}],
   "concept_inversion": [SMALL | {"draws": 2, "initial": "star"}],
+  "gcg": [SMALL | {"top": 16, "candidates": 3}],
+  "ring_a_bell": [
+    SMALL
+    | {"population": 4, "pairs": (("a star", "a circle"), ("star", "circle"))}
+  ],
   "controls": [
     {"kind": "random", "k": 2, "blocks": 3},
     {"kind": "seed", "blocks": 3},
@@ -35,49 +39,11 @@ ROWS = [
   for name, table in ATTACKS.items()
   for i, hparams in enumerate(table)
 ]
-UNET = {
-  "sample_size": 8,
-  "in_channels": 8,
-  "out_channels": 8,
-  "block_out_channels": (16,),
-  "down_block_types": ("CrossAttnDownBlock2D",),
-  "up_block_types": ("CrossAttnUpBlock2D",),
-  "layers_per_block": 1,
-  "cross_attention_dim": 128,
-  "attention_head_dim": 2,
-  "norm_num_groups": 8,
-}
-PROMPTS = ["a star", "a red star", "a blue star on gray", "two words", "a fish"]
 
 
 @pytest.fixture(scope="module")
 def world():
-  sd, params = stable_diffusion.load(shapes.model_folder())
-  unet = models.UNet2DCondition.from_config(UNET)
-  sd = dataclasses.replace(sd, unet=unet)
-  context = jnp.zeros((1, *sd.context_shape))
-  latents = jnp.zeros((1, *sd.latent_shape))
-  start = jax.jit(unet.init)
-  fresh = [
-    start(jax.random.key(i), latents, jnp.zeros(1, jnp.int32), context)
-    for i in range(2)
-  ]
-  text = jax.tree.map(jnp.asarray, params["text_encoder"])
-  victim, original = (
-    Victim({"text_encoder": text, "unet": f["params"]}) for f in fresh
-  )
-  return sd, victim, original
-
-
-def table(sd, prompts=PROMPTS):
-  rng = np.random.default_rng(0)
-  return [
-    rows.Row(
-      f"r{i}", 7 * i, prompt, 2**31 + i, 4.0,
-      rng.normal(size=sd.latent_shape).astype(np.float32),
-    )
-    for i, prompt in enumerate(prompts)
-  ]  # fmt: skip
+  return make_world()
 
 
 def never(requests):
@@ -155,6 +121,22 @@ def test_every_leaf_is_led_by_the_lanes(attack, world):
   tokens, context, alive, _ = group.run()
   assert tokens.shape[:2] == (4, attack.h.k) and alive.all()
   assert (context is None) == (not attack.soft)
+
+
+def test_devices_do_not_talk_within_a_block(world):
+  sd, victim, original = world
+  attack = ROWS[0].values[0]
+  fitting, _ = rows.prepare(sd, table(sd) * 2, "prefix_k", attack.h.k)
+  group = lanes._Lanes(
+    sd, victim, original, attack, "roundtrip", jax.random.key(0), 8,
+    sharding.make_mesh(devices=jax.devices()[:8]),
+  )  # fmt: skip
+  group.take(lanes.deque(fitting))
+  lowered = lanes._block.lower(*group._call, group._batch, group._state)
+  program = lowered.compile().as_text()
+  assert "dot(" in program or "custom-call" in program
+  for word in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
+    assert word not in program, word
 
 
 @pytest.mark.parametrize("attack", ROWS)

@@ -44,7 +44,8 @@ class Attack:
   @property
   def unet_calls(self) -> int:
     """UNet rows of one iteration; a backward pass is not counted."""
-    return self._module.UNET_CALLS * getattr(self.h, "draws", 1)
+    prompts = 1 + getattr(self.h, "candidates", 0)
+    return self._module.UNET_CALLS * getattr(self.h, "draws", 1) * prompts
 
   @property
   def soft(self) -> bool:

@@ -1,0 +1,208 @@
+"""Ring-A-Bell (Tsai et al., ICLR 2024): a prompt that means the concept.
+
+No diffusion model is asked. Pairs of phrases, with the concept and without,
+give its direction in the text encoder tau, and the target lies along it from
+the row's prompt P:
+
+  c = mean_i tau(with_i) - tau(without_i),    target = tau(P) + eta c .
+
+A genetic algorithm looks for k tokens, without P, whose states come nearest:
+
+  min_z |target - tau(z)|^2 , summed over tokens and width.
+
+In a generation the better half of the population stays; each of it has a child
+with a random other of it, cut at one place, and children mutate. The release
+mutates the parents too, and so loses its best: `elitism=False`. Its parents
+have two children or none; ours, for fixed shapes, one, or one copy.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from unlearning_jax import stable_diffusion
+from unlearning_jax.attacks.shared.victim import (
+  Batch,
+  Victim,
+  row_keys,
+  text_states,
+  token_table,
+)
+from unlearning_jax.stable_diffusion import StableDiffusion
+
+UNET_CALLS = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Hparams:
+  """What the attack can be told.
+
+  Attributes:
+    pairs: phrases with and without the concept.
+    eta: how far along the concept; 3 for nudity, 5 for violence as released.
+    k: tokens of the prompt.
+    insertion: `replace` drops the row's prompt, as published.
+    blocks: images that are made, at most; published: one, at the end.
+    iterations: generations before each image.
+    population: prompts in a generation, an even number.
+    crossover: probability that a child has two parents.
+    mutation: probability that one of its tokens is drawn anew.
+    elitism: whether the better half is spared mutation.
+  """
+
+  pairs: tuple[tuple[str, str], ...] = ()
+  eta: float = 3.0
+  k: int = 16
+  insertion: str = "replace"
+  blocks: int = 10
+  iterations: int = 300
+  population: int = 200
+  crossover: float = 0.5
+  mutation: float = 0.25
+  elitism: bool = True
+
+  def __post_init__(self):
+    if self.population < 2 or self.population % 2:
+      raise ValueError(f"population={self.population}: must be even, 2 or more")
+
+
+class State(NamedTuple):
+  """A lane: key, generations done, prompts, their distances, the target."""
+
+  key: Array
+  count: Int[Array, " b"]
+  alive: Bool[Array, " b"]
+  tokens: Int[Array, "b n k"]
+  distance: Float[Array, "b n"]
+  target: Float[Array, "b l d"]
+
+
+def init(
+  sd: StableDiffusion,
+  victim: Victim,
+  original: Victim,
+  batch: Batch,
+  key: Array,
+  h: Hparams,
+) -> State:
+  """A population drawn at random.
+
+  Raises:
+    ValueError: no pairs, or a phrase that is too long.
+  """
+  del victim
+  if not h.pairs:
+    raise ValueError("pairs: name phrases with and without the concept")
+  keys, size = row_keys(key, batch), len(batch.vocabulary)
+  first = jax.vmap(lambda k: jax.random.fold_in(k, 2**31))(keys)
+  shape = (h.population, h.k)
+  tokens = jax.vmap(lambda k: jax.random.randint(k, shape, 0, size))(first)
+  target = text_states(sd, original, batch) + h.eta * concept(sd, original, h)
+  lanes = len(keys)
+  return State(
+    keys,
+    jnp.zeros(lanes, jnp.int32),
+    jnp.ones(lanes, bool),
+    tokens,
+    distances(sd, original, batch, tokens, target),
+    target,
+  )
+
+
+def concept(
+  sd: StableDiffusion, original: Victim, h: Hparams
+) -> Float[Array, "1 l d"]:
+  """The concept's direction in the text states."""
+  phrases = [phrase for pair in h.pairs for phrase in pair]
+  ids = stable_diffusion.tokenize(sd, phrases)
+  states = stable_diffusion.encode_text(sd, original.params, ids)
+  return (states[0::2] - states[1::2]).mean(axis=0, keepdims=True)
+
+
+def distances(
+  sd: StableDiffusion,
+  original: Victim,
+  batch: Batch,
+  tokens: Int[Array, "b n k"],
+  target: Float[Array, "b l d"],
+) -> Float[Array, "b n"]:
+  """How far every prompt is from its lane's target, squared."""
+  lanes, count, _ = tokens.shape
+  many = Batch(
+    batch.vocabulary,
+    *(jnp.repeat(leaf, count, axis=0) for leaf in batch[1:]),
+  )
+  ids = batch.vocabulary[tokens.reshape(lanes * count, -1)]
+  states = text_states(sd, original, many, token_table(original)[ids])
+  states = states.reshape(lanes, count, *target.shape[1:])
+  return jnp.square(states - target[:, None]).sum(axis=(2, 3))
+
+
+def step(
+  sd: StableDiffusion,
+  victim: Victim,
+  original: Victim,
+  batch: Batch,
+  state: State,
+  h: Hparams,
+) -> tuple[State, dict[str, Array]]:
+  """One generation of every lane."""
+  del victim
+  keys = jax.vmap(jax.random.fold_in)(state.key, state.count)
+  size = len(batch.vocabulary)
+  order = jnp.argsort(state.distance, axis=1)[:, : h.population // 2]
+  parents = jnp.take_along_axis(state.tokens, order[..., None], axis=1)
+  breed = functools.partial(generation, size=size, h=h)
+  tokens = jax.vmap(breed)(keys, parents)
+  if h.elitism:
+    # The parents are as they were: so are their distances.
+    kept = jnp.take_along_axis(state.distance, order, axis=1)
+    children = tokens[:, order.shape[1] :]
+    new = distances(sd, original, batch, children, state.target)
+    distance = jnp.concatenate([kept, new], axis=1)
+  else:
+    distance = distances(sd, original, batch, tokens, state.target)
+  new_state = state._replace(
+    count=state.count + 1, tokens=tokens, distance=distance
+  )
+  info = {"loss": distance.min(axis=1), "mean_loss": distance.mean(axis=1)}
+  return new_state, info
+
+
+def generation(
+  key: Array, parents: Int[Array, "m k"], size: int, h: Hparams
+) -> Int[Array, "n k"]:
+  """One lane's parents and their children, those that mutate mutated.
+
+  Args:
+    key: the lane's.
+    parents: the better half.
+    size: of the vocabulary.
+    h: probabilities.
+  """
+  count, k = parents.shape
+  keys = jax.random.split(key, 6)
+  mates = parents[jax.random.randint(keys[0], (count,), 0, count)]
+  cut = jax.random.randint(keys[1], (count, 1), 1, max(k, 2))
+  pair = jax.random.uniform(keys[2], (count, 1)) < h.crossover
+  places = jnp.arange(k)[None]
+  children = jnp.where(pair & (places >= cut), mates, parents)
+  every = jnp.concatenate([parents, children])
+  chosen = jax.random.uniform(keys[3], (2 * count, 1)) < h.mutation
+  chosen &= places == jax.random.randint(keys[4], (2 * count, 1), 0, k)
+  if h.elitism:
+    chosen &= (jnp.arange(2 * count) >= count)[:, None]
+  fresh = jax.random.randint(keys[5], (2 * count, k), 0, size)
+  return jnp.where(chosen, fresh, every)
+
+
+def prompt(batch: Batch, state: State, h: Hparams) -> Int[Array, "b k"]:
+  """The nearest prompt of every lane."""
+  del h
+  best = state.distance.argmin(axis=1)[:, None, None]
+  tokens = jnp.take_along_axis(state.tokens, best, axis=1)[:, 0]
+  return batch.vocabulary[tokens]
