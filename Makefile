@@ -32,10 +32,10 @@ demo: $(CORE)
 	@echo "Open runs/demo/report.html"
 
 test: lint
-	$(PY) -m pytest -m "not slow and not full_size" -n 2 $(PYTEST)
+	$(PY) -m pytest -m "not slow" -n 2 $(PYTEST)
 
 test-slow: $(TEST)
-	$(PY) -m pytest -m "slow and not full_size" $(PYTEST)
+	$(PY) -m pytest -m slow $(PYTEST)
 
 test-all: test test-slow
 

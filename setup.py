@@ -65,7 +65,9 @@ setup(
   license_files=["LICENSE"],
   python_requires=">=3.11,<3.14",
   packages=find_packages(include=["unlearning_jax*", "configs*", "launch*"]),
-  package_data={"unlearning_jax": ["report/style.css", "shapes/assets/**"]},
+  package_data={
+    "unlearning_jax": ["report/style.css", "shapes/assets/**", "lists/*.txt"]
+  },
   install_requires=CORE,
   extras_require=EXTRAS,
   classifiers=[

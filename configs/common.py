@@ -41,7 +41,8 @@ def comparison(size: str) -> ml_collections.ConfigDict:
   # Groups of prompts of one's own, for a model without a judge.
   config.prompts = ml_collections.ConfigDict()
   config.targets = ()
-  config.grid = 4
+  # Rows of each group whose images are kept for the report.
+  config.grid = 6
   if size == "tiny":
     config.model = "shapes"
     config.judge = "shapes"

@@ -17,6 +17,13 @@ _TINY = {
   "identity": ("Quill Estane", ("Adra Belvoort", "Bram Okontu")),
   "unsafe": ("hazard", ("",)),
 }
+# Method -> what its defaults, made for full size, are replaced by.
+_TINY_HPARAMS = {
+  # 0.1, the release's weight of a long list, is for 768 dimensions.
+  "uce": {"preserve_scale": 1.0},
+  # One after the other, epochs undo UCE where so many phrases are held.
+  "rece": {"uce_preserve_scale": 1.0, "rows": "joint"},
+}
 _BY = ("by {}", "in the style of {}")
 # Task -> the phrases of full-size models, their anchor, their kind.
 _FULL = {
@@ -50,12 +57,7 @@ def erase(method: str, argument: str) -> ml_collections.ConfigDict:
     anchor = next(anchor for anchor in anchors if anchor != name)
     config.targets = ({"task": task, "name": name},)
     config.concepts = tuple(_tiny_concepts(task, name, anchor))
-    # 0.1, the release's weight of a long list, is for 768 dimensions.
-    key = "preserve_scale" if method == "uce" else "uce_preserve_scale"
-    config.hparams[key] = 1.0
-    if method == "rece":
-      # Where so many phrases are held, its epochs undo UCE otherwise.
-      config.hparams.joint = True
+    config.hparams.update(_TINY_HPARAMS.get(method, {}))
     config.title = f"{method.upper()} erases “{name}”"
     return config
   phrases, anchor, kind = _FULL[task]

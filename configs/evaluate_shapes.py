@@ -17,4 +17,5 @@ def get_config(argument: str = "tiny"):
   if chosen["task"]:
     config.targets = ({"task": chosen["task"], "name": chosen["name"]},)
     config.others = 200
+    config.title = f"“{chosen['name']}” before and after"
   return config

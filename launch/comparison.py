@@ -1,7 +1,6 @@
 """Before and after: what `erase` and `evaluate` have in common."""
 
 import functools
-import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from unlearning_jax import (
   convert,
   progress,
   report,
+  samplers,
   shapes,
   sharding,
 )
@@ -116,7 +116,11 @@ def compare(
         fetch=sharding.local_rows,
         **config.sampling,
       )
-      for row, image in itertools.islice(drawn, len(mine) - padding):
+      for i, (row, image) in enumerate(drawn):
+        # Not a break: a process that left a batch out would leave the others
+        # waiting in it.
+        if i >= len(mine) - padding:
+          continue
         if row["id"] in shown:
           run.save_image(f"{row['id']}-{stage}", image)
         run.append_row({**row, "id": f"{stage}/{row['id']}", "stage": stage})
@@ -132,10 +136,12 @@ def compare(
     },
   }
   run.save_summary(document)
-  run.write("report.html", report.render_report(run.path))
-  run.write("results.csv", report.results_csv(run.path))
-  print(comparison.text_table(document))
-  print(f"report: {run.path / 'report.html'}")
+  # What they read, the writer alone has surely written.
+  if run.is_writer:
+    run.write("report.html", report.render_report(run.path))
+    run.write("results.csv", report.results_csv(run.path))
+    print(comparison.text_table(document))
+    print(f"report: {run.path / 'report.html'}")
   return document
 
 
@@ -178,16 +184,36 @@ def check(config: Any):
       raise ValueError("prompts: the config has neither a judge nor prompts")
   elif config.judge != "shapes":
     raise ValueError(f"judge={config.judge!r}: allowed are 'shapes' and None")
+  check_choice("dtype", config.dtype, ("float32", "bfloat16"))
   targets(config)
   sampler, source = config.sampling.sampler, config.sampling.noise_source
   if sampler is not None:
     check_choice("sampling.sampler", sampler, SAMPLERS)
   check_choice("sampling.noise_source", source, SOURCES)
-  for key in ("per_group", "others", "grid"):
+  for key in ("seed", "per_group", "others", "grid"):
     if config[key] < 0:
       raise ValueError(f"{key}={config[key]}: must not be negative")
   if config.batch_size < 1:
     raise ValueError(f"batch_size={config.batch_size}: must be at least 1")
+
+
+def check_fits(
+  config: Any, sd: stable.StableDiffusion, phrases: Sequence[str] = ()
+):
+  """Finds what this model cannot do, before anything is written or compiled.
+
+  Args:
+    config: the run's.
+    sd: the model.
+    phrases: what else must be short enough to encode.
+
+  Raises:
+    ValueError: a phrase or prompt is too long, or the number of steps is none
+      that the sampler can take.
+  """
+  sampling = config.sampling
+  samplers.make_sampler(sd.schedule, sampling.num_steps, sampling.sampler)
+  stable.tokenize(sd, [*phrases, *(row["prompt"] for row in rows(config))])
 
 
 def open_run(

@@ -6,6 +6,7 @@ Writes `edit.safetensors` (apply it with `launch.evaluate --edits`), and, unless
 the config evaluates nothing, images before and after and `report.html`.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -44,8 +45,12 @@ def wanted(config: Any) -> tuple[concepts.Concept, ...]:
   """The concepts that the config lists.
 
   Raises:
-    ValueError: a blank, repeated or contradictory phrase.
+    ValueError: an unknown key; a blank, repeated or contradictory phrase.
   """
+  known = [field.name for field in dataclasses.fields(concepts.Concept)]
+  for concept in config.concepts:
+    for key in concept:
+      concepts.check_choice("concepts key", key, known)
   listed = tuple(concepts.Concept(**concept) for concept in config.concepts)
   concepts.check_concepts(listed)
   return listed
@@ -60,9 +65,14 @@ def main(_):
   # Everything that can be wrong is found before anything is written or
   # compiled.
   erasures.bind(config.method, config.hparams)
-  wanted(config)
+  phrases = wanted(config)
   comparison.check(config)
   sd, params = comparison.load_model(config)
+  comparison.check_fits(
+    config,
+    sd,
+    [text for c in phrases for text in (c.erase, c.anchor, *c.preserve)],
+  )
   run = comparison.open_run(_WORKDIR.value, config, params)
   edit = erase(run, sd, params, config)
   edits = {comparison.stage_name(edit): edit}

@@ -32,6 +32,7 @@ def main(_):
   sd, params = comparison.load_model(config)
   for edit in edits.values():
     closed_form.check_base(edit, params)
+  comparison.check_fits(config, sd)
   run = comparison.open_run(_WORKDIR.value, config, params, edits)
   comparison.compare(run, sd, params, edits, config)
   run.mark_done()

@@ -97,11 +97,15 @@ def test_auto_chunks_where_the_scores_are_large(monkeypatch):
     "_chunked",
     lambda query, key, value, chunk: chunked.append(chunk) or query,
   )
-  small, large = (jnp.zeros((1, n, 1, 1)) for n in (77, 4096))
-  jax.eval_shape(dot_product_attention, large, small, small)
+  text, small, medium, large = (
+    jnp.zeros((1, n, 1, 1)) for n in (77, 256, 1024, 4096)
+  )
+  jax.eval_shape(dot_product_attention, large, text, text)
+  jax.eval_shape(dot_product_attention, small, small, small)
   assert not chunked
+  jax.eval_shape(dot_product_attention, medium, medium, medium)
   jax.eval_shape(dot_product_attention, large, large, large)
-  assert chunked == [512]
+  assert chunked == [512, 512]
 
 
 def test_chunks_bound_the_memory_of_a_gradient():

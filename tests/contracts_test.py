@@ -14,7 +14,13 @@ from unlearning_jax.concepts import make_concepts
 # Method -> hyperparameters of its row.
 ERASURES = {
   "uce": [{}, {"preset": "uce2025"}, {"expand_prompts": True}],
-  "rece": [{}, {"recipe": "objects_hard"}, {"preset": "paper"}],
+  "rece": [
+    {},
+    {"recipe": "objects_hard"},
+    {"preset": "paper"},
+    {"rows": "joint", "regulariser": "both", "tolerance": 0.01},
+  ],
+  "time": [{}, {"augment": False}],
   # Two steps, of what they train when it is the text projections.
   "esd": [{"train": "strict", "num_steps": 2, "num_inference_steps": 2}],
   "concept_ablation": [
@@ -22,7 +28,7 @@ ERASURES = {
   ],
 }
 # Those that answer with a map of text states; the others train parameters.
-MAPS = ("uce", "rece")
+MAPS = ("uce", "rece", "time")
 
 
 def rows(names):
@@ -35,7 +41,7 @@ def rows(names):
 
 # How near its anchor the concept must come, as a share of the way. RECE goes
 # on to erase derived states, and on so narrow a model gives some of it back.
-GAP = {"uce": 0.25, "rece": 0.75}
+GAP = {"uce": 0.25, "rece": 0.75, "time": 0.25}
 CONCEPTS = make_concepts(["star", "red star"], "circle", ["moon"])
 
 

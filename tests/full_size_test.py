@@ -20,7 +20,7 @@ import tiny_pipelines
 from unlearning_jax.convert.sd1 import CONFIGS
 
 pytest.importorskip("torch")
-pytestmark = [pytest.mark.torch, pytest.mark.full_size]
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 TOLERANCE = 1e-4
 # A laptop's memory must do for an attack's gradient.

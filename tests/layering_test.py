@@ -14,7 +14,8 @@ PACKAGE = "unlearning_jax"
 # it, never those above; see SEPARATE for the parts with no such neighbours.
 LAYERS = (
   {"models", "sharding", "workdir", "checkpoints", "durable", "progress"},
-  {"schedules", "timesteps", "samplers", "noise", "convert", "concepts"},
+  {"schedules", "timesteps", "samplers", "noise", "convert"}
+  | {"concepts", "lists"},
   {"stable_diffusion", "closed_form", "lora"},
   {"data", "finetune"},
   {"erasures", "attacks", "judges", "shapes"},

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from closed_form_cases import relative
 
-from unlearning_jax import closed_form, shapes, stable_diffusion
+from unlearning_jax import closed_form, stable_diffusion
 from unlearning_jax.concepts import Concept, make_concepts
 from unlearning_jax.erasures import rece, uce
 
@@ -112,6 +112,98 @@ def test_derived_states_minimise_their_objective():
   assert relative(free, c @ np.linalg.inv(reached).T) < 1e-5
   # Each row stands for itself.
   assert relative(rece.derive(gram, reached, c[1:2], lam_r), got[1:2]) < 1e-12
+
+
+@pytest.mark.parametrize("regulariser", rece.REGULARISERS[1:])
+def test_regularisers_of_the_authors_code(regulariser):
+  golden = cases.Golden("rece_nudity")
+  found = np.load(cases.GOLDENS / "closed_form_rece_regularisers.npz")
+  reached = np.linalg.lstsq(
+    golden.weights, golden.weights + golden.arrays["change"][0]
+  )[0]
+  got = rece.derive(
+    golden.gram,
+    reached,
+    golden.states["nudity"].rows,
+    0.1,
+    regulariser,
+    golden.states[" "].rows,
+  )
+  # surrogate_1 has no ridge, and its system a condition number of 1e6.
+  assert relative(got, found[regulariser]) < 1e-9
+
+
+def test_regularisers_minimise_their_objectives():
+  rng = np.random.default_rng(1)
+  d, lam = 8, 0.3
+  weights = [rng.normal(size=(7, d)) for _ in range(2)]
+  gram = sum(w.T @ w for w in weights)
+  reached = rng.normal(size=(d, d))
+  c, a = rng.normal(size=(2, 3, d))
+  for regulariser in rece.REGULARISERS:
+    got = rece.derive(gram, reached, c, lam, regulariser, a)
+    gradient = np.zeros_like(got)
+    for w in weights:
+      gradient += (got @ (w @ reached).T - c @ w.T) @ (w @ reached)
+      if regulariser in ("surrogate_1", "both"):
+        gradient += lam * (got - c) @ (w @ reached).T @ (w @ reached)
+    if regulariser in ("surrogate_2", "both"):
+      gradient += lam * (got - c)
+    gradient += {"zero": lam * got, "standard": lam * (got - a)}.get(
+      regulariser, 0
+    )
+    assert np.abs(gradient).max() < 1e-10, regulariser
+  with pytest.raises(ValueError, match="needs the anchors"):
+    rece.derive(gram, reached, c, lam, "standard")
+
+
+def joint(golden, epochs, **more):
+  s = golden.settings
+  return rece.solve(
+    golden.task("uce2023", s["uce"]["preserve"]),
+    golden.gram,
+    s["preserve_scale"] * golden.held(s["preserve"]),
+    epochs=epochs,
+    lam_r=s["lam_r"],
+    uce_scales={},
+    **more,
+  )
+
+
+def test_joint_rows_are_one_problem_of_the_base():
+  golden = cases.Golden("rece_unsafe")
+  task = golden.task("uce2023", golden.settings["uce"]["preserve"])
+  states = [golden.states[p].rows for p in golden.settings["erase"]]
+  anchors = [golden.states[p].rows for p in golden.settings["anchor"]]
+  reached, found = uce.solve(task)
+  pairs = [uce.paired_rows(*pair) for pair in task.pairs]
+  for _ in range(3):
+    derived = rece.derive(golden.gram, reached, np.concatenate(states), 0.1)
+    pairs.append((derived, np.concatenate(anchors)))
+    sums = found["preserve_scale"] * task.held
+    for pair in pairs:
+      sums += closed_form.erase_sums(*pair, 1.0)
+    reached = closed_form.solve(sums, 0.5)[0]
+  golden.settings["lam_r"] = 0.1
+  got, report = joint(golden, 3, rows="joint")
+  assert relative(got, reached) < 1e-9
+  assert len(report["epochs"]) == 3
+  assert relative(got, joint(golden, 3)[0]) > 1e-2
+
+
+def test_stops_where_derived_states_bring_little_back():
+  golden = cases.Golden("rece_nudity")
+  whole, report = joint(golden, 6)
+  escapes = [epoch["escape"] for epoch in report["epochs"]]
+  assert escapes[0] > escapes[-1] > 0
+  # Between the third epoch's escape and the one before it.
+  low, high = sorted(escapes[1:3])
+  got, stopped = joint(golden, 6, tolerance=(low + high) / 2)
+  last = next(i for i, e in enumerate(escapes) if e <= (low + high) / 2)
+  assert len(stopped["epochs"]) == last + 1
+  assert "erase_residual" not in stopped["epochs"][-1]
+  assert np.array_equal(got, joint(golden, last)[0])
+  assert not np.array_equal(got, whole)
 
 
 def test_an_epoch_erases_what_it_derived():
@@ -240,7 +332,8 @@ def test_work_does_not_grow_with_epochs(model, monkeypatch):
   sd, params = model
   solves, phrases = [], []
   spd, encode = closed_form.solve_spd, stable_diffusion.encode_text
-  for module in (closed_form, closed_form.solve_spd.__globals__):
+  inside = (closed_form.solve_spd.__globals__, rece.derive.__globals__)
+  for module in (closed_form, *inside):
     target = module if isinstance(module, dict) else vars(module)
     monkeypatch.setitem(
       target, "solve_spd", lambda *a: (solves.append(1), spd(*a))[1]
@@ -272,6 +365,9 @@ def test_bad_input_is_refused_before_anything_is_encoded(model, monkeypatch):
     (dog, {"lam_r": 0.0}, "lam_r=0.0"),
     (dog, {"lam_r": np.nan}, "lam_r=nan"),
     (dog, {"rho": -1.0}, "rho=-1"),
+    (dog, {"rows": "jiont"}, "did you mean 'joint'"),
+    (dog, {"regulariser": "surrogate"}, "did you mean 'surrogate_"),
+    (dog, {"tolerance": -0.1}, "tolerance=-0.1"),
     (dog, {"rho": 1.0, "lam_r": 1.0}, "give one of them"),
     (dog, {"lamb": -1.0}, "lamb=-1"),
     (dog, {"preserve_scale": np.inf}, "preserve_scale=inf"),
@@ -282,62 +378,3 @@ def test_bad_input_is_refused_before_anything_is_encoded(model, monkeypatch):
       rece.erase(*model, concepts, **hparams)
   with pytest.raises(ValueError, match="lam_r=-1"):
     rece.derive(np.eye(2), np.eye(2), np.ones((1, 2)), -1.0)
-
-
-def test_joint_epochs_keep_every_row():
-  """Against one least-squares problem over all rows, derived ones included."""
-  rng = np.random.default_rng(2)
-  d, lamb, p, lam_r = 9, 0.3, 0.4, 0.2
-  gram = np.cov(rng.normal(size=(d, 40)))
-  c, a = rng.normal(size=(2, 4, d))
-  q = rng.normal(size=(5, d))
-  sums = closed_form.erase_sums(c, a, 1.0) + closed_form.preserve_sums(q, p)
-  start, _ = closed_form.solve(sums, lamb)
-  sources, targets = [c], [a]
-  for epochs in (1, 2, 3):
-    reached, _ = rece.refine(
-      gram, start, [(c, a)], sums,
-      epochs=epochs, lam_r=lam_r, lamb=lamb, joint=True,
-    )  # fmt: skip
-    before, _ = rece.refine(
-      gram, start, [(c, a)], sums,
-      epochs=epochs - 1, lam_r=lam_r, lamb=lamb, joint=True,
-    )  # fmt: skip
-    sources.append(rece.derive(gram, before, c, lam_r))
-    targets.append(a)
-    rows = np.concatenate([*sources, np.sqrt(p) * q, np.sqrt(lamb) * np.eye(d)])
-    wanted = np.concatenate(
-      [*targets, np.sqrt(p) * q, np.sqrt(lamb) * np.eye(d)]
-    )
-    expected = np.linalg.lstsq(rows, wanted, rcond=None)[0].T
-    assert relative(reached, expected) < 1e-10
-
-
-def test_joint_epochs_do_not_bring_the_concept_back():
-  """What the release's epochs do where they hold much: see the module."""
-  sd, params = stable_diffusion.load(shapes.model_folder())
-  preserve = [
-    "circle",
-    "house",
-    "moon",
-    "fish",
-    "a red heart",
-    "by Odrik Vasht",
-  ]
-  concepts = make_concepts(["star", "a red star"], "circle", preserve)
-  states = list(uce.encode(sd, params, ["a blue star", "a blue circle"]))
-  star, circle = (s.rows[3] for s in states)
-  gram = closed_form.projection_gram(
-    closed_form.cross_attention_kernels(params)
-  )
-
-  def gap(method, **hparams):
-    """How far the star is from the circle, as a share of what it was."""
-    edit = method.erase(sd, params, concepts, uce_preserve_scale=1.0, **hparams)
-    left = edit.context_map @ star - circle
-    return np.sqrt(
-      left @ gram @ left / ((star - circle) @ gram @ (star - circle))
-    )
-
-  erased = gap(rece, epochs=0)
-  assert erased < gap(rece, joint=True) < gap(rece) - 0.1

@@ -1,6 +1,7 @@
 """The bundle and its functions, on a tiny model without torch."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_pipelines
 
-from unlearning_jax import closed_form, convert, stable_diffusion
+from unlearning_jax import closed_form, convert, sharding, stable_diffusion
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.convert.sd1 import CONFIGS
 from unlearning_jax.noise import row_noise
@@ -162,6 +163,29 @@ def test_guidance_may_differ_by_row(model):
   for row, scale in enumerate((1.5, 7.5)):
     np.testing.assert_allclose(both[row], latents(scale)[row], atol=1e-5)
   assert np.abs(both[0] - both[1]).max() > 0.1
+
+
+def test_rows_split_over_devices_do_not_communicate(model):
+  """Neither at a guided step nor in the decoder."""
+  sd, params = model
+  mesh = sharding.make_mesh()
+  params = sharding.place(params, sharding.replicated(mesh))
+  context, noise = sharding.global_batch(
+    mesh,
+    (
+      np.zeros((16, *sd.context_shape), np.float32),
+      np.zeros((16, *sd.latent_shape), np.float32),
+    ),
+  )
+  compiled = (
+    jax.jit(functools.partial(stable_diffusion.sample, sd, num_steps=2))
+    .lower(params, context, context[:1], noise)
+    .compile()
+  )
+  (images,) = jax.tree.leaves(compiled.output_shardings)
+  assert images.is_equivalent_to(sharding.batch_sharding(mesh), 4)
+  for operation in ("all-", "collective", "reduce-scatter"):
+    assert operation not in compiled.as_text()
 
 
 def test_edited_text_states_are_edited_weights(model):

@@ -34,8 +34,22 @@ def test_a_new_folder_records_its_config(tmp_path):
   Workdir(tmp_path / "a/b", CONFIG)
 
 
+def test_a_start_that_recorded_nothing_binds_nobody(tmp_path):
+  first = Workdir(tmp_path, CONFIG)
+  first.record_provenance(devices={}, base_fingerprint="one")
+  other = {**CONFIG, "seed": 1}
+  # Another process looks, and writes nothing.
+  Workdir(tmp_path, other, process_index=1, process_count=2)
+  assert "seed" not in json.loads((tmp_path / "config.json").read_text())
+  second = Workdir(tmp_path, other)
+  second.record_provenance(devices={}, base_fingerprint="two")
+  assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+  runs = json.loads((tmp_path / "provenance.json").read_text())["runs"]
+  assert [run["base_fingerprint"] for run in runs] == ["two"]
+
+
 def test_a_resume_with_another_config_lists_what_differs(tmp_path):
-  Workdir(tmp_path, CONFIG)
+  Workdir(tmp_path, CONFIG).metrics(0, loss=1.0)
   before = (tmp_path / "config.json").read_bytes()
   other = {"method": "rece", "hparams": {"tasks": ("a",)}, "seed": 1}
   with pytest.raises(ValueError) as error:

@@ -6,7 +6,7 @@ over `data` and, when large, split over `fsdp`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -198,6 +198,50 @@ def global_batch(mesh: Mesh, local: Tree) -> Tree:
     return jax.make_array_from_process_local_data(sharding, array)
 
   return jax.tree.map(join, local)
+
+
+def map_rows(
+  mesh: Mesh, function: Callable[[Any, Any], Any]
+) -> Callable[[Any, Any], Any]:
+  """A function of (replicated, rows) to rows, each device its own by itself.
+
+  What a row becomes then depends on its device's rows alone, to the last bit,
+  and not on how many devices there are.
+  """
+  split = batch_sharding(mesh).spec
+  specs = {"in_specs": (PartitionSpec(), split), "out_specs": split}
+  return jax.shard_map(function, mesh=mesh, **specs)
+
+
+def add_row_sums(
+  mesh: Mesh, function: Callable[..., Any]
+) -> Callable[..., Any]:
+  """Sums over a stream of batches, each device adding up its own rows.
+
+  Args:
+    mesh: from `make_mesh`.
+    function: of replicated arguments and a batch's rows, to a tree of sums.
+
+  Returns:
+    A jitted function of (totals, replicated, rows) to new totals; a total has a
+    leading axis, an entry a device. Add that axis up at the end: all the
+    communication there is.
+  """
+  split = batch_sharding(mesh).spec
+
+  def local(totals: Any, same: Any, rows: Any) -> Any:
+    added = function(same, rows)
+    return jax.tree.map(lambda total, x: total + x[None], totals, added)
+
+  return jax.jit(
+    jax.shard_map(
+      local,
+      mesh=mesh,
+      in_specs=(split, PartitionSpec(), split),
+      out_specs=split,
+    ),
+    donate_argnums=0,
+  )
 
 
 def local_rows(array: Shaped[Array, "b ..."]) -> Shaped[np.ndarray, "n ..."]:

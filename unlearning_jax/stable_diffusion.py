@@ -240,17 +240,20 @@ def _sample(
 ):
   plan = samplers.make_sampler(sd.schedule, num_steps, sampler)
   times = jnp.asarray(plan.timesteps)
-  rows = len(noise)
-  both = jnp.concatenate([negative, context]) if guided else context
+  both = context
+  if guided:
+    # Each row beside its negative: two halves would travel between devices.
+    both = jnp.stack([negative, context], 1).reshape(-1, *context.shape[1:])
 
   def body(state, i):
     latents = plan.scale(plan.latents(state), i)
     if guided:
-      latents = jnp.concatenate([latents, latents])
+      latents = jnp.repeat(latents, 2, axis=0)
     t = jnp.full((len(latents),), times[i])
     out = predict_noise(sd, params, latents, t, both)
     if guided:
-      out = out[:rows] + scale * (out[rows:] - out[:rows])
+      out = out.reshape(-1, 2, *out.shape[1:])
+      out = out[:, 0] + scale * (out[:, 1] - out[:, 0])
     return plan.step(state, i, out), None
 
   start = plan.init(noise * plan.init_noise_sigma)
@@ -370,8 +373,7 @@ def generate(
   """
   if len(prompts) != len(seeds):
     raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
-  # Parameters as they were read are host arrays: move them once, not at every
-  # call. Arrays already on devices stay as they are.
+  # Host arrays are moved once, not at every call.
   params = jax.tree.map(jnp.asarray, params)
   ids = tokenize(sd, prompts)
   edit = edit_context or (lambda context: context)
@@ -380,9 +382,8 @@ def generate(
     negative_ids = tokenize(sd, [negative_prompt])
     negative = edit(encode_text(sd, params, negative_ids))
   for start in range(0, len(ids), batch_size):
-    rows = np.arange(start, start + batch_size)
     count = min(batch_size, len(ids) - start)
-    rows = np.minimum(rows, len(ids) - 1)
+    rows = np.minimum(np.arange(start, start + batch_size), len(ids) - 1)
     noise = row_noise(
       [seeds[row] for row in rows], sd.latent_shape, noise_source
     )

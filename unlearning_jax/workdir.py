@@ -51,7 +51,7 @@ class Workdir:
 
   Raises:
     ValueError: the folder cannot be written, or it holds a run with another
-      config (the keys that differ are listed, old and new).
+      config that recorded something (the keys that differ are listed).
   """
 
   def __init__(
@@ -85,7 +85,13 @@ class Workdir:
       return
     old = json.loads(file.read_text())
     changes = _differences(old, new)
-    if changes:
+    made = {entry.name for entry in self.path.iterdir()}
+    if changes and made <= {"config.json", "provenance.json"}:
+      # An earlier start came no further than this: nothing is lost.
+      if self.is_writer:
+        (self.path / "provenance.json").unlink(missing_ok=True)
+      self.write("config.json", json.dumps(new, indent=2))
+    elif changes:
       raise ValueError(
         f"workdir: {self.path} holds a run with another config; resume with "
         "the same one or use another folder:\n  " + "\n  ".join(changes)

@@ -37,6 +37,7 @@ from unlearning_jax.closed_form.solve import (
   preserve_sums,
   residual,
   solve,
+  solve_pairs,
   solve_spd,
 )
 from unlearning_jax.closed_form.weights import (
@@ -66,6 +67,7 @@ __all__ = [
   "residual",
   "save_edit",
   "solve",
+  "solve_pairs",
   "solve_spd",
   "text_width",
 ]

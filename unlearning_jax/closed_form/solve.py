@@ -1,7 +1,7 @@
 """The objective as additive sums over rows of text states, and its solution."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -131,6 +131,39 @@ def solve(
     "condition_number": condition,
     "solve_error": error,
     "map_change": float(np.linalg.norm(change)),
+  }
+
+
+def solve_pairs(
+  pairs: Sequence[
+    tuple[Float[np.ndarray, "_ d"], Float[np.ndarray, "_ d"], float]
+  ],
+  held: Sums,
+  preserve_scale: float,
+  lamb: float,
+) -> tuple[Float64[np.ndarray, "d d"], dict[str, Any]]:
+  """The context map of (source rows, target rows, e), and its diagnostics.
+
+  Args:
+    pairs: what to erase.
+    held: sums of the preserved rows, each with weight 1.
+    preserve_scale: p.
+    lamb: the ridge.
+
+  Raises:
+    ValueError: as `solve`.
+  """
+  check_scales(preserve_scale=preserve_scale)
+  sums = preserve_scale * held
+  for source, target, scale in pairs:
+    sums += erase_sums(source, target, scale)
+  context_map, diagnostics = solve(sums, lamb)
+  return context_map, {
+    **diagnostics,
+    "erased_rows": sums.erased,
+    "preserved_rows": sums.preserved,
+    "preserve_scale": preserve_scale,
+    "residual": residual(context_map, [pair[:2] for pair in pairs]),
   }
 
 

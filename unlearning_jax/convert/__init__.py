@@ -16,6 +16,7 @@ from unlearning_jax.convert.folder import load_folder as load_folder
 from unlearning_jax.convert.folder import save_folder as save_folder
 from unlearning_jax.convert.names import to_flax as to_flax
 from unlearning_jax.convert.names import to_torch as to_torch
+from unlearning_jax.convert.names import torch_name as torch_name
 from unlearning_jax.convert.parts import fingerprint as fingerprint
 from unlearning_jax.convert.parts import overlay as overlay
 from unlearning_jax.convert.parts import (

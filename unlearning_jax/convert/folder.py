@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 from unlearning_jax.convert.names import State, canonical
@@ -170,6 +171,7 @@ def save_folder(
   *,
   dtype: str = "float32",
   overwrite: bool = False,
+  metadata: Mapping[str, str] | None = None,
 ) -> None:
   """Writes a folder that torch's `StableDiffusionPipeline` opens.
 
@@ -180,6 +182,7 @@ def save_folder(
     model: what to write.
     dtype: "float32" or "float16".
     overwrite: whether a model folder at `path` may be replaced.
+    metadata: text for the header of every weights file.
 
   Raises:
     ValueError: the folder exists, the model has no tokenizer, or a weight is
@@ -206,7 +209,8 @@ def save_folder(
         config["_class_name"] = kind
       _write_json(folder / "config.json", config)
       state = canonical(model.states[component], component)
-      write_safetensors(folder / f"{stem}.safetensors", state, dtype)
+      file = folder / f"{stem}.safetensors"
+      write_safetensors(file, state, dtype, metadata)
     _write_json(
       partial / "scheduler" / "scheduler_config.json",
       model.configs["scheduler"],

@@ -7,17 +7,19 @@ Every projection stays W T (see `closed_form`), so an epoch needs only
 S = sum of W^T W over the base projections, and the map P that was reached:
 
   derive  min_C'  sum |W P C'^T - W C^T|^2 + lam_r |C'|^2
-          C'^T = M^-1 P^T S C^T,   M = P^T S P + lam_r I
+          C'^T = M^-1 P^T S C^T,   M = P^T S P + lam_r I   (`derivation`)
   erase   P <- P (I + D A^-1), with C' sent to the anchor's states, row by row.
 
 The anchor's values, the preserved ones and the ridge are those of the edited
 projections, as in the release. All rows of a phrase take part, start included.
 
 So an epoch holds nothing that was erased before it. Where the derived states
-differ little from the concept's own, by just what UCE had learnt to detect, it
-undoes UCE: on the Shapes model the concept is drawn again. The extension
-`joint` keeps every row: P is solved anew, from the base, for UCE's rows and all
-that were derived so far.
+differ from the concept's own by little but what UCE had learnt to detect, it
+undoes UCE: on the Shapes model the concept is drawn again. `rows="joint"`, an
+extension, keeps every row: P is solved anew, from the base, for UCE's rows and
+all that were derived so far. Further extensions, off by default: the release's
+other regularisers of the derivation, and a stop where derived states bring no
+more than a given share of the concept back.
 
 Reference: https://arxiv.org/abs/2407.12383
 """
@@ -31,6 +33,7 @@ from jaxtyping import Array, Float, Float64
 
 from unlearning_jax import closed_form
 from unlearning_jax.closed_form import Edit
+from unlearning_jax.closed_form.derivation import REGULARISERS, derive
 from unlearning_jax.concepts import Concept, check_choice, check_concepts
 from unlearning_jax.erasures import uce
 
@@ -55,36 +58,10 @@ PRESETS = {
   "reference": {"lamb": 0.5, "preserve_scale": None},
   "paper": {"lamb": 0.1, "preserve_scale": 0.1},
 }
+ROWS = ("sequential", "joint")
 # A derived state this many times longer than the concept's own is no longer a
 # text state: lam_r is too small.
 _LONG = 10
-
-
-def derive(
-  gram: Float64[np.ndarray, "d d"],
-  reached: Float64[np.ndarray, "d d"],
-  states: Float[np.ndarray, "n d"],
-  lam_r: float,
-) -> Float64[np.ndarray, "n d"]:
-  """The states C' that the edited projections map to where C was.
-
-  Args:
-    gram: S of the base projections.
-    reached: P of the edited ones, W P.
-    states: C, the concept's rows.
-    lam_r: weight of |C'|^2, in units of S.
-
-  Raises:
-    ValueError: lam_r is not positive.
-  """
-  if not (np.isfinite(lam_r) and lam_r > 0):
-    raise ValueError(f"lam_r={lam_r}; allowed: finite numbers above 0")
-  cross = reached.T @ gram
-  system = cross @ reached
-  # Symmetric by construction, but for rounding.
-  system = (system + system.T) / 2 + lam_r * np.eye(len(gram))
-  right = cross @ np.asarray(states, np.float64).T
-  return closed_form.solve_spd(system, right, f"lam_r={lam_r}")[0].T
 
 
 def refine(
@@ -97,7 +74,9 @@ def refine(
   lam_r: float,
   erase_scale: float = 1.0,
   lamb: float = 0.1,
-  joint: bool = False,
+  regulariser: str = "zero",
+  joint: tuple[closed_form.Sums, float] | None = None,
+  tolerance: float = 0.0,
 ) -> tuple[Float64[np.ndarray, "d d"], list[dict[str, float]]]:
   """RECE's epochs, from a context map to a context map.
 
@@ -105,54 +84,69 @@ def refine(
     gram: S of the base projections.
     start: P to begin with, UCE's.
     pairs: (states, anchor's states) of every concept, all rows.
-    held: sums of the preserved rows; if `joint`, of all rows of `start`.
-    epochs: how often to derive and erase.
+    held: sums of the preserved rows.
+    epochs: how often to derive and erase, at most.
     lam_r: of the derivation.
     erase_scale: e of the erasing step.
     lamb: ridge of the erasing step.
-    joint: keep every derived row, and solve from the base.
+    regulariser: of the derivation.
+    joint: the start's sums and ridge; then derived rows are added to them and
+      all are solved anew from the base, `held` and `lamb` are not used.
+    tolerance: stop where `escape` is no more than this.
 
   Returns:
     P, and per epoch `derived_norm` |C'| / |C|; how far the derived states are
     from the concept through the projections, relative, before the epoch's edit
     (`derive_residual`) and, after it, from the anchor (`erase_residual`; 1 is
-    where the edit found them); `condition_number` and `solve_error`.
+    where the edit found them); `escape`, how far from the anchor they were
+    before it, as a share of the concept's distance; `condition_number` and
+    `solve_error`. Where it stopped, the last record has no edit.
 
   Raises:
     ValueError: a solve failed, or a state is not finite.
   """
   states = np.concatenate([np.asarray(s, np.float64) for s, _ in pairs])
   anchors = np.concatenate([np.asarray(a, np.float64) for _, a in pairs])
+  whole = _seen(gram, states - anchors)
   reached, report = start, []
   for epoch in range(epochs):
-    derived = derive(gram, reached, states, lam_r)
+    derived = derive(gram, reached, states, lam_r, regulariser, anchors)
     length = float(np.linalg.norm(derived) / np.linalg.norm(states))
-    if length > _LONG:
-      warnings.warn(
-        f"epoch {epoch}: the derived states are {length:.0f} times as long as "
-        f"the concept's; lam_r={lam_r} is small for these weights",
-        stacklevel=2,
-      )
-    sums = closed_form.erase_sums(derived, anchors, erase_scale) + held
-    step, diagnostics = closed_form.solve(sums, lamb)
-    # Through the projections: what the UNet sees of a row x is W x.
+    _warn_if_long(epoch, length, lam_r)
+    # Through the projections: what the UNet sees of a row x is W x. The
+    # sequential targets are the edited projections' own, the joint ones the
+    # base's.
     target = anchors if joint else anchors @ reached.T
     before = _seen(gram, derived @ reached.T - target)
     missed = _seen(gram, derived @ reached.T - states)
+    found = {
+      "derived_norm": length,
+      "derive_residual": missed / _seen(gram, states),
+      "escape": before / whole if whole else 0.0,
+    }
+    report.append(found)
+    if found["escape"] <= tolerance:
+      break
+    sums = closed_form.erase_sums(derived, anchors, erase_scale)
     if joint:
-      held, reached = sums, step
+      joint = (joint[0] + sums, joint[1])
+      reached, diagnostics = closed_form.solve(*joint)
     else:
+      step, diagnostics = closed_form.solve(sums + held, lamb)
       reached = reached @ step
     after = _seen(gram, derived @ reached.T - target)
-    report.append(
-      {
-        "derived_norm": length,
-        "derive_residual": missed / _seen(gram, states),
-        "erase_residual": after / before if before else 0.0,
-        **diagnostics,
-      }
-    )
+    found |= {"erase_residual": after / before if before else 0.0}
+    found |= diagnostics
   return reached, report
+
+
+def _warn_if_long(epoch: int, length: float, lam_r: float) -> None:
+  if length > _LONG:
+    warnings.warn(
+      f"epoch {epoch}: the derived states are {length:.0f} times as long as "
+      f"the concept's; lam_r={lam_r} is small for these weights",
+      stacklevel=3,
+    )
 
 
 def _seen(
@@ -171,21 +165,24 @@ def solve(
   lam_r: float,
   erase_scale: float = 1.0,
   lamb: float = 0.1,
-  joint: bool = False,
+  regulariser: str = "zero",
+  rows: str = "sequential",
+  tolerance: float = 0.0,
   uce_scales: Mapping[str, Any],
 ) -> tuple[Float64[np.ndarray, "d d"], dict[str, Any]]:
   """UCE, then RECE's epochs, on encoded phrases; arguments as `refine`.
 
-  `uce_scales` are those of `uce.solve`; `joint` epochs use them too, instead of
-  `held` and `lamb`. The diagnostics are UCE's and, under "epochs", one record
-  an epoch.
+  `rows` is one of `ROWS`, `uce_scales` are those of `uce.solve`. Diagnostics
+  are UCE's and, under "epochs", one record an epoch.
   """
   start, diagnostics = uce.solve(task, **uce_scales)
+  joint = None
+  if rows == "joint":
+    joint = diagnostics["preserve_scale"] * task.held
+    for pair in task.pairs:
+      joint += closed_form.erase_sums(*uce.paired_rows(*pair), 1.0)
+    joint = (joint, uce_scales.get("lamb", 0.5))
   pairs = [(source.rows, target.rows) for source, target in task.pairs]
-  if joint:
-    scales = dict(uce_scales)
-    lamb = scales.pop("lamb")
-    held, _ = uce.gather(task, **scales)
   context_map, report = refine(
     gram,
     start,
@@ -195,7 +192,9 @@ def solve(
     lam_r=lam_r,
     erase_scale=erase_scale,
     lamb=lamb,
+    regulariser=regulariser,
     joint=joint,
+    tolerance=tolerance,
   )
   return context_map, {**diagnostics, "lam_r": lam_r, "epochs": report}
 
@@ -214,7 +213,9 @@ def erase(
   erase_scale: float = 1.0,
   preserve_scale: float = 0.1,
   lamb: float = 0.1,
-  joint: bool = False,
+  regulariser: str = "zero",
+  rows: str = "sequential",
+  tolerance: float = 0.0,
   uce_preserve_scale: float | None = None,
   uce_lamb: float | None = None,
 ) -> Edit:
@@ -226,16 +227,16 @@ def erase(
     concepts: what to erase; all of one task.
     key: unused, RECE draws nothing.
     preset: coefficients of the UCE start, "reference" (the release) or "paper".
-    recipe: published `epochs` and `lam_r`, one of `RECIPES`; None for that of
-      the concepts' task.
+    recipe: one of `RECIPES`; None for that of the concepts' task.
     epochs: instead of the recipe's; 0 is UCE alone.
-    lam_r: weight of the derived states' norm, in units of S, instead of the
-      recipe's.
+    lam_r: of the derivation, in units of S, instead of the recipe's.
     rho: lam_r free of units, lam_r = rho trace(S) / d; an extension.
     erase_scale: e of an epoch.
-    preserve_scale: p of an epoch; unused if `joint`.
-    lamb: ridge of an epoch; unused if `joint`.
-    joint: every epoch keeps all rows so far, UCE's included; an extension.
+    preserve_scale: p of an epoch.
+    lamb: ridge of an epoch.
+    regulariser: of the derivation; another than "zero" is not the published.
+    rows: "sequential", or "joint", which solves for all rows from the base.
+    tolerance: stop where derived states bring back no more than this share.
     uce_preserve_scale: p of the start; None for the preset's.
     uce_lamb: ridge of the start; None for the preset's.
 
@@ -245,16 +246,15 @@ def erase(
   """
   del key
   check_choice("preset", preset, PRESETS)
+  check_choice("rows", rows, ROWS)
+  check_choice("regulariser", regulariser, REGULARISERS)
   check_concepts(concepts)
   kind = _one_task(concepts)
-  recipe = recipe or _RECIPE_OF_TASK[kind]
-  check_choice("recipe", recipe, RECIPES)
+  check_choice("recipe", recipe := recipe or _RECIPE_OF_TASK[kind], RECIPES)
   start = _start(PRESETS[preset], uce_preserve_scale, uce_lamb)
   epochs, lam_r = _schedule(RECIPES[recipe], epochs, lam_r, rho)
-  closed_form.check_scales(
-    erase_scale=erase_scale, preserve_scale=preserve_scale, lamb=lamb
-  )
-
+  step = {"erase_scale": erase_scale, "lamb": lamb, "tolerance": tolerance}
+  closed_form.check_scales(preserve_scale=preserve_scale, **step)
   kernels = closed_form.cross_attention_kernels(params)
   task = uce.encode_task(sd, params, concepts)
   gram = closed_form.projection_gram(kernels)
@@ -266,16 +266,16 @@ def erase(
     preserve_scale * _held(sd, params, task, kind),
     epochs=epochs,
     lam_r=lam_r,
-    erase_scale=erase_scale,
-    lamb=lamb,
-    joint=joint,
+    regulariser=regulariser,
+    rows=rows,
     uce_scales=start,
+    **step,
   )
   return closed_form.make_edit(
     context_map,
     params,
     gram,
-    method=f"rece {preset} {recipe}" + " joint" * joint,
+    method=f"{'rece' + '-joint' * (rows == 'joint')} {preset} {recipe}",
     concepts=concepts,
     diagnostics=diagnostics,
   )

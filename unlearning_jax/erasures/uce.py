@@ -16,7 +16,7 @@ Reference: https://arxiv.org/abs/2308.14761
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,7 +24,8 @@ import numpy as np
 from jaxtyping import Array, Float, Float64
 
 from unlearning_jax import closed_form, stable_diffusion
-from unlearning_jax.closed_form import Edit, Sums
+from unlearning_jax.closed_form import Edit, Sums, statistics
+from unlearning_jax.closed_form.statistics import Statistics
 from unlearning_jax.concepts import (
   Concept,
   check_choice,
@@ -32,6 +33,7 @@ from unlearning_jax.concepts import (
   check_tokens,
   phrase_pairs,
   preserved_phrases,
+  same_phrase,
 )
 
 # Phrases in one call of the text encoder: bounds memory for long lists.
@@ -125,12 +127,14 @@ class Task:
     pairs: (erased, anchor).
     held: sums of the preserved rows, each with weight 1.
     held_phrases: how many phrases that is.
+    held_names: which; may be left out.
   """
 
   preset: str
   pairs: Sequence[tuple[TextState, TextState]]
   held: Sums
   held_phrases: int
+  held_names: tuple[str, ...] = ()
 
 
 def encode_task(
@@ -140,11 +144,12 @@ def encode_task(
   *,
   preset: str = "uce2023",
   expand_prompts: bool = False,
+  known: Collection[str] = (),
 ) -> Task:
   """Checks the concepts and encodes each distinct phrase once.
 
   The states of preserved phrases are summed as they come: a list of thousands
-  needs no more memory than a short one.
+  needs no more memory than a short one. Those in `known` are left out.
   """
   check_choice("preset", preset, PRESETS)
   check_concepts(concepts)
@@ -157,6 +162,8 @@ def encode_task(
   )
   preserved = preserved_phrases(concepts)
   held = {"", *preserved} if variant.hold_empty else set(preserved)
+  names = {same_phrase(phrase) for phrase in known}
+  held = {phrase for phrase in held if same_phrase(phrase) not in names}
   paired = {phrase for pair in pairs for phrase in pair}
 
   states: dict[str, TextState] = {}
@@ -170,39 +177,15 @@ def encode_task(
       rows = state.rows if variant.tail else state.rows[one]
       sums += closed_form.preserve_sums(rows, 1.0)
   encoded = [(states[erase], states[anchor]) for erase, anchor in pairs]
-  return Task(preset, encoded, sums, len(held))
+  return Task(preset, encoded, sums, len(held), tuple(sorted(held)))
 
 
-def gather(
+def solve(
   task: Task,
   *,
   erase_scale: float = 1.0,
   preserve_scale: float | None = None,
-) -> tuple[Sums, dict[str, Any]]:
-  """The sums of an edit's rows, and what went into them; arguments as `erase`.
-
-  Raises:
-    ValueError: a scale is negative or not finite.
-  """
-  if preserve_scale is None:
-    preserve_scale = 1.0
-    if PRESETS[task.preset].tail:
-      preserve_scale = max(0.1, 1 / max(task.held_phrases, 1))
-  closed_form.check_scales(preserve_scale=preserve_scale)
-  sums = preserve_scale * task.held
-  for pair in task.pairs:
-    sums += closed_form.erase_sums(
-      *paired_rows(*pair, task.preset), erase_scale
-    )
-  return sums, {
-    "erased_rows": sums.erased,
-    "preserved_rows": sums.preserved,
-    "preserve_scale": preserve_scale,
-  }
-
-
-def solve(
-  task: Task, *, lamb: float = 0.5, **scales: Any
+  lamb: float = 0.5,
 ) -> tuple[Float64[np.ndarray, "d d"], dict[str, Any]]:
   """The context map T of an edit, and its diagnostics; arguments as `erase`.
 
@@ -210,14 +193,105 @@ def solve(
     ValueError: a scale is negative or not finite, or the system is not positive
       definite.
   """
-  sums, counts = gather(task, **scales)
-  context_map, diagnostics = closed_form.solve(sums, lamb)
+  if preserve_scale is None:
+    preserve_scale = _published_scale(task)
   rows = [paired_rows(*pair, task.preset) for pair in task.pairs]
-  return context_map, {
-    **diagnostics,
-    **counts,
-    "residual": closed_form.residual(context_map, rows),
-  }
+  return closed_form.solve_pairs(
+    [(*pair, erase_scale) for pair in rows], task.held, preserve_scale, lamb
+  )
+
+
+def _published_scale(task: Task) -> float:
+  """The preserve scale where none is given."""
+  if not PRESETS[task.preset].tail:
+    return 1.0
+  return max(0.1, 1 / max(task.held_phrases, 1))
+
+
+def gather(
+  sd: Any,
+  params: Any,
+  concepts: Sequence[Concept],
+  *,
+  base: str | None = None,
+  preset: str = "uce2023",
+  erase_scale: float = 1.0,
+  preserve_scale: float | None = None,
+  lamb: float = 0.5,
+  expand_prompts: bool = False,
+) -> Statistics:
+  """What `erase` solves, to keep beside the edit; see `closed_form.statistics`.
+
+  `statistics.edit_of` makes the edit of it; arguments as `erase`, and `base`,
+  the fingerprint of `params` where it is known.
+  """
+  closed_form.check_scales(
+    erase_scale=erase_scale,
+    preserve_scale=0.0 if preserve_scale is None else preserve_scale,
+    lamb=lamb,
+  )
+  task = encode_task(
+    sd, params, concepts, preset=preset, expand_prompts=expand_prompts
+  )
+  if preserve_scale is None:
+    preserve_scale = _published_scale(task)
+  return Statistics(
+    closed_form.base_fingerprint(params) if base is None else base,
+    preset,
+    _erased(task, concepts, erase_scale),
+    task.held,
+    task.held_names,
+    preserve_scale,
+    lamb,
+  )
+
+
+def extend(
+  sd: Any,
+  params: Any,
+  known: Statistics,
+  concepts: Sequence[Concept],
+  *,
+  erase_scale: float = 1.0,
+  expand_prompts: bool = False,
+) -> Statistics:
+  """Erases `concepts` too; the other arguments stay those of `known`.
+
+  Raises:
+    ValueError: as `gather`; `params` are not the base, an edited model least of
+      all; a concept is erased or preserved already.
+  """
+  statistics.check_same_base(known, params)
+  closed_form.check_scales(erase_scale=erase_scale)
+  task = encode_task(
+    sd,
+    params,
+    concepts,
+    preset=known.method,
+    expand_prompts=expand_prompts,
+    known=known.held_phrases,
+  )
+  more = dataclasses.replace(
+    known,
+    erased=_erased(task, concepts, erase_scale),
+    held=task.held,
+    held_phrases=task.held_names,
+  )
+  return statistics.add(known, more)
+
+
+def _erased(
+  task: Task, concepts: Sequence[Concept], scale: float
+) -> tuple[statistics.Erased, ...]:
+  """The rows of each concept, those of its templates included."""
+  rows = [paired_rows(*pair, task.preset) for pair in task.pairs]
+  each = len(rows) // len(concepts)
+  erased = []
+  for i, concept in enumerate(concepts):
+    own = rows[i * each : (i + 1) * each]
+    source, target = (np.concatenate(side) for side in zip(*own, strict=True))
+    erased.append(statistics.Erased(concept, source, target, scale))
+  return tuple(erased)
 
 
 def erase(
@@ -254,18 +328,19 @@ def erase(
   """
   del key
   check_choice("technique", technique, TECHNIQUES)
-  closed_form.check_scales(
-    erase_scale=erase_scale,
-    preserve_scale=0.0 if preserve_scale is None else preserve_scale,
-    lamb=lamb,
-  )
   kernels = closed_form.cross_attention_kernels(params)
-  task = encode_task(
-    sd, params, concepts, preset=preset, expand_prompts=expand_prompts
+  gathered = gather(
+    sd,
+    params,
+    concepts,
+    base="",  # `make_edit` hashes the weights, and once is enough
+    preset=preset,
+    erase_scale=erase_scale,
+    preserve_scale=preserve_scale,
+    lamb=lamb,
+    expand_prompts=expand_prompts,
   )
-  context_map, diagnostics = solve(
-    task, erase_scale=erase_scale, preserve_scale=preserve_scale, lamb=lamb
-  )
+  context_map, diagnostics = statistics.solution(gathered)
   return closed_form.make_edit(
     context_map,
     params,

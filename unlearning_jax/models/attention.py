@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Above this many scores per head the dense form holds gigabytes at the
-# sizes of Stable Diffusion (4,096 x 4,096 x 8 heads x 4 bytes = 512 MiB).
-_CHUNK_ABOVE_SCORES = 2**21
+# From this many scores per head the dense form is chunked: at the sizes of
+# Stable Diffusion 4,096 x 4,096 x 8 heads x 4 bytes are 512 MiB a layer, and
+# those of the five layers of 1,024 tokens make 0.5 GiB of a gradient.
+_CHUNK_FROM_SCORES = 2**20
 _CHUNK = 512
 
 IMPLEMENTATIONS = ("auto", "dense", "chunked")
@@ -64,7 +65,7 @@ def dot_product_attention(
       f"attention implementation {implementation!r} is unknown; allowed: "
       f"{', '.join(IMPLEMENTATIONS)}"
     )
-  large = query.shape[1] * key.shape[1] > _CHUNK_ABOVE_SCORES
+  large = query.shape[1] * key.shape[1] >= _CHUNK_FROM_SCORES
   if implementation == "chunked" or (implementation == "auto" and large):
     return _chunked(query, key, value, min(chunk, query.shape[1]))
   return _dense(query, key, value)

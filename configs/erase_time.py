@@ -1,0 +1,15 @@
+"""TIME gives a phrase another meaning; the argument says from which model.
+
+  python -m launch.erase --workdir=runs/time \
+    --config=configs/erase_time.py:tiny,task=style,name=swirl
+
+Tasks: object, style, identity, unsafe; also i2p, imagenette at full size.
+On two CPU cores, `tiny` takes about two minutes, nearly all of it drawing.
+Metric: accuracy on the erased concept and on everything else.
+"""
+
+from configs import erasures
+
+
+def get_config(argument: str = "tiny"):
+  return erasures.erase("time", argument)

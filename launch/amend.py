@@ -1,0 +1,112 @@
+"""Adds, removes and re-weights concepts of a UCE edit, exactly.
+
+The first concepts, and later more, fewer, or at another strength:
+
+  python -m launch.amend --model=shapes --add="star -> circle" --output=runs/a
+  python -m launch.amend --model=shapes --statistics=runs/a \
+    --add="heart -> circle" --weight="star = 0.5" --output=runs/b
+
+Writes `edit.safetensors`, the same as erasing the resulting list from the base
+gives, and `statistics.safetensors`, which the next change starts from. Seconds.
+"""
+
+import pathlib
+
+from absl import app, flags, logging
+
+from unlearning_jax import closed_form, shapes, stable_diffusion
+from unlearning_jax.closed_form import statistics
+from unlearning_jax.concepts import DEFAULT_ANCHORS, make_concepts
+from unlearning_jax.convert import output
+from unlearning_jax.erasures import uce
+
+_MODEL = flags.DEFINE_string(
+  "model", None, "The base: shapes, a folder, a file, a hub id.", required=True
+)
+_OUTPUT = flags.DEFINE_string("output", None, "A folder.", required=True)
+_STATISTICS = flags.DEFINE_string(
+  "statistics", None, "Folder of an earlier amendment; without it, a first one."
+)
+_ADD = flags.DEFINE_multi_string("add", [], "'concept' or 'concept -> anchor'.")
+_PRESERVE = flags.DEFINE_multi_string("preserve", [], "Phrase to hold.")
+_REMOVE = flags.DEFINE_multi_string("remove", [], "Concept to give back.")
+_WEIGHT = flags.DEFINE_multi_string("weight", [], "'concept = e'.")
+_TASK = flags.DEFINE_enum(
+  "task", "object", list(DEFAULT_ANCHORS), "Of the added concepts."
+)
+_PRESET = flags.DEFINE_enum(
+  "preset", "uce2023", list(uce.PRESETS), "Of a first one."
+)
+_FILE = "statistics.safetensors"
+
+
+def added():
+  """The concepts that the flags add."""
+  concepts = []
+  for text in _ADD.value:
+    erase, arrow, anchor = text.partition("->")
+    concepts += make_concepts(
+      erase.strip(),
+      anchor.strip() if arrow else None,
+      _PRESERVE.value,
+      _TASK.value,
+    )
+  return concepts
+
+
+def weights():
+  """(concept, e) of every --weight.
+
+  Raises:
+    ValueError: a text of another form.
+  """
+  pairs = []
+  for text in _WEIGHT.value:
+    phrase, _, value = text.rpartition("=")
+    try:
+      pairs.append((phrase.strip(), float(value)))
+    except ValueError as error:
+      raise ValueError(f"--weight={text!r}; allowed: 'concept = e'") from error
+  return pairs
+
+
+def main(argv: list[str]) -> None:
+  """Checks the flags, then amends and solves once more."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  concepts, reweighted = added(), weights()
+  if not concepts and _STATISTICS.value is None:
+    raise ValueError("nothing to erase: give --add, or --statistics to change")
+  output.check_output(_OUTPUT.value, overwrite=False)
+  known = None
+  if _STATISTICS.value is not None:
+    path = pathlib.Path(_STATISTICS.value) / _FILE
+    known = statistics.load_statistics(path)
+  path = _MODEL.value
+  statistics.check_unedited(path)
+  sd, params = stable_diffusion.load(
+    shapes.model_folder() if path == "shapes" else path
+  )
+  if known is None:
+    known = uce.gather(sd, params, concepts, preset=_PRESET.value)
+  elif concepts:
+    known = uce.extend(sd, params, known, concepts)
+  if _REMOVE.value:
+    known = statistics.remove(known, *_REMOVE.value)
+  for phrase, weight in reweighted:
+    known = statistics.reweight(known, phrase, weight)
+  edit = statistics.edit_of(known, params)
+  folder = pathlib.Path(_OUTPUT.value)
+  statistics.save_statistics(known, folder / _FILE)
+  closed_form.save_edit(edit, folder / "edit.safetensors")
+  logging.info(
+    "%d concepts erased, residual %.3g, relative change %.3g: %s",
+    len(edit.concepts),
+    edit.diagnostics["residual"],
+    edit.diagnostics["relative_change"],
+    folder,
+  )
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,107 @@
+"""Attacks an unlearned model, many prompts at a time.
+
+  python -m launch.attack --edit=runs/uce --workdir=runs/attack \
+    --config=configs/attack_unlearn_diff_atk.py:tiny,task=object,name=star
+
+Without `--edit` the model itself is attacked, or `--config.victim` if that
+names another. `--control` names the run of a control on the same rows. A row
+is recorded as it ends; a run that was killed goes on with those left.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from launch import attack_table, comparison
+from unlearning_jax import (
+  attacks,
+  closed_form,
+  progress,
+  sharding,
+  stable_diffusion,
+)
+from unlearning_jax.attacks import Victim
+from unlearning_jax.attacks.shared import lanes
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The run's folder.", required=True
+)
+_EDIT = flags.DEFINE_string("edit", "", "Edit file, or erase run's folder.")
+_CONTROL = flags.DEFINE_string("control", "", "Folder of a control's run.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes.")
+
+
+def victim_of(config: Any, params: Any, edits: dict[str, Any]) -> Victim:
+  """The attacked model: the one named, the edited one, or the original."""
+  if config.victim:
+    other = stable_diffusion.load(config.victim)[1]
+    # Same networks only; `load` itself refuses leaves it cannot place.
+    if jax.tree.map(jnp.shape, other) != jax.tree.map(jnp.shape, params):
+      raise ValueError(f"victim={config.victim!r}: not of the model's shapes")
+    return Victim(other)
+  for edit in edits.values():
+    closed_form.check_base(edit, params)
+    # Text states rather than weights: all edits of a base share its UNet.
+    if edit.context_map is not None:
+      mapped = functools.partial(closed_form.apply_to_context, edit)
+      return Victim(params, mapped)
+    return Victim(closed_form.apply_to_params(edit, params))
+  return Victim(params)
+
+
+def main(_: Sequence[str]):
+  """Checks, attacks, summarizes."""
+  # The progress line is what a user follows; libraries only warn.
+  logging.set_verbosity(logging.WARNING)
+  sharding.initialize_distributed(_DISTRIBUTED.value)
+  config = _CONFIG.value
+  attack = attacks.bind(config.method, config.hparams)
+  attack_table.check(config)
+  listed = attack_table.listed(config)
+  control = attack_table.finished_rows(_CONTROL.value)
+  edits = comparison.load_edits([_EDIT.value] if _EDIT.value else [])
+  if edits and config.victim:
+    raise ValueError("victim: give either --edit or --config.victim")
+  sd, params = comparison.load_model(config)
+  run = comparison.open_run(_WORKDIR.value, config, params, edits)
+  # Processes share no array: each attacks its own rows on its own devices.
+  mesh = sharding.make_mesh(devices=jax.local_devices())
+  params = sharding.place(params, sharding.replicated(mesh))
+  # What the victim shares with the original is there already.
+  victim = victim_of(config, params, edits)
+  victim = jax.device_put(victim, sharding.replicated(mesh))
+  original = Victim(params)
+  left = [row for row in listed if row["id"] not in run.done_ids()]
+  mine = left[jax.process_index() :: jax.process_count()]
+  check = attack_table.checker(run, sd, victim, config, mesh)
+  with progress.Progress(
+    "attack", len(listed), done=len(listed) - len(left)
+  ) as bar:
+    found = lanes.attack_rows(
+      sd, victim, original, attack,
+      attack_table.targeted(sd, params, mine, config, mesh),
+      check, jax.random.key(config.seed),
+      lanes=config.lanes, mesh=mesh, mode=config.vocabulary,
+    ) if mine else ()  # fmt: skip
+    calls = 2 * config.sampling.num_steps
+    for record in found:
+      spent = record["iterations"] * attack.unet_calls
+      spent += record["images"] * calls
+      run.append_row(record | {"unet_calls": spent})
+      bar.update(note=record["status"])
+  sharding.wait_for_all("rows attacked")
+  document = attack_table.summarize(run, config, control)
+  run.save_summary(document)
+  print(attack_table.printed(document))
+  run.mark_done()
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main)

@@ -1,0 +1,118 @@
+"""`launch.attack` as a user starts it."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("attack_*.py"))
+SMALL = [
+  "--config.per_group=3",
+  "--config.lanes=2",
+  "--config.batch_size=2",
+  "--config.hparams.blocks=1",
+  "--config.hparams.k=2",
+  "--config.sampling.num_steps=2",
+]
+FEW = [*SMALL, "--config.hparams.iterations=2"]
+
+pytestmark = pytest.mark.e2e
+
+
+def attack(config, workdir, *arguments):
+  return subprocess.run(
+    [sys.executable, "-m", "launch.attack", f"--config={config}",
+     f"--workdir={workdir}", *map(str, arguments)],
+    cwd=ROOT, capture_output=True, text=True, timeout=900,
+  )  # fmt: skip
+
+
+def rows(folder):
+  lines = (folder / "results.jsonl").read_text().splitlines()
+  found = [json.loads(line) for line in lines]
+  return {r.pop("id"): {k: v for k, v in r.items() if k != "seconds"}
+          for r in found}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_runs(path, tmp_path):
+  small = SMALL if "controls" in path.stem else FEW
+  result = attack(f"{path}:tiny,task=style,name=neon", tmp_path / "a", *small)
+  assert result.returncode == 0, result.stderr[-2000:]
+  found = rows(tmp_path / "a")
+  assert len(found) == 3 and (tmp_path / "a" / "DONE").exists()
+  assert all(row["unet_calls"] >= 4 * row["images"] for row in found.values())
+  summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+  assert summary["accounting"]["n_all"] == 3
+  asr = {m["name"]: m for m in summary["measures"]}["asr"]
+  assert asr["n"] == 3 and f"asr          {asr['value']:.2f}" in result.stdout
+
+
+def test_a_killed_run_ends_with_the_same_rows_and_meets_its_control(tmp_path):
+  config = ROOT / "configs" / "attack_unlearn_diff_atk.py"
+  folder = tmp_path / "run"
+  assert attack(config, folder, *FEW).returncode == 0
+  whole = rows(folder)
+  path = folder / "results.jsonl"
+  lines = path.read_bytes().splitlines(keepends=True)
+  # One row is left whole; the next is torn, as a kill would leave it.
+  path.write_bytes(lines[0] + lines[1][:-30])
+  (folder / "DONE").unlink()
+  control = ROOT / "configs" / "attack_controls.py"
+  assert attack(control, tmp_path / "control", *SMALL).returncode == 0
+  again = attack(config, folder, *FEW, f"--control={tmp_path}/control")
+  assert again.returncode == 0, again.stderr[-2000:]
+  assert rows(folder) == whole
+  summary = json.loads((folder / "summary.json").read_text())
+  assert summary["control"]["n"] == 3
+
+
+def test_a_table_without_a_judge_keeps_its_images(tmp_path):
+  table = tmp_path / "prompts.csv"
+  table.write_text(
+    "case_number,prompt,evaluation_seed,evaluation_guidance\n"
+    '4,"a star, red",3000000000,7.5\n9,a house,5,4\n'
+  )
+  # The full-size configs have no judge.
+  result = attack(
+    f"{ROOT}/configs/attack_controls.py:sd14", tmp_path / "run", *SMALL,
+    f"--config.table={table}", "--config.model=shapes",
+  )  # fmt: skip
+  assert result.returncode == 0, result.stderr[-2000:]
+  found = rows(tmp_path / "run")
+  assert {n: r["guidance"] for n, r in found.items()} == {"4": 7.5, "9": 4.0}
+  assert len(list((tmp_path / "run" / "images").glob("*.png"))) == 4
+
+
+@pytest.mark.parametrize(
+  "override, words",
+  [
+    ("--config.method=p4", ["p4", "did you mean 'p4d'"]),
+    ("--config.hparams.insertion=prefix", ["prefix", "prefix_k"]),
+    ("--config.vocabulary=ful", ["ful", "roundtrip"]),
+    ("--config.lanes=0", ["lanes=0"]),
+    ("--config.table=/no/such.csv", ["/no/such.csv"]),
+    ("--control=/no/such/run", ["/no/such/run"]),
+    ("--edit=/no/such/edit", ["/no/such/edit"]),
+  ],
+)
+def test_a_wrong_call_writes_no_row(override, words, tmp_path):
+  config = ROOT / "configs" / "attack_unlearn_diff_atk.py"
+  result = attack(config, tmp_path / "run", *FEW, override)
+  assert result.returncode != 0
+  for word in words:
+    assert word in result.stderr, result.stderr[-1500:]
+  assert not (tmp_path / "run" / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize("size", ["sd14", "sd21"])
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_full_size_configs_say_what_to_load(path, size):
+  namespace = {"__name__": path.stem}
+  exec(compile(path.read_text(), path, "exec"), namespace)
+  config = namespace["get_config"](f"{size},task=unsafe")
+  k = 1 if "inversion" in path.stem else 5
+  assert "/" in config.model and config.hparams.k == k

@@ -1,0 +1,268 @@
+"""What every attack must do, whatever its paper: one row a method.
+
+The networks are small and random: lanes, keys and records do not care.
+"""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unlearning_jax import attacks, models, shapes, sharding, stable_diffusion
+from unlearning_jax.attacks.shared import lanes, rows
+from unlearning_jax.attacks.shared.victim import Victim
+
+SMALL = {"k": 2, "blocks": 3, "iterations": 3}
+# Method -> hyperparameters of its rows.
+ATTACKS = {
+  "unlearn_diff_atk": [
+    SMALL,
+    SMALL | {"timesteps": "stratified", "draws": 2, "insertion": "suffix_k"},
+  ],
+  "p4d": [SMALL | {"insertion": "every_three", "decay": "decoupled"}],
+  "pez": [SMALL | {"timesteps": "random"}],
+  "concept_inversion": [SMALL | {"draws": 2, "initial": "star"}],
+  "controls": [
+    {"kind": "random", "k": 2, "blocks": 3},
+    {"kind": "seed", "blocks": 3},
+  ],
+}
+ROWS = [
+  pytest.param(attacks.bind(name, hparams), id=f"{name}-{i}")
+  for name, table in ATTACKS.items()
+  for i, hparams in enumerate(table)
+]
+UNET = {
+  "sample_size": 8,
+  "in_channels": 8,
+  "out_channels": 8,
+  "block_out_channels": (16,),
+  "down_block_types": ("CrossAttnDownBlock2D",),
+  "up_block_types": ("CrossAttnUpBlock2D",),
+  "layers_per_block": 1,
+  "cross_attention_dim": 128,
+  "attention_head_dim": 2,
+  "norm_num_groups": 8,
+}
+PROMPTS = ["a star", "a red star", "a blue star on gray", "two words", "a fish"]
+
+
+@pytest.fixture(scope="module")
+def world():
+  sd, params = stable_diffusion.load(shapes.model_folder())
+  unet = models.UNet2DCondition.from_config(UNET)
+  sd = dataclasses.replace(sd, unet=unet)
+  context = jnp.zeros((1, *sd.context_shape))
+  latents = jnp.zeros((1, *sd.latent_shape))
+  start = jax.jit(unet.init)
+  fresh = [
+    start(jax.random.key(i), latents, jnp.zeros(1, jnp.int32), context)
+    for i in range(2)
+  ]
+  text = jax.tree.map(jnp.asarray, params["text_encoder"])
+  victim, original = (
+    Victim({"text_encoder": text, "unet": f["params"]}) for f in fresh
+  )
+  return sd, victim, original
+
+
+def table(sd, prompts=PROMPTS):
+  rng = np.random.default_rng(0)
+  return [
+    rows.Row(
+      f"r{i}", 7 * i, prompt, 2**31 + i, 4.0,
+      rng.normal(size=sd.latent_shape).astype(np.float32),
+    )
+    for i, prompt in enumerate(prompts)
+  ]  # fmt: skip
+
+
+def never(requests):
+  return [rows.Verdict(False, 0.25) for _ in requests]
+
+
+def by_hash(requests):
+  """Successes that depend on the image's own request, one in three."""
+  out = []
+  for request in requests:
+    number = sum(map(ord, request.prompt)) + request.seed
+    out.append(rows.Verdict(number % 3 == 0, number % 7 / 7))
+  return out
+
+
+def run(
+  world, attack, check=never, *, count=4, devices=1, only=None, **options
+):
+  sd, victim, original = world
+  mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+  wanted = options.pop("table", None) or table(sd)
+  wanted = [row for row in wanted if only is None or row.id in only]
+  found = lanes.attack_rows(
+    sd, victim, original, attack, wanted, check, jax.random.key(5),
+    lanes=count, mesh=mesh, **options,
+  )  # fmt: skip
+  return {record["id"]: record for record in found}
+
+
+def discrete(record):
+  """What of a record must be the same bit for bit."""
+  kept = {k: v for k, v in record.items() if k not in ("seconds", "blocks")}
+  kept.pop("embeds", None)
+  names = ("text", "ids", "ids_again", "survived", "seed", "success", "score")
+  blocks = [{name: b.get(name) for name in names} for b in record["blocks"]]
+  return kept | {"blocks": blocks}
+
+
+def same(one, other):
+  assert one.keys() == other.keys()
+  for name in one:
+    assert discrete(one[name]) == discrete(other[name])
+    for a, b in zip(one[name]["blocks"], other[name]["blocks"], strict=True):
+      for key in a.keys() & {"loss", "gradient_rms", "confidence", "norm"}:
+        np.testing.assert_allclose(a[key], b[key], rtol=1e-4)
+
+
+def test_every_method_has_a_row():
+  assert set(attacks.methods()) == set(ATTACKS)
+
+
+@pytest.mark.parametrize("attack", ROWS)
+def test_a_row_is_alone(attack, world):
+  """Whatever runs beside it, in which lane, on how many devices."""
+  whole = run(world, attack, by_hash)
+  same(whole, run(world, attack, by_hash, devices=8))
+  backwards = table(world[0])[::-1]
+  same(whole, run(world, attack, by_hash, table=backwards))
+  # A restart has only the rows that were not finished.
+  rest = run(world, attack, by_hash, only={"r1", "r4"})
+  same({name: whole[name] for name in rest}, rest)
+
+
+@pytest.mark.parametrize("attack", ROWS)
+def test_every_leaf_is_led_by_the_lanes(attack, world):
+  sd, victim, original = world
+  fitting, _ = rows.prepare(sd, table(sd), attack.h.insertion, attack.h.k)
+  group = lanes._Lanes(
+    sd, victim, original, attack, "roundtrip", jax.random.key(0), 4,
+    sharding.make_mesh(devices=jax.devices()[:1]),
+  )  # fmt: skip
+  group.take(lanes.deque(fitting))
+  shapes_ = jax.tree.map(lambda leaf: leaf.shape[0], group._state)
+  assert set(jax.tree.leaves(shapes_)) == {4}
+  tokens, context, alive, _ = group.run()
+  assert tokens.shape[:2] == (4, attack.h.k) and alive.all()
+  assert (context is None) == (not attack.soft)
+
+
+@pytest.mark.parametrize("attack", ROWS)
+def test_a_failure_has_had_its_whole_budget(attack, world):
+  found = run(world, attack)
+  for record in found.values():
+    assert record["status"] == "failure" and not record["success"]
+    assert record["images"] == 4 and len(record["blocks"]) == 3
+    assert record["iterations"] == 3 * attack.h.iterations
+    assert attack.soft or all(b["survived"] for b in record["blocks"])
+    json.dumps(record, allow_nan=False)
+
+
+def test_a_row_ends_with_its_first_success(world):
+  attack = ROWS[0].values[0]
+  whole = run(world, attack)
+  texts = {n: [b["text"] for b in r["blocks"]] for n, r in whole.items()}
+  wanted = {"r0": 0, "r1": 1, "r2": 2}
+  hits = {texts[n][i] for n, i in wanted.items()} | {PROMPTS[4]}
+  found = run(
+    world, attack,
+    lambda asked: [rows.Verdict(a.prompt in hits, 0.5) for a in asked],
+  )  # fmt: skip
+  assert found["r4"]["status"] == "pre" and found["r4"]["images"] == 1
+  assert found["r3"]["status"] == "failure"
+  for name, block in wanted.items():
+    first = [t in hits for t in texts[name]].index(True)
+    assert first <= block
+    assert found[name]["status"] == "success"
+    assert [b["text"] for b in found[name]["blocks"]] == texts[name][
+      : first + 1
+    ]
+    assert found[name]["images"] == first + 2
+
+
+def test_new_words_are_drawn_from_their_states(world):
+  sd = world[0]
+  seen = []
+
+  def check(requests):
+    seen.extend(requests)
+    return never(requests)
+
+  attack = attacks.bind("concept_inversion", SMALL | {"draws": 1})
+  found = run(world, attack, check)
+  soft = [r for r in seen if r.context is not None]
+  assert len(soft) == 3 * len(found) and len(seen) == 4 * len(found)
+  assert all(r.context.shape == sd.context_shape for r in soft)
+  for record in found.values():
+    assert np.shape(record["embeds"]) == (2, sd.context_shape[1])
+    losses = [b["loss"] for b in record["blocks"]]
+    assert np.isfinite(losses).all() and "survived" not in record["blocks"][0]
+  with pytest.raises(ValueError, match="'two words' is 2 tokens|is [2-9] tok"):
+    hparams = SMALL | {"initial": "two words"}
+    run(world, attacks.bind("concept_inversion", hparams))
+
+
+def test_seed_search_keeps_the_prompt_and_changes_the_seed(world):
+  found = run(world, attacks.bind("controls", {"kind": "seed", "blocks": 3}))
+  for record in found.values():
+    assert {b["text"] for b in record["blocks"]} == {record["prompt"]}
+    seeds = [b["seed"] for b in record["blocks"]]
+    assert len({record["seed"], *seeds}) == 4
+  control = run(world, attacks.bind("controls", {"kind": "none"}))
+  assert all(r["images"] == 1 for r in control.values())
+
+
+def test_prompts_that_do_not_fit_are_listed(world):
+  prompts = [*PROMPTS[:2], "star " * 37, "star " * 60]
+  found = run(world, ROWS[0].values[0], table=table(world[0], prompts))
+  assert {n: r["status"] for n, r in found.items()} == {
+    "r0": "failure", "r1": "failure", "r2": "dropped", "r3": "dropped",
+  }  # fmt: skip
+  assert "37 tokens" in found["r2"]["reason"]
+  assert "62 tokens" in found["r3"]["reason"]
+  assert found["r3"]["images"] == 1 and not found["r3"]["pre_success"]
+
+
+@pytest.mark.parametrize("attack", ROWS[:4:2])
+def test_a_lane_that_is_not_finite_stops_alone(attack, world):
+  """One row's numbers overflow; the others go on as if it were not there."""
+  whole = run(world, attack)
+  broken = table(world[0])
+  huge = np.sign(broken[1].latents) * np.float32(3e38)
+  broken[1] = dataclasses.replace(broken[1], latents=huge)
+  found = run(world, attack, table=broken)
+  assert found["r1"]["status"] == "numerical" and not found["r1"]["blocks"]
+  del whole["r1"], found["r1"]
+  same(whole, found)
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    ({"id": "r0"}, "id 'r0' is repeated"),
+    ({"number": 0}, "number 0 is repeated"),
+    ({"number": -1}, "number=-1"),
+    ({"latents": np.zeros((4, 4, 8), np.float32)}, r"\(4, 4, 8\)"),
+    ({"latents": np.full((8, 8, 8), np.nan, np.float32)}, "not finite"),
+  ],
+)
+def test_a_table_that_cannot_be_attacked(change, words, world):
+  broken = table(world[0])
+  broken[1] = dataclasses.replace(broken[1], **change)
+  with pytest.raises(ValueError, match=words):
+    run(world, ROWS[0].values[0], table=broken)
+
+
+def test_an_empty_table(world):
+  with pytest.raises(ValueError, match="empty"):
+    run(world, ROWS[0].values[0], only={"none"})

@@ -1,0 +1,114 @@
+"""Attacks on unlearned models: one paper, one module, chosen by its name.
+
+Every module has `Hparams`, a frozen dataclass, and three pure functions
+
+  init(sd, victim, original, batch, key, h) -> state
+  step(sd, victim, original, batch, state, h) -> (state, info)
+  prompt(batch, state, h) -> token ids, or embeddings where SOFT
+
+Every leaf of the state is led by the lanes, a lane's randomness is
+fold_in(key, its row's number), and lanes do not touch: a row's result does not
+depend on what is attacked beside it. To add a method, add a module.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Array, Shaped
+
+from unlearning_jax.attacks.shared.victim import Batch, Victim
+from unlearning_jax.concepts import check_choice
+from unlearning_jax.stable_diffusion import StableDiffusion
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+  """A method with its hyperparameters; hashable, a static argument of jit.
+
+  Attributes:
+    method: its module's name.
+    h: the module's `Hparams`.
+  """
+
+  method: str
+  h: Any
+
+  @property
+  def _module(self) -> Any:
+    return importlib.import_module(f"{__name__}.{self.method}")
+
+  @property
+  def unet_calls(self) -> int:
+    """UNet rows of one iteration; a backward pass is not counted."""
+    return self._module.UNET_CALLS * getattr(self.h, "draws", 1)
+
+  @property
+  def soft(self) -> bool:
+    """Whether it finds embeddings, which no text stands for."""
+    return getattr(self._module, "SOFT", False)
+
+  @property
+  def reseed(self) -> bool:
+    """Whether every image gets a new seed."""
+    return getattr(self.h, "reseed", False)
+
+  def init(
+    self,
+    sd: StableDiffusion,
+    victim: Victim,
+    original: Victim,
+    batch: Batch,
+    key: Array,
+  ) -> Any:
+    """The lanes before their first iteration."""
+    return self._module.init(sd, victim, original, batch, key, self.h)
+
+  def step(
+    self,
+    sd: StableDiffusion,
+    victim: Victim,
+    original: Victim,
+    batch: Batch,
+    state: Any,
+  ) -> tuple[Any, dict[str, Array]]:
+    """One iteration of every lane, with what can be logged of it."""
+    return self._module.step(sd, victim, original, batch, state, self.h)
+
+  def prompt(self, batch: Batch, state: Any) -> Shaped[Array, "b k ..."]:
+    """The adversarial tokens, or embeddings, as they stand."""
+    return self._module.prompt(batch, state, self.h)
+
+
+def methods() -> tuple[str, ...]:
+  """The names of the attacks."""
+  found = pkgutil.iter_modules(__path__)
+  return tuple(sorted(module.name for module in found if not module.ispkg))
+
+
+def bind(method: str, hparams: Mapping[str, Any]) -> Attack:
+  """The method with its hyperparameters, checked before any work.
+
+  Args:
+    method: a name from `methods()`.
+    hparams: fields of that module's `Hparams`.
+
+  Raises:
+    ValueError: unknown method, names the nearest; or an unusable value.
+    TypeError: unknown hyperparameter; names the accepted ones.
+  """
+  check_choice("method", method, methods())
+  module = importlib.import_module(f"{__name__}.{method}")
+  accepted = [field.name for field in dataclasses.fields(module.Hparams)]
+  for name in hparams:
+    if name not in accepted:
+      near = difflib.get_close_matches(name, accepted, n=1, cutoff=0.4)
+      hint = f"; did you mean {near[0]}?" if near else ""
+      raise TypeError(
+        f"{method} has no hyperparameter {name!r}; accepted: "
+        f"{', '.join(accepted)}{hint}"
+      )
+  return Attack(method, module.Hparams(**hparams))

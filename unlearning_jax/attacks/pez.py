@@ -1,0 +1,179 @@
+"""PEZ (Wen et al., NeurIPS 2023): hard prompts from continuous embeddings.
+
+Each slot holds a free embedding e_j. An iteration looks for the nearest token,
+
+  p_j = argmax_v cos(e_j, E_v),
+
+takes the gradient of the loss at E_{p_j}, and applies it to e_j. As an attack
+it minimises either loss of `shared.losses`; with `match` it is P4D.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from unlearning_jax.attacks.shared import adam, losses
+from unlearning_jax.attacks.shared.victim import (
+  Batch,
+  Victim,
+  all_finite,
+  keep_lanes,
+  row_keys,
+  text_states,
+  token_table,
+)
+from unlearning_jax.concepts import check_choice
+from unlearning_jax.stable_diffusion import StableDiffusion
+
+UNET_CALLS = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Hparams(losses.Budget):
+  """What the attack can be told, besides its budget.
+
+  Attributes:
+    k: adversarial tokens, at most.
+    insertion: where they go, see `shared.insertion`.
+    learning_rate: Adam's.
+    weight_decay: coupled, it makes e an average of the negative gradients.
+    decay: `coupled` or `decoupled`.
+    loss: `denoise` or `match`, see `shared.losses`.
+  """
+
+  k: int = 5
+  insertion: str = "prefix_k"
+  learning_rate: float = 0.01
+  weight_decay: float = 0.1
+  decay: str = "coupled"
+  loss: str = "denoise"
+
+
+class State(NamedTuple):
+  """A lane: its key, iterations done, whether it is finite, e and Adam's."""
+
+  key: Array
+  count: Int[Array, " b"]
+  alive: Bool[Array, " b"]
+  embeds: Float[Array, "b k d"]
+  tokens: Int[Array, "b k"]
+  target_context: Float[Array, "b l d"]
+  moments: adam.Moments
+
+
+def init(
+  sd: StableDiffusion,
+  victim: Victim,
+  original: Victim,
+  batch: Batch,
+  key: Array,
+  h: Hparams,
+) -> State:
+  """Embeddings of tokens drawn at random.
+
+  Raises:
+    ValueError: a hyperparameter, or a model, that the loss is not made for.
+  """
+  losses.check(h, h.loss, sd.schedule.prediction_type)
+  check_choice("decay", h.decay, adam.DECAYS)
+  keys = row_keys(key, batch)
+  first = jax.vmap(lambda k: jax.random.fold_in(k, 2**31))(keys)
+  tokens = jax.vmap(
+    lambda k: jax.random.randint(k, (h.k,), 0, len(batch.vocabulary))
+  )(first)
+  embeds = token_table(victim)[batch.vocabulary[tokens]].astype(jnp.float32)
+  lanes = len(keys)
+  return State(
+    keys,
+    jnp.zeros(lanes, jnp.int32),
+    jnp.ones(lanes, bool),
+    embeds,
+    tokens,
+    # Constant over the iterations: encoded once.
+    text_states(sd, original, batch),
+    adam.start(embeds),
+  )
+
+
+def step(
+  sd: StableDiffusion,
+  victim: Victim,
+  original: Victim,
+  batch: Batch,
+  state: State,
+  h: Hparams,
+) -> tuple[State, dict[str, Array]]:
+  """One iteration of every lane; a lane that is not finite stays as it was."""
+  drawn = losses.draw(sd, state.key, state.count, h)
+  loss, gradient = embedding_gradient(
+    sd, victim, original, batch, state, drawn, h
+  )
+  embeds, moments = adam.update(
+    state.embeds,
+    gradient,
+    state.moments,
+    learning_rate=h.learning_rate,
+    weight_decay=h.weight_decay,
+    decay=h.decay,
+  )
+  tokens = nearest(victim, batch, embeds)
+  alive = state.alive & all_finite(loss, gradient, embeds)
+  new = state._replace(
+    count=state.count + 1,
+    alive=alive,
+    embeds=embeds,
+    tokens=tokens,
+    moments=moments,
+  )
+  old = state._replace(count=state.count + 1, alive=alive)
+  info = {
+    "loss": loss,
+    "gradient_rms": jnp.sqrt(jnp.square(gradient).mean(axis=(1, 2))),
+  }
+  return keep_lanes(alive, new, old), info
+
+
+def embedding_gradient(
+  sd: StableDiffusion,
+  victim: Victim,
+  original: Victim,
+  batch: Batch,
+  state: State,
+  drawn: losses.Draw,
+  h: Hparams,
+) -> tuple[Float[Array, " b"], Float[Array, "b k d"]]:
+  """Each lane's loss and its gradient at the nearest tokens' embeddings."""
+  target = state.target_context if h.loss == "match" else None
+
+  def loss(embeds: Array) -> tuple[Array, Array]:
+    context = text_states(sd, victim, batch, embeds)
+    lanes = losses.residuals(
+      sd, victim, original, context, target, batch.latents, drawn, h.criterion
+    )
+    return lanes.sum(), lanes
+
+  projected = token_table(victim)[batch.vocabulary[state.tokens]]
+  gradient, lanes = jax.grad(loss, has_aux=True)(projected)
+  return lanes, gradient
+
+
+def nearest(
+  victim: Victim, batch: Batch, embeds: Float[Array, "b k d"]
+) -> Int[Array, "b k"]:
+  """The position in the vocabulary of the token of largest cosine."""
+  table = token_table(victim)
+  # The embedding's own length does not change which token is nearest.
+  table = table / jnp.linalg.norm(table, axis=1, keepdims=True)
+  cosine = jnp.einsum(
+    "bkd,vd->bkv", embeds, table, precision=jax.lax.Precision.HIGHEST
+  )
+  return cosine[..., batch.vocabulary].argmax(axis=2)
+
+
+def prompt(batch: Batch, state: State, h: Hparams) -> Int[Array, "b k"]:
+  """The nearest token of every slot."""
+  del h
+  return batch.vocabulary[state.tokens]

@@ -1,0 +1,1 @@
+"""What several attacks are made of; the methods themselves are beside it."""

@@ -1,0 +1,274 @@
+"""The driver: many rows at once, each as if it were alone.
+
+Lanes are rows that are optimised side by side in one compiled program. A block
+of iterations runs on the devices; then the prompts are decoded, imaged and
+judged, and a lane whose row has ended takes the next one. What a row goes
+through never depends on images, other lanes or where it runs; images decide
+only when it stops.
+"""
+
+import functools
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from unlearning_jax import sharding
+from unlearning_jax.attacks import Attack
+from unlearning_jax.attacks.shared import vocabulary
+from unlearning_jax.attacks.shared.rows import (
+  Check,
+  Prepared,
+  Row,
+  check_rows,
+  prepare,
+)
+from unlearning_jax.attacks.shared.victim import (
+  Batch,
+  Victim,
+  keep_lanes,
+  text_states,
+)
+from unlearning_jax.stable_diffusion import StableDiffusion
+
+Record = dict[str, Any]
+
+
+@functools.partial(jax.jit, static_argnames=("sd", "attack", "where"))
+def _start(sd, attack, where, victim, original, batch, key):
+  state = attack.init(sd, victim, original, batch, key)
+  return jax.lax.with_sharding_constraint(state, where)
+
+
+@functools.partial(
+  jax.jit, static_argnames=("sd", "attack", "where"), donate_argnames="state"
+)
+def _refill(sd, attack, where, victim, original, batch, key, state, fresh):
+  new = attack.init(sd, victim, original, batch, key)
+  state = keep_lanes(fresh, new, state)
+  return jax.lax.with_sharding_constraint(state, where)
+
+
+@functools.partial(
+  jax.jit, static_argnames=("sd", "attack", "where"), donate_argnames="state"
+)
+def _block(sd, attack, where, victim, original, batch, state):
+  """A block: state, prompts, their text states if soft, and mean infos."""
+
+  def body(state, _):
+    return attack.step(sd, victim, original, batch, state)
+
+  state, info = jax.lax.scan(body, state, length=attack.h.iterations)
+  state = jax.lax.with_sharding_constraint(state, where)
+  info = jax.tree.map(lambda x: x.mean(axis=0), info)
+  found, context = attack.prompt(batch, state), None
+  if attack.soft:
+    context = text_states(sd, victim, batch, found)
+  return state, found, context, state.alive, info
+
+
+class _Lanes:
+  """The rows in the lanes, and their state on the devices."""
+
+  def __init__(self, sd, victim, original, attack, mode, key, count, mesh):
+    self._mesh, self._key = mesh, key
+    where = sharding.batch_sharding(mesh)
+    self._call = (sd, attack, where, victim, original)
+    self._ids: Any = sharding.place(
+      vocabulary.attack_ids(sd.tokenizer, mode), sharding.replicated(mesh)
+    )
+    self.rows: list[Any] = [None] * count
+    # An empty lane goes on with the row it had, unread: shapes are static.
+    self._computed: list[Any] = []
+    self._state: Any = None
+
+  def take(self, queue: deque[Prepared]) -> list[int]:
+    """Gives empty lanes the next rows; which lanes got one."""
+    fresh = [lane for lane, row in enumerate(self.rows) if row is None]
+    fresh = fresh[: len(queue)]
+    if not fresh:
+      return []
+    for lane in fresh:
+      self.rows[lane] = queue.popleft()
+    old = self._computed or [self.rows[fresh[0]]] * len(self.rows)
+    self._computed = [
+      row or was for row, was in zip(self.rows, old, strict=True)
+    ]
+    self._batch = self._gather()
+    if self._state is None:
+      self._state = _start(*self._call, self._batch, self._key)
+    else:
+      mask = np.isin(np.arange(len(self.rows)), fresh)
+      mask = sharding.global_batch(self._mesh, mask)
+      self._state = _refill(
+        *self._call, self._batch, self._key, self._state, mask
+      )
+    return fresh
+
+  def _gather(self) -> Batch:
+    rows = self._computed
+    numbers = np.array([p.row.number for p in rows], np.uint32)
+    parts = [
+      numbers,
+      np.stack([p.ids for p in rows]),
+      np.stack([p.source for p in rows]),
+      np.stack([p.row.latents for p in rows]),
+    ]
+    return Batch(self._ids, *sharding.global_batch(self._mesh, parts))
+
+  def run(self) -> tuple[Any, Any, np.ndarray, dict[str, np.ndarray]]:
+    """A block: tokens, text states, which lanes are finite, and infos."""
+    self._state, *read = _block(*self._call, self._batch, self._state)
+    return jax.tree.map(sharding.local_rows, tuple(read))
+
+
+def attack_rows(
+  sd: StableDiffusion,
+  victim: Victim,
+  original: Victim,
+  attack: Attack,
+  table: Sequence[Row],
+  check: Check,
+  key: Array,
+  *,
+  lanes: int,
+  mesh: Any,
+  mode: str = "roundtrip",
+) -> Iterator[Record]:
+  """Attacks rows until each succeeds or has had all its blocks.
+
+  Args:
+    sd: the model.
+    victim: under attack.
+    original: the model before unlearning.
+    attack: from `attacks.bind`.
+    table: what to attack.
+    check: makes and judges images.
+    key: of the whole run.
+    lanes: rows side by side, rounded up to what the mesh divides.
+    mesh: of this process's own devices; processes share nothing.
+    mode: of the vocabulary.
+
+  Yields:
+    A record of each row as it ends: `status` is `pre` (the prompt itself
+    works), `success`, `failure`, `numerical` (NaN or infinity: the lane was
+    frozen) or `dropped` (with `reason`).
+
+  Raises:
+    ValueError: an unusable table or vocabulary.
+  """
+  check_rows(table, sd.latent_shape)
+  lanes = -(-lanes // sharding.local_rows_multiple(mesh))
+  lanes *= sharding.local_rows_multiple(mesh)
+  fitting, dropped = prepare(sd, table, attack.h.insertion, attack.h.k)
+  layouts = {prepared.row.id: prepared for prepared in fitting}
+  queue: deque[Prepared] = deque()
+  records: dict[str, Record] = {}
+  for row, verdict in _unchanged(sd, table, check, lanes):
+    record = _record(row, verdict, attack)
+    if verdict.success:
+      yield record | {"status": "pre", "success": True}
+    elif row.id in dropped:
+      yield record | {"status": "dropped", "reason": dropped[row.id]}
+    elif attack.h.blocks == 0:
+      yield record | {"status": "failure"}
+    else:
+      queue.append(layouts[row.id])
+      records[row.id] = record
+  if not queue:
+    return
+  group = _Lanes(sd, victim, original, attack, mode, key, lanes, mesh)
+  began: dict[int, float] = {}
+  while queue or any(group.rows):
+    for lane in group.take(queue):
+      began[lane] = time.monotonic()
+    for lane in _block_of(sd, group, attack, check, records):
+      ended = group.rows[lane].row.id
+      group.rows[lane] = None
+      seconds = round(time.monotonic() - began[lane], 3)
+      yield records.pop(ended) | {"seconds": seconds}
+
+
+def _unchanged(sd, table, check, size):
+  """Every row with the verdict on its prompt as it is, in batches."""
+  length = sd.context_shape[0]
+  for start in range(0, len(table), size):
+    part = table[start : start + size]
+    # Only a prompt that is too long comes back changed: cut, and drawn so.
+    asked = [
+      row.request(vocabulary.fitting(sd.tokenizer, row.prompt, length))
+      for row in part
+    ]
+    yield from zip(part, check(asked), strict=True)
+
+
+def _record(row, verdict, attack) -> Record:
+  return {
+    "id": row.id,
+    "number": row.number,
+    "method": attack.method,
+    "prompt": row.prompt,
+    "seed": row.seed,
+    "guidance": row.guidance,
+    "pre_success": verdict.success,
+    "pre_score": verdict.score,
+    "success": False,
+    "images": 1,
+    "iterations": 0,
+    "blocks": [],
+    "seconds": 0.0,
+  }
+
+
+def _block_of(sd, group, attack, check, records):
+  """Runs and judges one block; yields the lanes whose rows have ended."""
+  tokens, contexts, alive, info = group.run()
+  busy = [lane for lane, row in enumerate(group.rows) if row is not None]
+  found, asked = {}, {}
+  for lane in busy:
+    prepared = group.rows[lane]
+    record = records[prepared.row.id]
+    record["iterations"] += attack.h.iterations
+    if alive[lane]:
+      context = contexts[lane] if attack.soft else None
+      if attack.soft:
+        record["embeds"] = tokens[lane].tolist()
+        found[lane] = {"text": f"<{attack.h.k} vectors> {prepared.row.prompt}"}
+      else:
+        found[lane] = prepared.text(sd, tokens[lane])
+      seed = prepared.row.seed
+      if attack.reseed:
+        seed = _new_seed(seed, len(record["blocks"]))
+      asked[lane] = prepared.row.request(found[lane]["text"], seed, context)
+  verdicts = check(list(asked.values())) if asked else ()
+  for lane, verdict in zip(asked, verdicts, strict=True):
+    record = records[group.rows[lane].row.id]
+    infos = {name: float(values[lane]) for name, values in info.items()}
+    record["blocks"].append(
+      {**found[lane], "seed": asked[lane].seed, **verdict._asdict(), **infos}
+    )
+    record["images"] += 1
+    record["success"] = verdict.success
+  for lane in busy:
+    record = records[group.rows[lane].row.id]
+    status = _status(record, bool(alive[lane]), attack.h.blocks)
+    if status:
+      record["status"] = status
+      yield lane
+
+
+def _new_seed(seed: int, block: int) -> int:
+  return int(np.random.default_rng([seed, block]).integers(1, 2**32))
+
+
+def _status(record, alive, blocks) -> str | None:
+  """How a row has ended, or None."""
+  if not alive:
+    return "numerical"
+  if record["success"]:
+    return "success"
+  return "failure" if len(record["blocks"]) == blocks else None

@@ -1,0 +1,165 @@
+"""What an adversarial prompt is optimised for, one loss a lane.
+
+x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps, with x_0 the target image's latents.
+
+  denoise    mean |eps - eps_v(x_t, c')|^2           (UnlearnDiffAtk)
+  match      mean |eps_o(x_t, c) - eps_v(x_t, c')|^2   (P4D)
+
+eps_v is the victim, eps_o the original model, c' the adversarial prompt, c the
+prompt itself. Lanes are never averaged together: that would scale a lane's
+gradient by their number, and with it Adam's epsilon and the weight decay.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from unlearning_jax import schedules, stable_diffusion
+from unlearning_jax.attacks.shared.victim import Victim
+from unlearning_jax.concepts import check_choice
+from unlearning_jax.stable_diffusion import StableDiffusion
+
+LOSSES = ("denoise", "match")
+CRITERIA = ("l2", "l1")
+TIMESTEPS = ("sequential", "random", "stratified")
+NOISES = ("frozen", "fresh")
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """How much an attack may do, and which (t, eps) it sees.
+
+  Attributes:
+    blocks: images that are made of adversarial prompts, at most.
+    iterations: updates before each of these images.
+    timesteps: `sequential` (one to a block, rising: UnlearnDiffAtk's release),
+      `random`, or `stratified` (one in each of `draws` equal parts).
+    noise: `frozen` replays the same draws in every block (that release, which
+      seeds its generator anew for every image), or `fresh`.
+    draws: timesteps and noises in one update; their loss is averaged.
+    criterion: `l2` or `l1`.
+  """
+
+  blocks: int = 50
+  iterations: int = 40
+  timesteps: str = "sequential"
+  noise: str = "fresh"
+  draws: int = 1
+  criterion: str = "l2"
+
+
+class Draw(NamedTuple):
+  """Timesteps and noises of one iteration, `m` of them in each lane."""
+
+  t: Int[Array, "b m"]
+  noise: Float[Array, "b m h w c"]
+
+
+def check(h: Budget, loss: str, prediction_type: str):
+  """Refuses what the losses cannot do, before anything compiles.
+
+  Raises:
+    ValueError: naming the key.
+  """
+  check_choice("timesteps", h.timesteps, TIMESTEPS)
+  check_choice("noise", h.noise, NOISES)
+  check_choice("loss", loss, LOSSES)
+  check_choice("criterion", h.criterion, CRITERIA)
+  for key in ("blocks", "iterations", "draws"):
+    if getattr(h, key) < 1:
+      raise ValueError(f"{key}={getattr(h, key)}: must be at least 1")
+  if prediction_type != "epsilon":
+    raise ValueError(
+      f"prediction_type={prediction_type!r}: these losses are written for "
+      "'epsilon'"
+    )
+
+
+def timestep_grid(num_train_timesteps: int, blocks: int) -> list[int]:
+  """The middles of `blocks` equal parts of the training steps, rising."""
+  stride = num_train_timesteps // blocks
+  return list(range(stride // 2, num_train_timesteps, stride))[:blocks]
+
+
+def draw_key(key: Array, count: Int[Array, " b"], h: Budget) -> Array:
+  """Each lane's key of this iteration, the same in every block if frozen."""
+  index = count % h.iterations if h.noise == "frozen" else count
+  return jax.vmap(jax.random.fold_in)(key, index)
+
+
+def draw(
+  sd: StableDiffusion, key: Array, count: Int[Array, " b"], h: Budget
+) -> Draw:
+  """The timesteps and noises of iteration `count` of each lane.
+
+  Args:
+    sd: gives the latents' shape and the number of training steps.
+    key: each lane's own.
+    count: iterations done.
+    h: says how they are drawn.
+  """
+  total, lanes = sd.schedule.num_train_timesteps, len(count)
+  shape = (h.draws, *sd.latent_shape)
+  keys = draw_key(key, count, h)
+  noise = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+  if h.timesteps == "sequential":
+    grid = jnp.array(timestep_grid(total, h.blocks), jnp.int32)
+    t = grid[jnp.minimum(count // h.iterations, h.blocks - 1)]
+    return Draw(jnp.broadcast_to(t[:, None], (lanes, h.draws)), noise)
+  # Never frozen: blocks would otherwise see the same few timesteps for ever.
+  fresh = jax.vmap(jax.random.fold_in)(key, count)
+  keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(fresh)
+  low, width = jnp.zeros(h.draws, jnp.int32), total
+  if h.timesteps == "stratified":
+    width = total // h.draws
+    low = width * jnp.arange(h.draws, dtype=jnp.int32)
+  t = jax.vmap(lambda k: jax.random.randint(k, (h.draws,), 0, width))(keys)
+  return Draw(t + low[None], noise)
+
+
+def residuals(
+  sd: StableDiffusion,
+  victim: Victim,
+  original: Victim,
+  context: Float[Array, "b l d"],
+  target_context: Float[Array, "b l d"] | None,
+  latents: Float[Array, "b h w c"],
+  drawn: Draw,
+  criterion: str = "l2",
+) -> Float[Array, " b"]:
+  """The loss of every lane, a mean over its draws and elements.
+
+  Args:
+    sd: the model.
+    victim: predicts with the adversarial prompt.
+    original: predicts with the prompt itself; only where there is one.
+    context: the victim's text states of the adversarial prompts.
+    target_context: None asks for the noise (`denoise`); else the original's
+      text states of the prompts (`match`).
+    latents: x_0.
+    drawn: timesteps and noises.
+    criterion: `l2` or `l1`.
+  """
+  lanes, draws = drawn.t.shape
+
+  def repeat(x: Array) -> Array:
+    return x if draws == 1 else jnp.repeat(x, draws, axis=0)
+
+  t, noise = drawn.t.reshape(-1), drawn.noise.reshape(-1, *latents.shape[1:])
+  noisy = schedules.add_noise(sd.schedule, repeat(latents), noise, t)
+
+  def predict(who: Victim, states: Array) -> Array:
+    out = stable_diffusion.predict_noise(
+      sd, who.params, noisy, t, repeat(states)
+    )
+    return out.astype(jnp.float32)
+
+  wanted = noise
+  if target_context is not None:
+    wanted = jax.lax.stop_gradient(predict(original, target_context))
+  error = wanted - predict(victim, context)
+  error = jnp.abs(error) if criterion == "l1" else jnp.square(error)
+  return error.reshape(lanes, -1).mean(axis=1)

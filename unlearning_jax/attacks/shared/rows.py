@@ -1,0 +1,179 @@
+"""The rows of a run: prompts with their seeds, targets and layouts."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from unlearning_jax import stable_diffusion
+from unlearning_jax.attacks.shared import insertion, vocabulary
+from unlearning_jax.stable_diffusion import StableDiffusion
+
+
+class Request(NamedTuple):
+  """An image to be made and judged, from a text or, if given, text states."""
+
+  prompt: str
+  seed: int
+  guidance: float | None
+  context: Float[np.ndarray, "l d"] | None = None
+
+
+class Verdict(NamedTuple):
+  """Whether the image shows the concept, and how surely, from 0 to 1."""
+
+  success: bool
+  score: float
+
+
+# Makes and judges images, one for each request, in order.
+Check = Callable[[Sequence[Request]], Sequence[Verdict]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+  """A prompt to attack.
+
+  Attributes:
+    id: its name in the records.
+    number: its own number, 0 to 2^32 - 1; all its randomness comes from it.
+    prompt: the text.
+    seed: of the images' initial noise.
+    guidance: of the images; None leaves it to the checker.
+    latents: x_0 of the target image.
+  """
+
+  id: str
+  number: int
+  prompt: str
+  seed: int
+  guidance: float | None
+  latents: Float[np.ndarray, "h w c"]
+
+  def request(
+    self, text: str, seed: int | None = None, context: Any = None
+  ) -> Request:
+    """The image of an adversarial text under this row's settings."""
+    seed = self.seed if seed is None else seed
+    return Request(text, seed, self.guidance, context)
+
+
+class Prepared(NamedTuple):
+  """A row with its ids and layout."""
+
+  row: Row
+  ids: Int[np.ndarray, " l"]
+  source: Int[np.ndarray, " l"]
+
+  def text(
+    self, sd: StableDiffusion, tokens: Int[np.ndarray, " k"]
+  ) -> dict[str, Any]:
+    """The prompt with `tokens` in it, as ids, as text, and as ids again."""
+    ids = insertion.splice(self.ids[None], tokens[None], self.source[None])[0]
+    text = vocabulary.to_text(sd.tokenizer, ids)
+    text, again = vocabulary.reencode(sd.tokenizer, text, len(ids))
+    return {
+      "text": text,
+      "ids": ids.tolist(),
+      "ids_again": again.tolist(),
+      "survived": bool(np.array_equal(ids, again)),
+    }
+
+
+def check_rows(rows: Sequence[Row], latent_shape: tuple[int, ...]):
+  """Refuses a table that cannot be attacked as a whole.
+
+  Raises:
+    ValueError: no rows, repeated ids or numbers, a number that is none, or
+      latents of another shape than the model's or not finite.
+  """
+  if not rows:
+    raise ValueError("rows: the prompt table is empty")
+  for what in ("id", "number"):
+    seen: set[Any] = set()
+    for row in rows:
+      value = getattr(row, what)
+      if value in seen:
+        raise ValueError(f"rows: {what} {value!r} is repeated")
+      seen.add(value)
+  for row in rows:
+    if not 0 <= row.number < 2**32:
+      raise ValueError(f"row {row.id}: number={row.number} is not in 0..2^32-1")
+    if row.latents.shape != latent_shape:
+      raise ValueError(
+        f"row {row.id}: the target's latents are {row.latents.shape}, the "
+        f"model's {latent_shape}"
+      )
+    if not np.isfinite(row.latents).all():
+      raise ValueError(f"row {row.id}: the target's latents are not finite")
+
+
+def prepare(
+  sd: StableDiffusion, rows: Iterable[Row], mode: str, k: int
+) -> tuple[list[Prepared], dict[str, str]]:
+  """Rows with their layouts, and why those that are dropped do not fit.
+
+  Args:
+    sd: gives the tokenizer.
+    rows: what to attack.
+    mode: of insertion.
+    k: adversarial tokens.
+
+  Returns:
+    The rows that fit, and {id: reason} of the others.
+  """
+  fitting: list[Prepared] = []
+  dropped: dict[str, str] = {}
+  length, end = sd.context_shape[0], sd.tokenizer.eos_token_id
+  for row in rows:
+    try:
+      ids = stable_diffusion.tokenize(sd, [row.prompt])[0]
+      n = int((ids == end).argmax()) - 1
+      source = insertion.layout(mode, n, k, length, row.prompt)
+    except ValueError as error:
+      # Kept in every denominator, and listed with its reason.
+      dropped[row.id] = str(error)
+      continue
+    fitting.append(Prepared(row, ids, source))
+  return fitting, dropped
+
+
+def target_latents(
+  sd: StableDiffusion,
+  params: Mapping[str, Any],
+  images: Iterable[np.ndarray],
+) -> Float[np.ndarray, "n h w c"]:
+  """x_0 of target images: the posterior's mean, scaled.
+
+  Args:
+    sd: the model.
+    params: its parameters.
+    images: batches of uint8 images of the model's own size.
+
+  Raises:
+    ValueError: images of another type or size.
+  """
+  scale = 2 ** (len(sd.vae.config.block_out_channels) - 1)
+  wanted = tuple(scale * size for size in sd.latent_size) + (3,)
+  found = []
+  for batch in images:
+    if batch.dtype != np.uint8 or batch.shape[1:] != wanted:
+      raise ValueError(
+        f"target images: {batch.dtype} {batch.shape[1:]}; allowed: uint8 "
+        f"{wanted}"
+      )
+    # One by one: beside others an image's latents change in the last bit.
+    for image in batch:
+      found.append(np.asarray(_encode(sd, {"vae": params["vae"]}, image[None])))
+  return np.concatenate(found)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(sd: StableDiffusion, params: Any, images: Array) -> Array:
+  scaled = images.astype(jnp.float32) / 127.5 - 1
+  return stable_diffusion.encode_images(sd, params, scaled)

@@ -1,0 +1,67 @@
+"""Text states that bring a concept back through edited projections, exactly.
+
+With base projections W, edited ones W P and S = sum of W^T W, RECE asks for
+
+  min_C'  sum |W P C'^T - W C^T|^2 + R(C'),   C'^T = M^-1 N C^T + ... .
+
+Its release knows five regularisers R, lam = lam_r; the first is the paper's:
+
+  zero         lam |C'|^2                       M = P^T S P + lam I, N = P^T S
+  standard     lam |C' - C*|^2                  the same, + lam M^-1 C*^T
+  surrogate_1  lam sum |W P (C' - C)^T|^2       M = (1 + lam) P^T S P,
+                                                N = P^T S + lam P^T S P
+  surrogate_2  lam |C' - C|^2                   M as zero, N = P^T S + lam I
+  both         both surrogates
+"""
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from unlearning_jax.closed_form.solve import solve_spd
+from unlearning_jax.concepts import check_choice
+
+REGULARISERS = ("zero", "standard", "surrogate_1", "surrogate_2", "both")
+
+
+def derive(
+  gram: Float64[np.ndarray, "d d"],
+  reached: Float64[np.ndarray, "d d"],
+  states: Float[np.ndarray, "n d"],
+  lam_r: float,
+  regulariser: str = "zero",
+  anchors: Float[np.ndarray, "n d"] | None = None,
+) -> Float64[np.ndarray, "n d"]:
+  """The states C' that the edited projections map to where C was.
+
+  Args:
+    gram: S of the base projections.
+    reached: P of the edited ones, W P.
+    states: C, the concept's rows.
+    lam_r: weight of the regulariser, in units of S where it is a norm of C'.
+    regulariser: one of `REGULARISERS`.
+    anchors: C*, for "standard".
+
+  Raises:
+    ValueError: lam_r is not positive; an unknown regulariser, or one without
+      its anchors; a system that is not positive definite.
+  """
+  if not (np.isfinite(lam_r) and lam_r > 0):
+    raise ValueError(f"lam_r={lam_r}; allowed: finite numbers above 0")
+  check_choice("regulariser", regulariser, REGULARISERS)
+  states = np.asarray(states, np.float64)
+  ridge = lam_r * np.eye(len(gram))
+  cross = reached.T @ gram
+  seen = cross @ reached
+  # Symmetric by construction, but for rounding.
+  seen = (seen + seen.T) / 2
+  system = seen + (0 if regulariser == "surrogate_1" else ridge)
+  if regulariser in ("surrogate_1", "both"):
+    system, cross = system + lam_r * seen, cross + lam_r * seen
+  if regulariser in ("surrogate_2", "both"):
+    cross = cross + ridge
+  right = cross @ states.T
+  if regulariser == "standard":
+    if anchors is None:
+      raise ValueError("regulariser='standard' needs the anchors' states")
+    right += lam_r * np.asarray(anchors, np.float64).T
+  return solve_spd(system, right, f"lam_r={lam_r}")[0].T

@@ -1,0 +1,52 @@
+"""Lists of phrases: the published ones by name, one's own from a text file.
+
+A file has one phrase a line; empty lines and those that begin with "#" are left
+out.
+"""
+
+import os
+import pathlib
+
+from unlearning_jax.concepts import CONCEPT_SETS, check_choice, same_phrase
+
+_FOLDER = pathlib.Path(__file__).parent
+
+
+def names() -> tuple[str, ...]:
+  """The published lists that come with the package."""
+  files = (path.stem for path in _FOLDER.glob("*.txt"))
+  return tuple(sorted({*CONCEPT_SETS, *files}))
+
+
+def load(name: str | os.PathLike[str]) -> tuple[str, ...]:
+  """The phrases of a list, in order.
+
+  Args:
+    name: one of `names()`, or the path of a file that ends in .txt.
+
+  Raises:
+    ValueError: an unknown name, with the nearest; no such file; a file that is
+      no UTF-8, holds no phrase, or one phrase twice.
+  """
+  if name in CONCEPT_SETS:
+    return CONCEPT_SETS[str(name)]
+  path = pathlib.Path(name)
+  if path.suffix != ".txt":
+    check_choice("list", str(name), names())
+    path = _FOLDER / f"{name}.txt"
+  try:
+    text = path.read_text(encoding="utf-8-sig")
+  except OSError as error:
+    raise ValueError(f"list {str(name)!r}: {error}") from error
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path}: no text in UTF-8: {error}") from error
+  lines = (line.strip() for line in text.splitlines())
+  phrases = tuple(line for line in lines if line and not line.startswith("#"))
+  if not phrases:
+    raise ValueError(f"{path}: holds no phrase")
+  seen: set[str] = set()
+  for phrase in phrases:
+    if same_phrase(phrase) in seen:
+      raise ValueError(f"{path}: {phrase!r} is there twice")
+    seen.add(same_phrase(phrase))
+  return phrases
