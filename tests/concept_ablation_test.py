@@ -42,6 +42,48 @@ def erase(model, **options):
   )
 
 
+def gap(model, edited):
+  """How far the edited model's concepts are from its anchors."""
+  sd, _ = model
+  rng = np.random.default_rng(1)
+  x = jnp.asarray(rng.normal(size=(2, *sd.latent_shape)), jnp.float32)
+  t = jnp.array([9, 700])
+  predict = jax.jit(lambda p, c: stable_diffusion.predict_noise(sd, p, x, t, c))
+  of_concept = predict(edited, states(model, ["a b", "c"]))
+  of_anchor = predict(edited, states(model, ["d", "e"]))
+  return float(jnp.abs(of_concept - of_anchor).mean())
+
+
+def test_the_concept_becomes_its_anchor(model):
+  edited = erase(model)
+  assert gap(model, edited) < 0.85 * gap(model, model[1])
+  flat = [jax.tree_util.tree_leaves_with_path(t) for t in (model[1], edited)]
+  for (path, old), (_, new) in zip(*flat, strict=True):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    moves = name.endswith(("attn2/to_k/kernel", "attn2/to_v/kernel"))
+    assert (new is not old) == moves
+  jax.tree.map(np.testing.assert_array_equal, edited, erase(model))
+
+
+def test_anchor_images_are_samples(model):
+  sd, params = model
+  anchors, empty = states(model, ["d", "e", "f"]), states(model, [""])
+  key, options = jax.random.key(3), {"num_steps": 2, "sampler": "ddim"}
+  drawn = concept_ablation.draw_anchors(
+    sd, params, anchors, empty, 5, key, **options
+  )
+  assert drawn["pair"].tolist() == [0, 1, 2, 0, 1]
+  # The last row fills the batch up, so that one program draws any number.
+  rows = np.minimum(np.arange(16), 4)
+  noise = [
+    jax.random.normal(jax.random.fold_in(key, i), sd.latent_shape) for i in rows
+  ]
+  wanted = stable_diffusion.sample_latents(
+    sd, params, anchors[rows % 3], empty, jnp.stack(noise), **options
+  )
+  np.testing.assert_array_equal(drawn["latents"], wanted[:5])
+
+
 @pytest.mark.torch
 def test_the_losses_are_torchs(tmp_path):
   torch = pytest.importorskip("torch")
