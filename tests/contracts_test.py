@@ -20,7 +20,7 @@ ERASURES = {
     {"rows": "joint", "regulariser": "both", "tolerance": 0.01},
   ],
   "time": [{}, {"augment": False}],
-  # Two steps; what it trains is two factors of the text projections.
+  # From here two steps, of the text projections alone.
   "mace": [
     {
       "num_prompts": 3,
@@ -29,6 +29,10 @@ ERASURES = {
       "image_steps": 2,
       "mask_source": "full",
     }
+  ],
+  "esd": [{"train": "strict", "num_steps": 2, "num_inference_steps": 2}],
+  "concept_ablation": [
+    {"images": 2, "batch_size": 2, "num_steps": 2, "num_inference_steps": 2}
   ],
 }
 # Those that answer with a map of text states; the others change weights.

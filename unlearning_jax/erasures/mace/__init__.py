@@ -136,7 +136,7 @@ def erase(
   pack: int = 1,
   keep: Callable[[Fusion], None] | None = None,
 ) -> Edit:
-  """Erases `concepts` by MACE: an edit of the text projections, layer by layer.
+  """Erases `concepts` by MACE; diagnostics say where each one's masks are from.
 
   Args:
     sd: the model.
@@ -146,8 +146,8 @@ def erase(
     preset: "fixed", or "reference" for the release's quirks, see `Preset`.
     recipe: of `RECIPES` for all concepts; None for each one's task's.
     rank: of the adapters.
-    learning_rate: instead of the recipe's.
-    num_steps: instead of the recipe's.
+    learning_rate: None for the recipe's.
+    num_steps: likewise.
     batch_size: images in a step; their losses are averaged.
     focus: t1, t2, gamma of the focal sampling; empty for uniform sampling.
     loss_form: instead of the preset's.
@@ -167,9 +167,6 @@ def erase(
     lamb: ridge of both.
     pack: concepts that train on one device at a time.
     keep: is given the statistics for a re-solve.
-
-  Returns:
-    The edit; its diagnostics say of each concept where its masks came from.
 
   Raises:
     ValueError: a phrase, a file or an option is not usable; a system is not

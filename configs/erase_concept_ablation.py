@@ -1,0 +1,25 @@
+"""Concept Ablation trains a concept into its anchor, on the anchor's images.
+
+  python -m launch.erase --workdir=runs/ablated \
+    --config=configs/erase_concept_ablation.py:tiny,task=object,name=star
+  python -m launch.erase --workdir=runs/van_gogh --config.model=my/sd14 \
+    --config=configs/erase_concept_ablation.py:sd14,task=style
+
+Metric: accuracy on the erased concept and on everything else.
+"""
+
+from configs import erasures
+
+
+def get_config(argument: str = "tiny"):
+  config = erasures.erase("concept_ablation", argument)
+  if config.model == "shapes":
+    # The phrases to erase are sentences already.
+    config.hparams.expand_prompts = False
+    config.hparams.images = 256
+    config.hparams.num_inference_steps = 15
+    config.hparams.guidance_scale = 4.0
+    config.hparams.batch_size = 16
+    config.hparams.num_steps = 150
+    config.hparams.learning_rate = 2e-5
+  return config

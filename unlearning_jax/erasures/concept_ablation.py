@@ -1,0 +1,212 @@
+"""Concept Ablation: Ablating Concepts in Text-to-Image Diffusion Models.
+
+What the model makes of the concept's prompt c shall be what it makes of the
+anchor's, a. Images x of the anchor, drawn by the original model, are noised to
+x_t, and
+
+  model  min | f(x_t, t, c) - sg f(x_t, t, a) |^2
+  noise  min | f(x_t, t, c) - n |^2
+
+with n the noise that was added: the first makes f agree with itself, the second
+trains on anchor images under the concept's caption. `regularization` adds its
+share of |f(x_t, t, a) - n|^2, which holds the anchor.
+
+The release can also train the concept's token embedding alone; this does not.
+
+Reference: Kumari et al., ICCV 2023, https://arxiv.org/abs/2303.13516
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from unlearning_jax import finetune, stable_diffusion
+from unlearning_jax.concepts import (
+  Concept,
+  check_choice,
+  check_concepts,
+  phrase_pairs,
+)
+from unlearning_jax.data import Batches
+from unlearning_jax.schedules import add_noise
+
+Params = dict[str, Any]
+LOSSES = ("model", "noise")
+TRAINED = ("kv", "cross", "full")
+# Images drawn in one batch.
+_ROWS = 16
+
+
+def ablating_loss(
+  sd: stable_diffusion.StableDiffusion,
+  params: Params,
+  latents: Float[Array, "b h w c"],
+  noise: Float[Array, "b h w c"],
+  t: Float[Array, "b"],
+  concept: Float[Array, "b l d"],
+  anchor: Float[Array, "b l d"],
+  *,
+  loss: str,
+  regularization: float,
+) -> Float[Array, ""]:
+  """The objective above.
+
+  Args:
+    sd: the model.
+    params: f.
+    latents: x, of images of the anchor.
+    noise: n.
+    t: timesteps.
+    concept: text states of c.
+    anchor: text states of a.
+    loss: "model" or "noise".
+    regularization: weight of the anchor's own loss.
+  """
+  noisy = add_noise(sd.schedule, latents, noise, t)
+  predict = functools.partial(
+    stable_diffusion.predict_noise, sd, params, noisy, t
+  )
+  wanted, held = noise, 0.0
+  if loss == "model" or regularization:
+    of_anchor = predict(anchor)
+    held = jnp.square(of_anchor - noise).mean()
+    if loss == "model":
+      wanted = jax.lax.stop_gradient(of_anchor)
+  return jnp.square(predict(concept) - wanted).mean() + regularization * held
+
+
+def _loss(
+  sd: stable_diffusion.StableDiffusion,
+  join: Callable[[Any, Any], Params],
+  trained: Any,
+  frozen: Mapping[str, Any],
+  batch: Mapping[str, Array],
+  key: PRNGKeyArray,
+  **options: Any,
+) -> tuple[Float[Array, ""], finetune.Metrics]:
+  keys = jax.random.split(key)
+  latents = batch["latents"]
+  noise = jax.random.normal(keys[0], latents.shape)
+  steps = sd.schedule.num_train_timesteps
+  t = jax.random.randint(keys[1], (len(latents),), 0, steps)
+  concept, anchor = (
+    frozen[name][batch["pair"]] for name in ("concept", "anchor")
+  )
+  params = join(trained, frozen["params"])
+  value = ablating_loss(
+    sd, params, latents, noise, t, concept, anchor, **options
+  )
+  return value, {}
+
+
+def draw_anchors(
+  sd: stable_diffusion.StableDiffusion,
+  params: Params,
+  anchors: Float[Array, "n l d"],
+  empty: Float[Array, "1 l d"],
+  images: int,
+  key: PRNGKeyArray,
+  **sampling: Any,
+) -> dict[str, np.ndarray]:
+  """Latents of `images` images of the anchors, in turn: `latents` and `pair`.
+
+  An image's noise depends on its number alone.
+  """
+  pair = np.arange(images, dtype=np.int32) % len(anchors)
+  latents = []
+  for start in range(0, images, _ROWS):
+    rows = np.minimum(np.arange(start, start + _ROWS), images - 1)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
+    noise = jax.vmap(lambda k: jax.random.normal(k, sd.latent_shape))(keys)
+    drawn = stable_diffusion.sample_latents(
+      sd, params, anchors[pair[rows]], empty, noise, **sampling
+    )
+    latents.append(np.asarray(drawn))
+  return {"latents": np.concatenate(latents)[:images], "pair": pair}
+
+
+def erase(
+  sd: stable_diffusion.StableDiffusion,
+  params: Params,
+  concepts: Sequence[Concept],
+  key: PRNGKeyArray,
+  *,
+  loss: str = "model",
+  train: str = "kv",
+  images: int = 1000,
+  expand_prompts: bool = True,
+  regularization: float = 0.0,
+  num_steps: int = 100,
+  learning_rate: float = 2e-6,
+  batch_size: int = 8,
+  num_inference_steps: int = 100,
+  guidance_scale: float = 6.0,
+) -> Params:
+  """Erases `concepts` by Concept Ablation; what they preserve is unused.
+
+  Args:
+    sd: the model.
+    params: its parameters.
+    concepts: what to erase, and towards what.
+    key: for the anchors' images, noise and timesteps.
+    loss: "model" or "noise".
+    train: "kv", "cross" (cross-attention) or "full" (the UNet).
+    images: anchor images to draw, over all concepts.
+    expand_prompts: add the task's templates ("image of ...").
+    regularization: weight of the anchors' own loss.
+    num_steps: of training.
+    learning_rate: of AdamW for a batch of one; the release multiplies it by
+      the batch size, and so is it here.
+    batch_size: images in one step.
+    num_inference_steps: of drawing an anchor image, by DDIM.
+    guidance_scale: of drawing an anchor image.
+
+  Raises:
+    ValueError: a concept, a name or a number that is not usable; a model that
+      predicts no noise.
+    FloatingPointError: the training diverges.
+  """
+  check_choice("loss", loss, LOSSES)
+  check_choice("train", train, TRAINED)
+  check_concepts(concepts)
+  if sd.schedule.prediction_type != "epsilon":
+    raise ValueError(
+      "Concept Ablation: the model's prediction_type is "
+      f"{sd.schedule.prediction_type!r}; allowed: 'epsilon'"
+    )
+  if not 1 <= batch_size <= images:
+    raise ValueError(f"{batch_size=}; allowed: 1 to images={images}")
+  pairs = phrase_pairs(concepts, expand=expand_prompts, template_anchors=True)
+  erased, anchors = zip(*pairs, strict=True)
+  concept, anchor, empty = (
+    stable_diffusion.encode_text(sd, params, stable_diffusion.tokenize(sd, p))
+    for p in (erased, [phrase.strip() for phrase in anchors], [""])
+  )
+  keys = jax.random.split(key)
+  drawn = draw_anchors(
+    sd, params, anchor, empty, images, keys[0], sampler="ddim",
+    num_steps=num_inference_steps, guidance_scale=guidance_scale,
+  )  # fmt: skip
+  part = finetune.partition({"unet": params["unet"]}, train)
+  tx = finetune.optimizer(
+    learning_rate * batch_size, num_steps, schedule="constant", warmup=0,
+    decay_all=True, clip_norm=None, b2=0.999,
+  )  # fmt: skip
+  trained = finetune.train_erasure(
+    functools.partial(
+      _loss, sd, part.join, loss=loss, regularization=regularization
+    ),
+    tx,
+    part.trained,
+    {"params": part.frozen, "concept": concept, "anchor": anchor},
+    Batches(drawn, batch_size, int(jax.random.bits(keys[1]) >> 1)),
+    keys[1],
+    batch_size=batch_size,
+    num_steps=num_steps,
+  )
+  return {**params, **part.join(trained, part.frozen)}
