@@ -25,9 +25,8 @@ own concept's prompts e_i, all tokens, and as W on what is preserved:
           + lamb |W* - W'|^2
   W* = W' + [sum_i dW_i G_i + s (W - W') C] (sum_i G_i + s C + lamb I)^-1
 
-Here every layer gets another change. Both systems are solved in float64 and for
-the change. The sums are kept by concept (`Fusion`): dropping one, or adding
-adapters from elsewhere (`fuse_adapters`), is one more solve.
+Every layer gets another change. Both solves are float64, for the change; sums
+are kept by concept (`Fusion`): to drop one, or add a `foreign_part`, re-solve.
 
 Reference: https://arxiv.org/abs/2403.06135
 """
@@ -146,18 +145,18 @@ def erase(
     preset: "fixed", or "reference" for the release's quirks, see `Preset`.
     recipe: of `RECIPES` for all concepts; None for each one's task's.
     rank: of the adapters.
-    learning_rate: None for the recipe's.
+    learning_rate: instead of the recipe's.
     num_steps: likewise.
-    batch_size: images in a step; their losses are averaged.
+    batch_size: images in a step, averaged.
     focus: t1, t2, gamma of the focal sampling; empty for uniform sampling.
-    loss_form: instead of the preset's.
-    target_tokens: instead of the preset's.
+    loss_form: "squared" or "norm", instead of the preset's.
+    target_tokens: S, instead of the preset's.
     mask_source: of `masks.SOURCES`; styles are always "full".
     data: a folder of images, see `images.read`.
     examples: instead, by phrase: images uint8, and masks or None.
-    num_images: that the model draws.
-    image_steps: of drawing them.
-    guidance_scale: of drawing them.
+    num_images: to draw, where none are given.
+    image_steps: of drawing one.
+    guidance_scale: of drawing one.
     templates: sentences by task, the first draws the images; None for our own.
     num_prompts: templates for each concept, drawn among its task's.
     captions: what is preserved besides, all tokens: texts, or a file of lines.
@@ -173,17 +172,20 @@ def erase(
       positive definite.
     FloatingPointError: an adapter's loss is not finite.
   """
-  given = types.SimpleNamespace(**locals())
-  variant = _checked(given)
-  fusion, report = _train(given, variant)
-  erased, found = fusion.solve(params)
-  if keep is not None:
-    keep(fusion)
+  return _erase(types.SimpleNamespace(**locals()))
+
+
+def _erase(given: Any) -> Edit:
+  """`erase`, of its arguments under their own names."""
+  fusion, report = _train(given, _checked(given))
+  erased, found = fusion.solve(given.params)
+  if given.keep is not None:
+    given.keep(fusion)
   return closed_form.edit_between(
-    params,
+    given.params,
     erased,
-    method=f"mace {preset}",
-    concepts=concepts,
+    method=f"mace {given.preset}",
+    concepts=given.concepts,
     diagnostics={**found, "concepts": report},
   )
 
