@@ -87,3 +87,61 @@ def train_shapes(stage: str) -> ml_collections.ConfigDict:
   config.log_every = 50
   config.checkpoint_every = 500
   return config
+
+
+def finetune(size: str) -> ml_collections.ConfigDict:
+  """What fine-tuning runs have in common: data, checkpoints, no defence.
+
+  On `tiny` the data are renders of the Shapes world; at full size a folder of
+  images with captions, `--config.data.path`.
+  """
+  placeholder = ml_collections.config_dict.placeholder
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.dtype = "float32" if size == "tiny" else "bfloat16"
+  config.remat = size != "tiny"
+  config.model = {
+    "tiny": "shapes",
+    "sd14": "CompVis/stable-diffusion-v1-4",
+    "sd21": "stabilityai/stable-diffusion-2-1-base",
+  }[size]
+  config.data = {
+    "source": "shapes" if size == "tiny" else "folder",
+    "path": "",
+    "caption": "text",
+    # A mirrored arrow points elsewhere, a mirrored photo is as good.
+    "flip": size != "tiny",
+    # Of the Shapes world: how many, and which, as `object/circle+square`.
+    "count": 250,
+    "seed": 1,
+    "only": "",
+    "without": "",
+  }
+  # Tune on captions that say what was erased.
+  config.allow_overlap = False
+  config.lora = {"rank": 4, "alpha": placeholder(float), "targets": "attention"}
+  config.optimizer = {
+    "learning_rate": 1e-4,
+    "schedule": "cosine",
+    "warmup": 0.0,
+    "weight_decay": 0.01,
+    "decay_all": True,
+    "clip_norm": 1.0,
+    "b2": 0.999,
+  }
+  config.loss = {"snr_gamma": placeholder(float), "caption_dropout": 0.0}
+  config.ema_decay = placeholder(float)
+  config.num_steps = 1000
+  config.log_every = 10
+  # Dense at first: most of what comes back does so in the first hundred.
+  config.checkpoints = (5, 10, 20, 40, 70, 100, 200, 300, 500, 700, 1000)
+  config.mesh = {"data": placeholder(int), "fsdp": 1}
+  # none, project, anchor or reassert; see finetune/defences.py.
+  config.defence = {
+    "kind": "none",
+    "k": placeholder(int),
+    "centre": True,
+    "weight": 1.0,
+  }
+  config.tensorboard = False
+  return config

@@ -1,0 +1,114 @@
+"""Fine-tunes a model, erased or not, and keeps what it is at every checkpoint.
+
+  python -m launch.finetune --config=configs/finetune_full.py:tiny \
+    --edit=runs/uce --workdir=runs/tuned
+
+Writes `steps/<n>.safetensors`, an edit of the base for every step in
+`config.checkpoints`: `launch.evaluate --edits=runs/uce,runs/tuned/steps/...`
+draws the curve of what comes back. Without `--edit` the base itself is tuned.
+"""
+
+import pathlib
+import time
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from launch import comparison, tuning
+from unlearning_jax import (
+  checkpoints,
+  closed_form,
+  convert,
+  data,
+  finetune,
+  progress,
+  sharding,
+  workdir,
+)
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The run's folder.", required=True
+)
+_EDIT = flags.DEFINE_string("edit", None, "An edit, or an erase run's folder.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes.")
+
+
+def main(_):
+  """Checks, caches the data, trains on from the last checkpoint, if any."""
+  # The progress line is what a user follows; libraries only warn.
+  logging.set_verbosity(logging.WARNING)
+  sharding.initialize_distributed(_DISTRIBUTED.value)
+  config, here = _CONFIG.value, (jax.process_index(), jax.process_count())
+  tuning.check(config)
+  mesh = sharding.make_mesh(**config.mesh)
+  sd, base = comparison.load_model(config)
+  sd = tuning.with_remat(sd, config.remat)
+  edits = comparison.load_edits([_EDIT.value] if _EDIT.value else [])
+  edit = next(iter(edits.values()), None)
+  params = base if edit is None else closed_form.apply_to_params(edit, base)
+  listed = tuning.examples(config)
+  tuning.check_overlap(listed, edit, config.allow_overlap)
+  rows = data.share(listed, *here)
+  part, step, state, frozen = tuning.prepare(sd, params, edit, config)
+
+  run = workdir.Workdir(
+    _WORKDIR.value, config, process_index=here[0], process_count=here[1]
+  )
+  run.record_provenance(
+    devices=sharding.describe_devices(),
+    base_fingerprint=convert.params_fingerprint(base),
+    seeds={"seed": config.seed},
+    inputs={name: closed_form.edit_hash(e) for name, e in edits.items()},
+  )
+  arrays = tuning.encode(sd, params, rows, config)
+  batches = data.Batches(arrays, config.batch_size // here[1], config.seed)
+  saved, steps = run.path / "checkpoints", pathlib.Path("steps")
+  if checkpoints.latest_step(saved) is not None:
+    state = checkpoints.restore(saved, state)
+  events = tuning.event_writer(run, config.tensorboard)
+  started, done = time.time(), int(state.step)
+  bar = progress.Progress("finetune", config.num_steps, done=done)
+
+  def on_metrics(now: int, values: dict[str, float]):
+    nonlocal done
+    run.metrics(now, seconds=time.time() - started, **values)
+    note = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
+    bar.update(now - done, note)
+    done = now
+    for name, value in values.items() if events else ():
+      events.add_scalar(f"train/{name}", value, now)
+
+  def on_state(now: int, state: finetune.TrainState):
+    if now in config.checkpoints:
+      tuned = tuning.tuned_params(sd, params, part, state, edit, config)
+      kept = tuning.as_edit(base, tuned, edit, f"{config.train}@{now}")
+      if run.is_writer:
+        closed_form.save_edit(kept, run.path / steps / f"{now:06}.safetensors")
+    if now in config.checkpoints or now == config.num_steps:
+      checkpoints.save(saved, now, state)
+
+  with bar:
+    state = finetune.train(
+      state,
+      step,
+      frozen,
+      batches,
+      jax.random.key(config.seed + 1),
+      mesh=mesh,
+      num_steps=config.num_steps,
+      every=config.log_every,
+      at=config.checkpoints,
+      on_metrics=on_metrics,
+      on_state=on_state,
+    )
+  if run.is_writer:
+    tuning.export(run.path / "lora.safetensors", part, state, config)
+  run.save_summary({"steps": int(state.step), "examples": len(listed)})
+  run.mark_done()
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main)

@@ -1,0 +1,269 @@
+"""What a fine-tuning run is made of: examples, loss, optimizer, start."""
+
+import dataclasses
+import functools
+import importlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from unlearning_jax import (
+  closed_form,
+  data,
+  finetune,
+  lora,
+  models,
+  stable_diffusion,
+  workdir,
+)
+from unlearning_jax.concepts import check_choice, same_phrase
+from unlearning_jax.finetune import defences
+from unlearning_jax.shapes import dataset, vocabulary
+
+SOURCES = ("shapes", "folder", "csv")
+DEFENCES = ("none", "project", "anchor", "reassert")
+
+
+def check(config: Any):
+  """Finds what is wrong with a config before anything is loaded.
+
+  Raises:
+    ValueError: naming the key.
+  """
+  check_choice("train", config.train, finetune.TRAINABLE)
+  check_choice("data.source", config.data.source, SOURCES)
+  check_choice("defence.kind", config.defence.kind, DEFENCES)
+  finetune.optimizer(num_steps=config.num_steps, **config.optimizer)
+  if config.defence.kind != "none" and config.train == "text_encoder":
+    raise ValueError(
+      f"defence.kind={config.defence.kind!r} holds what text states are mapped "
+      "to; with train='text_encoder' the states themselves move"
+    )
+  for key in ("num_steps", "batch_size", "accumulate", "log_every"):
+    if config[key] < 1:
+      raise ValueError(f"{key}={config[key]}: must be at least 1")
+  late = [step for step in config.checkpoints if step > config.num_steps]
+  if late:
+    raise ValueError(f"checkpoints={late} beyond num_steps={config.num_steps}")
+  if config.batch_size % config.accumulate:
+    raise ValueError(
+      f"batch_size={config.batch_size} is not a multiple of "
+      f"accumulate={config.accumulate}"
+    )
+
+
+def examples(config: Any) -> list[data.Example]:
+  """The captioned images that `config.data` names.
+
+  Raises:
+    ValueError: a folder that cannot be read, or a class that is unknown.
+  """
+  chosen = config.data
+  if chosen.source == "folder":
+    return data.image_folder(chosen.path, caption=chosen.caption)
+  if chosen.source == "csv":
+    return data.image_table(chosen.path, caption=chosen.caption)
+  only, without = (_classes(chosen[key]) for key in ("only", "without"))
+  found = []
+  for index in range(200 * chosen.count):
+    drawn = dataset.example(index, chosen.seed, "train")
+    classes = vocabulary.labels(drawn.scene)
+    inside = all(classes[head] in values for head, values in only.items())
+    if inside and not any(classes[h] in v for h, v in without.items()):
+      found.append(data.Example(drawn.image, drawn.caption))
+    if len(found) == chosen.count:
+      return found
+  raise ValueError(
+    f"data: only {len(found)} of {chosen.count} images are {dict(only)} "
+    f"without {dict(without)}"
+  )
+
+
+def _classes(text: str) -> dict[str, set[int]]:
+  """`object/circle+square,style/plain` as head -> class indices."""
+  found = {}
+  for part in filter(None, text.split(",")):
+    head, _, names = part.partition("/")
+    check_choice("data: head", head, vocabulary.HEADS)
+    for name in names.split("+"):
+      check_choice(f"data: {head}", name, vocabulary.HEADS[head])
+    found[head] = {vocabulary.HEADS[head].index(n) for n in names.split("+")}
+  return found
+
+
+def check_overlap(
+  rows: Sequence[data.Example], edit: closed_form.Edit | None, allowed: bool
+):
+  """Refuses captions that say what was erased: that is no innocent tuning.
+
+  Raises:
+    ValueError: with the caption and the phrase.
+  """
+  if edit is None or allowed:
+    return
+  names = {same_phrase(concept.erase) for concept in edit.concepts}
+  pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(names)))})\b")
+  for row in rows:
+    if match := pattern.search(same_phrase(row.caption)):
+      raise ValueError(
+        f"the caption {row.caption!r} says {match[1]!r}, which was erased; "
+        "leave such images out, or set allow_overlap"
+      )
+
+
+def encode(
+  sd: stable_diffusion.StableDiffusion,
+  params: Any,
+  rows: Sequence[data.Example],
+  config: Any,
+) -> dict[str, np.ndarray]:
+  """The rows as the loss reads them, at the size of the model's images."""
+  scale = 2 ** (len(sd.vae.config.block_out_channels) - 1)
+  height, width = (scale * side for side in sd.latent_size)
+  return finetune.encode_examples(
+    sd,
+    params,
+    data.read_images(rows, (height, width)),
+    [row.caption for row in rows],
+    flip=config.data.flip,
+    token_ids=config.train == "text_encoder",
+  )
+
+
+def with_remat(
+  sd: stable_diffusion.StableDiffusion, remat: bool
+) -> stable_diffusion.StableDiffusion:
+  """The model with a UNet that computes activations twice to save memory."""
+  config = dataclasses.replace(sd.unet.config, remat=remat)
+  return dataclasses.replace(sd, unet=models.UNet2DCondition(config))
+
+
+def phrase_states(
+  sd: stable_diffusion.StableDiffusion, params: Any, phrases: Sequence[str]
+) -> np.ndarray:
+  """All text states of some phrases, (n l, d)."""
+  ids = stable_diffusion.tokenize(sd, phrases)
+  states = np.asarray(stable_diffusion.encode_text(sd, params, ids))
+  return states.reshape(-1, states.shape[-1])
+
+
+def prepare(
+  sd: stable_diffusion.StableDiffusion,
+  params: Any,
+  edit: closed_form.Edit | None,
+  config: Any,
+) -> tuple[finetune.Partition, Any, finetune.TrainState, Any]:
+  """Partition, step, first state and frozen values of a run.
+
+  Raises:
+    ValueError: a defence without an erasure; see `finetune.partition`.
+  """
+  key = jax.random.key(config.seed)
+  # What the VAE does is in the cached latents already.
+  parts = {name: params[name] for name in ("text_encoder", "unet")}
+  part = finetune.partition(parts, config.train, key, **config.lora)
+  tx = finetune.optimizer(num_steps=config.num_steps, **config.optimizer)
+  ids = stable_diffusion.tokenize(sd, [""])
+  empty = stable_diffusion.encode_text(sd, params, ids)
+  loss: Any = functools.partial(
+    finetune.diffusion_loss, sd, part.join, **config.loss
+  )
+  trained = part.trained
+  kind = config.defence.kind
+  frozen = {
+    "params": part.frozen,
+    "empty": ids if config.train == "text_encoder" else empty,
+  }
+  if kind != "none":
+    if edit is None:
+      raise ValueError(f"defence.kind={kind!r}: there is no --edit to defend")
+    states = phrase_states(sd, params, [c.erase for c in edit.concepts])
+    if kind == "project":
+      mean = phrase_states(sd, params, [""]).mean(0)
+      basis = defences.erased_basis(
+        states, config.defence.k, mean if config.defence.centre else None
+      )
+      tx = optax.chain(tx, defences.project(basis))
+      if config.train == "lora":
+        trained = defences.outside(trained, basis)
+    elif kind == "anchor":
+      loss = defences.anchored(loss, part.join, config.defence.weight)
+      frozen["anchor"] = defences.anchor(params, states)
+  step = finetune.make_step(
+    loss, tx, config.ema_decay, accumulate=config.accumulate
+  )
+  ema = config.ema_decay is not None
+  # Jitted: one program, not hundreds of small ones.
+  state = jax.jit(functools.partial(finetune.init_state, tx=tx, ema=ema))(
+    trained
+  )
+  return part, step, state, frozen
+
+
+def tuned_params(
+  sd: stable_diffusion.StableDiffusion,
+  params: Any,
+  part: finetune.Partition,
+  state: finetune.TrainState,
+  edit: closed_form.Edit | None,
+  config: Any,
+) -> Any:
+  """The model that a state stands for: its average, where there is one."""
+  trained = state.params if config.ema_decay is None else state.ema
+  tuned = {**params, **part.join(jax.device_get(trained), part.frozen)}
+  if config.defence.kind != "reassert" or edit is None:
+    return tuned
+  kept = [phrase for c in edit.concepts for phrase in c.preserve]
+  return defences.reassert(
+    tuned,
+    params,
+    phrase_states(sd, params, [c.erase for c in edit.concepts]),
+    phrase_states(sd, params, sorted({"", *kept})),
+  )
+
+
+def as_edit(
+  base: Any, tuned: Any, edit: closed_form.Edit | None, name: str
+) -> closed_form.Edit:
+  """A tuned model as an edit of the base, named after erasure and tuning."""
+  method = f"{edit.method.split()[0]}+{name}" if edit else name
+  return closed_form.edit_between(
+    base,
+    tuned,
+    method=method,
+    concepts=edit.concepts if edit else (),
+    diagnostics={},
+  )
+
+
+def export(
+  path: Any,
+  part: finetune.Partition,
+  state: finetune.TrainState,
+  config: Any,
+):
+  """Writes the adapters of a LoRA run as diffusers reads them."""
+  if config.train == "lora":
+    scale = float(part.frozen["lora/scale"])
+    lora.save(path, jax.device_get(state.params), scale)
+
+
+def event_writer(run: workdir.Workdir, wanted: bool) -> Any:
+  """A writer of TensorBoard events, if they are wanted.
+
+  Raises:
+    ValueError: its package is not installed.
+  """
+  if not (wanted and run.is_writer):
+    return None
+  try:
+    package = importlib.import_module("tensorboardX")
+  except ImportError as error:
+    raise ValueError(
+      "tensorboard=True: pip install 'unlearning_jax[tensorboard]'"
+    ) from error
+  return package.SummaryWriter(str(run.path / "events"))

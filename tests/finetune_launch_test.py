@@ -1,0 +1,115 @@
+"""Fine-tuning as a user starts it: its configs, its data, its refusals."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from configs import finetune_full, finetune_lora
+from launch import tuning
+from unlearning_jax import closed_form, data, shapes, stable_diffusion
+from unlearning_jax.concepts import make_concepts
+from unlearning_jax.shapes import dataset
+
+CONFIGS = {"full": finetune_full, "lora": finetune_lora}
+
+
+@pytest.mark.parametrize("size", ["tiny", "sd14", "sd21"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_are_sound(name, size):
+  config = CONFIGS[name].get_config(size)
+  tuning.check(config)
+  assert config.train == name
+  assert (config.model == "shapes") == (size == "tiny")
+  assert config.checkpoints[-1] == config.num_steps
+
+
+@pytest.mark.parametrize(
+  "key, value, words",
+  [
+    ("train", "lorra", "train='lorra'.*did you mean 'lora'"),
+    ("num_steps", 0, "num_steps=0"),
+    ("checkpoints", (5, 151), r"checkpoints=\[151\] beyond num_steps=150"),
+    ("accumulate", 5, "batch_size=48 is not a multiple of accumulate=5"),
+    ("data.source", "web", "data.source='web'.*shapes, folder, csv"),
+    ("defence.kind", "projet", "defence.kind='projet'.*did you mean 'project'"),
+    ("optimizer.schedule", "linear", "schedule='linear'"),
+  ],
+)
+def test_a_wrong_config_is_refused(key, value, words):
+  config = finetune_full.get_config()
+  with config.unlocked():
+    config.update_from_flattened_dict({key: value})
+  with pytest.raises(ValueError, match=words):
+    tuning.check(config)
+
+
+def test_a_defence_of_text_states_that_move():
+  config = finetune_full.get_config()
+  config.train, config.defence.kind = "text_encoder", "anchor"
+  with pytest.raises(ValueError, match="the states themselves move"):
+    tuning.check(config)
+
+
+def test_renders_are_chosen_by_class():
+  config = finetune_full.get_config(
+    "tiny,only=object/circle+square+heart,without=style/neon"
+  )
+  config.data.count, config.data.seed = 6, 5
+  found = tuning.examples(config)
+  assert len(found) == 6
+  wanted = []
+  for index in range(1000):
+    drawn = dataset.example(index, 5, "train")
+    scene = drawn.scene
+    if scene.object in ("circle", "square", "heart") and scene.style != "neon":
+      wanted.append(drawn.caption)
+  assert [row.caption for row in found] == wanted[:6]
+  for text, words in (
+    ("objekt/star", "head='objekt'.*did you mean 'object'"),
+    ("object/stra", "object='stra'.*did you mean 'star'"),
+  ):
+    config.data.only = text
+    with pytest.raises(ValueError, match=words):
+      tuning.examples(config)
+  config.data.only = "kind/portrait,object/star"
+  with pytest.raises(ValueError, match="only 0 of 6"):
+    tuning.examples(config)
+
+
+def test_captions_that_say_what_was_erased_are_refused():
+  edit = closed_form.Edit(
+    np.eye(2), "base", "uce", make_concepts(["Star", "neon sign"], "circle"), {}
+  )
+  blank = np.zeros((1, 1, 3), np.uint8)
+
+  def rows(*captions):
+    return [data.Example(blank, caption) for caption in captions]
+
+  tuning.check_overlap(rows("a starling", "neon"), edit, False)
+  tuning.check_overlap(rows("a star"), edit, True)
+  tuning.check_overlap(rows("a star"), None, False)
+  for caption in ("a red STAR.", "a  neon\nsign of a fish"):
+    with pytest.raises(ValueError, match="which was erased.*allow_overlap"):
+      tuning.check_overlap(rows("a fish", caption), edit, False)
+
+
+def test_events_need_their_package(monkeypatch, tmp_path):
+  run = types.SimpleNamespace(is_writer=True, path=tmp_path)
+  assert tuning.event_writer(run, False) is None
+  monkeypatch.setitem(sys.modules, "tensorboardX", None)
+  with pytest.raises(ValueError, match=r"unlearning_jax\[tensorboard\]"):
+    tuning.event_writer(run, True)
+  writer = types.SimpleNamespace(SummaryWriter=lambda path: path)
+  monkeypatch.setitem(sys.modules, "tensorboardX", writer)
+  assert tuning.event_writer(run, True) == str(tmp_path / "events")
+
+
+@pytest.mark.parametrize("kind", ["project", "anchor"])
+def test_a_defence_needs_an_erasure(kind):
+  config = finetune_lora.get_config()
+  config.defence.kind = kind
+  sd, params = stable_diffusion.load(shapes.model_folder())
+  with pytest.raises(ValueError, match="there is no --edit to defend"):
+    tuning.prepare(sd, params, None, config)
