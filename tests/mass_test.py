@@ -1,5 +1,9 @@
 """Sums of long lists, streamed and sharded, against one phrase at a time."""
 
+import pathlib
+import subprocess
+import sys
+
 import closed_form_cases as cases
 import jax
 import numpy as np
@@ -8,6 +12,7 @@ from closed_form_cases import relative
 
 from unlearning_jax import closed_form, shapes, sharding, stable_diffusion
 from unlearning_jax.closed_form import mass
+from unlearning_jax.concepts import make_concepts
 from unlearning_jax.erasures import uce
 
 WORDS = [
@@ -69,6 +74,19 @@ def test_eight_devices_give_the_edit_of_one(model, count):
   assert relative(maps[1], maps[0]) < 1e-12
 
 
+@pytest.mark.parametrize("preset", uce.PRESETS)
+def test_is_the_edit_of_uce(model, preset):
+  concepts = make_concepts(WORDS[:20], "q", ["moon"])
+  tail = uce.PRESETS[preset].tail
+  got = mass.erase(*model, mesh(8), concepts, tail=tail, preserve_scale=0.5)
+  expected = uce.erase(*model, concepts, preset=preset, preserve_scale=0.5)
+  # float32 states of other batches.
+  assert relative(got.context_map, expected.context_map) < 1e-3
+  assert (got.method, got.base) == (expected.method, expected.base)
+  for name in ("erased_rows", "preserved_rows"):
+    assert got.diagnostics[name] == expected.diagnostics[name]
+
+
 def test_nothing_grows_with_the_list(model):
   told, compiled = [], []
   before = mass._encode._cache_size()
@@ -117,15 +135,26 @@ def test_captions_hold_what_many_erasures_would_overwrite():
   ]
   captions = [f"a picture of a {c} {o}" for c in colours for o in objects[4:]]
   unseen = [f"a small {c} {o}" for c in colours for o in objects[4:]]
-  grid = sharding.make_mesh()
-  sums = mass.erased_sums(sd, params, grid, [(e, "circle") for e in erased])
-  kept = mass.held_sums(sd, params, grid, captions)
-  moved = {}
-  for name, scale in (("alone", 0.0), ("captions", 1.0)):
-    context_map, _ = closed_form.solve(sums + scale * kept, 0.5)
-    rows = np.concatenate([s.rows for s in uce.encode(sd, params, unseen)])
-    moved[name] = relative(rows @ context_map.T, rows)
-  assert moved["captions"] < 0.5 * moved["alone"]
+  (anchor,) = uce.encode(sd, params, ["circle"])
+  gone = list(uce.encode(sd, params, erased))
+  pairs = [uce.paired_rows(state, anchor) for state in gone]
+  rows = np.concatenate([s.rows for s in uce.encode(sd, params, unseen)])
+  moved, left = [], []
+  for scale in (0.0, 1.0, 10.0):
+    edit = mass.erase(
+      sd,
+      params,
+      sharding.make_mesh(),
+      make_concepts(erased, "circle"),
+      captions=captions,
+      caption_scale=scale,
+    )
+    moved.append(relative(rows @ edit.context_map.T, rows))
+    left.append(closed_form.residual(edit.context_map, pairs))
+  # Bystanders that no caption names are spared, though not the more the higher
+  # the weight; it costs some of the erasure, not all.
+  assert moved[0] > 1.5 * max(moved[1:])
+  assert left[0] < left[1] < left[2] < 0.3
 
 
 def test_what_cannot_be_summed(model):
@@ -139,3 +168,25 @@ def test_what_cannot_be_summed(model):
   with pytest.raises(ValueError, match="NaN or infinity"):
     mass.held_sums(model[0], broken, mesh(1), ["a"])
   assert mass.held_sums(*model, mesh(1), []).preserved == 0
+
+
+@pytest.mark.e2e
+def test_the_launch_script(tmp_path):
+  (tmp_path / "erase.txt").write_text("star\nheart\n")
+  (tmp_path / "keep.txt").write_text("a house\n")
+  out = tmp_path / "edit.safetensors"
+  done = subprocess.run(
+    [sys.executable, "-m", "launch.erase_list", "--model=shapes"]
+    + [f"--erase={tmp_path / 'erase.txt'}", "--anchor=circle"]
+    + [f"--captions={tmp_path / 'keep.txt'}", f"--cache={tmp_path / 'cache'}"]
+    + [f"--output={out}"],
+    capture_output=True,
+    text=True,
+    cwd=pathlib.Path(__file__).parents[1],
+  )
+  assert done.returncode == 0, done.stderr
+  edit = closed_form.load_edit(out)
+  assert [c.erase for c in edit.concepts] == ["star", "heart"]
+  assert edit.diagnostics["captions"] == 1
+  # The empty prompt's sums, and the captions'.
+  assert len(list((tmp_path / "cache").iterdir())) == 2

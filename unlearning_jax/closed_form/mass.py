@@ -33,8 +33,19 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Int
 
 from unlearning_jax import durable, sharding, stable_diffusion
-from unlearning_jax.closed_form.solve import Sums
-from unlearning_jax.closed_form.weights import text_width
+from unlearning_jax.closed_form.edit import Edit, make_edit
+from unlearning_jax.closed_form.solve import Sums, check_scales, solve
+from unlearning_jax.closed_form.weights import (
+  cross_attention_kernels,
+  projection_gram,
+  text_width,
+)
+from unlearning_jax.concepts import (
+  Concept,
+  check_concepts,
+  check_tokens,
+  preserved_phrases,
+)
 
 PER_DEVICE = 16
 _FORMAT = "unlearning_jax preserve sums 1"
@@ -153,6 +164,80 @@ def _stream(
     return gram, cross, int(total["rows"])
 
 
+def erase(
+  sd: Any,
+  params: Any,
+  mesh: Any,
+  concepts: Sequence[Concept],
+  *,
+  tail: bool = True,
+  erase_scale: float = 1.0,
+  preserve_scale: float = 0.1,
+  lamb: float = 0.5,
+  captions: Sequence[str] = (),
+  caption_scale: float = 1.0,
+  cache: str | pathlib.Path | None = None,
+  report: Callable[[int], None] = lambda done: None,
+) -> Edit:
+  """UCE of a long list, the edit that `erasures.uce` makes of a short one.
+
+  Args:
+    sd: the model.
+    params: its parameters.
+    mesh: from `sharding.make_mesh`.
+    concepts: what to erase, towards what, and what to preserve.
+    tail: uce2023, the empty prompt held too; else uce2025.
+    erase_scale: e.
+    preserve_scale: p.
+    lamb: the ridge.
+    captions: text as it really occurs, held in addition.
+    caption_scale: how much all captions weigh, in weights of all erased rows.
+    cache: as in `held_sums`.
+    report: as in `erased_sums`.
+
+  Raises:
+    ValueError: as `erased_sums`; a concept that is not usable; a scale out of
+      range; a system that is not positive definite; no change.
+  """
+  check_scales(
+    erase_scale=erase_scale,
+    preserve_scale=preserve_scale,
+    lamb=lamb,
+    caption_scale=caption_scale,
+  )
+  check_concepts(concepts)
+  check_tokens(sd.tokenizer, concepts)
+  kernels = cross_attention_kernels(params)
+  held = [*([""] if tail else []), *preserved_phrases(concepts)]
+  pairs = [(concept.erase, concept.anchor) for concept in concepts]
+  keep = functools.partial(
+    held_sums, sd, params, mesh, tail=tail, cache=cache, report=report
+  )
+  sums = preserve_scale * keep(held)
+  erased = erased_sums(sd, params, mesh, pairs, tail=tail, report=report)
+  sums += erase_scale * erased
+  if captions:
+    usual = keep(captions)
+    share = caption_scale * erase_scale * erased.erased / usual.preserved
+    sums += share * usual
+  context_map, diagnostics = solve(sums, lamb)
+  return make_edit(
+    context_map,
+    params,
+    projection_gram(kernels),
+    method="uce2023" if tail else "uce2025",
+    concepts=concepts,
+    diagnostics={
+      **diagnostics,
+      "erased_rows": sums.erased,
+      "preserved_rows": sums.preserved,
+      "preserve_scale": preserve_scale,
+      "captions": len(captions),
+      "caption_scale": caption_scale,
+    },
+  )
+
+
 def erased_sums(
   sd: Any,
   params: Any,
@@ -184,7 +269,8 @@ def erased_sums(
     raise ValueError(f"{pairs[int(np.argmin(last))][0]!r} has no tokens")
   anchors = sorted({anchor for _, anchor in pairs})
   anchor_ids = stable_diffusion.tokenize(sd, anchors)
-  which = np.array([anchors.index(anchor) for _, anchor in pairs], np.int32)
+  index = {anchor: i for i, anchor in enumerate(anchors)}
+  which = np.array([index[anchor] for _, anchor in pairs], np.int32)
   states = [
     np.asarray(stable_diffusion.encode_text(sd, params, row[None]))
     for row in anchor_ids
