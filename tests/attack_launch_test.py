@@ -37,7 +37,16 @@ def rows(folder):
           for r in found}  # fmt: skip
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+  "path",
+  [
+    pytest.param(
+      path, marks=[] if "controls" in path.stem else pytest.mark.slow
+    )
+    for path in CONFIGS
+  ],
+  ids=lambda path: path.stem,
+)
 def test_every_config_runs(path, tmp_path):
   small = SMALL if "controls" in path.stem else FEW
   result = attack(f"{path}:tiny,task=style,name=neon", tmp_path / "a", *small)
@@ -51,6 +60,7 @@ def test_every_config_runs(path, tmp_path):
   assert asr["n"] == 3 and f"asr          {asr['value']:.2f}" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_rows_and_meets_its_control(tmp_path):
   config = ROOT / "configs" / "attack_unlearn_diff_atk.py"
   folder = tmp_path / "run"

@@ -95,7 +95,14 @@ def test_every_method_has_a_row():
   assert set(attacks.methods()) == set(ATTACKS)
 
 
-@pytest.mark.parametrize("attack", ROWS)
+@pytest.mark.parametrize(
+  "attack",
+  # The first stands for all but in the slow tests: each compiles two programs.
+  [
+    pytest.param(*row.values, id=row.id, marks=[pytest.mark.slow] * (i > 0))
+    for i, row in enumerate(ROWS)
+  ],
+)
 def test_a_row_is_alone(attack, world):
   """Whatever runs beside it, in which lane, on how many devices."""
   whole = run(world, attack, by_hash)

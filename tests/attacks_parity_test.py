@@ -106,6 +106,7 @@ def test_unlearn_diff_atk_is_the_published_one(name, k, mode, models, golden):
   np.testing.assert_array_equal(probs[0].argmax(1), final.argmax(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name, k, mode, kind",
   [("p4d", 3, "prefix_k", P4dHparams), ("pez", 2, "mid_k", pez.Hparams)],

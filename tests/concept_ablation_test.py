@@ -54,6 +54,7 @@ def gap(model, edited):
   return float(jnp.abs(of_concept - of_anchor).mean())
 
 
+@pytest.mark.slow
 def test_the_concept_becomes_its_anchor(model):
   edited = erase(model)
   assert gap(model, edited) < 0.85 * gap(model, model[1])
@@ -121,6 +122,7 @@ def test_the_losses_are_torchs(tmp_path):
     assert abs(float(ours) / float(wanted) - 1) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_anchor_is_held_still(model):
   """No gradient goes into the anchor's own prediction."""
   sd, params = model

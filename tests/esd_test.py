@@ -162,6 +162,7 @@ def gap(model, edited):
   return float(loss(edited))
 
 
+@pytest.mark.slow
 def test_it_erases_and_leaves_the_rest(model):
   edited = train(model)
   assert gap(model, edited) < 0.5 * gap(model, model[1])

@@ -75,6 +75,7 @@ def moved(model, after, rows):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", ["kv", "lora"])
 def test_projected_tuning_keeps_what_erased_prompts_say(train, model):
   erased = states(model, ["d e"])

@@ -119,6 +119,7 @@ def test_unknown_parts(model):
     finetune.partition({"unet": model[1]["unet"]}, "text_encoder")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4), (1, 8)])
 def test_every_mesh_computes_what_one_device_does(
   shape, model, data, alone, monkeypatch
@@ -150,6 +151,7 @@ def test_a_resume_from_disk_is_bit_identical(model, data, alone, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state, alone[0])
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_mean_of_its_parts(model, data):
   part, state, step, frozen = setup(model, accumulate=2)
   sd, params = model
@@ -217,6 +219,7 @@ def test_a_text_encoder_trains_on_token_ids(model):
   assert touched == set(rows["ids"].ravel())
 
 
+@pytest.mark.slow
 def test_rematerialized_blocks_give_the_same_gradient(model, data):
   sd, params = model
   config = dataclasses.replace(sd.unet.config, remat=True)

@@ -100,6 +100,7 @@ def together(model, runs, spoil=None):
   return train(packed.pack(states), step, frozen, batches, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_a_run_gives_the_same_numbers_alone_or_packed(model, runs):
   state, metrics = together(model, runs)
   for i, (part, *_) in enumerate(runs):
@@ -120,6 +121,7 @@ def test_a_run_gives_the_same_numbers_alone_or_packed(model, runs):
     assert max(jax.tree.leaves(moved)) > 2e-3
 
 
+@pytest.mark.slow
 def test_a_run_that_breaks_stops_and_the_others_go_on(model, runs):
   fine, _ = together(model, runs)
   kernels = runs[0][2]

@@ -50,7 +50,14 @@ def erase(config, workdir, *arguments):
   return launch("erase", *flags)
 
 
-@pytest.mark.parametrize("path", ERASE, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+  "path",
+  [
+    pytest.param(path, marks=[pytest.mark.slow] * (path.stem[6:] in SHORT))
+    for path in ERASE
+  ],
+  ids=lambda path: path.stem,
+)
 def test_erase_runs_every_config(path, tmp_path):
   method = path.stem.removeprefix("erase_")
   short = [f"--config.hparams.{flag}" for flag in SHORT.get(method, ())]

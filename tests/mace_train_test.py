@@ -220,6 +220,7 @@ def alone(model):
   return trained(model, "a")
 
 
+@pytest.mark.slow
 def test_many_together_are_one_at_a_time(model, alone, monkeypatch):
   """Eight devices or one, in packs of two or alone: the same adapters."""
   together = trained(model, "abc")

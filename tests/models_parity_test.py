@@ -260,6 +260,7 @@ def test_float32_equals_torch(name):
   assert max(found.values()) < TOLERANCE, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["odd_latents", "sd2"])
 def test_bfloat16_stays_near_float32(name):
   networks, given, expected = pair(name)
