@@ -138,6 +138,7 @@ def test_a_wrong_config_writes_nothing(override, words, tmp_path):
   assert not (tmp_path / "run" / "results.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_resume_with_another_config_is_refused(tmp_path):
   config = f"{CONFIGS}/erase_uce.py:tiny"
   assert erase(config, tmp_path / "run").returncode == 0

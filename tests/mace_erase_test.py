@@ -15,6 +15,8 @@ from unlearning_jax.erasures import mace
 from unlearning_jax.erasures.mace import images as image
 from unlearning_jax.evaluators.harmonic import harmonic
 
+pytestmark = pytest.mark.slow
+
 CONCEPTS = (Concept("xyz", "moon", ("dog",)), Concept("fish", "b", ("dog",)))
 SMALL = {
   "templates": mace_cases.TEMPLATES,

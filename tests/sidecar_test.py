@@ -225,6 +225,7 @@ def test_an_edited_model_says_so(tmp_path):
       statistics.check_unedited(path)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_the_launch_script(tmp_path):
   def run(*flags):
