@@ -77,7 +77,10 @@ def main(_: Sequence[str]):
   victim = victim_of(config, params, edits)
   victim = jax.device_put(victim, sharding.replicated(mesh))
   original = Victim(params)
-  left = [row for row in listed if row["id"] not in run.done_ids()]
+  done = run.done_ids()
+  # Shares are of one list: none adds a row before all have read it.
+  sharding.wait_for_all("rows listed")
+  left = [row for row in listed if row["id"] not in done]
   mine = left[jax.process_index() :: jax.process_count()]
   check = attack_table.checker(run, sd, victim, config, mesh)
   with progress.Progress(
