@@ -8,6 +8,8 @@ DEMO ?= task=object,name=star
 EDIT_ONLY := --config.per_group=0 --config.others=0
 # More flags for pytest: make test PYTEST="-k workdir -x".
 PYTEST ?=
+# A file's tests share compiled programs: they stay in one process.
+WORKERS := -n 2 --dist loadfile
 
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 ifeq ($(filter $(VERSION),3.11 3.12 3.13),)
@@ -32,10 +34,10 @@ demo: $(CORE)
 	@echo "Open runs/demo/report.html"
 
 test: lint
-	$(PY) -m pytest -m "not slow" -n 2 $(PYTEST)
+	$(PY) -m pytest -m "not slow" $(WORKERS) $(PYTEST)
 
 test-slow: $(TEST)
-	$(PY) -m pytest -m slow $(PYTEST)
+	$(PY) -m pytest -m slow $(WORKERS) $(PYTEST)
 
 test-all: test test-slow
 

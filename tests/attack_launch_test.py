@@ -80,6 +80,7 @@ def test_a_killed_run_ends_with_the_same_rows_and_meets_its_control(tmp_path):
   assert summary["control"]["n"] == 3
 
 
+@pytest.mark.slow
 def test_a_table_without_a_judge_keeps_its_images(tmp_path):
   table = tmp_path / "prompts.csv"
   table.write_text(

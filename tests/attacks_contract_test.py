@@ -95,14 +95,14 @@ def test_every_method_has_a_row():
   assert set(attacks.methods()) == set(ATTACKS)
 
 
-@pytest.mark.parametrize(
-  "attack",
-  # The first stands for all but in the slow tests: each compiles two programs.
-  [
-    pytest.param(*row.values, id=row.id, marks=[pytest.mark.slow] * (i > 0))
-    for i, row in enumerate(ROWS)
-  ],
-)
+# The first stands for all but in the slow tests: each compiles its programs.
+FIRST_FAST = [
+  pytest.param(*row.values, id=row.id, marks=[pytest.mark.slow] * (i > 0))
+  for i, row in enumerate(ROWS)
+]
+
+
+@pytest.mark.parametrize("attack", FIRST_FAST)
 def test_a_row_is_alone(attack, world):
   """Whatever runs beside it, in which lane, on how many devices."""
   whole = run(world, attack, by_hash)
@@ -114,7 +114,7 @@ def test_a_row_is_alone(attack, world):
   same({name: whole[name] for name in rest}, rest)
 
 
-@pytest.mark.parametrize("attack", ROWS)
+@pytest.mark.parametrize("attack", FIRST_FAST)
 def test_every_leaf_is_led_by_the_lanes(attack, world):
   sd, victim, original = world
   fitting, _ = rows.prepare(sd, table(sd), attack.h.insertion, attack.h.k)

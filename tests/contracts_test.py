@@ -35,13 +35,18 @@ ERASURES = {
     {"images": 2, "batch_size": 2, "num_steps": 2, "num_inference_steps": 2}
   ],
 }
-# Those that answer with a map of text states; the others change weights.
+# Those that answer with a map of text states; the others change weights, by
+# training: their rows are slow tests.
 MAPS = ("uce", "rece", "time")
+
+
+def cost(name):
+  return [] if name in MAPS else [pytest.mark.slow]
 
 
 def rows(names):
   return [
-    pytest.param(name, hparams, id=f"{name}-{i}")
+    pytest.param(name, hparams, id=f"{name}-{i}", marks=cost(name))
     for name in names
     for i, hparams in enumerate(ERASURES[name])
   ]
@@ -145,7 +150,9 @@ def test_the_same_call_gives_the_same_edit(name, hparams, model):
   closed_form.check_base(first, model[1])
 
 
-@pytest.mark.parametrize("name", ERASURES)
+@pytest.mark.parametrize(
+  "name", [pytest.param(name, marks=cost(name)) for name in ERASURES]
+)
 def test_an_edit_survives_its_file(name, model, tmp_path):
   edit = run(name, model, **ERASURES[name][0])
   closed_form.save_edit(edit, tmp_path / "edit.safetensors")

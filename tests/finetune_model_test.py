@@ -184,6 +184,7 @@ def test_without_an_average_the_state_has_none(model):
     finetune.optimizer(1e-3, STEPS, schedule="linear")
 
 
+@pytest.mark.slow
 def test_dropped_captions_read_the_empty_prompt(model, data):
   sd, params = model
   part, _, _, frozen = setup(model)
@@ -202,6 +203,7 @@ def test_dropped_captions_read_the_empty_prompt(model, data):
   assert float(dropped) == float(blank) != float(kept)
 
 
+@pytest.mark.slow
 def test_a_text_encoder_trains_on_token_ids(model):
   sd, params = model
   images = np.zeros((2, 12, 8, 3), np.uint8)

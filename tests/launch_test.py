@@ -53,7 +53,12 @@ def erase(config, workdir, *arguments):
 @pytest.mark.parametrize(
   "path",
   [
-    pytest.param(path, marks=[pytest.mark.slow] * (path.stem[6:] in SHORT))
+    pytest.param(
+      path,
+      marks=[]
+      if path.stem in ("erase_uce", "erase_rece")
+      else pytest.mark.slow,
+    )
     for path in ERASE
   ],
   ids=lambda path: path.stem,

@@ -121,7 +121,9 @@ def test_given_masks_that_are_not_usable():
       mask.check_given(bad, good.shape, "a")
 
 
-@pytest.mark.parametrize("source", ["attention", "cfg_diff"])
+@pytest.mark.parametrize(
+  "source", ["attention", pytest.param("cfg_diff", marks=pytest.mark.slow)]
+)
 def test_masks_from_the_model(model, source):
   sd, params = model
   rng = np.random.default_rng(1)
@@ -250,6 +252,7 @@ def test_a_step_is_no_longer_than_the_learning_rate(model, alone):
     assert 0 < moved <= 2 * 1e-2 * (1 + 0.01 * 4) * 1.01
 
 
+@pytest.mark.slow
 def test_attention_falls(model):
   """On one image, one prompt and one timestep, only the noise is left."""
   sd, params = model

@@ -251,7 +251,14 @@ def pair(name):
   return networks, given, torch_outputs(networks, given)
 
 
-@pytest.mark.parametrize("name", CASES)
+# Two that differ most from the rest are compared by default.
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(n, marks=[pytest.mark.slow] * (n not in ("sd2", "one_level")))
+    for n in CASES
+  ],
+)
 def test_float32_equals_torch(name):
   networks, given, expected = pair(name)
   ours = our_outputs(*our_networks(networks, jnp.float32), given)

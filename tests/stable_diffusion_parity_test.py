@@ -121,8 +121,10 @@ def largest_error(ours, theirs):
   "name, sampler",
   [
     *(("sd1", sampler) for sampler in SAMPLERS),
-    *((name, None) for name in ("one_level", "three_levels", "sd2")),
-    ("sd2", "euler"),
+    ("one_level", None),
+    ("sd2", None),
+    pytest.param("three_levels", None, marks=pytest.mark.slow),
+    pytest.param("sd2", "euler", marks=pytest.mark.slow),
   ],
 )
 def test_latents_equal_torch(name, sampler, folders, loaded):

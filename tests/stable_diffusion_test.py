@@ -97,7 +97,9 @@ def test_images_have_the_models_size_and_content(model, expected):
   assert all(image.std() > 5 for image in expected)
 
 
-@pytest.mark.parametrize("size", [1, 3, 8])
+@pytest.mark.parametrize(
+  "size", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8))]
+)
 def test_the_batch_size_changes_nothing(model, expected, size):
   assert np.abs(images(model, batch_size=size) - expected).max() <= 1
 
