@@ -146,7 +146,7 @@ def test_devices_do_not_talk_within_a_block(world):
     assert word not in program, word
 
 
-@pytest.mark.parametrize("attack", ROWS)
+@pytest.mark.parametrize("attack", FIRST_FAST)
 def test_a_failure_has_had_its_whole_budget(attack, world):
   found = run(world, attack)
   for record in found.values():
