@@ -113,7 +113,8 @@ def _entry(
   spent = [r["seconds"] for r in records if r["blocks"]]
   entry["seconds_per_row"] = sum(spent) / len(spent) if spent else 0.0
   beside = Cell(cell.task, cell.victim, config.control)
-  if beside in rows and beside != cell:
+  # An attack without images of its own has nothing to be compared for.
+  if beside in rows and beside != cell and entry["accounting"]["budget"] > 1:
     entry["paired"] = attack_success.against(records, rows[beside])
   return entry
 

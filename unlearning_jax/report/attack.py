@@ -111,8 +111,8 @@ def gallery(
     return Html()
   note = (
     "Each frame starts from one seed: the original model, the erased one, and "
-    "the erased one with the adversarial prompt. Boxes are the tokens that "
-    "were optimised; the image is made of the text that they decode to."
+    "the erased one with the adversarial prompt. Boxes are that prompt's "
+    "tokens; the image is made of the text that they decode to."
   )
   figures = (_figure(frame, root, blur) for frame in frames)
   return join(

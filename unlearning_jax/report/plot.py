@@ -11,18 +11,21 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 34.0, 312.0, 8.0, 160.0
 
 
 def curves(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html:
-  """One line a series, the 95 % interval as a band around it, and a legend.
+  """One line a series and a legend; up to three have bands around them.
 
   Args:
-    series: by name, the rates after 1, 2, ... images: `value`, `low`, `high`,
-      each from 0 to 1; one without rates only keeps its colour.
+    series: by name, the rates after 1, 2, ... images: `value` and, for the
+      band of the 95 % interval, `low` and `high`, each from 0 to 1; one
+      without rates only keeps its colour.
   """
   most = max(len(rates) for rates in series.values())
+  # More bands than that hide each other.
+  bands = sum(map(bool, series.values())) <= 3
   drawn = [
     part
     for i, rates in enumerate(series.values())
     if rates
-    for part in _series(rates, most, _class(i))
+    for part in _series(rates, most, _class(i), bands)
   ]
   legend = (
     element("span", name, class_=f"stage {_class(i)}")
@@ -74,7 +77,9 @@ def _axes(most: int):
   yield element("text", "images", x=middle, y=_BOTTOM + 26, class_="middle")
 
 
-def _series(rates: Sequence[Mapping[str, Any]], most: int, class_: str):
+def _series(
+  rates: Sequence[Mapping[str, Any]], most: int, class_: str, band: bool
+):
   """The band, then the line: both hold their value for an image's width."""
 
   def steps(key: str) -> list[str]:
@@ -84,7 +89,8 @@ def _series(rates: Sequence[Mapping[str, Any]], most: int, class_: str):
       for x in (b, b + 1)
     ]
 
-  band = " ".join(steps("low") + steps("high")[::-1])
-  yield element("polygon", points=band, class_=f"band {class_}")
+  if band:
+    points = " ".join(steps("low") + steps("high")[::-1])
+    yield element("polygon", points=points, class_=f"band {class_}")
   line = " ".join(steps("value"))
   yield element("polyline", points=line, class_=f"curve {class_}")
