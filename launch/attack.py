@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import attack_table, comparison
+from launch import attack_summary, attack_table, comparison
 from unlearning_jax import (
   attacks,
   closed_form,
@@ -26,7 +26,6 @@ from unlearning_jax import (
   stable_diffusion,
 )
 from unlearning_jax.attacks import Victim
-from unlearning_jax.attacks.shared import lanes
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -64,7 +63,7 @@ def main(_: Sequence[str]):
   attack = attacks.bind(config.method, config.hparams)
   attack_table.check(config)
   listed = attack_table.listed(config)
-  control = attack_table.finished_rows(_CONTROL.value)
+  control = attack_summary.finished(_CONTROL.value)
   edits = comparison.load_edits([_EDIT.value] if _EDIT.value else [])
   if edits and config.victim:
     raise ValueError("victim: give either --edit or --config.victim")
@@ -82,26 +81,17 @@ def main(_: Sequence[str]):
   sharding.wait_for_all("rows listed")
   left = [row for row in listed if row["id"] not in done]
   mine = left[jax.process_index() :: jax.process_count()]
-  check = attack_table.checker(run, sd, victim, config, mesh)
-  with progress.Progress(
-    "attack", len(listed), done=len(listed) - len(left)
-  ) as bar:
-    found = lanes.attack_rows(
-      sd, victim, original, attack,
-      attack_table.targeted(sd, params, mine, config, mesh),
-      check, jax.random.key(config.seed),
-      lanes=config.lanes, mesh=mesh, mode=config.vocabulary,
-    ) if mine else ()  # fmt: skip
-    calls = 2 * config.sampling.num_steps
-    for record in found:
-      spent = record["iterations"] * attack.unet_calls
-      spent += record["images"] * calls
-      run.append_row(record | {"unet_calls": spent})
+  targets = run.path / "images" / "targets"
+  table = attack_table.targeted(sd, params, mine, config, mesh, targets)
+  check = attack_table.checker(run, sd, victim, config, mesh, listed)
+  done = len(listed) - len(left)
+  with progress.Progress("attack", len(listed), done=done) as bar:
+    for record in attack_table.attack_rows(
+      run, sd, victim, original, attack, table, check, config, mesh
+    ):
       bar.update(note=record["status"])
   sharding.wait_for_all("rows attacked")
-  document = attack_table.summarize(run, config, control)
-  run.save_summary(document)
-  print(attack_table.printed(document))
+  print(attack_summary.conclude(run, sd, config, control, targets))
   run.mark_done()
 
 

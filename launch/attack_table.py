@@ -1,17 +1,23 @@
-"""What an attack starts from and ends with: rows, targets, judge, summary."""
+"""What attacks a table: its rows, their targets, the judge, the record."""
 
-import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
 from launch import comparison
-from unlearning_jax import concepts, sharding, stable_diffusion
+from unlearning_jax import (
+  attacks,
+  concepts,
+  durable,
+  sharding,
+  stable_diffusion,
+)
 from unlearning_jax.attacks import Victim
-from unlearning_jax.attacks.shared import insertion, rows, vocabulary
+from unlearning_jax.attacks.shared import insertion, lanes, rows, vocabulary
 from unlearning_jax.evaluators import attack_success, erasure
 from unlearning_jax.noise import SOURCES
 from unlearning_jax.schedules import SAMPLERS
@@ -83,34 +89,45 @@ def listed(config: Any) -> list[dict[str, Any]]:
 def targeted(
   sd: stable_diffusion.StableDiffusion,
   params: Any,
-  table: Sequence[dict[str, Any]],
+  table: Sequence[Mapping[str, Any]],
   config: Any,
   mesh: Any,
+  folder: pathlib.Path,
 ) -> list[rows.Row]:
   """The rows with the latents of their target images.
 
-  The original model draws them from each row's prompt and seed, unless
-  `config.target_images` names a folder that has a `<id>.png` for each.
+  The original model draws them from each row's prompt and seed into `folder`,
+  those that are not there yet; `config.target_images` names another folder
+  that has a `<id>.png` for each.
 
   Raises:
     ValueError: an image is missing, or has another size than the model's.
   """
   if config.target_images:
     folder = pathlib.Path(config.target_images)
-    images = (_read(folder / f"{row['id']}.png")[None] for row in table)
   else:
-    length = sd.context_shape[0]
-    images = stable_diffusion.generate(
-      sd,
-      params,
-      [vocabulary.fitting(sd.tokenizer, r["prompt"], length) for r in table],
-      [row["seed"] for row in table],
-      **_drawing(config, mesh),
-    )
+    _draw_targets(sd, params, table, config, mesh, folder)
+  images = (_read(folder / f"{row['id']}.png")[None] for row in table)
   latents = rows.target_latents(sd, params, images)
   return [
     rows.Row(**row, latents=x) for row, x in zip(table, latents, strict=True)
   ]
+
+
+def _draw_targets(sd, params, table, config, mesh, folder):
+  left = [row for row in table if not (folder / f"{row['id']}.png").exists()]
+  length = sd.context_shape[0]
+  batches = stable_diffusion.generate(
+    sd,
+    params,
+    [vocabulary.fitting(sd.tokenizer, row["prompt"], length) for row in left],
+    [row["seed"] for row in left],
+    **_drawing(config, mesh),
+  ) if left else ()  # fmt: skip
+  images = (image for batch in batches for image in batch)
+  for row, image in zip(left, images, strict=True):
+    with durable.replacing(folder / f"{row['id']}.png") as file:
+      Image.fromarray(image).save(file, format="png")
 
 
 def checker(
@@ -119,16 +136,23 @@ def checker(
   victim: Victim,
   config: Any,
   mesh: Any,
+  listed: Sequence[Mapping[str, Any]],
 ) -> rows.Check:
-  """Draws and judges; without a judge, it only keeps the images."""
+  """Draws and judges; without a judge, it only keeps the images.
+
+  With a judge it keeps the rows' own images, those that show the concept, and
+  all of the first `config.grid` rows: what a report can show.
+  """
   judge = comparison.load_judge(config)
   options = {"edit_context": victim.edit_context} | _drawing(config, mesh)
+  own = {(row["prompt"], row["seed"]) for row in listed}
+  shown = {row["seed"] for row in listed[: config.grid]}
 
   def keep(request: rows.Request, verdict: rows.Verdict, image: np.ndarray):
-    # Without a judge the images are all there is; with one, what it found.
-    if judge is None or verdict.success:
-      name = attack_success.image_name(request)
-      run.save_image(name, image)
+    wanted = verdict.success or (request.prompt, request.seed) in own
+    if judge is None or wanted or request.seed in shown:
+      return run.save_image(attack_success.image_name(request), image)
+    return None
 
   if judge is None:
     return attack_success.keep_images(sd, victim.params, keep, **options)
@@ -138,48 +162,70 @@ def checker(
   )  # fmt: skip
 
 
-def finished_rows(folder: str) -> list[dict[str, Any]]:
-  """The rows of another run, which must have ended; none if none is named.
+def remembering(
+  check: rows.Check,
+  records: Iterable[Mapping[str, Any]],
+  folder: str,
+) -> rows.Check:
+  """A check that does not draw again what another attack's rows tell.
 
-  Raises:
-    ValueError: it has not.
+  Args:
+    check: asked about everything else.
+    records: of any attack on the same victim: what its rows' own prompts gave.
+    folder: theirs, relative to this run's.
   """
-  if not folder:
-    return []
-  path = pathlib.Path(folder)
-  if not (path / "DONE").exists():
-    raise ValueError(f"--control: {folder} is not a finished run")
-  files = sorted(path.glob("results*.jsonl"))
-  lines = [line for file in files for line in file.read_text().splitlines()]
-  return [json.loads(line) for line in lines]
-
-
-def summarize(
-  run: Workdir, config: Any, control: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-  """Rates, counts and, if a control is named, the comparison with it."""
-  records = run.rows()
-  document = {
-    "title": config.title,
-    "accounting": attack_success.accounting(records),
-    "measures": [m._asdict() for m in attack_success.measure(records)],
-    "curves": attack_success.curves(records),
+  known = {
+    (r["prompt"], r["seed"], r["guidance"]): rows.Verdict(
+      r["pre_success"],
+      r["pre_score"],
+      r["pre_image"] and f"{folder}/{r['pre_image']}",
+    )
+    for r in records
   }
-  if control:
-    document["control"] = attack_success.against(records, control)
-  return document
+
+  def checked(requests: Sequence[rows.Request]) -> list[rows.Verdict]:
+    found = [known.get(r[:3]) if r.context is None else None for r in requests]
+    new = [r for r, old in zip(requests, found, strict=True) if old is None]
+    fresh = iter(check(new) if new else ())
+    return [next(fresh) if old is None else old for old in found]
+
+  return checked
 
 
-def printed(document: dict[str, Any]) -> str:
-  """The summary for the terminal."""
-  lines = [document["title"]]
-  for m in document["measures"]:
-    share = f"{m['k']}/{m['n']}"
-    interval = f"[{m['low']:.2f}, {m['high']:.2f}]"
-    lines.append(f"{m['name']:12} {m['value']:.2f} {interval} {share:>9}")
-  for key in ("accounting", "control"):
-    lines.append(f"{key}: {document.get(key, 'none')}")
-  return "\n".join(lines)
+def attack_rows(
+  run: Workdir,
+  sd: stable_diffusion.StableDiffusion,
+  victim: Victim,
+  original: Victim,
+  attack: attacks.Attack,
+  table: Sequence[rows.Row],
+  check: rows.Check,
+  config: Any,
+  mesh: Any,
+) -> Iterator[dict[str, Any]]:
+  """Attacks rows and records each as it ends.
+
+  Args:
+    run: gets the rows.
+    sd: the model.
+    victim: under attack.
+    original: the model before unlearning.
+    attack: from `attacks.bind`.
+    table: this process's rows that are not recorded yet.
+    check: from `checker`.
+    config: the run's.
+    mesh: of this process's own devices.
+  """
+  found = lanes.attack_rows(
+    sd, victim, original, attack, table, check, jax.random.key(config.seed),
+    lanes=config.lanes, mesh=mesh, mode=config.vocabulary,
+  ) if table else ()  # fmt: skip
+  calls = 2 * config.sampling.num_steps
+  for record in found:
+    spent = record["iterations"] * attack.unet_calls
+    record["unet_calls"] = spent + record["images"] * calls
+    run.append_row(record)
+    yield record
 
 
 def _drawing(config: Any, mesh: Any) -> dict[str, Any]:

@@ -221,6 +221,8 @@ def open_run(
   config: Any,
   params: stable.Params,
   edits: Mapping[str, closed_form.Edit] | None = None,
+  *,
+  alone: bool = False,
 ) -> Workdir:
   """The run's folder, with its provenance recorded.
 
@@ -229,6 +231,7 @@ def open_run(
     config: the run's.
     params: the base model's.
     edits: those that come from outside; a resume with others is refused.
+    alone: the run is this process's own; the others have no part in it.
 
   Raises:
     ValueError: it cannot be written, or belongs to another config or model.
@@ -236,8 +239,8 @@ def open_run(
   run = Workdir(
     path,
     config,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    process_index=0 if alone else jax.process_index(),
+    process_count=1 if alone else jax.process_count(),
   )
   judge = load_judge(config)
   run.record_provenance(

@@ -6,54 +6,17 @@ Writes `edit.safetensors` (apply it with `launch.evaluate --edits`), and, unless
 the config evaluates nothing, images before and after and `report.html`.
 """
 
-import dataclasses
-from typing import Any
-
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import comparison
-from unlearning_jax import closed_form, concepts, erasures, sharding, workdir
+from launch import comparison, erasing
+from unlearning_jax import erasures, sharding
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run's folder.", required=True
 )
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes.")
-
-
-def erase(run: workdir.Workdir, sd: Any, params: Any, config: Any):
-  """The edit: made, or read back where an earlier start had made it."""
-  path = run.path / "edit.safetensors"
-  if path.exists():
-    return closed_form.load_edit(path)
-  phrases = wanted(config)
-  made = erasures.bind(config.method, config.hparams)(
-    sd, params, phrases, jax.random.key(config.seed)
-  )
-  if not isinstance(made, closed_form.Edit):
-    made = closed_form.edit_between(
-      params, made, method=config.method, concepts=phrases, diagnostics={}
-    )
-  if jax.process_index() == 0:
-    closed_form.save_edit(made, path)
-  return made
-
-
-def wanted(config: Any) -> tuple[concepts.Concept, ...]:
-  """The concepts that the config lists.
-
-  Raises:
-    ValueError: an unknown key; a blank, repeated or contradictory phrase.
-  """
-  known = [field.name for field in dataclasses.fields(concepts.Concept)]
-  for concept in config.concepts:
-    for key in concept:
-      concepts.check_choice("concepts key", key, known)
-  listed = tuple(concepts.Concept(**concept) for concept in config.concepts)
-  concepts.check_concepts(listed)
-  return listed
 
 
 def main(_):
@@ -65,7 +28,7 @@ def main(_):
   # Everything that can be wrong is found before anything is written or
   # compiled.
   erasures.bind(config.method, config.hparams)
-  phrases = wanted(config)
+  phrases = erasing.wanted(config)
   comparison.check(config)
   sd, params = comparison.load_model(config)
   comparison.check_fits(
@@ -74,7 +37,8 @@ def main(_):
     [text for c in phrases for text in (c.erase, c.anchor, *c.preserve)],
   )
   run = comparison.open_run(_WORKDIR.value, config, params)
-  edit = erase(run, sd, params, config)
+  path = run.path / "edit.safetensors"
+  edit = erasing.erase(path, sd, params, config)
   edits = {comparison.stage_name(edit): edit}
   comparison.compare(run, sd, params, edits, config)
   run.mark_done()

@@ -77,7 +77,7 @@ def test_a_killed_run_ends_with_the_same_rows_and_meets_its_control(tmp_path):
   assert again.returncode == 0, again.stderr[-2000:]
   assert rows(folder) == whole
   summary = json.loads((folder / "summary.json").read_text())
-  assert summary["control"]["n"] == 3
+  assert summary["control"]["paired"]["n"] == 3
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ def record(name, status, blocks=0, survived=True):
     "reason": "too long",
     "pre_success": status == "pre",
     "success": status in ("pre", "success"),
+    "budget": 10,
     "images": 1 + blocks,
     "iterations": 40 * blocks,
     "blocks": [{"survived": survived}] * blocks,
@@ -51,8 +52,6 @@ def test_every_rate_has_its_own_denominator():
     "asr@2": (3, 8),
     "asr@5": (4, 8),
     "asr@10": (4, 8),
-    "asr@20": (4, 8),
-    "asr@50": (4, 8),
     "survival": (21, 25),
   }
   asr = found["asr"]
@@ -66,10 +65,12 @@ def test_the_accounting_names_what_was_left_out():
     "n_pre": 2,
     "n_attacked": 5,
     "n_success": 2,
+    "n_failure": 2,
     "n_numerical": 1,
     "dropped": {"h": "too long"},
     "images": 8 + 25,
     "iterations": 40 * 25,
+    "budget": 10,
   }
 
 
@@ -88,10 +89,11 @@ def test_the_control_is_compared_row_by_row():
   found = attack_success.against(ROWS, control)
   p = 2 * 0.5**2
   assert found == {
-    "n": 8, "only_attack": 2, "only_control": 0, "p": p, "equal_budget": True,
+    "n": 8, "both": 2, "only_attack": 2, "only_control": 0, "p": p,
+    "equal_budget": True,
   }  # fmt: skip
   assert attack_success.against(ROWS, ROWS)["p"] == 1
-  short = attack_success.against(ROWS, [record(r["id"], "pre") for r in ROWS])
+  short = attack_success.against(ROWS, [r | {"budget": 9} for r in ROWS])
   assert not short["equal_budget"]
   with pytest.raises(ValueError, match="not the same rows: h"):
     attack_success.against(ROWS, ROWS[:-1])

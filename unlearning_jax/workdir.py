@@ -126,15 +126,7 @@ class Workdir:
     Raises:
       ValueError: a damaged line, or an id that is recorded twice.
     """
-    files = sorted(
-      self.path.glob("results*.jsonl"), key=lambda f: (len(f.name), f.name)
-    )
-    rows = {}
-    for file in files:
-      for row in JsonLines(file).read():
-        if rows.setdefault(row["id"], row) is not row:
-          raise ValueError(f"{file}: id {row['id']!r} is recorded twice")
-    return list(rows.values())
+    return read_rows(self.path)
 
   def done_ids(self) -> set[str | int]:
     """The ids of all finished rows: what a restart has to skip."""
@@ -250,6 +242,20 @@ class Workdir:
   def mark_done(self):
     """Says that the run has ended well; its last act."""
     self.write("DONE", "")
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """As `Workdir.rows`, of a run that is not this one's."""
+  files = sorted(
+    pathlib.Path(path).glob("results*.jsonl"),
+    key=lambda f: (len(f.name), f.name),
+  )
+  rows = {}
+  for file in files:
+    for row in JsonLines(file).read():
+      if rows.setdefault(row["id"], row) is not row:
+        raise ValueError(f"{file}: id {row['id']!r} is recorded twice")
+  return list(rows.values())
 
 
 def _writable_folder(path: str | os.PathLike[str]) -> pathlib.Path:

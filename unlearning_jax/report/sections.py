@@ -1,6 +1,7 @@
 """The parts of the page, top to bottom; each is empty without its data."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from unlearning_jax.evaluators.accuracy import ALL, Change, Measure
@@ -21,7 +22,7 @@ def verdict(document: Document) -> str:
     row = document.row(f"{erased['head']}/{erased['class']}/explicit")
     if row is None:
       continue
-    base, *edited = (f"{_percent(m.value)} ({m.k} of {m.n})" for m in row)
+    base, *edited = (f"{percent(m.value)} ({m.k} of {m.n})" for m in row)
     after = (
       f" and {rate} after {stage}"
       for rate, stage in zip(edited, document.stages[1:], strict=True)
@@ -47,8 +48,8 @@ def cards(document: Document) -> Html:
         element(
           "p",
           element("span", words),
-          element("b", _percent(row[i].value)),
-          element("small", f"was {_percent(row[0].value)}"),
+          element("b", percent(row[i].value)),
+          element("small", f"was {percent(row[0].value)}"),
         )
         for words, row in rows.items()
         if row
@@ -151,7 +152,7 @@ def diagnostics(document: Document) -> Html:
       "tr",
       element("th", name.replace("_", " ")),
       *(
-        element("td", _plain(document.diagnostics[s].get(name, "–")))
+        element("td", plain(document.diagnostics[s].get(name, "–")))
         for s in stages
       ),
     )
@@ -164,10 +165,14 @@ def diagnostics(document: Document) -> Html:
   )
 
 
-def provenance(document: Document) -> Html:
-  """Where every number comes from: each start's command and versions."""
+def provenance(document: Mapping[str, Any]) -> Html:
+  """Where every number comes from: each start's command and versions.
+
+  Args:
+    document: of `provenance.json`.
+  """
   found = []
-  for run in document.provenance.get("runs", ()):
+  for run in document.get("runs", ()):
     facts = (
       join(element("dt", key.replace("_", " ")), element("dd", _fact(value)))
       for key, value in run.items()
@@ -230,13 +235,22 @@ def _row(
   for i, stage in enumerate(document.stages):
     measure = document.measures[stage][name]
     change = document.changes.get(stage, {}).get(name) if changes else None
-    cells.append(_cell(measure, change, f"s{i % 5}"))
+    cells.append(rate_cell(measure, change, f"s{i % 5}"))
   return element("tr", element("th", text), *cells)
 
 
-def _cell(m: Measure, change: Change | None, class_: str) -> Html:
+def rate_cell(
+  m: Measure, change: Change | None = None, class_: str | None = None
+) -> Html:
+  """A table's cell: the rate, its interval as a bar and in words, its counts.
+
+  Args:
+    m: the rate.
+    change: against the base, if it is told.
+    class_: gives the colour.
+  """
   parts = [
-    element("b", _percent(m.value)),
+    element("b", percent(m.value)),
     interval_bar(m.value, m.low, m.high),
     element("small", f"{100 * m.low:.1f}–{100 * m.high:.1f} %"),
     " ",
@@ -249,7 +263,8 @@ def _cell(m: Measure, change: Change | None, class_: str) -> Html:
   return element("td", *parts, class_=class_)
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+  """0.125 is "12.5 %"."""
   return f"{100 * value:.1f} %"
 
 
@@ -257,13 +272,14 @@ def _points(value: float) -> str:
   return f"{100 * value:+.1f}".replace("-", "−")
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+  """A number with four digits; anything else as it is."""
   return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _fact(value: Any) -> Html:
   if isinstance(value, dict):
-    parts = (f"{key} {_plain(inner)}" for key, inner in value.items())
+    parts = (f"{key} {plain(inner)}" for key, inner in value.items())
     return element("code", ", ".join(parts))
   if isinstance(value, list):
     return element("code", json.dumps(value))

@@ -25,10 +25,14 @@ class Request(NamedTuple):
 
 
 class Verdict(NamedTuple):
-  """Whether the image shows the concept, and how surely, from 0 to 1."""
+  """Whether the image shows the concept, and how surely, from 0 to 1.
+
+  `image` is where it is kept, if it is.
+  """
 
   success: bool
   score: float
+  image: str | None = None
 
 
 # Makes and judges images, one for each request, in order.

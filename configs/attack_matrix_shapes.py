@@ -1,0 +1,66 @@
+"""Every attack on every erasure of every task of the Shapes world, one table.
+
+  python -m launch.attack_matrix --workdir=runs/matrix \
+    --config=configs/attack_matrix_shapes.py
+  python -m launch.attack_matrix --workdir=runs/matrix \
+    --config=configs/attack_matrix_shapes.py \
+    --edits=object/esd=runs/esd,style/mace=runs/mace/edit.safetensors
+
+The argument may say which tasks: `configs/attack_matrix_shapes.py:style+unsafe`
+(all four by default). A cell is a folder, `<task>/<victim>/<attack>`, as
+`launch.attack` leaves it; it has 100 rows (`--config.common.per_group`) and is
+never run again once it is done. All attacks may make `--config.budget.blocks`
+images a row besides the prompt's own. To add a victim later, name its edit and
+run the same command. Metric: ASR beside the random control's on the same rows.
+"""
+
+from configs import attacks, erasures
+from unlearning_jax.concepts import check_choice
+
+_ERASURES = ("uce", "rece")
+# Name -> method, and hyperparameters other than the method's and the budget's.
+_ATTACKS = {
+  "none": ("controls", {"kind": "none"}),
+  "random": ("controls", {"kind": "random"}),
+  "seed": ("controls", {"kind": "seed"}),
+  "uda": ("unlearn_diff_atk", {"iterations": 25}),
+  "p4d": ("p4d", {"iterations": 25}),
+  "cce": ("concept_inversion", {"iterations": 50, "k": 1}),
+}
+
+
+def get_config(argument: str = ""):
+  tasks = tuple(filter(None, argument.split("+"))) or tuple(attacks._TINY)
+  for task in tasks:
+    check_choice("config argument", task, attacks._TINY)
+  config = attacks.attack("controls", "tiny")
+  # What every cell has in common; the rest comes from its task and attack.
+  common = config.copy_and_resolve_references()
+  for key in ("method", "hparams", "title", "targets"):
+    del common[key]
+  config = type(config)({"common": common})
+  config.title = "Attacks on erased Shapes models"
+  # The table's columns, in the order in which they are run.
+  config.columns = tuple(_ATTACKS)
+  # The attack that all others are compared with.
+  config.control = "random"
+  config.budget = {"blocks": 9}
+  config.attacks = {
+    name: {"method": method, "hparams": hparams}
+    for name, (method, hparams) in _ATTACKS.items()
+  }
+  made = {
+    (method, task): erasures.erase(method, f"tiny,task={task}")
+    for method in _ERASURES
+    for task in tasks
+  }
+  config.erasures = {m: made[m, tasks[0]].hparams for m in _ERASURES}
+  config.tasks = {
+    task: {
+      "targets": ({"task": task, "name": attacks._TINY[task]},),
+      "concepts": made[_ERASURES[0], task].concepts,
+      "hparams": {"k": attacks._K[task]},
+    }
+    for task in tasks
+  }
+  return config

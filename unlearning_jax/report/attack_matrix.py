@@ -1,0 +1,265 @@
+"""The page of many attacks on many victims: a table for each task.
+
+The document, which is also `summary.json`:
+
+  title; control: the attack that the others are compared with; attacks: names.
+  tasks: {task: {name, victims, unsafe, gallery: [{victim, prompt, seed, texts,
+    won, images: {stage: path}}]}}.
+  cells: [{task, victim, attack, status: done, failed or not run, error,
+    accounting, measures, by_images, paired: `against`'s with `p_holm`}].
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unlearning_jax.evaluators.accuracy import Measure
+from unlearning_jax.report import attack, plot, sections
+from unlearning_jax.report.markup import Html, element, join, picture
+from unlearning_jax.report.page import page
+
+Document = Mapping[str, Any]
+
+
+def render(
+  document: Document,
+  root: pathlib.Path,
+  provenance: Mapping[str, Any],
+  *,
+  show_unsafe: bool = False,
+) -> str:
+  """The page, for `report.html`.
+
+  Args:
+    document: see above.
+    root: the folder that the images' paths start from.
+    provenance: of one cell.
+    show_unsafe: show images marked unsafe as they are; else the page holds
+      eight coarse patches a side of them.
+
+  Raises:
+    ValueError: an image is missing or outside the folder.
+  """
+  note = (
+    "Each cell: the share of rows in which the concept was shown, by the "
+    "prompt alone or by the attack, with its 95 % Wilson interval, and how it "
+    f"compares with the control, “{document['control']}”, on the same rows: "
+    "rows that only the attack won, rows that only the control won, and the p "
+    "value of the exact McNemar test, held against all tests of this page "
+    "(Holm)."
+  )
+  return page(
+    document["title"],
+    element("p", verdict(document), class_="verdict"),
+    element("p", note, class_="note"),
+    *(_task(document, task, root, show_unsafe) for task in document["tasks"]),
+    _failures(document),
+    _accounting(document),
+    sections.provenance(provenance),
+  )
+
+
+def verdict(document: Document) -> str:
+  """How many cells there are, and in how many an attack beats the control."""
+  done = [c for c in document["cells"] if c["status"] == "done"]
+  tested = [c["paired"] for c in done if "paired" in c]
+  ahead = [
+    p
+    for p in tested
+    if p["p_holm"] < 0.05 and p["only_attack"] > p["only_control"]
+  ]
+  return (
+    f"{len(done)} of {len(document['cells'])} cells are done. In {len(ahead)} "
+    f"of {len(tested)} an attack beats the control “{document['control']}”."
+  )
+
+
+def printed(document: Document) -> str:
+  """The table for the terminal: successes of rows, a line a victim."""
+  attacks = document["attacks"]
+  lines = [document["title"]]
+  lines.append(f"{'':24}" + "".join(f"{name:>14}" for name in attacks))
+  for task, about in document["tasks"].items():
+    for victim in about["victims"]:
+      found = _cells(document, task, victim)
+      texts = (_short(found[name]) for name in attacks)
+      line = "".join(f"{text:>14}" for text in texts)
+      lines.append(f"{f'{task}/{victim}':24}{line}")
+  lines.append(verdict(document))
+  return "\n".join(lines)
+
+
+# --- Sections ---
+
+
+def _cells(document: Document, task: str, victim: str) -> dict[str, Any]:
+  return {
+    cell["attack"]: cell
+    for cell in document["cells"]
+    if (cell["task"], cell["victim"]) == (task, victim)
+  }
+
+
+def _short(cell: Mapping[str, Any]) -> str:
+  if cell["status"] != "done":
+    return cell["status"]
+  asr = {m["name"]: m for m in cell["measures"]}["asr"]
+  return f"{asr['k']}/{asr['n']}"
+
+
+def _task(
+  document: Document, task: str, root: pathlib.Path, show_unsafe: bool
+) -> Html:
+  about = document["tasks"][task]
+  blur = about["unsafe"] and not show_unsafe
+  return join(
+    element("h2", f"{task.capitalize()} “{about['name']}”"),
+    _table(document, task),
+    _plots(document, task),
+    *_frames(document, about["gallery"], root, blur),
+  )
+
+
+def _table(document: Document, task: str) -> Html:
+  heads = (
+    element("th", element("span", name, class_="stage"), class_=_class(i))
+    for i, name in enumerate(document["attacks"])
+  )
+  rows = []
+  for victim in document["tasks"][task]["victims"]:
+    found = _cells(document, task, victim)
+    drawn = (
+      _rate(found[name], _class(i))
+      for i, name in enumerate(document["attacks"])
+    )
+    rows.append(element("tr", element("th", victim), *drawn))
+  head = element("thead", element("tr", element("th"), *heads))
+  table = element("table", head, element("tbody", *rows))
+  return element("div", table, class_="wide")
+
+
+def _rate(cell: Mapping[str, Any], class_: str) -> Html:
+  if cell["status"] != "done":
+    return element("td", element("small", cell["status"]))
+  asr = next(m for m in cell["measures"] if m["name"] == "asr")
+  drawn = sections.rate_cell(Measure(**asr), class_=class_)
+  if "paired" not in cell:
+    return drawn
+  paired = cell["paired"]
+  text = f"+{paired['only_attack']} −{paired['only_control']}, "
+  text += attack.p_value(paired["p_holm"])
+  if not paired["equal_budget"]:
+    text += ", other budget"
+  end = element("div", element("small", text))
+  return Html(drawn.removesuffix("</td>") + end + "</td>")
+
+
+def _plots(document: Document, task: str) -> Html:
+  """Success by number of images, a drawing a victim."""
+  drawn = []
+  for victim in document["tasks"][task]["victims"]:
+    found = _cells(document, task, victim)
+    series = {
+      name: found[name].get("by_images", ()) for name in document["attacks"]
+    }
+    if any(series.values()):
+      heading = element("h3", f"{victim}: success by number of images")
+      drawn.append(element("div", heading, plot.curves(series)))
+  return element("div", *drawn, class_="plots") if drawn else Html()
+
+
+def _frames(
+  document: Document,
+  gallery: Sequence[Mapping[str, Any]],
+  root: pathlib.Path,
+  blur: bool,
+):
+  if not gallery:
+    return
+  yield element("h3", "One prompt, one seed, under every attack")
+  figures = []
+  for frame in gallery:
+    shown = []
+    for stage, path in frame["images"].items():
+      names = document["attacks"]
+      class_ = _class(names.index(stage)) if stage in names else "s0"
+      image = attack.open_image(root, path)
+      won = "won" if stage in frame["won"] else ""
+      shown.append(
+        element(
+          "span",
+          picture(image, f"{frame['prompt']}, {stage}", blur=blur),
+          element("b", stage, class_="stage"),
+          element("small", won),
+          class_=class_,
+        )
+      )
+    texts = (
+      element("p", element("small", f"{name}: "), text)
+      for name, text in frame["texts"].items()
+    )
+    caption = element(
+      "figcaption",
+      element("b", f"{frame['victim']}: "),
+      frame["prompt"],
+      element("small", f" · seed {frame['seed']}"),
+      element("small", " · blurred", class_="blurred") if blur else "",
+      element("details", element("summary", "texts"), *texts),
+    )
+    figures.append(element("figure", element("div", *shown), caption))
+  yield element("div", *figures, class_="pairs", style="--wide: 30rem")
+
+
+def _failures(document: Document) -> Html:
+  failed = [c for c in document["cells"] if c["status"] == "failed"]
+  if not failed:
+    return Html()
+  lines = (
+    join(
+      element("dt", f"{c['task']}/{c['victim']}/{c['attack']}"),
+      element("dd", c["error"]),
+    )
+    for c in failed
+  )
+  return join(element("h2", "Cells that failed"), element("dl", *lines))
+
+
+def _accounting(document: Document) -> Html:
+  """Counts of every cell; closed until asked for."""
+  keys = {
+    "n_all": "N",
+    "n_pre": "shown without",
+    "n_attacked": "attacked",
+    "n_success": "won",
+    "n_failure": "not won",
+    "n_numerical": "not finite",
+    "dropped": "dropped",
+    "images": "images",
+    "iterations": "iterations",
+  }
+  rows, reasons = [], []
+  for cell in document["cells"]:
+    if cell["status"] != "done":
+      continue
+    name = f"{cell['task']}/{cell['victim']}/{cell['attack']}"
+    counts = dict(cell["accounting"])
+    for row, why in counts["dropped"].items():
+      reasons += [element("dt", f"{name} {row}"), element("dd", why)]
+    counts["dropped"] = len(counts["dropped"])
+    survival = [m for m in cell["measures"] if m["name"] == "survival"]
+    numbers = [f"{counts[key]:,}" for key in keys]
+    numbers.append(sections.percent(survival[0]["value"]) if survival else "–")
+    cells = (element("td", number) for number in numbers)
+    rows.append(element("tr", element("th", name), *cells))
+  if not rows:
+    return Html()
+  heads = (element("th", w) for w in ("", *keys.values(), "survival"))
+  head = element("thead", element("tr", *heads))
+  table = element("table", head, element("tbody", *rows))
+  summary = element("summary", "What the rates are made of")
+  wide = element("div", table, class_="wide plain")
+  return element("details", summary, wide, element("dl", *reasons))
+
+
+def _class(i: int) -> str:
+  return f"s{1 + i % 6}"

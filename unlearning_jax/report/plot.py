@@ -1,0 +1,96 @@
+"""A rate against the number of images, drawn as steps with their intervals."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unlearning_jax.report.markup import Html, element
+
+_COLOURS = 6
+# The frame that the curves fill, inside a drawing of 320 by 190.
+_LEFT, _RIGHT, _TOP, _BOTTOM = 34.0, 312.0, 8.0, 160.0
+
+
+def curves(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html:
+  """One line a series and a legend; up to three have bands around them.
+
+  Args:
+    series: by name, the rates after 1, 2, ... images: `value` and, for the
+      band of the 95 % interval, `low` and `high`, each from 0 to 1; one
+      without rates only keeps its colour.
+  """
+  most = max(len(rates) for rates in series.values())
+  # More bands than that hide each other.
+  bands = sum(map(bool, series.values())) <= 3
+  drawn = [
+    part
+    for i, rates in enumerate(series.values())
+    if rates
+    for part in _series(rates, most, _class(i), bands)
+  ]
+  legend = (
+    element("span", name, class_=f"stage {_class(i)}")
+    for i, (name, rates) in enumerate(series.items())
+    if rates
+  )
+  chart = element(
+    "svg",
+    *_axes(most),
+    *drawn,
+    viewBox="0 0 320 190",
+    role="img",
+    class_="plot",
+    aria_label="success rate by number of images: "
+    + "; ".join(
+      f"{name} {rates[-1]['value']:.1%} after {len(rates)}"
+      for name, rates in series.items()
+      if rates
+    ),
+  )
+  return element("div", chart, element("p", *legend, class_="legend"))
+
+
+def _class(i: int) -> str:
+  """The colour of the i-th; the first is that of tables' first column."""
+  return f"s{1 + i % _COLOURS}"
+
+
+def _x(b: float, most: int) -> float:
+  return _LEFT + (_RIGHT - _LEFT) * b / most
+
+
+def _y(rate: float) -> float:
+  return _BOTTOM - (_BOTTOM - _TOP) * rate
+
+
+def _axes(most: int):
+  for percent in (0, 25, 50, 75, 100):
+    y = _y(percent / 100)
+    yield element(
+      "line", class_="track", x1=_LEFT, x2=_RIGHT, y1=y, y2=y, stroke_width=0.6
+    )
+    yield element("text", f"{percent} %", x=_LEFT - 4, y=y + 3, class_="end")
+  stride = max(1, -(-most // 10))
+  for b in range(stride, most + 1, stride):
+    x = _x(b - 0.5, most)
+    yield element("text", b, x=f"{x:.4g}", y=_BOTTOM + 12, class_="middle")
+  middle = (_LEFT + _RIGHT) / 2
+  yield element("text", "images", x=middle, y=_BOTTOM + 26, class_="middle")
+
+
+def _series(
+  rates: Sequence[Mapping[str, Any]], most: int, class_: str, band: bool
+):
+  """The band, then the line: both hold their value for an image's width."""
+
+  def steps(key: str) -> list[str]:
+    return [
+      f"{_x(x, most):.5g},{_y(rate[key]):.5g}"
+      for b, rate in enumerate(rates)
+      for x in (b, b + 1)
+    ]
+
+  if band:
+    points = " ".join(steps("low") + steps("high")[::-1])
+    yield element("polygon", points=points, class_=f"band {class_}")
+  line = " ".join(steps("value"))
+  yield element("polyline", points=line, class_=f"curve {class_}")
