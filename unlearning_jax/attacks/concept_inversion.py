@@ -16,20 +16,11 @@ this way too: compare with the same inversion on such a model.
 import dataclasses
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from unlearning_jax.attacks.shared import adam, losses
-from unlearning_jax.attacks.shared.victim import (
-  Batch,
-  Victim,
-  all_finite,
-  keep_lanes,
-  row_keys,
-  text_states,
-  token_table,
-)
+from unlearning_jax.attacks.shared import adam, lane_state, losses
+from unlearning_jax.attacks.shared.victim import Batch, Victim, token_table
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
@@ -103,13 +94,7 @@ def init(
     first = table[ids[0]]
   lanes = len(batch.number)
   embeds = jnp.broadcast_to(first[None, None], (lanes, h.k, first.shape[0]))
-  return State(
-    row_keys(key, batch),
-    jnp.zeros(lanes, jnp.int32),
-    jnp.ones(lanes, bool),
-    embeds,
-    adam.start(embeds),
-  )
+  return State(*lane_state.begin(key, batch), embeds, adam.start(embeds))
 
 
 def step(
@@ -122,15 +107,9 @@ def step(
 ) -> tuple[State, dict[str, Array]]:
   """One iteration of every lane; a lane that is not finite stays as it was."""
   drawn = losses.draw(sd, state.key, state.count, h)
-
-  def loss(embeds: Array) -> tuple[Array, Array]:
-    context = text_states(sd, victim, batch, embeds)
-    lanes = losses.residuals(
-      sd, victim, original, context, None, batch.latents, drawn, h.criterion
-    )
-    return lanes.sum(), lanes
-
-  gradient, lanes = jax.grad(loss, has_aux=True)(state.embeds)
+  loss, gradient = losses.gradient(
+    sd, victim, original, batch, state.embeds, drawn, h.criterion
+  )
   embeds, moments = adam.update(
     state.embeds,
     gradient,
@@ -139,15 +118,14 @@ def step(
     weight_decay=h.weight_decay,
     decay=h.decay,
   )
-  alive = state.alive & all_finite(lanes, gradient, embeds)
-  new = State(state.key, state.count + 1, alive, embeds, moments)
-  old = state._replace(count=state.count + 1, alive=alive)
+  finite = (loss, gradient, embeds)
+  new = lane_state.advance(state, finite, embeds=embeds, moments=moments)
   info = {
-    "loss": lanes,
-    "gradient_rms": jnp.sqrt(jnp.square(gradient).mean(axis=(1, 2))),
+    "loss": loss,
+    "gradient_rms": lane_state.rms(gradient),
     "norm": jnp.linalg.norm(embeds, axis=2).mean(axis=1),
   }
-  return keep_lanes(alive, new, old), info
+  return new, info
 
 
 def prompt(batch: Batch, state: State, h: Hparams) -> Float[Array, "b k d"]:

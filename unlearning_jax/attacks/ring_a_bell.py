@@ -25,10 +25,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from unlearning_jax import stable_diffusion
+from unlearning_jax.attacks.shared import lane_state
 from unlearning_jax.attacks.shared.victim import (
   Batch,
   Victim,
-  row_keys,
   text_states,
   token_table,
 )
@@ -97,20 +97,11 @@ def init(
   del victim
   if not h.pairs:
     raise ValueError("pairs: name phrases with and without the concept")
-  keys, size = row_keys(key, batch), len(batch.vocabulary)
-  first = jax.vmap(lambda k: jax.random.fold_in(k, 2**31))(keys)
-  shape = (h.population, h.k)
-  tokens = jax.vmap(lambda k: jax.random.randint(k, shape, 0, size))(first)
+  lanes = lane_state.begin(key, batch)
+  tokens = lane_state.random_tokens(lanes[0], batch, (h.population, h.k))
   target = text_states(sd, original, batch) + h.eta * concept(sd, original, h)
-  lanes = len(keys)
-  return State(
-    keys,
-    jnp.zeros(lanes, jnp.int32),
-    jnp.ones(lanes, bool),
-    tokens,
-    distances(sd, original, batch, tokens, target),
-    target,
-  )
+  distance = distances(sd, original, batch, tokens, target)
+  return State(*lanes, tokens, distance, target)
 
 
 def concept(

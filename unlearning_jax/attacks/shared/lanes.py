@@ -20,6 +20,7 @@ from jaxtyping import Array
 from unlearning_jax import sharding
 from unlearning_jax.attacks import Attack
 from unlearning_jax.attacks.shared import vocabulary
+from unlearning_jax.attacks.shared.lane_state import keep_lanes
 from unlearning_jax.attacks.shared.rows import (
   Check,
   Prepared,
@@ -30,7 +31,6 @@ from unlearning_jax.attacks.shared.rows import (
 from unlearning_jax.attacks.shared.victim import (
   Batch,
   Victim,
-  keep_lanes,
   text_states,
 )
 from unlearning_jax.stable_diffusion import StableDiffusion

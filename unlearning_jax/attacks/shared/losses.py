@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from unlearning_jax import schedules, stable_diffusion
-from unlearning_jax.attacks.shared.victim import Victim
+from unlearning_jax.attacks.shared.victim import Batch, Victim, text_states
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
@@ -118,6 +118,58 @@ def draw(
     low = width * jnp.arange(h.draws, dtype=jnp.int32)
   t = jax.vmap(lambda k: jax.random.randint(k, (h.draws,), 0, width))(keys)
   return Draw(t + low[None], noise)
+
+
+def of_embeddings(
+  sd: StableDiffusion,
+  victim: Victim,
+  original: Victim,
+  batch: Batch,
+  embeds: Float[Array, "b k d"],
+  drawn: Draw,
+  criterion: str = "l2",
+  target_context: Float[Array, "b l d"] | None = None,
+) -> Float[Array, " b"]:
+  """The loss of every lane's prompt with these embeddings in its slots.
+
+  Arguments as `residuals`; the latents are the rows'.
+  """
+  context = text_states(sd, victim, batch, embeds)
+  return residuals(
+    sd,
+    victim,
+    original,
+    context,
+    target_context,
+    batch.latents,
+    drawn,
+    criterion,
+  )
+
+
+def gradient(
+  sd: StableDiffusion,
+  victim: Victim,
+  original: Victim,
+  batch: Batch,
+  embeds: Float[Array, "b k d"],
+  drawn: Draw,
+  criterion: str = "l2",
+  target_context: Float[Array, "b l d"] | None = None,
+) -> tuple[Float[Array, " b"], Float[Array, "b k d"]]:
+  """`of_embeddings`, and each lane's own gradient with respect to its slots.
+
+  With respect to nothing else: no gradient of any weight is formed.
+  """
+
+  def loss(embeds: Array) -> tuple[Array, Array]:
+    lanes = of_embeddings(
+      sd, victim, original, batch, embeds, drawn, criterion, target_context
+    )
+    return lanes.sum(), lanes
+
+  slope, lanes = jax.grad(loss, has_aux=True)(embeds)
+  return lanes, slope
 
 
 def residuals(

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
 from unlearning_jax import models
@@ -77,25 +76,3 @@ def text_states(
       sd.text_encoder, victim.params["text_encoder"], batch.ids, states
     )[0]
   return victim.edit_context(states) if victim.edit_context else states
-
-
-def row_keys(key: Array, batch: Batch) -> Array:
-  """A key for every lane, from its row's number and nothing else."""
-  return jax.vmap(lambda number: jax.random.fold_in(key, number))(batch.number)
-
-
-def all_finite(*trees: Array) -> Array:
-  """Which lanes hold neither NaN nor infinity in any of the arrays."""
-  lanes = [
-    jnp.isfinite(x).reshape(len(x), -1).all(axis=1) for x in trees
-  ]  # fmt: skip
-  return jnp.stack(lanes).all(axis=0)
-
-
-def keep_lanes(keep: Array, new: Any, old: Any) -> Any:
-  """`new` in the lanes where `keep`, `old` in the others."""
-
-  def choose(a: Array, b: Array) -> Array:
-    return jnp.where(keep.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
-
-  return jax.tree.map(choose, new, old)
