@@ -4,27 +4,20 @@
     --config=configs/attack_unlearn_diff_atk.py:tiny,task=object,name=star
 
 Without `--edit` the model itself is attacked, or `--config.victim` if that
-names another. `--control` names the run of a control on the same rows. A row
-is recorded as it ends; a run that was killed goes on with those left.
+names another, or the UNet or text encoder of one; `--config.guidance` says what
+it is kept from while it samples. `--control` names the run of a control on the
+same rows. A row is recorded as it ends; a run that was killed goes on with
+those left.
 """
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import attack_table, comparison
-from unlearning_jax import (
-  attacks,
-  closed_form,
-  progress,
-  sharding,
-  stable_diffusion,
-)
+from launch import attack_table, comparison, victims
+from unlearning_jax import progress, sharding
 from unlearning_jax.attacks import Victim
 from unlearning_jax.attacks.shared import lanes
 
@@ -37,49 +30,35 @@ _CONTROL = flags.DEFINE_string("control", "", "Folder of a control's run.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes.")
 
 
-def victim_of(config: Any, params: Any, edits: dict[str, Any]) -> Victim:
-  """The attacked model: the one named, the edited one, or the original."""
-  if config.victim:
-    other = stable_diffusion.load(config.victim)[1]
-    # Same networks only; `load` itself refuses leaves it cannot place.
-    if jax.tree.map(jnp.shape, other) != jax.tree.map(jnp.shape, params):
-      raise ValueError(f"victim={config.victim!r}: not of the model's shapes")
-    return Victim(other)
-  for edit in edits.values():
-    closed_form.check_base(edit, params)
-    # Text states rather than weights: all edits of a base share its UNet.
-    if edit.context_map is not None:
-      mapped = functools.partial(closed_form.apply_to_context, edit)
-      return Victim(params, mapped)
-    return Victim(closed_form.apply_to_params(edit, params))
-  return Victim(params)
-
-
 def main(_: Sequence[str]):
   """Checks, attacks, summarizes."""
   # The progress line is what a user follows; libraries only warn.
   logging.set_verbosity(logging.WARNING)
   sharding.initialize_distributed(_DISTRIBUTED.value)
   config = _CONFIG.value
-  attack = attacks.bind(config.method, config.hparams)
   attack_table.check(config)
+  victims.check(config)
+  attack = victims.bind(config)
   listed = attack_table.listed(config)
   control = attack_table.finished_rows(_CONTROL.value)
   edits = comparison.load_edits([_EDIT.value] if _EDIT.value else [])
   if edits and config.victim:
     raise ValueError("victim: give either --edit or --config.victim")
   sd, params = comparison.load_model(config)
-  run = comparison.open_run(_WORKDIR.value, config, params, edits)
+  victim = victims.victim_of(config, sd, params, edits)
+  name = victims.fingerprint(victim, edits)
+  run = comparison.open_run(
+    _WORKDIR.value, config, params, edits, inputs={"victim": name}
+  )
   # Processes share no array: each attacks its own rows on its own devices.
   mesh = sharding.make_mesh(devices=jax.local_devices())
-  params = sharding.place(params, sharding.replicated(mesh))
-  # What the victim shares with the original is there already.
-  victim = victim_of(config, params, edits)
-  victim = jax.device_put(victim, sharding.replicated(mesh))
-  original = Victim(params)
+  original = Victim(sharding.place(params, sharding.replicated(mesh)))
+  victim = victims.place(victim, params, original.params, mesh)
+  params = original.params
   left = [row for row in listed if row["id"] not in run.done_ids()]
   mine = left[jax.process_index() :: jax.process_count()]
   check = attack_table.checker(run, sd, victim, config, mesh)
+  pool = victims.pool_of(config, sd, params, attack, mesh) if mine else None
   with progress.Progress(
     "attack", len(listed), done=len(listed) - len(left)
   ) as bar:
@@ -87,13 +66,13 @@ def main(_: Sequence[str]):
       sd, victim, original, attack,
       attack_table.targeted(sd, params, mine, config, mesh),
       check, jax.random.key(config.seed),
-      lanes=config.lanes, mesh=mesh, mode=config.vocabulary,
+      lanes=config.lanes, mesh=mesh, mode=config.vocabulary, pool=pool,
     ) if mine else ()  # fmt: skip
-    calls = 2 * config.sampling.num_steps
+    calls = config.sampling.num_steps * victim.image_rows
     for record in found:
-      spent = record["iterations"] * attack.unet_calls
+      spent = record["iterations"] * attack.unet_calls(victim)
       spent += record["images"] * calls
-      run.append_row(record | {"unet_calls": spent})
+      run.append_row(record | {"unet_calls": spent, "victim": name[:12]})
       bar.update(note=record["status"])
   sharding.wait_for_all("rows attacked")
   document = attack_table.summarize(run, config, control)

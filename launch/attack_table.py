@@ -122,7 +122,7 @@ def checker(
 ) -> rows.Check:
   """Draws and judges; without a judge, it only keeps the images."""
   judge = comparison.load_judge(config)
-  options = {"edit_context": victim.edit_context} | _drawing(config, mesh)
+  options = victim.drawing | _drawing(config, mesh)
 
   def keep(request: rows.Request, verdict: rows.Verdict, image: np.ndarray):
     # Without a judge the images are all there is; with one, what it found.

@@ -221,6 +221,7 @@ def open_run(
   config: Any,
   params: stable.Params,
   edits: Mapping[str, closed_form.Edit] | None = None,
+  inputs: Mapping[str, str] | None = None,
 ) -> Workdir:
   """The run's folder, with its provenance recorded.
 
@@ -229,6 +230,7 @@ def open_run(
     config: the run's.
     params: the base model's.
     edits: those that come from outside; a resume with others is refused.
+    inputs: hashes of what else comes from outside.
 
   Raises:
     ValueError: it cannot be written, or belongs to another config or model.
@@ -246,7 +248,8 @@ def open_run(
     judge_hashes={judge.name: judge.weights_hash} if judge else {},
     seeds={"seed": config.seed},
     inputs={
-      name: closed_form.edit_hash(edit) for name, edit in (edits or {}).items()
+      **{name: closed_form.edit_hash(e) for name, e in (edits or {}).items()},
+      **(inputs or {}),
     },
   )
   return run

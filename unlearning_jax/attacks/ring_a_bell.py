@@ -18,6 +18,7 @@ have two children or none; ours, for fixed shapes, one, or one copy.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -95,20 +96,26 @@ def init(
     ValueError: no pairs, or a phrase that is too long.
   """
   del victim
-  if not h.pairs:
-    raise ValueError("pairs: name phrases with and without the concept")
   lanes = lane_state.begin(key, batch)
   tokens = lane_state.random_tokens(lanes[0], batch, (h.population, h.k))
-  target = text_states(sd, original, batch) + h.eta * concept(sd, original, h)
+  target = text_states(sd, original, batch) + h.eta * concept(
+    sd, original, h.pairs
+  )
   distance = distances(sd, original, batch, tokens, target)
   return State(*lanes, tokens, distance, target)
 
 
 def concept(
-  sd: StableDiffusion, original: Victim, h: Hparams
+  sd: StableDiffusion, original: Victim, pairs: Sequence[tuple[str, str]]
 ) -> Float[Array, "1 l d"]:
-  """The concept's direction in the text states."""
-  phrases = [phrase for pair in h.pairs for phrase in pair]
+  """The concept's direction in the text states.
+
+  Raises:
+    ValueError: no pairs, or a phrase that is too long.
+  """
+  if not pairs:
+    raise ValueError("pairs: name phrases with and without the concept")
+  phrases = [phrase for pair in pairs for phrase in pair]
   ids = stable_diffusion.tokenize(sd, phrases)
   states = stable_diffusion.encode_text(sd, original.params, ids)
   return (states[0::2] - states[1::2]).mean(axis=0, keepdims=True)
@@ -123,10 +130,7 @@ def distances(
 ) -> Float[Array, "b n"]:
   """How far every prompt is from its lane's target, squared."""
   lanes, count, _ = tokens.shape
-  many = Batch(
-    batch.vocabulary,
-    *(jnp.repeat(leaf, count, axis=0) for leaf in batch[1:]),
-  )
+  many = batch.repeat(count)
   ids = batch.vocabulary[tokens.reshape(lanes * count, -1)]
   states = text_states(sd, original, many, token_table(original)[ids])
   states = states.reshape(lanes, count, *target.shape[1:])
