@@ -29,10 +29,31 @@ def attack(method: str, argument: str, **hparams) -> ml_collections.ConfigDict:
   config = common.comparison(size)
   config.method = method
   module = importlib.import_module(f"unlearning_jax.attacks.{method}")
-  config.hparams = dataclasses.asdict(module.Hparams()) | {"k": _K[task]}
+  config.hparams = dataclasses.asdict(module.Hparams())
+  if "k" in config.hparams:
+    config.hparams.k = _K[task]
   config.hparams.update(hparams)
-  # Another model than the original, "" for the edit's or the original itself.
+  # Another model than the original, or the UNet or text encoder of one; "" for
+  # the edit's or the original itself.
   config.victim = ""
+  # What the victim is kept from while it samples: a negative prompt, or Safe
+  # Latent Diffusion (weak, medium, strong, max) from `concept`, "" for the
+  # published one. The attack's loss goes through it if `in_loss`.
+  config.guidance = {
+    "negative_prompt": "",
+    "safe": "",
+    "concept": "",
+    "in_loss": False,
+  }
+  # Run of concept_inversion whose words `new_word` draws with.
+  config.words = ""
+  # What `hparams.pool` learns from: images of `concept` in these captions.
+  config.pool = {
+    "concept": "",
+    "images": 25,
+    "templates": ("a {}", "a picture of a {}", "a drawing of a {}"),
+    "first_seed": 1_000,
+  }
   # CSV of case_number, prompt, evaluation_seed, evaluation_guidance.
   config.table = ""
   # Folder of <id>.png; "" has the original model draw them.
@@ -44,6 +65,7 @@ def attack(method: str, argument: str, **hparams) -> ml_collections.ConfigDict:
   if size == "tiny":
     name = chosen["name"] or _TINY[task]
     config.title = f"{method} on “{name}”"
+    config.pool.concept = name
     config.targets = ({"task": task, "name": name},)
     config.per_group = 100
     config.batch_size = 8

@@ -4,27 +4,20 @@
     --config=configs/attack_unlearn_diff_atk.py:tiny,task=object,name=star
 
 Without `--edit` the model itself is attacked, or `--config.victim` if that
-names another. `--control` names the run of a control on the same rows. A row
-is recorded as it ends; a run that was killed goes on with those left.
+names another, or the UNet or text encoder of one; `--config.guidance` says what
+it is kept from while it samples. `--control` names the run of a control on the
+same rows. A row is recorded as it ends; a run that was killed goes on with
+those left.
 """
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import attack_summary, attack_table, comparison
-from unlearning_jax import (
-  attacks,
-  closed_form,
-  progress,
-  sharding,
-  stable_diffusion,
-)
+from launch import attack_summary, attack_table, comparison, victims
+from unlearning_jax import progress, sharding
 from unlearning_jax.attacks import Victim
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -36,46 +29,31 @@ _CONTROL = flags.DEFINE_string("control", "", "Folder of a control's run.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes.")
 
 
-def victim_of(config: Any, params: Any, edits: dict[str, Any]) -> Victim:
-  """The attacked model: the one named, the edited one, or the original."""
-  if config.victim:
-    other = stable_diffusion.load(config.victim)[1]
-    # Same networks only; `load` itself refuses leaves it cannot place.
-    if jax.tree.map(jnp.shape, other) != jax.tree.map(jnp.shape, params):
-      raise ValueError(f"victim={config.victim!r}: not of the model's shapes")
-    return Victim(other)
-  for edit in edits.values():
-    closed_form.check_base(edit, params)
-    # Text states rather than weights: all edits of a base share its UNet.
-    if edit.context_map is not None:
-      mapped = functools.partial(closed_form.apply_to_context, edit)
-      return Victim(params, mapped)
-    return Victim(closed_form.apply_to_params(edit, params))
-  return Victim(params)
-
-
 def main(_: Sequence[str]):
   """Checks, attacks, summarizes."""
   # The progress line is what a user follows; libraries only warn.
   logging.set_verbosity(logging.WARNING)
   sharding.initialize_distributed(_DISTRIBUTED.value)
   config = _CONFIG.value
-  attack = attacks.bind(config.method, config.hparams)
   attack_table.check(config)
+  victims.check(config)
+  attack = victims.bind(config)
   listed = attack_table.listed(config)
   control = attack_summary.finished(_CONTROL.value)
   edits = comparison.load_edits([_EDIT.value] if _EDIT.value else [])
   if edits and config.victim:
     raise ValueError("victim: give either --edit or --config.victim")
   sd, params = comparison.load_model(config)
-  run = comparison.open_run(_WORKDIR.value, config, params, edits)
+  victim = victims.victim_of(config, sd, params, edits)
+  name = victims.fingerprint(victim, edits)
+  run = comparison.open_run(
+    _WORKDIR.value, config, params, edits, inputs={"victim": name}
+  )
   # Processes share no array: each attacks its own rows on its own devices.
   mesh = sharding.make_mesh(devices=jax.local_devices())
-  params = sharding.place(params, sharding.replicated(mesh))
-  # What the victim shares with the original is there already.
-  victim = victim_of(config, params, edits)
-  victim = jax.device_put(victim, sharding.replicated(mesh))
-  original = Victim(params)
+  original = Victim(sharding.place(params, sharding.replicated(mesh)))
+  victim = victims.place(victim, params, original.params, mesh)
+  params = original.params
   done = run.done_ids()
   # Shares are of one list: none adds a row before all have read it.
   sharding.wait_for_all("rows listed")
@@ -83,12 +61,14 @@ def main(_: Sequence[str]):
   mine = left[jax.process_index() :: jax.process_count()]
   targets = run.path / "images" / "targets"
   table = attack_table.targeted(sd, params, mine, config, mesh, targets)
+  pool = victims.pool_of(config, sd, params, attack, mesh) if mine else None
   check = attack_table.checker(run, sd, victim, config, mesh, listed)
   done = len(listed) - len(left)
   with progress.Progress("attack", len(listed), done=done) as bar:
     for record in attack_table.attack_rows(
-      run, sd, victim, original, attack, table, check, config, mesh
-    ):
+      run, sd, victim, original, attack, table, check, config, mesh,
+      name=name, pool=pool,
+    ):  # fmt: skip
       bar.update(note=record["status"])
   sharding.wait_for_all("rows attacked")
   print(attack_summary.conclude(run, sd, config, control, targets))

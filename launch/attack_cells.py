@@ -9,7 +9,13 @@ from typing import Any
 import jax
 import ml_collections
 
-from launch import attack_summary, attack_table, comparison, erasing
+from launch import (
+  attack_summary,
+  attack_table,
+  comparison,
+  erasing,
+  victims,
+)
 from unlearning_jax import (
   attacks,
   closed_form,
@@ -96,7 +102,7 @@ class Matrix:
     with progress.Progress(label, len(table), done=len(done)) as bar:
       for record in attack_table.attack_rows(
         run, self.sd, victim, Victim(self.params), attack, left, check,
-        config, self._mesh,
+        config, self._mesh, name=victims.fingerprint(victim, edits),
       ):  # fmt: skip
         bar.update(note=record["status"])
     control = attack_summary.Control()
@@ -190,11 +196,11 @@ def cells(
     Cell(task, victim, attack)
     for attack in config.columns
     for task in tasks
-    for victim in victims(config, task, given)
+    for victim in victim_names(config, task, given)
   ]
 
 
-def victims(config: Any, task: str, given: Mapping[str, Any]) -> list[str]:
+def victim_names(config: Any, task: str, given: Mapping[str, Any]) -> list[str]:
   """The victims of a task, in the table's order."""
   added = [n.split("/", 1)[1] for n in given if n.split("/", 1)[0] == task]
   return [BASE, *config.erasures, *added]

@@ -18,6 +18,7 @@ from unlearning_jax import (
 )
 from unlearning_jax.attacks import Victim
 from unlearning_jax.attacks.shared import insertion, lanes, rows, vocabulary
+from unlearning_jax.attacks.shared.victim import Pool
 from unlearning_jax.evaluators import attack_success, erasure
 from unlearning_jax.noise import SOURCES
 from unlearning_jax.schedules import SAMPLERS
@@ -144,7 +145,7 @@ def checker(
   all of the first `config.grid` rows: what a report can show.
   """
   judge = comparison.load_judge(config)
-  options = {"edit_context": victim.edit_context} | _drawing(config, mesh)
+  options = victim.drawing | _drawing(config, mesh)
   own = {(row["prompt"], row["seed"]) for row in listed}
   shown = {row["seed"] for row in listed[: config.grid]}
 
@@ -202,6 +203,9 @@ def attack_rows(
   check: rows.Check,
   config: Any,
   mesh: Any,
+  *,
+  name: str,
+  pool: Pool | None = None,
 ) -> Iterator[dict[str, Any]]:
   """Attacks rows and records each as it ends.
 
@@ -215,15 +219,18 @@ def attack_rows(
     check: from `checker`.
     config: the run's.
     mesh: of this process's own devices.
+    name: the victim's fingerprint.
+    pool: images that all rows learn from, if the attack does.
   """
   found = lanes.attack_rows(
     sd, victim, original, attack, table, check, jax.random.key(config.seed),
-    lanes=config.lanes, mesh=mesh, mode=config.vocabulary,
+    lanes=config.lanes, mesh=mesh, mode=config.vocabulary, pool=pool,
   ) if table else ()  # fmt: skip
-  calls = 2 * config.sampling.num_steps
+  calls = config.sampling.num_steps * victim.image_rows
   for record in found:
-    spent = record["iterations"] * attack.unet_calls
+    spent = record["iterations"] * attack.unet_calls(victim)
     record["unet_calls"] = spent + record["images"] * calls
+    record["victim"] = name[:12]
     run.append_row(record)
     yield record
 

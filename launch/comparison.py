@@ -221,6 +221,7 @@ def open_run(
   config: Any,
   params: stable.Params,
   edits: Mapping[str, closed_form.Edit] | None = None,
+  inputs: Mapping[str, str] | None = None,
   *,
   alone: bool = False,
 ) -> Workdir:
@@ -231,6 +232,7 @@ def open_run(
     config: the run's.
     params: the base model's.
     edits: those that come from outside; a resume with others is refused.
+    inputs: hashes of what else comes from outside.
     alone: the run is this process's own; the others have no part in it.
 
   Raises:
@@ -249,7 +251,8 @@ def open_run(
     judge_hashes={judge.name: judge.weights_hash} if judge else {},
     seeds={"seed": config.seed},
     inputs={
-      name: closed_form.edit_hash(edit) for name, edit in (edits or {}).items()
+      **{name: closed_form.edit_hash(e) for name, e in (edits or {}).items()},
+      **(inputs or {}),
     },
   )
   return run

@@ -8,7 +8,11 @@ from attacks_cases import make_world, table
 
 from unlearning_jax.attacks import gcg, unlearn_diff_atk
 from unlearning_jax.attacks.shared import losses, rows
-from unlearning_jax.attacks.shared.victim import Batch
+from unlearning_jax.attacks.shared.victim import (
+  Batch,
+  text_states,
+  token_table,
+)
 
 H = gcg.Hparams(blocks=2, iterations=4, k=3, top=5, candidates=7)
 
@@ -71,12 +75,12 @@ def test_the_token_gradient_is_what_a_small_change_does(world, batch):
   _, gradient = jax.jit(unlearn_diff_atk.token_gradient, static_argnums=0)(
     sd, victim, original, batch, tokens, drawn
   )
-  every = unlearn_diff_atk.token_table(victim)
+  every = token_table(victim)
   embeds = every[batch.vocabulary[tokens]]
 
   @jax.jit
   def loss(victim, embeds):
-    context = unlearn_diff_atk.text_states(sd, victim, batch, embeds)
+    context = text_states(sd, victim, batch, embeds)
     return losses.residuals(
       sd, victim, original, context, None, batch.latents, drawn
     )

@@ -14,7 +14,7 @@ PACKAGE = "unlearning_jax"
 # it, never those above; see SEPARATE for the parts with no such neighbours.
 LAYERS = (
   {"models", "sharding", "workdir", "checkpoints", "durable", "progress"},
-  {"schedules", "timesteps", "samplers", "noise", "convert"}
+  {"schedules", "timesteps", "samplers", "noise", "convert", "guidance"}
   | {"concepts", "lists"},
   {"stable_diffusion", "closed_form", "lora"},
   {"data", "finetune"},

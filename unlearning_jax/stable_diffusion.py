@@ -20,7 +20,7 @@ import numpy as np
 import transformers
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
 
-from unlearning_jax import convert, models, samplers
+from unlearning_jax import convert, guidance, models, samplers
 from unlearning_jax.noise import row_noise
 from unlearning_jax.schedules import Schedule
 
@@ -111,32 +111,9 @@ def from_files(
     tokenizer=tokenizer,
     files=dataclasses.replace(files, states={}),
   )
-  _check_parts_fit(sd)
+  parts = (sd.text_encoder.config, sd.unet.config, sd.vae.config)
+  models.check_parts_fit(*parts, tokens=len(sd.tokenizer))
   return sd, convert.to_params(files)
-
-
-def _check_parts_fit(sd: StableDiffusion):
-  """Raises ValueError where one part makes what another cannot read."""
-  text, unet, vae = sd.text_encoder.config, sd.unet.config, sd.vae.config
-  for one, value, other, wanted in (
-    ("text encoder's width", text.hidden_size,
-     "UNet's cross_attention_dim", unet.cross_attention_dim),
-    ("VAE's latent_channels", vae.latent_channels,
-     "UNet's in_channels", unet.in_channels),
-    ("VAE's latent_channels", vae.latent_channels,
-     "UNet's out_channels", unet.out_channels),
-  ):  # fmt: skip
-    if value != wanted:
-      raise ValueError(
-        f"model: the {one} is {value}, the {other} {wanted}: they belong to "
-        "different models"
-      )
-  # An id without an embedding would be clamped to the last one, silently.
-  if len(sd.tokenizer) > text.vocab_size:
-    raise ValueError(
-      f"model: the tokenizer has {len(sd.tokenizer)} tokens, the text encoder "
-      f"{text.vocab_size}: they belong to different models"
-    )
 
 
 def save(
@@ -189,6 +166,17 @@ def encode_text(
   return _encode_text(sd.text_encoder, params["text_encoder"], ids)
 
 
+def encode_prompts(
+  sd: StableDiffusion,
+  params: Params,
+  prompts: Sequence[str],
+  edit: Callable[[Array], Array] | None = None,
+) -> Float[Array, "b l d"]:
+  """`encode_text` of texts, with a closed-form edit's change of the states."""
+  states = encode_text(sd, params, tokenize(sd, prompts))
+  return edit(states) if edit else states
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _encode_text(text_encoder: models.ClipTextModel, params: Any, ids: Array):
   with jax.default_matmul_precision("highest"):
@@ -233,31 +221,32 @@ def to_uint8(images: Float[Array, "b H W 3"]) -> UInt8[Array, "b H W 3"]:
 
 
 @functools.partial(
-  jax.jit, static_argnames=("sd", "num_steps", "sampler", "guided")
+  jax.jit, static_argnames=("sd", "num_steps", "sampler", "safe")
 )
 def _sample(
-  sd, params, context, negative, noise, scale, *, num_steps, sampler, guided
+  sd, params, contexts, noise, scale, *, num_steps, sampler, safe=None
 ):
   plan = samplers.make_sampler(sd.schedule, num_steps, sampler)
-  times = jnp.asarray(plan.timesteps)
-  both = context
-  if guided:
-    # Each row beside its negative: two halves would travel between devices.
-    both = jnp.stack([negative, context], 1).reshape(-1, *context.shape[1:])
+  times, ways = jnp.asarray(plan.timesteps), len(contexts)
+  # Each row beside its negative: two halves would travel between devices.
+  rows = jnp.stack(contexts, 1).reshape(-1, *contexts[0].shape[1:])
 
-  def body(state, i):
+  def body(carry, i):
+    state, momentum = carry
     latents = plan.scale(plan.latents(state), i)
-    if guided:
-      latents = jnp.repeat(latents, 2, axis=0)
+    if ways > 1:
+      latents = jnp.repeat(latents, ways, axis=0)
     t = jnp.full((len(latents),), times[i])
-    out = predict_noise(sd, params, latents, t, both)
-    if guided:
-      out = out.reshape(-1, 2, *out.shape[1:])
-      out = out[:, 0] + scale * (out[:, 1] - out[:, 0])
-    return plan.step(state, i, out), None
+    out = predict_noise(sd, params, latents, t, rows)
+    if ways > 1:
+      out = out.reshape(-1, ways, *out.shape[1:])
+      out, momentum = guidance.combine(out, scale, safe, momentum, i)
+    return (plan.step(state, i, out), momentum), None
 
   start = plan.init(noise * plan.init_noise_sigma)
-  state, _ = jax.lax.scan(body, start, jnp.arange(len(times)))
+  nothing = None if safe is None else jnp.zeros_like(noise)
+  steps = jnp.arange(len(times))
+  (state, _), _ = jax.lax.scan(body, (start, nothing), steps)
   return plan.latents(state)
 
 
@@ -271,6 +260,8 @@ def sample_latents(
   num_steps: int = 50,
   guidance_scale: float | Float[Array, "b"] = 7.5,
   sampler: str | None = None,
+  safe: guidance.Safe | None = None,
+  safe_context: Float[Array, "#b l d"] | None = None,
 ) -> Float[Array, "b h w c"]:
   """Denoises with classifier-free guidance, as one doubled batch.
 
@@ -286,27 +277,33 @@ def sample_latents(
     num_steps: denoising steps.
     guidance_scale: one for all rows, or one for each.
     sampler: another than the checkpoint's, see `schedules.SAMPLERS`.
+    safe: Safe Latent Diffusion, see `guidance`; a third row in the batch.
+    safe_context: text states of its concept.
 
   Returns:
     Scaled latents, float32.
 
   Raises:
-    ValueError: unknown sampler or unusable number of steps.
+    ValueError: unknown sampler, unusable number of steps, or `safe` without
+      guidance or its concept.
   """
-  guided = negative_context is not None
-  if negative_context is not None:
-    negative_context = jnp.broadcast_to(negative_context, context.shape)
+  guidance.check(safe, negative_context, safe_context)
+  given = [negative_context, context, safe_context if safe else None]
+  contexts = [
+    jnp.broadcast_to(states, context.shape)
+    for states in given
+    if states is not None
+  ]
   scale = jnp.asarray(guidance_scale, jnp.float32)
   return _sample(
     sd,
     {"unet": params["unet"]},
-    context,
-    negative_context,
+    contexts,
     noise,
     scale.reshape(-1, 1, 1, 1),
     num_steps=num_steps,
     sampler=sampler,
-    guided=guided,
+    safe=safe,
   )
 
 
@@ -337,6 +334,7 @@ def generate(
   seeds: Sequence[int],
   *,
   negative_prompt: str = "",
+  safe: guidance.Safe | None = None,
   guidance_scale: float = 7.5,
   num_steps: int = 50,
   sampler: str | None = None,
@@ -354,6 +352,7 @@ def generate(
     prompts: one for each row.
     seeds: one for each row; its noise comes from this alone.
     negative_prompt: steered away from.
+    safe: Safe Latent Diffusion, see `guidance`.
     guidance_scale: 1 or less leaves guidance out.
     num_steps: denoising steps.
     sampler: another than the checkpoint's.
@@ -377,10 +376,8 @@ def generate(
   params = jax.tree.map(jnp.asarray, params)
   ids = tokenize(sd, prompts)
   edit = edit_context or (lambda context: context)
-  negative = None
-  if guidance_scale > 1:
-    negative_ids = tokenize(sd, [negative_prompt])
-    negative = edit(encode_text(sd, params, negative_ids))
+  encode = functools.partial(encode_prompts, sd, params, edit=edit)
+  guided = guidance.contexts(encode, guidance_scale, negative_prompt, safe)
   for start in range(0, len(ids), batch_size):
     count = min(batch_size, len(ids) - start)
     rows = np.minimum(np.arange(start, start + batch_size), len(ids) - 1)
@@ -391,8 +388,8 @@ def generate(
       sd,
       params,
       edit(encode_text(sd, params, place(ids[rows]))),
-      negative,
-      place(noise),
+      noise=place(noise),
+      **guided,
       num_steps=num_steps,
       guidance_scale=guidance_scale,
       sampler=sampler,

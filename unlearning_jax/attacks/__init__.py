@@ -4,7 +4,7 @@ Every module has `Hparams`, a frozen dataclass, and three pure functions
 
   init(sd, victim, original, batch, key, h) -> state
   step(sd, victim, original, batch, state, h) -> (state, info)
-  prompt(batch, state, h) -> token ids, or embeddings where SOFT
+  prompt(batch, state, h) -> token ids, or what SOFT says
 
 Every leaf of the state is led by the lanes, a lane's randomness is
 fold_in(key, its row's number), and lanes do not touch: a row's result does not
@@ -41,16 +41,22 @@ class Attack:
   def _module(self) -> Any:
     return importlib.import_module(f"{__name__}.{self.method}")
 
-  @property
-  def unet_calls(self) -> int:
+  def unet_calls(self, victim: Victim) -> int:
     """UNet rows of one iteration; a backward pass is not counted."""
+    if not self._module.UNET_CALLS:
+      return 0
+    guide = victim.guide
+    rows = 1 if guide is None else guide.rows
+    rows *= getattr(self.h, "recursion", 0) or 1
+    if getattr(self.h, "loss", "denoise") == "match":
+      rows += 1 if guide is None else 2
     prompts = 1 + getattr(self.h, "candidates", 0)
-    return self._module.UNET_CALLS * getattr(self.h, "draws", 1) * prompts
+    return rows * getattr(self.h, "draws", 1) * prompts
 
   @property
-  def soft(self) -> bool:
-    """Whether it finds embeddings, which no text stands for."""
-    return getattr(self._module, "SOFT", False)
+  def soft(self) -> str:
+    """What it finds that no text stands for: "", `embeds` or `states`."""
+    return getattr(self._module, "SOFT", "")
 
   @property
   def reseed(self) -> bool:

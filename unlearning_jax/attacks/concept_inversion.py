@@ -5,12 +5,20 @@ as Textual Inversion (Gal et al., ICLR 2023) does, from an image of the concept:
 
   min_{v*}  E_{t, eps} |eps - eps_v(x_t, c(v*))|^2 ,   t ~ U{0, ..., T-1}.
 
-Here the image is the row's own target and c(v*) the row's prompt with v* in it,
-as in the paper's experiment on unsafe prompts. With `insertion="replace"` the
-words are v* alone, which is Textual Inversion. No text is found: what comes out
-are embeddings, so it bounds what a prompt can do, and shows whether the UNet
-still knows the concept. A model that has never seen the concept can learn it
-this way too: compare with the same inversion on such a model.
+By default the image is the row's own target and c(v*) the row's prompt with v*
+in it. With `pool` v* is learnt from many images of the concept in short
+captions (`templates`: the paper's 25 images of a style or an object) or in the
+prompts that they were drawn from (`own`: its experiment on unsafe prompts), and
+`new_word` then draws any row with it. With `insertion="replace"` the words are
+v* alone, which is Textual Inversion. No text is found: what comes out are
+embeddings, so it bounds what a prompt can do, and shows whether the UNet still
+knows the concept. A model that has never seen the concept can learn it this way
+too: compare with the same inversion on such a model.
+
+Against a victim that is kept from the concept while it samples, the loss goes
+through that guidance and follows the original's guided prediction instead of
+the noise (`loss="match"`); against Safe Latent Diffusion through a `recursion`
+of its momentum over timesteps close together, with the loss at the last.
 """
 
 import dataclasses
@@ -20,13 +28,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from unlearning_jax.attacks.shared import adam, losses
+from unlearning_jax.attacks.shared import adam, lane_state, losses
 from unlearning_jax.attacks.shared.victim import (
   Batch,
   Victim,
-  all_finite,
-  keep_lanes,
-  row_keys,
   text_states,
   token_table,
 )
@@ -35,7 +40,10 @@ from unlearning_jax.stable_diffusion import StableDiffusion
 
 UNET_CALLS = 1
 # What `prompt` returns are embeddings: there is no text to decode.
-SOFT = True
+SOFT = "embeds"
+POOLS = ("", "templates", "own")
+# How far the timesteps of a recursion may lie apart, as released.
+WINDOW = 90
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +59,11 @@ class Hparams(losses.Budget):
     decay: `decoupled` (the release) or `coupled`.
     initial: the word whose embeddings the tokens begin as, "art" for styles in
       the release; "" begins at the mean of the vocabulary.
+    loss: `denoise`, or `match` for victims that are guided.
+    pool: "" learns from the row's own target; `templates` or `own` from the
+      run's images of the concept, captioned at random, or each by its own.
+    recursion: timesteps of one update through Safe Latent Diffusion, 35 in the
+      release; 0 takes single ones.
   """
 
   blocks: int = 5
@@ -63,6 +76,16 @@ class Hparams(losses.Budget):
   weight_decay: float = 0.01
   decay: str = "decoupled"
   initial: str = ""
+  loss: str = "denoise"
+  pool: str = ""
+  recursion: int = 0
+
+  def __post_init__(self):
+    check_choice("pool", self.pool, POOLS)
+    if self.recursion and not 2 <= self.recursion <= WINDOW:
+      raise ValueError(
+        f"recursion={self.recursion}: allowed: 0, and 2 to {WINDOW}"
+      )
 
 
 class State(NamedTuple):
@@ -87,10 +110,16 @@ def init(
 
   Raises:
     ValueError: a hyperparameter, or a model, that the loss is not made for; an
-      initial word of several tokens.
+      initial word of several tokens; a pool or guidance that is not there.
   """
-  del original
-  losses.check(h, "denoise", sd.schedule.prediction_type)
+  losses.check(h, h.loss, sd.schedule.prediction_type)
+  if h.pool and batch.pool is None:
+    raise ValueError(f"pool={h.pool!r}: the run has no images of the concept")
+  if h.recursion and (victim.guide is None or victim.guide.safe is None):
+    raise ValueError(
+      f"recursion={h.recursion}: goes through Safe Latent Diffusion; set "
+      "guidance.safe and guidance.in_loss"
+    )
   check_choice("decay", h.decay, adam.DECAYS)
   table = token_table(victim).astype(jnp.float32)
   first = table[batch.vocabulary].mean(axis=0)
@@ -103,13 +132,7 @@ def init(
     first = table[ids[0]]
   lanes = len(batch.number)
   embeds = jnp.broadcast_to(first[None, None], (lanes, h.k, first.shape[0]))
-  return State(
-    row_keys(key, batch),
-    jnp.zeros(lanes, jnp.int32),
-    jnp.ones(lanes, bool),
-    embeds,
-    adam.start(embeds),
-  )
+  return State(*lane_state.begin(key, batch), embeds, adam.start(embeds))
 
 
 def step(
@@ -122,15 +145,13 @@ def step(
 ) -> tuple[State, dict[str, Array]]:
   """One iteration of every lane; a lane that is not finite stays as it was."""
   drawn = losses.draw(sd, state.key, state.count, h)
+  keys = jax.vmap(jax.random.fold_in)(state.key, state.count)
 
-  def loss(embeds: Array) -> tuple[Array, Array]:
-    context = text_states(sd, victim, batch, embeds)
-    lanes = losses.residuals(
-      sd, victim, original, context, None, batch.latents, drawn, h.criterion
-    )
+  def total(embeds: Array) -> tuple[Array, Array]:
+    lanes = _losses(sd, victim, original, batch, embeds, drawn, keys, h)
     return lanes.sum(), lanes
 
-  gradient, lanes = jax.grad(loss, has_aux=True)(state.embeds)
+  gradient, loss = jax.grad(total, has_aux=True)(state.embeds)
   embeds, moments = adam.update(
     state.embeds,
     gradient,
@@ -139,18 +160,71 @@ def step(
     weight_decay=h.weight_decay,
     decay=h.decay,
   )
-  alive = state.alive & all_finite(lanes, gradient, embeds)
-  new = State(state.key, state.count + 1, alive, embeds, moments)
-  old = state._replace(count=state.count + 1, alive=alive)
+  finite = (loss, gradient, embeds)
+  new = lane_state.advance(state, finite, embeds=embeds, moments=moments)
   info = {
-    "loss": lanes,
-    "gradient_rms": jnp.sqrt(jnp.square(gradient).mean(axis=(1, 2))),
+    "loss": loss,
+    "gradient_rms": lane_state.rms(gradient),
     "norm": jnp.linalg.norm(embeds, axis=2).mean(axis=1),
   }
-  return keep_lanes(alive, new, old), info
+  return new, info
 
 
 def prompt(batch: Batch, state: State, h: Hparams) -> Float[Array, "b k d"]:
   """The embeddings as they stand."""
   del batch, h
   return state.embeds
+
+
+def _losses(sd, victim, original, batch, embeds, drawn, keys, h):
+  """Each lane's loss, over its draws: of its own image, or of the pool's."""
+  draws = drawn.t.shape[1]
+  rows, target = batch.repeat(draws), None
+  named = rows.ids
+  if h.pool:
+    rows, named = _from_pool(rows, batch.pool, keys, draws, h)
+  if h.loss == "match":
+    # The caption as it names the concept, without the new word.
+    target = text_states(sd, original, rows._replace(ids=named))
+  context = text_states(sd, victim, rows, jnp.repeat(embeds, draws, axis=0))
+  t, noise = drawn.t.reshape(-1), drawn.noise.reshape(-1, *sd.latent_shape)
+  models = (sd, victim, original, context, target, rows.latents)
+  if h.recursion:
+    t = jax.vmap(falling, (0, None, 0))(
+      jnp.repeat(keys, draws, axis=0), h.recursion, t
+    )
+    lanes = losses.recursion(*models, t, noise)
+  else:
+    single = losses.Draw(t[:, None], noise[:, None])
+    lanes = losses.residuals(*models, single, h.criterion)
+  return lanes.reshape(-1, draws).mean(axis=1)
+
+
+def falling(key: Array, count: int, t: Int[Array, ""]) -> Int[Array, " n"]:
+  """`count` different timesteps just below `t`, the last the smallest.
+
+  Args:
+    key: of the draw.
+    count: how many, at most `WINDOW`.
+    t: is raised to `WINDOW` where there is no room below it.
+  """
+  below = jax.random.permutation(jax.random.fold_in(key, t), WINDOW)[:count]
+  return jnp.maximum(t, WINDOW) - 1 - jnp.sort(below)
+
+
+def _from_pool(rows, pool, keys, draws, h) -> tuple[Batch, Array]:
+  """Rows with images and captions drawn from the pool, for each lane anew."""
+
+  def draw(number: int, size: int) -> Array:
+    some = jax.vmap(lambda k: jax.random.fold_in(k, number))(keys)
+    drawn = jax.vmap(lambda k: jax.random.randint(k, (draws,), 0, size))(some)
+    return drawn.reshape(-1)
+
+  image = draw(3, len(pool.latents))
+  caption = image if h.pool == "own" else draw(4, len(pool.ids))
+  rows = rows._replace(
+    latents=pool.latents[image],
+    ids=pool.ids[caption],
+    source=pool.source[caption],
+  )
+  return rows, pool.named[caption]

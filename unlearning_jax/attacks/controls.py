@@ -8,10 +8,10 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from unlearning_jax.attacks.shared.victim import Batch, Victim, row_keys
+from unlearning_jax.attacks.shared import lane_state
+from unlearning_jax.attacks.shared.victim import Batch, Victim
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
@@ -74,8 +74,7 @@ def init(
 ) -> State:
   """No image yet."""
   del sd, victim, original, h
-  keys = row_keys(key, batch)
-  return State(keys, jnp.zeros(len(keys), jnp.int32), jnp.ones(len(keys), bool))
+  return State(*lane_state.begin(key, batch))
 
 
 def step(

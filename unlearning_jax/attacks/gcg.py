@@ -19,16 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from unlearning_jax.attacks.shared import losses
-from unlearning_jax.attacks.shared.victim import (
-  Batch,
-  Victim,
-  all_finite,
-  keep_lanes,
-  row_keys,
-  text_states,
-  token_table,
-)
+from unlearning_jax.attacks.shared import lane_state, losses
+from unlearning_jax.attacks.shared.victim import Batch, Victim, token_table
 from unlearning_jax.attacks.unlearn_diff_atk import token_gradient
 from unlearning_jax.stable_diffusion import StableDiffusion
 
@@ -82,11 +74,8 @@ def init(
   """
   del victim, original
   losses.check(h, "denoise", sd.schedule.prediction_type)
-  keys, size = row_keys(key, batch), len(batch.vocabulary)
-  first = jax.vmap(lambda k: jax.random.fold_in(k, 2**31))(keys)
-  tokens = jax.vmap(lambda k: jax.random.randint(k, (h.k,), 0, size))(first)
-  lanes = len(keys)
-  return State(keys, jnp.zeros(lanes, jnp.int32), jnp.ones(lanes, bool), tokens)
+  lanes = lane_state.begin(key, batch)
+  return State(*lanes, lane_state.random_tokens(lanes[0], batch, (h.k,)))
 
 
 def step(
@@ -112,16 +101,14 @@ def step(
   options = jnp.concatenate([state.tokens[:, None], tried], axis=1)
   best = every.argmin(axis=1)
   tokens = jnp.take_along_axis(options, best[:, None, None], axis=1)[:, 0]
-  alive = state.alive & all_finite(gradient, every)
-  new = State(state.key, state.count + 1, alive, tokens)
-  old = state._replace(count=state.count + 1, alive=alive)
+  new = lane_state.advance(state, (gradient, every), tokens=tokens)
   info = {
     "loss": before,
     "best_loss": every.min(axis=1),
-    "gradient_rms": jnp.sqrt(jnp.square(gradient).mean(axis=(1, 2))),
+    "gradient_rms": lane_state.rms(gradient),
     "replaced": (best > 0).astype(jnp.float32),
   }
-  return keep_lanes(alive, new, old), info
+  return new, info
 
 
 def substitutes(
@@ -164,9 +151,8 @@ def evaluate(
 
   def one(tokens: Array) -> Array:
     embeds = table[batch.vocabulary[tokens]]
-    context = text_states(sd, victim, batch, embeds)
-    return losses.residuals(
-      sd, victim, original, context, None, batch.latents, drawn, criterion
+    return losses.of_embeddings(
+      sd, victim, original, batch, embeds, drawn, criterion
     )
 
   return jax.lax.map(one, tried.swapaxes(0, 1)).swapaxes(0, 1)

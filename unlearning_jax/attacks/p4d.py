@@ -21,7 +21,7 @@ import dataclasses
 from unlearning_jax.attacks import pez
 from unlearning_jax.attacks.pez import State, init, prompt, step
 
-UNET_CALLS = 2
+UNET_CALLS = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,13 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from unlearning_jax.attacks.shared import adam, losses
+from unlearning_jax.attacks.shared import adam, lane_state, losses
 from unlearning_jax.attacks.shared.victim import (
   Batch,
   Victim,
-  all_finite,
-  keep_lanes,
-  row_keys,
   text_states,
   token_table,
 )
@@ -79,23 +76,12 @@ def init(
   """
   losses.check(h, h.loss, sd.schedule.prediction_type)
   check_choice("decay", h.decay, adam.DECAYS)
-  keys = row_keys(key, batch)
-  first = jax.vmap(lambda k: jax.random.fold_in(k, 2**31))(keys)
-  tokens = jax.vmap(
-    lambda k: jax.random.randint(k, (h.k,), 0, len(batch.vocabulary))
-  )(first)
+  lanes = lane_state.begin(key, batch)
+  tokens = lane_state.random_tokens(lanes[0], batch, (h.k,))
   embeds = token_table(victim)[batch.vocabulary[tokens]].astype(jnp.float32)
-  lanes = len(keys)
-  return State(
-    keys,
-    jnp.zeros(lanes, jnp.int32),
-    jnp.ones(lanes, bool),
-    embeds,
-    tokens,
-    # Constant over the iterations: encoded once.
-    text_states(sd, original, batch),
-    adam.start(embeds),
-  )
+  # Constant over the iterations: encoded once.
+  target = text_states(sd, original, batch)
+  return State(*lanes, embeds, tokens, target, adam.start(embeds))
 
 
 def step(
@@ -120,20 +106,12 @@ def step(
     decay=h.decay,
   )
   tokens = nearest(victim, batch, embeds)
-  alive = state.alive & all_finite(loss, gradient, embeds)
-  new = state._replace(
-    count=state.count + 1,
-    alive=alive,
-    embeds=embeds,
-    tokens=tokens,
-    moments=moments,
+  finite = (loss, gradient, embeds)
+  new = lane_state.advance(
+    state, finite, embeds=embeds, tokens=tokens, moments=moments
   )
-  old = state._replace(count=state.count + 1, alive=alive)
-  info = {
-    "loss": loss,
-    "gradient_rms": jnp.sqrt(jnp.square(gradient).mean(axis=(1, 2))),
-  }
-  return keep_lanes(alive, new, old), info
+  info = {"loss": loss, "gradient_rms": lane_state.rms(gradient)}
+  return new, info
 
 
 def embedding_gradient(
@@ -147,17 +125,10 @@ def embedding_gradient(
 ) -> tuple[Float[Array, " b"], Float[Array, "b k d"]]:
   """Each lane's loss and its gradient at the nearest tokens' embeddings."""
   target = state.target_context if h.loss == "match" else None
-
-  def loss(embeds: Array) -> tuple[Array, Array]:
-    context = text_states(sd, victim, batch, embeds)
-    lanes = losses.residuals(
-      sd, victim, original, context, target, batch.latents, drawn, h.criterion
-    )
-    return lanes.sum(), lanes
-
   projected = token_table(victim)[batch.vocabulary[state.tokens]]
-  gradient, lanes = jax.grad(loss, has_aux=True)(projected)
-  return lanes, gradient
+  return losses.gradient(
+    sd, victim, original, batch, projected, drawn, h.criterion, target
+  )
 
 
 def nearest(

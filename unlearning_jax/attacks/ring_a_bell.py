@@ -18,6 +18,7 @@ have two children or none; ours, for fixed shapes, one, or one copy.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,10 +26,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from unlearning_jax import stable_diffusion
+from unlearning_jax.attacks.shared import lane_state
 from unlearning_jax.attacks.shared.victim import (
   Batch,
   Victim,
-  row_keys,
   text_states,
   token_table,
 )
@@ -95,29 +96,26 @@ def init(
     ValueError: no pairs, or a phrase that is too long.
   """
   del victim
-  if not h.pairs:
-    raise ValueError("pairs: name phrases with and without the concept")
-  keys, size = row_keys(key, batch), len(batch.vocabulary)
-  first = jax.vmap(lambda k: jax.random.fold_in(k, 2**31))(keys)
-  shape = (h.population, h.k)
-  tokens = jax.vmap(lambda k: jax.random.randint(k, shape, 0, size))(first)
-  target = text_states(sd, original, batch) + h.eta * concept(sd, original, h)
-  lanes = len(keys)
-  return State(
-    keys,
-    jnp.zeros(lanes, jnp.int32),
-    jnp.ones(lanes, bool),
-    tokens,
-    distances(sd, original, batch, tokens, target),
-    target,
+  lanes = lane_state.begin(key, batch)
+  tokens = lane_state.random_tokens(lanes[0], batch, (h.population, h.k))
+  target = text_states(sd, original, batch) + h.eta * concept(
+    sd, original, h.pairs
   )
+  distance = distances(sd, original, batch, tokens, target)
+  return State(*lanes, tokens, distance, target)
 
 
 def concept(
-  sd: StableDiffusion, original: Victim, h: Hparams
+  sd: StableDiffusion, original: Victim, pairs: Sequence[tuple[str, str]]
 ) -> Float[Array, "1 l d"]:
-  """The concept's direction in the text states."""
-  phrases = [phrase for pair in h.pairs for phrase in pair]
+  """The concept's direction in the text states.
+
+  Raises:
+    ValueError: no pairs, or a phrase that is too long.
+  """
+  if not pairs:
+    raise ValueError("pairs: name phrases with and without the concept")
+  phrases = [phrase for pair in pairs for phrase in pair]
   ids = stable_diffusion.tokenize(sd, phrases)
   states = stable_diffusion.encode_text(sd, original.params, ids)
   return (states[0::2] - states[1::2]).mean(axis=0, keepdims=True)
@@ -132,10 +130,7 @@ def distances(
 ) -> Float[Array, "b n"]:
   """How far every prompt is from its lane's target, squared."""
   lanes, count, _ = tokens.shape
-  many = Batch(
-    batch.vocabulary,
-    *(jnp.repeat(leaf, count, axis=0) for leaf in batch[1:]),
-  )
+  many = batch.repeat(count)
   ids = batch.vocabulary[tokens.reshape(lanes * count, -1)]
   states = text_states(sd, original, many, token_table(original)[ids])
   states = states.reshape(lanes, count, *target.shape[1:])

@@ -21,16 +21,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from unlearning_jax.attacks.shared import adam, losses, simplex
-from unlearning_jax.attacks.shared.victim import (
-  Batch,
-  Victim,
-  all_finite,
-  keep_lanes,
-  row_keys,
-  text_states,
-  token_table,
+from unlearning_jax.attacks.shared import (
+  adam,
+  lane_state,
+  losses,
+  simplex,
 )
+from unlearning_jax.attacks.shared.victim import Batch, Victim, token_table
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
@@ -87,13 +84,7 @@ def init(
   check_choice("decay", h.decay, adam.DECAYS)
   lanes, size = len(batch.number), len(batch.vocabulary)
   probs = jnp.full((lanes, h.k, size), 1 / size, jnp.float32)
-  return State(
-    row_keys(key, batch),
-    jnp.zeros(lanes, jnp.int32),
-    jnp.ones(lanes, bool),
-    probs,
-    adam.start(probs),
-  )
+  return State(*lane_state.begin(key, batch), probs, adam.start(probs))
 
 
 def step(
@@ -113,15 +104,14 @@ def step(
     sd, victim, original, batch, tokens, drawn, h.criterion
   )
   probs, moments = descend(state.probs, gradient, state.moments, h)
-  alive = state.alive & all_finite(loss, gradient, probs)
-  new = State(state.key, state.count + 1, alive, probs, moments)
-  old = state._replace(count=state.count + 1, alive=alive)
+  finite = (loss, gradient, probs)
+  new = lane_state.advance(state, finite, probs=probs, moments=moments)
   info = {
     "loss": loss,
-    "gradient_rms": jnp.sqrt(jnp.square(gradient).mean(axis=(1, 2))),
+    "gradient_rms": lane_state.rms(gradient),
     "confidence": probs.max(axis=2).mean(axis=1),
   }
-  return keep_lanes(alive, new, old), info
+  return new, info
 
 
 def token_gradient(
@@ -145,21 +135,14 @@ def token_gradient(
     criterion: of the loss.
   """
   table = token_table(victim)
-
-  def loss(embeds: Array) -> tuple[Array, Array]:
-    context = text_states(sd, victim, batch, embeds)
-    lanes = losses.residuals(
-      sd, victim, original, context, None, batch.latents, drawn, criterion
-    )
-    return lanes.sum(), lanes
-
-  # With respect to the k embeddings only: no gradient of any weight is formed.
   tried = table[batch.vocabulary[tokens]]
-  gradient, lanes = jax.grad(loss, has_aux=True)(tried)
+  loss, gradient = losses.gradient(
+    sd, victim, original, batch, tried, drawn, criterion
+  )
   per_token = jnp.einsum(
     "bkd,vd->bkv", gradient, table, precision=jax.lax.Precision.HIGHEST
   )
-  return lanes, jnp.clip(per_token[..., batch.vocabulary], -1, 1)
+  return loss, jnp.clip(per_token[..., batch.vocabulary], -1, 1)
 
 
 def descend(

@@ -10,13 +10,14 @@ the best of many images: only beside a control with as many does it mean
 anything.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from unlearning_jax import stable_diffusion
+from unlearning_jax import guidance, stable_diffusion
 from unlearning_jax.attacks.shared.rows import Check, Request, Verdict
 from unlearning_jax.evaluators import statistics
 from unlearning_jax.evaluators.accuracy import Measure
@@ -118,13 +119,20 @@ def _from_text(sd, params, requests, options):
 def _from_states(sd, params, requests, options):
   """As `generate`, from text states to which any edit has been applied."""
   options = dict(options)
-  edit = options.pop("edit_context", None) or (lambda states: states)
   place, fetch = options.pop("place"), options.pop("fetch")
   size, source = options.pop("batch_size"), options.pop("noise_source")
-  negative = None
-  if options["guidance_scale"] > 1:
-    empty = stable_diffusion.tokenize(sd, [""])
-    negative = edit(stable_diffusion.encode_text(sd, params, empty))
+  encode = functools.partial(
+    stable_diffusion.encode_prompts,
+    sd,
+    params,
+    edit=options.pop("edit_context", None),
+  )
+  guided = guidance.contexts(
+    encode,
+    options["guidance_scale"],
+    options.pop("negative_prompt", ""),
+    options.pop("safe", None),
+  )
   for start in range(0, len(requests), size):
     part = list(requests[start : start + size])
     padded = part + part[-1:] * (size - len(part))
@@ -132,7 +140,7 @@ def _from_states(sd, params, requests, options):
     noise = row_noise(seeds, sd.latent_shape, source)
     context = np.stack([r.context for r in padded])
     images = stable_diffusion.sample(
-      sd, params, place(context), negative, place(noise), **options
+      sd, params, place(context), noise=place(noise), **guided, **options
     )
     yield fetch(images)[: len(part)]
 

@@ -50,3 +50,36 @@ def read_config(
     if key in names - _BOOKKEEPING
   }
   return cls(**{**values, **overrides})
+
+
+def check_parts_fit(text: Any, unet: Any, vae: Any, *, tokens: int):
+  """Refuses networks of which one makes what another cannot read.
+
+  Args:
+    text: the text encoder's config.
+    unet: the UNet's.
+    vae: the VAE's.
+    tokens: how many the tokenizer has.
+
+  Raises:
+    ValueError: naming the two parts and their values.
+  """
+  for one, value, other, wanted in (
+    ("text encoder's width", text.hidden_size,
+     "UNet's cross_attention_dim", unet.cross_attention_dim),
+    ("VAE's latent_channels", vae.latent_channels,
+     "UNet's in_channels", unet.in_channels),
+    ("VAE's latent_channels", vae.latent_channels,
+     "UNet's out_channels", unet.out_channels),
+  ):  # fmt: skip
+    if value != wanted:
+      raise ValueError(
+        f"model: the {one} is {value}, the {other} {wanted}: they belong to "
+        "different models"
+      )
+  # An id without an embedding would be clamped to the last one, silently.
+  if tokens > text.vocab_size:
+    raise ValueError(
+      f"model: the tokenizer has {tokens} tokens, the text encoder "
+      f"{text.vocab_size}: they belong to different models"
+    )

@@ -73,6 +73,21 @@ def layout(
   return np.array([0, *body, *(min(i, length - 1) for i in rest)], np.int32)
 
 
+def between(
+  before: int, n: int, k: int, length: int, prompt: str
+) -> Int[np.ndarray, " l"]:
+  """The gather that puts `k` slots after the first `before` of `n` tokens.
+
+  Raises:
+    PromptTooLong: as `layout`.
+  """
+  source = layout("prefix_k", n, k, length, prompt)
+  body = [*range(1, before + 1), *range(length, length + k)]
+  body += range(before + 1, n + 1)
+  source[1 : n + k + 1] = body
+  return source
+
+
 def _body(mode: str, words: list[int], new: list[int]) -> list[int]:
   """Prompt positions and slots in the order of the new prompt."""
   n, k = len(words), len(new)

@@ -20,6 +20,7 @@ from jaxtyping import Array
 from unlearning_jax import sharding
 from unlearning_jax.attacks import Attack
 from unlearning_jax.attacks.shared import vocabulary
+from unlearning_jax.attacks.shared.lane_state import keep_lanes
 from unlearning_jax.attacks.shared.rows import (
   Check,
   Prepared,
@@ -29,8 +30,8 @@ from unlearning_jax.attacks.shared.rows import (
 )
 from unlearning_jax.attacks.shared.victim import (
   Batch,
+  Pool,
   Victim,
-  keep_lanes,
   text_states,
 )
 from unlearning_jax.stable_diffusion import StableDiffusion
@@ -66,21 +67,26 @@ def _block(sd, attack, where, victim, original, batch, state):
   state = jax.lax.with_sharding_constraint(state, where)
   info = jax.tree.map(lambda x: x.mean(axis=0), info)
   found, context = attack.prompt(batch, state), None
-  if attack.soft:
+  if attack.soft == "embeds":
     context = text_states(sd, victim, batch, found)
+  elif attack.soft == "states":
+    context = victim.edit_context(found) if victim.edit_context else found
   return state, found, context, state.alive, info
 
 
 class _Lanes:
   """The rows in the lanes, and their state on the devices."""
 
-  def __init__(self, sd, victim, original, attack, mode, key, count, mesh):
+  def __init__(
+    self, sd, victim, original, attack, mode, key, count, mesh, pool=None
+  ):
     self._mesh, self._key = mesh, key
     where = sharding.batch_sharding(mesh)
     self._call = (sd, attack, where, victim, original)
     self._ids: Any = sharding.place(
       vocabulary.attack_ids(sd.tokenizer, mode), sharding.replicated(mesh)
     )
+    self._pool: Any = sharding.place(pool, sharding.replicated(mesh))
     self.rows: list[Any] = [None] * count
     # An empty lane goes on with the row it had, unread: shapes are static.
     self._computed: list[Any] = []
@@ -118,7 +124,8 @@ class _Lanes:
       np.stack([p.source for p in rows]),
       np.stack([p.row.latents for p in rows]),
     ]
-    return Batch(self._ids, *sharding.global_batch(self._mesh, parts))
+    batch = Batch(self._ids, *sharding.global_batch(self._mesh, parts))
+    return batch._replace(pool=self._pool)
 
   def run(self) -> tuple[Any, Any, np.ndarray, dict[str, np.ndarray]]:
     """A block: tokens, text states, which lanes are finite, and infos."""
@@ -138,6 +145,7 @@ def attack_rows(
   lanes: int,
   mesh: Any,
   mode: str = "roundtrip",
+  pool: Pool | None = None,
 ) -> Iterator[Record]:
   """Attacks rows until each succeeds or has had all its blocks.
 
@@ -152,6 +160,7 @@ def attack_rows(
     lanes: rows side by side, rounded up to what the mesh divides.
     mesh: of this process's own devices; processes share nothing.
     mode: of the vocabulary.
+    pool: images that all rows learn from, if the attack does.
 
   Yields:
     A record of each row as it ends: `status` is `pre` (the prompt itself
@@ -181,7 +190,7 @@ def attack_rows(
       records[row.id] = record
   if not queue:
     return
-  group = _Lanes(sd, victim, original, attack, mode, key, lanes, mesh)
+  group = _Lanes(sd, victim, original, attack, mode, key, lanes, mesh, pool)
   began: dict[int, float] = {}
   while queue or any(group.rows):
     for lane in group.take(queue):
@@ -237,9 +246,11 @@ def _block_of(sd, group, attack, check, records):
     record["iterations"] += attack.h.iterations
     if alive[lane]:
       context = contexts[lane] if attack.soft else None
-      if attack.soft:
+      if attack.soft == "embeds":
         record["embeds"] = tokens[lane].tolist()
         found[lane] = {"text": f"<{attack.h.k} vectors> {prepared.row.prompt}"}
+      elif attack.soft:
+        found[lane] = {"text": f"<text states> {prepared.row.prompt}"}
       else:
         found[lane] = prepared.text(sd, tokens[lane])
       seed = prepared.row.seed

@@ -6,7 +6,9 @@ x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps, with x_0 the target image's latents.
   match      mean |eps_o(x_t, c) - eps_v(x_t, c')|^2   (P4D)
 
 eps_v is the victim, eps_o the original model, c' the adversarial prompt, c the
-prompt itself. Lanes are never averaged together: that would scale a lane's
+prompt itself. Through a victim's guidance, where asked for, eps_v is the guided
+prediction, and in `match` eps_o is guided from the empty prompt as strongly.
+Lanes are never averaged together: that would scale a lane's
 gradient by their number, and with it Adam's epsilon and the weight decay.
 """
 
@@ -17,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from unlearning_jax import schedules, stable_diffusion
-from unlearning_jax.attacks.shared.victim import Victim
+from unlearning_jax import guidance, schedules, stable_diffusion
+from unlearning_jax.attacks.shared.victim import Batch, Victim, text_states
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
@@ -120,6 +122,58 @@ def draw(
   return Draw(t + low[None], noise)
 
 
+def of_embeddings(
+  sd: StableDiffusion,
+  victim: Victim,
+  original: Victim,
+  batch: Batch,
+  embeds: Float[Array, "b k d"],
+  drawn: Draw,
+  criterion: str = "l2",
+  target_context: Float[Array, "b l d"] | None = None,
+) -> Float[Array, " b"]:
+  """The loss of every lane's prompt with these embeddings in its slots.
+
+  Arguments as `residuals`; the latents are the rows'.
+  """
+  context = text_states(sd, victim, batch, embeds)
+  return residuals(
+    sd,
+    victim,
+    original,
+    context,
+    target_context,
+    batch.latents,
+    drawn,
+    criterion,
+  )
+
+
+def gradient(
+  sd: StableDiffusion,
+  victim: Victim,
+  original: Victim,
+  batch: Batch,
+  embeds: Float[Array, "b k d"],
+  drawn: Draw,
+  criterion: str = "l2",
+  target_context: Float[Array, "b l d"] | None = None,
+) -> tuple[Float[Array, " b"], Float[Array, "b k d"]]:
+  """`of_embeddings`, and each lane's own gradient with respect to its slots.
+
+  With respect to nothing else: no gradient of any weight is formed.
+  """
+
+  def loss(embeds: Array) -> tuple[Array, Array]:
+    lanes = of_embeddings(
+      sd, victim, original, batch, embeds, drawn, criterion, target_context
+    )
+    return lanes.sum(), lanes
+
+  slope, lanes = jax.grad(loss, has_aux=True)(embeds)
+  return lanes, slope
+
+
 def residuals(
   sd: StableDiffusion,
   victim: Victim,
@@ -151,15 +205,85 @@ def residuals(
   t, noise = drawn.t.reshape(-1), drawn.noise.reshape(-1, *latents.shape[1:])
   noisy = schedules.add_noise(sd.schedule, repeat(latents), noise, t)
 
-  def predict(who: Victim, states: Array) -> Array:
-    out = stable_diffusion.predict_noise(
-      sd, who.params, noisy, t, repeat(states)
-    )
-    return out.astype(jnp.float32)
-
+  ours, _ = _predict(sd, victim, repeat(context), noisy, t)
   wanted = noise
   if target_context is not None:
-    wanted = jax.lax.stop_gradient(predict(original, target_context))
-  error = wanted - predict(victim, context)
+    wanted = _wanted(sd, victim, original, repeat(target_context), noisy, t)
+  error = wanted - ours
   error = jnp.abs(error) if criterion == "l1" else jnp.square(error)
   return error.reshape(lanes, -1).mean(axis=1)
+
+
+def recursion(
+  sd: StableDiffusion,
+  victim: Victim,
+  original: Victim,
+  context: Float[Array, "b l d"],
+  target_context: Float[Array, "b l d"] | None,
+  latents: Float[Array, "b h w c"],
+  t: Int[Array, "b n"],
+  noise: Float[Array, "b h w c"],
+) -> Float[Array, " b"]:
+  """The loss at the last of several timesteps, momentum carried through them.
+
+  As Concept Inversion attacks Safe Latent Diffusion: one noise, falling
+  timesteps, and the gradient goes through the momentum of all of them.
+
+  Args:
+    sd: the model.
+    victim: with guidance in its loss.
+    original: predicts the target, where there is a target context.
+    context: the victim's text states of the adversarial prompts.
+    target_context: as in `residuals`.
+    latents: x_0.
+    t: timesteps, falling.
+    noise: the same at all of them.
+  """
+
+  @jax.checkpoint
+  def body(momentum: Array, now: Array) -> tuple[Array, None]:
+    noisy = schedules.add_noise(sd.schedule, latents, noise, now)
+    _, new = _predict(sd, victim, context, noisy, now, momentum)
+    # Without Safe Latent Diffusion there is none to carry.
+    return momentum if new is None else new, None
+
+  momentum, _ = jax.lax.scan(body, jnp.zeros_like(noise), t[:, :-1].T)
+  last = t[:, -1]
+  noisy = schedules.add_noise(sd.schedule, latents, noise, last)
+  ours, _ = _predict(sd, victim, context, noisy, last, momentum)
+  wanted = noise
+  if target_context is not None:
+    wanted = _wanted(sd, victim, original, target_context, noisy, last)
+  return jnp.square(wanted - ours).reshape(len(ours), -1).mean(axis=1)
+
+
+def _unet(sd, who, context, noisy, t):
+  context = jnp.broadcast_to(context, (len(noisy), *context.shape[1:]))
+  out = stable_diffusion.predict_noise(sd, who.params, noisy, t, context)
+  return out.astype(jnp.float32)
+
+
+def _predict(sd, victim, context, noisy, t, momentum=None):
+  """The victim's prediction, guided where it has a guide, and its momentum."""
+  ours, guide = _unet(sd, victim, context, noisy, t), victim.guide
+  if guide is None:
+    return ours, None
+  # One call each: those of constants then have no backward pass.
+  every = [_unet(sd, victim, guide.negative, noisy, t), ours]
+  if guide.safe is not None:
+    every.append(_unet(sd, victim, guide.concept, noisy, t))
+    momentum = jnp.zeros_like(noisy) if momentum is None else momentum
+  # The warm-up is of sampling steps, which a loss at one timestep has not.
+  step = 0 if guide.safe is None else guide.safe.warmup
+  every = jnp.stack(every, axis=1)
+  return guidance.combine(every, guide.scale, guide.safe, momentum, step)
+
+
+def _wanted(sd, victim, original, context, noisy, t):
+  """The original's prediction, guided as strongly as the victim's."""
+  found, guide = _unet(sd, original, context, noisy, t), victim.guide
+  if guide is not None:
+    empty = _unet(sd, original, guide.empty, noisy, t)
+    every = jnp.stack([empty, found], axis=1)
+    found, _ = guidance.combine(every, guide.scale, None, None, 0)
+  return jax.lax.stop_gradient(found)

@@ -1,0 +1,232 @@
+"""Whom `launch.attack` attacks, and what the attack starts with."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from launch import attack_summary
+from unlearning_jax import (
+  attacks,
+  closed_form,
+  convert,
+  guidance,
+  shapes,
+  sharding,
+  stable_diffusion,
+)
+from unlearning_jax.attacks import Victim
+from unlearning_jax.attacks.shared import insertion, rows
+from unlearning_jax.attacks.shared.victim import Pool, through_guidance
+from unlearning_jax.concepts import check_choice
+
+_MARK = "{}"
+
+
+def check(config: Any):
+  """Finds what is wrong with the victim's part of a config.
+
+  Raises:
+    ValueError: naming the key.
+  """
+  given = config.guidance
+  if given.safe:
+    check_choice("guidance.safe", given.safe, guidance.PRESETS)
+  elif given.concept:
+    raise ValueError(
+      f"guidance.concept={given.concept!r}: is of Safe Latent Diffusion; set "
+      f"guidance.safe to one of {', '.join(guidance.PRESETS)}"
+    )
+  if config.sampling.guidance_scale <= 1:
+    for key in ("safe", "negative_prompt", "in_loss"):
+      if given[key]:
+        raise ValueError(
+          f"guidance.{key}={given[key]!r}: needs sampling.guidance_scale above "
+          f"1, got {config.sampling.guidance_scale}"
+        )
+  pool = config.hparams.get("pool", "")
+  if pool and config.pool.images < 1:
+    raise ValueError(f"pool.images={config.pool.images}: must be at least 1")
+  for template in config.pool.templates if pool else ():
+    if template.count(_MARK) != 1:
+      raise ValueError(
+        f"pool.templates: {template!r} must hold one {_MARK}, where the word "
+        "goes"
+      )
+  if pool and not config.pool.concept:
+    raise ValueError("pool.concept: name what the images show")
+
+
+def bind(config: Any) -> attacks.Attack:
+  """The attack, with the words of the run that `config.words` names.
+
+  Raises:
+    ValueError: as `attacks.bind`; or words for another method, none where they
+      are needed, or a run that learnt none.
+  """
+  hparams = dict(config.hparams)
+  if (config.method == "new_word") != bool(config.words):
+    raise ValueError(
+      f"words={config.words!r}: names the concept_inversion run whose words "
+      f"method 'new_word' draws with; method={config.method!r}"
+    )
+  if config.words:
+    found = attack_summary.finished(config.words).rows
+    hparams["words"] = tuple(
+      tuple(map(tuple, row["embeds"])) for row in found if "embeds" in row
+    )
+    if not hparams["words"]:
+      raise ValueError(f"words: the run {config.words} has learnt none")
+  return attacks.bind(config.method, hparams)
+
+
+def safe_of(config: Any) -> guidance.Safe | None:
+  """Safe Latent Diffusion as the config has it, if it does."""
+  given = config.guidance
+  if not given.safe:
+    return None
+  return guidance.preset(given.safe, given.concept or guidance.CONCEPT)
+
+
+def victim_of(
+  config: Any,
+  sd: stable_diffusion.StableDiffusion,
+  params: Any,
+  edits: dict[str, closed_form.Edit],
+) -> Victim:
+  """The attacked model: the one named, the edited one, or the original.
+
+  `config.victim` is a model, or the part of one that differs: a UNet, a text
+  encoder, some layers, over `config.model`.
+
+  Raises:
+    ValueError: a file none of whose tensors belong to the model, or that
+      changes nothing; another model's shapes; another base's edit.
+  """
+  victim = Victim(params)
+  if config.victim:
+    base = shapes.model_folder() if config.model == "shapes" else config.model
+    files = convert.load(config.victim, base)
+    other = stable_diffusion.from_files(files)[1]
+    if jax.tree.map(jnp.shape, other) != jax.tree.map(jnp.shape, params):
+      raise ValueError(f"victim={config.victim!r}: not of the model's shapes")
+    same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), other, params)
+    if all(jax.tree.leaves(same)):
+      raise ValueError(
+        f"victim={config.victim!r}: has the very weights of model="
+        f"{config.model!r}; leave it empty to attack the model itself"
+      )
+    # What they share is on the devices once.
+    victim = Victim(
+      jax.tree.map(lambda s, a, b: b if s else a, same, other, params)
+    )
+  for edit in edits.values():
+    closed_form.check_base(edit, params)
+    # Text states rather than weights: all edits of a base share its UNet.
+    if edit.context_map is not None:
+      mapped = functools.partial(closed_form.apply_to_context, edit)
+      victim = Victim(params, mapped)
+    else:
+      victim = Victim(closed_form.apply_to_params(edit, params))
+  victim = dataclasses.replace(
+    victim,
+    negative_prompt=config.guidance.negative_prompt,
+    safe=safe_of(config),
+  )
+  if config.guidance.in_loss:
+    scale = config.sampling.guidance_scale
+    return through_guidance(sd, victim, Victim(params), scale)
+  return victim
+
+
+def place(victim: Victim, host: Any, placed: Any, mesh: Any) -> Victim:
+  """The victim on the devices; what it shares with `host` is there already.
+
+  Args:
+    victim: on the host.
+    host: the original's parameters there.
+    placed: the same on the devices.
+    mesh: of this process's devices.
+  """
+  pairs = zip(jax.tree.leaves(host), jax.tree.leaves(placed), strict=True)
+  there = {id(leaf): copy for leaf, copy in pairs}
+  victim = jax.tree.map(lambda leaf: there.get(id(leaf), leaf), victim)
+  return jax.device_put(victim, sharding.replicated(mesh))
+
+
+def fingerprint(victim: Victim, edits: dict[str, closed_form.Edit]) -> str:
+  """A sha256 of all that tells victims apart: weights, edit, guidance."""
+  parts = {
+    "weights": convert.params_fingerprint(victim.params),
+    "edits": {name: closed_form.edit_hash(e) for name, e in edits.items()},
+    "negative_prompt": victim.negative_prompt,
+    "safe": dataclasses.asdict(victim.safe) if victim.safe else None,
+  }
+  text = json.dumps(parts, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def pool_of(
+  config: Any,
+  sd: stable_diffusion.StableDiffusion,
+  params: Any,
+  attack: attacks.Attack,
+  mesh: Any,
+) -> Pool | None:
+  """The images of the concept that an inversion learns from, by the original.
+
+  Args:
+    config: `pool.concept` is drawn in `pool.templates`, `pool.images` times in
+      all, from seeds of its own.
+    sd: the model.
+    params: the original's.
+    attack: says how many tokens the word has.
+    mesh: of this process's devices.
+
+  Raises:
+    ValueError: a caption that leaves no room for the word.
+  """
+  mode = getattr(attack.h, "pool", "")
+  if not mode:
+    return None
+  given, k = config.pool, attack.h.k
+  captions = [given.templates[i % len(given.templates)]
+              for i in range(given.images)]  # fmt: skip
+  named = [caption.replace(_MARK, given.concept) for caption in captions]
+  seeds = range(given.first_seed, given.first_seed + given.images)
+  where = sharding.batch_sharding(mesh)
+  images = stable_diffusion.generate(
+    sd, params, named, [*seeds], **config.sampling,
+    batch_size=sharding.local_rows_multiple(mesh),
+    place=lambda tree: sharding.place(tree, where), fetch=sharding.local_rows,
+  )  # fmt: skip
+  latents = rows.target_latents(sd, params, images)
+  if mode == "own":
+    # The word stands before the whole prompt, as in the paper.
+    captions = [f"{_MARK} {text}" for text in named]
+  ids, source = _captions(sd, captions, k)
+  every = (latents, ids, source, stable_diffusion.tokenize(sd, named))
+  return Pool(*map(jnp.asarray, every))
+
+
+def _captions(
+  sd: stable_diffusion.StableDiffusion, captions: Sequence[str], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Ids of captions without their word, and where it stands in them."""
+  texts = [" ".join(c.replace(_MARK, " ").split()) for c in captions]
+  fronts = [" ".join(c.split(_MARK)[0].split()) for c in captions]
+  ids = stable_diffusion.tokenize(sd, texts)
+  ends = (ids == sd.tokenizer.eos_token_id).argmax(axis=1) - 1
+  source = [
+    insertion.between(
+      len(sd.tokenizer(front)["input_ids"]) - 2, int(n), k, ids.shape[1], text
+    )
+    for front, n, text in zip(fronts, ends, texts, strict=True)
+  ]
+  return ids, np.stack(source)

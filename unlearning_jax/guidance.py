@@ -1,0 +1,148 @@
+"""Guidance: classifier-free, and Safe Latent Diffusion away from a concept.
+
+Classifier-free guidance (Ho & Salimans 2021), with 0 the empty or a negative
+prompt:
+
+  eps = eps(0) + g (eps(p) - eps(0)) .
+
+Safe Latent Diffusion (Schramowski et al., CVPR 2023) leaves the weights as they
+are and takes a third prediction, of the concept S that shall not appear:
+
+  eps  = eps(0) + g [ (eps(p) - eps(0)) - gamma_i ]
+  gamma_i = mu (eps(S) - eps(0)) + s_m nu_i
+  mu   = min(1, s_S |eps(p) - eps(S)|)   where eps(p) - eps(S) < lambda, else 0
+  nu_{i+1} = b nu_i + (1 - b) gamma_i
+
+element by element. gamma acts from step `warmup` on, nu is collected from the
+first. (The paper prints max for min; its code, and its text, bound mu by 1.)
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from unlearning_jax.concepts import CONCEPT_SETS, check_choice
+
+# The published settings: warmup, s_S, lambda, s_m, b.
+PRESETS = {
+  "weak": (15, 200.0, 0.0, 0.0, 0.0),
+  "medium": (10, 1000.0, 0.01, 0.3, 0.4),
+  "strong": (7, 2000.0, 0.025, 0.5, 0.7),
+  "max": (0, 5000.0, 1.0, 0.5, 0.7),
+}
+# What the published model is kept from.
+CONCEPT = "an image showing " + ", ".join(CONCEPT_SETS["i2p"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Safe:
+  """Safe Latent Diffusion's settings; hashable, a static argument of jit.
+
+  Attributes:
+    concept: S, as a prompt.
+    warmup: sampling steps before gamma acts.
+    scale: s_S.
+    threshold: lambda.
+    momentum: s_m.
+    beta: b.
+  """
+
+  concept: str = CONCEPT
+  warmup: int = 10
+  scale: float = 1000.0
+  threshold: float = 0.01
+  momentum: float = 0.3
+  beta: float = 0.4
+
+  def __post_init__(self):
+    if not self.concept.strip():
+      raise ValueError("safe.concept: is blank; name what shall not appear")
+    # Minus infinity is a threshold that nothing is below: no guidance.
+    for key in ("warmup", "scale", "momentum", "beta"):
+      value = getattr(self, key)
+      if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"safe.{key}={value}: must be finite, 0 or more")
+    if self.beta > 1:
+      raise ValueError(f"safe.beta={self.beta}: must be at most 1")
+
+
+def preset(name: str, concept: str = CONCEPT) -> Safe:
+  """Safe Latent Diffusion as published: weak, medium, strong or max.
+
+  Raises:
+    ValueError: another name, or a blank concept.
+  """
+  check_choice("safe preset", name, PRESETS)
+  return Safe(concept, *PRESETS[name])
+
+
+def combine(
+  predictions: Float[Array, "b n h w c"],
+  scale: float | Float[Array, "b 1 1 1"],
+  safe: Safe | None,
+  momentum: Float[Array, "b h w c"] | None,
+  step: int | Int[Array, ""],
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"] | None]:
+  """One guided prediction of each row, and the momentum of the next step.
+
+  Args:
+    predictions: of the empty or negative prompt, of the prompt and, with
+      `safe`, of its concept.
+    scale: g.
+    safe: None is classifier-free guidance alone.
+    momentum: nu, zeros before the first step; None without `safe`.
+    step: how many steps came before.
+  """
+  empty, prompt = predictions[:, 0], predictions[:, 1]
+  if safe is None or momentum is None:
+    return empty + scale * (prompt - empty), None
+  concept = predictions[:, 2]
+  ahead = prompt - concept
+  mu = jnp.minimum(1.0, safe.scale * jnp.abs(ahead))
+  mu = jnp.where(ahead < safe.threshold, mu, 0.0)
+  gamma = mu * (concept - empty) + safe.momentum * momentum
+  momentum = safe.beta * momentum + (1 - safe.beta) * gamma
+  acting = jnp.where(step >= safe.warmup, gamma, 0.0)
+  return empty + scale * (prompt - empty - acting), momentum
+
+
+def check(safe: Safe | None, negative: Any, concept: Any):
+  """Refuses Safe Latent Diffusion without the other two predictions.
+
+  Raises:
+    ValueError: the negative prompt's or the concept's states are missing.
+  """
+  if safe is not None and (negative is None or concept is None):
+    raise ValueError(
+      "safe: needs guidance and its concept's states; take a guidance_scale "
+      "above 1"
+    )
+
+
+def contexts(
+  encode: Callable[[Sequence[str]], Array],
+  scale: float,
+  negative_prompt: str = "",
+  safe: Safe | None = None,
+) -> dict[str, Any]:
+  """What `stable_diffusion.sample` needs besides the prompts' own states.
+
+  Args:
+    encode: texts to text states, as the model that samples has them.
+    scale: 1 or less leaves guidance out.
+    negative_prompt: steered away from.
+    safe: Safe Latent Diffusion.
+
+  Raises:
+    ValueError: `safe` without guidance, or a prompt too long.
+  """
+  negative = encode([negative_prompt]) if scale > 1 else None
+  if safe is None:
+    return {"negative_context": negative}
+  concept = encode([safe.concept])
+  check(safe, negative, concept)
+  return {"negative_context": negative, "safe": safe, "safe_context": concept}
