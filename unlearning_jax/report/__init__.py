@@ -2,11 +2,10 @@
 
 import csv
 import io
-import pathlib
 
 from unlearning_jax.report import sections
 from unlearning_jax.report.document import Source, read
-from unlearning_jax.report.markup import Html, element
+from unlearning_jax.report.markup import element, page
 
 
 def render_report(source: Source, *, show_unsafe: bool = False) -> str:
@@ -25,20 +24,8 @@ def render_report(source: Source, *, show_unsafe: bool = False) -> str:
     ValueError: the document is incomplete, or an image is missing.
   """
   document = read(source)
-  style = pathlib.Path(__file__).with_name("style.css").read_text()
-  # Even if something slipped through the escaping, nothing could run or load.
-  policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-  head = element(
-    "head",
-    element("meta", charset="utf-8"),
-    element("meta", http_equiv="Content-Security-Policy", content=policy),
-    element("meta", name="viewport", content="width=device-width"),
-    element("title", document.title),
-    element("style", Html(style)),
-  )
-  body = element(
-    "body",
-    element("h1", document.title),
+  return page(
+    document.title,
     element("p", sections.verdict(document), class_="verdict"),
     sections.cards(document),
     *(element("p", note, class_="note") for note in document.notes),
@@ -46,9 +33,8 @@ def render_report(source: Source, *, show_unsafe: bool = False) -> str:
     sections.accuracies(document),
     sections.classes(document),
     sections.diagnostics(document),
-    sections.provenance(document),
+    sections.provenance(document.provenance.get("runs", ())),
   )
-  return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
 
 def results_csv(source: Source) -> str:

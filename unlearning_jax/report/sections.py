@@ -1,6 +1,7 @@
 """The parts of the page, top to bottom; each is empty without its data."""
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlearning_jax.evaluators.accuracy import ALL, Change, Measure
@@ -164,10 +165,10 @@ def diagnostics(document: Document) -> Html:
   )
 
 
-def provenance(document: Document) -> Html:
+def provenance(runs: Sequence[Mapping[str, Any]]) -> Html:
   """Where every number comes from: each start's command and versions."""
   found = []
-  for run in document.provenance.get("runs", ()):
+  for run in runs:
     facts = (
       join(element("dt", key.replace("_", " ")), element("dd", _fact(value)))
       for key, value in run.items()
