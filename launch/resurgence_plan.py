@@ -64,8 +64,8 @@ def check(config: Any):
   if not config.blocks:
     raise ValueError("blocks: the study has no cells")
   known = {
-    "sets": tuning_sets.KINDS, "algorithms": config.algorithms, "concepts": config.concepts,
-    "defences": tuning.DEFENCES,
+    "sets": tuning_sets.KINDS, "algorithms": config.algorithms,
+    "concepts": config.concepts, "defences": tuning.DEFENCES,
   }  # fmt: skip
   for block in config.blocks:
     for axis in block:
