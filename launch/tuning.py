@@ -115,6 +115,23 @@ def check_overlap(
       )
 
 
+def check_start(base: Any, params: Any, name: str):
+  """Refuses to tune the base where an erased model is meant.
+
+  Raises:
+    ValueError: no leaf differs.
+  """
+  before, after = map(jax.tree.leaves, (base, params))
+  same = (
+    a is b or np.array_equal(a, b) for a, b in zip(before, after, strict=True)
+  )
+  if all(same):
+    raise ValueError(
+      f"{name}: the model to tune is the base itself, nothing is erased in it; "
+      "give the edit of an erasure"
+    )
+
+
 def encode(
   sd: stable_diffusion.StableDiffusion,
   params: Any,
@@ -166,17 +183,14 @@ def prepare(
   # What the VAE does is in the cached latents already.
   parts = {name: params[name] for name in ("text_encoder", "unet")}
   part = finetune.partition(parts, config.train, key, **config.lora)
-  tx = finetune.optimizer(num_steps=config.num_steps, **config.optimizer)
   ids = stable_diffusion.tokenize(sd, [""])
   empty = stable_diffusion.encode_text(sd, params, ids)
-  loss: Any = functools.partial(
-    finetune.diffusion_loss, sd, part.join, **config.loss
-  )
   trained = part.trained
   kind = config.defence.kind
   frozen = {
     "params": part.frozen,
     "empty": ids if config.train == "text_encoder" else empty,
+    "learning_rate": np.float32(config.optimizer.learning_rate),
   }
   if kind != "none":
     if edit is None:
@@ -187,21 +201,66 @@ def prepare(
       basis = defences.erased_basis(
         states, config.defence.k, mean if config.defence.centre else None
       )
-      tx = optax.chain(tx, defences.project(basis))
+      frozen["basis"] = np.asarray(basis, np.float32)
       if config.train == "lora":
         trained = defences.outside(trained, basis)
     elif kind == "anchor":
-      loss = defences.anchored(loss, part.join, config.defence.weight)
       frozen["anchor"] = defences.anchor(params, states)
-  step = finetune.make_step(
-    loss, tx, config.ema_decay, accumulate=config.accumulate
+      frozen["anchor_weight"] = np.float32(config.defence.weight)
+  rest = {k: v for k, v in config.optimizer.items() if k != "learning_rate"}
+  start, step = _programs(
+    sd, part.join, kind, config.num_steps, config.ema_decay, config.accumulate,
+    tuple(config.loss.items()), tuple(rest.items()),
+  )  # fmt: skip
+  of_optimizer = {k: frozen.get(k) for k in ("learning_rate", "basis")}
+  return part, step, start(trained, of_optimizer), frozen
+
+
+@functools.lru_cache(maxsize=64)
+def _programs(
+  sd: stable_diffusion.StableDiffusion,
+  join: Any,
+  kind: str,
+  num_steps: int,
+  ema_decay: float | None,
+  accumulate: int,
+  loss_options: tuple[tuple[str, Any], ...],
+  optimizer_options: tuple[tuple[str, Any], ...],
+) -> tuple[Any, Any]:
+  """First state and step, as functions of all in which like runs may differ.
+
+  Model, data, learning rate and what is defended are arguments: the same
+  functions come back for the next run, and it compiles nothing.
+  """
+  plain: Any = functools.partial(
+    finetune.diffusion_loss, sd, join, **dict(loss_options)
   )
-  ema = config.ema_decay is not None
+
+  def held(params: Any, frozen: Any, batch: Any, key: Any):
+    weight = frozen["anchor_weight"]
+    return defences.anchored(plain, join, weight)(params, frozen, batch, key)
+
+  def tx(frozen: Any) -> optax.GradientTransformation:
+    rate = frozen["learning_rate"]
+    made = finetune.optimizer(rate, num_steps, **dict(optimizer_options))
+    if kind != "project":
+      return made
+    return optax.chain(made, defences.project(frozen["basis"]))
+
+  def step(state: Any, frozen: Any, batch: Any, key: Any):
+    one = finetune.make_step(
+      held if kind == "anchor" else plain, tx(frozen), ema_decay,
+      accumulate=accumulate,
+    )  # fmt: skip
+    return one(state, frozen, batch, key)
+
   # Jitted: one program, not hundreds of small ones.
-  state = jax.jit(functools.partial(finetune.init_state, tx=tx, ema=ema))(
-    trained
-  )
-  return part, step, state, frozen
+  @jax.jit
+  def start(trained: Any, frozen: Any) -> finetune.TrainState:
+    ema = ema_decay is not None
+    return finetune.init_state(trained, tx(frozen), ema=ema)
+
+  return start, step
 
 
 def tuned_params(

@@ -97,7 +97,7 @@ def prompt_rows(
   ]
   drawn += free[:others]
   return [
-    _row(i, group, prompt, scene, seed)
+    row(i, group, prompt, scene, seed)
     for i, (group, prompt, scene) in enumerate(drawn)
   ]
 
@@ -108,9 +108,10 @@ def _shows(target: Target, scene: vocabulary.Scene) -> bool:
   return getattr(scene, target.head) == target.name
 
 
-def _row(
+def row(
   i: int, group: str, prompt: str, scene: vocabulary.Scene, seed: int
 ) -> dict[str, Any]:
+  """The `i`-th row, of a prompt and what it asks for; see `prompt_rows`."""
   attributes: dict[str, str | None] = {
     head: None if label < 0 else vocabulary.HEADS[head][label]
     for head, label in vocabulary.labels(scene).items()

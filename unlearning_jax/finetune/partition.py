@@ -94,7 +94,12 @@ def subset(
       f"of which is {next(iter(leaves), 'missing')}"
     )
   frozen = {path: leaf for path, leaf in leaves.items() if path not in trained}
-  return Partition(trained, frozen, lambda t, f: _unflatten(f | t))
+  return Partition(trained, frozen, join_leaves)
+
+
+def join_leaves(trained: Leaves, frozen: Leaves) -> dict[str, Any]:
+  """The `join` of a subset; one function, so that runs share a program."""
+  return _unflatten(frozen | trained)
 
 
 def _flatten(params: Params) -> Leaves:

@@ -16,3 +16,8 @@ def model_folder() -> pathlib.Path:
 def judge_folder() -> pathlib.Path:
   """The classifier that judges its images."""
   return _ASSETS / "judge"
+
+
+def clip_folder() -> pathlib.Path:
+  """The contrastive towers that its text encoder was trained with."""
+  return _ASSETS / "clip"

@@ -1,0 +1,127 @@
+"""How the resurgence configs are put together."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from configs import common, finetune_full, finetune_lora
+from unlearning_jax.shapes import captions, vocabulary
+
+_RATES = {
+  "uce": 1.0, "rece": 2.0, "mace": 150.0, "esd_x": 60.0, "esd_u": 60.0,
+  "concept_ablation": 60.0, "lora": 0.3, "full": 0.35, "image": 0.12,
+}  # fmt: skip
+METHODS = ("uce", "rece", "mace", "esd_x", "esd_u", "concept_ablation")
+# What a class means once several are erased; it is never among them.
+_ANCHORS = ("circle", "Adra Belvoort")
+
+
+def _first(head: str, name: str, count: int | None = None) -> tuple[str, ...]:
+  """A class and those that follow it in its head, anchors left out."""
+  rest = (n for n in vocabulary.HEADS[head] if n not in (name, *_ANCHORS))
+  return (name, *(n for n in rest if n != vocabulary.PLAIN))[:count]
+
+
+# Concept of a study -> its task, and the classes that are erased together.
+CONCEPTS = {
+  "star": ("object", ("star",)),
+  "neon": ("style", ("neon",)),
+  "quill": ("identity", ("Quill Estane",)),
+  "hazard": ("unsafe", ("hazard",)),
+  "objects 5": ("object", _first("object", "star", 5)),
+  "objects 10": ("object", _first("object", "star", 10)),
+  "objects all": ("object", _first("object", "star")),
+  "styles 5": ("style", _first("style", "neon", 5)),
+  "styles all": ("style", _first("style", "neon")),
+  "people 5": ("identity", _first("identity", "Quill Estane", 5)),
+  "people 10": ("identity", _first("identity", "Quill Estane", 10)),
+  "people all": ("identity", _first("identity", "Quill Estane")),
+}
+
+
+def study(
+  blocks: Sequence[Mapping[str, Sequence[Any]]],
+  steps: Sequence[int],
+  counts: Mapping[str, int],
+) -> ml_collections.ConfigDict:
+  """The config of a study on the Shapes model.
+
+  Args:
+    blocks: each is crossed: `methods`, `concepts`, `sets`, `algorithms`,
+      `defences`, `seeds`.
+    steps: of tuning, after which all is measured; the last ends it.
+    counts: images of each group of prompts, see `evaluators.resurgence`.
+  """
+  config = common.comparison("tiny")
+  del config.targets, config.prompts, config.per_group, config.others
+  config.title = "Does it stay gone?"
+  config.blocks = tuple(dict(block) for block in blocks)
+  config.counts = dict(counts)
+  config.sampling.num_steps = 12
+  config.algorithms = {}
+  for name, module in (("lora", finetune_lora), ("full", finetune_full)):
+    tuning = module.get_config("tiny")
+    tuning.checkpoints = tuple(steps)
+    tuning.num_steps = steps[-1]
+    # A rate that decays to zero by the last step would hide what is to come.
+    tuning.optimizer.schedule = "constant"
+    config.algorithms[name] = tuning
+  used = {name for block in blocks for name in block["concepts"]}
+  config.concepts = {
+    name: {"task": task, "names": names}
+    for name, (task, names) in CONCEPTS.items()
+    if name in used
+  }
+  pairs = {
+    (method, concept)
+    for block in blocks
+    for method in block["methods"]
+    for concept in block["concepts"]
+  }
+  config.erasures = {
+    f"{method}/{concept}": erasure(method, *CONCEPTS[concept])
+    for method, concept in sorted(pairs)
+  }
+  # A tuning set is near or far by so many classes.
+  config.neighbours = 4
+  # Seconds of an erasure, a step, an image; what `--dry_run` counts with until
+  # the run has measured its own. Of two CPU cores, see the configs.
+  config.rates = dict(_RATES)
+  config.revival = 0.3
+  # The base must show a concept this often, or nothing can come back.
+  config.floor = 0.5
+  return config
+
+
+def erasure(method: str, task: str, names: Sequence[str]) -> dict[str, Any]:
+  """One erasure of a study: `method`, `hparams`, and phrases to erase.
+
+  Phrases and hyperparameters are those of the method's own config, class by
+  class; nothing that one class erases is preserved for another.
+  """
+  name, _, part = method.partition("_") if "esd" in method else (method, "", "")
+  module = importlib.import_module(f"configs.erase_{name}")
+  made = [module.get_config(f"tiny,task={task},name={each}") for each in names]
+  hparams = made[0].hparams.to_dict()
+  if part:
+    hparams |= module.tiny(part)
+  gone = [
+    phrase
+    for each in names
+    for phrase in captions.phrases(task, each)["explicit"]
+  ]
+  concepts = [concept for config in made for concept in config.concepts]
+  kept = [
+    phrase
+    for phrase in dict.fromkeys(p for c in concepts for p in c["preserve"])
+    if not any(word in phrase for word in gone)
+  ]
+  return {
+    "method": made[0].method,
+    "hparams": hparams,
+    "task": concepts[0]["task"],
+    "pairs": tuple((c["erase"], c["anchor"]) for c in concepts),
+    "preserve": tuple(kept),
+  }

@@ -1,0 +1,99 @@
+"""Does it stay gone? Erases once, tunes many ways, measures what comes back.
+
+  python -m launch.resurgence --workdir=runs/resurgence \
+    --config=configs/finetune_resurgence_small.py
+
+Every measurement is a row as soon as it is done: a run that was killed goes on
+where it was, a cell that fails leaves the others alone, none is run twice.
+`--dry_run` prints the cells and what they cost. The report is written at the
+end, and with `--report` from what there is.
+"""
+
+import jax
+from absl import app, flags, logging
+from flax import traverse_util
+from ml_collections import config_flags
+
+from launch import (
+  comparison,
+  resurgence_cells,
+  resurgence_plan,
+  resurgence_table,
+)
+from unlearning_jax import progress, sharding, stable_diffusion
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The run's folder.", required=True
+)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only say what would be done.")
+_REPORT = flags.DEFINE_bool("report", False, "Only write the report.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes.")
+
+
+def sizes(config, sd, params) -> dict[str, int]:
+  """Bytes of an edit by method and of a checkpoint by algorithm, at most."""
+  leaves = traverse_util.flatten_dict(params["unet"], sep="/").values()
+  unet = sum(leaf.nbytes for leaf in leaves)
+  methods = {name.split("/")[0] for name in config.erasures}
+  found = dict.fromkeys(methods, unet)
+  # Maps of text states, in float64.
+  found |= dict.fromkeys(
+    methods & {"uce", "rece"}, 8 * sd.context_shape[1] ** 2
+  )
+  # The parameters and Adam's two moments.
+  return found | dict.fromkeys(config.algorithms, 3 * unet)
+
+
+def main(_):
+  """Checks, runs what is left, reports."""
+  # The progress line is what a user follows; libraries only warn.
+  logging.set_verbosity(logging.WARNING)
+  config = _CONFIG.value
+  resurgence_plan.check(config)
+  cells = resurgence_plan.cells(config)
+  if _DRY_RUN.value:
+    sd, params = comparison.load_model(config)
+    size = sizes(config, sd, params)
+    print(resurgence_plan.described(config, _WORKDIR.value, size))
+    return
+  sharding.initialize_distributed(_DISTRIBUTED.value)
+  sd, base = comparison.load_model(config)
+  phrases = [
+    text
+    for entry in config.erasures.values()
+    for pair in entry["pairs"]
+    for text in pair
+  ]
+  stable_diffusion.tokenize(sd, phrases)
+  run = comparison.open_run(_WORKDIR.value, config, base)
+  mine = cells if not _REPORT.value else []
+  study = resurgence_cells.Study(run, config, sd, base)
+  points = sum(len(config.algorithms[c.algorithm].checkpoints) for c in mine)
+  with progress.Progress("measure", points, done=_points(study)) as bar:
+    study.note = lambda key: bar.update(_is_point(key), key)
+    # All cells of an erasure on one process: it is made once.
+    erased = list(dict.fromkeys(cell.erasure for cell in mine))
+    own = set(erased[jax.process_index() :: jax.process_count()])
+    for cell in mine:
+      if cell.erasure in own:
+        study.finish(cell)
+  sharding.wait_for_all("cells done")
+  if run.is_writer:
+    resurgence_table.write(run, study, cells)
+  if not _REPORT.value:
+    run.mark_done()
+
+
+def _points(study) -> int:
+  return sum(map(_is_point, study.done))
+
+
+def _is_point(key: str) -> bool:
+  """Whether a row is of a tuned model."""
+  return "@" in key and not key.endswith("@0")
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main)

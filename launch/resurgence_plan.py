@@ -1,0 +1,218 @@
+"""What a resurgence study consists of: its cells, and what they will cost."""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from launch import tuning, tuning_sets
+from unlearning_jax import erasures
+from unlearning_jax.concepts import Concept, check_choice, check_concepts
+from unlearning_jax.evaluators import erasure, resurgence
+from unlearning_jax.schedules import SAMPLERS
+
+_AXES = ("methods", "concepts", "sets", "algorithms", "defences", "seeds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One tuning run of a study; `id` names it in every row of its."""
+
+  method: str
+  concept: str
+  tuning_set: str
+  algorithm: str
+  defence: str
+  seed: int
+
+  @property
+  def erasure(self) -> str:
+    """The erased model that it starts from."""
+    return f"{self.method}/{self.concept}/{self.seed}"
+
+  @property
+  def condition(self) -> str:
+    """What it shares with the same run under another seed."""
+    return "/".join(dataclasses.astuple(self)[:-1])
+
+  @property
+  def id(self) -> str:
+    """Its name."""
+    return f"{self.condition}/{self.seed}"
+
+
+def cells(config: Any) -> list[Cell]:
+  """Every cell once: first all with the first seed, then the second's, ...
+
+  So a study that is cut short has fewer seeds, not fewer questions.
+  """
+  found: dict[Cell, int] = {}
+  for block in config.blocks:
+    for values in itertools.product(*(block[axis] for axis in _AXES)):
+      found.setdefault(Cell(*values), len(found))
+  return sorted(found, key=lambda cell: (cell.seed, found[cell]))
+
+
+def check(config: Any):
+  """Finds what is wrong with a study before anything is loaded.
+
+  Raises:
+    ValueError: naming the key.
+  """
+  if not config.blocks:
+    raise ValueError("blocks: the study has no cells")
+  known = {
+    "sets": tuning_sets.KINDS, "algorithms": config.algorithms,
+    "concepts": config.concepts, "defences": tuning.DEFENCES,
+  }  # fmt: skip
+  for block in config.blocks:
+    for axis in block:
+      check_choice("blocks key", axis, _AXES)
+    for axis in _AXES:
+      if not block.get(axis):
+        raise ValueError(f"blocks: {axis!r} is missing or empty in {block}")
+      for value in block[axis] if axis in known else ():
+        check_choice(f"blocks.{axis}", value, known[axis])
+    for pair in itertools.product(block["methods"], block["concepts"]):
+      check_choice("blocks.methods", "/".join(pair), config.erasures)
+  for name, concept in config.concepts.items():
+    targets(config, name)
+    if not concept["names"]:
+      raise ValueError(f"concepts.{name}: no class to erase")
+    if len(set(concept["names"])) < len(concept["names"]):
+      raise ValueError(f"concepts.{name}: a class is listed twice")
+  for entry in config.erasures.values():
+    erasures.bind(entry["method"], entry["hparams"])
+    concepts_of(entry)
+  for name, algorithm in config.algorithms.items():
+    tuning.check(algorithm)
+    if algorithm.checkpoints[-1] != algorithm.num_steps:
+      raise ValueError(
+        f"algorithms.{name}.checkpoints={algorithm.checkpoints}: the last must "
+        f"be num_steps={algorithm.num_steps}"
+      )
+    if algorithm.batch_size > algorithm.data.count:
+      raise ValueError(
+        f"algorithms.{name}.batch_size={algorithm.batch_size} is more than "
+        f"data.count={algorithm.data.count} images"
+      )
+  for key in resurgence.Counts.__dataclass_fields__:
+    if config.counts[key] < 1:
+      raise ValueError(f"counts.{key}={config.counts[key]}: at least 1")
+  if config.judge != "shapes" or config.model != "shapes":
+    raise ValueError(
+      f"model={config.model!r}, judge={config.judge!r}: allowed is 'shapes', "
+      "the one world whose judge knows every concept"
+    )
+  check_choice("sampling.sampler", config.sampling.sampler, SAMPLERS)
+  if config.batch_size < 1 or config.neighbours < 1:
+    raise ValueError("batch_size, neighbours: must be at least 1")
+
+
+def targets(config: Any, concept: str) -> list[erasure.Target]:
+  """The classes of a concept, as the judge knows them."""
+  entry = config.concepts[concept]
+  return [erasure.Target(entry["task"], name) for name in entry["names"]]
+
+
+def concepts_of(entry: Mapping[str, Any]) -> tuple[Concept, ...]:
+  """The concepts of one of `config.erasures`.
+
+  Raises:
+    ValueError: a blank, repeated or contradictory phrase.
+  """
+  held = tuple(entry["preserve"])
+  found = tuple(
+    Concept(erase, anchor, held, entry["task"])
+    for erase, anchor in entry["pairs"]
+  )
+  check_concepts(found)
+  return found
+
+
+def images(config: Any, concept: str) -> int:
+  """Images of one measurement, those of the tuning set left out."""
+  counts = config.counts
+  words = 3 if config.concepts[concept]["task"] == "unsafe" else 2
+  return counts.explicit + words * counts.words + counts.others
+
+
+def cost(
+  config: Any, wanted: Sequence[Cell], rates: Mapping[str, float]
+) -> dict[str, float]:
+  """Seconds of a study by kind of work.
+
+  Args:
+    config: the study's.
+    wanted: its cells.
+    rates: seconds of one image (`image`), of a step by algorithm, of an
+      erasure by method; see `measured_rates`.
+  """
+  spent = dict.fromkeys(("erase", "tune", "measure"), 0.0)
+  for made in {cell.erasure: cell for cell in wanted}.values():
+    spent["erase"] += rates[made.method]
+    spent["measure"] += rates["image"] * images(config, made.concept)
+  for _, concept in {(c.seed, c.concept) for c in wanted}:
+    spent["measure"] += rates["image"] * images(config, concept)
+  for cell in wanted:
+    tuned = config.algorithms[cell.algorithm]
+    spent["tune"] += rates[cell.algorithm] * tuned.num_steps
+    each = images(config, cell.concept) + config.counts.tuned
+    spent["measure"] += rates["image"] * each * len(tuned.checkpoints)
+    spent["measure"] += rates["image"] * config.counts.tuned
+  return spent
+
+
+def measured_rates(
+  config: Any, folder: str | pathlib.Path
+) -> tuple[dict[str, float], int]:
+  """Seconds by kind of work: the config's, and a run's own where it has any.
+
+  Returns:
+    The rates, and how many of them the run has measured.
+  """
+  rates = dict(config.rates)
+  sums: dict[str, list[float]] = {}
+  path = pathlib.Path(folder) / "metrics.jsonl"
+  lines = path.read_text().splitlines() if path.is_file() else []
+  for line in map(json.loads, lines):
+    if "count" in line:
+      total = sums.setdefault(line["what"], [0.0, 0.0])
+      total[0] += line["seconds"]
+      total[1] += line["count"]
+  rates |= {what: seconds / n for what, (seconds, n) in sums.items()}
+  return rates, len(sums)
+
+
+def described(config: Any, folder: str, sizes: Mapping[str, int]) -> str:
+  """The dry run's text.
+
+  Args:
+    config: the study's.
+    folder: a run's, for its measured rates and for what is done.
+    sizes: bytes of an edit by method, of a checkpoint by algorithm.
+  """
+  wanted = cells(config)
+  rates, own = measured_rates(config, folder)
+  spent = cost(config, wanted, rates)
+  programs = sorted({(c.algorithm, c.defence) for c in wanted})
+  made = {cell.erasure: cell.method for cell in wanted}
+  edits = sum(sizes[method] for method in made.values())
+  peak = 2 * max(sizes[c.algorithm] for c in wanted)
+  lines = [cell.id for cell in wanted]
+  lines += [
+    f"{len(wanted)} cells from {len(made)} erased models, "
+    f"{len({c.condition for c in wanted})} conditions",
+    f"{len(programs)} compiled tuning programs: "
+    + ", ".join("/".join(p) for p in programs),
+    "device-hours: "
+    + ", ".join(f"{k} {v / 3600:.2f}" for k, v in spent.items())
+    + f", together {sum(spent.values()) / 3600:.2f} "
+    + f"({own} of {len(rates)} rates measured in {folder}, the others are the "
+    "config's)",
+    f"bytes: {edits / 2**20:.1f} MiB of edits, at most "
+    f"{peak / 2**20:.1f} MiB of checkpoints at a time",
+  ]
+  return "\n".join(lines)

@@ -1,0 +1,107 @@
+"""What a resurgence study leaves behind: summary, CSV, report."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from launch.resurgence_plan import Cell
+from unlearning_jax.evaluators import study
+from unlearning_jax.report import resurgence as page
+from unlearning_jax.workdir import Workdir
+
+
+def records(work: Any, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+  """Every cell that was measured to its last step."""
+  rows = {row["id"]: row for row in work.run.rows()}
+  found = []
+  for cell in cells:
+    steps = work.config.algorithms[cell.algorithm].checkpoints
+    if f"{cell.id}@{steps[-1]}" not in rows:
+      continue
+    points = {step: rows[f"{cell.id}@{step}"] for step in steps}
+    base = f"base/{cell.concept}/{cell.seed}"
+    erased = f"erased/{cell.erasure}"
+    prompts: dict[str, list[str]] = {}
+    listed = [*work.rows_of(cell.concept, cell.seed), *work.tuned_rows_of(cell)]
+    for row in listed:
+      prompts.setdefault(row["group"], []).append(row["prompt"])
+    own = [
+      rows[key]["right"] | rows[f"{key}/{cell.tuning_set}"]["right"]
+      for key in (base, erased)
+    ]
+    before = rows[f"{cell.id}@0"]["predictors"]
+    found.append(
+      study.record(cell.condition, cell.seed, *own, points, prompts, before)
+    )
+  return found
+
+
+def document(work: Any, cells: Sequence[Cell]) -> dict[str, Any]:
+  """What `report.resurgence` renders."""
+  known = records(work, cells)
+  failed = [row for row in work.run.rows() if "failed" in row]
+  return {
+    "title": work.config.title,
+    "threshold": work.config.revival,
+    "cells": {"planned": len(cells), "measured": len(known)},
+    "failed": [{"cell": r["id"][:-1], "why": r["failed"]} for r in failed],
+    "conditions": study.summarize(known, work.config.revival),
+    "predictors": study.predictors(known),
+  }
+
+
+def write(run: Workdir, work: Any, cells: Sequence[Cell]):
+  """Writes `summary.json`, `results.csv` and `report.html`, and prints."""
+  found = document(work, cells)
+  run.save_summary(found)
+  run.write("results.csv", table(found["conditions"]))
+  provenance = json.loads((run.path / "provenance.json").read_text())
+  run.write("report.html", page.render(found, provenance))
+  print(printed(found))
+  print(f"report: {run.path / 'report.html'}")
+
+
+def table(conditions: Sequence[Mapping[str, Any]]) -> str:
+  """Every rate at every step as a line of CSV."""
+  file = io.StringIO()
+  writer = csv.writer(file, lineterminator="\n")
+  writer.writerow([
+    "method", "concept", "tuning_set", "algorithm", "defence", "seeds", "step",
+    "group", "rate", "low", "high", "k", "n", "r_norm", "r_low", "r_high",
+  ])  # fmt: skip
+  for one in conditions:
+    start = [*one["condition"].split("/"), " ".join(map(str, one["seeds"]))]
+    base = {"step": "base", "groups": one["base"], "resurgence": {}}
+    for point in (base, *one["steps"]):
+      for group, rate in point["groups"].items():
+        back = point["resurgence"].get(group) or {}
+        writer.writerow(
+          [*start, point["step"], group]
+          + [rate[key] for key in ("value", "low", "high", "k", "n")]
+          + [back.get(key, "") for key in ("value", "low", "high")]
+        )
+  return file.getvalue()
+
+
+def printed(found: Mapping[str, Any]) -> str:
+  """The summary for the terminal."""
+  lines = [f"{'':42}{'erased':>8}  R_norm by name, then steps"]
+  for one in found["conditions"]:
+    first, *rest = one["steps"]
+    cells = [f"{first['groups']['explicit']['value']:8.2f}"]
+    for point in rest:
+      back = point["resurgence"]["explicit"]
+      text = "undefined"
+      if back:
+        text = "{value:.2f} [{low:.2f}, {high:.2f}]".format(**back)
+      cells.append(f"{point['step']:>5}: {text}")
+    lines.append(f"{one['condition']:42}" + "".join(cells))
+  counts = found["cells"]
+  lines.append(
+    f"{counts['measured']} of {counts['planned']} cells measured, "
+    f"{len(found['failed'])} failed"
+  )
+  lines += [f"failed: {row['cell']}: {row['why']}" for row in found["failed"]]
+  return "\n".join(lines)

@@ -1,0 +1,215 @@
+"""Cells of a study: killed anywhere they end alike, and they fail alone.
+
+Networks are stubbed: what trains is two numbers, what draws is a sum.
+"""
+
+import numpy as np
+import pytest
+
+from configs import resurgence
+from launch import resurgence_cells, resurgence_plan
+from unlearning_jax import checkpoints, closed_form, finetune, workdir
+from unlearning_jax.concepts import make_concepts
+
+BLOCK = {
+  "methods": ("uce",),
+  "concepts": ("star",),
+  "sets": ("near", "control"),
+  "algorithms": ("lora", "full"),
+  "defences": ("none",),
+  "seeds": (0,),
+}
+COUNTS = {"explicit": 4, "words": 2, "others": 2, "tuned": 2}
+KERNEL = "mid/attn2/to_k/kernel"
+
+
+class Killed(BaseException):
+  """As a signal: nothing catches it."""
+
+
+def params(value):
+  leaf = np.full((2, 2), value, np.float32)
+  return {"unet": {"mid": {"attn2": {"to_k": {"kernel": leaf}}}}}
+
+
+def value_of(tree):
+  return float(tree["unet"]["mid"]["attn2"]["to_k"]["kernel"][0, 0])
+
+
+def draw(sd, tree, rows, judge, **options):
+  """The concept is seen where the kernel is above the row's own threshold."""
+  del sd, judge, options
+  for i, row in enumerate(rows):
+    asked = row["attributes"][row["head"]]
+    seen = value_of(tree) > 0.2 + 0.1 * (i % 7)
+    yield {**row, "judged": {row["head"]: asked if seen else "else"}}, None
+
+
+def prepare(sd, erased, edit, own):
+  del sd, edit
+  part = finetune.partition({"unet": erased["unet"]}, "kv")
+  state = finetune.TrainState(np.zeros((), np.int32), part.trained, (), ())
+  rate = np.float32(own.optimizer.learning_rate)
+  return part, None, state, {"empty": None, "rate": rate}
+
+
+def train(state, step, frozen, batches, key, *, num_steps, at, on_state, **_):
+  del step, key
+  while int(state.step) < num_steps:
+    pushed = frozen["rate"] * batches[int(state.step)]["mean"].mean()
+    leaves = {k: x + np.float32(pushed) for k, x in state.params.items()}
+    state = finetune.TrainState(np.asarray(state.step + 1), leaves, (), ())
+    if int(state.step) in at:
+      on_state(int(state.step), state)
+  return state
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+  """Opens the study as a fresh process would."""
+  edit = closed_form.Edit(
+    None, "base", "uce", make_concepts(["star"], "circle"), {},
+    {f"unet/{KERNEL}": params(0.0)["unet"]["mid"]["attn2"]["to_k"]["kernel"]},
+  )  # fmt: skip
+  cells = resurgence_cells
+  monkeypatch.setattr(cells.erasure, "judged_images", draw)
+  monkeypatch.setattr(cells.tuning, "prepare", prepare)
+  monkeypatch.setattr(cells.finetune, "train", train)
+  monkeypatch.setattr(cells.closed_form, "check_base", lambda *_: None)
+  monkeypatch.setattr(cells.closed_form.edit, "check_base", lambda *_: None)
+  monkeypatch.setattr(cells.erasures, "bind", lambda *_: lambda *_: edit)
+  monkeypatch.setattr(cells.tuning, "phrase_states", lambda *_: np.eye(2))
+  monkeypatch.setattr(cells.drift, "pull", lambda *_: 0.0)
+  monkeypatch.setattr(cells.Study, "_drift", lambda *_: {"moved": 0.0})
+  monkeypatch.setattr(cells.comparison, "load_judge", lambda _: None)
+
+  def encode(sd, tree, listed, own):
+    rng = np.random.default_rng(own.data.seed)
+    states = np.stack([np.eye(2)] * len(listed))
+    return {"mean": rng.random((len(listed), 1)), "context": states}
+
+  monkeypatch.setattr(cells.tuning, "encode", encode)
+  chosen = resurgence_cells.tuning_sets.TuningSet(
+    "object/circle+moon", "object/star", "object", ("circle", "moon"), 0.5
+  )
+  monkeypatch.setattr(cells.tuning_sets, "tuning_set", lambda *_: chosen)
+
+  def open_study(folder="run", base=1.0, **changes):
+    config = resurgence.study([BLOCK], (1, 2, 4), COUNTS)
+    with config.unlocked():
+      for algorithm in config.algorithms.values():
+        algorithm.data.count = algorithm.batch_size = 2
+        algorithm.optimizer.learning_rate = 0.3
+      config.update_from_flattened_dict(changes)
+    run = workdir.Workdir(tmp_path / folder, config)
+    return resurgence_cells.Study(run, config, None, params(base))
+
+  return open_study
+
+
+def finish(study):
+  for cell in resurgence_plan.cells(study.config):
+    study.finish(cell)
+  return {row["id"]: row for row in study.run.rows()}
+
+
+def test_every_cell_is_measured_at_every_step(start):
+  study = start()
+  rows = finish(study)
+  cells = resurgence_plan.cells(study.config)
+  assert len(cells) == 4
+  for cell in cells:
+    assert {f"{cell.id}@{step}" for step in (0, 1, 2, 4)} <= set(rows)
+  # The erasure and the base were measured once for all four.
+  assert sum(key.startswith("erased/") for key in rows) == 3
+  assert sum(key.startswith("base/") for key in rows) == 3
+  assert rows["base/star/0"]["right"]["explicit"] == "1111"
+  assert rows["erased/uce/star/0"]["right"]["explicit"] == "0000"
+  last = rows["uce/star/near/lora/none/0@4"]["right"]["explicit"]
+  assert "1" in last
+  # A learning rate of nought changes no image.
+  for step in (1, 2, 4):
+    still = rows[f"uce/star/control/full/none/0@{step}"]["right"]
+    assert still["explicit"] == "0000"
+  assert not list((study.run.path / "cells").glob("*"))
+  again = start()
+  assert finish(again) == rows
+
+
+@pytest.mark.parametrize(
+  "target, count",
+  [("row", 7), ("row", 13), ("save before", 2), ("save after", 3)],
+)
+def test_killed_anywhere_it_ends_with_the_same_rows(
+  target, count, start, monkeypatch
+):
+  wanted = finish(start("whole"))
+  left = [count]
+
+  def dying(function, *, after):
+    def call(*arguments, **named):
+      left[0] -= 1
+      if left[0] == 0 and not after:
+        raise Killed
+      found = function(*arguments, **named)
+      if left[0] == 0:
+        raise Killed
+      return found
+
+    return call
+
+  with monkeypatch.context() as patch:
+    if target == "row":
+      name = workdir.Workdir.append_row
+      patch.setattr(workdir.Workdir, "append_row", dying(name, after=True))
+    else:
+      after = target.endswith("after")
+      patch.setattr(checkpoints, "save", dying(checkpoints.save, after=after))
+    with pytest.raises(Killed):
+      finish(start("cut"))
+  done = len(start("cut").done)
+  assert 0 < done < len(wanted)
+  assert finish(start("cut")) == wanted
+
+
+@pytest.mark.parametrize(
+  "error, words",
+  [
+    (
+      FloatingPointError("loss not finite at step 2"),
+      "FloatingPointError: loss",
+    ),
+    (ValueError("the caption 'a star' says"), "ValueError: the caption"),
+  ],
+)
+def test_a_cell_fails_alone_and_is_not_tried_again(
+  error, words, start, monkeypatch
+):
+  def broken(state, step, frozen, batches, key, **options):
+    if frozen["rate"] == 0:
+      raise error
+    return train(state, step, frozen, batches, key, **options)
+
+  monkeypatch.setattr(resurgence_cells.finetune, "train", broken)
+  rows = finish(start())
+  failed = {key: row for key, row in rows.items() if "failed" in row}
+  assert set(failed) == {
+    f"uce/star/control/{name}/none/0!" for name in ("lora", "full")
+  }
+  assert all(words in row["failed"] for row in failed.values())
+  assert "uce/star/near/full/none/0@4" in rows
+  monkeypatch.setattr(resurgence_cells.finetune, "train", train)
+  assert finish(start()) == rows
+
+
+def test_a_concept_that_the_base_cannot_draw(start):
+  rows = finish(start(base=0.1))
+  assert len([key for key in rows if key.endswith("!")]) == 4
+  why = rows["uce/star/near/lora/none/0!"]["failed"]
+  assert "the base shows the concept in 0.00" in why and "floor=0.5" in why
+
+
+def test_the_base_instead_of_an_erased_model_is_refused(start):
+  rows = finish(start(base=0.0, floor=0.0))
+  why = rows["uce/star/near/lora/none/0!"]["failed"]
+  assert "the model to tune is the base itself" in why

@@ -1,0 +1,171 @@
+"""A study's plan: its cells, its tuning sets, its refusals, its costs."""
+
+import json
+
+import pytest
+
+from configs import (
+  finetune_resurgence_full,
+  finetune_resurgence_small,
+  resurgence,
+)
+from launch import resurgence_plan as plan
+from launch import tuning_sets
+from unlearning_jax import shapes, stable_diffusion
+from unlearning_jax.evaluators.erasure import Target
+from unlearning_jax.shapes import vocabulary
+
+BLOCK = {
+  "methods": ("uce", "esd_x"),
+  "concepts": ("star",),
+  "sets": ("near", "control"),
+  "algorithms": ("lora",),
+  "defences": ("none",),
+  "seeds": (0, 1),
+}
+COUNTS = {"explicit": 8, "words": 4, "others": 6, "tuned": 2}
+
+
+def study(*blocks):
+  return resurgence.study(blocks or [BLOCK], (5, 50), COUNTS)
+
+
+@pytest.fixture(scope="module")
+def model():
+  return stable_diffusion.load(shapes.model_folder())
+
+
+@pytest.mark.parametrize(
+  "module", [finetune_resurgence_full, finetune_resurgence_small]
+)
+def test_configs_are_sound(module):
+  config = module.get_config()
+  plan.check(config)
+  cells = plan.cells(config)
+  assert len({cell.id for cell in cells}) == len(cells) > 10
+
+
+def test_the_full_study_asks_what_the_issue_asks():
+  config = finetune_resurgence_full.get_config()
+  cells = plan.cells(config)
+  assert {cell.method for cell in cells} == set(resurgence.METHODS)
+  assert {cell.algorithm for cell in cells} == {"lora", "full"}
+  assert {cell.tuning_set for cell in cells} == set(tuning_sets.KINDS)
+  tasks = {config.concepts[cell.concept]["task"] for cell in cells}
+  assert tasks == {"object", "style", "identity", "unsafe"}
+  seeds = {cell.seed for cell in cells}
+  assert len(seeds) == 3 and len(seeds) * config.counts.explicit >= 200
+  sizes = {len(config.concepts[cell.concept]["names"]) for cell in cells}
+  assert {1, 5, 10} < sizes
+
+
+def test_cells_come_once_and_seed_by_seed():
+  again = BLOCK | {"seeds": (1, 0), "sets": ("near", "far")}
+  cells = plan.cells(study(BLOCK, again))
+  assert [cell.seed for cell in cells] == [0] * 6 + [1] * 6
+  assert cells[0].id == "uce/star/near/lora/none/0"
+  assert cells[0].erasure == "uce/star/0"
+  assert len(set(cells)) == len(cells)
+
+
+@pytest.mark.parametrize(
+  "key, value, words",
+  [
+    ("blocks", (), "blocks: the study has no cells"),
+    ("blocks", (BLOCK | {"sets": ("naer",)},), "'naer'.*did you mean 'near'"),
+    ("blocks", (BLOCK | {"methods": ("uec",)},), "'uec/star'.*'uce/star'"),
+    ("blocks", (BLOCK | {"seeds": ()},), "'seeds' is missing or empty"),
+    ("blocks", (BLOCK | {"sedes": (1,)},), "'sedes'.*did you mean 'seeds'"),
+    ("blocks", (BLOCK | {"defences": ("proj",)},), "'proj'.*none, project"),
+    ("counts.explicit", 0, "counts.explicit=0"),
+    ("concepts.star.names", ("strar",), "did you mean 'star'"),
+    ("concepts.star.names", ("star", "star"), "listed twice"),
+    ("concepts.star.names", (), "no class to erase"),
+    ("model", "my/sd14", "model='my/sd14'.*'shapes'"),
+    ("algorithms.lora.data.count", 40, "batch_size=48 is more than .*count=40"),
+    ("algorithms.lora.num_steps", 60, "the last must be num_steps=60"),
+    ("algorithms.lora.defence.kind", "prject", "did you mean 'project'"),
+    ("sampling.sampler", "ddmi", "did you mean 'ddim'"),
+    ("batch_size", 0, "at least 1"),
+  ],
+)
+def test_a_wrong_study_is_refused(key, value, words):
+  config = study()
+  with config.unlocked():
+    config.update_from_flattened_dict({key: value})
+  with pytest.raises(ValueError, match=words):
+    plan.check(config)
+
+
+def test_several_classes_are_erased_without_preserving_each_other():
+  entry = resurgence.erasure("uce", *resurgence.CONCEPTS["objects 5"])
+  names = resurgence.CONCEPTS["objects 5"][1]
+  assert len(names) == 5 and "circle" not in names
+  concepts = plan.concepts_of(entry)
+  for name in names:
+    assert any(name in concept.erase for concept in concepts)
+    assert not any(name in phrase for phrase in entry["preserve"])
+  assert "a circle" in entry["preserve"]
+
+
+@pytest.mark.parametrize(
+  "target",
+  [
+    Target("object", "star"),
+    Target("style", "neon"),
+    Target("identity", "Quill Estane"),
+    Target("unsafe", "hazard"),
+  ],
+  ids=lambda target: target.task,
+)
+def test_tuning_sets_leave_out_what_was_erased(target, model):
+  made = {
+    kind: tuning_sets.tuning_set(*model, [target], kind, 4)
+    for kind in tuning_sets.KINDS
+  }
+  for kind, found in made.items():
+    assert set(found.names) <= set(vocabulary.HEADS[found.head])
+    assert found.overlap == (kind == "same")
+    assert (target.name in found.names) == (kind == "same")
+    assert (target.name in found.without) == (kind != "same")
+  assert made["control"].names == made["in"].names
+  assert made["near"].similarity > made["in"].similarity
+  assert made["in"].similarity > made["far"].similarity
+  assert not set(made["near"].names) & set(made["far"].names)
+  assert made["out"].head != made["in"].head
+
+
+def test_a_set_that_would_be_empty(model):
+  every = [Target("object", name) for name in vocabulary.HEADS["object"]]
+  with pytest.raises(ValueError, match="set 'in': every object was erased"):
+    tuning_sets.tuning_set(*model, every, "in", 4)
+  with pytest.raises(ValueError, match="set 'near': only"):
+    tuning_sets.tuning_set(*model, every[:-1], "near", 4)
+
+
+def test_costs_are_counted_and_measured_rates_win(tmp_path):
+  config = study()
+  rates = dict.fromkeys(config.rates, 0.0)
+  # An image costs a second, all else nothing: cost counts images.
+  spent = plan.cost(config, plan.cells(config), rates | {"image": 1.0})
+  each = 8 + 2 * 4 + 6
+  # Two seeds of: the base, two erased models, four cells; each cell draws at
+  # two checkpoints and what it tunes on beforehand.
+  assert spent["measure"] == 2 * (each + 2 * each + 4 * (2 * (each + 2) + 2))
+  assert spent["erase"] == spent["tune"] == 0
+  spent = plan.cost(config, plan.cells(config), rates | {"lora": 0.5})
+  assert spent["tune"] == 8 * 50 * 0.5
+  lines = [
+    {"what": "lora", "seconds": 3.0, "count": 10},
+    {"what": "lora", "seconds": 1.0, "count": 10},
+  ]
+  text = "\n".join(map(json.dumps, lines))
+  (tmp_path / "metrics.jsonl").write_text(text)
+  found, own = plan.measured_rates(config, tmp_path)
+  assert found["lora"] == 0.2 and own == 1
+  assert found["full"] == config.rates.full
+  sizes = dict.fromkeys(config.rates, 2**20)
+  told = plan.described(config, str(tmp_path), sizes)
+  assert "8 cells from 4 erased models, 4 conditions" in told
+  assert "1 compiled tuning programs: lora/none" in told
+  assert "uce/star/near/lora/none/0" in told and "4.0 MiB of edits" in told

@@ -1,0 +1,205 @@
+"""Resurgence in numbers: against formulas worked out by hand, or scipy."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from unlearning_jax.evaluators import resurgence, study
+from unlearning_jax.evaluators.erasure import Target
+
+N = 60
+
+
+def bits(k, n=N):
+  return np.arange(n) < k
+
+
+def test_normalized_is_the_share_of_what_was_lost_that_is_back():
+  prompts = range(N)
+  found = resurgence.normalized(bits(54), bits(6), bits(30), prompts)
+  assert found.value == pytest.approx((30 - 6) / (54 - 6))
+  assert found.low < found.value < found.high
+  # Nothing moved, or all is back: exactly, in every draw.
+  assert resurgence.normalized(bits(54), bits(6), bits(6), prompts) == (0, 0, 0)
+  assert resurgence.normalized(bits(54), bits(6), bits(54), prompts) == (
+    1,
+    1,
+    1,
+  )
+
+
+def test_images_of_one_prompt_are_drawn_together():
+  alone = resurgence.normalized(bits(60), bits(0), bits(30), range(N))
+  # Two prompts only: either may be missing from a draw.
+  pairs = resurgence.normalized(bits(60), bits(0), bits(30), np.arange(N) < 30)
+  assert alone.value == pairs.value == 0.5
+  assert (pairs.low, pairs.high) == (0, 1) and alone.high - alone.low < 0.3
+
+
+def test_normalized_interval_covers_as_often_as_it_says():
+  rng = np.random.default_rng(0)
+  inside = 0
+  for trial in range(200):
+    now = rng.random(N) < 0.4
+    found = resurgence.normalized(
+      np.ones(N, bool), np.zeros(N, bool), now, range(N), num_draws=400,
+      seed=trial,
+    )  # fmt: skip
+    inside += found.low <= 0.4 <= found.high
+  # 95 % of 200, within five standard deviations of a binomial.
+  assert 175 <= inside <= 200
+
+
+@pytest.mark.parametrize("base, gone", [(6, 6), (3, 6)])
+def test_what_was_never_lost_cannot_come_back(base, gone):
+  with pytest.raises(ValueError, match="resurgence is undefined: the base"):
+    resurgence.normalized(bits(base), bits(gone), bits(60), range(N))
+
+
+def test_revival_area_and_early_share():
+  steps, values = (0, 10, 100), (0.0, 0.2, 0.5)
+  assert resurgence.revival_step(steps, values, 0.2) == 10
+  assert resurgence.revival_step(steps, values, 0.6) is None
+  a, b, c = np.log1p(steps)
+  wanted = (0.1 * (b - a) + 0.35 * (c - b)) / (c - a)
+  assert resurgence.area(steps, values) == pytest.approx(wanted)
+  assert resurgence.early_share(steps, values, 20) == pytest.approx(0.4)
+  assert resurgence.early_share(steps, (0, 0, 0), 20) is None
+  assert resurgence.deviation((0.1, 0.3, 0.9)) == pytest.approx((0.3, 0.6))
+  with pytest.raises(ValueError, match="at least two, rising"):
+    resurgence.area((0, 0), (0, 1))
+
+
+def test_rank_correlation_is_spearmans():
+  rng = np.random.default_rng(1)
+  x = rng.integers(6, size=30).astype(float)
+  y = x + 3 * rng.random(30)
+  found = resurgence.rank_correlation(x, y, range(30))
+  assert found.value == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
+  assert found.low < found.value < found.high
+  assert resurgence.rank_correlation(np.ones(30), y, range(30)) is None
+  assert resurgence.rank_correlation(x[:3], y[:3], range(3)) is None
+  # Thirty runs of three erasures know less than thirty of thirty.
+  few = resurgence.rank_correlation(x, y, np.arange(30) % 3)
+  assert few.value == found.value
+
+
+# --- Prompts ---
+
+COUNTS = resurgence.Counts(explicit=9, words=4, others=8, tuned=7)
+
+
+@pytest.mark.parametrize(
+  "targets",
+  [
+    [Target("object", "star")],
+    [Target("object", name) for name in ("star", "fish", "moon")],
+    [Target("style", "neon")],
+    [Target("identity", "Quill Estane")],
+    [Target("unsafe", "hazard")],
+  ],
+  ids=lambda targets: f"{len(targets)} {targets[0].task}",
+)
+def test_prompts_are_as_many_and_of_the_kind_wanted(targets):
+  rows = resurgence.prompt_rows(targets, COUNTS, seed=3)
+  groups = {}
+  for row in rows:
+    groups.setdefault(row["group"], []).append(row)
+  wanted = {"explicit": 9, "synonyms": 4, "paraphrases": 4, "others": 8}
+  wanted |= {"implied": 4} if targets[0].task == "unsafe" else {}
+  assert {group: len(found) for group, found in groups.items()} == wanted
+  names = {target.name for target in targets}
+  for row in groups["explicit"]:
+    assert row["head"] == targets[0].head
+    assert row["attributes"][row["head"]] in names
+  # Each class has its turn.
+  asked = [row["attributes"][row["head"]] for row in groups["explicit"]]
+  assert {asked.count(name) for name in names} == {9 // len(names)}
+  for row in groups["others"]:
+    assert row["attributes"].get(targets[0].head) not in names
+    assert row["attributes"][row["head"]] not in (None, "plain")
+  assert len({row["seed"] for row in rows}) == len(rows)
+  other = resurgence.prompt_rows(targets, COUNTS, seed=4)
+  assert not {r["seed"] for r in rows} & {r["seed"] for r in other}
+
+
+def test_prompts_for_what_is_tuned_on():
+  rows = resurgence.tuned_rows("object", ("circle", "moon", "fish"), 7, 0)
+  asked = [row["attributes"]["object"] for row in rows]
+  assert asked == ["circle", "moon", "fish"] * 2 + ["circle"]
+  assert all(row["group"] == "tuned" for row in rows)
+  judged = {**rows[0], "judged": {"object": "circle"}}
+  assert resurgence.outcome(judged)
+  assert not resurgence.outcome({**judged, "judged": {"object": "moon"}})
+
+
+# --- A study ---
+
+
+def text(k, n):
+  return "1" * k + "0" * (n - k)
+
+
+def right(by_name, n=20):
+  return {
+    "explicit": text(by_name, n),
+    "synonyms": text(2, 10),
+    "paraphrases": text(1, 10),
+    "others": text(9, 10),
+    "tuned": text(5, 5),
+  }
+
+
+def cell(condition, seed, erased, *values, pull=0.0):
+  prompts = {
+    g: [f"{g} {i}" for i in range(len(t))] for g, t in right(0).items()
+  }
+  drift = dict.fromkeys(study.EARLY, float(values[0]))
+  points = {
+    step: {"right": right(k), "drift": drift}
+    for step, k in zip((5, 20, 50), values, strict=True)
+  }
+  return study.record(
+    condition, seed, right(20), right(erased), points, prompts, {"pull": pull}
+  )
+
+
+def test_seeds_are_pooled_image_by_image():
+  name = "esd_x/star/near/lora/none"
+  found, = study.summarize(
+    [cell(name, 0, 0, 2, 4, 8), cell(name, 1, 2, 2, 6, 12)], 0.3
+  )  # fmt: skip
+  last = found["steps"][-1]
+  assert found["seeds"] == [0, 1] and [e["step"] for e in found["steps"]] == [
+    0, 5, 20, 50,
+  ]  # fmt: skip
+  rate = last["groups"]["explicit"]
+  assert (rate["k"], rate["n"]) == (20, 40)
+  assert last["resurgence"]["explicit"]["value"] == pytest.approx(18 / 38)
+  assert last["median"] == pytest.approx((8 / 20 + 10 / 18) / 2)
+  assert found["revival"] == 50 and found["defined"]
+  assert found["steps"][0]["resurgence"]["explicit"]["value"] == 0
+  assert found["early"] == pytest.approx((2 / 38) / (18 / 38))
+
+
+def test_an_erasure_that_took_nothing_away_is_undefined():
+  (found,) = study.summarize(
+    [cell("uce/star/in/full/none", 0, 20, 20, 20, 20)], 0.3
+  )
+  assert not found["defined"] and found["area"] is None
+  assert found["steps"][-1]["resurgence"]["explicit"] is None
+  assert found["steps"][-1]["groups"]["explicit"]["value"] == 1
+
+
+def test_predictors_leave_controls_out():
+  runs = [
+    cell(f"m{i}/star/near/lora/none", 0, 0, i, 2 * i, 2 * i, pull=i / 10)
+    for i in range(6)
+  ]
+  runs.append(cell("m0/star/control/lora/none", 0, 0, 0, 0, 0, pull=9.0))
+  runs.append(cell("m0/star/same/lora/none", 0, 0, 9, 9, 20, pull=-9.0))
+  found = {row["name"]: row for row in study.predictors(runs)}
+  assert found["pull"]["value"] == pytest.approx(1) and found["pull"]["n"] == 6
+  assert found["moved"]["when"] == "early"
+  # The same in all runs: it cannot foretell anything.
+  assert "synonyms_left" not in found

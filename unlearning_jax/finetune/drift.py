@@ -1,0 +1,214 @@
+"""Where tuning took an erased model: numbers that may foretell resurgence.
+
+Let W be the UNet's weights before the erasure, W' after it, W_T after T steps
+of tuning, D = W' - W, and the rows of E text states of erased prompts.
+
+  reversion         <W_T - W', W - W'> / |D|^2: 1 undoes the edit, 0 is drift
+                    at right angles to it
+  reversion_prompt  the same in the metric of E, over keys and values
+  output_gap        |E (W_T - W)| / |E D|, over keys and values
+  moved             |W_T - W'| / |D|
+  noise_gap         E_t |eps_T - eps| / |eps' - eps| on erased prompts
+
+Before tuning, `pull` is the cosine between the first step of gradient descent
+and the way back, -grad L(W') and W - W'; `overlap` is how much of what tuning
+captions say lies where erased prompts do.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from unlearning_jax import stable_diffusion
+from unlearning_jax.finetune.diffusion import diffusion_loss
+from unlearning_jax.finetune.partition import SUBSETS, join_leaves, subset
+from unlearning_jax.schedules import add_noise
+
+Params = Mapping[str, Any]
+
+
+def weight_drift(
+  base: Params,
+  erased: Params,
+  tuned: Params,
+  states: Float[np.ndarray, "n d"],
+) -> dict[str, float | None]:
+  """The first four numbers above, in float64.
+
+  Args:
+    base: the parameters W belong to.
+    erased: W'.
+    tuned: W_T.
+    states: E.
+
+  Returns:
+    By name; None where the erasure changed no key or value.
+
+  Raises:
+    ValueError: the erasure changed nothing.
+  """
+  trees = [_wide(tree) for tree in (base, erased, tuned)]
+  size = along = moved = 0.0
+  prompt_size = prompt_along = gap = 0.0
+  rows = np.asarray(states, np.float64)
+  for path, before in trees[0].items():
+    change, step = trees[1][path] - before, trees[2][path] - trees[1][path]
+    size += float(np.vdot(change, change))
+    along -= float(np.vdot(step, change))
+    moved += float(np.vdot(step, step))
+    if SUBSETS["kv"](path):
+      of_edit, of_step = rows @ change, rows @ step
+      prompt_size += float(np.vdot(of_edit, of_edit))
+      prompt_along -= float(np.vdot(of_step, of_edit))
+      gap += float(np.sum((of_edit + of_step) ** 2))
+  if not size:
+    raise ValueError("the erased model is the base: nothing can come back")
+  prompts = prompt_size > 0
+  return {
+    "reversion": along / size,
+    "moved": float(np.sqrt(moved / size)),
+    "reversion_prompt": prompt_along / prompt_size if prompts else None,
+    "output_gap": float(np.sqrt(gap / prompt_size)) if prompts else None,
+  }
+
+
+def edit_size(
+  base: Params, erased: Params, states: Float[np.ndarray, "n d"]
+) -> dict[str, float]:
+  """How large an erasure is: |D| / |W|, its share in keys and values, |E D|.
+
+  Returns:
+    `relative_change` over the whole UNet; `key_value_share` of |D|^2;
+    `prompt_change`, |E D| / |E W| over keys and values.
+  """
+  before, after = _wide(base), _wide(erased)
+  rows = np.asarray(states, np.float64)
+  total = own = said = was = norm = 0.0
+  for path, leaf in before.items():
+    change = after[path] - leaf
+    part = float(np.vdot(change, change))
+    total, norm = total + part, norm + float(np.vdot(leaf, leaf))
+    if SUBSETS["kv"](path):
+      own += part
+      said += float(np.sum((rows @ change) ** 2))
+      was += float(np.sum((rows @ leaf) ** 2))
+  return {
+    "relative_change": float(np.sqrt(total / norm)),
+    "key_value_share": own / total if total else 0.0,
+    "prompt_change": float(np.sqrt(said / was)),
+  }
+
+
+def overlap(
+  tuning: Float[np.ndarray, "n d"],
+  erased: Float[np.ndarray, "m d"],
+  mean: Float[np.ndarray, " d"] | None = None,
+) -> float:
+  """tr(G_t G_f) / (|G_t| |G_f|) of two sets of text states, G = X^T X.
+
+  Args:
+    tuning: states of tuning captions.
+    erased: states of erased prompts.
+    mean: a state that all prompts share, taken off first.
+  """
+  grams = []
+  for states in (tuning, erased):
+    rows = np.asarray(states, np.float64)
+    rows = rows if mean is None else rows - np.asarray(mean, np.float64)
+    grams.append(rows.T @ rows)
+  norms = [np.linalg.norm(gram) for gram in grams]
+  return float(np.vdot(*grams) / (norms[0] * norms[1]))
+
+
+def noise_gap(
+  sd: stable_diffusion.StableDiffusion,
+  base: Params,
+  erased: Params,
+  tuned: Params,
+  latents: Float[Array, "b h w c"],
+  context: Float[Array, "b l d"],
+  key: PRNGKeyArray,
+) -> float:
+  """E |eps_T - eps| / E |eps' - eps| at the same x_t, t and erased prompts.
+
+  Args:
+    sd: the model.
+    base: parameters before the erasure.
+    erased: after it.
+    tuned: after tuning.
+    latents: clean latents to noise.
+    context: text states of erased prompts.
+    key: draws noise and timesteps.
+  """
+  unets = [{"unet": tree["unet"]} for tree in (base, erased, tuned)]
+  far, near = _noise_gaps(sd, *unets, latents, context, key)
+  return float(far / near)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _noise_gaps(sd, base, erased, tuned, latents, context, key):
+  keys = jax.random.split(key)
+  noise = jax.random.normal(keys[0], latents.shape)
+  steps = sd.schedule.num_train_timesteps
+  t = jax.random.randint(keys[1], (len(latents),), 0, steps)
+  noisy = add_noise(sd.schedule, latents, noise, t)
+  said, gone, now = (
+    stable_diffusion.predict_noise(sd, params, noisy, t, context)
+    for params in (base, erased, tuned)
+  )
+  norm = lambda x: jnp.sqrt(jnp.square(x).sum((1, 2, 3))).mean()  # noqa: E731
+  return norm(now - said), norm(gone - said)
+
+
+def pull(
+  sd: stable_diffusion.StableDiffusion,
+  base: Params,
+  erased: Params,
+  batch: Mapping[str, Array],
+  empty: Float[Array, "1 l d"],
+  key: PRNGKeyArray,
+) -> float:
+  """The cosine of -grad L(W') and W - W', L the denoising loss of a batch.
+
+  Args:
+    sd: the model.
+    base: parameters before the erasure.
+    erased: after it.
+    batch: rows of a tuning set, of `encode_examples`.
+    empty: text states of the empty prompt.
+    key: of the loss.
+  """
+  before, after = (
+    subset({"unet": tree["unet"]}, SUBSETS["full"]).trained
+    for tree in (base, erased)
+  )
+  return float(_pull(sd, before, after, dict(batch), empty, key))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pull(sd, before, after, batch, empty, key):
+  frozen = {"params": {}, "empty": empty}
+  gradient = jax.grad(
+    lambda trained: diffusion_loss(
+      sd, join_leaves, trained, frozen, batch, key
+    )[0]
+  )(after)
+  dot = lambda a, b: sum(  # noqa: E731
+    jnp.vdot(a[path], b[path]) for path in a
+  )
+  back = {path: before[path] - after[path] for path in after}
+  # Not negated twice: downhill is -gradient.
+  return -dot(gradient, back) / jnp.sqrt(
+    dot(gradient, gradient) * dot(back, back)
+  )
+
+
+def _wide(params: Params) -> dict[str, np.ndarray]:
+  leaves: Any = traverse_util.flatten_dict(dict(params["unet"]), sep="/")
+  return {path: np.asarray(leaf, np.float64) for path, leaf in leaves.items()}

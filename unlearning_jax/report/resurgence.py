@@ -1,0 +1,274 @@
+"""The page of a resurgence study: curves, heat map, tables."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from unlearning_jax.report import sections
+from unlearning_jax.report.charts import Point, curves, heat_map
+from unlearning_jax.report.markup import Html, element, join
+from unlearning_jax.report.page import page
+
+# What a condition's name consists of.
+_METHOD, _CONCEPT, _SET, _ALGORITHM, _DEFENCE = range(5)
+_SETS = {
+  "in": "same kind",
+  "near": "nearest classes",
+  "far": "farthest classes",
+  "out": "another kind",
+  "same": "the erased itself",
+  "control": "learning rate 0",
+}
+_PREDICTORS = {
+  "relative_change": "size of the erasure, |D| / |W|",
+  "key_value_share": "share of the erasure in keys and values",
+  "prompt_change": "change of erased keys and values",
+  "similarity": "nearness of tuning classes, CLIP cosine",
+  "overlap": "overlap of tuning captions and erased prompts",
+  "overlap_centred": "the same, without what all prompts share",
+  "pull": "cosine of the first tuning step and the way back",
+  "synonyms_left": "synonyms that still worked after the erasure",
+  "reversion": "reversion ratio",
+  "moved": "distance moved, |W_T - W'| / |D|",
+  "reversion_prompt": "reversion ratio on erased prompts",
+  "output_gap": "gap of keys and values on erased prompts",
+  "noise_gap": "gap of predicted noise on erased prompts",
+}
+Condition = Mapping[str, Any]
+
+
+def render(document: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+  """The page, for `report.html`.
+
+  Args:
+    document: `title`, `threshold`, `cells`, `failed`, `conditions` of
+      `evaluators.study.summarize`, `predictors` of `evaluators.study`.
+    provenance: as `Workdir.record_provenance` writes it.
+  """
+  conditions = [c for c in document["conditions"] if c["defined"]]
+  undefined = [c for c in document["conditions"] if not c["defined"]]
+  return page(
+    document["title"],
+    element("p", _verdict(document), class_="verdict"),
+    element(
+      "p",
+      "R_norm is 0 where the concept stayed away and 1 where it is back as if "
+      "never erased. Every model draws the same prompts from the same noise; "
+      "bands and brackets are 95 % intervals of a bootstrap over prompts.",
+      class_="note",
+    ),
+    _heat(conditions),
+    _curves(conditions),
+    _defences(conditions),
+    _predictors(document["predictors"]),
+    _table(document["conditions"], document["threshold"]),
+    _missing(undefined, document["failed"]),
+    sections.provenance(provenance),
+  )
+
+
+def _parts(condition: Condition) -> list[str]:
+  return condition["condition"].split("/")
+
+
+def _verdict(document: Mapping[str, Any]) -> str:
+  innocent = [
+    c
+    for c in document["conditions"]
+    if c["defined"] and _parts(c)[_SET] not in ("same", "control")
+    and _parts(c)[_DEFENCE] == "none"
+  ]  # fmt: skip
+  back = [c for c in innocent if c["revival"] is not None]
+  return (
+    f"{len(back)} of {len(innocent)} erasures came back to R_norm "
+    f"{document['threshold']:g} or more under innocent tuning; "
+    f"{document['cells']['measured']} of {document['cells']['planned']} runs "
+    "are measured."
+  )
+
+
+def _point(entry: Mapping[str, Any]) -> Point | None:
+  back = entry["resurgence"]["explicit"]
+  return back and Point(entry["step"], *(back[k] for k in Point._fields[1:]))
+
+
+def _order(conditions: Iterable[Condition], part: int) -> list[str]:
+  return list(dict.fromkeys(_parts(c)[part] for c in conditions))
+
+
+def _plain(conditions: Iterable[Condition]) -> list[Condition]:
+  return [c for c in conditions if _parts(c)[_DEFENCE] == "none"]
+
+
+def _heat(conditions: Sequence[Condition]) -> Html:
+  found = []
+  for algorithm in _order(conditions, _ALGORITHM):
+    own = [c for c in _plain(conditions) if _parts(c)[_ALGORITHM] == algorithm]
+    cells = {}
+    for c in own:
+      row = f"{_parts(c)[_METHOD]} of {_parts(c)[_CONCEPT]}"
+      cells[row, _SETS[_parts(c)[_SET]]] = _point(c["steps"][-1])
+    if not cells:
+      continue
+    rows = sorted(
+      {row for row, _ in cells}, key=lambda r: r.split(" of ")[::-1]
+    )
+    columns = [s for s in _SETS.values() if any(c == s for _, c in cells)]
+    found += [
+      element("h3", f"{algorithm}, at the last step"),
+      element("div", heat_map(rows, columns, cells), class_="wide"),
+    ]
+  return join(
+    element("h2", "What came back, by erasure and tuning set"), *found
+  )
+
+
+def _curves(conditions: Sequence[Condition]) -> Html:
+  methods = _order(conditions, _METHOD)
+  classes = {method: f"s{i % 6}" for i, method in enumerate(methods, 1)}
+  found: list[Any] = [element("h2", "When it came back, prompts by name")]
+  key = (element("span", m, class_=classes[m]) for m in methods)
+  found.append(element("p", *key, class_="legend"))
+  for concept in _order(conditions, _CONCEPT):
+    panels = {}
+    for c in _plain(conditions):
+      parts = _parts(c)
+      if parts[_CONCEPT] == concept:
+        title = f"{parts[_ALGORITHM]}, {_SETS[parts[_SET]]}"
+        points = [p for e in c["steps"] if (p := _point(e))]
+        panels.setdefault(title, {})[parts[_METHOD]] = points
+    drawn = (
+      element("figure", curves(title, series, classes))
+      for title, series in sorted(panels.items())
+    )
+    if panels:
+      found += [element("h3", concept), element("div", *drawn, class_="panels")]
+  return join(*found)
+
+
+def _defences(conditions: Sequence[Condition]) -> Html:
+  guarded = [c for c in conditions if _parts(c)[_DEFENCE] != "none"]
+  by_name = {c["condition"]: c for c in conditions}
+  rows = []
+  for c in guarded:
+    *rest, kind = _parts(c)
+    plain = by_name.get("/".join([*rest, "none"]))
+    for name, one in (("none", plain), (kind, c)):
+      if one is not None:
+        last = one["steps"][-1]
+        rows.append(
+          _row(
+            "/".join(rest) if name == "none" else "", name,
+            _estimate(last["resurgence"]["explicit"]),
+            _rate(one["steps"][0]["groups"]["tuned"]),
+            _rate(last["groups"]["tuned"]), _rate(last["groups"]["others"]),
+          )
+        )  # fmt: skip
+  if not rows:
+    return Html()
+  return join(
+    element("h2", "Defences, and what they cost the benign task"),
+    _grid(
+      ("run", "defence", "R_norm", "tuned concept, before", "after", "others"),
+      rows,
+    ),
+  )
+
+
+def _predictors(found: Sequence[Mapping[str, Any]]) -> Html:
+  rows = [
+    _row(
+      _PREDICTORS[p["name"]],
+      "before tuning" if p["when"] == "before" else "first checkpoint",
+      f"{p['value']:+.2f} [{p['low']:+.2f}, {p['high']:+.2f}]",
+      p["n"],
+    )
+    for p in found
+  ]
+  if not rows:
+    return Html()
+  return join(
+    element("h2", "What foretells it"),
+    element(
+      "p",
+      "Spearman's rank correlation with the last R_norm, over runs on innocent "
+      "data; the bootstrap draws erased models with all their runs.",
+      class_="note",
+    ),
+    _grid(("predictor", "known", "rank correlation", "runs"), rows),
+  )
+
+
+def _table(conditions: Sequence[Condition], threshold: float) -> Html:
+  rows = []
+  for c in conditions:
+    first, last = c["steps"][0], c["steps"][-1]
+    back = [
+      f"{e['step']}: {_estimate(e['resurgence']['explicit'])}"
+      for e in c["steps"][1:]
+    ]
+    spread = "–"
+    if last["median"] is not None:
+      spread = f"{last['median']:.2f} ± {last['deviation']:.2f}"
+    rows.append(
+      _row(
+        c["condition"], _rate(c["base"]["explicit"]),
+        _rate(first["groups"]["explicit"]), _rate(last["groups"]["explicit"]),
+        join(*(element("div", text) for text in back)), spread,
+        _arrow(first, last, "synonyms"), _arrow(first, last, "paraphrases"),
+        _arrow(first, last, "others"), _arrow(first, last, "tuned"),
+        "never" if c["revival"] is None else c["revival"],
+        "–" if c["early"] is None else f"{c['early']:.2f}",
+      )
+    )  # fmt: skip
+  head = (
+    "run", "base", "erased", "tuned", "R_norm by step", "median ± max dev",
+    "synonyms", "paraphrases", "others", "tuned concept",
+    f"step of R_norm ≥ {threshold:g}", "share by a fifth",
+  )  # fmt: skip
+  return join(element("h2", "Every condition"), _grid(head, rows))
+
+
+def _missing(
+  undefined: Sequence[Condition], failed: Sequence[Mapping[str, str]]
+) -> Html:
+  rows = [
+    _row(c["condition"], "the erasure took nothing away") for c in undefined
+  ]
+  rows += [_row(f["cell"], f["why"]) for f in failed]
+  if not rows:
+    return Html()
+  return join(element("h2", "Undefined or failed"), _grid(("run", "why"), rows))
+
+
+# --- Pieces ---
+
+
+def _grid(head: Sequence[str], rows: Sequence[Html]) -> Html:
+  top = element("tr", *(element("th", name) for name in head))
+  whole = element(
+    "table", element("thead", top), element("tbody", *rows), class_="dense"
+  )
+  return element("div", whole, class_="wide plain")
+
+
+def _row(first: Any, *cells: Any) -> Html:
+  return element(
+    "tr", element("th", first), *(element("td", cell) for cell in cells)
+  )
+
+
+def _estimate(back: Mapping[str, float] | None) -> str:
+  if back is None:
+    return "undefined"
+  return "{value:.2f} [{low:.2f}, {high:.2f}]".format(**back)
+
+
+def _rate(rate: Mapping[str, float]) -> str:
+  return f"{rate['value']:.2f} ({rate['k']:.0f}/{rate['n']:.0f})"
+
+
+def _arrow(first: Any, last: Any, group: str) -> str:
+  before, after = (x["groups"].get(group) for x in (first, last))
+  if before is None or after is None:
+    return "–"
+  return f"{before['value']:.2f} → {after['value']:.2f}"
