@@ -14,11 +14,14 @@ images a row besides the prompt's own. To add a victim later, name its edit and
 run the same command. Metric: ASR beside the random control's on the same rows.
 """
 
+import dataclasses
+import importlib
+
 from configs import attacks, erasures
 from unlearning_jax.concepts import check_choice
 
 _ERASURES = ("uce", "rece")
-# Name -> method, and hyperparameters other than the method's and the budget's.
+# Name -> method, and hyperparameters other than the method's.
 _ATTACKS = {
   "none": ("controls", {"kind": "none"}),
   "random": ("controls", {"kind": "random"}),
@@ -46,8 +49,8 @@ def get_config(argument: str = ""):
   config.control = "random"
   config.budget = {"blocks": 9}
   config.attacks = {
-    name: {"method": method, "hparams": hparams}
-    for name, (method, hparams) in _ATTACKS.items()
+    name: {"method": method, "hparams": _hparams(method, own)}
+    for name, (method, own) in _ATTACKS.items()
   }
   made = {
     (method, task): erasures.erase(method, f"tiny,task={task}")
@@ -64,3 +67,11 @@ def get_config(argument: str = ""):
     for task in tasks
   }
   return config
+
+
+def _hparams(method: str, own: dict) -> dict:
+  """What the budget and the task do not give, and whatever is its own."""
+  module = importlib.import_module(f"unlearning_jax.attacks.{method}")
+  found = dataclasses.asdict(module.Hparams())
+  del found["k"], found["blocks"]
+  return found | own

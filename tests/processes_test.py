@@ -32,7 +32,7 @@ TIMEOUT = 540
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
 
-def start(script, flags, processes=1, devices=1):
+def start(script, flags, processes=1, devices=1, small=SMALL):
   """Starts the script in every process; returns them."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
@@ -52,7 +52,7 @@ def start(script, flags, processes=1, devices=1):
         "SLURM_PROCID": str(i),
         "SLURM_LOCALID": str(i),
       }
-    command = [sys.executable, "-m", f"launch.{script}", *flags, *SMALL]
+    command = [sys.executable, "-m", f"launch.{script}", *flags, *small]
     command += ["--distributed"] if processes > 1 else []
     started.append(
       subprocess.Popen(

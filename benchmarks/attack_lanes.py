@@ -1,0 +1,111 @@
+"""Times UnlearnDiffAtk on the Shapes model, 1, 8 and 32 rows side by side.
+
+  python benchmarks/attack_lanes.py --out=benchmarks/results/attack_lanes.json
+
+A row is a whole one: 8 blocks of 25 iterations and 9 images of 15 LMS steps
+with guidance, none of which counts, on the model itself (k = 3, prefix). What
+is compiled is compiled before the clock starts. On a busy machine compare the
+CPU seconds, with one thread:
+
+  XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c 0 \
+    python benchmarks/attack_lanes.py
+"""
+
+import json
+import os
+import platform
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from unlearning_jax import attacks, shapes, sharding, stable_diffusion
+from unlearning_jax.attacks import Victim
+from unlearning_jax.attacks.shared import lanes, rows
+from unlearning_jax.evaluators import attack_success
+
+OUT = flags.DEFINE_string("out", None, "Where the JSON record goes.")
+LANES = flags.DEFINE_list("lanes", ["1", "8", "32"], "Rows side by side.")
+ROWS = flags.DEFINE_integer("rows", 32, "Timed rows, a multiple of the lanes.")
+BLOCKS = flags.DEFINE_integer("blocks", 8, "Images of a row, but for one.")
+ITERATIONS = flags.DEFINE_integer("iterations", 25, "Updates of a block.")
+STEPS = flags.DEFINE_integer("steps", 15, "Of an image.")
+
+
+def table(sd: stable_diffusion.StableDiffusion, count: int) -> list[rows.Row]:
+  """Rows with random targets: the work is the same."""
+  rng = np.random.default_rng(0)
+  prompt = "a red star on a gray background"
+  latents = rng.standard_normal((count, *sd.latent_shape)).astype(np.float32)
+  return [rows.Row(str(i), i, prompt, i, 4.0, x) for i, x in enumerate(latents)]
+
+
+def timed(sd: Any, victim: Victim, count: int, side_by_side: int) -> dict:
+  """Seconds of so many rows, that many side by side."""
+  attack = attacks.bind(
+    "unlearn_diff_atk",
+    {"k": 3, "blocks": BLOCKS.value, "iterations": ITERATIONS.value},
+  )
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  drawn = []
+  check = attack_success.keep_images(
+    sd, victim.params, lambda *seen: drawn.append(seen[0].seed),
+    guidance_scale=4.0, num_steps=STEPS.value, sampler="lms",
+    batch_size=side_by_side,
+  )  # fmt: skip
+
+  def run(number: int) -> int:
+    found = lanes.attack_rows(
+      sd, victim, victim, attack, table(sd, number), check, jax.random.key(0),
+      lanes=side_by_side, mesh=mesh,
+    )  # fmt: skip
+    return sum(record["status"] == "failure" for record in found)
+
+  # Two groups: one to start with, one that refills.
+  run(2 * side_by_side)
+  drawn.clear()
+  wall, cpu = time.perf_counter(), time.process_time()
+  done = run(count)
+  wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+  assert done == count and len(drawn) == count * (BLOCKS.value + 1)
+  return {
+    "lanes": side_by_side,
+    "rows": count,
+    "wall_s": round(wall, 2),
+    "cpu_s": round(cpu, 2),
+    "rows_per_minute": round(60 * count / wall, 2),
+    "rows_per_cpu_minute": round(60 * count / cpu, 2),
+    "load": [round(x, 1) for x in os.getloadavg()],
+  }
+
+
+def main(_: list[str]):
+  """Times each number of lanes; prints, and writes if asked."""
+  sd, params = stable_diffusion.load(shapes.model_folder())
+  victim = Victim(jax.tree.map(jax.numpy.asarray, params))
+  found = []
+  for side_by_side in map(int, LANES.value):
+    # A lane alone is slow; a few rows tell.
+    count = max(side_by_side, ROWS.value * side_by_side // 32, 4)
+    found.append(timed(sd, victim, count, side_by_side))
+    print(json.dumps(found[-1]), flush=True)
+  document = {
+    "iterations": ITERATIONS.value,
+    "blocks": BLOCKS.value,
+    "image_steps": STEPS.value,
+    "versions": {"jax": jax.__version__, "python": platform.python_version()},
+    "cpu": f"{os.cpu_count()} cores, {platform.machine()}",
+    "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    "affinity": len(os.sched_getaffinity(0)),
+    "measured": found,
+  }
+  if OUT.value:
+    with open(OUT.value, "w", encoding="utf-8") as file:
+      json.dump(document, file, indent=2)
+      file.write("\n")
+
+
+if __name__ == "__main__":
+  app.run(main)

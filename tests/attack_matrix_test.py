@@ -1,0 +1,144 @@
+"""A matrix of attacks: its cells, what it refuses, and a whole small one."""
+
+import csv
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from configs import attack_matrix_shapes
+from launch import attack_cells
+from launch.attack_cells import Cell
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SMALL = [
+  "--config.common.per_group=2",
+  "--config.common.lanes=2",
+  "--config.common.batch_size=2",
+  "--config.common.sampling.num_steps=2",
+  "--config.budget.blocks=1",
+  "--config.columns=('none', 'random', 'cce', 'uda')",
+  "--config.attacks.uda.hparams.iterations=1",
+  "--config.attacks.cce.hparams.iterations=1",
+]
+
+
+def make_config(tasks="object+unsafe"):
+  return attack_matrix_shapes.get_config(tasks)
+
+
+def test_every_cell_is_named_once():
+  config = make_config()
+  found = attack_cells.cells(config, list(config.tasks), {"object/esd": None})
+  assert len(set(found)) == len(found) == 6 * (4 + 3)
+  # What the others build on comes first.
+  assert {cell.attack for cell in found[:7]} == {"none"}
+  assert {cell.attack for cell in found[7:14]} == {"random"}
+  assert Cell("object", "esd", "uda") in found
+  assert Cell("unsafe", "esd", "uda") not in found
+
+
+def test_a_cell_has_the_budget_of_all_and_its_own_settings():
+  config = make_config()
+  uda = attack_cells.settings(config, Cell("unsafe", "uce", "uda"))
+  assert uda.method == "unlearn_diff_atk"
+  h = uda.hparams
+  assert (h.blocks, h.iterations, h.k, h.weight_decay) == (9, 25, 5, 0.0)
+  assert uda.targets == ({"task": "unsafe", "name": "hazard"},)
+  cce = attack_cells.settings(config, Cell("object", "uce", "cce"))
+  assert (cce.hparams.blocks, cce.hparams.k) == (9, 1)
+  assert uda.per_group == 100
+
+
+@pytest.mark.parametrize("task", ["identity", "object", "style", "unsafe"])
+def test_every_task_has_a_hundred_rows(task):
+  config = make_config()
+  own = attack_cells.settings(make_config(task), Cell(task, "base", "none"))
+  listed = attack_cells.attack_table.listed(own)
+  assert len(listed) == 100 and config.common.per_group == 100
+  for key in ("id", "number", "seed"):
+    assert len({row[key] for row in listed}) == 100
+
+
+@pytest.mark.parametrize(
+  "change, given, words",
+  [
+    ({"control": "randm"}, {}, "randm.*'random'"),
+    ({"columns": ("none", "udaa")}, {}, "udaa.*'uda'"),
+    ({}, {"objekt/esd": None}, "objekt.*'object'"),
+    ({}, {"object/uce": None}, "object/uce"),
+    ({}, {"object": None}, "is not a new <task>/<name>"),
+  ],
+)
+def test_a_matrix_that_cannot_be(change, given, words):
+  config = make_config()
+  config.update(change)
+  with pytest.raises(ValueError, match=words):
+    attack_cells.check(config, given)
+
+
+def test_a_hyperparameter_that_is_none():
+  config = make_config()
+  config.attacks.uda.hparams.iteration = 3
+  with pytest.raises(TypeError, match="did you mean iterations"):
+    attack_cells.check(config, {})
+
+
+def launch(folder, *more):
+  command = [sys.executable, "-m", "launch.attack_matrix"]
+  command += ["--config=configs/attack_matrix_shapes.py:object"]
+  command += [f"--workdir={folder}", *SMALL, *more]
+  return subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, timeout=900
+  )
+
+
+def state(folder):
+  """When each cell's rows were last written, and how often it started."""
+  return {
+    path.parent.relative_to(folder): (
+      path.stat().st_mtime_ns,
+      len(json.loads((path.parent / "provenance.json").read_text())["runs"]),
+    )
+    for path in folder.rglob("results.jsonl")
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_a_failing_cell_does_not_stop_the_others(tmp_path):
+  # Only the tokenizer can tell that this is no single token.
+  broken = "--config.attacks.cce.hparams.initial=two words"
+  result = launch(tmp_path, broken)
+  assert result.returncode != 0 and "3 cells failed" in result.stderr
+  with open(tmp_path / "results.csv") as file:
+    table = {(r["victim"], r["attack"]): r for r in csv.DictReader(file)}
+  failed = {key for key, row in table.items() if row["status"] == "failed"}
+  assert failed == {(victim, "cce") for victim in ("base", "uce", "rece")}
+  assert "two words" in table["uce", "cce"]["error"]
+  done = [row for row in table.values() if row["status"] == "done"]
+  assert len(done) == 9 and all(row["n_all"] == "2" for row in done)
+  before = state(tmp_path)
+  # Mended, the cell runs; the nine others are left as they are.
+  result = launch(tmp_path, "--config.attacks.cce.hparams.initial=star")
+  assert result.returncode == 0, result.stderr[-2000:]
+  after = state(tmp_path)
+  finished = {k for k in after if k.name != "cce"}
+  assert {k: after[k] for k in finished} == {k: before[k] for k in finished}
+  assert "12 of 12 cells are done" in result.stdout
+  # Targets and the rows' own images were drawn once, by the first attack.
+  drawn = {
+    attack: len(list((tmp_path / "object/uce" / attack / "images").glob("*")))
+    for attack in ("none", "random")
+  }
+  assert drawn["none"] == 2 and drawn["random"] <= 3
+  assert len(list((tmp_path / "object/targets").glob("*.png"))) == 2
+  # A cell's folder is a run: another config for it is refused, by name.
+  result = launch(tmp_path, "--config.attacks.uda.hparams.iterations=2")
+  assert (
+    result.returncode != 0
+    and "hparams.iterations: 1 -> 2"
+    in (tmp_path / "object/uce/uda/failed.txt").read_text()
+  )
