@@ -150,7 +150,7 @@ def cost(
     rates: seconds of one image (`image`), of a step by algorithm, of an
       erasure by method; see `measured_rates`.
   """
-  spent = dict.fromkeys(("erase", "tune", "measure"), 0.0)
+  spent: dict[str, float] = dict.fromkeys(("erase", "tune", "measure"), 0.0)
   for made in {cell.erasure: cell for cell in wanted}.values():
     spent["erase"] += rates[made.method]
     spent["measure"] += rates["image"] * images(config, made.concept)
