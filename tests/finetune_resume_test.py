@@ -1,4 +1,4 @@
-"""`launch.finetune` on an erased model, killed in the middle and begun again."""
+"""`launch.finetune` on an erased model, killed midway and begun again."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""`launch.resurgence` as a user starts it: dry, killed, begun again, reported."""
+"""`launch.resurgence` as a user starts it: dry, killed, begun again."""
 
 import json
 import pathlib
