@@ -59,7 +59,7 @@ def study(
   config.title = "Does it stay gone?"
   config.blocks = tuple(dict(block) for block in blocks)
   config.counts = dict(counts)
-  config.sampling.num_steps = 12
+  config.update_from_flattened_dict({"sampling.num_steps": 12})
   config.algorithms = {}
   for name, module in (("lora", finetune_lora), ("full", finetune_full)):
     tuning = module.get_config("tiny")

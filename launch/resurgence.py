@@ -11,7 +11,6 @@ end, and with `--report` from what there is.
 
 import jax
 from absl import app, flags, logging
-from flax import traverse_util
 from ml_collections import config_flags
 
 from launch import (
@@ -33,8 +32,7 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes.")
 
 def sizes(config, sd, params) -> dict[str, int]:
   """Bytes of an edit by method and of a checkpoint by algorithm, at most."""
-  leaves = traverse_util.flatten_dict(params["unet"], sep="/").values()
-  unet = sum(leaf.nbytes for leaf in leaves)
+  unet = sum(leaf.nbytes for leaf in jax.tree.leaves(params["unet"]))
   methods = {name.split("/")[0] for name in config.erasures}
   found = dict.fromkeys(methods, unet)
   # Maps of text states, in float64.

@@ -27,6 +27,7 @@ from unlearning_jax import (
 )
 from unlearning_jax.evaluators import erasure, resurgence
 from unlearning_jax.finetune import drift
+from unlearning_jax.shapes import captions
 from unlearning_jax.workdir import Workdir
 
 # Rows of a tuning set that the diagnostics before tuning read.
@@ -270,7 +271,13 @@ class Study:
     """The cell's images and captions as the loss reads them."""
     key = (own.data.only, own.data.without, own.data.seed)
     listed = self.once(("examples", key), lambda: tuning.examples(own))
-    tuning.check_overlap(listed, edit, own.allow_overlap)
+    words = [
+      word
+      for target in resurgence_plan.targets(self.config, cell.concept)
+      for group in ("explicit", "synonyms")
+      for word in captions.phrases(target.task, target.name)[group]
+    ]
+    tuning.check_overlap(listed, edit, own.allow_overlap, words)
     return self.once(
       ("arrays", key), lambda: tuning.encode(self.sd, self.base, listed, own)
     )

@@ -150,7 +150,7 @@ def cost(
     rates: seconds of one image (`image`), of a step by algorithm, of an
       erasure by method; see `measured_rates`.
   """
-  spent = dict.fromkeys(("erase", "tune", "measure"), 0.0)
+  spent: dict[str, float] = dict.fromkeys(("erase", "tune", "measure"), 0.0)
   for made in {cell.erasure: cell for cell in wanted}.values():
     spent["erase"] += rates[made.method]
     spent["measure"] += rates["image"] * images(config, made.concept)
@@ -197,7 +197,9 @@ def described(config: Any, folder: str, sizes: Mapping[str, int]) -> str:
   wanted = cells(config)
   rates, own = measured_rates(config, folder)
   spent = cost(config, wanted, rates)
-  programs = sorted({(c.algorithm, c.defence) for c in wanted})
+  # Re-assertion happens after tuning: it is no other program.
+  kinds = {c: c.defence.replace("reassert", "none") for c in wanted}
+  programs = sorted({(c.algorithm, kind) for c, kind in kinds.items()})
   made = {cell.erasure: cell.method for cell in wanted}
   edits = sum(sizes[method] for method in made.values())
   peak = 2 * max(sizes[c.algorithm] for c in wanted)

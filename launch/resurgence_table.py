@@ -27,13 +27,15 @@ def records(work: Any, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     listed = [*work.rows_of(cell.concept, cell.seed), *work.tuned_rows_of(cell)]
     for row in listed:
       prompts.setdefault(row["group"], []).append(row["prompt"])
-    own = [
+    before, gone = (
       rows[key]["right"] | rows[f"{key}/{cell.tuning_set}"]["right"]
       for key in (base, erased)
-    ]
-    before = rows[f"{cell.id}@0"]["predictors"]
+    )
+    known = rows[f"{cell.id}@0"]["predictors"]
     found.append(
-      study.record(cell.condition, cell.seed, *own, points, prompts, before)
+      study.record(
+        cell.condition, cell.seed, before, gone, points, prompts, known
+      )
     )
   return found
 

@@ -96,9 +96,18 @@ def _classes(text: str) -> dict[str, set[int]]:
 
 
 def check_overlap(
-  rows: Sequence[data.Example], edit: closed_form.Edit | None, allowed: bool
+  rows: Sequence[data.Example],
+  edit: closed_form.Edit | None,
+  allowed: bool,
+  also: Sequence[str] = (),
 ):
   """Refuses captions that say what was erased: that is no innocent tuning.
+
+  Args:
+    rows: what is tuned on.
+    edit: whose concepts' phrases no caption may have.
+    allowed: accept them all the same.
+    also: other words for what was erased.
 
   Raises:
     ValueError: with the caption and the phrase.
@@ -106,6 +115,7 @@ def check_overlap(
   if edit is None or allowed:
     return
   names = {same_phrase(concept.erase) for concept in edit.concepts}
+  names |= set(map(same_phrase, also))
   pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(names)))})\b")
   for row in rows:
     if match := pattern.search(same_phrase(row.caption)):
@@ -209,7 +219,8 @@ def prepare(
       frozen["anchor_weight"] = np.float32(config.defence.weight)
   rest = {k: v for k, v in config.optimizer.items() if k != "learning_rate"}
   start, step = _programs(
-    sd, part.join, kind, config.num_steps, config.ema_decay, config.accumulate,
+    sd, part.join, kind if kind in ("project", "anchor") else "none",
+    config.num_steps, config.ema_decay, config.accumulate,
     tuple(config.loss.items()), tuple(rest.items()),
   )  # fmt: skip
   of_optimizer = {k: frozen.get(k) for k in ("learning_rate", "basis")}

@@ -90,6 +90,8 @@ def test_captions_that_say_what_was_erased_are_refused():
   tuning.check_overlap(rows("a starling", "neon"), edit, False)
   tuning.check_overlap(rows("a star"), edit, True)
   tuning.check_overlap(rows("a star"), None, False)
+  with pytest.raises(ValueError, match="says 'pentagram', which was erased"):
+    tuning.check_overlap(rows("a Pentagram"), edit, False, ["pentagram"])
   for caption in ("a red STAR.", "a  neon\nsign of a fish"):
     with pytest.raises(ValueError, match="which was erased.*allow_overlap"):
       tuning.check_overlap(rows("a fish", caption), edit, False)

@@ -119,8 +119,8 @@ def _curve(
     "steps": listed,
     "revival": None, "area": None, "early": None, "defined": True,
   }  # fmt: skip
-  values = [_value(point) for point in listed]
-  if None in values:
+  values = [v for p in listed if (v := _value(p)) is not None]
+  if len(values) < len(listed):
     return found | {"defined": False}
   found["revival"] = resurgence.revival_step(steps, values, threshold)
   if len(steps) > 1:

@@ -55,11 +55,12 @@ def curves(
     marks.append(_line("grid", x(0), y(value), x(last), y(value)))
     marks.append(_label(f"{value:g}", _LEFT - 6, y(value) + 4, "end"))
   steps = sorted({p.step for points in series.values() for p in points})
-  taken = -math.inf
-  for step in steps:
-    # A number that would run into the one before it is left out.
-    if x(step) - taken > 20 or step == last:
-      marks.append(_label(str(step), x(step), _HEIGHT - 16, "middle"))
+  taken = math.inf
+  for step in reversed(steps):
+    # A number that would run into the one after it is left out.
+    if taken - x(step) > 20:
+      anchor = "end" if step == last else "middle"
+      marks.append(_label(str(step), x(step), _HEIGHT - 16, anchor))
       taken = x(step)
   marks.append(_label("steps of tuning", x(last), _HEIGHT - 2, "end"))
   for name, points in series.items():
@@ -105,7 +106,7 @@ def heat_map(
     columns: their names.
     cells: (row, column) -> value; its interval goes below it.
   """
-  wide, high, left, top = 84.0, 34.0, 190.0, 24.0
+  wide, high, left, top = 104.0, 34.0, 190.0, 24.0
   marks = []
   for j, name in enumerate(columns):
     marks.append(_label(name, left + wide * (j + 0.5), top - 8, "middle"))

@@ -109,9 +109,12 @@ def _heat(conditions: Sequence[Condition]) -> Html:
       cells[row, _SETS[_parts(c)[_SET]]] = _point(c["steps"][-1])
     if not cells:
       continue
-    rows = sorted(
-      {row for row, _ in cells}, key=lambda r: r.split(" of ")[::-1]
-    )
+    names = [
+      f"{method} of {concept}"
+      for concept in _order(own, _CONCEPT)
+      for method in _order(own, _METHOD)
+    ]
+    rows = [name for name in names if any(row == name for row, _ in cells)]
     columns = [s for s in _SETS.values() if any(c == s for _, c in cells)]
     found += [
       element("h3", f"{algorithm}, at the last step"),
