@@ -28,7 +28,7 @@ _ATTACKS = {
   "seed": ("controls", {"kind": "seed"}),
   "uda": ("unlearn_diff_atk", {"iterations": 25}),
   "p4d": ("p4d", {"iterations": 25}),
-  "cce": ("concept_inversion", {"iterations": 50, "k": 1}),
+  "cce": ("concept_inversion", {"iterations": 25, "k": 1}),
 }
 
 
