@@ -67,11 +67,13 @@ def main(_: Sequence[str]):
       attack_table.targeted(sd, params, mine, config, mesh),
       check, jax.random.key(config.seed),
       lanes=config.lanes, mesh=mesh, mode=config.vocabulary, pool=pool,
+      proxy=victims.proxy_of(config, sd, victim, original),
+      threshold=config.proxy.threshold,
     ) if mine else ()  # fmt: skip
     calls = config.sampling.num_steps * victim.image_rows
     for record in found:
       spent = record["iterations"] * attack.unet_calls(victim)
-      spent += record["images"] * calls
+      spent += record["images"] * calls + record.get("proxy_calls", 0)
       run.append_row(record | {"unet_calls": spent, "victim": name[:12]})
       bar.update(note=record["status"])
   sharding.wait_for_all("rows attacked")

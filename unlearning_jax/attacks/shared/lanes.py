@@ -11,7 +11,7 @@ import functools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from unlearning_jax.attacks.shared.lane_state import keep_lanes
 from unlearning_jax.attacks.shared.rows import (
   Check,
   Prepared,
+  Request,
   Row,
   check_rows,
   prepare,
@@ -37,6 +38,18 @@ from unlearning_jax.attacks.shared.victim import (
 from unlearning_jax.stable_diffusion import StableDiffusion
 
 Record = dict[str, Any]
+
+
+class Proxy(Protocol):
+  """Says how promising prompts are, as `evaluators.diffusion_classifier`."""
+
+  timesteps: int
+
+  def __call__(
+    self, rows: Sequence[Row], requests: Sequence[Request]
+  ) -> Sequence[float]:
+    """A share of each request, 1 at best."""
+    ...
 
 
 @functools.partial(jax.jit, static_argnames=("sd", "attack", "where"))
@@ -146,6 +159,8 @@ def attack_rows(
   mesh: Any,
   mode: str = "roundtrip",
   pool: Pool | None = None,
+  proxy: Proxy | None = None,
+  threshold: float = 0.5,
 ) -> Iterator[Record]:
   """Attacks rows until each succeeds or has had all its blocks.
 
@@ -161,6 +176,9 @@ def attack_rows(
     mesh: of this process's own devices; processes share nothing.
     mode: of the vocabulary.
     pool: images that all rows learn from, if the attack does.
+    proxy: scores prompts before an image is made. Those below the threshold
+      get none, but for a row's last: a row's success can only be missed so.
+    threshold: of the proxy.
 
   Yields:
     A record of each row as it ends: `status` is `pre` (the prompt itself
@@ -195,7 +213,7 @@ def attack_rows(
   while queue or any(group.rows):
     for lane in group.take(queue):
       began[lane] = time.monotonic()
-    for lane in _block_of(sd, group, attack, check, records):
+    for lane in _block_of(sd, group, attack, check, records, proxy, threshold):
       ended = group.rows[lane].row.id
       group.rows[lane] = None
       seconds = round(time.monotonic() - began[lane], 3)
@@ -233,7 +251,7 @@ def _record(row, verdict, attack) -> Record:
   }
 
 
-def _block_of(sd, group, attack, check, records):
+def _block_of(sd, group, attack, check, records, proxy, threshold):
   """Runs and judges one block; yields the lanes whose rows have ended."""
   tokens, contexts, alive, info = group.run()
   busy = [lane for lane, row in enumerate(group.rows) if row is not None]
@@ -255,13 +273,25 @@ def _block_of(sd, group, attack, check, records):
       if attack.reseed:
         seed = _new_seed(seed, len(record["blocks"]))
       asked[lane] = prepared.row.request(found[lane]["text"], seed, context)
+  shares = {}
+  if proxy and asked:
+    shares = _shares(group, records, proxy, asked)
+    for lane, share in shares.items():
+      record = records[group.rows[lane].row.id]
+      last = len(record["blocks"]) == attack.h.blocks - 1
+      if share < threshold and not last:
+        del asked[lane]
+        infos = _infos(info, lane) | {"proxy": share}
+        record["blocks"].append(found[lane] | infos)
   verdicts = check(list(asked.values())) if asked else ()
   for lane, verdict in zip(asked, verdicts, strict=True):
     record = records[group.rows[lane].row.id]
-    infos = {name: float(values[lane]) for name, values in info.items()}
+    infos = _infos(info, lane)
     record["blocks"].append(
       {**found[lane], "seed": asked[lane].seed, **verdict._asdict(), **infos}
     )
+    if lane in shares:
+      record["blocks"][-1]["proxy"] = shares[lane]
     record["images"] += 1
     record["success"] = verdict.success
   for lane in busy:
@@ -270,6 +300,23 @@ def _block_of(sd, group, attack, check, records):
     if status:
       record["status"] = status
       yield lane
+
+
+def _infos(info, lane) -> dict[str, float]:
+  return {name: float(values[lane]) for name, values in info.items()}
+
+
+def _shares(group, records, proxy, asked) -> dict[int, float]:
+  """What the proxy says of each lane, its UNet rows counted."""
+  rows = [group.rows[lane].row for lane in asked]
+  found = proxy(rows, list(asked.values()))
+  for row in rows:
+    record = records[row.id]
+    # The row's own two ends come first, once.
+    count = 1 if "proxy_calls" in record else 3
+    spent = record.get("proxy_calls", 0) + count * proxy.timesteps
+    record["proxy_calls"] = spent
+  return dict(zip(asked, found, strict=True))
 
 
 def _new_seed(seed: int, block: int) -> int:
