@@ -69,6 +69,9 @@ def attack(
   # Folder of <id>.png; "" has the original model draw them.
   config.target_images = ""
   config.vocabulary = "roundtrip"
+  # What becomes of prompts that leave no room: counted as failures (`drop`),
+  # or the run refused (`error`).
+  config.too_long = "drop"
   config.groups = ("explicit",)
   config.lanes = 8
   config.title = f"{method} on {chosen['name'] or task}"

@@ -40,6 +40,7 @@ def main(_: Sequence[str]):
   victims.check(config)
   attack = victims.bind(config)
   listed = attack_table.listed(config)
+  victims.check_guidance(listed)
   control = attack_table.finished_rows(_CONTROL.value)
   edits = comparison.load_edits([_EDIT.value] if _EDIT.value else [])
   if edits and config.victim:
@@ -47,8 +48,9 @@ def main(_: Sequence[str]):
   sd, params = comparison.load_model(config)
   victim = victims.victim_of(config, sd, params, edits)
   name = victims.fingerprint(victim, edits)
+  inputs = {"victim": name, **victims.words_hash(attack)}
   run = comparison.open_run(
-    _WORKDIR.value, config, params, edits, inputs={"victim": name}
+    _WORKDIR.value, config, params, edits, inputs=inputs
   )
   # Processes share no array: each attacks its own rows on its own devices.
   mesh = sharding.make_mesh(devices=jax.local_devices())
@@ -68,7 +70,7 @@ def main(_: Sequence[str]):
       check, jax.random.key(config.seed),
       lanes=config.lanes, mesh=mesh, mode=config.vocabulary, pool=pool,
       proxy=victims.proxy_of(config, sd, victim, original),
-      threshold=config.proxy.threshold,
+      threshold=config.proxy.threshold, too_long=config.too_long,
     ) if mine else ()  # fmt: skip
     calls = config.sampling.num_steps * victim.image_rows
     for record in found:

@@ -23,7 +23,7 @@ from unlearning_jax import (
   stable_diffusion,
 )
 from unlearning_jax.attacks import Victim
-from unlearning_jax.attacks.shared import insertion, rows
+from unlearning_jax.attacks.shared import insertion, lanes, rows
 from unlearning_jax.attacks.shared.victim import Pool, through_guidance
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.evaluators import diffusion_classifier
@@ -39,6 +39,11 @@ def check(config: Any):
     ValueError: naming the key.
   """
   given = config.guidance
+  check_choice("too_long", config.too_long, lanes.TOO_LONG)
+  if config.proxy.timesteps < 0:
+    raise ValueError(
+      f"proxy.timesteps={config.proxy.timesteps}: must not be negative"
+    )
   if given.safe:
     check_choice("guidance.safe", given.safe, guidance.PRESETS)
   elif given.concept:
@@ -66,6 +71,20 @@ def check(config: Any):
     raise ValueError("pool.concept: name what the images show")
 
 
+def check_guidance(listed: Sequence[dict[str, Any]]):
+  """Refuses rows of a table whose images would not be guided.
+
+  Raises:
+    ValueError: naming the row.
+  """
+  for row in listed:
+    if row["guidance"] is not None and row["guidance"] <= 1:
+      raise ValueError(
+        f"row {row['id']}: evaluation_guidance={row['guidance']} guides "
+        "nothing; must exceed 1"
+      )
+
+
 def bind(config: Any) -> attacks.Attack:
   """The attack, with the words of the run that `config.words` names.
 
@@ -87,6 +106,14 @@ def bind(config: Any) -> attacks.Attack:
     if not hparams["words"]:
       raise ValueError(f"words: the run {config.words} has learnt none")
   return attacks.bind(config.method, hparams)
+
+
+def words_hash(attack: attacks.Attack) -> dict[str, str]:
+  """A sha256 of the words that `new_word` draws with; empty for others."""
+  words = getattr(attack.h, "words", None)
+  if words is None:
+    return {}
+  return {"words": hashlib.sha256(json.dumps(words).encode()).hexdigest()}
 
 
 def safe_of(config: Any) -> guidance.Safe | None:

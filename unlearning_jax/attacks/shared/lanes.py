@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import Array
 
 from unlearning_jax import sharding
@@ -35,9 +36,11 @@ from unlearning_jax.attacks.shared.victim import (
   Victim,
   text_states,
 )
+from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
 Record = dict[str, Any]
+TOO_LONG = ("drop", "error")
 
 
 class Proxy(Protocol):
@@ -161,6 +164,7 @@ def attack_rows(
   pool: Pool | None = None,
   proxy: Proxy | None = None,
   threshold: float = 0.5,
+  too_long: str = "drop",
 ) -> Iterator[Record]:
   """Attacks rows until each succeeds or has had all its blocks.
 
@@ -179,6 +183,8 @@ def attack_rows(
     proxy: scores prompts before an image is made. Those below the threshold
       get none, but for a row's last: a row's success can only be missed so.
     threshold: of the proxy.
+    too_long: `drop` counts prompts that leave no room as failures, with their
+      reason; `error` refuses the table.
 
   Yields:
     A record of each row as it ends: `status` is `pre` (the prompt itself
@@ -186,12 +192,20 @@ def attack_rows(
     frozen) or `dropped` (with `reason`).
 
   Raises:
-    ValueError: an unusable table or vocabulary.
+    ValueError: an unusable table or vocabulary; with `too_long="error"`
+      prompts that do not fit, by row.
   """
   check_rows(table, sd.latent_shape)
+  check_choice("too_long", too_long, TOO_LONG)
   lanes = -(-lanes // sharding.local_rows_multiple(mesh))
   lanes *= sharding.local_rows_multiple(mesh)
   fitting, dropped = prepare(sd, table, attack.h.insertion, attack.h.k)
+  if dropped and too_long == "error":
+    raise ValueError(
+      "rows that leave no room for the attack (too_long='error'; 'drop' counts "
+      "them as failures): "
+      + "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
+    )
   layouts = {prepared.row.id: prepared for prepared in fitting}
   queue: deque[Prepared] = deque()
   records: dict[str, Record] = {}
@@ -303,7 +317,15 @@ def _block_of(sd, group, attack, check, records, proxy, threshold):
 
 
 def _infos(info, lane) -> dict[str, float]:
-  return {name: float(values[lane]) for name, values in info.items()}
+  found = {name: float(values[lane]) for name, values in info.items()}
+  if found.get("gradient_rms") == 0:
+    # The attack is then no better than its control, whatever it reports.
+    logging.log_first_n(
+      logging.WARNING,
+      "text gradient is zero: the victim does not read its prompt",
+      1,
+    )
+  return found
 
 
 def _shares(group, records, proxy, asked) -> dict[int, float]:
