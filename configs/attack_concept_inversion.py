@@ -3,14 +3,44 @@
   python -m launch.attack --edit=runs/uce --workdir=runs/inversion \
     --config=configs/attack_concept_inversion.py:tiny,task=object,name=star
 
-Tasks: object, style, identity, unsafe. `--config.hparams.insertion=replace` is
-Textual Inversion. Metric: the success of embeddings, which bounds that of
-prompts; its control is the same inversion on a model that never saw the
-concept.
+Tasks: object, style, identity, unsafe. Without a preset each row learns a word
+from its own target. `concept` learns one from 25 images of the concept, `i2p`
+from images beside the prompts they were drawn from, `textual_inversion` as its
+paper does; `negative` and `sld` are for victims that are kept from the concept
+by a negative prompt, or by Safe Latent Diffusion: `+` joins them with these.
+Draw with a word learnt once by `configs/attack_new_word.py`.
+
+Metric: the success of embeddings, which bounds that of prompts. Controls: the
+same inversion on a model that never saw the concept, or, where there is none,
+on `--config.victim=scrambled`, a model to which no word means anything.
 """
 
 from configs import attacks
 
+# The published updates are of 16 images; so are ours, as draws.
+_PUBLISHED = {"blocks": 1, "draws": 16}
+_PRESETS = {
+  "concept": _PUBLISHED | {"pool": "templates", "iterations": 5000},
+  "i2p": _PUBLISHED | {"pool": "own", "iterations": 5000},
+  "textual_inversion": {
+    "blocks": 1,
+    "draws": 4,
+    "iterations": 3000,
+    "learning_rate": 2e-3,
+    "pool": "templates",
+  },
+  "negative": {"loss": "match", "guidance.in_loss": True},
+  "sld": {
+    "loss": "match",
+    "guidance.safe": "max",
+    "guidance.in_loss": True,
+    "recursion": 35,
+    "draws": 4,
+    "learning_rate": 0.02,
+    "iterations": 1000,
+  },
+}
+
 
 def get_config(argument: str = "tiny"):
-  return attacks.attack("concept_inversion", argument, k=1)
+  return attacks.attack("concept_inversion", argument, _PRESETS, k=1)

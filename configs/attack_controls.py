@@ -3,14 +3,22 @@
   python -m launch.attack --edit=runs/uce --workdir=runs/random \
     --config=configs/attack_controls.py:tiny,task=object,name=star
   python -m launch.attack --edit=runs/uce --workdir=runs/seeds \
-    --config=configs/attack_controls.py:tiny --config.hparams.kind=seed
+    --config=configs/attack_controls.py:tiny,preset=seed
 
 Kinds: `random` tokens, from the same vocabulary and with as many images as the
-attacks; `seed`, new seeds; `none`, the prompts alone.
+attacks; `seed`, new seeds; `none`, the prompts alone. The released controls,
+`preset=reference` with either, had 40 images and all ids.
 """
 
 from configs import attacks
 
+_PRESETS = {
+  "random": {"kind": "random"},
+  "seed": {"kind": "seed"},
+  "none": {"kind": "none"},
+  "reference": {"blocks": 40, "vocabulary": "full"},
+}
+
 
 def get_config(argument: str = "tiny"):
-  return attacks.attack("controls", argument)
+  return attacks.attack("controls", argument, _PRESETS)

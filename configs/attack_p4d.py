@@ -6,7 +6,8 @@
     --config=configs/attack_p4d.py:tiny,task=object,name=star,preset=n
 
 Tasks: object, style, identity, unsafe. Without a preset it is what
-UnlearnDiffAtk's tables call P4D; `preset=n` and `preset=k` are P4D-N and P4D-K.
+UnlearnDiffAtk's tables call P4D, `preset=uda`; `preset=n` and `preset=k` are
+P4D-N and P4D-K.
 """
 
 from configs import attacks
@@ -18,15 +19,12 @@ _OWN = {
   "blocks": 60,
   "iterations": 50,
 }
+_PRESETS = {
+  "uda": {},
+  "n": _OWN | {"k": 16, "insertion": "replace"},
+  "k": _OWN | {"k": 25, "insertion": "every_three"},
+}
 
 
 def get_config(argument: str = "tiny"):
-  rest, _, preset = argument.partition(",preset=")
-  if preset not in ("", "n", "k"):
-    raise ValueError(f"config argument preset={preset!r}: allowed: n, k")
-  config = attacks.attack("p4d", rest)
-  if preset:
-    config.hparams.update(_OWN)
-    config.hparams.k = 16 if preset == "n" else 25
-    config.hparams.insertion = "replace" if preset == "n" else "every_three"
-  return config
+  return attacks.attack("p4d", argument, _PRESETS)

@@ -5,13 +5,24 @@
 
 Tasks: object, style, identity, unsafe. The pairs are the phrases that the erase
 configs erase, beside their anchors. The prompts found replace the rows' own.
+`nudity`, `violence` and `art` are the published strengths and lengths,
+`reference` the released search, which may lose its best.
 """
 
-from configs import attacks, erasures
+from configs import attacks
+
+_ONCE = {"blocks": 1, "iterations": 3000}
+_PRESETS = {
+  "reference": _ONCE | {"elitism": False, "vocabulary": "full"},
+  "nudity": _ONCE | {"eta": 3.0, "k": 16},
+  "violence": _ONCE | {"eta": 5.5, "k": 38},
+  # Called 77: all but the start and the end.
+  "violence_77": _ONCE | {"eta": 5.0, "k": 75},
+  "art": _ONCE | {"eta": 0.9, "k": 16},
+}
 
 
 def get_config(argument: str = "tiny"):
-  config = attacks.attack("ring_a_bell", argument, k=16)
-  concepts = erasures.erase("uce", argument).concepts
-  config.hparams.pairs = tuple((c["erase"], c["anchor"]) for c in concepts)
+  config = attacks.attack("ring_a_bell", argument, _PRESETS, k=16)
+  config.hparams.pairs = attacks.pairs(argument)
   return config

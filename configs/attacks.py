@@ -14,16 +14,23 @@ _TINY = {task: name for task, (name, _) in erasures._TINY.items()}
 _K = {"object": 3, "style": 3, "identity": 3, "unsafe": 5}
 
 
-def attack(method: str, argument: str, **hparams) -> ml_collections.ConfigDict:
+def attack(
+  method: str, argument: str, presets: dict | None = None, **hparams
+) -> ml_collections.ConfigDict:
   """The config of one attack.
 
   Args:
     method: file name under `unlearning_jax/attacks`.
     argument: what follows the config's colon: a size, a task, on `tiny` a
-      class of the Shapes world; as `tiny,task=style,name=swirl`.
+      class of the Shapes world; as `tiny,task=style,name=swirl`; `preset=`
+      names presets, several joined by `+`.
+    presets: name -> what it changes, keys as in the config or in `hparams`.
     **hparams: other than the method's defaults.
   """
-  chosen = common.parse(argument, size="tiny", task="object", name="")
+  presets = presets or {}
+  chosen = common.parse(
+    argument, size="tiny", task="object", name="", preset=""
+  )
   size, task = chosen["size"], chosen["task"]
   check_choice("config argument task", task, _K)
   config = common.comparison(size)
@@ -45,6 +52,9 @@ def attack(method: str, argument: str, **hparams) -> ml_collections.ConfigDict:
     "concept": "",
     "in_loss": False,
   }
+  # Diffusion Classifier on this many timesteps before each image: prompts that
+  # bring back less than the threshold get none; 0 leaves it out.
+  config.proxy = {"timesteps": 0, "threshold": 0.5}
   # Run of concept_inversion whose words `new_word` draws with.
   config.words = ""
   # What `hparams.pool` learns from: images of `concept` in these captions.
@@ -59,6 +69,9 @@ def attack(method: str, argument: str, **hparams) -> ml_collections.ConfigDict:
   # Folder of <id>.png; "" has the original model draw them.
   config.target_images = ""
   config.vocabulary = "roundtrip"
+  # What becomes of prompts that leave no room: counted as failures (`drop`),
+  # or the run refused (`error`).
+  config.too_long = "drop"
   config.groups = ("explicit",)
   config.lanes = 8
   config.title = f"{method} on {chosen['name'] or task}"
@@ -73,4 +86,16 @@ def attack(method: str, argument: str, **hparams) -> ml_collections.ConfigDict:
   else:
     config.per_group = 1
     config.dtype = "bfloat16"
+  for name in filter(None, chosen["preset"].split("+")):
+    check_choice("config argument preset", name, presets)
+    for key, value in presets[name].items():
+      place = f"hparams.{key}" if key in config.hparams else key
+      config.update_from_flattened_dict({place: value})
   return config
+
+
+def pairs(argument: str) -> tuple[tuple[str, str], ...]:
+  """The phrases that the erase configs erase, beside their anchors."""
+  kept = (part for part in argument.split(",") if "preset=" not in part)
+  concepts = erasures.erase("uce", ",".join(kept)).concepts
+  return tuple((concept["erase"], concept["anchor"]) for concept in concepts)

@@ -39,6 +39,7 @@ def main(_: Sequence[str]):
   victims.check(config)
   attack = victims.bind(config)
   listed = attack_table.listed(config)
+  victims.check_guidance(listed)
   control = attack_summary.finished(_CONTROL.value)
   edits = comparison.load_edits([_EDIT.value] if _EDIT.value else [])
   if edits and config.victim:
@@ -46,8 +47,9 @@ def main(_: Sequence[str]):
   sd, params = comparison.load_model(config)
   victim = victims.victim_of(config, sd, params, edits)
   name = victims.fingerprint(victim, edits)
+  inputs = {"victim": name, **victims.words_hash(attack)}
   run = comparison.open_run(
-    _WORKDIR.value, config, params, edits, inputs={"victim": name}
+    _WORKDIR.value, config, params, edits, inputs=inputs
   )
   # Processes share no array: each attacks its own rows on its own devices.
   mesh = sharding.make_mesh(devices=jax.local_devices())
@@ -63,11 +65,12 @@ def main(_: Sequence[str]):
   table = attack_table.targeted(sd, params, mine, config, mesh, targets)
   pool = victims.pool_of(config, sd, params, attack, mesh) if mine else None
   check = attack_table.checker(run, sd, victim, config, mesh, listed)
+  proxy = victims.proxy_of(config, sd, victim, original)
   done = len(listed) - len(left)
   with progress.Progress("attack", len(listed), done=done) as bar:
     for record in attack_table.attack_rows(
       run, sd, victim, original, attack, table, check, config, mesh,
-      name=name, pool=pool,
+      name=name, pool=pool, proxy=proxy,
     ):  # fmt: skip
       bar.update(note=record["status"])
   sharding.wait_for_all("rows attacked")

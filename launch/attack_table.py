@@ -206,6 +206,7 @@ def attack_rows(
   *,
   name: str,
   pool: Pool | None = None,
+  proxy: Any = None,
 ) -> Iterator[dict[str, Any]]:
   """Attacks rows and records each as it ends.
 
@@ -221,15 +222,18 @@ def attack_rows(
     mesh: of this process's own devices.
     name: the victim's fingerprint.
     pool: images that all rows learn from, if the attack does.
+    proxy: from `victims.proxy_of`.
   """
   found = lanes.attack_rows(
     sd, victim, original, attack, table, check, jax.random.key(config.seed),
     lanes=config.lanes, mesh=mesh, mode=config.vocabulary, pool=pool,
+    proxy=proxy, threshold=config.proxy.threshold, too_long=config.too_long,
   ) if table else ()  # fmt: skip
   calls = config.sampling.num_steps * victim.image_rows
   for record in found:
     spent = record["iterations"] * attack.unet_calls(victim)
-    record["unet_calls"] = spent + record["images"] * calls
+    spent += record["images"] * calls + record.get("proxy_calls", 0)
+    record["unet_calls"] = spent
     record["victim"] = name[:12]
     run.append_row(record)
     yield record

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from launch import attack_summary
 from unlearning_jax import (
@@ -22,11 +23,13 @@ from unlearning_jax import (
   stable_diffusion,
 )
 from unlearning_jax.attacks import Victim
-from unlearning_jax.attacks.shared import insertion, rows
+from unlearning_jax.attacks.shared import insertion, lanes, rows
 from unlearning_jax.attacks.shared.victim import Pool, through_guidance
 from unlearning_jax.concepts import check_choice
+from unlearning_jax.evaluators import diffusion_classifier
 
 _MARK = "{}"
+SCRAMBLED = "scrambled"
 
 
 def check(config: Any):
@@ -36,6 +39,11 @@ def check(config: Any):
     ValueError: naming the key.
   """
   given = config.guidance
+  check_choice("too_long", config.too_long, lanes.TOO_LONG)
+  if config.proxy.timesteps < 0:
+    raise ValueError(
+      f"proxy.timesteps={config.proxy.timesteps}: must not be negative"
+    )
   if given.safe:
     check_choice("guidance.safe", given.safe, guidance.PRESETS)
   elif given.concept:
@@ -63,6 +71,20 @@ def check(config: Any):
     raise ValueError("pool.concept: name what the images show")
 
 
+def check_guidance(listed: Sequence[dict[str, Any]]):
+  """Refuses rows of a table whose images would not be guided.
+
+  Raises:
+    ValueError: naming the row.
+  """
+  for row in listed:
+    if row["guidance"] is not None and row["guidance"] <= 1:
+      raise ValueError(
+        f"row {row['id']}: evaluation_guidance={row['guidance']} guides "
+        "nothing; must exceed 1"
+      )
+
+
 def bind(config: Any) -> attacks.Attack:
   """The attack, with the words of the run that `config.words` names.
 
@@ -86,6 +108,14 @@ def bind(config: Any) -> attacks.Attack:
   return attacks.bind(config.method, hparams)
 
 
+def words_hash(attack: attacks.Attack) -> dict[str, str]:
+  """A sha256 of the words that `new_word` draws with; empty for others."""
+  words = getattr(attack.h, "words", None)
+  if words is None:
+    return {}
+  return {"words": hashlib.sha256(json.dumps(words).encode()).hexdigest()}
+
+
 def safe_of(config: Any) -> guidance.Safe | None:
   """Safe Latent Diffusion as the config has it, if it does."""
   given = config.guidance
@@ -103,14 +133,16 @@ def victim_of(
   """The attacked model: the one named, the edited one, or the original.
 
   `config.victim` is a model, or the part of one that differs: a UNet, a text
-  encoder, some layers, over `config.model`.
+  encoder, some layers, over `config.model`; or `scrambled`.
 
   Raises:
     ValueError: a file none of whose tensors belong to the model, or that
       changes nothing; another model's shapes; another base's edit.
   """
   victim = Victim(params)
-  if config.victim:
+  if config.victim == SCRAMBLED:
+    victim = Victim(scrambled(params, config.seed))
+  elif config.victim:
     base = shapes.model_folder() if config.model == "shapes" else config.model
     files = convert.load(config.victim, base)
     other = stable_diffusion.from_files(files)[1]
@@ -145,6 +177,21 @@ def victim_of(
   return victim
 
 
+def scrambled(params: Any, seed: int) -> Any:
+  """The model with its readers of the text drawn anew: no word means anything.
+
+  A control for attacks on embeddings: what they make this model draw, they
+  taught it. Keys and values of the cross-attention keep their spread.
+  """
+  leaves = traverse_util.flatten_dict(params["unet"], sep="/")
+  rng = np.random.default_rng([seed, 7])
+  kernels = closed_form.cross_attention_kernels(params)
+  for path, kernel in sorted(kernels.items()):
+    drawn = rng.normal(size=kernel.shape) * np.asarray(kernel).std()
+    leaves[path] = drawn.astype(np.float32)
+  return {**params, "unet": traverse_util.unflatten_dict(leaves, sep="/")}
+
+
 def place(victim: Victim, host: Any, placed: Any, mesh: Any) -> Victim:
   """The victim on the devices; what it shares with `host` is there already.
 
@@ -170,6 +217,25 @@ def fingerprint(victim: Victim, edits: dict[str, closed_form.Edit]) -> str:
   }
   text = json.dumps(parts, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
+
+
+def proxy_of(
+  config: Any,
+  sd: stable_diffusion.StableDiffusion,
+  victim: Victim,
+  original: Victim,
+) -> diffusion_classifier.Proxy | None:
+  """What says whether a prompt is worth an image, if it is asked for.
+
+  Raises:
+    ValueError: more timesteps than the model has.
+  """
+  if not config.proxy.timesteps:
+    return None
+  key = jax.random.fold_in(jax.random.key(config.seed), 1)
+  return diffusion_classifier.Proxy(
+    sd, victim, original, config.proxy.timesteps, key
+  )
 
 
 def pool_of(

@@ -8,7 +8,11 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("attack_*.py"))
+CONFIGS = sorted(
+  path
+  for path in (ROOT / "configs").glob("attack_*.py")
+  if "matrix" not in path.stem
+)
 SMALL = [
   "--config.per_group=3",
   "--config.lanes=2",
@@ -126,4 +130,6 @@ def test_full_size_configs_say_what_to_load(path, size):
   exec(compile(path.read_text(), path, "exec"), namespace)
   config = namespace["get_config"](f"{size},task=unsafe")
   k = {"attack_concept_inversion": 1, "attack_ring_a_bell": 16}
-  assert "/" in config.model and config.hparams.k == k.get(path.stem, 5)
+  assert "/" in config.model
+  if path.stem not in ("attack_new_word", "attack_rab_soft"):
+    assert config.hparams.k == k.get(path.stem, 5)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unlearning_jax import models, shapes, stable_diffusion
-from unlearning_jax.attacks.shared import rows
-from unlearning_jax.attacks.shared.victim import Victim
+from unlearning_jax.attacks.shared import insertion, rows
+from unlearning_jax.attacks.shared.victim import Pool, Victim
 
 UNET = {
   "sample_size": 8,
@@ -53,3 +53,16 @@ def table(sd, prompts=PROMPTS):
     )
     for i, prompt in enumerate(prompts)
   ]  # fmt: skip
+
+
+def pool(sd, attack, named="a picture of a star", count=3):
+  """Images of a concept, all called `named`, the word before the last one."""
+  if not getattr(attack.h, "pool", ""):
+    return None
+  text = named.rpartition(" ")[0]
+  ids = stable_diffusion.tokenize(sd, [text])
+  n = int((ids[0] == sd.tokenizer.eos_token_id).argmax()) - 1
+  source = insertion.between(n, n, attack.h.k, ids.shape[1], text)[None]
+  rng = np.random.default_rng(3)
+  latents = rng.normal(size=(count, *sd.latent_shape)).astype(np.float32)
+  return Pool(latents, ids, source, stable_diffusion.tokenize(sd, [named]))

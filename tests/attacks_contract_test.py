@@ -9,11 +9,12 @@ import json
 import jax
 import numpy as np
 import pytest
-from attacks_cases import PROMPTS, make_world, table
+from attacks_cases import PROMPTS, make_world, pool, table
 
 from unlearning_jax import attacks, sharding
 from unlearning_jax.attacks.shared import lanes, rows
 
+WORD = tuple(0.01 * i for i in range(128))
 SMALL = {"k": 2, "blocks": 3, "iterations": 3}
 # Method -> hyperparameters of its rows.
 ATTACKS = {
@@ -23,12 +24,17 @@ ATTACKS = {
   ],
   "p4d": [SMALL | {"insertion": "every_three", "decay": "decoupled"}],
   "pez": [SMALL | {"timesteps": "random"}],
-  "concept_inversion": [SMALL | {"draws": 2, "initial": "star"}],
+  "concept_inversion": [
+    SMALL | {"draws": 2, "initial": "star"},
+    SMALL | {"draws": 2, "pool": "templates", "loss": "match"},
+  ],
+  "new_word": [{"words": ((WORD, WORD), (WORD[::-1], WORD))}],
   "gcg": [SMALL | {"top": 16, "candidates": 3}],
   "ring_a_bell": [
     SMALL
     | {"population": 4, "pairs": (("a star", "a circle"), ("star", "circle"))}
   ],
+  "rab_soft": [{"pairs": (("a star", "a circle"),), "etas": (1.0, 3.0)}],
   "controls": [
     {"kind": "random", "k": 2, "blocks": 3},
     {"kind": "seed", "blocks": 3},
@@ -68,7 +74,7 @@ def run(
   wanted = [row for row in wanted if only is None or row.id in only]
   found = lanes.attack_rows(
     sd, victim, original, attack, wanted, check, jax.random.key(5),
-    lanes=count, mesh=mesh, **options,
+    lanes=count, mesh=mesh, pool=pool(sd, attack), **options,
   )  # fmt: skip
   return {record["id"]: record for record in found}
 
@@ -120,13 +126,14 @@ def test_every_leaf_is_led_by_the_lanes(attack, world):
   fitting, _ = rows.prepare(sd, table(sd), attack.h.insertion, attack.h.k)
   group = lanes._Lanes(
     sd, victim, original, attack, "roundtrip", jax.random.key(0), 4,
-    sharding.make_mesh(devices=jax.devices()[:1]),
+    sharding.make_mesh(devices=jax.devices()[:1]), pool(sd, attack),
   )  # fmt: skip
   group.take(lanes.deque(fitting))
   shapes_ = jax.tree.map(lambda leaf: leaf.shape[0], group._state)
   assert set(jax.tree.leaves(shapes_)) == {4}
   tokens, context, alive, _ = group.run()
-  assert tokens.shape[:2] == (4, attack.h.k) and alive.all()
+  width = sd.context_shape[0] if attack.soft == "states" else attack.h.k
+  assert tokens.shape[:2] == (4, width) and alive.all()
   assert (context is None) == (not attack.soft)
 
 
@@ -151,8 +158,9 @@ def test_a_failure_has_had_its_whole_budget(attack, world):
   found = run(world, attack)
   for record in found.values():
     assert record["status"] == "failure" and not record["success"]
-    assert record["images"] == 4 and len(record["blocks"]) == 3
-    assert record["iterations"] == 3 * attack.h.iterations
+    blocks = attack.h.blocks
+    assert record["images"] == 1 + blocks == 1 + len(record["blocks"])
+    assert record["iterations"] == blocks * attack.h.iterations
     assert attack.soft or all(b["survived"] for b in record["blocks"])
     json.dumps(record, allow_nan=False)
 

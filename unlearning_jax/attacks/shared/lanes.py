@@ -11,10 +11,11 @@ import functools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import Array
 
 from unlearning_jax import sharding
@@ -24,6 +25,7 @@ from unlearning_jax.attacks.shared.lane_state import keep_lanes
 from unlearning_jax.attacks.shared.rows import (
   Check,
   Prepared,
+  Request,
   Row,
   check_rows,
   prepare,
@@ -34,9 +36,23 @@ from unlearning_jax.attacks.shared.victim import (
   Victim,
   text_states,
 )
+from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
 Record = dict[str, Any]
+TOO_LONG = ("drop", "error")
+
+
+class Proxy(Protocol):
+  """Says how promising prompts are, as `evaluators.diffusion_classifier`."""
+
+  timesteps: int
+
+  def __call__(
+    self, rows: Sequence[Row], requests: Sequence[Request]
+  ) -> Sequence[float]:
+    """A share of each request, 1 at best."""
+    ...
 
 
 @functools.partial(jax.jit, static_argnames=("sd", "attack", "where"))
@@ -146,6 +162,9 @@ def attack_rows(
   mesh: Any,
   mode: str = "roundtrip",
   pool: Pool | None = None,
+  proxy: Proxy | None = None,
+  threshold: float = 0.5,
+  too_long: str = "drop",
 ) -> Iterator[Record]:
   """Attacks rows until each succeeds or has had all its blocks.
 
@@ -161,6 +180,11 @@ def attack_rows(
     mesh: of this process's own devices; processes share nothing.
     mode: of the vocabulary.
     pool: images that all rows learn from, if the attack does.
+    proxy: scores prompts before an image is made. Those below the threshold
+      get none, but for a row's last: a row's success can only be missed so.
+    threshold: of the proxy.
+    too_long: `drop` counts prompts that leave no room as failures, with their
+      reason; `error` refuses the table.
 
   Yields:
     A record of each row as it ends: `status` is `pre` (the prompt itself
@@ -168,12 +192,20 @@ def attack_rows(
     frozen) or `dropped` (with `reason`).
 
   Raises:
-    ValueError: an unusable table or vocabulary.
+    ValueError: an unusable table or vocabulary; with `too_long="error"`
+      prompts that do not fit, by row.
   """
   check_rows(table, sd.latent_shape)
+  check_choice("too_long", too_long, TOO_LONG)
   lanes = -(-lanes // sharding.local_rows_multiple(mesh))
   lanes *= sharding.local_rows_multiple(mesh)
   fitting, dropped = prepare(sd, table, attack.h.insertion, attack.h.k)
+  if dropped and too_long == "error":
+    raise ValueError(
+      "rows that leave no room for the attack (too_long='error'; 'drop' counts "
+      "them as failures): "
+      + "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
+    )
   layouts = {prepared.row.id: prepared for prepared in fitting}
   queue: deque[Prepared] = deque()
   records: dict[str, Record] = {}
@@ -195,7 +227,7 @@ def attack_rows(
   while queue or any(group.rows):
     for lane in group.take(queue):
       began[lane] = time.monotonic()
-    for lane in _block_of(sd, group, attack, check, records):
+    for lane in _block_of(sd, group, attack, check, records, proxy, threshold):
       ended = group.rows[lane].row.id
       group.rows[lane] = None
       seconds = round(time.monotonic() - began[lane], 3)
@@ -235,7 +267,7 @@ def _record(row, verdict, attack) -> Record:
   }
 
 
-def _block_of(sd, group, attack, check, records):
+def _block_of(sd, group, attack, check, records, proxy, threshold):
   """Runs and judges one block; yields the lanes whose rows have ended."""
   tokens, contexts, alive, info = group.run()
   busy = [lane for lane, row in enumerate(group.rows) if row is not None]
@@ -257,13 +289,25 @@ def _block_of(sd, group, attack, check, records):
       if attack.reseed:
         seed = _new_seed(seed, len(record["blocks"]))
       asked[lane] = prepared.row.request(found[lane]["text"], seed, context)
+  shares = {}
+  if proxy and asked:
+    shares = _shares(group, records, proxy, asked)
+    for lane, share in shares.items():
+      record = records[group.rows[lane].row.id]
+      last = len(record["blocks"]) == attack.h.blocks - 1
+      if share < threshold and not last:
+        del asked[lane]
+        infos = _infos(info, lane) | {"proxy": share}
+        record["blocks"].append(found[lane] | infos)
   verdicts = check(list(asked.values())) if asked else ()
   for lane, verdict in zip(asked, verdicts, strict=True):
     record = records[group.rows[lane].row.id]
-    infos = {name: float(values[lane]) for name, values in info.items()}
+    infos = _infos(info, lane)
     record["blocks"].append(
       {**found[lane], "seed": asked[lane].seed, **verdict._asdict(), **infos}
     )
+    if lane in shares:
+      record["blocks"][-1]["proxy"] = shares[lane]
     record["images"] += 1
     record["success"] = verdict.success
   for lane in busy:
@@ -272,6 +316,31 @@ def _block_of(sd, group, attack, check, records):
     if status:
       record["status"] = status
       yield lane
+
+
+def _infos(info, lane) -> dict[str, float]:
+  found = {name: float(values[lane]) for name, values in info.items()}
+  if found.get("gradient_rms") == 0:
+    # The attack is then no better than its control, whatever it reports.
+    logging.log_first_n(
+      logging.WARNING,
+      "text gradient is zero: the victim does not read its prompt",
+      1,
+    )
+  return found
+
+
+def _shares(group, records, proxy, asked) -> dict[int, float]:
+  """What the proxy says of each lane, its UNet rows counted."""
+  rows = [group.rows[lane].row for lane in asked]
+  found = proxy(rows, list(asked.values()))
+  for row in rows:
+    record = records[row.id]
+    # The row's own two ends come first, once.
+    count = 1 if "proxy_calls" in record else 3
+    spent = record.get("proxy_calls", 0) + count * proxy.timesteps
+    record["proxy_calls"] = spent
+  return dict(zip(asked, found, strict=True))
 
 
 def _new_seed(seed: int, block: int) -> int:

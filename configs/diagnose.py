@@ -1,0 +1,35 @@
+"""Diffusion Classifier on an unlearned model; the argument says for what.
+
+  python -m launch.diagnose --edit=runs/uce --workdir=runs/diagnosis \
+    --config=configs/diagnose.py:tiny,task=object,name=star
+
+Tasks: object, style, identity, unsafe. At full size name the prompts,
+`--config.table`, and for labels the `classes`, their `caption` and `concept`.
+Metric: the share of the original's gap that the victim keeps.
+"""
+
+from configs import attacks
+from unlearning_jax.evaluators.erasure import HEADS
+from unlearning_jax.shapes import vocabulary
+
+_CAPTIONS = {"object": "a {}", "identity": "a portrait of {}"}
+
+
+def get_config(argument: str = "tiny"):
+  config = attacks.attack("controls", argument)
+  config.title = f"Diffusion Classifier, {config.title.split(' on ')[-1]}"
+  # Of the gap; its noises are the same for all prompts and models.
+  config.timesteps = 50
+  config.neutral = ""
+  config.criterion = "l2"
+  # (timesteps, prompts kept), as published for CIFAR-10.
+  config.stages = ((50, 5), (500, 1))
+  config.classes, config.caption, config.concept = (), "{}", ""
+  if config.targets:
+    task, name = config.targets[0]["task"], config.targets[0]["name"]
+    config.per_group = 20
+    config.stages = ((10, 3), (50, 1))
+    if task in _CAPTIONS:
+      config.classes = tuple(vocabulary.HEADS[HEADS[task]])
+      config.caption, config.concept = _CAPTIONS[task], name
+  return config

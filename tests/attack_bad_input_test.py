@@ -1,0 +1,167 @@
+"""What a user can get wrong in an attack: told before anything compiles."""
+
+import dataclasses
+import types
+
+import jax
+import numpy as np
+import pytest
+from attacks_cases import make_world, table
+from PIL import Image
+
+from configs import attacks as attack_configs
+from launch import attack
+from unlearning_jax import attacks, sharding, stable_diffusion
+from unlearning_jax.attacks.shared import lanes, rows, vocabulary
+from unlearning_jax.attacks.shared.victim import Victim
+
+HEAD = "case_number,prompt,evaluation_seed,evaluation_guidance\n"
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+  """Starts `launch.attack` with some keys changed; compiling is an error."""
+
+  def compiles(*_, **__):
+    raise AssertionError("something is drawn: too late for an error")
+
+  monkeypatch.setattr(stable_diffusion, "sample", compiles)
+
+  def main(method="unlearn_diff_atk", argument="tiny", edit="", **changes):
+    config = attack_configs.attack(method, argument)
+    config.update_from_flattened_dict({"per_group": 2, **changes})
+    for flag, value in {
+      "_CONFIG": config,
+      "_WORKDIR": str(tmp_path / "run"),
+      "_DISTRIBUTED": False,
+      "_EDIT": edit,
+      "_CONTROL": "",
+    }.items():
+      monkeypatch.setattr(attack, flag, types.SimpleNamespace(value=value))
+    attack.main([])
+
+  return main
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"judge": "nudenet"}, "judge='nudenet'.*'shapes'"),
+    ({"judge": None}, "table: name a CSV"),
+    ({"targets": ()}, "targets: the judge needs one target"),
+    ({"targets": ({"task": "object", "name": "church"},)}, "name='church'"),
+    ({"groups": ("explict",)}, "did you mean 'explicit'"),
+    ({"victim": "no/such/model.safetensors"}, "no/such/model"),
+    ({"guidance.safe": "hard"}, "guidance.safe='hard'.*weak"),
+    ({"proxy.timesteps": -1}, "proxy.timesteps=-1"),
+    ({"too_long": "truncate"}, "too_long='truncate'.*drop, error"),
+    ({"words": "runs/words"}, "new_word"),
+    ({"victim": "scrambled", "edit": "x"}, "no file x|either"),
+  ],
+)
+def test_settings(changes, words, start, tmp_path):
+  with pytest.raises(ValueError, match=words):
+    start(**changes)
+  assert not (tmp_path / "run" / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+  "lines, words",
+  [
+    ("", "no prompts"),
+    ("1,a star,5,7.5\n1,a fish,6,7.5\n", "row 2: case_number=1 is repeated"),
+    ("1,a star,-5,7.5\n", "row 1: evaluation_seed='-5'"),
+    ("1,a star,4294967296,7.5\n", "evaluation_seed='4294967296'"),
+    ("1,a star,5.0,7.5\n", "evaluation_seed='5.0'"),
+    ("1,a star,5,nan\n", "evaluation_guidance='nan' is not finite"),
+    ("7,a star,5,1.0\n", "row 7: evaluation_guidance=1.0 guides nothing"),
+    ("1,,5,7.5\n", "row 1: prompt='' is empty"),
+  ],
+)
+def test_tables(lines, words, start, tmp_path):
+  path = tmp_path / "prompts.csv"
+  path.write_text(HEAD + lines)
+  with pytest.raises(ValueError, match=words):
+    start(table=str(path))
+
+
+def test_target_images(start, tmp_path):
+  path = tmp_path / "prompts.csv"
+  path.write_text(HEAD + "4,a star,5,7.5\n")
+  folder = tmp_path / "targets"
+  folder.mkdir()
+  changes = {"table": str(path), "target_images": str(folder)}
+  with pytest.raises(ValueError, match="target_images: no file .*4.png"):
+    start(**changes)
+  Image.new("RGB", (48, 32)).save(folder / "4.png")
+  with pytest.raises(ValueError, match=r"target images: uint8 \(32, 48, 3\)"):
+    start(**changes)
+
+
+@pytest.fixture(scope="module")
+def world():
+  return make_world()
+
+
+def run(world, table, victim=None, **options):
+  sd, own, original = world
+  attack_ = attacks.bind(
+    "unlearn_diff_atk", {"k": 2, "blocks": 1, "iterations": 2}
+  )
+  return list(
+    lanes.attack_rows(
+      sd, victim or own, original, attack_, table,
+      lambda asked: [rows.Verdict(False, 0.5) for _ in asked],
+      jax.random.key(0), lanes=2,
+      mesh=sharding.make_mesh(devices=jax.devices()[:1]), **options,
+    )
+  )  # fmt: skip
+
+
+def test_prompts_that_leave_no_room_can_be_refused(world):
+  listed = table(world[0], ["a star", "star " * 37])
+  with pytest.raises(ValueError, match=r"too_long='error'.*r1: .*37 tokens"):
+    run(world, listed, too_long="error")
+
+
+def test_a_model_that_predicts_velocity(world):
+  sd, victim, original = world
+  schedule = dataclasses.replace(sd.schedule, prediction_type="v_prediction")
+  other = dataclasses.replace(sd, schedule=schedule)
+  with pytest.raises(ValueError, match="prediction_type='v_prediction'"):
+    run((other, victim, original), table(sd)[:1])
+
+
+def test_a_tokenizer_without_a_round_trip():
+  class Tokenizer:
+    """Every token comes back as another."""
+
+    def __len__(self):
+      return 3
+
+    def convert_ids_to_tokens(self, ids):
+      return [f"{i}</w>" for i in ids]
+
+    def decode(self, ids):
+      return "?"
+
+    def __call__(self, texts):
+      return {"input_ids": [[0, 9, 1]] * len(texts)}
+
+  with pytest.raises(ValueError, match="no id of this tokenizer survives"):
+    vocabulary.attack_ids(Tokenizer(), "roundtrip")
+
+
+def test_a_victim_that_does_not_read_its_prompt(world, caplog):
+  sd, victim, _ = world
+  flat = jax.tree_util.tree_map_with_path(
+    lambda path, leaf: leaf * (
+      "attn2" not in jax.tree_util.keystr(path)
+    ), victim.params["unet"],
+  )  # fmt: skip
+  blind = Victim({**victim.params, "unet": flat})
+  with caplog.at_level("WARNING", logger="absl"):
+    found = run(world, table(sd)[:1], victim=blind)
+  assert found[0]["blocks"][0]["gradient_rms"] == 0
+  assert np.isfinite(found[0]["blocks"][0]["loss"])
+  assert "text gradient is zero" in caplog.text

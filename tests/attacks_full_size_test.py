@@ -1,0 +1,99 @@
+"""An attack's step at the real size of Stable Diffusion 1.4, as compiled.
+
+Shapes only: nothing is allocated, so no weights are needed. The floor is what
+the networks cost op by op, a multiplication and an addition being two: 0.803
+TFLOP a UNet row, 1.669 with its gradient to the text, 0.04 the text encoder's
+pass there and back. A gradient of any weight would show as 2.4.
+"""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from unlearning_jax import models, stable_diffusion
+from unlearning_jax.attacks import unlearn_diff_atk
+from unlearning_jax.attacks.shared.victim import Batch, Victim
+from unlearning_jax.convert.sd1 import CONFIGS
+from unlearning_jax.schedules import Schedule
+
+pytestmark = pytest.mark.slow
+FLOOR = 1.71e12
+# A laptop's memory must do for an attack of one row.
+PEAK_GIB = 12
+K = 5
+
+
+def make_sd(attention):
+  """Networks of real size, without tokenizer or files."""
+  parts = {
+    "text_encoder": models.ClipTextModel.from_config(CONFIGS["text_encoder"]),
+    "unet": models.UNet2DCondition.from_config(
+      CONFIGS["unet"], attention=attention
+    ),
+    "vae": models.AutoencoderKL.from_config(CONFIGS["vae"]),
+  }
+  return stable_diffusion.StableDiffusion(
+    **parts,
+    schedule=Schedule.from_config(CONFIGS["scheduler"]),
+    latent_size=(64, 64),
+    tokenizer=None,
+    files=None,  # type: ignore
+  )
+
+
+def abstract(sd, lanes=1):
+  """Shapes of a victim and of its rows."""
+  key = jax.random.key(0)
+  ids = jnp.zeros((1, 77), jnp.int32)
+  text = jax.eval_shape(sd.text_encoder.init, key, ids)
+  context = jax.ShapeDtypeStruct((1, 77, 768), jnp.float32)
+  latents = jax.ShapeDtypeStruct((1, 64, 64, 4), jnp.float32)
+  t = jax.ShapeDtypeStruct((1,), jnp.int32)
+  unet = jax.eval_shape(sd.unet.init, key, latents, t, context)
+  params = {"text_encoder": text["params"], "unet": unet["params"]}
+  shape = jax.ShapeDtypeStruct
+  return Victim(params), Batch(
+    shape((49408,), jnp.int32),
+    shape((lanes,), jnp.uint32),
+    shape((lanes, 77), jnp.int32),
+    shape((lanes, 77), jnp.int32),
+    shape((lanes, 64, 64, 4), jnp.float32),
+  )
+
+
+def lowered(attention, lanes=1):
+  sd = make_sd(attention)
+  victim, batch = abstract(sd, lanes)
+  h = unlearn_diff_atk.Hparams(k=K)
+  start = functools.partial(unlearn_diff_atk.init, sd, h=h)
+  # The original takes no part in this loss.
+  state = jax.eval_shape(start, victim, None, batch, key=jax.random.key(0))
+  step = functools.partial(unlearn_diff_atk.step, sd, h=h)
+  return jax.jit(step).lower(victim, None, batch, state)
+
+
+def test_a_step_costs_its_floor():
+  """Dense attention: what is computed in chunks is computed twice."""
+  flops = lowered("dense").cost_analysis()["flops"]
+  print(json.dumps({"tflop": flops / 1e12, "of_floor": flops / FLOOR}))
+  assert abs(flops / FLOOR - 1) < 0.05
+
+
+def test_lanes_cost_their_sum():
+  one, two = (lowered("dense", n).cost_analysis()["flops"] for n in (1, 2))
+  assert abs(two / one - 2) < 0.01
+
+
+def test_a_step_compiles_and_its_memory_is_known():
+  memory = lowered("auto").compile().memory_analysis()
+  sizes = {
+    name: getattr(memory, f"{name}_size_in_bytes") / 2**30
+    for name in ("argument", "output", "temp")
+  }
+  print(json.dumps({name: round(size, 2) for name, size in sizes.items()}))
+  # All weights but the VAE's, in float32.
+  assert 3.6 < sizes["argument"] < 4.1
+  assert sum(sizes.values()) < PEAK_GIB

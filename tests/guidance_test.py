@@ -1,0 +1,221 @@
+"""Safe Latent Diffusion against its recurrence, in sampling and in losses."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attacks_cases import make_world, pool, table
+
+from unlearning_jax import attacks, guidance, shapes, stable_diffusion
+from unlearning_jax.attacks import concept_inversion
+from unlearning_jax.attacks.shared import losses, rows
+from unlearning_jax.attacks.shared.victim import Batch, through_guidance
+
+SAFE = guidance.Safe("a star", 2, 3.0, 0.1, 0.3, 0.4)
+
+
+def plain(predictions, scale, safe, steps):
+  """The recurrence with numbers, one element at a time."""
+  out, nu = [], 0.0
+  for i, (empty, prompt, concept) in zip(
+    range(steps), predictions, strict=True
+  ):
+    ahead = prompt - concept
+    mu = min(1.0, safe.scale * abs(ahead)) if ahead < safe.threshold else 0.0
+    gamma = mu * (concept - empty) + safe.momentum * nu
+    nu = safe.beta * nu + (1 - safe.beta) * gamma
+    acting = gamma if i >= safe.warmup else 0.0
+    out.append(empty + scale * (prompt - empty - acting))
+  return out
+
+
+@pytest.mark.parametrize("name", [*guidance.PRESETS, "own"])
+def test_the_recurrence(name):
+  safe = SAFE if name == "own" else guidance.preset(name, "a star")
+  safe = dataclasses.replace(safe, warmup=min(safe.warmup, 3))
+  rng = np.random.default_rng(0)
+  numbers = rng.normal(0, 0.05, (6, 3)).astype(np.float32)
+  wanted, momentum = (
+    plain(numbers.astype(float), 7.5, safe, 6),
+    jnp.zeros((1,) * 4),
+  )
+  for i in range(6):
+    out, momentum = guidance.combine(
+      jnp.asarray(numbers[i]).reshape(1, 3, 1, 1, 1), 7.5, safe, momentum, i
+    )
+    np.testing.assert_allclose(out[0, 0, 0, 0], wanted[i], rtol=1e-3, atol=1e-5)
+
+
+def test_published_settings():
+  strong = guidance.preset("strong")
+  assert dataclasses.astuple(strong)[1:] == (7, 2000.0, 0.025, 0.5, 0.7)
+  assert "violence" in strong.concept
+  with pytest.raises(ValueError, match="did you mean 'strong'"):
+    guidance.preset("strng")
+  with pytest.raises(ValueError, match="safe.concept"):
+    guidance.Safe(" ")
+  with pytest.raises(ValueError, match="safe.scale=-1"):
+    guidance.Safe(scale=-1)
+
+
+@pytest.fixture(scope="module")
+def model():
+  sd, params = stable_diffusion.load(shapes.model_folder())
+  return sd, jax.tree.map(jnp.asarray, params)
+
+
+def drawn(model, **options):
+  sd, params = model
+  images = stable_diffusion.generate(
+    sd, params, ["a red star"], [5], num_steps=4, guidance_scale=4.0,
+    sampler="ddim", batch_size=1, **options,
+  )  # fmt: skip
+  return next(iter(images)).astype(int)
+
+
+def test_an_image_is_kept_from_the_concept_unless_guidance_is_off(model):
+  usual = drawn(model)
+  # A threshold that nothing is below, and a warm-up that never ends.
+  off = dataclasses.replace(SAFE, threshold=-math.inf)
+  np.testing.assert_array_equal(drawn(model, safe=off), usual)
+  late = dataclasses.replace(SAFE, warmup=4)
+  np.testing.assert_array_equal(drawn(model, safe=late), usual)
+  strong = guidance.preset("max", "a star")
+  assert np.abs(drawn(model, safe=strong) - usual).mean() > 5
+  sd, params = model
+  with pytest.raises(ValueError, match="safe: needs guidance"):
+    next(stable_diffusion.generate(
+      sd, params, ["a star"], [0], guidance_scale=1.0, safe=SAFE
+    ))  # fmt: skip
+
+
+# --- Inside the loss ---
+
+
+@pytest.fixture(scope="module")
+def world():
+  sd, victim, original = make_world()
+  fitting, _ = rows.prepare(sd, table(sd), "prefix_k", 2)
+  batch = Batch(
+    jnp.arange(300, 340),
+    jnp.arange(5, dtype=jnp.uint32),
+    *(
+      jnp.stack(x)
+      for x in zip(*((p.ids, p.source) for p in fitting), strict=True)
+    ),
+    jnp.stack([p.row.latents for p in fitting]),
+  )
+  return sd, victim, original, batch
+
+
+def slot_gradient(world, victim, match=False):
+  sd, _, original, batch = world
+  h = concept_inversion.Hparams(k=2, draws=1)
+  key, count = jax.random.split(jax.random.key(1), 5), jnp.zeros(5, jnp.int32)
+  drawn = losses.draw(sd, key, count, h)
+  embeds = jax.random.normal(jax.random.key(2), (5, 2, 128))
+  target = None
+  if match:
+    target = stable_diffusion.encode_text(sd, original.params, batch.ids)
+  call = jax.jit(
+    functools.partial(losses.gradient, sd, drawn=drawn, target_context=target)
+  )
+  return call(victim, original, batch, embeds)
+
+
+def guided(world, scale, **fields):
+  sd, victim, original, _ = world
+  victim = dataclasses.replace(victim, **fields)
+  return through_guidance(sd, victim, original, scale)
+
+
+@pytest.mark.parametrize("match", [False, True])
+def test_a_loss_through_guidance_of_no_strength_is_the_plain_one(world, match):
+  plain_loss, plain_slope = slot_gradient(world, world[1], match)
+  # So near 1 that float32 cannot tell; 1 itself is refused.
+  weak = guided(world, 1 + 2e-7, negative_prompt="a fish")
+  loss, slope = slot_gradient(world, weak, match)
+  np.testing.assert_allclose(loss, plain_loss, rtol=1e-4)
+  np.testing.assert_allclose(slope, plain_slope, rtol=1e-2, atol=1e-6)
+
+
+def test_a_loss_through_guidance(world):
+  """By hand: the UNet's three predictions, combined, against the noise."""
+  sd, victim, original, batch = world
+  off = dataclasses.replace(SAFE, threshold=-math.inf)
+  negative = guided(world, 3.0, negative_prompt="a fish")
+  same, _ = slot_gradient(
+    world, guided(world, 3.0, negative_prompt="a fish", safe=off)
+  )
+  loss, slope = slot_gradient(world, negative)
+  np.testing.assert_allclose(loss, same, rtol=1e-5)
+  acting, other = slot_gradient(
+    world, guided(world, 3.0, negative_prompt="a fish", safe=SAFE)
+  )
+  assert (np.abs(acting - loss) > 1e-4).all()
+  assert np.isfinite(other).all() and (np.abs(slope).max(axis=(1, 2)) > 0).all()
+  with pytest.raises(ValueError, match="guides nothing"):
+    guided(world, 1.0)
+
+
+def test_a_recursion_of_no_momentum_is_its_last_timestep(world):
+  sd, _, original, batch = world
+  safe = dataclasses.replace(SAFE, momentum=0.0)
+  context = stable_diffusion.encode_text(sd, original.params, batch.ids)
+  t = jnp.broadcast_to(jnp.array([300, 280, 250]), (5, 3))
+  noise = jax.random.normal(jax.random.key(4), batch.latents.shape)
+  single = losses.Draw(t[:, -1:], noise[:, None])
+
+  def both(victim):
+    args = (sd, victim, original, context, None, batch.latents)
+    return losses.recursion(*args, t, noise), losses.residuals(*args, single)
+
+  found, wanted = jax.jit(both)(guided(world, 3.0, safe=safe))
+  np.testing.assert_allclose(found, wanted, rtol=1e-4)
+  found, wanted = jax.jit(both)(guided(world, 3.0, safe=SAFE))
+  # The first row's prompt is the concept itself: nothing to be kept from.
+  assert (np.abs(found - wanted)[1:] > 1e-5).all()
+
+
+def test_timesteps_of_a_recursion_fall_and_differ():
+  for t in (0, 50, 90, 700, 999):
+    found = np.asarray(
+      concept_inversion.falling(jax.random.key(t), 35, jnp.int32(t))
+    )
+    assert (np.diff(found) < 0).all() and len(found) == 35
+    assert found.min() >= max(t, 90) - 90 and found.max() < max(t, 90)
+
+
+def test_what_an_inversion_needs(world):
+  sd, victim, original, batch = world
+  for hparams, words in (
+    ({"pool": "templates"}, "no images of the concept"),
+    ({"recursion": 35}, "guidance.in_loss"),
+  ):
+    attack = attacks.bind("concept_inversion", hparams)
+    with pytest.raises(ValueError, match=words):
+      attack.init(sd, victim, original, batch, jax.random.key(0))
+  with pytest.raises(ValueError, match="recursion=1"):
+    attacks.bind("concept_inversion", {"recursion": 1})
+
+
+def test_a_pool_is_learnt_from_and_the_rows_images_are_not(world):
+  sd, victim, original, batch = world
+  h = {"k": 2, "draws": 2, "pool": "templates"}
+  attack = attacks.bind("concept_inversion", h)
+  step = jax.jit(lambda *args: attack.step(sd, victim, original, *args))
+
+  def after(latents, shift):
+    images = pool(sd, attack)
+    images = images._replace(latents=images.latents + shift)
+    rows_ = batch._replace(pool=images, latents=latents)
+    state = attack.init(sd, victim, original, rows_, jax.random.key(0))
+    return np.asarray(step(rows_, state)[0].embeds)
+
+  first = after(batch.latents, 0)
+  np.testing.assert_array_equal(first, after(batch.latents + 1, 0))
+  assert (np.abs(first - after(batch.latents, 0.5)).max(axis=(1, 2)) > 0).all()
