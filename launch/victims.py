@@ -23,7 +23,7 @@ from unlearning_jax import (
   stable_diffusion,
 )
 from unlearning_jax.attacks import Victim
-from unlearning_jax.attacks.shared import insertion, lanes, rows
+from unlearning_jax.attacks.shared import insertion, rows
 from unlearning_jax.attacks.shared.victim import Pool, through_guidance
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.evaluators import diffusion_classifier
@@ -39,7 +39,7 @@ def check(config: Any):
     ValueError: naming the key.
   """
   given = config.guidance
-  check_choice("too_long", config.too_long, lanes.TOO_LONG)
+  check_choice("too_long", config.too_long, rows.TOO_LONG)
   if config.proxy.timesteps < 0:
     raise ValueError(
       f"proxy.timesteps={config.proxy.timesteps}: must not be negative"

@@ -36,11 +36,9 @@ from unlearning_jax.attacks.shared.victim import (
   Victim,
   text_states,
 )
-from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
 Record = dict[str, Any]
-TOO_LONG = ("drop", "error")
 
 
 class Proxy(Protocol):
@@ -196,16 +194,11 @@ def attack_rows(
       prompts that do not fit, by row.
   """
   check_rows(table, sd.latent_shape)
-  check_choice("too_long", too_long, TOO_LONG)
   lanes = -(-lanes // sharding.local_rows_multiple(mesh))
   lanes *= sharding.local_rows_multiple(mesh)
-  fitting, dropped = prepare(sd, table, attack.h.insertion, attack.h.k)
-  if dropped and too_long == "error":
-    raise ValueError(
-      "rows that leave no room for the attack (too_long='error'; 'drop' counts "
-      "them as failures): "
-      + "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
-    )
+  fitting, dropped = prepare(
+    sd, table, attack.h.insertion, attack.h.k, too_long
+  )
   layouts = {prepared.row.id: prepared for prepared in fitting}
   queue: deque[Prepared] = deque()
   records: dict[str, Record] = {}

@@ -12,7 +12,10 @@ from jaxtyping import Array, Float, Int
 
 from unlearning_jax import stable_diffusion
 from unlearning_jax.attacks.shared import insertion, vocabulary
+from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
+
+TOO_LONG = ("drop", "error")
 
 
 class Request(NamedTuple):
@@ -118,7 +121,11 @@ def check_rows(rows: Sequence[Row], latent_shape: tuple[int, ...]):
 
 
 def prepare(
-  sd: StableDiffusion, rows: Iterable[Row], mode: str, k: int
+  sd: StableDiffusion,
+  rows: Iterable[Row],
+  mode: str,
+  k: int,
+  too_long: str = "drop",
 ) -> tuple[list[Prepared], dict[str, str]]:
   """Rows with their layouts, and why those that are dropped do not fit.
 
@@ -127,10 +134,15 @@ def prepare(
     rows: what to attack.
     mode: of insertion.
     k: adversarial tokens.
+    too_long: `drop` or `error`, what becomes of those that do not fit.
 
   Returns:
     The rows that fit, and {id: reason} of the others.
+
+  Raises:
+    ValueError: with `error`, every row that does not fit and why.
   """
+  check_choice("too_long", too_long, TOO_LONG)
   fitting: list[Prepared] = []
   dropped: dict[str, str] = {}
   length, end = sd.context_shape[0], sd.tokenizer.eos_token_id
@@ -144,6 +156,12 @@ def prepare(
       dropped[row.id] = str(error)
       continue
     fitting.append(Prepared(row, ids, source))
+  if dropped and too_long == "error":
+    raise ValueError(
+      "rows that leave no room for the attack (too_long='error'; 'drop' counts "
+      "them as failures): "
+      + "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
+    )
   return fitting, dropped
 
 
