@@ -3,9 +3,10 @@
   python -m launch.resurgence --workdir=runs/resurgence \
     --config=configs/finetune_resurgence_small.py
 
-Three erasures of the star, tuned on pictures of its four nearest objects and
-on portraits, all weights and low-rank adapters. 30 images a point: intervals
-are wide, the full study's are not. Metric: R_norm with its interval.
+Three erasures of the star, tuned on pictures of its four nearest objects (all
+weights, or low-rank adapters) and on portraits; one of them with projected
+updates as well. 30 images a point: intervals are wide.
+Metric: R_norm with its interval.
 """
 
 from configs import resurgence
@@ -14,15 +15,20 @@ _COUNTS = {"explicit": 30, "words": 15, "others": 30, "tuned": 15}
 
 
 def get_config():
-  block = {
-    "methods": ("uce", "esd_x", "esd_u"),
-    "concepts": ("star",),
-    "sets": ("near", "out"),
-    "algorithms": ("full", "lora"),
-    "defences": ("none",),
-    "seeds": (0,),
-  }
-  config = resurgence.study([block], steps=(10, 50), counts=_COUNTS)
+  def block(**axes):
+    whole = {
+      "methods": ("uce", "esd_x", "esd_u"), "concepts": ("star",),
+      "sets": ("near",), "algorithms": ("full",), "defences": ("none",),
+      "seeds": (0,),
+    }  # fmt: skip
+    return whole | axes
+
+  blocks = (
+    block(algorithms=("full", "lora")),
+    block(sets=("out",)),
+    block(methods=("esd_x",), defences=("project",)),
+  )
+  config = resurgence.study(blocks, steps=(10, 50), counts=_COUNTS)
   # What divides the prompts of one measurement, 105.
   config.batch_size = 35
   for tuning in config.algorithms.values():

@@ -70,11 +70,11 @@ def main(_):
   points = sum(len(config.algorithms[c.algorithm].checkpoints) for c in mine)
   with progress.Progress("measure", points, done=_points(study)) as bar:
     study.note = lambda key: bar.update(_is_point(key), key)
-    # All cells of an erasure on one process: it is made once.
-    erased = list(dict.fromkeys(cell.erasure for cell in mine))
-    own = set(erased[jax.process_index() :: jax.process_count()])
+    # All cells that share a row are one process's: it is made once.
+    shares = list(dict.fromkeys((cell.concept, cell.seed) for cell in mine))
+    own = set(shares[jax.process_index() :: jax.process_count()])
     for cell in mine:
-      if cell.erasure in own:
+      if (cell.concept, cell.seed) in own:
         study.finish(cell)
   sharding.wait_for_all("cells done")
   if run.is_writer:
