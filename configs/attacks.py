@@ -5,11 +5,9 @@ import importlib
 
 import ml_collections
 
-from configs import common, erasures
+from configs import common, shapes_concepts
 from unlearning_jax.concepts import check_choice
 
-# Task -> the class of the Shapes world that is lost by default.
-_TINY = {task: name for task, (name, _) in erasures._TINY.items()}
 # Adversarial tokens by task, as published.
 _K = {"object": 3, "style": 3, "identity": 3, "unsafe": 5}
 
@@ -42,7 +40,7 @@ def attack(method: str, argument: str, **hparams) -> ml_collections.ConfigDict:
   config.lanes = 8
   config.title = f"{method} on {chosen['name'] or task}"
   if size == "tiny":
-    name = chosen["name"] or _TINY[task]
+    name = chosen["name"] or shapes_concepts.DEFAULTS[task]
     config.title = f"{method} on “{name}”"
     config.targets = ({"task": task, "name": name},)
     config.per_group = 100

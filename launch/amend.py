@@ -97,7 +97,7 @@ def main(argv: list[str]) -> None:
     known = statistics.reweight(known, phrase, weight)
   edit = statistics.edit_of(known, params)
   folder = pathlib.Path(_OUTPUT.value)
-  statistics.save_statistics(known, folder / _FILE)
+  known.save(folder / _FILE)
   closed_form.save_edit(edit, folder / "edit.safetensors")
   logging.info(
     "%d concepts erased, residual %.3g, relative change %.3g: %s",

@@ -2,11 +2,14 @@
 
   python -m launch.erase --config=configs/erase_uce.py:tiny --workdir=runs/uce
 
-Writes `edit.safetensors` (apply it with `launch.evaluate --edits`), and, unless
-the config evaluates nothing, images before and after and `report.html`.
+Writes `edit.safetensors` (apply it with `launch.evaluate --edits`); of UCE and
+MACE `statistics.safetensors`, from which `launch.amend` adds, removes and
+re-weights concepts; and, unless the config evaluates nothing, images before and
+after and `report.html`.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -14,7 +17,15 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from launch import comparison
-from unlearning_jax import closed_form, concepts, erasures, sharding, workdir
+from unlearning_jax import (
+  closed_form,
+  concepts,
+  erasures,
+  lists,
+  sharding,
+  workdir,
+)
+from unlearning_jax.closed_form import statistics
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -28,8 +39,10 @@ def erase(run: workdir.Workdir, sd: Any, params: Any, config: Any):
   path = run.path / "edit.safetensors"
   if path.exists():
     return closed_form.load_edit(path)
-  phrases = wanted(config)
-  made = erasures.bind(config.method, config.hparams)(
+  phrases, hparams = wanted(config), dict(config.hparams)
+  if "keep" in erasures.hyperparameters(config.method):
+    hparams["keep"] = functools.partial(_keep, run)
+  made = erasures.bind(config.method, hparams)(
     sd, params, phrases, jax.random.key(config.seed)
   )
   if not isinstance(made, closed_form.Edit):
@@ -41,17 +54,33 @@ def erase(run: workdir.Workdir, sd: Any, params: Any, config: Any):
   return made
 
 
+def _keep(run: workdir.Workdir, statistics: Any):
+  if run.is_writer:
+    statistics.save(run.path / "statistics.safetensors")
+
+
 def wanted(config: Any) -> tuple[concepts.Concept, ...]:
-  """The concepts that the config lists.
+  """The concepts that the config lists, each holding its list as well.
 
   Raises:
-    ValueError: an unknown key; a blank, repeated or contradictory phrase.
+    ValueError: an unknown key or list; a blank, repeated or contradictory
+      phrase.
   """
   known = [field.name for field in dataclasses.fields(concepts.Concept)]
   for concept in config.concepts:
     for key in concept:
       concepts.check_choice("concepts key", key, known)
   listed = tuple(concepts.Concept(**concept) for concept in config.concepts)
+  if config.preserve:
+    erased = {concepts.same_phrase(concept.erase) for concept in listed}
+    held = tuple(
+      phrase
+      for phrase in lists.load(config.preserve)
+      if concepts.same_phrase(phrase) not in erased
+    )
+    listed = tuple(
+      dataclasses.replace(c, preserve=(*c.preserve, *held)) for c in listed
+    )
   concepts.check_concepts(listed)
   return listed
 
@@ -67,11 +96,15 @@ def main(_):
   erasures.bind(config.method, config.hparams)
   phrases = wanted(config)
   comparison.check(config)
+  statistics.check_unedited(config.model)
   sd, params = comparison.load_model(config)
   comparison.check_fits(
     config,
     sd,
-    [text for c in phrases for text in (c.erase, c.anchor, *c.preserve)],
+    [
+      *(text for c in phrases for text in (c.erase, c.anchor)),
+      *concepts.preserved_phrases(phrases),
+    ],
   )
   run = comparison.open_run(_WORKDIR.value, config, params)
   edit = erase(run, sd, params, config)

@@ -179,10 +179,10 @@ def check_concepts(concepts: Sequence[Concept]) -> None:
         f"{anchors[name]!r} and {concept.anchor!r}"
       )
     anchors[name] = concept.anchor
+  for phrase in preserved_phrases(concepts):
+    if same_phrase(phrase) in anchors:
+      raise ValueError(f"{phrase!r} is both erased and preserved")
   for concept in concepts:
-    for phrase in concept.preserve:
-      if same_phrase(phrase) in anchors:
-        raise ValueError(f"{phrase!r} is both erased and preserved")
     if same_phrase(concept.anchor) in anchors:
       warnings.warn(
         f"the anchor {concept.anchor!r} of {concept.erase!r} is erased too; "
@@ -194,10 +194,40 @@ def check_concepts(concepts: Sequence[Concept]) -> None:
 def preserved_phrases(concepts: Iterable[Concept]) -> tuple[str, ...]:
   """The phrases that any concept preserves, each once, in order."""
   phrases: dict[str, str] = {}
-  for concept in concepts:
-    for phrase in concept.preserve:
+  # Thousands of concepts may share one list of thousands.
+  for preserve in dict.fromkeys(concept.preserve for concept in concepts):
+    for phrase in preserve:
       phrases.setdefault(same_phrase(phrase), phrase)
   return tuple(phrases.values())
+
+
+def describe(concepts: Sequence[Concept]) -> list[dict[str, Any]]:
+  """Concepts as plain JSON; `restore` reads it.
+
+  A list to preserve is written once: further concepts that have it give the
+  place of the first.
+  """
+  first: dict[tuple[str, ...], int] = {}
+  rows = []
+  for i, concept in enumerate(concepts):
+    row = {
+      f.name: getattr(concept, f.name) for f in dataclasses.fields(Concept)
+    }
+    if concept.preserve and first.setdefault(concept.preserve, i) < i:
+      row["preserve"] = first[concept.preserve]
+    rows.append(row)
+  return rows
+
+
+def restore(rows: Sequence[Mapping[str, Any]]) -> tuple[Concept, ...]:
+  """The concepts that `describe` described."""
+  concepts: list[Concept] = []
+  for row in rows:
+    preserve = row["preserve"]
+    if isinstance(preserve, int):
+      preserve = concepts[preserve].preserve
+    concepts.append(Concept(**{**row, "preserve": preserve}))
+  return tuple(concepts)
 
 
 def phrase_pairs(

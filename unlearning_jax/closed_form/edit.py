@@ -14,8 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import traverse_util
 from jaxtyping import Array, Float, Float64
 
@@ -25,7 +23,7 @@ from unlearning_jax.closed_form.weights import (
   base_fingerprint,
   cross_attention_kernels,
 )
-from unlearning_jax.concepts import Concept
+from unlearning_jax.concepts import Concept, describe, restore
 
 # Frobenius norm of T - I below which float32 kernels hardly move.
 MIN_CHANGE = 1e-6
@@ -272,12 +270,10 @@ def save_edit(edit: Edit, path: str | pathlib.Path) -> None:
     "format": _FORMAT,
     "base": edit.base,
     "method": edit.method,
-    "concepts": json.dumps([dataclasses.asdict(c) for c in edit.concepts]),
+    "concepts": json.dumps(describe(edit.concepts)),
     "diagnostics": json.dumps(dict(edit.diagnostics), allow_nan=False),
   }
-  tensors = {k: np.ascontiguousarray(v) for k, v in edit.tensors.items()}
-  with durable.replacing(pathlib.Path(path)) as file:
-    file.write(safetensors.numpy.save(tensors, metadata))
+  durable.save_tensors(path, edit.tensors, metadata)
 
 
 def load_edit(path: str | pathlib.Path) -> Edit:
@@ -287,16 +283,7 @@ def load_edit(path: str | pathlib.Path) -> Edit:
     ValueError: the file is no edit; a tensor is missing, extra, misshaped, not
       float64 or not finite; the metadata lacks a key.
   """
-  try:
-    with safetensors.safe_open(str(path), framework="numpy") as file:
-      metadata = file.metadata() or {}
-      tensors = {name: file.get_tensor(name) for name in file.keys()}
-  except safetensors.SafetensorError as error:
-    raise ValueError(f"{path} is no safetensors file: {error}") from error
-  if metadata.get("format") != _FORMAT:
-    raise ValueError(
-      f"{path}: format={metadata.get('format')!r}; allowed: {_FORMAT!r}"
-    )
+  tensors, metadata = durable.load_tensors(path, _FORMAT)
   lacking = {"base", "method", "concepts", "diagnostics"} - set(metadata)
   if lacking or not tensors:
     raise ValueError(
@@ -309,7 +296,7 @@ def load_edit(path: str | pathlib.Path) -> Edit:
     context_map,
     metadata["base"],
     metadata["method"],
-    tuple(Concept(**c) for c in json.loads(metadata["concepts"])),
+    restore(json.loads(metadata["concepts"])),
     json.loads(metadata["diagnostics"]),
     tensors,
   )
@@ -320,16 +307,13 @@ def _check_tensors(
   context_map: np.ndarray | None,
   leaves: Mapping[str, np.ndarray],
 ):
-  if context_map is not None:
-    if leaves:
-      extra = sorted(leaves)[:5]
-      raise ValueError(f"{path}: a context map, and the extra tensors {extra}")
-    shape, dtype = context_map.shape, context_map.dtype
-    if len(shape) != 2 or shape[0] != shape[1] or dtype != np.float64:
-      raise ValueError(
-        f"{path}: context_map is {dtype} {shape}, not float64 (d, d)"
-      )
-    leaves = {"context_map": context_map}
-  for name, value in leaves.items():
-    if not np.isfinite(value).all():
-      raise ValueError(f"{path}: {name} holds NaN or infinity")
+  if context_map is None:
+    return
+  if leaves:
+    extra = sorted(leaves)[:5]
+    raise ValueError(f"{path}: a context map, and the extra tensors {extra}")
+  shape, dtype = context_map.shape, context_map.dtype
+  if len(shape) != 2 or shape[0] != shape[1] or dtype != np.float64:
+    raise ValueError(
+      f"{path}: context_map is {dtype} {shape}, not float64 (d, d)"
+    )
