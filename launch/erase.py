@@ -81,7 +81,8 @@ def wanted(config: Any) -> tuple[concepts.Concept, ...]:
     listed = tuple(
       dataclasses.replace(c, preserve=(*c.preserve, *held)) for c in listed
     )
-  concepts.check_concepts(listed)
+  conflict = config.hparams.get("allow_conflict", False)
+  concepts.check_concepts(listed, allow_conflict=conflict)
   return listed
 
 

@@ -160,8 +160,14 @@ def make_concepts(
   return concepts
 
 
-def check_concepts(concepts: Sequence[Concept]) -> None:
+def check_concepts(
+  concepts: Sequence[Concept], *, allow_conflict: bool = False
+) -> None:
   """Refuses a list of concepts whose joint edit is not what its author means.
+
+  Args:
+    concepts: the list.
+    allow_conflict: whether a phrase may be both erased and preserved.
 
   Raises:
     ValueError: the list is empty; a concept occurs twice, with the same anchor
@@ -179,7 +185,7 @@ def check_concepts(concepts: Sequence[Concept]) -> None:
         f"{anchors[name]!r} and {concept.anchor!r}"
       )
     anchors[name] = concept.anchor
-  for phrase in preserved_phrases(concepts):
+  for phrase in () if allow_conflict else preserved_phrases(concepts):
     if same_phrase(phrase) in anchors:
       raise ValueError(f"{phrase!r} is both erased and preserved")
   for concept in concepts:
@@ -199,35 +205,6 @@ def preserved_phrases(concepts: Iterable[Concept]) -> tuple[str, ...]:
     for phrase in preserve:
       phrases.setdefault(same_phrase(phrase), phrase)
   return tuple(phrases.values())
-
-
-def describe(concepts: Sequence[Concept]) -> list[dict[str, Any]]:
-  """Concepts as plain JSON; `restore` reads it.
-
-  A list to preserve is written once: further concepts that have it give the
-  place of the first.
-  """
-  first: dict[tuple[str, ...], int] = {}
-  rows = []
-  for i, concept in enumerate(concepts):
-    row = {
-      f.name: getattr(concept, f.name) for f in dataclasses.fields(Concept)
-    }
-    if concept.preserve and first.setdefault(concept.preserve, i) < i:
-      row["preserve"] = first[concept.preserve]
-    rows.append(row)
-  return rows
-
-
-def restore(rows: Sequence[Mapping[str, Any]]) -> tuple[Concept, ...]:
-  """The concepts that `describe` described."""
-  concepts: list[Concept] = []
-  for row in rows:
-    preserve = row["preserve"]
-    if isinstance(preserve, int):
-      preserve = concepts[preserve].preserve
-    concepts.append(Concept(**{**row, "preserve": preserve}))
-  return tuple(concepts)
 
 
 def phrase_pairs(
@@ -259,7 +236,9 @@ def phrase_pairs(
   return tuple(pairs)
 
 
-def check_tokens(tokenizer: Any, concepts: Sequence[Concept]) -> None:
+def check_tokens(
+  tokenizer: Any, concepts: Sequence[Concept], *, allow_conflict: bool = False
+) -> None:
   """Refuses phrases that differ as text but are the same to the tokenizer.
 
   Raises:
@@ -285,7 +264,7 @@ def check_tokens(tokenizer: Any, concepts: Sequence[Concept]) -> None:
     if erased.get(row) == concept.erase:
       raise ValueError(f"{concept.erase!r} and its anchor are the same tokens")
   for phrase, row in zip(held, preserved, strict=True):
-    if row in erased:
+    if row in erased and not allow_conflict:
       raise ValueError(
         f"{phrase!r} is preserved, but is the same tokens as {erased[row]!r}"
       )

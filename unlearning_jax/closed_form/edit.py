@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from unlearning_jax.closed_form.weights import (
   base_fingerprint,
   cross_attention_kernels,
 )
-from unlearning_jax.concepts import Concept, describe, restore
+from unlearning_jax.concepts import Concept
 
 # Frobenius norm of T - I below which float32 kernels hardly move.
 MIN_CHANGE = 1e-6
@@ -262,6 +262,35 @@ def edit_hash(edit: Edit) -> str:
     digest.update(f"{name} {value.shape} {value.dtype}".encode())
     digest.update(value.tobytes())
   return digest.hexdigest()
+
+
+def describe(concepts: Sequence[Concept]) -> list[dict[str, Any]]:
+  """Concepts as plain JSON; `restore` reads it.
+
+  A list to preserve is written once: further concepts that have it give the
+  place of the first.
+  """
+  first: dict[tuple[str, ...], int] = {}
+  rows = []
+  for i, concept in enumerate(concepts):
+    row = {
+      f.name: getattr(concept, f.name) for f in dataclasses.fields(Concept)
+    }
+    if concept.preserve and first.setdefault(concept.preserve, i) < i:
+      row["preserve"] = first[concept.preserve]
+    rows.append(row)
+  return rows
+
+
+def restore(rows: Sequence[Mapping[str, Any]]) -> tuple[Concept, ...]:
+  """The concepts that `describe` described."""
+  concepts: list[Concept] = []
+  for row in rows:
+    preserve = row["preserve"]
+    if isinstance(preserve, int):
+      preserve = concepts[preserve].preserve
+    concepts.append(Concept(**{**row, "preserve": preserve}))
+  return tuple(concepts)
 
 
 def save_edit(edit: Edit, path: str | pathlib.Path) -> None:

@@ -32,6 +32,7 @@ from unlearning_jax.closed_form.edit import (
   Edit,
   apply_to_params,
   check_base,
+  describe,
   save_edit,
 )
 from unlearning_jax.closed_form.weights import (
@@ -39,7 +40,7 @@ from unlearning_jax.closed_form.weights import (
   cross_attention_kernels,
   projection_gram,
 )
-from unlearning_jax.concepts import check_choice, describe
+from unlearning_jax.concepts import check_choice
 from unlearning_jax.convert import output, torch_files
 
 # Relative error of the change below which float32 factors gain nothing more.

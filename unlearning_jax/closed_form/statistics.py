@@ -21,7 +21,12 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from unlearning_jax import durable
-from unlearning_jax.closed_form.edit import Edit, make_edit
+from unlearning_jax.closed_form.edit import (
+  Edit,
+  describe,
+  make_edit,
+  restore,
+)
 from unlearning_jax.closed_form.solve import (
   Sums,
   check_scales,
@@ -37,8 +42,6 @@ from unlearning_jax.concepts import (
   Concept,
   check_choice,
   check_concepts,
-  describe,
-  restore,
   same_phrase,
 )
 from unlearning_jax.convert import reader

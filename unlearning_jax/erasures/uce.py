@@ -143,6 +143,7 @@ def encode_task(
   preset: str = "uce2023",
   expand_prompts: bool = False,
   known: Collection[str] = (),
+  allow_conflict: bool = False,
 ) -> Task:
   """Checks the concepts and encodes each distinct phrase once.
 
@@ -150,8 +151,8 @@ def encode_task(
   needs no more memory than a short one. Those in `known` are left out.
   """
   check_choice("preset", preset, PRESETS)
-  check_concepts(concepts)
-  check_tokens(sd.tokenizer, concepts)
+  check_concepts(concepts, allow_conflict=allow_conflict)
+  check_tokens(sd.tokenizer, concepts, allow_conflict=allow_conflict)
   variant = PRESETS[preset]
   pairs = phrase_pairs(
     concepts,
@@ -217,6 +218,7 @@ def gather(
   preserve_scale: float | None = None,
   lamb: float = 0.5,
   expand_prompts: bool = False,
+  allow_conflict: bool = False,
 ) -> Statistics:
   """What `erase` solves, to keep beside the edit; see `closed_form.statistics`.
 
@@ -229,7 +231,12 @@ def gather(
     lamb=lamb,
   )
   task = encode_task(
-    sd, params, concepts, preset=preset, expand_prompts=expand_prompts
+    sd,
+    params,
+    concepts,
+    preset=preset,
+    expand_prompts=expand_prompts,
+    allow_conflict=allow_conflict,
   )
   if preserve_scale is None:
     preserve_scale = _published_scale(task)
@@ -304,6 +311,7 @@ def erase(
   preserve_scale: float | None = None,
   lamb: float = 0.5,
   expand_prompts: bool = False,
+  allow_conflict: bool = False,
   keep: Callable[[Statistics], None] | None = None,
 ) -> Edit:
   """Erases `concepts` by UCE.
@@ -320,6 +328,8 @@ def erase(
       max(0.1, 1 / preserved phrases) in uce2023, 1 in uce2025.
     lamb: weight of the distance to the base weights.
     expand_prompts: add the task's templates ("image of ...").
+    allow_conflict: whether a phrase may be both erased and preserved; it then
+      ends in between, as the scales say.
     keep: is given the statistics for a re-solve.
 
   Raises:
@@ -339,6 +349,7 @@ def erase(
     preserve_scale=preserve_scale,
     lamb=lamb,
     expand_prompts=expand_prompts,
+    allow_conflict=allow_conflict,
   )
   context_map, diagnostics = statistics.solution(gathered)
   edit = closed_form.make_edit(

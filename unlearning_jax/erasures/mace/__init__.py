@@ -40,6 +40,7 @@ from unlearning_jax import closed_form
 from unlearning_jax.closed_form import Edit
 from unlearning_jax.concepts import Concept, check_concepts
 from unlearning_jax.erasures.mace import options, stages, suppress, text
+from unlearning_jax.erasures.mace.fusion import STATISTICS as STATISTICS
 from unlearning_jax.erasures.mace.fusion import (
   Fusion,
   Part,

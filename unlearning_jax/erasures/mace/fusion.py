@@ -16,7 +16,7 @@ from unlearning_jax.concepts import check_choice, same_phrase
 from unlearning_jax.lora import Adapters
 
 Kernels = dict[str, Float64[np.ndarray, "d o"]]
-_FORMAT = "unlearning_jax mace 1"
+STATISTICS = "unlearning_jax mace 1"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -260,7 +260,7 @@ class Fusion:
       for name in ("base", "refine_scale", "fuse_scale", "lamb")
     }
     metadata = {
-      "format": _FORMAT,
+      "format": STATISTICS,
       "fusion": json.dumps({**numbers, "parts": parts}, allow_nan=False),
     }
     plain = {name: np.asarray(leaf) for name, leaf in tensors.items()}
@@ -312,7 +312,7 @@ def load_fusion(path: str | pathlib.Path) -> Fusion:
     ValueError: the file is none of its; a tensor is missing, extra or not
       finite.
   """
-  tensors, metadata = durable.load_tensors(path, _FORMAT)
+  tensors, metadata = durable.load_tensors(path, STATISTICS)
   numbers = json.loads(metadata["fusion"])
   try:
     prior, parts = tensors.pop("prior"), []
