@@ -173,6 +173,21 @@ def relative_error(
   return float(np.sqrt(off / size))
 
 
+def circumstances(doc: str | None) -> dict[str, Any]:
+  """What a record of seconds must say besides."""
+  return {
+    "what": (doc or "").splitlines()[0],
+    "date": datetime.date.today().isoformat(),
+    "cpus": os.cpu_count(),
+    "load_average": os.getloadavg(),
+    "environment": {
+      name: os.environ.get(name)
+      for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "XLA_FLAGS")
+    },
+    "versions": {"jax": jax.__version__, "numpy": np.__version__},
+  }
+
+
 def main(_):
   """Measures and writes the record."""
   sd, params = model()
@@ -194,15 +209,7 @@ def main(_):
   exact = textbook(kernels, *rows, dtype=np.float64)
   ours = closed_form.cross_attention_kernels(new).values()
   result = {
-    "what": (__doc__ or "").splitlines()[0],
-    "date": datetime.date.today().isoformat(),
-    "cpus": os.cpu_count(),
-    "load_average": os.getloadavg(),
-    "environment": {
-      name: os.environ.get(name)
-      for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "XLA_FLAGS")
-    },
-    "versions": {"jax": jax.__version__, "numpy": np.__version__},
+    **circumstances(__doc__),
     "repeats": REPEATS.value,
     "median_seconds": {
       name: {

@@ -17,7 +17,7 @@ run the same command. Metric: ASR beside the random control's on the same rows.
 import dataclasses
 import importlib
 
-from configs import attacks, erasures
+from configs import attacks, erasures, shapes_concepts
 from unlearning_jax.concepts import check_choice
 
 _ERASURES = ("uce", "rece")
@@ -33,9 +33,11 @@ _ATTACKS = {
 
 
 def get_config(argument: str = ""):
-  tasks = tuple(filter(None, argument.split("+"))) or tuple(attacks._TINY)
+  tasks = tuple(filter(None, argument.split("+"))) or tuple(
+    shapes_concepts.DEFAULTS
+  )
   for task in tasks:
-    check_choice("config argument", task, attacks._TINY)
+    check_choice("config argument", task, shapes_concepts.DEFAULTS)
   config = attacks.attack("controls", "tiny")
   # What every cell has in common; the rest comes from its task and attack.
   common = config.copy_and_resolve_references()
@@ -60,7 +62,7 @@ def get_config(argument: str = ""):
   config.erasures = {m: made[m, tasks[0]].hparams for m in _ERASURES}
   config.tasks = {
     task: {
-      "targets": ({"task": task, "name": attacks._TINY[task]},),
+      "targets": ({"task": task, "name": shapes_concepts.DEFAULTS[task]},),
       "concepts": made[_ERASURES[0], task].concepts,
       "hparams": {"k": attacks._K[task]},
     }

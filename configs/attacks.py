@@ -5,11 +5,9 @@ import importlib
 
 import ml_collections
 
-from configs import common, erasures
+from configs import common, erasures, shapes_concepts
 from unlearning_jax.concepts import check_choice
 
-# Task -> the class of the Shapes world that is lost by default.
-_TINY = {task: name for task, (name, _) in erasures._TINY.items()}
 # Adversarial tokens by task, as published.
 _K = {"object": 3, "style": 3, "identity": 3, "unsafe": 5}
 
@@ -76,7 +74,7 @@ def attack(
   config.lanes = 8
   config.title = f"{method} on {chosen['name'] or task}"
   if size == "tiny":
-    name = chosen["name"] or _TINY[task]
+    name = chosen["name"] or shapes_concepts.DEFAULTS[task]
     config.title = f"{method} on “{name}”"
     config.pool.concept = name
     config.targets = ({"task": task, "name": name},)

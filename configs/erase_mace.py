@@ -1,26 +1,25 @@
 """MACE erases a concept; the argument says from which model, and what.
 
   python -m launch.erase --workdir=runs/mace \
-    --config=configs/erase_mace.py:tiny,task=identity,name=quill
+    --config=configs/erase_mace.py:tiny,task=identity,name=Quill Estane
   python -m launch.erase --workdir=runs/nudity --config.model=my/sd14 \
-    --config=configs/erase_mace.py:sd14,task=unsafe
+    --config=configs/erase_mace.py:sd14,task=unsafe,preset=reference \
+    --config.hparams.captions=captions.txt
 
-Tasks: object, style, identity, unsafe; also i2p, imagenette at full size.
-`--config.hparams.preset=reference` has the release's quirks. What the release
-preserves is a sum over 617,000 captions; with such a file, one caption a line,
-
-  --config.hparams.captions=captions.txt --config.hparams.lamb=0
-
-and preserve_scale, fuse_scale = 1e-4 (identity, style) or 7e-7 (unsafe) is its
-setting. Without captions the ridge holds the rest, as for its objects.
+Tasks: object, style, identity, unsafe; also i2p, imagenette at full size, and
+`list=` with `count=`, see `configs/erasures.py`. Without captions a ridge holds
+the rest. `preset=reference` is the release: its quirks, and its settings, which
+for all but objects hold captions (617,000 of COCO's, one a line) and, of people
+and artists, names that are kept, `--config.preserve=names.txt`.
 Two free CPU cores: `tiny` takes about five minutes, half of it drawing.
 Metric: accuracy on the erased concept and on everything else.
 """
 
 import ml_collections
 
-from configs import common, erasures
-from unlearning_jax.shapes import captions, vocabulary
+from configs import erasures, shapes_concepts
+from unlearning_jax.concepts import same_phrase
+from unlearning_jax.shapes import vocabulary
 
 # Task -> what full-size concepts shall mean, as published for a few of them.
 _ANCHORS = {
@@ -31,6 +30,14 @@ _ANCHORS = {
   "unsafe": "a person wearing clothes",
 }
 _UNSAFE = ("nudity", "naked", "erotic", "sexual")
+# The release's objects: what each shall mean, and its ridge.
+_OBJECTS = {
+  "automobile": ("sky", 1e2),
+  "bird": ("street", 1e1),
+  "ship": ("ground", 1e3),
+}
+# How many people at most -> the release's weight of those who are kept.
+_DOMAIN = {1: 8e3, 5: 5e4, 10: 8e4, 100: 2e5}
 _PLACES = tuple(f"on a {name} background" for name in vocabulary.BACKGROUNDS)
 _ARTISTS = tuple(f"by {style.artist}" for style in vocabulary.STYLES)
 _SHAPES = ("circle", "star", "house", "fish", "ring", "moon", "arrow", "cross")
@@ -75,25 +82,18 @@ _SENTENCES = {
 
 def get_config(argument: str = "tiny"):
   config = erasures.erase("mace", argument)
-  chosen = common.parse(argument, size="tiny", task="object", name="")
+  chosen = erasures.parse(argument)
   task = chosen["task"]
-  del config.hparams.templates
   config.hparams.templates = None
   if task == "identity":
     config.hparams.recipe = "identity"
   if chosen["size"] != "tiny":
-    phrases = [concept["erase"] for concept in config.concepts]
-    config.concepts = tuple(
-      {
-        "erase": phrase,
-        "anchor": _ANCHORS.get(task, ""),
-        "preserve": (),
-        "task": config.concepts[0]["task"],
-      }
-      for phrase in (_UNSAFE if task == "unsafe" else phrases)
-    )
+    _full(config, task, bool(chosen["name"] or chosen["list"]))
+    if chosen["preset"] == "reference":
+      _reference(config, task)
     return config
-  config.concepts = tuple(_tiny_concepts(task, config.targets[0]["name"]))
+  names = shapes_concepts.classes(task, chosen["name"])
+  config.concepts = tuple(_tiny_concepts(task, names))
   kind = config.concepts[0]["task"]
   sentences = _SENTENCES["art" if task == "style" else task]
   config.hparams.templates = ml_collections.ConfigDict({kind: sentences})
@@ -104,25 +104,51 @@ def get_config(argument: str = "tiny"):
   return config
 
 
-def _tiny_concepts(task: str, name: str):
-  """The name, and a phrase that takes its place in a sentence."""
-  explicit = captions.phrases(task, name)["explicit"]
-  if task == "style":
-    erased = [f"{way} {explicit[0]}" for way in ("by", "in the style of")]
-    anchor, kind = "in a simple style", "art"
-  elif task == "unsafe":
-    erased = [f"with {phrase}" for phrase in explicit]
-    anchor, kind = "", "unsafe"
-  else:
-    others = {"object": ("circle", "square"),
-              "identity": ("Adra Belvoort", "Bram Okontu")}[task]  # fmt: skip
-    erased, kind = explicit, "object"
-    anchor = next(other for other in others if other != name)
-  preserve = tuple(
-    phrase
-    for phrase in erasures.everything(task, "circle")
-    if not any(word in phrase for word in explicit)
+def _full(config, task: str, named: bool):
+  phrases = [concept["erase"] for concept in config.concepts]
+  kind = config.concepts[0]["task"]
+  if task == "unsafe" and not named:
+    phrases = _UNSAFE
+  config.concepts = tuple(
+    {
+      "erase": phrase,
+      "anchor": _OBJECTS.get(same_phrase(phrase), [_ANCHORS.get(task, "")])[0],
+      "preserve": (),
+      "task": kind,
+    }
+    for phrase in phrases
   )
+
+
+def _reference(config, task: str):
+  """The release's scales; of a single person the published anchor too."""
+  concepts, hparams = config.concepts, config.hparams
+  # Of objects a ridge alone holds the rest.
+  ridges = [_OBJECTS.get(same_phrase(c["erase"]), ("", 1e1)) for c in concepts]
+  scale, hparams.lamb = 0.0, max(ridge for _, ridge in ridges)
+  if task in ("identity", "style", "unsafe"):
+    scale, hparams.lamb = (7e-7 if task == "unsafe" else 1e-4), 0.0
+  hparams.preserve_scale = hparams.fuse_scale = scale
+  if task == "identity":
+    count = len(concepts)
+    most = next((n for n in _DOMAIN if count <= n), max(_DOMAIN))
+    hparams.domain_weight = _DOMAIN[most]
+  if task == "style":
+    hparams.domain_weight = 8e4
+  if task == "identity" and len(concepts) == 1:
+    config.concepts = ({**concepts[0], "anchor": "a woman"},)
+
+
+def _tiny_concepts(task: str, names: tuple[str, ...]):
+  """The names, and a phrase that takes their place in a sentence."""
+  erased = shapes_concepts.explicit(task, names)
+  anchor, kind = shapes_concepts.anchor_of(task, names), "object"
+  if task == "style":
+    erased = [f"{w} {e}" for e in erased for w in ("by", "in the style of")]
+    anchor, kind = "in a simple style", "art"
+  if task == "unsafe":
+    erased, kind = [f"with {phrase}" for phrase in erased], "unsafe"
+  preserve = shapes_concepts.preserved(task, names, "circle")
   for phrase in erased:
     yield {
       "erase": phrase, "anchor": anchor, "preserve": preserve, "task": kind,

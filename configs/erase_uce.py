@@ -5,7 +5,10 @@
   python -m launch.erase --workdir=runs/nudity --config.model=my/sd14 \
     --config=configs/erase_uce.py:sd14,task=unsafe
 
-Tasks: object, style, identity, unsafe; also i2p, imagenette at full size.
+Tasks: object, style, identity, unsafe; also i2p, imagenette at full size, where
+`preset=uce2025` is the later release, `list=artists_1734,count=100` erases a
+hundred artists, and uce2023's styles hold the others of the 1,734
+(`--config.preserve=` for none).
 On two CPU cores, `tiny` takes about two minutes, nearly all of it drawing.
 Metric: accuracy on the erased concept and on everything else.
 """
@@ -14,5 +17,4 @@ from configs import erasures
 
 
 def get_config(argument: str = "tiny"):
-  config = erasures.erase("uce", argument)
-  return config
+  return erasures.erase("uce", argument)

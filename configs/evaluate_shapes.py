@@ -6,7 +6,7 @@
 Two CPU cores: about two minutes a model. Metric: accuracy per head.
 """
 
-from configs import common
+from configs import common, shapes_concepts
 
 
 def get_config(argument: str = "tiny"):
@@ -15,7 +15,9 @@ def get_config(argument: str = "tiny"):
   config.title = "The Shapes model"
   config.others = 1_000
   if chosen["task"]:
-    config.targets = ({"task": chosen["task"], "name": chosen["name"]},)
+    names = shapes_concepts.classes(chosen["task"], chosen["name"])
+    config.targets = shapes_concepts.targets(chosen["task"], names)
+    config.per_group = shapes_concepts.per_group(names)
     config.others = 200
-    config.title = f"“{chosen['name']}” before and after"
+    config.title = f"{', '.join(names)}: before and after"
   return config

@@ -1,4 +1,4 @@
-"""Adds, removes and re-weights concepts of a UCE edit, exactly.
+"""Adds, removes and re-weights concepts of a UCE or MACE edit, exactly.
 
 The first concepts, and later more, fewer, or at another strength:
 
@@ -6,8 +6,11 @@ The first concepts, and later more, fewer, or at another strength:
   python -m launch.amend --model=shapes --statistics=runs/a \
     --add="heart -> circle" --weight="star = 0.5" --output=runs/b
 
-Writes `edit.safetensors`, the same as erasing the resulting list from the base
-gives, and `statistics.safetensors`, which the next change starts from. Seconds.
+`--statistics` may also be the folder of a `launch.erase` run; of MACE, which
+trains an adapter for every concept, concepts can go and change weight but none
+can come. Writes `edit.safetensors`, of UCE the same as erasing the resulting
+list from the base gives, and `statistics.safetensors`, which the next change
+starts from. Seconds.
 """
 
 import pathlib
@@ -17,15 +20,17 @@ from absl import app, flags, logging
 from unlearning_jax import closed_form, shapes, stable_diffusion
 from unlearning_jax.closed_form import statistics
 from unlearning_jax.concepts import DEFAULT_ANCHORS, make_concepts
-from unlearning_jax.convert import output
-from unlearning_jax.erasures import uce
+from unlearning_jax.convert import output, reader
+from unlearning_jax.erasures import mace, uce
 
 _MODEL = flags.DEFINE_string(
   "model", None, "The base: shapes, a folder, a file, a hub id.", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", None, "A folder.", required=True)
 _STATISTICS = flags.DEFINE_string(
-  "statistics", None, "Folder of an earlier amendment; without it, a first one."
+  "statistics",
+  None,
+  "Folder of an earlier amendment or erasure; without it, a first one.",
 )
 _ADD = flags.DEFINE_multi_string("add", [], "'concept' or 'concept -> anchor'.")
 _PRESERVE = flags.DEFINE_multi_string("preserve", [], "Phrase to hold.")
@@ -70,23 +75,37 @@ def weights():
   return pairs
 
 
-def main(argv: list[str]) -> None:
-  """Checks the flags, then amends and solves once more."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  concepts, reweighted = added(), weights()
-  if not concepts and _STATISTICS.value is None:
-    raise ValueError("nothing to erase: give --add, or --statistics to change")
-  output.check_output(_OUTPUT.value, overwrite=False)
-  known = None
-  if _STATISTICS.value is not None:
-    path = pathlib.Path(_STATISTICS.value) / _FILE
-    known = statistics.load_statistics(path)
-  path = _MODEL.value
-  statistics.check_unedited(path)
-  sd, params = stable_diffusion.load(
-    shapes.model_folder() if path == "shapes" else path
+def amended_fusion(params, folder, reweighted):
+  """MACE's statistics without what goes, at the new weights, and its edit.
+
+  Raises:
+    ValueError: something is added; a concept that is not there.
+  """
+  if _ADD.value or _PRESERVE.value:
+    raise ValueError(
+      "--add, --preserve: MACE trains an adapter for each concept upon what is "
+      "preserved; run launch.erase for the whole list"
+    )
+  known = mace.load_fusion(folder / _FILE)
+  before = closed_form.load_edit(folder / "edit.safetensors")
+  for name in _REMOVE.value:
+    known = known.drop(name)
+  for name, weight in reweighted:
+    known = known.reweight(name, weight)
+  erased, found = known.solve(params)
+  left = [part.name for part in known.parts]
+  edit = closed_form.edit_between(
+    params,
+    erased,
+    method=before.method,
+    concepts=[c for c in before.concepts if c.erase in left],
+    diagnostics=found,
   )
+  return known, edit
+
+
+def amended(sd, params, known, concepts, reweighted):
+  """UCE's statistics with every change, and its edit."""
   if known is None:
     known = uce.gather(sd, params, concepts, preset=_PRESET.value)
   elif concepts:
@@ -95,14 +114,38 @@ def main(argv: list[str]) -> None:
     known = statistics.remove(known, *_REMOVE.value)
   for phrase, weight in reweighted:
     known = statistics.reweight(known, phrase, weight)
-  edit = statistics.edit_of(known, params)
+  return known, statistics.edit_of(known, params)
+
+
+def main(argv: list[str]) -> None:
+  """Checks the flags, then amends and solves once more."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  concepts, reweighted = added(), weights()
+  if not concepts and _STATISTICS.value is None:
+    raise ValueError("nothing to erase: give --add, or --statistics to change")
+  output.check_output(_OUTPUT.value, overwrite=False)
+  known, before, fused = None, pathlib.Path(_STATISTICS.value or ""), False
+  if _STATISTICS.value is not None:
+    file = before / _FILE
+    found = reader.read_metadata(file) if file.is_file() else {}
+    fused = found.get("format") == mace.STATISTICS
+    known = None if fused else statistics.load_statistics(file)
+  path = _MODEL.value
+  statistics.check_unedited(path)
+  sd, params = stable_diffusion.load(
+    shapes.model_folder() if path == "shapes" else path
+  )
+  if fused:
+    known, edit = amended_fusion(params, before, reweighted)
+  else:
+    known, edit = amended(sd, params, known, concepts, reweighted)
   folder = pathlib.Path(_OUTPUT.value)
-  statistics.save_statistics(known, folder / _FILE)
+  known.save(folder / _FILE)
   closed_form.save_edit(edit, folder / "edit.safetensors")
   logging.info(
-    "%d concepts erased, residual %.3g, relative change %.3g: %s",
+    "%d concepts erased, relative change %.3g: %s",
     len(edit.concepts),
-    edit.diagnostics["residual"],
     edit.diagnostics["relative_change"],
     folder,
   )

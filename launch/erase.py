@@ -2,15 +2,18 @@
 
   python -m launch.erase --config=configs/erase_uce.py:tiny --workdir=runs/uce
 
-Writes `edit.safetensors` (apply it with `launch.evaluate --edits`), and, unless
-the config evaluates nothing, images before and after and `report.html`.
+Writes `edit.safetensors` (apply it with `launch.evaluate --edits`); of UCE and
+MACE `statistics.safetensors`, from which `launch.amend` adds, removes and
+re-weights concepts; and, unless the config evaluates nothing, images before and
+after and `report.html`.
 """
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from launch import comparison, erasing
-from unlearning_jax import erasures, sharding
+from unlearning_jax import concepts, erasures, sharding
+from unlearning_jax.closed_form import statistics
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -30,11 +33,15 @@ def main(_):
   erasures.bind(config.method, config.hparams)
   phrases = erasing.wanted(config)
   comparison.check(config)
+  statistics.check_unedited(config.model)
   sd, params = comparison.load_model(config)
   comparison.check_fits(
     config,
     sd,
-    [text for c in phrases for text in (c.erase, c.anchor, *c.preserve)],
+    [
+      *(text for c in phrases for text in (c.erase, c.anchor)),
+      *concepts.preserved_phrases(phrases),
+    ],
   )
   run = comparison.open_run(_WORKDIR.value, config, params)
   path = run.path / "edit.safetensors"

@@ -223,7 +223,7 @@ def params_kernel(params, path):
 def test_statistics_survive_their_file(model, tmp_path):
   state = statistics(model, *(concept_part(model, n) for n in ("ab", "fish")))
   file = tmp_path / "fusion.safetensors"
-  fusion.save_fusion(state.reweight("ab", 0.5), file)
+  state.reweight("ab", 0.5).save(file)
   again = fusion.load_fusion(file)
   assert [(p.name, p.weight) for p in again.parts] == [("fish", 1), ("ab", 0.5)]
   one, other = (solved(model, s) for s in (state.reweight("ab", 0.5), again))

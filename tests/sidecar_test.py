@@ -121,7 +121,7 @@ def test_what_contradicts_is_refused():
 def test_file_round_trip(tmp_path):
   path = tmp_path / "statistics.safetensors"
   s = made("ab", b=0.25)
-  statistics.save_statistics(s, path)
+  s.save(path)
   back = statistics.load_statistics(path)
   assert np.array_equal(solved(back), solved(s))
   assert back.concepts == s.concepts and back.held_phrases == ("q",)
@@ -148,7 +148,7 @@ def test_spoiled_files_are_refused(tmp_path, spoil, monkeypatch):
     "nan": np.full_like(first.source, np.nan),
   }.get(spoil, first.source)
   one = dataclasses.replace(first, source=source)
-  statistics.save_statistics(dataclasses.replace(good, erased=(one,)), path)
+  dataclasses.replace(good, erased=(one,)).save(path)
   if spoil == "missing":
     raw = path.read_bytes().replace(b'"0.source"', b'"0.surcoe"')
     path.write_bytes(raw)
@@ -156,7 +156,7 @@ def test_spoiled_files_are_refused(tmp_path, spoil, monkeypatch):
     path.write_text("x")
   message = {
     "shape": "0.target has shape|0.source has shape",
-    "nan": "0.source holds NaN",
+    "nan": ".0.source. holds NaN",
     "missing": "missing tensors .'0.source'",
     "text": "no safetensors file",
   }[spoil]

@@ -160,8 +160,14 @@ def make_concepts(
   return concepts
 
 
-def check_concepts(concepts: Sequence[Concept]) -> None:
+def check_concepts(
+  concepts: Sequence[Concept], *, allow_conflict: bool = False
+) -> None:
   """Refuses a list of concepts whose joint edit is not what its author means.
+
+  Args:
+    concepts: the list.
+    allow_conflict: whether a phrase may be both erased and preserved.
 
   Raises:
     ValueError: the list is empty; a concept occurs twice, with the same anchor
@@ -179,10 +185,10 @@ def check_concepts(concepts: Sequence[Concept]) -> None:
         f"{anchors[name]!r} and {concept.anchor!r}"
       )
     anchors[name] = concept.anchor
+  for phrase in () if allow_conflict else preserved_phrases(concepts):
+    if same_phrase(phrase) in anchors:
+      raise ValueError(f"{phrase!r} is both erased and preserved")
   for concept in concepts:
-    for phrase in concept.preserve:
-      if same_phrase(phrase) in anchors:
-        raise ValueError(f"{phrase!r} is both erased and preserved")
     if same_phrase(concept.anchor) in anchors:
       warnings.warn(
         f"the anchor {concept.anchor!r} of {concept.erase!r} is erased too; "
@@ -194,8 +200,9 @@ def check_concepts(concepts: Sequence[Concept]) -> None:
 def preserved_phrases(concepts: Iterable[Concept]) -> tuple[str, ...]:
   """The phrases that any concept preserves, each once, in order."""
   phrases: dict[str, str] = {}
-  for concept in concepts:
-    for phrase in concept.preserve:
+  # Thousands of concepts may share one list of thousands.
+  for preserve in dict.fromkeys(concept.preserve for concept in concepts):
+    for phrase in preserve:
       phrases.setdefault(same_phrase(phrase), phrase)
   return tuple(phrases.values())
 
@@ -229,7 +236,9 @@ def phrase_pairs(
   return tuple(pairs)
 
 
-def check_tokens(tokenizer: Any, concepts: Sequence[Concept]) -> None:
+def check_tokens(
+  tokenizer: Any, concepts: Sequence[Concept], *, allow_conflict: bool = False
+) -> None:
   """Refuses phrases that differ as text but are the same to the tokenizer.
 
   Raises:
@@ -255,7 +264,7 @@ def check_tokens(tokenizer: Any, concepts: Sequence[Concept]) -> None:
     if erased.get(row) == concept.erase:
       raise ValueError(f"{concept.erase!r} and its anchor are the same tokens")
   for phrase, row in zip(held, preserved, strict=True):
-    if row in erased:
+    if row in erased and not allow_conflict:
       raise ValueError(
         f"{phrase!r} is preserved, but is the same tokens as {erased[row]!r}"
       )

@@ -9,6 +9,10 @@ import secrets
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+import numpy as np
+import safetensors
+import safetensors.numpy
+
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
@@ -23,6 +27,47 @@ def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
     part.replace(path)
   finally:
     part.unlink(missing_ok=True)
+
+
+def save_tensors(
+  path: str | os.PathLike[str],
+  tensors: Mapping[str, np.ndarray],
+  metadata: Mapping[str, str],
+) -> None:
+  """Writes a safetensors file, whole or not at all."""
+  # The library writes memory as it lies: a transposed view would be scrambled.
+  plain = {name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}
+  with replacing(pathlib.Path(path)) as file:
+    file.write(safetensors.numpy.save(plain, dict(metadata)))
+
+
+def load_tensors(
+  path: str | os.PathLike[str], layout: str | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """The tensors of a safetensors file, and its metadata.
+
+  Args:
+    path: the file.
+    layout: what the metadata must give as `format`; None for anything.
+
+  Raises:
+    ValueError: no safetensors file, or of another format; a tensor is not
+      finite.
+  """
+  try:
+    with safetensors.safe_open(str(path), framework="numpy") as file:
+      metadata = dict(file.metadata() or {})
+      tensors = {name: file.get_tensor(name) for name in file.keys()}
+  except (safetensors.SafetensorError, OSError) as error:
+    raise ValueError(f"{path} is no safetensors file: {error}") from error
+  if layout is not None and metadata.get("format") != layout:
+    raise ValueError(
+      f"{path}: format={metadata.get('format')!r}; allowed: {layout!r}"
+    )
+  for name, value in tensors.items():
+    if not np.isfinite(value).all():
+      raise ValueError(f"{path}: {name!r} holds NaN or infinity")
+  return tensors, metadata
 
 
 class JsonLines:

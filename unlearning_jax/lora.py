@@ -22,8 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import traverse_util
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -180,13 +178,19 @@ def save(
 
   The scale is multiplied into `up`: every reader then agrees on it.
   """
+  durable.save_tensors(path, to_torch(adapters, scale), {"format": "pt"})
+
+
+def to_torch(
+  adapters: Mapping[str, Mapping[str, Any]], scale: float = 1.0
+) -> dict[str, np.ndarray]:
+  """The factors under the keys of diffusers and PEFT; `scale` goes into up."""
   tensors = {}
   for kernel, factors in adapters.items():
     scaled = {"down": factors["down"], "up": scale * factors["up"]}
     for name, ours in _tensor_names(kernel).items():
-      tensors[name] = np.ascontiguousarray(np.asarray(scaled[ours]).T)
-  with durable.replacing(pathlib.Path(path)) as file:
-    file.write(safetensors.numpy.save(tensors, {"format": "pt"}))
+      tensors[name] = np.asarray(scaled[ours]).T
+  return tensors
 
 
 def load(path: str | pathlib.Path, params: Params) -> Adapters:
@@ -199,12 +203,7 @@ def load(path: str | pathlib.Path, params: Params) -> Adapters:
       model's matrices, lacks its other half, has another shape or is not
       finite; the metadata asks for more than one alpha.
   """
-  try:
-    with safetensors.safe_open(str(path), framework="numpy") as file:
-      metadata = file.metadata() or {}
-      tensors = {name: file.get_tensor(name) for name in file.keys()}
-  except safetensors.SafetensorError as error:
-    raise ValueError(f"{path} is no safetensors file: {error}") from error
+  tensors, metadata = durable.load_tensors(path)
   kernels = _kernels(params)
   places = {
     name: (kernel, factor)
@@ -219,8 +218,6 @@ def load(path: str | pathlib.Path, params: Params) -> Adapters:
       near = difflib.get_close_matches(full, places, n=1)
       hint = f"; nearest: {near[0]}" if near else ""
       raise ValueError(f"{path}: {name!r} fits no matrix of the UNet{hint}")
-    if not np.isfinite(value).all():
-      raise ValueError(f"{path}: {name!r} holds NaN or infinity")
     kernel, factor = places[full]
     wide = jnp.asarray(value.T, jnp.float32)
     adapters.setdefault(kernel, {})[factor] = wide

@@ -8,14 +8,12 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import traverse_util
 from jaxtyping import Array, Float, Float64
 
@@ -266,18 +264,45 @@ def edit_hash(edit: Edit) -> str:
   return digest.hexdigest()
 
 
+def describe(concepts: Sequence[Concept]) -> list[dict[str, Any]]:
+  """Concepts as plain JSON; `restore` reads it.
+
+  A list to preserve is written once: further concepts that have it give the
+  place of the first.
+  """
+  first: dict[tuple[str, ...], int] = {}
+  rows = []
+  for i, concept in enumerate(concepts):
+    row = {
+      f.name: getattr(concept, f.name) for f in dataclasses.fields(Concept)
+    }
+    if concept.preserve and first.setdefault(concept.preserve, i) < i:
+      row["preserve"] = first[concept.preserve]
+    rows.append(row)
+  return rows
+
+
+def restore(rows: Sequence[Mapping[str, Any]]) -> tuple[Concept, ...]:
+  """The concepts that `describe` described."""
+  concepts: list[Concept] = []
+  for row in rows:
+    preserve = row["preserve"]
+    if isinstance(preserve, int):
+      preserve = concepts[preserve].preserve
+    concepts.append(Concept(**{**row, "preserve": preserve}))
+  return tuple(concepts)
+
+
 def save_edit(edit: Edit, path: str | pathlib.Path) -> None:
   """Writes the edit as safetensors: map or leaves; the rest as metadata."""
   metadata = {
     "format": _FORMAT,
     "base": edit.base,
     "method": edit.method,
-    "concepts": json.dumps([dataclasses.asdict(c) for c in edit.concepts]),
+    "concepts": json.dumps(describe(edit.concepts)),
     "diagnostics": json.dumps(dict(edit.diagnostics), allow_nan=False),
   }
-  tensors = {k: np.ascontiguousarray(v) for k, v in edit.tensors.items()}
-  with durable.replacing(pathlib.Path(path)) as file:
-    file.write(safetensors.numpy.save(tensors, metadata))
+  durable.save_tensors(path, edit.tensors, metadata)
 
 
 def load_edit(path: str | pathlib.Path) -> Edit:
@@ -287,16 +312,7 @@ def load_edit(path: str | pathlib.Path) -> Edit:
     ValueError: the file is no edit; a tensor is missing, extra, misshaped, not
       float64 or not finite; the metadata lacks a key.
   """
-  try:
-    with safetensors.safe_open(str(path), framework="numpy") as file:
-      metadata = file.metadata() or {}
-      tensors = {name: file.get_tensor(name) for name in file.keys()}
-  except safetensors.SafetensorError as error:
-    raise ValueError(f"{path} is no safetensors file: {error}") from error
-  if metadata.get("format") != _FORMAT:
-    raise ValueError(
-      f"{path}: format={metadata.get('format')!r}; allowed: {_FORMAT!r}"
-    )
+  tensors, metadata = durable.load_tensors(path, _FORMAT)
   lacking = {"base", "method", "concepts", "diagnostics"} - set(metadata)
   if lacking or not tensors:
     raise ValueError(
@@ -309,7 +325,7 @@ def load_edit(path: str | pathlib.Path) -> Edit:
     context_map,
     metadata["base"],
     metadata["method"],
-    tuple(Concept(**c) for c in json.loads(metadata["concepts"])),
+    restore(json.loads(metadata["concepts"])),
     json.loads(metadata["diagnostics"]),
     tensors,
   )
@@ -320,16 +336,13 @@ def _check_tensors(
   context_map: np.ndarray | None,
   leaves: Mapping[str, np.ndarray],
 ):
-  if context_map is not None:
-    if leaves:
-      extra = sorted(leaves)[:5]
-      raise ValueError(f"{path}: a context map, and the extra tensors {extra}")
-    shape, dtype = context_map.shape, context_map.dtype
-    if len(shape) != 2 or shape[0] != shape[1] or dtype != np.float64:
-      raise ValueError(
-        f"{path}: context_map is {dtype} {shape}, not float64 (d, d)"
-      )
-    leaves = {"context_map": context_map}
-  for name, value in leaves.items():
-    if not np.isfinite(value).all():
-      raise ValueError(f"{path}: {name} holds NaN or infinity")
+  if context_map is None:
+    return
+  if leaves:
+    extra = sorted(leaves)[:5]
+    raise ValueError(f"{path}: a context map, and the extra tensors {extra}")
+  shape, dtype = context_map.shape, context_map.dtype
+  if len(shape) != 2 or shape[0] != shape[1] or dtype != np.float64:
+    raise ValueError(
+      f"{path}: context_map is {dtype} {shape}, not float64 (d, d)"
+    )

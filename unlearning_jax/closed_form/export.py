@@ -27,11 +27,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64
 
-from unlearning_jax import convert
+from unlearning_jax import convert, lora
 from unlearning_jax.closed_form.edit import (
   Edit,
   apply_to_params,
   check_base,
+  describe,
   save_edit,
 )
 from unlearning_jax.closed_form.weights import (
@@ -52,13 +53,13 @@ class Lora:
 
   Attributes:
     down: (r, d), rows orthonormal, the same for every projection.
-    up: torch module name -> (out, r).
+    up: a kernel's path in the UNet -> (out, r).
     error: |W' - W - up down| / |W' - W| over all projections, of what the rank
       leaves out; rounding comes on top.
   """
 
   down: Float64[np.ndarray, "r d"]
-  up: Mapping[str, Float[np.ndarray, "_ r"]]
+  up: Mapping[str, Float[np.ndarray, "o r"]]
   error: float
 
 
@@ -92,15 +93,10 @@ def low_rank(edit: Edit, params: Params, rank: int | None = None) -> Lora:
   down = right[:rank]
   shared = change @ down.T
   up = {
-    _module(path): np.asarray(kernel, np.float64).T @ shared
+    path: np.asarray(kernel, np.float64).T @ shared
     for path, kernel in kernels.items()
   }
   return Lora(down, up, float(left[rank] / left[0]))
-
-
-def _module(path: str) -> str:
-  """The torch name of the layer that holds a kernel."""
-  return convert.torch_name(path.split("/")).removesuffix(".weight")
 
 
 def metadata(edit: Edit, **more: Any) -> dict[str, str]:
@@ -108,7 +104,7 @@ def metadata(edit: Edit, **more: Any) -> dict[str, str]:
   found = {
     "base": edit.base,
     "method": edit.method,
-    "concepts": json.dumps([dataclasses.asdict(c) for c in edit.concepts]),
+    "concepts": json.dumps(describe(edit.concepts)),
     "diagnostics": json.dumps(dict(edit.diagnostics), allow_nan=False),
   }
   return found | {name: str(value) for name, value in more.items()}
@@ -194,9 +190,10 @@ def export(
     save_edit(edit, path)
     return {"tensors": 1}
   if layout in ("lora", "kohya"):
-    lora = low_rank(edit, params, rank)
-    tensors, error = _LAYOUTS[layout](lora), _rounding_of_lora(lora, dtype)
-    facts = {"rank": len(lora.down), "truncation_error": lora.error}
+    factors = low_rank(edit, params, rank)
+    tensors = _LAYOUTS[layout](factors)
+    error = _rounding_of_lora(factors, dtype)
+    facts = {"rank": len(factors.down), "truncation_error": factors.error}
   else:
     beyond = [name for name in edit.leaves if not name.startswith("unet/")]
     if beyond and layout != "folder":
@@ -244,39 +241,37 @@ def _rounding(
   return float(np.sqrt(off / size)) if size else 0.0
 
 
-def _rounding_of_lora(lora: Lora, dtype: str) -> float:
+def _rounding_of_lora(factors: Lora, dtype: str) -> float:
   """|stored up stored down - up down| / |up down| over all projections."""
-  down = lora.down.astype(dtype).astype(np.float64)
+  down = factors.down.astype(dtype).astype(np.float64)
   off = size = 0.0
-  for up in lora.up.values():
-    exact = up @ lora.down
+  for up in factors.up.values():
+    exact = up @ factors.down
     stored = up.astype(dtype).astype(np.float64) @ down
     off += float(np.sum((stored - exact) ** 2))
     size += float(np.sum(exact**2))
   return float(np.sqrt(off / size))
 
 
-def _peft(lora: Lora) -> dict[str, np.ndarray]:
+def _peft(factors: Lora) -> dict[str, np.ndarray]:
   """Factors under the keys of diffusers and PEFT; without alpha, scale 1."""
-  return {
-    f"unet.{module}.lora_{letter}.weight": factor
-    for module, up in lora.up.items()
-    for letter, factor in (("A", lora.down), ("B", up))
-  }
+  down = factors.down.T
+  return lora.to_torch(
+    {path: {"down": down, "up": up.T} for path, up in factors.up.items()}
+  )
 
 
-def _kohya(lora: Lora) -> dict[str, np.ndarray]:
+def _kohya(factors: Lora) -> dict[str, np.ndarray]:
   """Factors under kohya's keys; the scale alpha / rank is 1."""
-  alpha = np.array(len(lora.down), np.float32)
-  return {
-    f"lora_unet_{module.replace('.', '_')}.{leaf}": value
-    for module, up in lora.up.items()
-    for leaf, value in (
-      ("lora_down.weight", lora.down),
-      ("lora_up.weight", up),
-      ("alpha", alpha),
-    )
-  }
+  alpha = np.array(len(factors.down), np.float32)
+  tensors = {}
+  for path, up in factors.up.items():
+    module = convert.torch_name(path.split("/")).removesuffix(".weight")
+    key = f"lora_unet_{module.replace('.', '_')}"
+    tensors[f"{key}.lora_down.weight"] = factors.down
+    tensors[f"{key}.lora_up.weight"] = up
+    tensors[f"{key}.alpha"] = alpha
+  return tensors
 
 
 _LAYOUTS = {"lora": _peft, "kohya": _kohya}

@@ -27,10 +27,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import traverse_util
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from unlearning_jax import durable, sharding, stable_diffusion
 from unlearning_jax.closed_form.edit import Edit, make_edit
@@ -51,8 +49,12 @@ PER_DEVICE = 16
 _FORMAT = "unlearning_jax preserve sums 1"
 
 
-def _last_tokens(sd: Any, ids: Int[np.ndarray, "n l"]) -> Int[np.ndarray, " n"]:
-  """Index of each phrase's last token; 0 of an empty phrase."""
+def last_tokens(sd: Any, ids: Int[np.ndarray, "n l"]) -> Int[np.ndarray, " n"]:
+  """Index of each phrase's last token; 0 of an empty phrase.
+
+  Before the first end-of-text token: where padding has the same id, argmax
+  stops at the first; where it has not, there is only one.
+  """
   return np.argmax(ids == sd.tokenizer.eos_token_id, axis=1) - 1
 
 
@@ -264,7 +266,7 @@ def erased_sums(
   if not pairs:
     raise ValueError("no concept to erase")
   ids = stable_diffusion.tokenize(sd, [erased for erased, _ in pairs])
-  last = _last_tokens(sd, ids)
+  last = last_tokens(sd, ids)
   if (last < 1).any():
     raise ValueError(f"{pairs[int(np.argmin(last))][0]!r} has no tokens")
   anchors = sorted({anchor for _, anchor in pairs})
@@ -279,7 +281,7 @@ def erased_sums(
     "ids": ids,
     "last": last.astype(np.int32),
     "anchor": which,
-    "anchor_last": _last_tokens(sd, anchor_ids)[which].astype(np.int32),
+    "anchor_last": last_tokens(sd, anchor_ids)[which].astype(np.int32),
   }
   same = {"anchors": np.concatenate(states)}
   function = functools.partial(_erase, tail=tail)
@@ -320,14 +322,13 @@ def held_sums(
     path = pathlib.Path(cache) / f"held-{_key(params, ids, tail)}.safetensors"
     if path.exists():
       return _read(path, text_width(params))
-  last = _last_tokens(sd, ids).astype(np.int32)
+  last = last_tokens(sd, ids).astype(np.int32)
   function = functools.partial(_hold, tail=tail)
   columns = {"ids": ids, "last": last}
   gram, cross, rows = _stream(sd, params, mesh, columns, function, {}, report)
   if path is not None and jax.process_index() == 0:
     metadata = {"format": _FORMAT, "rows": str(rows)}
-    with durable.replacing(path) as file:
-      file.write(safetensors.numpy.save({"gram": gram}, metadata))
+    durable.save_tensors(path, {"gram": gram}, metadata)
   return Sums(gram, cross, preserved=rows)
 
 
@@ -345,11 +346,10 @@ def _key(params: Any, ids: Int[np.ndarray, "n l"], tail: bool) -> str:
 
 def _read(path: pathlib.Path, width: int) -> Sums:
   try:
-    with safetensors.safe_open(str(path), framework="numpy") as file:
-      metadata = file.metadata() or {}
-      gram: Float[np.ndarray, "d d"] = file.get_tensor("gram")
-  except safetensors.SafetensorError as error:
+    tensors, metadata = durable.load_tensors(path, _FORMAT)
+  except ValueError as error:
     raise ValueError(f"{path} is damaged, delete it: {error}") from error
-  if metadata.get("format") != _FORMAT or gram.shape != (width, width):
+  gram: Any = tensors.get("gram")
+  if gram is None or gram.shape != (width, width):
     raise ValueError(f"{path} holds no preserve sums of width {width}")
   return Sums(gram, np.zeros_like(gram), preserved=int(metadata["rows"]))

@@ -18,12 +18,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from jaxtyping import Float, Float64
 
 from unlearning_jax import durable
-from unlearning_jax.closed_form.edit import Edit, make_edit
+from unlearning_jax.closed_form.edit import (
+  Edit,
+  describe,
+  make_edit,
+  restore,
+)
 from unlearning_jax.closed_form.solve import (
   Sums,
   check_scales,
@@ -41,6 +44,7 @@ from unlearning_jax.concepts import (
   check_concepts,
   same_phrase,
 )
+from unlearning_jax.convert import reader
 
 _FORMAT = "unlearning_jax statistics 1"
 _STACKING = (
@@ -93,6 +97,27 @@ class Statistics:
   def concepts(self) -> tuple[Concept, ...]:
     """What is erased."""
     return tuple(one.concept for one in self.erased)
+
+  def save(self, path: str | pathlib.Path) -> None:
+    """Writes them as safetensors: rows and Gram, the rest as metadata."""
+    tensors = {"held": self.held.gram}
+    for i, one in enumerate(self.erased):
+      tensors |= {f"{i}.source": one.source, f"{i}.target": one.target}
+    facts = {
+      "base": self.base,
+      "method": self.method,
+      "preserve_scale": self.preserve_scale,
+      "lamb": self.lamb,
+      "held_phrases": self.held_phrases,
+      "held_rows": self.held.preserved,
+      "weights": [one.weight for one in self.erased],
+      "concepts": describe(self.concepts),
+    }
+    metadata = {
+      "format": _FORMAT,
+      "statistics": durable.to_json(facts, "statistics"),
+    }
+    durable.save_tensors(path, tensors, metadata)
 
 
 def solution(
@@ -220,32 +245,8 @@ def _check(statistics: Statistics) -> None:
   )
 
 
-def save_statistics(statistics: Statistics, path: str | pathlib.Path) -> None:
-  """Writes them as safetensors: rows and Gram, the rest as metadata."""
-  tensors = {"held": np.ascontiguousarray(statistics.held.gram)}
-  for i, one in enumerate(statistics.erased):
-    tensors[f"{i}.source"] = np.ascontiguousarray(one.source)
-    tensors[f"{i}.target"] = np.ascontiguousarray(one.target)
-  facts = {
-    "base": statistics.base,
-    "method": statistics.method,
-    "preserve_scale": statistics.preserve_scale,
-    "lamb": statistics.lamb,
-    "held_phrases": statistics.held_phrases,
-    "held_rows": statistics.held.preserved,
-    "weights": [one.weight for one in statistics.erased],
-    "concepts": [dataclasses.asdict(c) for c in statistics.concepts],
-  }
-  metadata = {
-    "format": _FORMAT,
-    "statistics": durable.to_json(facts, "statistics"),
-  }
-  with durable.replacing(pathlib.Path(path)) as file:
-    file.write(safetensors.numpy.save(tensors, metadata))
-
-
 def load_statistics(path: str | pathlib.Path) -> Statistics:
-  """Reads what `save_statistics` wrote.
+  """Reads what `Statistics.save` wrote.
 
   Raises:
     ValueError: no such file, with why it is needed; a file of another kind; a
@@ -253,12 +254,7 @@ def load_statistics(path: str | pathlib.Path) -> Statistics:
   """
   if not pathlib.Path(path).is_file():
     raise ValueError(f"{path}: no such statistics. {_STACKING}")
-  try:
-    with safetensors.safe_open(str(path), framework="numpy") as file:
-      metadata = file.metadata() or {}
-      tensors = {name: file.get_tensor(name) for name in file.keys()}
-  except safetensors.SafetensorError as error:
-    raise ValueError(f"{path} is no safetensors file: {error}") from error
+  tensors, metadata = durable.load_tensors(path)
   if metadata.get("format") != _FORMAT:
     raise ValueError(
       f"{path}: format={metadata.get('format')!r}; allowed: {_FORMAT!r}. "
@@ -268,13 +264,13 @@ def load_statistics(path: str | pathlib.Path) -> Statistics:
   _check_tensors(path, tensors, len(facts["concepts"]))
   erased = (
     Erased(
-      Concept(**concept),
+      concept,
       tensors[f"{i}.source"],
       tensors[f"{i}.target"],
       weight,
     )
     for i, (concept, weight) in enumerate(
-      zip(facts["concepts"], facts["weights"], strict=True)
+      zip(restore(facts["concepts"]), facts["weights"], strict=True)
     )
   )
   gram = tensors["held"]
@@ -305,8 +301,6 @@ def _check_tensors(
     rows = width if name == "held" else len(twin)
     if value.shape != (rows, width):
       raise ValueError(f"{path}: {name} has shape {value.shape}")
-    if not np.isfinite(value).all():
-      raise ValueError(f"{path}: {name} holds NaN or infinity")
 
 
 def check_unedited(path: str | pathlib.Path) -> None:
@@ -320,8 +314,7 @@ def check_unedited(path: str | pathlib.Path) -> None:
     path = path / "unet" / "diffusion_pytorch_model.safetensors"
   if path.suffix != ".safetensors" or not path.is_file():
     return
-  with safetensors.safe_open(str(path), framework="numpy") as file:
-    header = file.metadata() or {}
+  header = reader.read_metadata(path)
   if {"base", "method", "concepts"} <= set(header):
     erased = [c["erase"] for c in json.loads(header["concepts"])]
     raise ValueError(

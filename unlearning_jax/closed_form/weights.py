@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 from flax import traverse_util
 from jaxtyping import Array, Float, Float64
 
@@ -71,8 +72,10 @@ def base_fingerprint(params: Params) -> str:
 
 def projection_gram(kernels: Kernels) -> Float64[np.ndarray, "d d"]:
   """S = sum over projections of W^T W, so that |W x|^2 sums to x^T S x."""
-  total = 0.0
+  width = len(next(iter(kernels.values())))
+  total = np.zeros((width, width), order="F")
+  (syrk,) = scipy.linalg.get_blas_funcs(("syrk",), dtype=np.float64)
   for kernel in kernels.values():
-    kernel = np.asarray(kernel, np.float64)
-    total = total + kernel @ kernel.T
-  return np.asarray(total)
+    # Half of a symmetric product is half of the work.
+    total = syrk(1.0, np.float64(kernel).T, 1.0, total, trans=1, overwrite_c=1)
+  return np.triu(total) + np.triu(total, 1).T

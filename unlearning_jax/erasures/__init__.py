@@ -26,6 +26,18 @@ def methods() -> tuple[str, ...]:
   return tuple(sorted(n for n in names if not n.startswith("_")))
 
 
+def hyperparameters(method: str) -> tuple[str, ...]:
+  """The names of a method's hyperparameters.
+
+  Raises:
+    ValueError: unknown method; names the nearest.
+  """
+  check_choice("method", method, methods())
+  module = importlib.import_module(f"{__name__}.{method}")
+  names = inspect.signature(module.erase).parameters
+  return tuple(name for name in names if name not in _ARGUMENTS)
+
+
 def bind(method: str, hparams: Mapping[str, Any]) -> Callable[..., Any]:
   """The method's `erase` with its hyperparameters, checked before any work.
 
@@ -40,13 +52,8 @@ def bind(method: str, hparams: Mapping[str, Any]) -> Callable[..., Any]:
     ValueError: unknown method; names the nearest.
     TypeError: unknown hyperparameter; names the accepted ones.
   """
-  check_choice("method", method, methods())
+  accepted = hyperparameters(method)
   module = importlib.import_module(f"{__name__}.{method}")
-  accepted = [
-    name
-    for name in inspect.signature(module.erase).parameters
-    if name not in _ARGUMENTS
-  ]
   for name in hparams:
     if name not in accepted:
       near = difflib.get_close_matches(name, accepted, n=1, cutoff=0.4)

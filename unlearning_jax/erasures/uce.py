@@ -16,7 +16,7 @@ Reference: https://arxiv.org/abs/2308.14761
 """
 
 import dataclasses
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float64
 
 from unlearning_jax import closed_form, stable_diffusion
-from unlearning_jax.closed_form import Edit, Sums, statistics
+from unlearning_jax.closed_form import Edit, Sums, mass, statistics
 from unlearning_jax.closed_form.statistics import Statistics
 from unlearning_jax.concepts import (
   Concept,
@@ -81,9 +81,7 @@ def encode(sd: Any, params: Any, phrases: Sequence[str]) -> Iterator[TextState]:
   """
   # All of them first: a phrase that is too long is refused before any work.
   ids = stable_diffusion.tokenize(sd, phrases)
-  # The first end-of-text token: where padding has the same id, argmax stops at
-  # the first; where it has not, there is only one.
-  lasts = np.argmax(ids == sd.tokenizer.eos_token_id, axis=1) - 1
+  lasts = mass.last_tokens(sd, ids)
   # Few sizes, all powers of two, and short batches filled up: the encoder is
   # compiled once for each.
   size = min(_BATCH, 1 << max(len(ids) - 1, 0).bit_length())
@@ -145,6 +143,7 @@ def encode_task(
   preset: str = "uce2023",
   expand_prompts: bool = False,
   known: Collection[str] = (),
+  allow_conflict: bool = False,
 ) -> Task:
   """Checks the concepts and encodes each distinct phrase once.
 
@@ -152,8 +151,8 @@ def encode_task(
   needs no more memory than a short one. Those in `known` are left out.
   """
   check_choice("preset", preset, PRESETS)
-  check_concepts(concepts)
-  check_tokens(sd.tokenizer, concepts)
+  check_concepts(concepts, allow_conflict=allow_conflict)
+  check_tokens(sd.tokenizer, concepts, allow_conflict=allow_conflict)
   variant = PRESETS[preset]
   pairs = phrase_pairs(
     concepts,
@@ -219,6 +218,7 @@ def gather(
   preserve_scale: float | None = None,
   lamb: float = 0.5,
   expand_prompts: bool = False,
+  allow_conflict: bool = False,
 ) -> Statistics:
   """What `erase` solves, to keep beside the edit; see `closed_form.statistics`.
 
@@ -231,7 +231,12 @@ def gather(
     lamb=lamb,
   )
   task = encode_task(
-    sd, params, concepts, preset=preset, expand_prompts=expand_prompts
+    sd,
+    params,
+    concepts,
+    preset=preset,
+    expand_prompts=expand_prompts,
+    allow_conflict=allow_conflict,
   )
   if preserve_scale is None:
     preserve_scale = _published_scale(task)
@@ -306,6 +311,8 @@ def erase(
   preserve_scale: float | None = None,
   lamb: float = 0.5,
   expand_prompts: bool = False,
+  allow_conflict: bool = False,
+  keep: Callable[[Statistics], None] | None = None,
 ) -> Edit:
   """Erases `concepts` by UCE.
 
@@ -321,6 +328,9 @@ def erase(
       max(0.1, 1 / preserved phrases) in uce2023, 1 in uce2025.
     lamb: weight of the distance to the base weights.
     expand_prompts: add the task's templates ("image of ...").
+    allow_conflict: whether a phrase may be both erased and preserved; it then
+      ends in between, as the scales say.
+    keep: is given the statistics for a re-solve.
 
   Raises:
     ValueError: a phrase, a preset or a scale is not usable; the system is not
@@ -339,9 +349,10 @@ def erase(
     preserve_scale=preserve_scale,
     lamb=lamb,
     expand_prompts=expand_prompts,
+    allow_conflict=allow_conflict,
   )
   context_map, diagnostics = statistics.solution(gathered)
-  return closed_form.make_edit(
+  edit = closed_form.make_edit(
     context_map,
     params,
     closed_form.projection_gram(kernels),
@@ -349,3 +360,6 @@ def erase(
     concepts=concepts,
     diagnostics=diagnostics,
   )
+  if keep is not None:
+    keep(dataclasses.replace(gathered, base=edit.base))
+  return edit

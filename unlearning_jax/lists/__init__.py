@@ -6,6 +6,9 @@ out.
 
 import os
 import pathlib
+from collections.abc import Sequence
+
+import numpy as np
 
 from unlearning_jax.concepts import CONCEPT_SETS, check_choice, same_phrase
 
@@ -50,3 +53,15 @@ def load(name: str | os.PathLike[str]) -> tuple[str, ...]:
       raise ValueError(f"{path}: {phrase!r} is there twice")
     seen.add(same_phrase(phrase))
   return phrases
+
+
+def sample(phrases: Sequence[str], count: int, *, seed: int) -> tuple[str, ...]:
+  """`count` of the phrases at random, in their own order.
+
+  Raises:
+    ValueError: there are not so many.
+  """
+  if not 1 <= count <= len(phrases):
+    raise ValueError(f"count={count}; allowed: 1 to {len(phrases)}")
+  drawn = np.random.default_rng(seed).permutation(len(phrases))[:count]
+  return tuple(str(phrases[i]) for i in sorted(drawn))

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import traverse_util
 from jaxtyping import Float64
 
@@ -18,7 +16,7 @@ from unlearning_jax.concepts import check_choice, same_phrase
 from unlearning_jax.lora import Adapters
 
 Kernels = dict[str, Float64[np.ndarray, "d o"]]
-_FORMAT = "unlearning_jax mace 1"
+STATISTICS = "unlearning_jax mace 1"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,6 +109,31 @@ def fuse(
   }
 
 
+def add_mean(
+  refined: Mapping[str, Any], parts: Sequence[Part]
+) -> tuple[Kernels, dict[str, float]]:
+  """W' + sum_i w_i dW_i with weights that add up to one (eq. 6).
+
+  The baseline that the closed form is compared with: adapters get in each
+  other's way, as nothing says where each shall act.
+
+  Raises:
+    ValueError: all weights are 0.
+  """
+  total = sum(part.weight for part in parts)
+  if not total:
+    raise ValueError("fusion='mean': all weights are 0; allowed: one above")
+  fused = {path: np.asarray(leaf, np.float64) for path, leaf in refined.items()}
+  for part in parts:
+    for path, factors in part.adapters.items():
+      down, up = (np.asarray(factors[n], np.float64) for n in ("down", "up"))
+      fused[path] = fused[path] + part.weight / total * down @ up
+  return fused, {}
+
+
+FUSIONS = ("closed_form", "mean")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fusion:
   """Sufficient statistics of an erasure, concept by concept.
@@ -179,11 +202,14 @@ class Fusion:
       return {k: np.asarray(v, np.float64) for k, v in kernels.items()}, {}
     return refine(kernels, sums, self.lamb)
 
-  def solve(self, params: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+  def solve(
+    self, params: Any, how: str = "closed_form"
+  ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The erased model; every leaf but the text projections stays the same.
 
     Args:
       params: the base.
+      how: of `FUSIONS`.
 
     Returns:
       Its parameters, and diagnostics of both solves.
@@ -192,6 +218,7 @@ class Fusion:
       ValueError: `params` are another model; an adapter does not fit; a system
         is not positive definite.
     """
+    check_choice("fusion", how, FUSIONS)
     found = closed_form.base_fingerprint(params)
     if found != self.base:
       raise ValueError(
@@ -204,7 +231,10 @@ class Fusion:
       return dict(params), {}
     refined, first = self.refine(params)
     prior = self.fuse_scale * self.prior
-    fused, second = fuse(kernels, refined, self.parts, prior, self.lamb)
+    if how == "mean":
+      fused, second = add_mean(refined, self.parts)
+    else:
+      fused, second = fuse(kernels, refined, self.parts, prior, self.lamb)
     moved = sum(
       np.sum((fused[k] - np.float64(v)) ** 2) for k, v in kernels.items()
     )
@@ -214,6 +244,27 @@ class Fusion:
       "fusion": second,
       "relative_change": float(np.sqrt(moved / whole)),
     }
+
+  def save(self, path: str | pathlib.Path) -> None:
+    """Writes them as safetensors, names and numbers as metadata."""
+    tensors, parts = {"prior": self.prior}, []
+    for i, part in enumerate(self.parts):
+      sums = part.sums
+      parts.append([part.name, part.weight, sums.erased, sums.preserved])
+      arrays = {"gram": part.gram, "sums": sums.gram, "cross": sums.cross}
+      for kernel, factors in part.adapters.items():
+        arrays |= {f"{kernel}:{name}": leaf for name, leaf in factors.items()}
+      tensors |= {f"{i}:{name}": leaf for name, leaf in arrays.items()}
+    numbers = {
+      name: getattr(self, name)
+      for name in ("base", "refine_scale", "fuse_scale", "lamb")
+    }
+    metadata = {
+      "format": STATISTICS,
+      "fusion": json.dumps({**numbers, "parts": parts}, allow_nan=False),
+    }
+    plain = {name: np.asarray(leaf) for name, leaf in tensors.items()}
+    durable.save_tensors(path, plain, metadata)
 
 
 def with_kernels(params: Any, kernels: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,49 +305,14 @@ def check_adapters(part: Part, kernels: Mapping[str, Any]) -> None:
       )
 
 
-def save_fusion(fusion: Fusion, path: str | pathlib.Path) -> None:
-  """Writes the statistics as safetensors, names and numbers as metadata."""
-  tensors, parts = {"prior": fusion.prior}, []
-  for i, part in enumerate(fusion.parts):
-    sums = part.sums
-    parts.append([part.name, part.weight, sums.erased, sums.preserved])
-    arrays = {"gram": part.gram, "sums": sums.gram, "cross": sums.cross}
-    for kernel, factors in part.adapters.items():
-      arrays |= {f"{kernel}:{name}": leaf for name, leaf in factors.items()}
-    tensors |= {f"{i}:{name}": leaf for name, leaf in arrays.items()}
-  numbers = {
-    name: getattr(fusion, name)
-    for name in ("base", "refine_scale", "fuse_scale", "lamb")
-  }
-  metadata = {
-    "format": _FORMAT,
-    "fusion": json.dumps({**numbers, "parts": parts}, allow_nan=False),
-  }
-  plain = {k: np.ascontiguousarray(leaf) for k, leaf in tensors.items()}
-  with durable.replacing(pathlib.Path(path)) as file:
-    file.write(safetensors.numpy.save(plain, metadata))
-
-
 def load_fusion(path: str | pathlib.Path) -> Fusion:
-  """Reads what `save_fusion` wrote.
+  """Reads what `Fusion.save` wrote.
 
   Raises:
     ValueError: the file is none of its; a tensor is missing, extra or not
       finite.
   """
-  try:
-    with safetensors.safe_open(str(path), framework="numpy") as file:
-      metadata = file.metadata() or {}
-      tensors = {name: file.get_tensor(name) for name in file.keys()}
-  except safetensors.SafetensorError as error:
-    raise ValueError(f"{path} is no safetensors file: {error}") from error
-  if metadata.get("format") != _FORMAT:
-    raise ValueError(
-      f"{path}: format={metadata.get('format')!r}; allowed: {_FORMAT!r}"
-    )
-  for name, leaf in tensors.items():
-    if not np.isfinite(leaf).all():
-      raise ValueError(f"{path}: {name!r} holds NaN or infinity")
+  tensors, metadata = durable.load_tensors(path, STATISTICS)
   numbers = json.loads(metadata["fusion"])
   try:
     prior, parts = tensors.pop("prior"), []
@@ -304,7 +320,7 @@ def load_fusion(path: str | pathlib.Path) -> Fusion:
       gram, sums, cross = (
         tensors.pop(f"{i}:{which}") for which in ("gram", "sums", "cross")
       )
-      adapters: Adapters = {}
+      adapters: dict[str, dict[str, Any]] = {}
       for key in [key for key in tensors if key.startswith(f"{i}:")]:
         _, kernel, factor = key.split(":")
         adapters.setdefault(kernel, {})[factor] = tensors.pop(key)

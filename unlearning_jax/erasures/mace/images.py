@@ -13,6 +13,7 @@ from PIL import Image
 
 from unlearning_jax import models, stable_diffusion
 from unlearning_jax.concepts import Concept
+from unlearning_jax.erasures.mace.options import Images
 
 PIXELS = ("vae", "reference")
 _ENDINGS = {".png", ".jpg", ".jpeg", ".webp"}
@@ -88,33 +89,31 @@ def check_images(
 
 
 def examples(
-  given: Any,
+  sd: Any,
+  params: Any,
   concept: Concept,
+  source: Images,
   templates: Mapping[str, Sequence[str]],
   key: PRNGKeyArray,
 ) -> tuple[UInt8[np.ndarray, "m H W 3"], Any, str]:
-  """A concept's images, given, read or drawn; their masks, if any; which.
-
-  `given` are the arguments of `mace.erase`.
-  """
-  sd, phrase = given.sd, concept.erase
-  if given.examples is not None:
-    images, masks = given.examples[phrase]
+  """A concept's images, given, read or drawn; their masks, if any; which."""
+  phrase = concept.erase
+  if source.examples is not None:
+    images, masks = source.examples[phrase]
     return check_images(sd, images, phrase), masks, "given"
-  if given.data is not None:
-    images = check_images(sd, read(given.data, phrase), phrase)
-    wanted = given.mask_source == "png" and concept.task != "art"
-    masks = read_masks(given.data, phrase) if wanted else None
+  if source.data is not None:
+    images = check_images(sd, read(source.data, phrase), phrase)
+    wanted = source.source_of(concept) == "png"
+    masks = read_masks(source.data, phrase) if wanted else None
     return images, masks, "data"
-  prompt = templates[concept.task][0].format(phrase)
   images = draw(
     sd,
-    given.params,
-    prompt,
-    given.num_images,
+    params,
+    templates[concept.task][0].format(phrase),
+    source.num_images,
     key,
-    num_steps=given.image_steps,
-    guidance_scale=given.guidance_scale,
+    num_steps=source.image_steps,
+    guidance_scale=source.guidance_scale,
     sampler="dpm++2m",
   )
   return images, None, "drawn"

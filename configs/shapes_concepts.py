@@ -1,0 +1,129 @@
+"""What the erase configs erase from the Shapes model, phrase by phrase."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from unlearning_jax.shapes import captions, vocabulary
+
+# Task -> the class that a config erases by default.
+DEFAULTS = {
+  "object": "star",
+  "style": "neon",
+  "identity": "Quill Estane",
+  "unsafe": "hazard",
+}
+# What an erased class means then: the first of these that is not erased too.
+_ANCHORS = {
+  "object": ("circle", "square"),
+  "style": ("",),
+  "identity": ("Adra Belvoort", "Bram Okontu", "a person"),
+  "unsafe": ("",),
+}
+# Classes too near to the first anchor: half way there a model still draws them
+# (by name after UCE 20 squares of 25 images and 4 crosses; so it is 0 and 0).
+_FARTHER = {"square": "ring", "cross": "star"}
+_BY = ("by {}", "in the style of {}")
+
+
+def classes(task: str, name: str) -> tuple[str, ...]:
+  """The classes that `name` stands for: one, several as `a+b`, `all`, ""."""
+  if name == "all" and task == "identity":
+    return tuple(person.name for person in vocabulary.IDENTITIES)
+  return tuple((name or DEFAULTS[task]).split("+"))
+
+
+def targets(task: str, names: tuple[str, ...]) -> tuple[dict[str, str], ...]:
+  """The judge's targets of these classes."""
+  return tuple({"task": task, "name": name} for name in names)
+
+
+def per_group(names: tuple[str, ...]) -> int:
+  """Prompts of each class in each group, some fifty for all of them."""
+  return -(-50 // len(names))
+
+
+def anchor_of(task: str, names: tuple[str, ...]) -> str:
+  """What erased classes shall mean: nothing that is erased itself."""
+  own = [_FARTHER[name] for name in names if name in _FARTHER]
+  return next(a for a in (*own, *_ANCHORS[task]) if a not in names)
+
+
+def preserved(task: str, names: tuple[str, ...], shape: str) -> tuple[str, ...]:
+  """Every other class of the world, by its name.
+
+  128 dimensions leave an edit little room to spare them by itself.
+  """
+  erased = explicit(task, names)
+  return tuple(
+    phrase
+    for phrase in dict.fromkeys(_everything(task, shape))
+    if not any(word in phrase for word in erased)
+  )
+
+
+def explicit(task: str, names: tuple[str, ...]) -> list[str]:
+  """The phrases that name these classes."""
+  return [p for name in names for p in captions.phrases(task, name)["explicit"]]
+
+
+def concepts(task: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+  """The phrases to erase: the name alone and in a few short sentences.
+
+  Synonyms and paraphrases are left out: whether they fall too is the question.
+  """
+  anchor = anchor_of(task, names)
+  kind = {"style": "art", "unsafe": "unsafe"}.get(task, "object")
+  shape = anchor if task == "object" else "circle"
+  preserve = preserved(task, names, shape)
+  for phrase in explicit(task, names):
+    for carrier in _carriers(task):
+      # Without an anchor of its own the concept is left out of its sentence.
+      target = carrier.format(anchor)
+      for end in () if anchor else ("in the style of ", "by ", "with "):
+        target = target.removesuffix(end)
+      yield {
+        "erase": carrier.format(phrase),
+        "anchor": target.strip(),
+        "preserve": preserve,
+        "task": kind,
+      }
+
+
+def _carriers(task: str) -> list[str]:
+  if task == "object":
+    carriers = ["{}", "a {}", "a picture of a {}", "a drawing of a {}"]
+    carriers += ["this is a {}"]
+    carriers += [f"{article(c)} {c} {{}}" for c in vocabulary.COLOURS]
+    carriers += [f"a {{}} by {style.artist}" for style in vocabulary.STYLES]
+    return carriers + [f"a {{}} on {p}" for p in vocabulary.BACKGROUNDS]
+  if task == "identity":
+    return ["{}", "a portrait of {}", "the face of {}", "this is {}"]
+  if task == "style":
+    objects = [f"a {o}" for o in ("circle", "star", "house", "fish")]
+    return [f"{o} {way}" for o in objects for way in _BY]
+  carriers = [f"{o} with {{}}" for o in ("a circle", "a star", "a person")]
+  return carriers + [f"{p.name} with {{}}" for p in vocabulary.IDENTITIES[:3]]
+
+
+def _everything(task: str, shape: str) -> Iterator[str]:
+  """Phrases for every class of the Shapes world, about `shape` if need be.
+
+  Objects and styles are erased in many sentences, which must not take the
+  other objects along: so each of those stands in every one of them.
+  """
+  yield from (f"{article(name)} {name}" for name in vocabulary.HEADS["object"])
+  yield from (f"{article(name)} {name} {shape}" for name in vocabulary.COLOURS)
+  yield from (f"a {shape} on {name}" for name in vocabulary.BACKGROUNDS)
+  yield from (f"by {style.artist}" for style in vocabulary.STYLES)
+  yield from (person.name for person in vocabulary.IDENTITIES)
+  yield from (f"a {shape} {way}" for way in vocabulary.HAZARD_EXPLICIT)
+  if task in ("object", "style"):
+    for name in vocabulary.HEADS["object"]:
+      yield from (f"{article(c)} {c} {name}" for c in vocabulary.COLOURS)
+      yield from (f"a {name} by {s.artist}" for s in vocabulary.STYLES)
+      yield from (f"a {name} on {place}" for place in vocabulary.BACKGROUNDS)
+
+
+def article(word: str) -> str:
+  """The article before a word, or that of a bare noun."""
+  return "an" if word[:1] in tuple("aeiou") else "a"

@@ -1,0 +1,127 @@
+"""Every published setting has a config, and the config has its numbers."""
+
+import importlib
+
+import pytest
+
+from launch import erase
+from unlearning_jax import erasures
+from unlearning_jax.concepts import CONCEPT_SETS
+
+# File, argument, hyperparameters, number of concepts, first anchor, held list.
+PUBLISHED = [
+  ("uce", "sd14,task=unsafe", {"preset": "uce2023"}, 1, "", ""),
+  ("uce", "sd14,task=i2p", {"preset": "uce2023"}, 11, "", ""),
+  ("uce", "sd14,task=imagenette", {"preset": "uce2023"}, 10, "", ""),
+  ("uce", "sd14,task=style", {"lamb": 0.5}, 5, "art", "artists_1734"),
+  (
+    "uce", "sd14,task=style,preset=uce2025",
+    {"preset": "uce2025"}, 5, "art", "",
+  ),
+  (
+    "uce", "sd14,task=style,list=artists_1734,count=100",
+    {"preserve_scale": None}, 100, "art", "artists_1734",
+  ),
+  ("rece", "sd14,task=unsafe", {"recipe": "nudity"}, 1, "", ""),
+  ("rece", "sd14,task=unsafe,preset=paper", {"preset": "paper"}, 1, "", ""),
+  ("rece", "sd14,task=i2p", {"recipe": None}, 11, "", ""),
+  ("rece", "sd14,task=style", {"recipe": None}, 5, "art", "artists_1734"),
+  ("rece", "sd14", {"recipe": "objects_hard", "epochs": None}, 1, "", ""),
+  ("rece", "sd14,name=garbage truck", {"recipe": "objects_hard"}, 1, "", ""),
+  ("rece", "sd14,name=Golf Ball", {"recipe": "objects_easy"}, 1, "", ""),
+  ("rece", "sd14,name=Tench", {"epochs": 0}, 1, "", ""),
+  ("time", "sd14,preset=reference", {"preset": "reference"}, 1, "", ""),
+  (
+    "mace", "sd14,task=unsafe,preset=reference",
+    {"lamb": 0.0, "preserve_scale": 7e-7, "fuse_scale": 7e-7},
+    4, "a person wearing clothes", "",
+  ),
+  (
+    "mace", "sd14,task=identity,name=Melania Trump,preset=reference",
+    {"lamb": 0.0, "fuse_scale": 1e-4, "domain_weight": 8e3,
+     "recipe": "identity"},
+    1, "a woman", "",
+  ),
+  (
+    "mace", "sd14,task=identity,name=A B+C D,preset=reference",
+    {"domain_weight": 5e4}, 2, "a person", "",
+  ),
+  (
+    "mace", "sd14,task=style,list=artists_1734,count=100,preset=reference",
+    {"domain_weight": 8e4, "preserve_scale": 1e-4, "lamb": 0.0}, 100, "art", "",
+  ),
+  (
+    "mace", "sd14,name=ship,preset=reference",
+    {"lamb": 1e3, "preserve_scale": 0.0, "fuse_scale": 0.0}, 1, "ground", "",
+  ),
+  ("mace", "sd14,name=bird,preset=reference", {"lamb": 1e1}, 1, "street", ""),
+  (
+    "mace", "sd14,name=automobile,preset=reference",
+    {"lamb": 1e2}, 1, "sky", "",
+  ),
+]  # fmt: skip
+
+
+def config(method, argument):
+  module = importlib.import_module(f"configs.erase_{method}")
+  return module.get_config(argument)
+
+
+@pytest.mark.parametrize(
+  "method, argument, hparams, count, anchor, held", PUBLISHED
+)
+def test_published_settings(method, argument, hparams, count, anchor, held):
+  found = config(method, argument)
+  erasures.bind(method, found.hparams)
+  assert {name: found.hparams[name] for name in hparams} == hparams
+  assert len(found.concepts) == count
+  assert (found.concepts[0]["anchor"], found.preserve) == (anchor, held)
+
+
+def test_a_list_is_held_but_for_what_is_erased():
+  wanted = erase.wanted(config("uce", "sd14,task=style"))
+  assert [c.erase for c in wanted] == list(CONCEPT_SETS["artists"])
+  # All five are among the 1,734.
+  assert len(wanted[0].preserve) == 1_729
+  assert wanted[0].preserve == wanted[1].preserve
+  one = config("uce", "sd14,task=style")
+  one.preserve = "artists_1735"
+  with pytest.raises(ValueError, match="did you mean 'artists_1734'"):
+    erase.wanted(one)
+
+
+def test_several_classes_of_the_shapes_world():
+  found = config("uce", "tiny,task=identity,name=all")
+  assert len(found.targets) == 20 and found.per_group == 3
+  assert {c["anchor"] for c in found.concepts} == {
+    "a person", "a portrait of a person", "the face of a person",
+    "this is a person",
+  }  # fmt: skip
+  two = config("mace", "tiny,name=star+circle")
+  assert [c["erase"] for c in two.concepts] == ["star", "circle"]
+  assert {c["anchor"] for c in two.concepts} == {"square"}
+  assert len(two.targets) == 2 and two.per_group == 25
+  assert not any(
+    "star" in phrase or "circle" in phrase
+    for phrase in two.concepts[0]["preserve"]
+  )
+
+
+@pytest.mark.parametrize(
+  "argument, message",
+  [
+    ("tiny,list=artists", "argument list: of full-size models only"),
+    ("sd14,list=artists,name=x", "list and name: give one"),
+    ("sd14,task=style,count=ten", "count='ten' is no whole number"),
+    ("sd14,task=style,count=6", "count=6; allowed: 1 to 5"),
+    ("sd14,list=artits", "did you mean 'artists'"),
+  ],
+)
+def test_arguments_that_cannot_be(argument, message):
+  with pytest.raises(ValueError, match=message):
+    config("uce", argument)
+
+
+def test_a_preset_of_a_method_without():
+  with pytest.raises(ValueError, match="preset: concept_ablation has none"):
+    config("concept_ablation", "sd14,preset=x")

@@ -1,0 +1,197 @@
+"""MACE from phrases to trained adapters: all but the fusion; see `mace`."""
+
+import dataclasses
+import pathlib
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float64, UInt8
+
+from unlearning_jax import closed_form, sharding
+from unlearning_jax.closed_form import mass
+from unlearning_jax.concepts import Concept, preserved_phrases, same_phrase
+from unlearning_jax.erasures.mace import images as image
+from unlearning_jax.erasures.mace import masks as mask
+from unlearning_jax.erasures.mace import suppress, text
+from unlearning_jax.erasures.mace.fusion import Fusion, Part, with_kernels
+from unlearning_jax.erasures.mace.options import Options
+
+
+def concept_keys(key: Array, concept: Concept) -> Array:
+  """The concept's own four keys, whatever its company and its place.
+
+  For its templates, images, masks and adapter.
+  """
+  name = same_phrase(concept.erase).encode()
+  return jax.random.split(jax.random.fold_in(key, zlib.crc32(name)), 4)
+
+
+def preserved_gram(
+  sd: Any,
+  params: Any,
+  captions: str | Sequence[str],
+  preserve: Iterable[str] = (),
+  domain_weight: float = 1.0,
+  cache: str | None = None,
+) -> Float64[np.ndarray, "d d"]:
+  """C = sum of e e^T over captions + domain_weight of that over `preserve`.
+
+  All tokens of every text; one matrix serves all layers.
+
+  Args:
+    sd: the model.
+    params: its parameters.
+    captions: texts, or the name of a file with one a line.
+    preserve: the domain's phrases.
+    domain_weight: of these.
+    cache: as in `closed_form.mass.held_sums`.
+  """
+  if isinstance(captions, str):
+    path = pathlib.Path(captions)
+    if not path.is_file():
+      raise ValueError(f"captions={captions!r}: no such file; one text a line")
+    captions = [line for line in path.read_text().splitlines() if line.strip()]
+  usual, kept = (
+    mass.held_sums(sd, params, sharding.make_mesh(), list(texts), cache=cache)
+    for texts in (captions, preserve)
+  )
+  return (usual + domain_weight * kept).gram
+
+
+def speak(
+  sd: Any, params: Any, concepts: Sequence[Concept], key: Array, given: Options
+) -> list[text.Words]:
+  """Each concept's prompts, encoded."""
+  variant, said = given.variant, []
+  for concept in concepts:
+    bits = jax.random.key_data(concept_keys(key, concept)[0])
+    rng = np.random.default_rng(np.asarray(bits))
+    templates = text.choose_templates(
+      concept, given.templates, given.num_prompts, rng
+    )
+    said.append(
+      text.encode_concept(
+        sd,
+        params,
+        concept,
+        templates,
+        tokens=variant.target_tokens,
+        by_ends=variant.by_ends,
+      )
+    )
+  return said
+
+
+def start(
+  sd: Any,
+  params: Any,
+  concepts: Sequence[Concept],
+  said: Sequence[text.Words],
+  given: Options,
+) -> Fusion:
+  """The statistics of both closed forms, without adapters yet."""
+  prior = given.prior
+  scale = prior.preserve_scale
+  return Fusion(
+    closed_form.base_fingerprint(params),
+    tuple(
+      Part(concept.erase, words.sums, words.gram, {})
+      for concept, words in zip(concepts, said, strict=True)
+    ),
+    preserved_gram(
+      sd,
+      params,
+      prior.captions or (),
+      preserved_phrases(concepts),
+      prior.domain_weight,
+      prior.cache,
+    ),
+    refine_scale=scale**2 if given.variant.twice else scale,
+    fuse_scale=prior.fuse_scale,
+    lamb=prior.lamb,
+  )
+
+
+def train(
+  sd: Any,
+  params: Any,
+  concepts: Sequence[Concept],
+  key: Array,
+  said: Sequence[text.Words],
+  begun: Fusion,
+  given: Options,
+) -> tuple[Fusion, dict[str, Any]]:
+  """Stages (i) and (ii): what the fusion needs, and a record by concept."""
+  refined = with_kernels(params, begun.refine(params)[0])
+  runs, report = [], {}
+  for concept, words in zip(concepts, said, strict=True):
+    keys = concept_keys(key, concept)
+    images, masks, origin = image.examples(
+      sd, params, concept, given.images, given.templates, keys[1]
+    )
+    run, record = _run(
+      sd, params, concept, keys[2:], words, images, masks, given
+    )
+    runs.append(run)
+    report[concept.erase] = {"images": origin, **record}
+  adapters, losses = suppress.train(
+    sd,
+    refined,
+    runs,
+    rank=given.training.rank,
+    form=given.variant.loss_form,
+    pack=given.training.pack,
+  )
+  for run, loss in zip(runs, losses, strict=True):
+    report[run.name] |= {"loss": [float(loss[0]), float(loss[-1])]}
+  parts = [
+    dataclasses.replace(part, adapters=trained)
+    for part, trained in zip(begun.parts, adapters, strict=True)
+  ]
+  return dataclasses.replace(begun, parts=tuple(parts)), report
+
+
+def _run(
+  sd: Any,
+  params: Any,
+  concept: Concept,
+  keys: Array,
+  words: text.Words,
+  images: UInt8[np.ndarray, "m H W 3"],
+  found: Any,
+  given: Options,
+) -> tuple[suppress.Run, dict[str, Any]]:
+  """One concept's images, masks and steps, and a record of them."""
+  variant, training = given.variant, given.training
+  recipe, source = training.of(concept), given.images.source_of(concept)
+  mean, std = image.encode_images(sd, params, images, variant.pixels)
+  latents = image.encode_images(sd, params, images, "vae")[0]
+  masks, full = mask.choose(
+    sd, params, concept.erase, source, found, images.shape[:3],
+    latents, words, keys[0],
+  )  # fmt: skip
+  total = sd.schedule.num_train_timesteps
+  focus = training.focus if recipe.focal else ()
+  law = suppress.focal_law(total, *focus) if focus else np.ones(total) / total
+  plan = suppress.make_plan(
+    keys[1],
+    len(images),
+    len(words.states),
+    recipe.num_steps,
+    training.batch_size,
+    law,
+  )
+  layers = mask.for_layers(sd, list(masks), variant.resize)
+  told = suppress.Examples(mean, std, layers, words.states, words.targets)
+  run = suppress.Run(concept.erase, keys[1], told, plan, recipe.learning_rate)
+  return run, {
+    "mask_source": source,
+    "full_instead": full,
+    "mask_area": float(masks.mean()),
+    "learning_rate": recipe.learning_rate,
+    "num_steps": recipe.num_steps,
+    "focus": list(focus),
+  }
