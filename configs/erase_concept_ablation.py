@@ -16,10 +16,12 @@ def get_config(argument: str = "tiny"):
   if config.model == "shapes":
     # The phrases to erase are sentences already.
     config.hparams.expand_prompts = False
-    config.hparams.images = 256
+    config.hparams.images = 64
     config.hparams.num_inference_steps = 15
     config.hparams.guidance_scale = 4.0
     config.hparams.batch_size = 16
-    config.hparams.num_steps = 150
-    config.hparams.learning_rate = 2e-5
+    config.hparams.num_steps = 100
+    config.hparams.learning_rate = 3e-5
+    # What the anchor means would drift along: it is what f says of it itself.
+    config.hparams.regularization = 1.0
   return config

@@ -25,11 +25,14 @@ def get_config(argument: str = "tiny"):
 
 
 def tiny(train: str) -> dict[str, Any]:
-  """What the Shapes model wants, which learns ten times faster."""
+  """What the Shapes model wants, which learns ten times faster.
+
+  Twice the steps of ESD-u erase no more, and cost half of the other objects.
+  """
   return {
     "train": train,
-    "num_steps": 150,
+    "num_steps": 100 if train == "x" else 75,
     "learning_rate": 3e-4 if train == "x" else 1e-4,
-    "num_inference_steps": 20,
+    "num_inference_steps": 10,
     "batch_size": 4,
   }
