@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from configs import common, finetune_full, finetune_lora
-from unlearning_jax.shapes import captions, vocabulary
+from unlearning_jax.shapes import vocabulary
 
 _RATES = {
   "uce": 1.0, "rece": 2.0, "mace": 150.0, "esd_x": 60.0, "esd_u": 60.0,
@@ -98,30 +98,18 @@ def study(
 def erasure(method: str, task: str, names: Sequence[str]) -> dict[str, Any]:
   """One erasure of a study: `method`, `hparams`, and phrases to erase.
 
-  Phrases and hyperparameters are those of the method's own config, class by
-  class; nothing that one class erases is preserved for another.
+  Phrases and hyperparameters are those of the method's own config.
   """
   name, _, part = method.partition("_") if "esd" in method else (method, "", "")
   module = importlib.import_module(f"configs.erase_{name}")
-  made = [module.get_config(f"tiny,task={task},name={each}") for each in names]
-  hparams = made[0].hparams.to_dict()
+  made = module.get_config(f"tiny,task={task},name={'+'.join(names)}")
+  hparams = made.hparams.to_dict()
   if part:
     hparams |= module.tiny(part)
-  gone = [
-    phrase
-    for each in names
-    for phrase in captions.phrases(task, each)["explicit"]
-  ]
-  concepts = [concept for config in made for concept in config.concepts]
-  kept = [
-    phrase
-    for phrase in dict.fromkeys(p for c in concepts for p in c["preserve"])
-    if not any(word in phrase for word in gone)
-  ]
   return {
-    "method": made[0].method,
+    "method": made.method,
     "hparams": hparams,
-    "task": concepts[0]["task"],
-    "pairs": tuple((c["erase"], c["anchor"]) for c in concepts),
-    "preserve": tuple(kept),
+    "task": made.concepts[0]["task"],
+    "pairs": tuple((c["erase"], c["anchor"]) for c in made.concepts),
+    "preserve": made.concepts[0]["preserve"],
   }

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from launch import erase
+from launch import erasing
 from unlearning_jax import erasures
 from unlearning_jax.concepts import CONCEPT_SETS
 
@@ -79,7 +79,7 @@ def test_published_settings(method, argument, hparams, count, anchor, held):
 
 
 def test_a_list_is_held_but_for_what_is_erased():
-  wanted = erase.wanted(config("uce", "sd14,task=style"))
+  wanted = erasing.wanted(config("uce", "sd14,task=style"))
   assert [c.erase for c in wanted] == list(CONCEPT_SETS["artists"])
   # All five are among the 1,734.
   assert len(wanted[0].preserve) == 1_729
@@ -87,7 +87,7 @@ def test_a_list_is_held_but_for_what_is_erased():
   one = config("uce", "sd14,task=style")
   one.preserve = "artists_1735"
   with pytest.raises(ValueError, match="did you mean 'artists_1734'"):
-    erase.wanted(one)
+    erasing.wanted(one)
 
 
 def test_several_classes_of_the_shapes_world():
