@@ -66,7 +66,8 @@ def timed(sd: Any, victim: Victim, count: int, side_by_side: int) -> dict:
     return [record["status"] for record in found]
 
   def early(asked: Sequence[rows.Request]) -> list[rows.Verdict]:
-    return [rows.Verdict(r.prompt != PROMPT, 0.0) for r in check(asked)]
+    check(asked)
+    return [rows.Verdict(request.prompt != PROMPT, 0.0) for request in asked]
 
   # Compiles all there is: two groups, whose rows end with their first block.
   run(2 * side_by_side, early)

@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ SMALL = [
 ]
 
 
-def make_config(tasks="object+unsafe"):
+def make_config(tasks="object+unsafe") -> Any:
   return attack_matrix_shapes.get_config(tasks)
 
 
