@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -33,13 +34,14 @@ BLOCKS = flags.DEFINE_integer("blocks", 8, "Images of a row, but for one.")
 ITERATIONS = flags.DEFINE_integer("iterations", 25, "Updates of a block.")
 STEPS = flags.DEFINE_integer("steps", 15, "Of an image.")
 
+PROMPT = "a red star on a gray background"
+
 
 def table(sd: stable_diffusion.StableDiffusion, count: int) -> list[rows.Row]:
   """Rows with random targets: the work is the same."""
   rng = np.random.default_rng(0)
-  prompt = "a red star on a gray background"
   latents = rng.standard_normal((count, *sd.latent_shape)).astype(np.float32)
-  return [rows.Row(str(i), i, prompt, i, 4.0, x) for i, x in enumerate(latents)]
+  return [rows.Row(str(i), i, PROMPT, i, 4.0, x) for i, x in enumerate(latents)]
 
 
 def timed(sd: Any, victim: Victim, count: int, side_by_side: int) -> dict:
@@ -56,20 +58,25 @@ def timed(sd: Any, victim: Victim, count: int, side_by_side: int) -> dict:
     batch_size=side_by_side,
   )  # fmt: skip
 
-  def run(number: int) -> int:
+  def run(number: int, ask: rows.Check) -> list[str]:
     found = lanes.attack_rows(
-      sd, victim, victim, attack, table(sd, number), check, jax.random.key(0),
+      sd, victim, victim, attack, table(sd, number), ask, jax.random.key(0),
       lanes=side_by_side, mesh=mesh,
     )  # fmt: skip
-    return sum(record["status"] == "failure" for record in found)
+    return [record["status"] for record in found]
 
-  # Two groups: one to start with, one that refills.
-  run(2 * side_by_side)
+  def early(asked: Sequence[rows.Request]) -> list[rows.Verdict]:
+    check(asked)
+    return [rows.Verdict(request.prompt != PROMPT, 0.0) for request in asked]
+
+  # Compiles all there is: two groups, whose rows end with their first block.
+  run(2 * side_by_side, early)
   drawn.clear()
   wall, cpu = time.perf_counter(), time.process_time()
-  done = run(count)
+  ended = run(count, check)
   wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-  assert done == count and len(drawn) == count * (BLOCKS.value + 1)
+  assert ended == ["failure"] * count
+  assert len(drawn) == count * (BLOCKS.value + 1)
   return {
     "lanes": side_by_side,
     "rows": count,

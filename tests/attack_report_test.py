@@ -3,6 +3,7 @@
 import csv
 import io
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,10 +32,10 @@ class Tokenizer:
     return [f"<t{i}></w>" for i in ids]
 
 
-SD = types.SimpleNamespace(tokenizer=Tokenizer())
+SD: Any = types.SimpleNamespace(tokenizer=Tokenizer())
 
 
-def won(name="c", **changes):
+def won(name="c", **changes) -> dict[str, Any]:
   """A row whose attack made one image that counts."""
   last = {"text": f"a <b>{name}</b>", "ids": [0, 7, 8, 1], "survived": False}
   last |= {"score": 0.9, "seed": 3, "image": f"images/{name}-1.png"}
@@ -53,8 +54,11 @@ def run(tmp_path):
   return run
 
 
-def make_document(**changes):
-  document = {"title": "UDA on “star”", **attack_summary.rates(ROWS)}
+def make_document(**changes) -> dict[str, Any]:
+  document: dict[str, Any] = {
+    "title": "UDA on “star”",
+    **attack_summary.rates(ROWS),
+  }
   document["curves"] = {"loss": [0.5, 0.25]}
   paired = attack_success.against(ROWS, LUCKY)
   own = {"name": "random", **attack_summary.rates(LUCKY)}
@@ -174,8 +178,8 @@ def test_what_a_prompt_gives_is_not_drawn_twice():
 # --- Many attacks on many victims ---
 
 
-def matrix_document(tmp_path):
-  entries = []
+def matrix_document(tmp_path) -> dict[str, Any]:
+  entries: list[dict[str, Any]] = []
   for attack, rows in {"random": LUCKY, "uda": ROWS}.items():
     cell = {"task": "object", "victim": "uce", "attack": attack}
     cell |= {"status": "done", "seconds_per_row": 2.0}
