@@ -103,10 +103,11 @@ def test_noise_gap_is_nought_at_the_base_and_one_where_it_began(monkeypatch):
 
   monkeypatch.setattr(drift.stable_diffusion, "predict_noise", predict)
   latents = np.random.default_rng(0).normal(size=(6, 2, 2, 4))
+  latents = jnp.asarray(latents, jnp.float32)
+  sd = Model(Schedule.from_config({"_class_name": "DDIMScheduler"}))
   for share in (0.0, 0.25, 1.0):
     found = drift.noise_gap(
-      Model(Schedule.from_config({"_class_name": "DDIMScheduler"})),
-      BASE, ERASED, mixed(ERASED, BASE, share), jnp.asarray(latents, jnp.float32),
+      sd, BASE, ERASED, mixed(ERASED, BASE, share), latents,
       jnp.ones((6, 3, 4)), jax.random.key(0),
     )  # fmt: skip
     assert found == pytest.approx(1 - share, abs=1e-5)
