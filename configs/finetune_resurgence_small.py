@@ -24,9 +24,10 @@ def get_config():
     return whole | axes
 
   blocks = (
+    # First what projected updates are compared with.
+    block(methods=("esd_x",), defences=("none", "project")),
     block(algorithms=("full", "lora")),
     block(sets=("out",)),
-    block(methods=("esd_x",), defences=("project",)),
   )
   config = resurgence.study(blocks, steps=(10, 50), counts=_COUNTS)
   # What divides the prompts of one measurement, 105.

@@ -84,7 +84,7 @@ def main(_):
 
 
 def _points(study) -> int:
-  return sum(map(_is_point, study.done))
+  return sum(map(_is_point, study.rows))
 
 
 def _is_point(key: str) -> bool:

@@ -32,6 +32,8 @@ from unlearning_jax.workdir import Workdir
 
 # Rows of a tuning set that the diagnostics before tuning read.
 _PROBES = 64
+# What a cell may fail of, and the study go on: its own data, loss or memory.
+_FAILURES = (ValueError, FloatingPointError, jax.errors.JaxRuntimeError)
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -57,7 +59,7 @@ class Study:
     self.judge = comparison.load_judge(self.config)
     # Processes share no array: each works off its own cells.
     self.mesh = sharding.make_mesh(devices=jax.local_devices())
-    self.done = self.run.done_ids()
+    self.rows = {row["id"]: row for row in self.run.rows()}
     self._timed = len(self.run.read_metrics())
     self._kept: dict[Any, Any] = {}
 
@@ -119,10 +121,17 @@ class Study:
       return closed_form.load_edit(path)
     entry = self.config.erasures[f"{cell.method}/{cell.concept}"]
     phrases = resurgence_plan.concepts_of(entry)
+    failed = f"edit/{cell.erasure}!"
+    if failed in self.rows:
+      raise ValueError(self.rows[failed]["failed"])
     started = time.monotonic()
-    made = erasures.bind(entry["method"], entry["hparams"])(
-      self.sd, self.base, phrases, jax.random.key(cell.seed)
-    )
+    try:
+      made = erasures.bind(entry["method"], entry["hparams"])(
+        self.sd, self.base, phrases, jax.random.key(cell.seed)
+      )
+    except _FAILURES as error:
+      self._fail(failed, error)
+      raise
     if not isinstance(made, closed_form.Edit):
       made = closed_form.edit_between(
         self.base, made, method=cell.method, concepts=phrases, diagnostics={}
@@ -135,7 +144,7 @@ class Study:
 
   def measure(self, key: str, params: Any, rows: Rows, **more: Any):
     """Draws and judges the rows, and records who was right, group by group."""
-    if key in self.done:
+    if key in self.rows:
       return
     started = time.monotonic()
     multiple = sharding.local_rows_multiple(self.mesh)
@@ -160,8 +169,12 @@ class Study:
   def record(self, row: Mapping[str, Any]):
     """Keeps a finished row."""
     self.run.append_row(row)
-    self.done.add(row["id"])
+    self.rows[row["id"]] = row
     self.note(str(row["id"]))
+
+  def _fail(self, key: str, error: Exception):
+    text = f"{type(error).__name__}: {error}"
+    self.record({"id": key, "failed": text[:500]})
 
   def _time(self, what: str, started: float, count: int = 1):
     self._timed += 1
@@ -174,14 +187,13 @@ class Study:
     """Runs a cell to its end, or records why it cannot."""
     own = self.config.algorithms[cell.algorithm]
     folder = self.run.path / "cells" / _file(cell.id)
-    ended = f"{cell.id}@{own.num_steps}" in self.done
-    if not ended and f"{cell.id}!" not in self.done:
+    ended = f"{cell.id}@{own.num_steps}" in self.rows
+    if not ended and f"{cell.id}!" not in self.rows:
       try:
         self._finish(cell, folder)
       # A cell fails alone: its row says why, and the others go on.
-      except (ValueError, FloatingPointError, jax.errors.JaxRuntimeError) as e:
-        text = f"{type(e).__name__}: {e}"
-        self.record({"id": f"{cell.id}!", "failed": text[:500]})
+      except _FAILURES as error:
+        self._fail(f"{cell.id}!", error)
     shutil.rmtree(folder, ignore_errors=True)
 
   def _finish(self, cell: Cell, folder: pathlib.Path):
@@ -202,12 +214,7 @@ class Study:
     self._tune(cell, folder, edit, erased, [*rows, *tuned])
 
   def _check_floor(self, base: str):
-    found = self.once(
-      "rows by id", lambda: {row["id"]: row for row in self.run.rows()}
-    )
-    if base not in found:
-      found |= {row["id"]: row for row in self.run.rows()}
-    said = found[base]["right"]["explicit"]
+    said = self.rows[base]["right"]["explicit"]
     rate = said.count("1") / len(said)
     if rate < self.config.floor:
       raise ValueError(
@@ -229,7 +236,7 @@ class Study:
     states = tuning.phrase_states(
       self.sd, self.base, [c.erase for c in edit.concepts]
     )
-    if f"{cell.id}@0" not in self.done:
+    if f"{cell.id}@0" not in self.rows:
       before = self._predictors(cell, erased, arrays, states, frozen["empty"])
       self.record({"id": f"{cell.id}@0", "predictors": before})
     if checkpoints.latest_step(folder) is not None:

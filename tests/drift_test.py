@@ -1,11 +1,14 @@
 """Diagnostics of tuned weights: against what they must be at the two ends."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from unlearning_jax.finetune import drift
+from unlearning_jax.schedules import Schedule
 
 KV, OTHER = "attn2/to_k/kernel", "conv/kernel"
 
@@ -86,3 +89,25 @@ def test_pull_sees_where_the_loss_leads(monkeypatch):
       number, BASE, ERASED, {}, jnp.zeros(1), jax.random.key(0)
     )
     assert low < found < high
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  schedule: Schedule
+
+
+def test_noise_gap_is_nought_at_the_base_and_one_where_it_began(monkeypatch):
+  def predict(sd, params, latents, t, context):
+    scale = params["unet"]["conv"]["kernel"][0, 0] + context.mean()
+    return scale * latents * (1 + t.reshape(-1, 1, 1, 1))
+
+  monkeypatch.setattr(drift.stable_diffusion, "predict_noise", predict)
+  latents = np.random.default_rng(0).normal(size=(6, 2, 2, 4))
+  latents = jnp.asarray(latents, jnp.float32)
+  sd = Model(Schedule.from_config({"_class_name": "DDIMScheduler"}))
+  for share in (0.0, 0.25, 1.0):
+    found = drift.noise_gap(
+      sd, BASE, ERASED, mixed(ERASED, BASE, share), latents,
+      jnp.ones((6, 3, 4)), jax.random.key(0),
+    )  # fmt: skip
+    assert found == pytest.approx(1 - share, abs=1e-5)

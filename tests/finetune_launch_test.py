@@ -115,3 +115,34 @@ def test_a_defence_needs_an_erasure(kind):
   sd, params = stable_diffusion.load(shapes.model_folder())
   with pytest.raises(ValueError, match="there is no --edit to defend"):
     tuning.prepare(sd, params, None, config)
+
+
+def test_runs_that_differ_in_model_rate_and_seed_share_their_program():
+  config = finetune_lora.get_config()
+  config.lora.targets = "kv"
+  sd, params = stable_diffusion.load(shapes.model_folder())
+  _, step, state, frozen = tuning.prepare(sd, params, None, config)
+  config.optimizer.learning_rate, config.seed = 0.0, 7
+  config.data.only = "object/circle"
+  _, again, other, zero = tuning.prepare(sd, params, None, config)
+  assert again is step
+  assert (frozen["learning_rate"], zero["learning_rate"]) == (
+    pytest.approx(1e-3), 0,
+  )  # fmt: skip
+  path = next(iter(state.params))
+  assert (state.params[path]["down"] != other.params[path]["down"]).any()
+  # What a program is made of does make another.
+  for key, value in (("num_steps", 200), ("accumulate", 2), ("ema_decay", 0.9)):
+    with config.unlocked():
+      changed = config.copy_and_resolve_references()
+      changed.update_from_flattened_dict({key: value})
+    assert tuning.prepare(sd, params, None, changed)[1] is not step
+
+
+def test_the_base_is_no_start_for_a_study():
+  base = {"unet": {"a": np.zeros(2), "b": np.ones(2)}}
+  same = {"unet": {"a": base["unet"]["a"], "b": np.ones(2)}}
+  with pytest.raises(ValueError, match="mine: the model to tune is the base"):
+    tuning.check_start(base, same, "mine")
+  same["unet"]["b"] = np.array([1.0, 2.0])
+  tuning.check_start(base, same, "mine")

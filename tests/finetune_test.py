@@ -230,3 +230,34 @@ def test_steps_equal_torch_adamw(clip_norm):
       ours, wanted = state.params[name], parameter.detach().numpy()
       assert np.abs(ours - wanted).max() < 1e-6, (i, name)
   assert gap(state.params, params()) > 0.02
+
+
+def test_a_second_run_of_one_step_function_compiles_nothing():
+  traced = []
+
+  def step(state, frozen, batch, key):
+    traced.append(0)
+    # The rate is data: runs may differ in it.
+    tx = finetune.optimizer(frozen["learning_rate"], STEPS)
+    return finetune.make_step(loss, tx, 0.9)(state, frozen, batch, key)
+
+  def trained(rate):
+    return finetune.train(
+      finetune.init_state(params(), finetune.optimizer(0.0, STEPS)),
+      step,
+      {"sigma": np.float32(0.1), "learning_rate": np.float32(rate)},
+      batches(),
+      jax.random.key(1),
+      mesh=one_device(),
+      num_steps=STEPS,
+      every=STEPS,
+      on_metrics=lambda *_: None,
+      on_state=lambda *_: None,
+    )
+
+  runs = {rate: trained(rate) for rate in (0.0, 0.1, 0.2)}
+  assert len(traced) == 1
+  # And it is the run that has its rate from the start.
+  assert same(runs[0.1].params, Run().state.params)
+  assert gap(runs[0.0].params, params()) == 0
+  assert gap(runs[0.2].params, runs[0.1].params) > 0.01

@@ -167,7 +167,7 @@ def test_killed_anywhere_it_ends_with_the_same_rows(
       patch.setattr(checkpoints, "save", dying(checkpoints.save, after=after))
     with pytest.raises(Killed):
       finish(start("cut"))
-  done = len(start("cut").done)
+  done = len(start("cut").rows)
   assert 0 < done < len(wanted)
   assert finish(start("cut")) == wanted
 
@@ -213,3 +213,19 @@ def test_the_base_instead_of_an_erased_model_is_refused(start):
   rows = finish(start(base=0.0, floor=0.0))
   why = rows["uce/star/near/lora/none/0!"]["failed"]
   assert "the model to tune is the base itself" in why
+
+
+def test_an_erasure_that_fails_is_not_tried_again(start, monkeypatch):
+  tried = []
+
+  def diverge(*_):
+    tried.append(0)
+    raise FloatingPointError("training: loss not finite at step 3")
+
+  study = start()
+  monkeypatch.setattr(resurgence_cells.erasures, "bind", lambda *_: diverge)
+  rows = finish(study)
+  assert finish(start()) == rows and len(tried) == 1
+  failed = [key for key, row in rows.items() if "failed" in row]
+  assert len(failed) == 5 and failed[0] == "edit/uce/star/0!"
+  assert all("not finite at step 3" in rows[key]["failed"] for key in failed)
