@@ -56,7 +56,9 @@ def main(argv: list[str]) -> None:
   concepts = make_concepts(
     lists.load(_ERASE.value), _ANCHOR.value, preserve, _TASK.value
   )
-  captions = lists.load(_CAPTIONS.value) if _CAPTIONS.value else ()
+  captions = ()
+  if _CAPTIONS.value:
+    captions = lists.load(_CAPTIONS.value, repeats=True)
   tail = _PRESET.value == "uce2023"
   scale = _PRESERVE_SCALE.value
   if scale is None:

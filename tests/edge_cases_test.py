@@ -70,6 +70,20 @@ def test_a_chain_is_told_and_not_followed(erase, model):
     erase(*model, chain)
 
 
+def test_a_conflict_that_is_allowed_ends_in_between(model):
+  conflict = [Concept("dog", "cat", ("Dog",))]
+  options = {"preset": "uce2025", "erase_scale": 2.0, "preserve_scale": 3.0}
+  edit = uce.erase(*model, conflict, allow_conflict=True, lamb=0.5, **options)
+  dog, cat = (
+    state.rows[state.last].astype(float)
+    for state in uce.encode(*model, ["dog", "cat"])
+  )
+  # One row: e |x - c*|^2 + p |x - c|^2 + lamb / |c|^2 |x - c|^2 is least at
+  stays = 3.0 + 0.5 / (dog @ dog)
+  wanted = (2.0 * cat + stays * dog) / (2.0 + stays)
+  assert cases.relative(edit.context_map @ dog, wanted) < 1e-6
+
+
 def test_separators_are_told():
   with pytest.warns(UserWarning, match="holds a separator"):
     Concept("a, b")

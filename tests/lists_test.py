@@ -42,6 +42,25 @@ def test_files_that_are_no_list(tmp_path, content, message):
     lists.load(path)
 
 
+def test_captions_may_repeat(tmp_path):
+  file = tmp_path / "captions.txt"
+  file.write_text("a dog\nA dog\n")
+  assert lists.load(file, repeats=True) == ("a dog", "A dog")
+
+
+def test_some_of_a_list():
+  artists = lists.load("artists_1734")
+  some = lists.sample(artists, 100, seed=0)
+  assert some == lists.sample(artists, 100, seed=0)
+  assert len(set(some)) == 100 and set(some) < set(artists)
+  assert [artists.index(a) for a in some] == sorted(map(artists.index, some))
+  assert some != lists.sample(artists, 100, seed=1)
+  assert lists.sample(artists, len(artists), seed=2) == artists
+  for count in (0, 1_735):
+    with pytest.raises(ValueError, match=f"count={count}; allowed: 1 to 1734"):
+      lists.sample(artists, count, seed=0)
+
+
 def test_unknown_lists(tmp_path):
   with pytest.raises(ValueError, match="did you mean 'artists_1734'"):
     lists.load("artists_1743")

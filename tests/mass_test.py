@@ -12,8 +12,8 @@ from closed_form_cases import relative
 
 from unlearning_jax import closed_form, shapes, sharding, stable_diffusion
 from unlearning_jax.closed_form import mass
-from unlearning_jax.concepts import make_concepts
-from unlearning_jax.erasures import uce
+from unlearning_jax.concepts import Concept, make_concepts
+from unlearning_jax.erasures import mace, uce
 
 WORDS = [
   f"{a}{b}{c}" for a in "abcde" for b in "fgh" for c in ("", " xy", " z")
@@ -155,6 +155,31 @@ def test_captions_hold_what_many_erasures_would_overwrite():
   # the weight; it costs some of the erasure, not all.
   assert moved[0] > 1.5 * max(moved[1:])
   assert left[0] < left[1] < left[2] < 0.3
+
+
+def test_a_list_is_written_once(model, tmp_path):
+  """Thousands of concepts may hold a list of thousands."""
+  held = [f"held phrase {i}" for i in range(300)]
+  concepts = make_concepts([f"concept {i}" for i in range(300)], "x", held)
+  concepts += (Concept("alone", "", ("other",)), Concept("bare"))
+  edit = closed_form.Edit(np.eye(3), "b", "m", concepts, {})
+  path = tmp_path / "edit.safetensors"
+  closed_form.save_edit(edit, path)
+  assert path.stat().st_size < 50_000
+  assert closed_form.load_edit(path).concepts == concepts
+
+
+def test_mace_sums_captions_once(model, tmp_path, monkeypatch):
+  options = {"domain_weight": 3.0, "cache": str(tmp_path)}
+  call = (*model, ["a b", "c d"], ["moon"])
+  first = mace.preserved_gram(*call, **options)
+  held = (
+    sum(s.rows.T.astype(float) @ s.rows for s in encoded(model, phrases, 16))
+    for phrases in (["a b", "c d"], ["moon"])
+  )
+  assert relative(first, next(held) + 3.0 * next(held)) < 1e-6
+  monkeypatch.setattr(mass, "_stream", lambda *_: 1 / 0)
+  assert np.array_equal(mace.preserved_gram(*call, **options), first)
 
 
 def test_what_cannot_be_summed(model):

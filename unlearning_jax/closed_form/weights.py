@@ -74,8 +74,8 @@ def projection_gram(kernels: Kernels) -> Float64[np.ndarray, "d d"]:
   """S = sum over projections of W^T W, so that |W x|^2 sums to x^T S x."""
   width = len(next(iter(kernels.values())))
   total = np.zeros((width, width), order="F")
-  (syrk,) = scipy.linalg.get_blas_funcs(("syrk",), dtype=np.float64)
+  # Half of a symmetric product is half of the work.
+  (syrk,) = scipy.linalg.get_blas_funcs(("syrk",), (total,))
   for kernel in kernels.values():
-    # Half of a symmetric product is half of the work.
     total = syrk(1.0, np.float64(kernel).T, 1.0, total, trans=1, overwrite_c=1)
   return np.triu(total) + np.triu(total, 1).T

@@ -21,11 +21,14 @@ def names() -> tuple[str, ...]:
   return tuple(sorted({*CONCEPT_SETS, *files}))
 
 
-def load(name: str | os.PathLike[str]) -> tuple[str, ...]:
+def load(
+  name: str | os.PathLike[str], *, repeats: bool = False
+) -> tuple[str, ...]:
   """The phrases of a list, in order.
 
   Args:
     name: one of `names()`, or the path of a file that ends in .txt.
+    repeats: whether a phrase may be there twice, as among captions.
 
   Raises:
     ValueError: an unknown name, with the nearest; no such file; a file that is
@@ -49,7 +52,7 @@ def load(name: str | os.PathLike[str]) -> tuple[str, ...]:
     raise ValueError(f"{path}: holds no phrase")
   seen: set[str] = set()
   for phrase in phrases:
-    if same_phrase(phrase) in seen:
+    if not repeats and same_phrase(phrase) in seen:
       raise ValueError(f"{path}: {phrase!r} is there twice")
     seen.add(same_phrase(phrase))
   return phrases

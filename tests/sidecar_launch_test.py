@@ -1,0 +1,112 @@
+"""Statistics beside the edits of `launch.erase`, and what `amend` does."""
+
+import types
+
+import numpy as np
+import pytest
+
+from configs import erasures
+from launch import amend, comparison, erase
+from unlearning_jax import closed_form, shapes, stable_diffusion
+from unlearning_jax.closed_form import Sums, export, statistics
+from unlearning_jax.concepts import make_concepts
+from unlearning_jax.erasures import mace, uce
+
+FLAGS = ("ADD", "PRESERVE", "REMOVE")
+
+
+@pytest.fixture(scope="module")
+def model():
+  return stable_diffusion.load(shapes.model_folder())
+
+
+def test_erasing_writes_the_statistics(model, tmp_path):
+  sd, params = model
+  config = erasures.erase("uce", "tiny,task=identity")
+  run = comparison.open_run(str(tmp_path / "run"), config, params)
+  edit = erase.erase(run, sd, params, config)
+  kept = statistics.load_statistics(run.path / "statistics.safetensors")
+  again = statistics.edit_of(kept, params)
+  assert np.array_equal(again.context_map, edit.context_map)
+  assert (again.base, again.concepts) == (edit.base, edit.concepts)
+
+
+def test_an_edited_model_is_not_erased_from_again(model, tmp_path, monkeypatch):
+  sd, params = model
+  edit = uce.erase(sd, params, make_concepts("star", "circle"))
+  export.export(tmp_path / "model", "folder", sd, edit, params)
+  config = erasures.erase("uce", "tiny")
+  config.model = str(tmp_path / "model")
+  for name, value in {
+    "_CONFIG": config,
+    "_WORKDIR": str(tmp_path / "run"),
+    "_DISTRIBUTED": False,
+  }.items():
+    monkeypatch.setattr(erase, name, types.SimpleNamespace(value=value))
+  with pytest.raises(ValueError, match="erased star.*T1 T2 is not the joint"):
+    erase.main(None)
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def flags(monkeypatch):
+  """Sets some flags of `launch.amend`, the others are empty."""
+
+  def given(**values):
+    for name in FLAGS:
+      value = types.SimpleNamespace(value=values.get(name, []))
+      monkeypatch.setattr(amend, f"_{name}", value)
+
+  return given
+
+
+def test_of_mace_concepts_go_and_change_weight(model, tmp_path, flags):
+  _, params = model
+  kernels = closed_form.cross_attention_kernels(params)
+  width = closed_form.text_width(params)
+  rng = np.random.default_rng(0)
+
+  def part(name):
+    rows = rng.normal(size=(90, width))
+    factors = {
+      path: {
+        "down": rng.normal(size=(width, 1)),
+        "up": rng.normal(size=(1, kernel.shape[1])),
+      }
+      for path, kernel in kernels.items()
+    }
+    sums = closed_form.erase_sums(rows, rng.normal(size=rows.shape), 1.0)
+    return mace.fusion.Part(name, sums, rows.T @ rows, factors)
+
+  both = mace.Fusion(
+    closed_form.base_fingerprint(params),
+    (part("star"), part("heart")),
+    Sums.zero(width).gram,
+    0.0,
+    0.0,
+    1.0,
+  )
+  edit = closed_form.edit_between(
+    params,
+    both.solve(params)[0],
+    method="mace fixed",
+    concepts=make_concepts(["star", "heart"], "circle"),
+    diagnostics={},
+  )
+  both.save(tmp_path / "statistics.safetensors")
+  closed_form.save_edit(edit, tmp_path / "edit.safetensors")
+  flags(REMOVE=["star"])
+  known, amended = amend.amended_fusion(params, tmp_path, [("heart", 0.5)])
+  assert [(p.name, p.weight) for p in known.parts] == [("heart", 0.5)]
+  assert [c.erase for c in amended.concepts] == ["heart"]
+  wanted, _ = both.drop("star").reweight("heart", 0.5).solve(params)
+  edited = closed_form.apply_to_params(amended, params)
+  one, other = map(closed_form.cross_attention_kernels, (edited, wanted))
+  for path, kernel in one.items():
+    assert np.array_equal(kernel, other[path])
+  flags(ADD=["moon"])
+  with pytest.raises(ValueError, match="MACE trains an adapter for each"):
+    amend.amended_fusion(params, tmp_path, [])
+  flags(REMOVE=["stars"])
+  with pytest.raises(ValueError, match="did you mean 'star'"):
+    amend.amended_fusion(params, tmp_path, [])
