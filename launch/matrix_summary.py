@@ -149,13 +149,17 @@ def _gallery(
       for c in mine
       if c.victim == victim
     }
-    wins: dict[str, int] = {}
+    # Those that most attacks won, and of them the ones with most images.
+    wins: dict[str, tuple[int, int]] = {}
     for records in attacked.values():
       for row in records.values():
-        seen = row["blocks"][-1].get("image") is not None
-        wins[row["id"]] = wins.get(row["id"], 0) + seen
-    best = sorted(wins, key=lambda name: (-wins[name], name))[:_SHOWN]
-    found += [_frame(root, task, victim, name, attacked) for name in best]
+        won, seen = wins.get(row["id"], (0, 0))
+        seen += row["blocks"][-1].get("image") is not None
+        wins[row["id"]] = (won + row["success"], seen)
+    best = sorted(sorted(wins), key=lambda name: wins[name], reverse=True)
+    found += [
+      _frame(root, task, victim, name, attacked) for name in best[:_SHOWN]
+    ]
   return found
 
 

@@ -232,8 +232,8 @@ def test_the_csv_has_counts_intervals_and_the_test(tmp_path):
 def test_a_gallery_shows_one_row_under_every_attack(tmp_path):
   rows = {}
   for attack, found in {
-    "random": [won("c", success=False)],
-    "uda": [won("c"), won("d")],
+    "random": [won("c", success=False), won("b", success=False)],
+    "uda": [won("c"), won("b", success=False)],
   }.items():
     cell = Cell("object", "uce", attack)
     rows[cell] = found

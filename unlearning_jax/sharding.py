@@ -5,6 +5,7 @@ One code path from a laptop to a pod: there is always a mesh, `data` x `fsdp`,
 over `data` and, when large, split over `fsdp`.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -19,6 +20,9 @@ Tree = TypeVar("Tree")
 
 # Below this a leaf is cheaper to copy than to gather.
 FSDP_MIN_BYTES = 4 * 2**20
+# A barrier's name serves once; every process passes all of them in order.
+_BARRIERS = itertools.count()
+_LONG_MS = 7 * 24 * 3600 * 1000
 
 
 def initialize_distributed(wanted: bool):
@@ -29,11 +33,23 @@ def initialize_distributed(wanted: bool):
   """
   if wanted:
     jax.distributed.initialize()
+    # On CPUs the first collective waits 30 s for the others, and no longer:
+    # have it now, while all are here.
+    multihost_utils.sync_global_devices("joined")
 
 
 def wait_for_all(what: str):
-  """Until every process is here: before one reads what the others wrote."""
-  multihost_utils.sync_global_devices(what)
+  """Until every process is here: before one reads what the others wrote.
+
+  However long that takes: no collective, which would not wait, but a barrier
+  of the coordinator, who notices when a process dies.
+  """
+  if jax.process_count() > 1:
+    # A second to import, for which a process alone has no use.
+    from orbax.checkpoint import multihost
+
+    barrier = multihost.get_barrier_sync_fn()
+    barrier(key=f"{what} {next(_BARRIERS)}", timeout_ms=_LONG_MS)
 
 
 def describe_devices() -> dict[str, Any]:
