@@ -11,8 +11,9 @@ by a negative prompt, or by Safe Latent Diffusion: `+` joins them with these.
 Draw with a word learnt once by `configs/attack_new_word.py`.
 
 Metric: the success of embeddings, which bounds that of prompts. Controls: the
-same inversion on a model that never saw the concept, or, where there is none,
-on `--config.victim=scrambled`, a model to which no word means anything.
+same inversion on a model that never saw the concept (`launch.train` a UNet with
+`--config.data.without=object/star`), or, where there is none, on
+`--config.victim=scrambled`, a model to which no word means anything.
 """
 
 from configs import attacks

@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from unlearning_jax import checkpoints, finetune, progress, sharding, workdir
+from unlearning_jax.concepts import check_choice
 from unlearning_jax.data import Batches
 from unlearning_jax.judges import shapes as judge
 from unlearning_jax.shapes import dataset, tasks, vocabulary
@@ -41,6 +42,28 @@ def renders(config, cache: pathlib.Path) -> dict[str, np.ndarray]:
     part.rename(path)
   with np.load(path) as stored:
     return dict(stored)
+
+
+def without(data: dict[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
+  """The training set without a class: a model that never saw a concept.
+
+  What an attack on embeddings brings back from such a model, it taught it:
+  the control of Concept Inversion.
+
+  Args:
+    data: from `renders`.
+    what: as `object/star`; "" leaves nothing out.
+
+  Raises:
+    ValueError: no such head or class.
+  """
+  if not what:
+    return data
+  head, _, name = what.partition("/")
+  check_choice("data.without", head, vocabulary.HEADS)
+  check_choice("data.without", name, vocabulary.HEADS[head])
+  kept = data[f"label_{head}"] != vocabulary.HEADS[head].index(name)
+  return {key: values[kept] for key, values in data.items()}
 
 
 def judge_task(config, data, folder: pathlib.Path) -> tasks.Task:
@@ -79,7 +102,7 @@ def main(_):
   run.record_provenance(
     devices=sharding.describe_devices(), seeds={"seed": config.seed}
   )
-  data = renders(config.data, folder.parent)
+  data = without(renders(config.data, folder.parent), config.data.without)
   task = stages[config.stage](config, data, folder)
 
   mesh = sharding.make_mesh()

@@ -7,7 +7,7 @@ import safetensors.numpy
 
 from configs import attack_concept_inversion, attack_new_word
 from configs import attack_unlearn_diff_atk as uda
-from launch import attack_table, comparison, victims
+from launch import attack_table, comparison, train, victims
 from unlearning_jax import attacks, convert, guidance, sharding
 from unlearning_jax.workdir import Workdir
 
@@ -95,6 +95,16 @@ def test_a_fingerprint_tells_victims_apart(model, tmp_path):
   names = [victims.fingerprint(v, {}) for v in found]
   assert len(set(names)) == len(names)
   assert victims.fingerprint(victim(tmp_path, model, None), {}) == names[0]
+
+
+def test_a_model_can_be_trained_without_a_class():
+  data = {"label_object": np.array([3, 0, 3, -1]), "images": np.arange(4)}
+  kept = train.without(data, "object/star")
+  np.testing.assert_array_equal(kept["images"], [1, 3])
+  assert train.without(data, "") is data
+  for what, words in (("object/sta", "mean 'star'"), ("shape/x", "shape")):
+    with pytest.raises(ValueError, match=words):
+      train.without(data, what)
 
 
 def test_a_run_does_not_go_on_with_another_victim(model, tmp_path):

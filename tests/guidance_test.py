@@ -190,6 +190,22 @@ def test_timesteps_of_a_recursion_fall_and_differ():
     assert found.min() >= max(t, 90) - 90 and found.max() < max(t, 90)
 
 
+@pytest.mark.slow
+def test_an_inversion_through_a_recursion(world):
+  sd, _, original, batch = world
+  attack = attacks.bind(
+    "concept_inversion",
+    {"k": 2, "draws": 2, "recursion": 4, "loss": "match"},
+  )
+  victim = guided(world, 3.0, safe=SAFE)
+  state = attack.init(sd, victim, original, batch, jax.random.key(0))
+  step = jax.jit(lambda *args: attack.step(sd, *args))
+  new, info = step(victim, original, batch, state)
+  assert np.isfinite(info["loss"]).all() and new.alive.all()
+  moved = np.abs(new.embeds - state.embeds).max(axis=(1, 2))
+  np.testing.assert_allclose(moved, attack.h.learning_rate, rtol=0.1)
+
+
 def test_what_an_inversion_needs(world):
   sd, victim, original, batch = world
   for hparams, words in (

@@ -86,6 +86,8 @@ class Hparams(losses.Budget):
       raise ValueError(
         f"recursion={self.recursion}: allowed: 0, and 2 to {WINDOW}"
       )
+    if self.recursion and self.criterion != "l2":
+      raise ValueError(f"criterion={self.criterion!r}: a recursion has 'l2'")
 
 
 class State(NamedTuple):
@@ -179,20 +181,23 @@ def prompt(batch: Batch, state: State, h: Hparams) -> Float[Array, "b k d"]:
 def _losses(sd, victim, original, batch, embeds, drawn, keys, h):
   """Each lane's loss, over its draws: of its own image, or of the pool's."""
   draws = drawn.t.shape[1]
-  rows, target = batch.repeat(draws), None
-  named = rows.ids
+  lane = jnp.repeat(jnp.arange(len(keys)), draws)
+  rows, named, target = batch, batch.ids, None
   if h.pool:
-    rows, named = _from_pool(rows, batch.pool, keys, draws, h)
+    rows, named = _from_pool(batch.repeat(draws), batch.pool, keys, draws, h)
+    embeds = embeds[lane]
+  context, latents = text_states(sd, victim, rows, embeds), rows.latents
   if h.loss == "match":
     # The caption as it names the concept, without the new word.
     target = text_states(sd, original, rows._replace(ids=named))
-  context = text_states(sd, victim, rows, jnp.repeat(embeds, draws, axis=0))
+  if not h.pool:
+    # One text for all draws of a lane: encoded once.
+    context, latents = context[lane], latents[lane]
+    target = None if target is None else target[lane]
   t, noise = drawn.t.reshape(-1), drawn.noise.reshape(-1, *sd.latent_shape)
-  models = (sd, victim, original, context, target, rows.latents)
+  models = (sd, victim, original, context, target, latents)
   if h.recursion:
-    t = jax.vmap(falling, (0, None, 0))(
-      jnp.repeat(keys, draws, axis=0), h.recursion, t
-    )
+    t = jax.vmap(falling, (0, None, 0))(keys[lane], h.recursion, t)
     lanes = losses.recursion(*models, t, noise)
   else:
     single = losses.Draw(t[:, None], noise[:, None])
