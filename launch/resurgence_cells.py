@@ -169,7 +169,7 @@ class Study:
   def record(self, row: Mapping[str, Any]):
     """Keeps a finished row."""
     self.run.append_row(row)
-    self.rows[row["id"]] = row
+    self.rows[row["id"]] = dict(row)
     self.note(str(row["id"]))
 
   def _fail(self, key: str, error: Exception):
