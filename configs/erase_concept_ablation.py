@@ -5,7 +5,9 @@
   python -m launch.erase --workdir=runs/van_gogh --config.model=my/sd14 \
     --config=configs/erase_concept_ablation.py:sd14,task=style
 
-Metric: accuracy on the erased concept and on everything else.
+Metric: accuracy on the erased concept and on everything else. On `tiny` the
+star by name falls to 0 of 12 images, and the other objects to 9 of 14 (12 steps
+of DPM-Solver++, one seed): a first look, and not yet gentle.
 """
 
 from configs import erasures

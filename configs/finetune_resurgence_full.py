@@ -3,9 +3,9 @@
   python -m launch.resurgence --workdir=runs/study \
     --config=configs/finetune_resurgence_full.py
 
-One night on two CPU cores; `--dry_run` says how long and how much. It may be
-stopped and begun again at any time: cells come seed by seed, the main
-comparison first, and `--report` writes the page from what there is.
+Meant for one night on two CPU cores; `--dry_run` estimates how long and how
+much. It may be stopped and begun again at any time: cells come seed by seed,
+the main comparison first, and `--report` writes the page from what there is.
 A point is 210 images by name over the three seeds. Metric: R_norm with its
 interval.
 """

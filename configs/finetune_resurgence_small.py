@@ -1,11 +1,12 @@
-"""Concept resurgence in ten minutes: does an erased star come back?
+"""Concept resurgence, the short way: does an erased star come back?
 
   python -m launch.resurgence --workdir=runs/resurgence \
     --config=configs/finetune_resurgence_small.py
 
 Three erasures of the star, tuned on pictures of its four nearest objects (all
 weights, or low-rank adapters) and on portraits; one of them with projected
-updates as well. 30 images a point: intervals are wide.
+updates as well. 30 images a point: intervals are wide. Meant for ten minutes on
+two free CPU cores, which nobody has timed yet; `--dry_run` estimates.
 Metric: R_norm with its interval.
 """
 

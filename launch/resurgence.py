@@ -67,7 +67,7 @@ def main(_):
   run = comparison.open_run(_WORKDIR.value, config, base)
   mine = cells if not _REPORT.value else []
   study = resurgence_cells.Study(run, config, sd, base)
-  points = sum(len(config.algorithms[c.algorithm].checkpoints) for c in mine)
+  points = sum(len(config.algorithms[c.algorithm].checkpoints) for c in cells)
   with progress.Progress("measure", points, done=_points(study)) as bar:
     study.note = lambda key: bar.update(_is_point(key), key)
     # All cells that share a row are one process's: it is made once.

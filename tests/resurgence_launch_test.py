@@ -19,9 +19,9 @@ def get_config():
     "methods": ("uce",), "concepts": ("star",), "sets": ("near", "control"),
     "algorithms": ("full",), "defences": ("none",), "seeds": (0,),
   }
-  counts = {"explicit": 6, "words": 2, "others": 2, "tuned": 2}
+  counts = {"explicit": 6, "words": 3, "others": 4, "tuned": 3}
   config = resurgence.study([block], (1, 2), counts)
-  config.batch_size, config.sampling.num_steps = 16, 6
+  config.batch_size, config.sampling.num_steps = 16, 4
   for tuning in config.algorithms.values():
     tuning.batch_size, tuning.data.count = 4, 8
   return config

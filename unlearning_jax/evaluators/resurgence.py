@@ -8,6 +8,9 @@ images that show the concept,
 
 is 0 where it stayed away and 1 where it is back as if never erased. Intervals
 are percentiles of a bootstrap that draws whole prompts, with all their models.
+Where hardly an image changes, a bootstrap knows no doubt at all: 0 of 70 would
+be 0 for certain. So no interval is narrower than Wilson's of the prompts that
+gained the concept, and of those that lost it.
 """
 
 import dataclasses
@@ -18,7 +21,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float, Float64
 
-from unlearning_jax.evaluators import erasure
+from unlearning_jax.evaluators import erasure, statistics
 from unlearning_jax.shapes import captions
 
 # Groups of prompts that ask for what was erased.
@@ -75,7 +78,20 @@ def normalized(
   usable = span > 0
   ratios = (drawn[usable, 2] - drawn[usable, 1]) / span[usable]
   low, high = np.quantile(ratios, [0.025, 0.975])
-  return Estimate(float((now - gone) / (base - gone)), float(low), float(high))
+  gained, lost = (
+    float((one & ~other).mean())
+    for one, other in ((tuned, erased), (erased, tuned))
+  )
+  most = [
+    statistics.wilson(round(share * len(sums)), len(sums))[1]
+    for share in (gained, lost)
+  ]
+  scale = base - gone
+  return Estimate(
+    float((now - gone) / scale),
+    min(float(low), float((gained - most[1]) / scale)),
+    max(float(high), float((most[0] - lost) / scale)),
+  )
 
 
 def revival_step(

@@ -96,7 +96,7 @@ def _curve(
   erased = _pooled([c["stages"][0] for c in cells])
   listed = []
   for step in steps:
-    now = _pooled([c["stages"][step] for c in cells])
+    now = _pooled([c["stages"][step] for c in cells]) if step else erased
     back = {
       group: _resurgence(base, erased, now, prompts, group)
       for group in ERASED
@@ -152,6 +152,9 @@ def _resurgence(
   before, gone = base[group], erased[group]
   if before.mean() <= gone.mean():
     return None
+  if now is erased:
+    # The model that all is counted from: there is nothing to estimate.
+    return resurgence.Estimate(0.0, 0.0, 0.0)._asdict()
   found = resurgence.normalized(before, gone, now[group], prompts[group])
   return found._asdict()
 

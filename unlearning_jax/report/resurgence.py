@@ -53,7 +53,8 @@ def render(document: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
       "p",
       "R_norm is 0 where the concept stayed away and 1 where it is back as if "
       "never erased. Every model draws the same prompts from the same noise; "
-      "bands and brackets are 95 % intervals of a bootstrap over prompts.",
+      "bands and brackets are 95 % intervals of a bootstrap over prompts, and "
+      "never narrower than Wilson's for the prompts that changed.",
       class_="note",
     ),
     _heat(conditions),
