@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from attacks_cases import make_world, table
 from PIL import Image
+from scripts import script
 
 from configs import attacks as attack_configs
-from launch import attack
 from unlearning_jax import attacks, sharding, stable_diffusion
 from unlearning_jax.attacks.shared import lanes, rows, vocabulary
 from unlearning_jax.attacks.shared.victim import Victim
 
+attack = script("attack")
 HEAD = "case_number,prompt,evaluation_seed,evaluation_guidance\n"
 
 

@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from scripts import script
 
 from configs import attack_concept_inversion, attack_new_word
 from configs import attack_unlearn_diff_atk as uda
-from launch import attack_table, comparison, train, victims
+from launch import attack_table, comparison, victims
 from unlearning_jax import attacks, convert, guidance, sharding
 from unlearning_jax.workdir import Workdir
 
@@ -99,6 +100,7 @@ def test_a_fingerprint_tells_victims_apart(model, tmp_path):
 
 def test_a_model_can_be_trained_without_a_class():
   data = {"label_object": np.array([3, 0, 3, -1]), "images": np.arange(4)}
+  train = script("train")
   kept = train.without(data, "object/star")
   np.testing.assert_array_equal(kept["images"], [1, 3])
   assert train.without(data, "") is data

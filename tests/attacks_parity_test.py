@@ -71,7 +71,11 @@ def close(ours, theirs, rtol=1e-4):
 
 
 @pytest.mark.parametrize(
-  "name, k, mode", [("uda", 3, "prefix_k"), ("uda_insert", 4, "insert_k")]
+  "name, k, mode",
+  [
+    ("uda", 3, "prefix_k"),
+    pytest.param("uda_insert", 4, "insert_k", marks=pytest.mark.slow),
+  ],
 )
 def test_unlearn_diff_atk_is_the_published_one(name, k, mode, models, golden):
   sd, victim, original = models
@@ -150,7 +154,11 @@ def test_hard_prompts_are_the_published_ones(
 
 
 @pytest.mark.parametrize(
-  "name, k, mode", [("uda", 3, "prefix_k"), ("uda_insert", 4, "insert_k")]
+  "name, k, mode",
+  [
+    ("uda", 3, "prefix_k"),
+    pytest.param("uda_insert", 4, "insert_k", marks=pytest.mark.slow),
+  ],
 )
 def test_the_text_is_the_published_one(name, k, mode, models, golden):
   sd = models[0]

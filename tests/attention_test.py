@@ -139,7 +139,9 @@ def unet():
   return stable_diffusion.load(shapes.model_folder())
 
 
-@pytest.mark.parametrize("implementation", ["dense", "chunked"])
+@pytest.mark.parametrize(
+  "implementation", ["dense", pytest.param("chunked", marks=pytest.mark.slow)]
+)
 def test_probabilities_of_cross_attention(unet, implementation):
   sd, params = unet
   config = dataclasses.replace(sd.unet.config, attention=implementation)

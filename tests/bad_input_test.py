@@ -6,10 +6,12 @@ import types
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from scripts import script
 
 from configs import erasures
-from launch import erase
 from unlearning_jax import shapes, stable_diffusion
+
+erase = script("erase")
 
 SMALL = {"per_group": 1, "others": 2, "grid": 1, "batch_size": 2}
 UNET = "unet/diffusion_pytorch_model.safetensors"

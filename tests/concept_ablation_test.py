@@ -66,6 +66,7 @@ def test_the_concept_becomes_its_anchor(model):
   jax.tree.map(np.testing.assert_array_equal, edited, erase(model))
 
 
+@pytest.mark.slow
 def test_anchor_images_are_samples(model):
   sd, params = model
   anchors, empty = states(model, ["d", "e", "f"]), states(model, [""])

@@ -97,6 +97,7 @@ def test_the_noise_level_of_the_scored_latents(preset, model, monkeypatch):
   assert len(seen) > STEPS // 2
 
 
+@pytest.mark.slow
 def test_a_whole_trajectory_is_sampling(model):
   sd, params = model
   contexts = {

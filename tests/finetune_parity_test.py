@@ -192,7 +192,10 @@ def test_the_loss_is_torchs(snr_gamma, prediction, model, folder):
 
 @pytest.mark.parametrize(
   "train, snr_gamma, prediction",
-  [("full", None, "epsilon"), ("lora", 5.0, "v_prediction")],
+  [
+    ("lora", 5.0, "v_prediction"),
+    pytest.param("full", None, "epsilon", marks=pytest.mark.slow),
+  ],
 )
 def test_steps_are_torchs(train, snr_gamma, prediction, model, folder):
   sd, part, theirs = setting(model, folder, train, snr_gamma, prediction)

@@ -133,7 +133,9 @@ def guided(world, scale, **fields):
   return through_guidance(sd, victim, original, scale)
 
 
-@pytest.mark.parametrize("match", [False, True])
+@pytest.mark.parametrize(
+  "match", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_a_loss_through_guidance_of_no_strength_is_the_plain_one(world, match):
   plain_loss, plain_slope = slot_gradient(world, world[1], match)
   # So near 1 that float32 cannot tell; 1 itself is refused.
@@ -143,6 +145,7 @@ def test_a_loss_through_guidance_of_no_strength_is_the_plain_one(world, match):
   np.testing.assert_allclose(slope, plain_slope, rtol=1e-2, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_loss_through_guidance(world):
   """By hand: the UNet's three predictions, combined, against the noise."""
   sd, victim, original, batch = world
@@ -162,6 +165,7 @@ def test_a_loss_through_guidance(world):
     guided(world, 1.0)
 
 
+@pytest.mark.slow
 def test_a_recursion_of_no_momentum_is_its_last_timestep(world):
   sd, _, original, batch = world
   safe = dataclasses.replace(SAFE, momentum=0.0)
@@ -219,6 +223,7 @@ def test_what_an_inversion_needs(world):
     attacks.bind("concept_inversion", {"recursion": 1})
 
 
+@pytest.mark.slow
 def test_a_pool_is_learnt_from_and_the_rows_images_are_not(world):
   sd, victim, original, batch = world
   h = {"k": 2, "draws": 2, "pool": "templates"}

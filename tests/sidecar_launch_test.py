@@ -4,14 +4,16 @@ import types
 
 import numpy as np
 import pytest
+from scripts import script
 
 from configs import erasures
-from launch import amend, comparison, erase
+from launch import comparison, erasing
 from unlearning_jax import closed_form, shapes, stable_diffusion
 from unlearning_jax.closed_form import Sums, export, statistics
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.erasures import mace, uce
 
+amend, erase = script("amend"), script("erase")
 FLAGS = ("ADD", "PRESERVE", "REMOVE")
 
 
@@ -24,7 +26,7 @@ def test_erasing_writes_the_statistics(model, tmp_path):
   sd, params = model
   config = erasures.erase("uce", "tiny,task=identity")
   run = comparison.open_run(str(tmp_path / "run"), config, params)
-  edit = erase.erase(run, sd, params, config)
+  edit = erasing.erase(run.path / "edit.safetensors", sd, params, config)
   kept = statistics.load_statistics(run.path / "statistics.safetensors")
   again = statistics.edit_of(kept, params)
   assert np.array_equal(again.context_map, edit.context_map)
