@@ -70,28 +70,45 @@ def test_devices_and_processes(processes, devices, whole, tmp_path):
 
 
 def test_killed_at_random_moments(whole, tmp_path):
-  """Ten kills, each after a fifth of a run at most; then it may end."""
+  """Ten kills, seven at any moment and three just after a row; then it ends."""
   began, ended = (
     (whole[0] / name).stat().st_mtime for name in ("provenance.json", "DONE")
   )
-  moments = random.Random(0)
-  kills, left = 0, []
-  while kills < KILLS and not (tmp_path / "DONE").exists():
-    (process,) = start("attack", flags(tmp_path), small=SMALL)
-    deadline = time.monotonic() + TIMEOUT
-    while starts(tmp_path) < kills + 1:
-      assert time.monotonic() < deadline and process.poll() is None
-      time.sleep(0.02)
-    time.sleep(moments.uniform(0, (ended - began) / 5))
-    if process.poll() is None:
-      process.send_signal(signal.SIGKILL)
-      kills += 1
-    process.communicate()
-    left.append(len(rows(tmp_path)))
-  assert kills == KILLS, "the run ended before it was killed often enough"
+  left = kill_often(tmp_path, (ended - began) / 5, KILLS)
   assert left == sorted(left) and any(0 < n < 13 for n in left), left
   launch("attack", flags(tmp_path), small=SMALL)
   same(rows(tmp_path), whole[1])
+
+
+def kill_often(folder, seconds, kills):
+  """Starts and kills the run; how many rows there were after each kill.
+
+  A moment is one of the first `seconds` after a start has recorded itself, or
+  the first ones after the next row: where little is recorded, both matter.
+  """
+  moments = random.Random(0)
+  left = []
+  for kill in range(kills):
+    had, started = len(rows(folder)), starts(folder)
+    (process,) = start("attack", flags(folder), small=SMALL)
+    deadline = time.monotonic() + TIMEOUT
+
+    def wait_until(reached, process=process, deadline=deadline):
+      while not reached():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, "the run ended before it was killed"
+        time.sleep(0.02)
+
+    wait_until(lambda started=started: starts(folder) > started)
+    if kill % 3 == 2:
+      wait_until(lambda had=had: len(rows(folder)) > had)
+      time.sleep(moments.uniform(0, seconds / 20))
+    else:
+      time.sleep(moments.uniform(0, seconds))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    left.append(len(rows(folder)))
+  return left
 
 
 def starts(folder):
