@@ -9,14 +9,14 @@ import pytest
 from processes_test import TIMEOUT, launch, rows, start
 
 SMALL = [
-  "--config.per_group=13",
+  "--config.per_group=19",
+  "--config.groups=('implied',)",
   "--config.lanes=4",
   "--config.batch_size=2",
   "--config.hparams.blocks=3",
   "--config.hparams.iterations=3",
   "--config.hparams.k=2",
   "--config.sampling.num_steps=4",
-  "--config.sampling.guidance_scale=1.0",
 ]
 KILLS = 10
 
@@ -24,8 +24,8 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
 
 def flags(workdir):
-  # The model itself: without guidance some prompts work, some do with tokens.
-  config = "configs/attack_unlearn_diff_atk.py:tiny,task=object,name=star"
+  # The model itself, and prompts that only imply: some work, some do not.
+  config = "configs/attack_unlearn_diff_atk.py:tiny,task=unsafe"
   return [f"--config={config}", f"--workdir={workdir}"]
 
 
@@ -53,7 +53,7 @@ def whole(tmp_path_factory):
   folder = tmp_path_factory.mktemp("attack") / "one"
   launch("attack", flags(folder), small=SMALL)
   found = rows(folder)
-  assert len(found) == 13
+  assert len(found) == 19
   assert len({row["status"] for row in found.values()}) > 1
   return folder, found
 
@@ -75,7 +75,7 @@ def test_killed_at_random_moments(whole, tmp_path):
     (whole[0] / name).stat().st_mtime for name in ("provenance.json", "DONE")
   )
   left = kill_often(tmp_path, (ended - began) / 5, KILLS)
-  assert left == sorted(left) and any(0 < n < 13 for n in left), left
+  assert left == sorted(left) and any(0 < n < 19 for n in left), left
   launch("attack", flags(tmp_path), small=SMALL)
   same(rows(tmp_path), whole[1])
 
@@ -100,7 +100,7 @@ def kill_often(folder, seconds, kills):
         time.sleep(0.02)
 
     wait_until(lambda started=started: starts(folder) > started)
-    if kill % 3 == 2:
+    if kill % 3 == 2 and had < 19:
       wait_until(lambda had=had: len(rows(folder)) > had)
       time.sleep(moments.uniform(0, seconds / 20))
     else:
