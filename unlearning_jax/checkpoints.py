@@ -1,8 +1,8 @@
 """Checkpoints of any pytree: atomic, sharded, restored only into a target.
 
-The one module that knows orbax. A tree is stored flat, each leaf under its
-path (`params/unet/conv_in/kernel`), so that structure is the target's alone
-and every leaf that does not fit can be named.
+The one module that knows how orbax stores. A tree is stored flat, each leaf
+under its path (`params/unet/conv_in/kernel`), so that structure is the
+target's alone and every leaf that does not fit can be named.
 """
 
 import os
