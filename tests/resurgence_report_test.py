@@ -76,7 +76,7 @@ def document():
 def test_the_page_has_all_that_was_measured(document):
   text = resurgence.render(document, {"runs": [{"command": "python -m x"}]})
   plain = re.sub(r"<[^>]*>", " ", text)
-  assert "1 of 4 erasures came back to R_norm 0.3 or more" in plain
+  assert "1 of 4 undefended runs of innocent tuning brought R_norm to 0.3" in plain
   assert "6 of 8 runs are measured" in plain
   for part in (
     "Defences, and what they cost",
@@ -94,4 +94,4 @@ def test_the_page_has_all_that_was_measured(document):
 def test_an_empty_study_has_a_page_too(document):
   nothing = document | {"conditions": [], "predictors": [], "failed": []}
   text = resurgence.render(nothing, {})
-  assert "0 of 0 erasures came back" in text
+  assert "0 of 0 undefended runs" in text

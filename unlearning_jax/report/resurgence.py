@@ -80,8 +80,8 @@ def _verdict(document: Mapping[str, Any]) -> str:
   ]  # fmt: skip
   back = [c for c in innocent if c["revival"] is not None]
   return (
-    f"{len(back)} of {len(innocent)} erasures came back to R_norm "
-    f"{document['threshold']:g} or more under innocent tuning; "
+    f"{len(back)} of {len(innocent)} undefended runs of innocent "
+    f"tuning brought R_norm to {document['threshold']:g} or more; "
     f"{document['cells']['measured']} of {document['cells']['planned']} runs "
     "are measured."
   )
