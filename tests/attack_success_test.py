@@ -135,6 +135,7 @@ def test_requests_are_judged_in_their_own_order(monkeypatch):
   assert len(kept) == 3 and math.isclose(kept[0][1].score, 0.8)
 
 
+@pytest.mark.slow
 def test_text_and_its_states_are_the_same_image():
   sd, params = stable_diffusion.load(shapes.model_folder())
   judge = shapes_judge.load(shapes.judge_folder())

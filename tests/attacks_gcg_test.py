@@ -98,6 +98,7 @@ def test_the_token_gradient_is_what_a_small_change_does(world, batch):
     )
 
 
+@pytest.mark.slow
 def test_a_prompt_is_never_replaced_by_a_worse_one(world, batch):
   sd, victim, original = world
   state = gcg.init(sd, victim, original, batch, jax.random.key(0), H)

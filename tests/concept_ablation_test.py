@@ -87,6 +87,7 @@ def test_anchor_images_are_samples(model):
 
 
 @pytest.mark.torch
+@pytest.mark.slow
 def test_the_losses_are_torchs(tmp_path):
   torch = pytest.importorskip("torch")
   diffusers = pytest.importorskip("diffusers")

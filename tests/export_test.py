@@ -86,6 +86,7 @@ def torch_unet(folder):
   return unet.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["delta", "unet", "folder"])
 def test_torch_draws_the_edited_model(model, ours, tmp_path, layout):
   path, facts = write(model, tmp_path, layout)

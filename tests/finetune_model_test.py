@@ -142,6 +142,7 @@ def test_every_mesh_computes_what_one_device_does(
   assert average.addressable_shards[0].data.size * shape[1] == average.size
 
 
+@pytest.mark.slow
 def test_a_resume_from_disk_is_bit_identical(model, data, alone, tmp_path):
   for stop in (1, 4):
     folder = tmp_path / str(stop)

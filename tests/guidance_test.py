@@ -77,6 +77,7 @@ def drawn(model, **options):
   return next(iter(images)).astype(int)
 
 
+@pytest.mark.slow
 def test_an_image_is_kept_from_the_concept_unless_guidance_is_off(model):
   usual = drawn(model)
   # A threshold that nothing is below, and a warm-up that never ends.

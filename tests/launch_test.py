@@ -55,9 +55,7 @@ def erase(config, workdir, *arguments):
   [
     pytest.param(
       path,
-      marks=[]
-      if path.stem in ("erase_uce", "erase_rece")
-      else pytest.mark.slow,
+      marks=[] if path.stem == "erase_uce" else pytest.mark.slow,
     )
     for path in ERASE
   ],
@@ -104,6 +102,7 @@ def test_every_class_of_the_shapes_world_has_a_config(path):
     assert len(words) > 40 and not any(name in word for word in words)
 
 
+@pytest.mark.slow
 def test_evaluate_compares_edits_and_resumes(tmp_path):
   made = erase(f"{CONFIGS}/erase_uce.py:tiny", tmp_path / "uce")
   assert made.returncode == 0, made.stderr[-2000:]

@@ -241,6 +241,7 @@ def test_many_together_are_one_at_a_time(model, alone, monkeypatch):
         np.testing.assert_allclose(together[0][i][path][side], leaf, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_step_is_no_longer_than_the_learning_rate(model, alone):
   """AdamW moves an entry by about the learning rate, at most, and decays."""
   (adapters,), _ = alone

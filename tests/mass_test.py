@@ -196,6 +196,7 @@ def test_what_cannot_be_summed(model):
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_the_launch_script(tmp_path):
   (tmp_path / "erase.txt").write_text("star\nheart\n")
   (tmp_path / "keep.txt").write_text("a house\n")

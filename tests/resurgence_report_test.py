@@ -76,7 +76,9 @@ def document():
 def test_the_page_has_all_that_was_measured(document):
   text = resurgence.render(document, {"runs": [{"command": "python -m x"}]})
   plain = re.sub(r"<[^>]*>", " ", text)
-  assert "1 of 4 undefended runs of innocent tuning brought R_norm to 0.3" in plain
+  assert (
+    "1 of 4 undefended runs of innocent tuning brought R_norm to 0.3" in plain
+  )
   assert "6 of 8 runs are measured" in plain
   for part in (
     "Defences, and what they cost",
