@@ -97,7 +97,7 @@ def get_config(argument: str = "tiny"):
   kind = config.concepts[0]["task"]
   sentences = _SENTENCES["art" if task == "style" else task]
   config.hparams.templates = ml_collections.ConfigDict({kind: sentences})
-  config.hparams.num_prompts = 20
+  config.hparams.num_prompts = min(20, len(sentences))
   config.hparams.recipe = "identity"
   config.hparams.image_steps = 15
   config.hparams.guidance_scale = 4.0

@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 
+from configs import shapes_concepts
 from launch import erasing
 from unlearning_jax import erasures
 from unlearning_jax.concepts import CONCEPT_SETS
@@ -105,6 +106,13 @@ def test_several_classes_of_the_shapes_world():
     "star" in phrase or "circle" in phrase
     for phrase in two.concepts[0]["preserve"]
   )
+
+
+@pytest.mark.parametrize("task", shapes_concepts.DEFAULTS)
+def test_mace_has_sentences_enough(task):
+  found = config("mace", f"tiny,task={task}")
+  (sentences,) = found.hparams.templates.values()
+  assert len(set(sentences)) >= found.hparams.num_prompts >= 15
 
 
 @pytest.mark.parametrize(
