@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from unlearning_jax import workdir
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The matrix has a launch script of its own.
 CONFIGS = sorted(
@@ -41,6 +43,29 @@ def rows(folder):
           for r in found}  # fmt: skip
 
 
+def few(path, argument):
+  """Of `FEW`, the flags that this config has; a control optimises nothing."""
+  namespace = {"__name__": path.stem}
+  exec(compile(path.read_text(), path, "exec"), namespace)
+  known = namespace["get_config"](argument).hparams
+  head = "--config.hparams."
+  return [
+    flag
+    for flag in (SMALL if "controls" in path.stem else FEW)
+    if not flag.startswith(head)
+    or flag.removeprefix(head).split("=")[0] in known
+  ]
+
+
+def learnt(folder):
+  """A finished run that has learnt one word."""
+  hparams = {"method": "concept_inversion", "hparams": {}}
+  run = workdir.Workdir(folder, hparams)
+  run.append_row({"id": "a", "embeds": [[0.01] * 128]})
+  run.mark_done()
+  return folder
+
+
 @pytest.mark.parametrize(
   "path",
   [
@@ -52,8 +77,10 @@ def rows(folder):
   ids=lambda path: path.stem,
 )
 def test_every_config_runs(path, tmp_path):
-  small = SMALL if "controls" in path.stem else FEW
-  result = attack(f"{path}:tiny,task=style,name=neon", tmp_path / "a", *small)
+  flags = few(path, "tiny,task=style,name=neon")
+  if path.stem == "attack_new_word":
+    flags.append(f"--config.words={learnt(tmp_path / 'words')}")
+  result = attack(f"{path}:tiny,task=style,name=neon", tmp_path / "a", *flags)
   assert result.returncode == 0, result.stderr[-2000:]
   found = rows(tmp_path / "a")
   assert len(found) == 3 and (tmp_path / "a" / "DONE").exists()
