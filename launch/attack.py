@@ -16,7 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import attack_summary, attack_table, comparison, victims
+from launch.shared import attack_summary, attack_table, comparison, victims
 from unlearning_jax import progress, sharding
 from unlearning_jax.attacks import Victim
 

@@ -19,7 +19,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import attack_cells, comparison, matrix_summary
+from launch.shared import attack_cells, comparison, matrix_summary
 from unlearning_jax import sharding
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)

@@ -18,7 +18,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import attack_table, comparison, victims
+from launch.shared import attack_table, comparison, victims
 from unlearning_jax import progress, sharding, stable_diffusion
 from unlearning_jax.attacks import Victim
 from unlearning_jax.evaluators import diffusion_classifier, statistics

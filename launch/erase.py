@@ -11,7 +11,7 @@ after and `report.html`.
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import comparison, erasing
+from launch.shared import comparison, erasing
 from unlearning_jax import concepts, erasures, sharding
 from unlearning_jax.closed_form import statistics
 

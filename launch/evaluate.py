@@ -10,7 +10,7 @@ base alone is measured.
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import comparison
+from launch.shared import comparison
 from unlearning_jax import closed_form, sharding
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)

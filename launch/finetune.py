@@ -15,7 +15,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import comparison, tuning
+from launch.shared import comparison, tuning
 from unlearning_jax import (
   checkpoints,
   closed_form,

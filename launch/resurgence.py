@@ -13,7 +13,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import (
+from launch.shared import (
   comparison,
   resurgence_cells,
   resurgence_plan,

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from configs import attack_matrix_shapes
-from launch import attack_cells
-from launch.attack_cells import Cell
+from launch.shared import attack_cells
+from launch.shared.attack_cells import Cell
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = [

@@ -11,8 +11,8 @@ from attack_success_test import ROWS, record
 from PIL import Image
 from report_test import Page, image
 
-from launch import attack_summary, attack_table, matrix_summary
-from launch.attack_cells import Cell
+from launch.shared import attack_summary, attack_table, matrix_summary
+from launch.shared.attack_cells import Cell
 from unlearning_jax.attacks.shared.rows import Request, Verdict
 from unlearning_jax.evaluators import attack_success
 from unlearning_jax.report import attack as page

@@ -8,7 +8,7 @@ from scripts import script
 
 from configs import attack_concept_inversion, attack_new_word
 from configs import attack_unlearn_diff_atk as uda
-from launch import attack_table, comparison, victims
+from launch.shared import attack_table, comparison, victims
 from unlearning_jax import attacks, convert, guidance, sharding
 from unlearning_jax.workdir import Workdir
 

@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from configs import shapes_concepts
-from launch import erasing
+from launch.shared import erasing
 from unlearning_jax import erasures
 from unlearning_jax.concepts import CONCEPT_SETS
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import finetune_full, finetune_lora
-from launch import tuning
+from launch.shared import tuning
 from unlearning_jax import closed_form, data, shapes, stable_diffusion
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.shapes import dataset

@@ -223,3 +223,9 @@ def test_public_functions_say_what_they_do():
         and not ast.get_docstring(n)
       ]
   assert not silent, "\n".join(silent)
+
+
+def test_launch_holds_scripts_alone():
+  for path in (ROOT / "launch").glob("*.py"):
+    if path.stem != "__init__":
+      assert 'if __name__ == "__main__":' in path.read_text(), path

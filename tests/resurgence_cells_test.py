@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import resurgence
-from launch import resurgence_cells, resurgence_plan
+from launch.shared import resurgence_cells, resurgence_plan
 from unlearning_jax import checkpoints, closed_form, finetune, workdir
 from unlearning_jax.concepts import make_concepts
 

@@ -9,8 +9,8 @@ from configs import (
   finetune_resurgence_small,
   resurgence,
 )
-from launch import resurgence_plan as plan
-from launch import tuning_sets
+from launch.shared import resurgence_plan as plan
+from launch.shared import tuning_sets
 from unlearning_jax import shapes, stable_diffusion
 from unlearning_jax.evaluators.erasure import Target
 from unlearning_jax.shapes import vocabulary

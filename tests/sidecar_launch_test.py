@@ -7,7 +7,7 @@ import pytest
 from scripts import script
 
 from configs import erasures
-from launch import comparison, erasing
+from launch.shared import comparison, erasing
 from unlearning_jax import closed_form, shapes, stable_diffusion
 from unlearning_jax.closed_form import Sums, export, statistics
 from unlearning_jax.concepts import make_concepts

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from launch import attack_summary
+from launch.shared import attack_summary
 from unlearning_jax import (
   attacks,
   closed_form,

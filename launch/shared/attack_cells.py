@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from launch import (
+from launch.shared import (
   attack_summary,
   attack_table,
   comparison,

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch import tuning, tuning_sets
+from launch.shared import tuning, tuning_sets
 from unlearning_jax import erasures
 from unlearning_jax.concepts import Concept, check_choice, check_concepts
 from unlearning_jax.evaluators import erasure, resurgence

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from launch import comparison
+from launch.shared import comparison
 from unlearning_jax import stable_diffusion
 from unlearning_jax.evaluators import attack_success
 from unlearning_jax.report import attack as page

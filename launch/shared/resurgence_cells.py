@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch import comparison, resurgence_plan, tuning, tuning_sets
-from launch.resurgence_plan import Cell
+from launch.shared import comparison, resurgence_plan, tuning, tuning_sets
+from launch.shared.resurgence_plan import Cell
 from unlearning_jax import (
   checkpoints,
   closed_form,

@@ -8,8 +8,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch import attack_summary
-from launch.attack_cells import BASE, Cell, settings
+from launch.shared import attack_summary
+from launch.shared.attack_cells import BASE, Cell, settings
 from unlearning_jax.durable import replacing, to_json
 from unlearning_jax.evaluators import attack_success, statistics
 from unlearning_jax.report import attack_matrix as page

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch.resurgence_plan import Cell
+from launch.shared.resurgence_plan import Cell
 from unlearning_jax.evaluators import study
 from unlearning_jax.report import resurgence as page
 from unlearning_jax.workdir import Workdir

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from launch import comparison
+from launch.shared import comparison
 from unlearning_jax import (
   attacks,
   concepts,

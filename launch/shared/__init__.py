@@ -1,0 +1,1 @@
+"""What the launch scripts share: models and edits, tables, cells, studies."""
