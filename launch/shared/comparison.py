@@ -1,5 +1,6 @@
 """Before and after: what `erase` and `evaluate` have in common."""
 
+import collections
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -270,12 +271,14 @@ def load_edits(paths: Sequence[str]) -> dict[str, closed_form.Edit]:
     ValueError: a path that is neither an edit file nor an erase run's folder.
   """
   edits: dict[str, closed_form.Edit] = {}
+  taken: collections.Counter[str] = collections.Counter()
   for path in map(pathlib.Path, paths):
     file = path / "edit.safetensors" if path.is_dir() else path
     if not file.is_file():
       raise ValueError(f"--edits: no file {file}; run launch.erase first")
     edit = closed_form.load_edit(file)
     name = stage_name(edit)
-    taken = sum(other.split()[0] == name for other in edits)
-    edits[f"{name} {taken + 1}" if taken else name] = edit
+    taken[name] += 1
+    # Images are named after it too: no blank.
+    edits[f"{name}-{taken[name]}" if taken[name] > 1 else name] = edit
   return edits
