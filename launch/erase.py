@@ -35,14 +35,12 @@ def main(_):
   comparison.check(config)
   statistics.check_unedited(config.model)
   sd, params = comparison.load_model(config)
-  comparison.check_fits(
-    config,
-    sd,
-    [
-      *(text for c in phrases for text in (c.erase, c.anchor)),
-      *concepts.preserved_phrases(phrases),
-    ],
-  )
+  spoken = [
+    *(text for c in phrases for text in (c.erase, c.anchor)),
+    *concepts.preserved_phrases(phrases),
+  ]
+  cut = config.hparams.get("truncate", False)
+  comparison.check_fits(config, sd, () if cut else spoken)
   run = comparison.open_run(_WORKDIR.value, config, params)
   path = run.path / "edit.safetensors"
   edit = erasing.erase(path, sd, params, config)

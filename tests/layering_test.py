@@ -15,7 +15,7 @@ PACKAGE = "unlearning_jax"
 LAYERS = (
   {"models", "sharding", "workdir", "checkpoints", "durable", "progress"},
   {"schedules", "timesteps", "samplers", "noise", "convert", "guidance"}
-  | {"concepts", "lists"},
+  | {"concepts", "lists", "tokens"},
   {"stable_diffusion", "closed_form", "lora"},
   {"data", "finetune"},
   {"erasures", "attacks", "judges", "shapes"},

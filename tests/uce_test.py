@@ -27,6 +27,20 @@ def test_equals_the_authors_code(preset):
   assert relative(golden.change(context_map), golden.arrays["change"]) < 1e-10
 
 
+def test_tensor_equals_the_authors_code():
+  golden = cases.Golden("uce2023")
+  task = golden.task("uce2023", golden.settings["preserve"])
+  wanted = np.load(cases.GOLDENS / "closed_form_uce_tensor.npz")["change"]
+  parts = np.split(golden.weights, golden.arrays["splits"])
+  kernels = {str(i): part.T for i, part in enumerate(parts)}
+  changed, found = uce.solve_tensor(task, kernels)
+  got = np.concatenate([changed[name].T - k.T for name, k in kernels.items()])
+  assert relative(got, wanted) < 1e-10
+  assert found["preserve_scale"] == pytest.approx(1 / 3)
+  # It is another method.
+  assert relative(golden.change(uce.solve(task)[0]), wanted) > 0.1
+
+
 def test_the_presets_are_different_methods():
   golden = cases.Golden("uce2023")
   task = golden.task("uce2025", golden.settings["preserve"])
@@ -193,7 +207,7 @@ def test_long_lists_are_encoded_in_batches(model, monkeypatch):
   sd, params = model
   words = [" ".join("abcdefghi"[: i + 1]) for i in range(9)]
   whole = [s.rows for s in uce.encode(sd, params, words)]
-  monkeypatch.setattr(uce, "_BATCH", 4)
+  monkeypatch.setattr(uce.text, "_BATCH", 4)
   parts = list(uce.encode(sd, params, words))
   assert [s.last for s in parts] == list(range(1, 10))
   for one, other in zip(whole, parts, strict=True):
@@ -212,7 +226,7 @@ def test_bad_input_is_refused_before_anything_is_encoded(model, monkeypatch):
   for concepts, hparams, message in (
     ((), {}, "no concept"),
     (dog, {"preset": "uce2024"}, "preset='uce2024'.*did you mean 'uce202"),
-    (dog, {"technique": "tensor"}, "technique='tensor'.*allowed: replace"),
+    (dog, {"technique": "tensors"}, "technique=.tensors.*mean .tensor."),
     (dog, {"lamb": -1.0}, "lamb=-1"),
     (dog, {"erase_scale": np.nan}, "erase_scale=nan"),
     (dog, {"preserve_scale": -0.1}, "preserve_scale=-0.1"),

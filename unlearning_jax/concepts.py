@@ -236,40 +236,6 @@ def phrase_pairs(
   return tuple(pairs)
 
 
-def check_tokens(
-  tokenizer: Any, concepts: Sequence[Concept], *, allow_conflict: bool = False
-) -> None:
-  """Refuses phrases that differ as text but are the same to the tokenizer.
-
-  Raises:
-    ValueError: an erased phrase has no tokens, or those of its anchor, of
-      another erased phrase, or of a preserved one.
-  """
-  held = preserved_phrases(concepts)
-  texts = [c.erase for c in concepts] + [c.anchor for c in concepts]
-  rows = tokenizer([*texts, *held], truncation=False, padding=False)
-  erased, anchors, preserved = {}, [], []
-  for i, row in enumerate(map(tuple, rows["input_ids"])):
-    if i < len(concepts):
-      if len(row) < 3:
-        raise ValueError(f"{texts[i]!r} has no tokens: nothing to erase")
-      if row in erased:
-        raise ValueError(
-          f"{erased[row]!r} and {texts[i]!r} are the same tokens"
-        )
-      erased[row] = texts[i]
-    else:
-      (anchors if i < len(texts) else preserved).append(row)
-  for concept, row in zip(concepts, anchors, strict=True):
-    if erased.get(row) == concept.erase:
-      raise ValueError(f"{concept.erase!r} and its anchor are the same tokens")
-  for phrase, row in zip(held, preserved, strict=True):
-    if row in erased and not allow_conflict:
-      raise ValueError(
-        f"{phrase!r} is preserved, but is the same tokens as {erased[row]!r}"
-      )
-
-
 @dataclasses.dataclass(frozen=True)
 class Prompt:
   """A row of a prompt table.

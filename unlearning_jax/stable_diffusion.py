@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
 from unlearning_jax import convert, guidance, models, samplers
 from unlearning_jax.noise import row_noise
 from unlearning_jax.schedules import Schedule
+from unlearning_jax.tokens import fitting
 
 Params = dict[str, Any]
 
@@ -131,23 +132,17 @@ def save(
 
 
 def tokenize(
-  sd: StableDiffusion, prompts: Sequence[str]
+  sd: StableDiffusion, prompts: Sequence[str], *, truncate: bool = False
 ) -> Int[np.ndarray, "b l"]:
   """Token ids int32, padded to the text encoder's length.
 
   Raises:
-    ValueError: a prompt is too long; it would be cut off silently.
+    ValueError: a prompt is too long, and `truncate` does not say to cut it.
   """
-  length = sd.context_shape[0]
-  texts = list(prompts)
+  length, texts = sd.context_shape[0], list(prompts)
   # The tokenizer itself fails on an empty list.
   rows = sd.tokenizer(texts, truncation=False)["input_ids"] if texts else []
-  for prompt, row in zip(texts, rows, strict=True):
-    if len(row) > length:
-      raise ValueError(
-        f"prompt {prompt!r} has {len(row)} tokens, start and end included; "
-        f"allowed: {length}. Shorten it"
-      )
+  rows = fitting(sd.tokenizer, texts, rows, length, truncate=truncate)
   pad = sd.tokenizer.pad_token_id
   padded = [row + [pad] * (length - len(row)) for row in rows]
   return np.array(padded, np.int32).reshape(-1, length)

@@ -30,6 +30,7 @@ from unlearning_jax.closed_form.edit import (
   make_edit,
   save_edit,
 )
+from unlearning_jax.closed_form.orthogonal import solve_orthogonal
 from unlearning_jax.closed_form.solve import (
   Sums,
   check_scales,
@@ -67,6 +68,7 @@ __all__ = [
   "residual",
   "save_edit",
   "solve",
+  "solve_orthogonal",
   "solve_pairs",
   "solve_spd",
   "text_width",

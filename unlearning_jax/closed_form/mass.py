@@ -41,9 +41,9 @@ from unlearning_jax.closed_form.weights import (
 from unlearning_jax.concepts import (
   Concept,
   check_concepts,
-  check_tokens,
   preserved_phrases,
 )
+from unlearning_jax.tokens import check_tokens
 
 PER_DEVICE = 16
 _FORMAT = "unlearning_jax preserve sums 1"

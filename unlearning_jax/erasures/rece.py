@@ -218,6 +218,7 @@ def erase(
   tolerance: float = 0.0,
   uce_preserve_scale: float | None = None,
   uce_lamb: float | None = None,
+  truncate: bool = False,
 ) -> Edit:
   """Erases `concepts` by UCE and RECE's epochs.
 
@@ -239,24 +240,23 @@ def erase(
     tolerance: stop where derived states bring back no more than this share.
     uce_preserve_scale: p of the start; None for the preset's.
     uce_lamb: ridge of the start; None for the preset's.
+    truncate: as `uce.erase`.
 
   Raises:
     ValueError: as `uce.erase`; the concepts are of several tasks; lam_r and rho
       are both given; epochs, lam_r or rho is out of range.
   """
   del key
-  check_choice("preset", preset, PRESETS)
   check_choice("rows", rows, ROWS)
   check_choice("regulariser", regulariser, REGULARISERS)
-  check_concepts(concepts)
   kind = _one_task(concepts)
   check_choice("recipe", recipe := recipe or _RECIPE_OF_TASK[kind], RECIPES)
-  start = _start(PRESETS[preset], uce_preserve_scale, uce_lamb)
+  start = _start(preset, uce_preserve_scale, uce_lamb)
   epochs, lam_r = _schedule(RECIPES[recipe], epochs, lam_r, rho)
   step = {"erase_scale": erase_scale, "lamb": lamb, "tolerance": tolerance}
   closed_form.check_scales(preserve_scale=preserve_scale, **step)
   kernels = closed_form.cross_attention_kernels(params)
-  task = uce.encode_task(sd, params, concepts)
+  task = uce.encode_task(sd, params, concepts, truncate=truncate)
   gram = closed_form.projection_gram(kernels)
   if rho is not None:
     lam_r = rho * float(np.trace(gram)) / len(gram)
@@ -292,11 +292,13 @@ def _held(sd: Any, params: Any, task: uce.Task, kind: str) -> closed_form.Sums:
 
 
 def _start(
-  preset: Mapping[str, Any], preserve_scale: float | None, lamb: float | None
+  preset: str, preserve_scale: float | None, lamb: float | None
 ) -> dict[str, Any]:
   """The arguments of `uce.solve`."""
-  preserve_scale = _given(preserve_scale, preset["preserve_scale"])
-  lamb = float(_given(lamb, preset["lamb"]))
+  check_choice("preset", preset, PRESETS)
+  published: Mapping[str, Any] = PRESETS[preset]
+  preserve_scale = _given(preserve_scale, published["preserve_scale"])
+  lamb = float(_given(lamb, published["lamb"]))
   closed_form.check_scales(
     uce_lamb=lamb, uce_preserve_scale=_given(preserve_scale, 0.0)
   )
@@ -326,6 +328,7 @@ def _given(value: Any, default: Any) -> Any:
 
 
 def _one_task(concepts: Sequence[Concept]) -> str:
+  check_concepts(concepts)
   tasks = sorted({concept.task for concept in concepts})
   if len(tasks) > 1:
     raise ValueError(f"RECE erases one task at a time, got {', '.join(tasks)}")

@@ -27,10 +27,10 @@ from unlearning_jax.concepts import (
   Concept,
   check_choice,
   check_concepts,
-  check_tokens,
   preserved_phrases,
 )
 from unlearning_jax.erasures import uce
+from unlearning_jax.tokens import check_tokens
 
 _SENTENCES = ("{}", "A photo of {}", "An image of {}", "A picture of {}")
 # Where the anchor lacks one of the concept's tokens, the release fails with an

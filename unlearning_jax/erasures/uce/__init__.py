@@ -11,172 +11,51 @@ has the equations). Two releases exist, and they are different methods:
   uce2025  one token a phrase, the last of its subject; nothing else is held.
 
 With an empty anchor the last subject token becomes the start-of-text token.
+The releases' other technique, "tensor", sends a phrase to what its anchor's
+value does not share with its own (`closed_form.orthogonal`), another target in
+every projection: such an edit is the changed projections, no context map. Its
+authors call it an early experiment and advise against it.
 
 Reference: https://arxiv.org/abs/2308.14761
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64
+from flax import traverse_util
+from jaxtyping import Array, Float64
 
-from unlearning_jax import closed_form, stable_diffusion
-from unlearning_jax.closed_form import Edit, Sums, mass, statistics
+from unlearning_jax import closed_form
+from unlearning_jax.closed_form import Edit, statistics
 from unlearning_jax.closed_form.statistics import Statistics
-from unlearning_jax.concepts import (
-  Concept,
-  check_choice,
-  check_concepts,
-  check_tokens,
-  phrase_pairs,
-  preserved_phrases,
-  same_phrase,
+from unlearning_jax.concepts import Concept, check_choice
+from unlearning_jax.erasures.uce.text import (
+  PRESETS,
+  Task,
+  TextState,
+  encode,
+  encode_task,
+  paired_rows,
 )
 
-# Phrases in one call of the text encoder: bounds memory for long lists.
-_BATCH = 64
+__all__ = [
+  "PRESETS",
+  "TECHNIQUES",
+  "Task",
+  "TextState",
+  "encode",
+  "encode_task",
+  "erase",
+  "extend",
+  "gather",
+  "paired_rows",
+  "solve",
+  "solve_tensor",
+]
 
-
-@dataclasses.dataclass(frozen=True)
-class Preset:
-  """Where the two published variants differ."""
-
-  tail: bool  # rows: from the last subject token on, or that token alone
-  hold_empty: bool  # the empty prompt is always preserved
-  template_anchors: bool  # templates apply to anchors too
-
-
-PRESETS = {
-  "uce2023": Preset(tail=True, hold_empty=True, template_anchors=False),
-  "uce2025": Preset(tail=False, hold_empty=False, template_anchors=True),
-}
-# "tensor", the release's other technique, subtracts what the anchor's value has
-# of the erased one, another amount in every layer: no one context map does it,
-# and its authors advise against it.
-TECHNIQUES = ("replace",)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TextState:
-  """A phrase as the projections see it.
-
-  Attributes:
-    rows: text states, (l, d), start and padding included.
-    last: index of the phrase's last token; 0, the start, of an empty phrase.
-  """
-
-  rows: Float[np.ndarray, "l d"]
-  last: int
-
-
-def encode(sd: Any, params: Any, phrases: Sequence[str]) -> Iterator[TextState]:
-  """The text states of `phrases`, in order, encoded in batches.
-
-  Raises:
-    ValueError: naming the phrase, if it is too long or its states are not
-      finite.
-  """
-  # All of them first: a phrase that is too long is refused before any work.
-  ids = stable_diffusion.tokenize(sd, phrases)
-  lasts = mass.last_tokens(sd, ids)
-  # Few sizes, all powers of two, and short batches filled up: the encoder is
-  # compiled once for each.
-  size = min(_BATCH, 1 << max(len(ids) - 1, 0).bit_length())
-  for start in range(0, len(ids), _BATCH):
-    rows = np.minimum(np.arange(start, start + size), len(ids) - 1)
-    batch = stable_diffusion.encode_text(sd, params, jnp.asarray(ids[rows]))
-    stop = min(start + size, len(ids))
-    for row, states in zip(range(start, stop), np.asarray(batch), strict=False):
-      if not np.isfinite(states).all():
-        raise ValueError(f"text states of {phrases[row]!r}: NaN or infinity")
-      yield TextState(states, int(lasts[row]))
-
-
-def paired_rows(
-  source: TextState, target: TextState, preset: str = "uce2023"
-) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]:
-  """The rows to erase, and the rows that say what each of them shall mean.
-
-  Raises:
-    ValueError: `source` has no token of its own: its only row would be the
-      start token that all prompts share.
-  """
-  if source.last < 1:
-    raise ValueError("an erased phrase has no tokens")
-  if PRESETS[preset].tail:
-    count = len(source.rows) - max(source.last, target.last)
-  else:
-    count = 1
-  return (
-    source.rows[source.last : source.last + count],
-    target.rows[target.last : target.last + count],
-  )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Task:
-  """An edit's phrases, encoded; `solve` needs nothing else.
-
-  Attributes:
-    preset: "uce2023" or "uce2025".
-    pairs: (erased, anchor).
-    held: sums of the preserved rows, each with weight 1.
-    held_phrases: how many phrases that is.
-    held_names: which; may be left out.
-  """
-
-  preset: str
-  pairs: Sequence[tuple[TextState, TextState]]
-  held: Sums
-  held_phrases: int
-  held_names: tuple[str, ...] = ()
-
-
-def encode_task(
-  sd: Any,
-  params: Any,
-  concepts: Sequence[Concept],
-  *,
-  preset: str = "uce2023",
-  expand_prompts: bool = False,
-  known: Collection[str] = (),
-  allow_conflict: bool = False,
-) -> Task:
-  """Checks the concepts and encodes each distinct phrase once.
-
-  The states of preserved phrases are summed as they come: a list of thousands
-  needs no more memory than a short one. Those in `known` are left out.
-  """
-  check_choice("preset", preset, PRESETS)
-  check_concepts(concepts, allow_conflict=allow_conflict)
-  check_tokens(sd.tokenizer, concepts, allow_conflict=allow_conflict)
-  variant = PRESETS[preset]
-  pairs = phrase_pairs(
-    concepts,
-    expand=expand_prompts,
-    template_anchors=variant.template_anchors,
-  )
-  preserved = preserved_phrases(concepts)
-  held = {"", *preserved} if variant.hold_empty else set(preserved)
-  names = {same_phrase(phrase) for phrase in known}
-  held = {phrase for phrase in held if same_phrase(phrase) not in names}
-  paired = {phrase for pair in pairs for phrase in pair}
-
-  states: dict[str, TextState] = {}
-  sums = Sums.zero(closed_form.text_width(params))
-  phrases = sorted(paired | held)
-  for phrase, state in zip(phrases, encode(sd, params, phrases), strict=True):
-    if phrase in paired:
-      states[phrase] = state
-    if phrase in held:
-      one = slice(state.last, state.last + 1)
-      rows = state.rows if variant.tail else state.rows[one]
-      sums += closed_form.preserve_sums(rows, 1.0)
-  encoded = [(states[erase], states[anchor]) for erase, anchor in pairs]
-  return Task(preset, encoded, sums, len(held), tuple(sorted(held)))
+TECHNIQUES = ("replace", "tensor")
 
 
 def solve(
@@ -200,6 +79,37 @@ def solve(
   )
 
 
+def solve_tensor(
+  task: Task,
+  kernels: Mapping[str, Any],
+  *,
+  erase_scale: float = 1.0,
+  preserve_scale: float | None = None,
+  lamb: float = 0.5,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """`solve` of the technique "tensor": the changed kernels, diagnostics."""
+  if preserve_scale is None:
+    preserve_scale = _published_scale(task)
+  rows = [paired_rows(*pair, task.preset) for pair in task.pairs]
+  return closed_form.solve_orthogonal(
+    kernels,
+    [(*pair, erase_scale) for pair in rows],
+    task.held,
+    preserve_scale,
+    lamb,
+  )
+
+
+def _check_scales(
+  erase_scale: float, preserve_scale: float | None, lamb: float
+) -> None:
+  closed_form.check_scales(
+    erase_scale=erase_scale,
+    preserve_scale=0.0 if preserve_scale is None else preserve_scale,
+    lamb=lamb,
+  )
+
+
 def _published_scale(task: Task) -> float:
   """The preserve scale where none is given."""
   if not PRESETS[task.preset].tail:
@@ -219,17 +129,14 @@ def gather(
   lamb: float = 0.5,
   expand_prompts: bool = False,
   allow_conflict: bool = False,
+  truncate: bool = False,
 ) -> Statistics:
   """What `erase` solves, to keep beside the edit; see `closed_form.statistics`.
 
   `statistics.edit_of` makes the edit of it; arguments as `erase`, and `base`,
   the fingerprint of `params` where it is known.
   """
-  closed_form.check_scales(
-    erase_scale=erase_scale,
-    preserve_scale=0.0 if preserve_scale is None else preserve_scale,
-    lamb=lamb,
-  )
+  _check_scales(erase_scale, preserve_scale, lamb)
   task = encode_task(
     sd,
     params,
@@ -237,6 +144,7 @@ def gather(
     preset=preset,
     expand_prompts=expand_prompts,
     allow_conflict=allow_conflict,
+    truncate=truncate,
   )
   if preserve_scale is None:
     preserve_scale = _published_scale(task)
@@ -312,6 +220,7 @@ def erase(
   lamb: float = 0.5,
   expand_prompts: bool = False,
   allow_conflict: bool = False,
+  truncate: bool = False,
   keep: Callable[[Statistics], None] | None = None,
 ) -> Edit:
   """Erases `concepts` by UCE.
@@ -322,7 +231,7 @@ def erase(
     concepts: what to erase, towards what, and what to preserve.
     key: unused, UCE draws nothing.
     preset: "uce2023" or "uce2025".
-    technique: "replace".
+    technique: "replace" or "tensor".
     erase_scale: e, weight of the erased rows.
     preserve_scale: p, weight of the preserved rows; None for the release's own,
       max(0.1, 1 / preserved phrases) in uce2023, 1 in uce2025.
@@ -330,7 +239,9 @@ def erase(
     expand_prompts: add the task's templates ("image of ...").
     allow_conflict: whether a phrase may be both erased and preserved; it then
       ends in between, as the scales say.
-    keep: is given the statistics for a re-solve.
+    truncate: cut phrases that are too long for the text encoder off, as the
+      releases do silently, and warn of what is kept; else they are refused.
+    keep: is given the statistics for a re-solve, which "tensor" does not have.
 
   Raises:
     ValueError: a phrase, a preset or a scale is not usable; the system is not
@@ -339,18 +250,21 @@ def erase(
   del key
   check_choice("technique", technique, TECHNIQUES)
   kernels = closed_form.cross_attention_kernels(params)
-  gathered = gather(
-    sd,
-    params,
-    concepts,
-    base="",  # `make_edit` hashes the weights, and once is enough
-    preset=preset,
-    erase_scale=erase_scale,
-    preserve_scale=preserve_scale,
-    lamb=lamb,
-    expand_prompts=expand_prompts,
-    allow_conflict=allow_conflict,
-  )
+  scales: dict[str, Any] = {
+    "erase_scale": erase_scale,
+    "preserve_scale": preserve_scale,
+    "lamb": lamb,
+  }
+  rules: dict[str, Any] = {
+    "preset": preset,
+    "expand_prompts": expand_prompts,
+    "allow_conflict": allow_conflict,
+    "truncate": truncate,
+  }
+  if technique == "tensor":
+    return _orthogonal(sd, params, concepts, kernels, scales, rules)
+  # `make_edit` hashes the weights, and once is enough.
+  gathered = gather(sd, params, concepts, base="", **scales, **rules)
   context_map, diagnostics = statistics.solution(gathered)
   edit = closed_form.make_edit(
     context_map,
@@ -363,3 +277,26 @@ def erase(
   if keep is not None:
     keep(dataclasses.replace(gathered, base=edit.base))
   return edit
+
+
+def _orthogonal(
+  sd: Any,
+  params: Any,
+  concepts: Sequence[Concept],
+  kernels: Mapping[str, Any],
+  scales: Mapping[str, Any],
+  rules: Mapping[str, Any],
+) -> Edit:
+  """The edit of the technique "tensor": the projections that it changes."""
+  _check_scales(**scales)
+  task = encode_task(sd, params, concepts, **rules)
+  changed, diagnostics = solve_tensor(task, kernels, **scales)
+  leaves = traverse_util.flatten_dict(params["unet"], sep="/") | changed
+  edited = {**params, "unet": traverse_util.unflatten_dict(leaves, sep="/")}
+  return closed_form.edit_between(
+    params,
+    edited,
+    method=f"{task.preset} tensor",
+    concepts=concepts,
+    diagnostics=diagnostics,
+  )

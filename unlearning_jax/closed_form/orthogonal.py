@@ -1,0 +1,114 @@
+"""Targets without what they share with the erased value: UCE's "tensor".
+
+A projection W shows an erased phrase of states C as V = W C^T and its anchor of
+states C* as V* = W C*^T. The phrase shall become what of V* is orthogonal to V,
+both taken as one long vector:
+
+  min_W'  e |W' C^T - (V* - a V)|^2 + p |(W' - W) Q^T|^2 + lamb |W' - W|^2 ,
+  a = <V, V*> / |V|^2,
+  W' = W + W (C* - (1 + a) C)^T e C A^-1,   A = lamb I + e C^T C + p Q^T Q .
+
+A is that of `solve` and is factorised once; but a is another number in every
+projection, so that no one context map makes this edit.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from unlearning_jax.closed_form.solve import (
+  MAX_SOLVE_ERROR,
+  Sums,
+  check_scales,
+  erase_sums,
+  solve_spd,
+)
+from unlearning_jax.closed_form.weights import Kernels
+
+Pair = tuple[Float[np.ndarray, "_ d"], Float[np.ndarray, "_ d"], float]
+
+
+def solve_orthogonal(
+  kernels: Kernels,
+  pairs: Sequence[Pair],
+  held: Sums,
+  preserve_scale: float,
+  lamb: float,
+) -> tuple[dict[str, Float[np.ndarray, "d o"]], dict[str, Any]]:
+  """The projections of such an edit, and its diagnostics.
+
+  Args:
+    kernels: path -> W^T.
+    pairs: (C, C*, e) of each erased phrase.
+    held: sums of the preserved rows, each with weight 1.
+    preserve_scale: p.
+    lamb: the ridge.
+
+  Returns:
+    The changed kernels, in the types of the old; `condition_number`,
+    `solve_error` |X A - e C| / |e C| of X = e C A^-1, `share`: the smallest and
+    the largest a, and `residual`: |W' C^T - V* + a V| / |(1 + a) V - V*|.
+
+  Raises:
+    ValueError: as `solve`; a projection shows an erased phrase as zero.
+  """
+  check_scales(preserve_scale=preserve_scale, lamb=lamb)
+  sums = preserve_scale * held
+  for pair in pairs:
+    sums += erase_sums(*pair)
+  source, target = (
+    np.concatenate([np.asarray(pair[i], np.float64) for pair in pairs])
+    for i in (0, 1)
+  )
+  sizes = [len(pair[0]) for pair in pairs]
+  weight = np.repeat([float(pair[2]) for pair in pairs], sizes)[:, None]
+  system = sums.gram + lamb * np.eye(len(sums.gram))
+  reach, condition = solve_spd(system, source.T, f"lamb={lamb}")
+  reach = weight * reach.T
+  error = _ratio(reach @ system - weight * source, weight * source)
+  if not error <= MAX_SOLVE_ERROR:
+    raise ValueError(f"lamb={lamb}: solve error {error:.1e}")
+  changed, shares, left, whole = {}, [], 0.0, 0.0
+  for path, kernel in kernels.items():
+    wide = np.asarray(kernel, np.float64)
+    value = source @ wide
+    share = _shares(path, value, target @ wide, sizes)
+    step = target @ wide - (1 + np.repeat(share, sizes)[:, None]) * value
+    after = wide + reach.T @ step
+    changed[path] = after.astype(kernel.dtype)
+    shares += [share.min(), share.max()]
+    left += float(np.sum((source @ after - value - step) ** 2))
+    whole += float(np.sum(step**2))
+  return changed, {
+    "condition_number": condition,
+    "solve_error": error,
+    "share": [float(min(shares)), float(max(shares))],
+    "erased_rows": sums.erased,
+    "preserved_rows": sums.preserved,
+    "preserve_scale": preserve_scale,
+    "residual": float(np.sqrt(left / whole)) if whole else 0.0,
+  }
+
+
+def _shares(
+  path: str,
+  value: Float64[np.ndarray, "n o"],
+  anchor: Float64[np.ndarray, "n o"],
+  sizes: Sequence[int],
+) -> Float64[np.ndarray, " m"]:
+  """How much of V its anchor has, of each phrase: a."""
+  starts = np.cumsum([0, *sizes[:-1]])
+  size = np.add.reduceat((value**2).sum(1), starts)
+  if not size.all():
+    raise ValueError(
+      f"unet/{path} shows erased phrase {int(np.argmin(size))} as zero: it has "
+      "no direction to be orthogonal to; use technique='replace'"
+    )
+  return np.add.reduceat((value * anchor).sum(1), starts) / size
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> float:
+  size = np.linalg.norm(whole)
+  return float(np.linalg.norm(part) / size) if size else 0.0

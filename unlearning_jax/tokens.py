@@ -1,0 +1,92 @@
+"""Phrases as the tokenizer sees them: how long they are, which are the same."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from unlearning_jax.concepts import Concept, preserved_phrases
+
+
+def fitting(
+  tokenizer: Any,
+  texts: Sequence[str],
+  rows: Sequence[list[int]],
+  length: int,
+  *,
+  truncate: bool = False,
+) -> list[list[int]]:
+  """Token rows of at most `length`, start and end included.
+
+  Args:
+    tokenizer: the model's.
+    texts: the prompts.
+    rows: their tokens.
+    length: of the text encoder.
+    truncate: cut what is too long, as the releases do silently; the warning
+      says what is kept.
+
+  Raises:
+    ValueError: a prompt is too long, and not to be cut.
+  """
+  fit = []
+  for text, row in zip(texts, rows, strict=True):
+    if len(row) > length:
+      long = (
+        f"prompt {text!r} has {len(row)} tokens, start and end included; "
+        f"allowed: {length}."
+      )
+      if not truncate:
+        raise ValueError(f"{long} Shorten it")
+      kept = row[: length - 1]
+      warnings.warn(
+        f"{long} Kept: {tokenizer.decode(kept[1:])!r}", stacklevel=3
+      )
+      row = [*kept, row[-1]]
+    fit.append(row)
+  return fit
+
+
+def check_tokens(
+  tokenizer: Any,
+  concepts: Sequence[Concept],
+  *,
+  allow_conflict: bool = False,
+  length: int | None = None,
+) -> None:
+  """Refuses phrases that differ as text but are the same to the tokenizer.
+
+  Args:
+    tokenizer: the model's.
+    concepts: the phrases.
+    allow_conflict: whether a phrase may be both erased and preserved.
+    length: where longer phrases are cut off; what is cut makes no difference.
+
+  Raises:
+    ValueError: an erased phrase has no tokens, or those of its anchor, of
+      another erased phrase, or of a preserved one.
+  """
+  held = preserved_phrases(concepts)
+  texts = [c.erase for c in concepts] + [c.anchor for c in concepts]
+  rows = tokenizer([*texts, *held], truncation=False, padding=False)
+  erased, anchors, preserved = {}, [], []
+  # The last of a full row is the end of text in any case.
+  seen = slice(None if length is None else length - 1)
+  for i, row in enumerate(tuple(row[seen]) for row in rows["input_ids"]):
+    if i < len(concepts):
+      if len(row) < 3:
+        raise ValueError(f"{texts[i]!r} has no tokens: nothing to erase")
+      if row in erased:
+        raise ValueError(
+          f"{erased[row]!r} and {texts[i]!r} are the same tokens"
+        )
+      erased[row] = texts[i]
+    else:
+      (anchors if i < len(texts) else preserved).append(row)
+  for concept, row in zip(concepts, anchors, strict=True):
+    if erased.get(row) == concept.erase:
+      raise ValueError(f"{concept.erase!r} and its anchor are the same tokens")
+  for phrase, row in zip(held, preserved, strict=True):
+    if row in erased and not allow_conflict:
+      raise ValueError(
+        f"{phrase!r} is preserved, but is the same tokens as {erased[row]!r}"
+      )
