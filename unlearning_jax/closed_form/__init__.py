@@ -32,6 +32,7 @@ from unlearning_jax.closed_form.edit import (
 )
 from unlearning_jax.closed_form.orthogonal import solve_orthogonal
 from unlearning_jax.closed_form.solve import (
+  Step,
   Sums,
   check_scales,
   erase_sums,
@@ -39,6 +40,7 @@ from unlearning_jax.closed_form.solve import (
   residual,
   solve,
   solve_pairs,
+  solve_rows,
   solve_spd,
 )
 from unlearning_jax.closed_form.weights import (
@@ -50,6 +52,7 @@ from unlearning_jax.closed_form.weights import (
 
 __all__ = [
   "Edit",
+  "Step",
   "Sums",
   "apply_to_context",
   "apply_to_params",
@@ -70,6 +73,7 @@ __all__ = [
   "solve",
   "solve_orthogonal",
   "solve_pairs",
+  "solve_rows",
   "solve_spd",
   "text_width",
 ]

@@ -14,13 +14,48 @@ Its release knows five regularisers R, lam = lam_r; the first is the paper's:
   both         both surrogates
 """
 
+import dataclasses
+
 import numpy as np
 from jaxtyping import Float, Float64
 
-from unlearning_jax.closed_form.solve import solve_spd
+from unlearning_jax.closed_form.solve import Step, solve_spd
 from unlearning_jax.concepts import check_choice
 
 REGULARISERS = ("zero", "standard", "surrogate_1", "surrogate_2", "both")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Products:
+  """What a derivation needs to know of base and edited projections.
+
+  Attributes:
+    cross: P^T S.
+    seen: P^T S P.
+  """
+
+  cross: Float64[np.ndarray, "d d"]
+  seen: Float64[np.ndarray, "d d"]
+
+  @classmethod
+  def of(
+    cls, gram: Float64[np.ndarray, "d d"], reached: Float64[np.ndarray, "d d"]
+  ) -> "Products":
+    """Those of S and P."""
+    cross = reached.T @ gram
+    seen = cross @ reached
+    # Symmetric by construction, but for rounding.
+    return cls(cross, (seen + seen.T) / 2)
+
+  def after(self, step: Step) -> "Products":
+    """Those of P T, at the cost of T's rows: T = I + L^T R."""
+    left, right = step.left, step.right
+    cross = self.cross + right.T @ (left @ self.cross)
+    # T^T M T = M + R^T H + H^T R for H = L M + (L M L^T) R / 2.
+    half = left @ self.seen
+    half += (half @ left.T) @ right / 2
+    change = right.T @ half
+    return Products(cross, self.seen + (change + change.T))
 
 
 def derive(
@@ -31,11 +66,22 @@ def derive(
   regulariser: str = "zero",
   anchors: Float[np.ndarray, "n d"] | None = None,
 ) -> Float64[np.ndarray, "n d"]:
+  """`derive_from` of S, `gram`, and P, `reached`."""
+  products = Products.of(gram, reached)
+  return derive_from(products, states, lam_r, regulariser, anchors)
+
+
+def derive_from(
+  products: Products,
+  states: Float[np.ndarray, "n d"],
+  lam_r: float,
+  regulariser: str = "zero",
+  anchors: Float[np.ndarray, "n d"] | None = None,
+) -> Float64[np.ndarray, "n d"]:
   """The states C' that the edited projections map to where C was.
 
   Args:
-    gram: S of the base projections.
-    reached: P of the edited ones, W P.
+    products: of the base projections and the edited ones.
     states: C, the concept's rows.
     lam_r: weight of the regulariser, in units of S where it is a norm of C'.
     regulariser: one of `REGULARISERS`.
@@ -49,11 +95,8 @@ def derive(
     raise ValueError(f"lam_r={lam_r}; allowed: finite numbers above 0")
   check_choice("regulariser", regulariser, REGULARISERS)
   states = np.asarray(states, np.float64)
-  ridge = lam_r * np.eye(len(gram))
-  cross = reached.T @ gram
-  seen = cross @ reached
-  # Symmetric by construction, but for rounding.
-  seen = (seen + seen.T) / 2
+  cross, seen = products.cross, products.seen
+  ridge = lam_r * np.eye(len(seen))
   system = seen + (0 if regulariser == "surrogate_1" else ridge)
   if regulariser in ("surrogate_1", "both"):
     system, cross = system + lam_r * seen, cross + lam_r * seen

@@ -35,6 +35,7 @@ from unlearning_jax.closed_form.edit import Edit, make_edit
 from unlearning_jax.closed_form.solve import Sums, check_scales, solve
 from unlearning_jax.closed_form.weights import (
   cross_attention_kernels,
+  leaves_digest,
   projection_gram,
   text_width,
 )
@@ -334,13 +335,10 @@ def held_sums(
 
 def _key(params: Any, ids: Int[np.ndarray, "n l"], tail: bool) -> str:
   """SHA-256 of all that preserve sums depend on."""
-  digest = hashlib.sha256(f"{tail} {ids.shape}".encode())
+  encoder = traverse_util.flatten_dict(params["text_encoder"], sep="/")
+  known = f"{tail} {ids.shape} {leaves_digest(encoder)}"
+  digest = hashlib.sha256(known.encode())
   digest.update(np.ascontiguousarray(ids).tobytes())
-  leaves = traverse_util.flatten_dict(params["text_encoder"], sep="/")
-  for path, leaf in sorted(leaves.items()):
-    leaf = np.ascontiguousarray(leaf)
-    digest.update(f"{path} {leaf.shape} {leaf.dtype}".encode())
-    digest.update(leaf.view(np.uint8).data)
   return digest.hexdigest()[:32]
 
 

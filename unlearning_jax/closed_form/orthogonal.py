@@ -19,15 +19,12 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from unlearning_jax.closed_form.solve import (
-  MAX_SOLVE_ERROR,
+  Pair,
   Sums,
   check_scales,
-  erase_sums,
-  solve_spd,
+  solve_rows,
 )
 from unlearning_jax.closed_form.weights import Kernels
-
-Pair = tuple[Float[np.ndarray, "_ d"], Float[np.ndarray, "_ d"], float]
 
 
 def solve_orthogonal(
@@ -47,46 +44,38 @@ def solve_orthogonal(
     lamb: the ridge.
 
   Returns:
-    The changed kernels, in the types of the old; `condition_number`,
-    `solve_error` |X A - e C| / |e C| of X = e C A^-1, `share`: the smallest and
-    the largest a, and `residual`: |W' C^T - V* + a V| / |(1 + a) V - V*|.
+    The changed kernels, in the types of the old; the diagnostics of `solve`,
+    but for `map_change`; `share`: the smallest and the largest a; `residual`:
+    |W' C^T - V* + a V| / |(1 + a) V - V*|.
 
   Raises:
     ValueError: as `solve`; a projection shows an erased phrase as zero.
   """
-  check_scales(preserve_scale=preserve_scale, lamb=lamb)
-  sums = preserve_scale * held
-  for pair in pairs:
-    sums += erase_sums(*pair)
+  check_scales(preserve_scale=preserve_scale)
+  step, diagnostics = solve_rows(pairs, preserve_scale * held, lamb)
+  # Of the map, which is that of "replace", the right factor alone is needed.
+  del diagnostics["map_change"]
   source, target = (
     np.concatenate([np.asarray(pair[i], np.float64) for pair in pairs])
     for i in (0, 1)
   )
   sizes = [len(pair[0]) for pair in pairs]
-  weight = np.repeat([float(pair[2]) for pair in pairs], sizes)[:, None]
-  system = sums.gram + lamb * np.eye(len(sums.gram))
-  reach, condition = solve_spd(system, source.T, f"lamb={lamb}")
-  reach = weight * reach.T
-  error = _ratio(reach @ system - weight * source, weight * source)
-  if not error <= MAX_SOLVE_ERROR:
-    raise ValueError(f"lamb={lamb}: solve error {error:.1e}")
   changed, shares, left, whole = {}, [], 0.0, 0.0
   for path, kernel in kernels.items():
     wide = np.asarray(kernel, np.float64)
     value = source @ wide
     share = _shares(path, value, target @ wide, sizes)
-    step = target @ wide - (1 + np.repeat(share, sizes)[:, None]) * value
-    after = wide + reach.T @ step
+    move = target @ wide - (1 + np.repeat(share, sizes)[:, None]) * value
+    after = wide + step.right.T @ move
     changed[path] = after.astype(kernel.dtype)
     shares += [share.min(), share.max()]
-    left += float(np.sum((source @ after - value - step) ** 2))
-    whole += float(np.sum(step**2))
+    left += float(np.sum((source @ after - value - move) ** 2))
+    whole += float(np.sum(move**2))
   return changed, {
-    "condition_number": condition,
-    "solve_error": error,
+    **diagnostics,
     "share": [float(min(shares)), float(max(shares))],
-    "erased_rows": sums.erased,
-    "preserved_rows": sums.preserved,
+    "erased_rows": len(source),
+    "preserved_rows": held.preserved,
     "preserve_scale": preserve_scale,
     "residual": float(np.sqrt(left / whole)) if whole else 0.0,
   }
@@ -107,8 +96,3 @@ def _shares(
       "no direction to be orthogonal to; use technique='replace'"
     )
   return np.add.reduceat((value * anchor).sum(1), starts) / size
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> float:
-  size = np.linalg.norm(whole)
-  return float(np.linalg.norm(part) / size) if size else 0.0

@@ -12,6 +12,9 @@ from jaxtyping import Float, Float64
 MAX_CONDITION = 1e10
 MAX_SOLVE_ERROR = 1e-6
 
+# Rows to erase, rows that say what each of them shall mean, their weight e.
+Pair = tuple[Float[np.ndarray, "_ d"], Float[np.ndarray, "_ d"], float]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sums:
@@ -85,7 +88,8 @@ def solve_spd(
       badly conditioned that the answer means little.
   """
   try:
-    factor = scipy.linalg.cho_factor(matrix, lower=True)
+    # Transposed it is the same matrix, and laid out as LAPACK wants it.
+    factor = scipy.linalg.cho_factor(matrix.T, lower=True)
   except np.linalg.LinAlgError as error:
     raise ValueError(f"{what}: {_describe(matrix)}") from error
   (condition,) = scipy.linalg.get_lapack_funcs(("pocon",), (matrix,))
@@ -121,13 +125,81 @@ def solve(
   system = sums.gram + lamb * identity
   change, condition = solve_spd(system, sums.cross.T, f"lamb={lamb}")
   change = change.T
-  size = np.linalg.norm(sums.cross)
-  error = np.linalg.norm(change @ system - sums.cross)
+  off = change @ system - sums.cross
+  found = _quality(lamb, condition, change, off, sums.cross)
+  return identity + change, found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+  """A context map as factors of as many rows as are erased: I + left^T right.
+
+  Attributes:
+    left: C* - C.
+    right: e C A^-1.
+  """
+
+  left: Float64[np.ndarray, "r d"]
+  right: Float64[np.ndarray, "r d"]
+
+  def after(
+    self, matrix: Float64[np.ndarray, "n d"]
+  ) -> Float64[np.ndarray, "n d"]:
+    """The product of `matrix` and T."""
+    return matrix + (matrix @ self.left.T) @ self.right
+
+
+def solve_rows(
+  pairs: Sequence[Pair], held: Sums, lamb: float
+) -> tuple[Step, dict[str, float]]:
+  """`solve` for fewer rows than dimensions: D A^-1 = (C* - C)^T (e C A^-1).
+
+  Only r columns of A^-1 are asked for, and products with T cost r / d of what
+  those of the full matrix do.
+
+  Args:
+    pairs: source rows C, target rows C*, e.
+    held: sums of all else, weighted.
+    lamb: as `solve`.
+
+  Returns:
+    T as factors, and the diagnostics of `solve`.
+
+  Raises:
+    ValueError: as `solve`.
+  """
+  check_scales(lamb=lamb)
+  sums = held
+  for pair in pairs:
+    sums += erase_sums(*pair)
+  source, target = (
+    np.concatenate([np.asarray(pair[i], np.float64) for pair in pairs])
+    for i in (0, 1)
+  )
+  sizes = [len(pair[0]) for pair in pairs]
+  weight = np.repeat([float(pair[2]) for pair in pairs], sizes)[:, None]
+  system = sums.gram + lamb * np.eye(len(sums.gram))
+  right, condition = solve_spd(system, (weight * source).T, f"lamb={lamb}")
+  step = Step(target - source, right.T)
+  off = step.left.T @ (step.right @ system - weight * source)
+  change = step.left.T @ step.right
+  return step, _quality(lamb, condition, change, off, sums.cross)
+
+
+def _quality(
+  lamb: float,
+  condition: float,
+  change: Float64[np.ndarray, "d d"],
+  off: Float64[np.ndarray, "d d"],
+  cross: Float64[np.ndarray, "d d"],
+) -> dict[str, float]:
+  """The diagnostics of a solve; refuses a bad one."""
+  size = np.linalg.norm(cross)
   # The zero edit is its own exact answer.
-  error = float(error / size) if size else 0.0
+  error = float(np.linalg.norm(off) / size) if size else 0.0
   if not error <= MAX_SOLVE_ERROR:
     raise ValueError(f"lamb={lamb}: solve error {error:.1e}")
-  return identity + change, {
+  return {
     "condition_number": condition,
     "solve_error": error,
     "map_change": float(np.linalg.norm(change)),
@@ -135,12 +207,7 @@ def solve(
 
 
 def solve_pairs(
-  pairs: Sequence[
-    tuple[Float[np.ndarray, "_ d"], Float[np.ndarray, "_ d"], float]
-  ],
-  held: Sums,
-  preserve_scale: float,
-  lamb: float,
+  pairs: Sequence[Pair], held: Sums, preserve_scale: float, lamb: float
 ) -> tuple[Float64[np.ndarray, "d d"], dict[str, Any]]:
   """The context map of (source rows, target rows, e), and its diagnostics.
 
@@ -154,14 +221,19 @@ def solve_pairs(
     ValueError: as `solve`.
   """
   check_scales(preserve_scale=preserve_scale)
-  sums = preserve_scale * held
-  for source, target, scale in pairs:
-    sums += erase_sums(source, target, scale)
-  context_map, diagnostics = solve(sums, lamb)
+  width, rows = len(held.gram), sum(len(source) for source, _, _ in pairs)
+  if rows < width:
+    step, diagnostics = solve_rows(pairs, preserve_scale * held, lamb)
+    context_map = step.after(np.eye(width))
+  else:
+    sums = preserve_scale * held
+    for pair in pairs:
+      sums += erase_sums(*pair)
+    context_map, diagnostics = solve(sums, lamb)
   return context_map, {
     **diagnostics,
-    "erased_rows": sums.erased,
-    "preserved_rows": sums.preserved,
+    "erased_rows": rows,
+    "preserved_rows": held.preserved,
     "preserve_scale": preserve_scale,
     "residual": residual(context_map, [pair[:2] for pair in pairs]),
   }

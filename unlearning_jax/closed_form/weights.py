@@ -10,6 +10,8 @@ import scipy.linalg
 from flax import traverse_util
 from jaxtyping import Array, Float, Float64
 
+from unlearning_jax.closed_form.memory import once
+
 Params = Mapping[str, Any]
 Kernels = Mapping[str, Float[Array | np.ndarray, "d o"]]
 
@@ -49,9 +51,15 @@ def cross_attention_kernels(params: Params) -> dict[str, Any]:
         f"unet/{path} has shape {kernel.shape}, but the text encoder is "
         f"{width} wide: they belong to different models"
       )
+  _check_finite(kernels)
+  return kernels
+
+
+@once
+def _check_finite(kernels: Kernels) -> None:
+  for path, kernel in kernels.items():
     if not np.isfinite(np.asarray(kernel)).all():
       raise ValueError(f"unet/{path} holds NaN or infinity")
-  return kernels
 
 
 def base_fingerprint(params: Params) -> str:
@@ -61,7 +69,12 @@ def base_fingerprint(params: Params) -> str:
   types and bytes. Every edited model has another fingerprint than its base.
   """
   leaves = traverse_util.flatten_dict(params["text_encoder"], sep="/")
-  leaves |= cross_attention_kernels(params)
+  return leaves_digest(leaves | cross_attention_kernels(params))
+
+
+@once
+def leaves_digest(leaves: Mapping[str, Any]) -> str:
+  """SHA-256 of leaves: their paths, shapes, types and bytes."""
   digest = hashlib.sha256()
   for path, leaf in sorted(leaves.items()):
     leaf = np.ascontiguousarray(leaf)
@@ -70,6 +83,7 @@ def base_fingerprint(params: Params) -> str:
   return digest.hexdigest()
 
 
+@once
 def projection_gram(kernels: Kernels) -> Float64[np.ndarray, "d d"]:
   """S = sum over projections of W^T W, so that |W x|^2 sums to x^T S x."""
   width = len(next(iter(kernels.values())))
@@ -78,4 +92,7 @@ def projection_gram(kernels: Kernels) -> Float64[np.ndarray, "d d"]:
   (syrk,) = scipy.linalg.get_blas_funcs(("syrk",), (total,))
   for kernel in kernels.values():
     total = syrk(1.0, np.float64(kernel).T, 1.0, total, trans=1, overwrite_c=1)
-  return np.triu(total) + np.triu(total, 1).T
+  total = np.triu(total) + np.triu(total, 1).T
+  # It may be shared with whoever asks next.
+  total.flags.writeable = False
+  return total

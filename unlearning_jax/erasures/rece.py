@@ -24,6 +24,7 @@ more than a given share of the concept back.
 Reference: https://arxiv.org/abs/2407.12383
 """
 
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,7 +34,12 @@ from jaxtyping import Array, Float, Float64
 
 from unlearning_jax import closed_form
 from unlearning_jax.closed_form import Edit
-from unlearning_jax.closed_form.derivation import REGULARISERS, derive
+from unlearning_jax.closed_form.derivation import (
+  REGULARISERS,
+  Products,
+  derive_from,
+)
+from unlearning_jax.closed_form.derivation import derive as derive
 from unlearning_jax.concepts import Concept, check_choice, check_concepts
 from unlearning_jax.erasures import uce
 
@@ -107,33 +113,38 @@ def refine(
   """
   states = np.concatenate([np.asarray(s, np.float64) for s, _ in pairs])
   anchors = np.concatenate([np.asarray(a, np.float64) for _, a in pairs])
-  whole = _seen(gram, states - anchors)
+  whole, size = _seen(gram, states - anchors), _seen(gram, states)
   reached, report = start, []
+  # Called only where another epoch needs it.
+  products = functools.partial(Products.of, gram, start)
   for epoch in range(epochs):
-    derived = derive(gram, reached, states, lam_r, regulariser, anchors)
+    through = products()
+    derived = derive_from(through, states, lam_r, regulariser, anchors)
     length = float(np.linalg.norm(derived) / np.linalg.norm(states))
     _warn_if_long(epoch, length, lam_r)
-    # Through the projections: what the UNet sees of a row x is W x. The
-    # sequential targets are the edited projections' own, the joint ones the
-    # base's.
+    # What the UNet sees of a row x is W x. The sequential targets are the
+    # edited projections' own, the joint ones the base's.
     target = anchors if joint else anchors @ reached.T
-    before = _seen(gram, derived @ reached.T - target)
-    missed = _seen(gram, derived @ reached.T - states)
+    shown = derived @ reached.T
+    before = _seen(gram, shown - target)
     found = {
       "derived_norm": length,
-      "derive_residual": missed / _seen(gram, states),
+      "derive_residual": _seen(gram, shown - states) / size,
       "escape": before / whole if whole else 0.0,
     }
     report.append(found)
     if found["escape"] <= tolerance:
       break
-    sums = closed_form.erase_sums(derived, anchors, erase_scale)
     if joint:
+      sums = closed_form.erase_sums(derived, anchors, erase_scale)
       joint = (joint[0] + sums, joint[1])
       reached, diagnostics = closed_form.solve(*joint)
+      products = functools.partial(Products.of, gram, reached)
     else:
-      step, diagnostics = closed_form.solve(sums + held, lamb)
-      reached = reached @ step
+      pair = (derived, anchors, erase_scale)
+      step, diagnostics = closed_form.solve_rows([pair], held, lamb)
+      reached = step.after(reached)
+      products = functools.partial(through.after, step)
     after = _seen(gram, derived @ reached.T - target)
     found |= {"erase_residual": after / before if before else 0.0}
     found |= diagnostics

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -70,9 +71,11 @@ def encode(
   # Few sizes, all powers of two, and short batches filled up: the encoder is
   # compiled once for each.
   size = min(_BATCH, 1 << max(len(ids) - 1, 0).bit_length())
+  # On the device once, not once a batch.
+  encoder = jax.tree.map(jnp.asarray, {"text_encoder": params["text_encoder"]})
   for start in range(0, len(ids), _BATCH):
     rows = np.minimum(np.arange(start, start + size), len(ids) - 1)
-    batch = stable_diffusion.encode_text(sd, params, jnp.asarray(ids[rows]))
+    batch = stable_diffusion.encode_text(sd, encoder, jnp.asarray(ids[rows]))
     stop = min(start + size, len(ids))
     for row, states in zip(range(start, stop), np.asarray(batch), strict=False):
       if not np.isfinite(states).all():
