@@ -137,10 +137,13 @@ def test_half_precision_weights_are_changed_in_float32():
   attention["to_k"]["kernel"] = attention["to_k"]["kernel"].astype(np.float16)
   old = np.float64(attention["to_k"]["kernel"])
   edit = edit_of(base, context_map())
-  new = cf.apply_to_params(edit, base)["unet"]["mid_block"]["attentions_0"]
+  with pytest.warns(UserWarning, match="stored in float16, which") as told:
+    new = cf.apply_to_params(edit, base)["unet"]["mid_block"]["attentions_0"]
   got = new["attn2"]["to_k"]["kernel"]
   assert got.dtype == np.float16
   exact = edit.context_map.T @ old
+  lost = np.linalg.norm(got - exact) / np.linalg.norm(exact - old)
+  assert f"loses {lost:.2%} of its change" in str(told[0].message)
   assert np.abs(np.float64(got) - exact).max() < 1e-3 * np.abs(exact).max()
 
 

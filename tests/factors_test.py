@@ -1,11 +1,16 @@
 """Solutions as factors of few rows, against those of whole matrices."""
 
+import dataclasses
+
+import closed_form_cases as cases
 import numpy as np
 import pytest
+import scipy.linalg
 from closed_form_cases import relative
 
 from unlearning_jax import closed_form
 from unlearning_jax.closed_form.derivation import Products
+from unlearning_jax.erasures import rece, uce
 
 RNG = np.random.default_rng(5)
 D = 12
@@ -83,3 +88,22 @@ def test_products_follow_the_map():
 def test_bad_input(pairs, lamb, message):
   with pytest.raises(ValueError, match=message):
     closed_form.solve_rows(pairs, HELD, lamb)
+
+
+@pytest.mark.parametrize("concepts", [1, 2])
+def test_one_factorisation_and_two_more_an_epoch(concepts, monkeypatch):
+  golden = cases.Golden("rece_unsafe")
+  calls = []
+  factorise = scipy.linalg.cho_factor
+  monkeypatch.setattr(
+    scipy.linalg,
+    "cho_factor",
+    lambda *a, **k: calls.append(1) or factorise(*a, **k),
+  )
+  task = golden.task("uce2023", golden.settings["uce"]["preserve"])
+  task = dataclasses.replace(task, pairs=task.pairs[:concepts])
+  uce.solve(task)
+  assert len(calls) == 1
+  options = {"epochs": 3, "lam_r": 0.1, "uce_scales": {}}
+  rece.solve(task, golden.gram, 0.1 * task.held, **options)
+  assert len(calls) == 1 + 1 + 2 * 3

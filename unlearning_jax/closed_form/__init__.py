@@ -48,6 +48,7 @@ from unlearning_jax.closed_form.weights import (
   cross_attention_kernels,
   projection_gram,
   text_width,
+  with_kernels,
 )
 
 __all__ = [
@@ -76,4 +77,5 @@ __all__ = [
   "solve_rows",
   "solve_spd",
   "text_width",
+  "with_kernels",
 ]

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -209,7 +210,7 @@ def apply_to_params(edit: Edit, params: Params) -> dict[str, Any]:
   """The edited model; every leaf that the edit leaves alone stays the same.
 
   Kernels are changed in float32 at full precision, whatever they are stored in,
-  and cast back once.
+  and cast back once; what narrower types lose of the change is told.
 
   Raises:
     ValueError: `params` are not the edit's base.
@@ -220,20 +221,46 @@ def apply_to_params(edit: Edit, params: Params) -> dict[str, Any]:
     return traverse_util.unflatten_dict({**leaves, **edit.leaves}, sep="/")
   leaves = traverse_util.flatten_dict(params["unet"], sep="/")
   change = (edit.context_map - np.eye(len(edit.context_map))).T
-  leaves |= moved(change.astype(np.float32), cross_attention_kernels(params))
+  change, kernels = change.astype(np.float32), cross_attention_kernels(params)
+  leaves |= moved(change, kernels)
+  narrow = {k: v for k, v in kernels.items() if v.dtype.itemsize < 4}
+  if narrow:
+    lost = float(np.sqrt(storage_error(change, narrow)))
+    kinds = ", ".join(sorted({str(v.dtype) for v in narrow.values()}))
+    warnings.warn(
+      f"the {edit.method} edit is stored in {kinds}, which loses {lost:.2%} of "
+      "its change; keep the edit's file, or the weights in float32",
+      stacklevel=2,
+    )
   return {**params, "unet": traverse_util.unflatten_dict(leaves, sep="/")}
+
+
+def _step(change: Array, kernel: Array) -> Array:
+  """(T - I)^T kernel in float32."""
+  return jnp.matmul(change, kernel.astype(jnp.float32), precision=_HIGHEST)
 
 
 @jax.jit
 def moved(change: Array, kernels: dict[str, Array]) -> dict[str, Array]:
   """Kernels plus (T - I)^T kernel, in float32; `change` is (T - I)^T."""
+  return jax.tree.map(
+    lambda x: (x.astype(jnp.float32) + _step(change, x)).astype(x.dtype),
+    kernels,
+  )
 
-  def move(kernel: Array) -> Array:
-    wide = kernel.astype(jnp.float32)
-    step = jnp.matmul(change, wide, precision=_HIGHEST)
-    return (wide + step).astype(kernel.dtype)
 
-  return jax.tree.map(move, kernels)
+@jax.jit
+def storage_error(change: Array, kernels: dict[str, Array]) -> Array:
+  """What rounding to the kernels' types takes from dW, |.|^2 / |dW|^2."""
+
+  def squares(kernel: Array) -> Array:
+    step = _step(change, kernel)
+    exact = kernel.astype(jnp.float32) + step
+    off = exact.astype(kernel.dtype).astype(jnp.float32) - exact
+    return jnp.stack([jnp.sum(off**2), jnp.sum(step**2)])
+
+  lost, whole = sum(squares(kernel) for kernel in kernels.values())
+  return lost / whole
 
 
 def apply_to_context(

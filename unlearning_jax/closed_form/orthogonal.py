@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 
 from unlearning_jax.closed_form.solve import (
   Pair,
@@ -33,7 +33,7 @@ def solve_orthogonal(
   held: Sums,
   preserve_scale: float,
   lamb: float,
-) -> tuple[dict[str, Float[np.ndarray, "d o"]], dict[str, Any]]:
+) -> tuple[dict[str, Float64[np.ndarray, "d o"]], dict[str, Any]]:
   """The projections of such an edit, and its diagnostics.
 
   Args:
@@ -44,7 +44,7 @@ def solve_orthogonal(
     lamb: the ridge.
 
   Returns:
-    The changed kernels, in the types of the old; the diagnostics of `solve`,
+    The changed kernels, float64; the diagnostics of `solve`,
     but for `map_change`; `share`: the smallest and the largest a; `residual`:
     |W' C^T - V* + a V| / |(1 + a) V - V*|.
 
@@ -67,7 +67,7 @@ def solve_orthogonal(
     share = _shares(path, value, target @ wide, sizes)
     move = target @ wide - (1 + np.repeat(share, sizes)[:, None]) * value
     after = wide + step.right.T @ move
-    changed[path] = after.astype(kernel.dtype)
+    changed[path] = after
     shares += [share.min(), share.max()]
     left += float(np.sum((source @ after - value - move) ** 2))
     whole += float(np.sum(move**2))

@@ -62,6 +62,16 @@ def _check_finite(kernels: Kernels) -> None:
       raise ValueError(f"unet/{path} holds NaN or infinity")
 
 
+def with_kernels(params: Params, kernels: Kernels) -> dict[str, Any]:
+  """`params` with these text projections, in the type they are stored in."""
+  leaves: dict[str, Any] = dict(
+    traverse_util.flatten_dict(dict(params["unet"]), sep="/")
+  )
+  for path, kernel in kernels.items():
+    leaves[path] = np.asarray(kernel).astype(leaves[path].dtype)
+  return {**params, "unet": traverse_util.unflatten_dict(leaves, sep="/")}
+
+
 def base_fingerprint(params: Params) -> str:
   """SHA-256 of what an edit is computed from and applied to.
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
 from jaxtyping import Float64
 
 from unlearning_jax import closed_form, durable
@@ -187,8 +186,10 @@ class Fusion:
     return dataclasses.replace(self, parts=(*kept, part))
 
   def _others(self, name: str) -> tuple[Part, ...]:
-    check_choice("concept", name, [part.name for part in self.parts])
-    return tuple(part for part in self.parts if part.name != name)
+    names = [same_phrase(part.name) for part in self.parts]
+    check_choice("concept", same_phrase(name), names)
+    there = zip(self.parts, names, strict=True)
+    return tuple(part for part, known in there if known != same_phrase(name))
 
   def refine(self, params: Any) -> tuple[Kernels, dict[str, float]]:
     """The refined kernels of `params`, the base; see `refine`."""
@@ -239,7 +240,7 @@ class Fusion:
       np.sum((fused[k] - np.float64(v)) ** 2) for k, v in kernels.items()
     )
     whole = sum(np.sum(np.float64(v) ** 2) for v in kernels.values())
-    return with_kernels(params, fused), {
+    return closed_form.with_kernels(params, fused), {
       "refinement": first,
       "fusion": second,
       "relative_change": float(np.sqrt(moved / whole)),
@@ -265,16 +266,6 @@ class Fusion:
     }
     plain = {name: np.asarray(leaf) for name, leaf in tensors.items()}
     durable.save_tensors(path, plain, metadata)
-
-
-def with_kernels(params: Any, kernels: Mapping[str, Any]) -> dict[str, Any]:
-  """`params` with these text projections, in the type they are stored in."""
-  leaves: dict[str, Any] = dict(
-    traverse_util.flatten_dict(dict(params["unet"]), sep="/")
-  )
-  for path, kernel in kernels.items():
-    leaves[path] = np.asarray(kernel).astype(leaves[path].dtype)
-  return {**params, "unet": traverse_util.unflatten_dict(leaves, sep="/")}
 
 
 def check_adapters(part: Part, kernels: Mapping[str, Any]) -> None:

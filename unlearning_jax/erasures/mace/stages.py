@@ -16,7 +16,7 @@ from unlearning_jax.concepts import Concept, preserved_phrases, same_phrase
 from unlearning_jax.erasures.mace import images as image
 from unlearning_jax.erasures.mace import masks as mask
 from unlearning_jax.erasures.mace import suppress, text
-from unlearning_jax.erasures.mace.fusion import Fusion, Part, with_kernels
+from unlearning_jax.erasures.mace.fusion import Fusion, Part
 from unlearning_jax.erasures.mace.options import Options
 
 
@@ -125,7 +125,7 @@ def train(
   given: Options,
 ) -> tuple[Fusion, dict[str, Any]]:
   """Stages (i) and (ii): what the fusion needs, and a record by concept."""
-  refined = with_kernels(params, begun.refine(params)[0])
+  refined = closed_form.with_kernels(params, begun.refine(params)[0])
   runs, report = [], {}
   for concept, words in zip(concepts, said, strict=True):
     keys = concept_keys(key, concept)

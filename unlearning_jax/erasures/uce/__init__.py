@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
 from jaxtyping import Array, Float64
 
 from unlearning_jax import closed_form
@@ -291,11 +290,9 @@ def _orthogonal(
   _check_scales(**scales)
   task = encode_task(sd, params, concepts, **rules)
   changed, diagnostics = solve_tensor(task, kernels, **scales)
-  leaves = traverse_util.flatten_dict(params["unet"], sep="/") | changed
-  edited = {**params, "unet": traverse_util.unflatten_dict(leaves, sep="/")}
   return closed_form.edit_between(
     params,
-    edited,
+    closed_form.with_kernels(params, changed),
     method=f"{task.preset} tensor",
     concepts=concepts,
     diagnostics=diagnostics,
