@@ -109,7 +109,8 @@ def test_evaluate_compares_edits_and_resumes(tmp_path):
   flags = [
     f"--config={CONFIGS}/evaluate_shapes.py",
     f"--workdir={tmp_path}/evaluation",
-    f"--edits={tmp_path}/uce",
+    # Twice: two edits of one method are told apart, in images' names too.
+    f"--edits={tmp_path}/uce,{tmp_path}/uce",
     *SMALL,
   ]
   assert launch("evaluate", *flags).returncode == 0
@@ -121,6 +122,7 @@ def test_evaluate_compares_edits_and_resumes(tmp_path):
   again = launch("evaluate", *flags)
   assert again.returncode == 0, again.stderr[-2000:]
   assert path.read_bytes() == rows
+  assert b"UCE2023-2/" in rows
 
 
 @pytest.mark.parametrize(

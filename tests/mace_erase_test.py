@@ -195,6 +195,10 @@ def test_pixels_reach_the_autoencoder_as_asked(model):
       "mask_source='analytic': examples hold no masks of 'xyz'",
     ),
     (
+      {"mask_source": "attention"},
+      "examples hold masks of 'xyz', which mask_source='attention' does not",
+    ),
+    (
       {"examples": {"xyz": (mace_cases.images()[:, 1:], mace_cases.masks())}},
       r"images of 'xyz': uint8 .*want uint8 \(m, 16, 16, 3\)",
     ),

@@ -384,6 +384,8 @@ def test_statistics_refuse_what_does_not_fit(model):
     statistics(model, dataclasses.replace(good, weight=-1.0))
   with pytest.raises(ValueError, match="concept='abc'.*did you mean 'ab'"):
     statistics(model, good).drop("abc")
+  # As everywhere, case and blanks make no other concept.
+  assert not statistics(model, good).drop(" AB").parts
   with pytest.raises(ValueError, match="belong to base"):
     statistics(model, good).solve(statistics(model, good).solve(params)[0])
   # Five token states do not span the space: nothing holds the rest.

@@ -141,8 +141,13 @@ class Images:
       raise ValueError(f"examples: none of {name!r}")
     if found is not None and concept.task == "art":
       raise ValueError(f"examples: {name!r} is a style, it has masks")
-    needed = self.mask_source == "analytic" and concept.task != "art"
-    if needed and found is None:
+    source = self.source_of(concept)
+    if found is not None and source != "analytic":
+      raise ValueError(
+        f"examples hold masks of {name!r}, which mask_source={source!r} does "
+        "not look at; give mask_source='analytic', or None in their place"
+      )
+    if found is None and source == "analytic":
       raise ValueError(
         f"mask_source='analytic': examples hold no masks of {name!r}"
       )
