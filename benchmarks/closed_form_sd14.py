@@ -8,11 +8,10 @@ projection at a time in float32 with explicit inverses, text states given.
 
 The released functions (`edit_model`, `close_form_emb_regzero`,
 `edit_model_adversarial` of CharlesGong12/RECE @ 403a67f), run beside it once on
-stand-ins of the same shapes (torch 2.13, transformers 5.23, one thread of the
-same AMD EPYC, random weights, 2026-11-23): 48.2 CPU seconds for UCE, 1.0 for a
-derivation, 34.2 for an epoch's edit, 154 for the recipe, where ours took 2.68.
-Their edits were timed on one projection of each width, which costs nearly the
-same for all, and scaled to 32.
+stand-ins of the same shapes, all 32 projections (torch 2.13, one thread of the
+same busy Intel Xeon, random weights, 2026-11-26): 32.2 CPU seconds for UCE, 0.9
+for a derivation, 25.9 for an epoch's edit, 112.8 for the recipe, where ours
+took 1.78, and 0.95 for every further edit of the same model.
 
 2 CPU cores: a minute, mostly the textbook. On a busy machine compare the CPU
 seconds, with one thread (OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
