@@ -44,15 +44,16 @@ class Cell:
 
 
 def cells(config: Any) -> list[Cell]:
-  """Every cell once: first all with the first seed, then the second's, ...
+  """Every cell once: block by block, and in a block seed by seed.
 
   So a study that is cut short has fewer seeds, not fewer questions.
   """
-  found: dict[Cell, int] = {}
+  found: dict[Cell, None] = {}
   for block in config.blocks:
-    for values in itertools.product(*(block[axis] for axis in _AXES)):
-      found.setdefault(Cell(*values), len(found))
-  return sorted(found, key=lambda cell: (cell.seed, found[cell]))
+    crossed = itertools.product(*(block[axis] for axis in _AXES))
+    for cell in sorted((Cell(*v) for v in crossed), key=lambda c: c.seed):
+      found.setdefault(cell)
+  return list(found)
 
 
 def check(config: Any):
