@@ -24,7 +24,7 @@ from unlearning_jax.concepts import check_choice, same_phrase
 from unlearning_jax.finetune import defences
 from unlearning_jax.shapes import dataset, vocabulary
 
-SOURCES = ("shapes", "folder", "csv")
+SOURCES = ("shapes", "folder", "csv", "tfds")
 DEFENCES = ("none", "project", "anchor", "reassert")
 
 
@@ -67,6 +67,10 @@ def examples(config: Any) -> list[data.Example]:
     return data.image_folder(chosen.path, caption=chosen.caption)
   if chosen.source == "csv":
     return data.image_table(chosen.path, caption=chosen.caption)
+  if chosen.source == "tfds":
+    return data.prepared_dataset(
+      chosen.path, chosen.split, caption=chosen.caption
+    )
   only, without = (_classes(chosen[key]) for key in ("only", "without"))
   found = []
   for index in range(200 * chosen.count):
