@@ -23,7 +23,7 @@ def get_config(argument: str = "tiny"):
     config.hparams.guidance_scale = 4.0
     config.hparams.batch_size = 16
     config.hparams.num_steps = 100
-    config.hparams.learning_rate = 3e-5
+    config.hparams.learning_rate = 1e-5
     # What the anchor means would drift along: it is what f says of it itself.
     config.hparams.regularization = 1.0
   return config
