@@ -48,7 +48,10 @@ def main(_):
   edits = comparison.load_edits([_EDIT.value] if _EDIT.value else [])
   edit = next(iter(edits.values()), None)
   params = base if edit is None else closed_form.apply_to_params(edit, base)
+  if edit is not None:
+    tuning.check_start(base, params, _EDIT.value)
   listed = tuning.examples(config)
+  tuning.check_batch(config, len(listed), mesh, here[1])
   tuning.check_overlap(listed, edit, config.allow_overlap)
   rows = data.share(listed, *here)
   part, step, state, frozen = tuning.prepare(sd, params, edit, config)

@@ -74,13 +74,15 @@ def lowered(train, mesh):
   layout = sharding.param_sharding(mesh, state)
   everywhere = sharding.replicated(mesh)
   split = jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
-  return state, frozen, jax.jit(
-    step, donate_argnums=0, out_shardings=(layout, everywhere)
-  ).lower(
-    shaped(state, layout),
-    shaped(frozen, sharding.param_sharding(mesh, frozen)),
-    shaped(batch, split),
-    jax.eval_shape(lambda: jax.random.key(0)),
+  return (
+    state,
+    frozen,
+    jax.jit(step, donate_argnums=0, out_shardings=(layout, everywhere)).lower(
+      shaped(state, layout),
+      shaped(frozen, sharding.param_sharding(mesh, frozen)),
+      shaped(batch, split),
+      jax.eval_shape(lambda: jax.random.key(0)),
+    ),
   )
 
 

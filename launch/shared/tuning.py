@@ -17,6 +17,7 @@ from unlearning_jax import (
   finetune,
   lora,
   models,
+  sharding,
   stable_diffusion,
   workdir,
 )
@@ -53,6 +54,25 @@ def check(config: Any):
     raise ValueError(
       f"batch_size={config.batch_size} is not a multiple of "
       f"accumulate={config.accumulate}"
+    )
+
+
+def check_batch(config: Any, images: int, mesh: Any, processes: int):
+  """Finds a batch that devices cannot share, or that the data cannot fill.
+
+  Raises:
+    ValueError: with the sizes that can.
+  """
+  shares = processes * sharding.local_rows_multiple(mesh)
+  if config.batch_size % shares:
+    raise ValueError(
+      f"batch_size={config.batch_size} is not a multiple of the {shares} "
+      "device(s) that share it"
+    )
+  if config.batch_size > images // processes * processes:
+    raise ValueError(
+      f"batch_size={config.batch_size} is more than the {images} images of the "
+      f"data, on {processes} process(es)"
     )
 
 
