@@ -8,6 +8,7 @@ Writes `steps/<n>.safetensors`, an edit of the base for every step in
 draws the curve of what comes back. Without `--edit` the base itself is tuned.
 """
 
+import contextlib
 import pathlib
 import time
 
@@ -92,7 +93,8 @@ def main(_):
     if now in config.checkpoints or now == config.num_steps:
       checkpoints.save(saved, now, state)
 
-  with bar:
+  # Events are written when their writer is closed.
+  with bar, events or contextlib.nullcontext():
     state = finetune.train(
       state,
       step,

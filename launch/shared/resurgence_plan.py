@@ -44,14 +44,19 @@ class Cell:
 
 
 def cells(config: Any) -> list[Cell]:
-  """Every cell once: block by block, and in a block seed by seed.
+  """Every cell once: by block, in it by seed, and then by concept.
 
-  So a study that is cut short has fewer seeds, not fewer questions.
+  So a study that is cut short has fewer seeds and concepts, and compares all
+  methods on those that it has.
   """
   found: dict[Cell, None] = {}
   for block in config.blocks:
     crossed = itertools.product(*(block[axis] for axis in _AXES))
-    for cell in sorted((Cell(*v) for v in crossed), key=lambda c: c.seed):
+    concepts = list(block["concepts"])
+    for cell in sorted(
+      (Cell(*values) for values in crossed),
+      key=lambda cell: (cell.seed, concepts.index(cell.concept)),
+    ):
       found.setdefault(cell)
   return list(found)
 
