@@ -48,6 +48,7 @@ EXTRAS = {
     "pytest>=8",
     "pytest-xdist>=3.6",
     "ruff>=0.14",
+    "tensorboardX>=2.6",
     # The oracle of the parity tests. Pinned, and on one Python only: an open
     # requirement pulls gigabytes of GPU libraries.
     'torch==2.13.0; python_version == "3.11"',

@@ -110,6 +110,8 @@ def finetune(size: str) -> ml_collections.ConfigDict:
     "source": "shapes" if size == "tiny" else "folder",
     "path": "",
     "caption": "text",
+    # Of a tfds dataset: source="tfds", its prepared folder as `path`.
+    "split": "train",
     # A mirrored arrow points elsewhere, a mirrored photo is as good.
     "flip": size != "tiny",
     # Of the Shapes world: how many, and which, as `object/circle+square`.

@@ -33,6 +33,4 @@ def get_config():
   config = resurgence.study(blocks, steps=(10, 50), counts=_COUNTS)
   # What divides the prompts of one measurement, 105.
   config.batch_size = 35
-  for tuning in config.algorithms.values():
-    tuning.batch_size = 32
   return config

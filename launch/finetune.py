@@ -8,6 +8,7 @@ Writes `steps/<n>.safetensors`, an edit of the base for every step in
 draws the curve of what comes back. Without `--edit` the base itself is tuned.
 """
 
+import contextlib
 import pathlib
 import time
 
@@ -48,7 +49,10 @@ def main(_):
   edits = comparison.load_edits([_EDIT.value] if _EDIT.value else [])
   edit = next(iter(edits.values()), None)
   params = base if edit is None else closed_form.apply_to_params(edit, base)
+  if edit is not None:
+    tuning.check_start(base, params, _EDIT.value)
   listed = tuning.examples(config)
+  tuning.check_batch(config, len(listed), mesh, here[1])
   tuning.check_overlap(listed, edit, config.allow_overlap)
   rows = data.share(listed, *here)
   part, step, state, frozen = tuning.prepare(sd, params, edit, config)
@@ -89,7 +93,8 @@ def main(_):
     if now in config.checkpoints or now == config.num_steps:
       checkpoints.save(saved, now, state)
 
-  with bar:
+  # Events are written when their writer is closed.
+  with bar, events or contextlib.nullcontext():
     state = finetune.train(
       state,
       step,

@@ -124,6 +124,18 @@ def test_a_tfds_source(tmp_path, monkeypatch):
   pixels = data.read_images(examples, (32, 32))
   for i, row in enumerate(source):
     np.testing.assert_array_equal(pixels[i], row["image"])
+  folder = tmp_path / "shapes" / "tiny" / "1.0.0"
+  again = data.prepared_dataset(folder, "train[:4]")
+  assert [e.caption for e in again] == [e.caption for e in examples[:4]]
+  np.testing.assert_array_equal(again[3].image, examples[3].image)
+  for arguments, words in (
+    ((tmp_path, "train"), "no dataset that tfds has prepared"),
+    ((folder, "trian"), "split 'trian'"),
+  ):
+    with pytest.raises(ValueError, match=words):
+      data.prepared_dataset(*arguments)
+  with pytest.raises(ValueError, match="'captoin'.*did you mean 'caption'"):
+    data.prepared_dataset(folder, "train", caption="captoin")
 
 
 def test_processes_share_before_they_read():

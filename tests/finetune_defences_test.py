@@ -131,6 +131,21 @@ def test_the_anchor_is_the_distance_of_what_is_said(model):
   assert total(part.trained, frozen, {}, jax.random.key(0))[0] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("train", ["kv", "lora"])
+def test_anchored_tuning_moves_what_erased_prompts_say_less(train, model):
+  erased = states(model, ["d e"])
+  free, light, firm = (
+    tuned(model, train, weight=weight, weight_decay=0.0)
+    for weight in (None, 1e-3, 1.0)
+  )
+  assert moved(model, firm, erased) < 0.5 * moved(model, free, erased)
+  assert moved(model, firm, erased) < moved(model, light, erased)
+  # It learns elsewhere.
+  everything = np.eye(len(erased.T))
+  assert moved(model, firm, everything) > 0.3 * moved(model, free, everything)
+
+
 def test_reassertion_says_again_what_was_said(model):
   params = model[1]
   erased, kept = states(model, ["d e"]), states(model, ["a b", "c"])

@@ -1,14 +1,24 @@
 """Fine-tuning as a user starts it: its configs, its data, its refusals."""
 
+import json
+import struct
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
+from scripts import script
 
 from configs import finetune_full, finetune_lora
 from launch.shared import tuning
-from unlearning_jax import closed_form, data, shapes, stable_diffusion
+from unlearning_jax import (
+  closed_form,
+  data,
+  shapes,
+  sharding,
+  stable_diffusion,
+)
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.shapes import dataset
 
@@ -106,6 +116,83 @@ def test_events_need_their_package(monkeypatch, tmp_path):
   writer = types.SimpleNamespace(SummaryWriter=lambda path: path)
   monkeypatch.setitem(sys.modules, "tensorboardX", writer)
   assert tuning.event_writer(run, True) == str(tmp_path / "events")
+
+
+def events_of(folder):
+  """Tag, step and value of every scalar in a folder of event files."""
+  from tensorboardX.proto import event_pb2
+
+  for file in folder.glob("events.*"):
+    data, at = file.read_bytes(), 0
+    while at < len(data):
+      # A record: its length and that's checksum, itself and its checksum.
+      (size,) = struct.unpack("<Q", data[at : at + 8])
+      event = event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
+      for value in event.summary.value:
+        yield value.tag, event.step, value.simple_value
+      at += size + 16
+
+
+@pytest.mark.slow
+def test_a_run_writes_the_events_of_its_metrics(monkeypatch, tmp_path):
+  pytest.importorskip("tensorboardX")
+  finetune = script("finetune")
+  config = finetune_lora.get_config("tiny,only=object/circle+moon")
+  config.batch_size, config.data.count, config.ema_decay = 8, 8, 0.9
+  config.num_steps, config.checkpoints, config.log_every = 3, (3,), 1
+  config.tensorboard = True
+  flags = {"_CONFIG": config, "_WORKDIR": str(tmp_path), "_EDIT": None}
+  for flag, value in (flags | {"_DISTRIBUTED": False}).items():
+    monkeypatch.setattr(finetune, flag, types.SimpleNamespace(value=value))
+  finetune.main(None)
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  wanted = {line["step"]: line for line in map(json.loads, lines)}
+  found = list(events_of(tmp_path / "events"))
+  assert len(found) == 3 * 3
+  for tag, step, value in found:
+    assert value == pytest.approx(wanted[step][tag.removeprefix("train/")])
+
+
+@pytest.mark.parametrize(
+  "batch, images, devices, processes, words",
+  [
+    (12, 250, 8, 1, "batch_size=12 is not a multiple of the 8 device"),
+    (8, 250, 8, 2, "batch_size=8 is not a multiple of the 16 device"),
+    (48, 40, 1, 1, "batch_size=48 is more than the 40 images"),
+    (6, 7, 1, 3, ""),
+    (7, 7, 1, 1, ""),
+    (8, 7, 1, 1, "batch_size=8 is more than the 7 images"),
+  ],
+)
+def test_a_batch_that_cannot_be(batch, images, devices, processes, words):
+  config = finetune_lora.get_config()
+  config.batch_size = batch
+  mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+  if not words:
+    tuning.check_batch(config, images, mesh, processes)
+    return
+  with pytest.raises(ValueError, match=words):
+    tuning.check_batch(config, images, mesh, processes)
+
+
+def test_tuning_the_base_where_an_erased_model_is_meant(monkeypatch, tmp_path):
+  """An edit that changes nothing is found before anything is read."""
+  finetune = script("finetune")
+  sd, base = stable_diffusion.load(shapes.model_folder())
+  nothing = closed_form.Edit(
+    np.eye(sd.context_shape[1]), closed_form.base_fingerprint(base), "uce",
+    make_concepts(["star"], "circle"), {},
+  )  # fmt: skip
+  monkeypatch.setattr(
+    finetune.comparison, "load_edits", lambda paths: {"UCE": nothing}
+  )
+  config = finetune_lora.get_config("tiny,without=object/star")
+  flags = {"_CONFIG": config, "_WORKDIR": str(tmp_path / "run"), "_EDIT": "it"}
+  for flag, value in (flags | {"_DISTRIBUTED": False}).items():
+    monkeypatch.setattr(finetune, flag, types.SimpleNamespace(value=value))
+  with pytest.raises(ValueError, match="it: the model to tune is the base"):
+    finetune.main(None)
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("kind", ["project", "anchor"])

@@ -12,7 +12,7 @@ from stable_diffusion_test import make_files
 from unlearning_jax import checkpoints, finetune, sharding, stable_diffusion
 from unlearning_jax.data import Batches
 
-STEPS = 6
+STEPS = 20
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_unknown_parts(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(8, 1), (2, 4), (1, 8)])
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4), (1, 8)])
 def test_every_mesh_computes_what_one_device_does(
   shape, model, data, alone, monkeypatch
 ):

@@ -3,6 +3,8 @@
 Networks are stubbed: what trains is two numbers, what draws is a sum.
 """
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -134,6 +136,33 @@ def test_every_cell_is_measured_at_every_step(start):
   assert not list((study.run.path / "cells").glob("*"))
   again = start()
   assert finish(again) == rows
+
+
+def test_rows_alone_are_gone_on_from(start, monkeypatch, tmp_path):
+  whole = finish(start("whole"))
+  first, *rest = resurgence_plan.cells(start("first").config)
+  half = start("half")
+  half.finish(first)
+  # What a repository keeps of a study: no edit, no checkpoint.
+  kept = tmp_path / "kept"
+  kept.mkdir()
+  for name in ("config.json", "results.jsonl"):
+    shutil.copy(half.run.path / name, kept)
+  bind, made = resurgence_cells.erasures.bind, []
+
+  def counted(*arguments):
+    made.append(arguments)
+    return bind(*arguments)
+
+  monkeypatch.setattr(resurgence_cells.erasures, "bind", counted)
+  study = start("kept")
+  study.finish(first)
+  assert not made
+  # An edit is made again when a cell that is left needs it, and once.
+  for cell in rest:
+    study.finish(cell)
+  assert len(made) == 1
+  assert {row["id"]: row for row in study.run.rows()} == whole
 
 
 @pytest.mark.parametrize(

@@ -48,21 +48,34 @@ def test_configs_are_sound(module):
 def test_the_full_study_asks_what_the_issue_asks():
   config = finetune_resurgence_full.get_config()
   cells = plan.cells(config)
-  assert {cell.method for cell in cells} == set(resurgence.METHODS)
-  assert {cell.algorithm for cell in cells} == {"lora", "full"}
+  assert {cell.method for cell in cells} >= set(resurgence.METHODS)
+  assert {cell.algorithm for cell in cells} >= {"lora", "full"}
   assert {cell.tuning_set for cell in cells} == set(tuning_sets.KINDS)
   tasks = {config.concepts[cell.concept]["task"] for cell in cells}
   assert tasks == {"object", "style", "identity", "unsafe"}
-  seeds = {cell.seed for cell in cells}
+  # The main comparison is whole.
+  main = [
+    cell
+    for cell in cells
+    if cell.method in resurgence.METHODS
+    and len(config.concepts[cell.concept]["names"]) == 1
+    and cell.algorithm in ("lora", "full")
+    and cell.tuning_set in ("near", "out")
+    and cell.defence == "none"
+  ]
+  assert len(main) == 6 * 4 * 2 * 2 * 3
+  seeds = {cell.seed for cell in main}
   assert len(seeds) == 3 and len(seeds) * config.counts.explicit >= 200
   sizes = {len(config.concepts[cell.concept]["names"]) for cell in cells}
   assert {1, 5, 10} < sizes
 
 
-def test_cells_come_once_and_seed_by_seed():
+def test_cells_come_once_block_by_block_and_seed_by_seed():
   again = BLOCK | {"seeds": (1, 0), "sets": ("near", "far")}
   cells = plan.cells(study(BLOCK, again))
-  assert [cell.seed for cell in cells] == [0] * 6 + [1] * 6
+  seeds = [cell.seed for cell in cells]
+  assert seeds == [0] * 4 + [1] * 4 + [0] * 2 + [1] * 2
+  assert {cell.tuning_set for cell in cells[8:]} == {"far"}
   assert cells[0].id == "uce/star/near/lora/none/0"
   assert cells[0].erasure == "uce/star/0"
   assert len(set(cells)) == len(cells)
@@ -82,7 +95,7 @@ def test_cells_come_once_and_seed_by_seed():
     ("concepts.star.names", ("star", "star"), "listed twice"),
     ("concepts.star.names", (), "no class to erase"),
     ("model", "my/sd14", "model='my/sd14'.*'shapes'"),
-    ("algorithms.lora.data.count", 40, "batch_size=48 is more than .*count=40"),
+    ("algorithms.lora.data.count", 20, "batch_size=32 is more than .*count=20"),
     ("algorithms.lora.num_steps", 60, "the last must be num_steps=60"),
     ("algorithms.lora.defence.kind", "prject", "did you mean 'project'"),
     ("sampling.sampler", "ddmi", "did you mean 'ddim'"),
@@ -106,6 +119,28 @@ def test_several_classes_are_erased_without_preserving_each_other():
     assert any(name in concept.erase for concept in concepts)
     assert not any(name in phrase for phrase in entry["preserve"])
   assert "a circle" in entry["preserve"]
+
+
+def test_a_variant_changes_what_it_says_and_nothing_else():
+  quill = resurgence.CONCEPTS["quill"]
+  plain = resurgence.erasure("mace", *quill)
+  loose = resurgence.erasure("mace_loose", *quill)
+  assert loose["hparams"].pop("preserve_scale") == 0.1
+  assert loose["hparams"].pop("fuse_scale") == 0.1
+  assert loose["hparams"].items() <= plain["hparams"].items()
+  assert loose["pairs"] == plain["pairs"]
+  other = resurgence.erasure("mace_object", *quill)
+  assert [a for _, a in other["pairs"]] == ["circle"] * len(plain["pairs"])
+  assert other["hparams"] == plain["hparams"]
+
+
+def test_a_longer_run_has_the_same_checkpoints_and_one_more():
+  block = BLOCK | {"algorithms": ("lora", "lora 300")}
+  config = resurgence.study([block], (5, 50), COUNTS)
+  short, long = (config.algorithms[name] for name in block["algorithms"])
+  assert long.checkpoints == (5, 50, 300) and long.num_steps == 300
+  changed = {"checkpoints", "num_steps"}
+  assert all(short[k] == long[k] for k in short if k not in changed)
 
 
 @pytest.mark.parametrize(

@@ -44,15 +44,21 @@ class Cell:
 
 
 def cells(config: Any) -> list[Cell]:
-  """Every cell once: first all with the first seed, then the second's, ...
+  """Every cell once: by block, in it by seed, and then by concept.
 
-  So a study that is cut short has fewer seeds, not fewer questions.
+  So a study that is cut short has fewer seeds and concepts, and compares all
+  methods on those that it has.
   """
-  found: dict[Cell, int] = {}
+  found: dict[Cell, None] = {}
   for block in config.blocks:
-    for values in itertools.product(*(block[axis] for axis in _AXES)):
-      found.setdefault(Cell(*values), len(found))
-  return sorted(found, key=lambda cell: (cell.seed, found[cell]))
+    crossed = itertools.product(*(block[axis] for axis in _AXES))
+    concepts = list(block["concepts"])
+    for cell in sorted(
+      (Cell(*values) for values in crossed),
+      key=lambda cell: (cell.seed, concepts.index(cell.concept)),
+    ):
+      found.setdefault(cell)
+  return list(found)
 
 
 def check(config: Any):

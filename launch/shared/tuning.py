@@ -17,6 +17,7 @@ from unlearning_jax import (
   finetune,
   lora,
   models,
+  sharding,
   stable_diffusion,
   workdir,
 )
@@ -24,7 +25,7 @@ from unlearning_jax.concepts import check_choice, same_phrase
 from unlearning_jax.finetune import defences
 from unlearning_jax.shapes import dataset, vocabulary
 
-SOURCES = ("shapes", "folder", "csv")
+SOURCES = ("shapes", "folder", "csv", "tfds")
 DEFENCES = ("none", "project", "anchor", "reassert")
 
 
@@ -56,6 +57,25 @@ def check(config: Any):
     )
 
 
+def check_batch(config: Any, images: int, mesh: Any, processes: int):
+  """Finds a batch that devices cannot share, or that the data cannot fill.
+
+  Raises:
+    ValueError: with the sizes that can.
+  """
+  shares = processes * sharding.local_rows_multiple(mesh)
+  if config.batch_size % shares:
+    raise ValueError(
+      f"batch_size={config.batch_size} is not a multiple of the {shares} "
+      "device(s) that share it"
+    )
+  if config.batch_size > images // processes * processes:
+    raise ValueError(
+      f"batch_size={config.batch_size} is more than the {images} images of the "
+      f"data, on {processes} process(es)"
+    )
+
+
 def examples(config: Any) -> list[data.Example]:
   """The captioned images that `config.data` names.
 
@@ -67,6 +87,10 @@ def examples(config: Any) -> list[data.Example]:
     return data.image_folder(chosen.path, caption=chosen.caption)
   if chosen.source == "csv":
     return data.image_table(chosen.path, caption=chosen.caption)
+  if chosen.source == "tfds":
+    return data.prepared_dataset(
+      chosen.path, chosen.split, caption=chosen.caption
+    )
   only, without = (_classes(chosen[key]) for key in ("only", "without"))
   found = []
   for index in range(200 * chosen.count):
