@@ -11,6 +11,7 @@ CPU seconds, with one thread:
     python benchmarks/attack_lanes.py
 """
 
+import datetime
 import json
 import os
 import platform
@@ -82,36 +83,52 @@ def timed(sd: Any, victim: Victim, count: int, side_by_side: int) -> dict:
     "rows": count,
     "wall_s": round(wall, 2),
     "cpu_s": round(cpu, 2),
+    "cpu_s_per_row": round(cpu / count, 2),
     "rows_per_minute": round(60 * count / wall, 2),
     "rows_per_cpu_minute": round(60 * count / cpu, 2),
     "load": [round(x, 1) for x in os.getloadavg()],
   }
 
 
+def processor() -> str:
+  """What the system calls it, where it says so."""
+  if os.path.exists("/proc/cpuinfo"):
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+      for line in file:
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+          return value.strip()
+  return platform.processor() or platform.machine()
+
+
 def main(_: list[str]):
-  """Times each number of lanes; prints, and writes if asked."""
+  """Times each number of lanes; prints, and writes after each if asked."""
   sd, params = stable_diffusion.load(shapes.model_folder())
   victim = Victim(jax.tree.map(jax.numpy.asarray, params))
-  found = []
-  for side_by_side in map(int, LANES.value):
-    # A lane alone is slow; a few rows tell.
-    count = max(side_by_side, ROWS.value * side_by_side // 32, 4)
-    found.append(timed(sd, victim, count, side_by_side))
-    print(json.dumps(found[-1]), flush=True)
-  document = {
+  document: dict[str, Any] = {
+    "what": (__doc__ or "").splitlines()[0],
+    "date": datetime.date.today().isoformat(),
     "iterations": ITERATIONS.value,
     "blocks": BLOCKS.value,
     "image_steps": STEPS.value,
+    "dtype": "float32",
     "versions": {"jax": jax.__version__, "python": platform.python_version()},
-    "cpu": f"{os.cpu_count()} cores, {platform.machine()}",
-    "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    "device": str(jax.devices()[0].platform),
+    "processor": processor(),
+    "cores": os.cpu_count(),
     "affinity": len(os.sched_getaffinity(0)),
-    "measured": found,
+    "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    "measured": [],
   }
-  if OUT.value:
-    with open(OUT.value, "w", encoding="utf-8") as file:
-      json.dump(document, file, indent=2)
-      file.write("\n")
+  for side_by_side in map(int, LANES.value):
+    # A lane alone is slow; a few rows tell.
+    count = max(side_by_side, ROWS.value * side_by_side // 32, 4)
+    document["measured"].append(timed(sd, victim, count, side_by_side))
+    print(json.dumps(document["measured"][-1]), flush=True)
+    if OUT.value:
+      with open(OUT.value, "w", encoding="utf-8") as file:
+        json.dump(document, file, indent=2)
+        file.write("\n")
 
 
 if __name__ == "__main__":

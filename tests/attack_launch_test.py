@@ -10,10 +10,10 @@ import pytest
 from unlearning_jax import workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# The matrix has a launch script of its own.
+# A matrix has a launch script of its own.
 CONFIGS = sorted(
   set((ROOT / "configs").glob("attack_*.py"))
-  - {ROOT / "configs" / "attack_matrix_shapes.py"}
+  - set((ROOT / "configs").glob("attack_*_shapes.py"))
 )
 SMALL = [
   "--config.per_group=3",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from configs import attack_matrix_shapes
+from configs import attack_ablation_shapes, attack_matrix_shapes
 from launch.shared import attack_cells
 from launch.shared.attack_cells import Cell
 
@@ -59,6 +59,38 @@ def test_every_task_has_a_hundred_rows(task):
   assert len(listed) == 100 and config.common.per_group == 100
   for key in ("id", "number", "seed"):
     assert len({row[key] for row in listed}) == 100
+
+
+def test_the_ablation_spends_the_same_on_every_choice():
+  config: Any = attack_ablation_shapes.get_config()
+  attack_cells.check(config, {})
+  own = {
+    name: attack_cells.settings(config, Cell("object", "uce", name))
+    for name in config.columns
+  }
+  spent = {
+    c.hparams.blocks * c.hparams.iterations * c.hparams.draws
+    for c in own.values()
+    if c.method == "unlearn_diff_atk"
+  }
+  assert spent == {9 * 25}
+  fixed = own["fixed"]
+  reference = {"vocabulary": "full", "noise": "frozen", "weight_decay": 0.1}
+  for name, changed in {
+    "coupled": {"weight_decay": 0.1},
+    "decoupled": {"weight_decay": 0.1, "decay": "decoupled"},
+    "full": {"vocabulary": "full"},
+    "stratified": {"timesteps": "stratified", "draws": 5, "iterations": 5},
+    "random_t": {"timesteps": "random"},
+    "frozen": {"noise": "frozen"},
+    "reference": reference,
+  }.items():
+    wanted = {"vocabulary": "roundtrip", **fixed.hparams, **changed}
+    found = {"vocabulary": own[name].vocabulary, **own[name].hparams}
+    assert found == wanted, name
+  assert config.columns[:2] == ("none", "random")
+  assert own["random"].vocabulary == "roundtrip"
+  assert own["random_full"].vocabulary == "full"
 
 
 @pytest.mark.parametrize(

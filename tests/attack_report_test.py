@@ -181,8 +181,9 @@ def test_what_a_prompt_gives_is_not_drawn_twice():
 def matrix_document(tmp_path) -> dict[str, Any]:
   entries: list[dict[str, Any]] = []
   for attack, rows in {"random": LUCKY, "uda": ROWS}.items():
-    cell = {"task": "object", "victim": "uce", "attack": attack}
-    cell |= {"status": "done", "seconds_per_row": 2.0}
+    cell: dict[str, Any] = {"task": "object", "victim": "uce"}
+    cell |= {"attack": attack, "status": "done", "seconds_per_row": 2.0}
+    cell["logged"] = matrix_summary._logged(rows)
     entries.append(cell | attack_summary.rates(rows))
   paired = attack_success.against(ROWS, LUCKY) | {"p_holm": 0.9}
   entries[1]["paired"] = paired
@@ -225,8 +226,26 @@ def test_the_csv_has_counts_intervals_and_the_test(tmp_path):
   assert (uda["conditional_k"], uda["conditional_n"]) == ("2", "5")
   assert (uda["only_attack"], uda["p"], uda["p_holm"]) == ("2", "0.5", "0.9")
   assert uda["asr@10_k"] == "4" and "asr@20" not in uda
+  assert uda["gradient_rms"] == "" and "confidence" in uda
   assert lines["base", "uda"]["error"] == "ValueError: x<y"
   assert lines["base", "random"]["status"] == "not run"
+
+
+def test_what_is_logged_is_a_mean_over_all_blocks(tmp_path):
+  rows = [
+    {"blocks": [{"loss": 1.0, "gradient_rms": 1e-4}, {"loss": 2.0}]},
+    {"blocks": []},
+    {"blocks": [{"loss": 6.0, "gradient_rms": 3e-4}]},
+  ]
+  found = matrix_summary._logged(rows)
+  assert found == {"loss": 3.0, "gradient_rms": pytest.approx(2e-4)}
+  document = matrix_document(tmp_path)
+  document["cells"][1]["logged"] = found
+  lines = csv.DictReader(io.StringIO(matrix_summary.to_csv(document["cells"])))
+  line = next(line for line in lines if line["attack"] == "uda")
+  assert float(line["gradient_rms"]) == found["gradient_rms"]
+  text = Page(attack_matrix.render(document, tmp_path, {})).text
+  assert "2.0e-04" in text and "gradient" in text
 
 
 def test_a_gallery_shows_one_row_under_every_attack(tmp_path):

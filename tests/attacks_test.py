@@ -263,6 +263,25 @@ def test_draws(timesteps, noise, sd):
 # --- Choosing a method ---
 
 
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"blocks": 1001}, "blocks=1001: timesteps='sequential'.*has 1000"),
+    (
+      {"timesteps": "stratified", "draws": 1001},
+      "draws=1001: timesteps='stratified'.*has 1000",
+    ),
+    ({"iterations": 0}, "iterations=0"),
+    ({"timesteps": "sequentially"}, "did you mean 'sequential'"),
+  ],
+)
+def test_more_parts_than_timesteps(changes, words, sd):
+  with pytest.raises(ValueError, match=words):
+    losses.check(losses.Budget(**changes), "denoise", sd.schedule)
+  losses.check(losses.Budget(timesteps="random", blocks=1001), "denoise",
+               sd.schedule)  # fmt: skip
+
+
 def test_methods_and_hyperparameters_are_checked():
   assert {"unlearn_diff_atk", "p4d", "pez", "controls"} <= {*attacks.methods()}
   assert "shared" not in attacks.methods()

@@ -216,6 +216,8 @@ def settings(config: Any, cell: Cell) -> Any:
     **task.hparams,
     **attack.hparams,
   }
+  # What an attack changes besides its hyperparameters.
+  found.update_from_flattened_dict(attack.get("changes", {}))
   found.targets = tuple(task.targets)
   found.title = f"{cell.attack} on {cell.victim}, {cell.task}"
   return found

@@ -18,6 +18,8 @@ from unlearning_jax.workdir import read_rows
 _SHOWN = 3
 _COUNTS = ("n_all", "n_pre", "n_attacked", "n_success", "n_failure")
 _COUNTS += ("n_numerical", "budget", "images", "iterations")
+# Means over all that was logged of an attack, whatever its row.
+_LOGGED = ("loss", "gradient_rms", "confidence")
 _RATES = ("pre_asr", "asr", "conditional", "survival")
 
 
@@ -74,7 +76,7 @@ def to_csv(found: Sequence[Mapping[str, Any]]) -> str:
   for name in (*_RATES, *budgets):
     keys += [f"{name}{end}" for end in ("", "_low", "_high", "_k", "_n")]
   paired = ("both", "only_attack", "only_control", "p", "p_holm")
-  keys += [*paired, "equal_budget", "seconds_per_row", "error"]
+  keys += [*paired, "equal_budget", *_LOGGED, "seconds_per_row", "error"]
   file = io.StringIO()
   writer = csv.DictWriter(
     file, keys, lineterminator="\n", extrasaction="ignore"
@@ -83,7 +85,7 @@ def to_csv(found: Sequence[Mapping[str, Any]]) -> str:
   for cell in found:
     counts = dict(cell.get("accounting", {}))
     line = {**cell, **counts, "dropped": len(counts.get("dropped", ()))}
-    line |= cell.get("paired", {})
+    line |= cell.get("paired", {}) | cell.get("logged", {})
     for m in cell.get("measures", ()):
       line[m["name"]] = m["value"]
       for end in ("low", "high", "k", "n"):
@@ -112,11 +114,19 @@ def _entry(
   entry |= {"status": "done", **attack_summary.rates(records)}
   spent = [r["seconds"] for r in records if r["blocks"]]
   entry["seconds_per_row"] = sum(spent) / len(spent) if spent else 0.0
+  entry["logged"] = _logged(records)
   beside = Cell(cell.task, cell.victim, config.control)
   # An attack without images of its own has nothing to be compared for.
   if beside in rows and beside != cell and entry["accounting"]["budget"] > 1:
     entry["paired"] = attack_success.against(records, rows[beside])
   return entry
+
+
+def _logged(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """What decay and learning rate are to be held against, block by block."""
+  blocks = [block for record in records for block in record["blocks"]]
+  found = {name: [b[name] for b in blocks if name in b] for name in _LOGGED}
+  return {name: sum(x) / len(x) for name, x in found.items() if x}
 
 
 def _task(

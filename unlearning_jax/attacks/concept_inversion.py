@@ -114,7 +114,7 @@ def init(
     ValueError: a hyperparameter, or a model, that the loss is not made for; an
       initial word of several tokens; a pool or guidance that is not there.
   """
-  losses.check(h, h.loss, sd.schedule.prediction_type)
+  losses.check(h, h.loss, sd.schedule)
   if h.pool and batch.pool is None:
     raise ValueError(f"pool={h.pool!r}: the run has no images of the concept")
   if h.recursion and (victim.guide is None or victim.guide.safe is None):

@@ -73,7 +73,7 @@ def init(
     ValueError: a hyperparameter, or a model, that the loss is not made for.
   """
   del victim, original
-  losses.check(h, "denoise", sd.schedule.prediction_type)
+  losses.check(h, "denoise", sd.schedule)
   lanes = lane_state.begin(key, batch)
   return State(*lanes, lane_state.random_tokens(lanes[0], batch, (h.k,)))
 

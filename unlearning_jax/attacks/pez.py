@@ -74,7 +74,7 @@ def init(
   Raises:
     ValueError: a hyperparameter, or a model, that the loss is not made for.
   """
-  losses.check(h, h.loss, sd.schedule.prediction_type)
+  losses.check(h, h.loss, sd.schedule)
   check_choice("decay", h.decay, adam.DECAYS)
   lanes = lane_state.begin(key, batch)
   tokens = lane_state.random_tokens(lanes[0], batch, (h.k,))

@@ -80,7 +80,7 @@ def init(
     ValueError: a hyperparameter, or a model, that the loss is not made for.
   """
   del victim, original
-  losses.check(h, "denoise", sd.schedule.prediction_type)
+  losses.check(h, "denoise", sd.schedule)
   check_choice("decay", h.decay, adam.DECAYS)
   lanes, size = len(batch.number), len(batch.vocabulary)
   probs = jnp.full((lanes, h.k, size), 1 / size, jnp.float32)

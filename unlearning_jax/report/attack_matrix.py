@@ -6,7 +6,8 @@ The document, which is also `summary.json`:
   tasks: {task: {name, victims, unsafe, gallery: [{victim, prompt, seed, texts,
     won, images: {stage: path}}]}}.
   cells: [{task, victim, attack, status: done, failed or not run, error,
-    accounting, measures, by_images, paired: `against`'s with `p_holm`}].
+    accounting, measures, by_images, paired: `against`'s with `p_holm`,
+    logged: {name: mean}}].
 """
 
 import pathlib
@@ -249,11 +250,14 @@ def _accounting(document: Document) -> Html:
     survival = [m for m in cell["measures"] if m["name"] == "survival"]
     numbers = [f"{counts[key]:,}" for key in keys]
     numbers.append(sections.percent(survival[0]["value"]) if survival else "–")
+    scale = cell.get("logged", {}).get("gradient_rms")
+    numbers.append("–" if scale is None else f"{scale:.1e}")
     cells = (element("td", number) for number in numbers)
     rows.append(element("tr", element("th", name), *cells))
   if not rows:
     return Html()
-  heads = (element("th", w) for w in ("", *keys.values(), "survival"))
+  words = ("", *keys.values(), "survival", "gradient")
+  heads = (element("th", w) for w in words)
   head = element("thead", element("tr", *heads))
   table = element("table", head, element("tbody", *rows))
   summary = element("summary", "What the rates are made of")

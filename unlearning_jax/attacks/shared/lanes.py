@@ -227,18 +227,6 @@ def attack_rows(
       yield records.pop(ended) | {"seconds": seconds}
 
 
-def _layouts(sd, table, attack, too_long):
-  """Rows with room for the attack, by id, and why the others have none."""
-  fitting, dropped = prepare(sd, table, attack.h.insertion, attack.h.k)
-  if dropped and too_long == "error":
-    raise ValueError(
-      "rows that leave no room for the attack (too_long='error'; 'drop' counts "
-      "them as failures): "
-      + "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
-    )
-  return {prepared.row.id: prepared for prepared in fitting}, dropped
-
-
 def _unchanged(sd, table, check, size):
   """Every row with the verdict on its prompt as it is, in batches."""
   length = sd.context_shape[0]

@@ -60,7 +60,7 @@ class Draw(NamedTuple):
   noise: Float[Array, "b m h w c"]
 
 
-def check(h: Budget, loss: str, prediction_type: str):
+def check(h: Budget, loss: str, schedule: schedules.Schedule):
   """Refuses what the losses cannot do, before anything compiles.
 
   Raises:
@@ -73,10 +73,17 @@ def check(h: Budget, loss: str, prediction_type: str):
   for key in ("blocks", "iterations", "draws"):
     if getattr(h, key) < 1:
       raise ValueError(f"{key}={getattr(h, key)}: must be at least 1")
-  if prediction_type != "epsilon":
+  total = schedule.num_train_timesteps
+  parts = {"sequential": "blocks", "stratified": "draws"}.get(h.timesteps)
+  if parts and getattr(h, parts) > total:
     raise ValueError(
-      f"prediction_type={prediction_type!r}: these losses are written for "
-      "'epsilon'"
+      f"{parts}={getattr(h, parts)}: timesteps={h.timesteps!r} has one for "
+      f"each, and the model has {total}"
+    )
+  if schedule.prediction_type != "epsilon":
+    raise ValueError(
+      f"prediction_type={schedule.prediction_type!r}: these losses are written "
+      "for 'epsilon'"
     )
 
 
