@@ -23,6 +23,11 @@ pytestmark = pytest.mark.slow
 CONFIGS = {"full": finetune_full, "lora": finetune_lora}
 GIB = 2**30
 PARAMETERS = 859_520_964
+# Machine code is not what is looked at, and takes minutes to make well.
+_QUICK = {
+  "xla_backend_optimization_level": 0,
+  "xla_llvm_disable_expensive_passes": True,
+}
 # A gather's shape in the compiled program.
 _GATHER = re.compile(r"= (?:\()?(\w+)\[([\d,]*)\][^=]* all-gather(?:-start)?\(")
 
@@ -105,7 +110,7 @@ def test_a_step_on_one_device(train):
   state, frozen, step = lowered(train, mesh)
   trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   assert trained == {"full": PARAMETERS, "lora": 797_184}[train]
-  found = memory(step.compile())
+  found = memory(step.compile(_QUICK))
   print(json.dumps({"train": train, "devices": 1, **found}))
   given = sum(map(size, jax.tree.leaves((state, frozen)))) / GIB
   # Besides, a batch of latents and text states.
@@ -116,7 +121,7 @@ def test_a_step_on_one_device(train):
 def test_a_step_on_eight_devices(train):
   mesh = sharding.make_mesh(data=1, fsdp=8)
   state, frozen, step = lowered(train, mesh)
-  compiled = step.compile()
+  compiled = step.compile(_QUICK)
   found = memory(compiled)
   leaves = jax.tree.leaves((state, frozen))
   large = [x for x in leaves if size(x) >= sharding.FSDP_MIN_BYTES]

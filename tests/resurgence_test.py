@@ -218,3 +218,9 @@ def test_predictors_leave_controls_out():
   assert found["moved"]["when"] == "early"
   # The same in all runs: it cannot foretell anything.
   assert "synonyms_left" not in found
+  # However many runs, four erased models are too few.
+  few = [
+    cell(f"m{i % 4}/star/{kind}/lora/none", 0, 0, i, i, 2 * i, pull=i / 10)
+    for i, kind in enumerate(("near", "far", "in", "out") * 2)
+  ]
+  assert study.predictors(few) == []

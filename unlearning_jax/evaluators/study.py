@@ -18,6 +18,9 @@ BEFORE = (
   "relative_change", "key_value_share", "prompt_change", "similarity",
   "overlap", "overlap_centred", "pull", "synonyms_left",
 )  # fmt: skip
+# Of fewer erased models than this a rank correlation says nothing, and the
+# bootstrap does not know it.
+MIN_ERASURES = 5
 EARLY = ("reversion", "moved", "reversion_prompt", "output_gap", "noise_gap")
 
 
@@ -173,7 +176,8 @@ def predictors(
   """What foretells resurgence: rank correlations with the last R_norm.
 
   Over all runs whose data say nothing of what was erased and whose learning
-  rate is not 0. Diagnostics of the first measured step are named `early`.
+  rate is not 0, if they start from enough erased models. Diagnostics of the
+  first measured step are named `early`.
 
   Returns:
     `name`, `when`, `value`, `low`, `high` and `n` runs; the strongest first.
@@ -185,6 +189,8 @@ def predictors(
     and len(one["stages"]) > 1
     and (value := _own(one, max(one["stages"]))) is not None
   ]
+  if len({_erasure(one) for one, _ in runs}) < MIN_ERASURES:
+    return []
   found = []
   for when, names in (("before", BEFORE), ("early", EARLY)):
     for name in names:

@@ -211,11 +211,12 @@ def _table(conditions: Sequence[Condition], threshold: float) -> Html:
       for e in c["steps"][1:]
     ]
     spread = "–"
-    if last["median"] is not None:
+    # One seed has no spread; nought would say that it has none.
+    if last["median"] is not None and len(c["seeds"]) > 1:
       spread = f"{last['median']:.2f} ± {last['deviation']:.2f}"
     rows.append(
       _row(
-        c["condition"], _rate(c["base"]["explicit"]),
+        c["condition"], len(c["seeds"]), _rate(c["base"]["explicit"]),
         _rate(first["groups"]["explicit"]), _rate(last["groups"]["explicit"]),
         join(*(element("div", text) for text in back)), spread,
         _arrow(first, last, "synonyms"), _arrow(first, last, "paraphrases"),
@@ -225,8 +226,8 @@ def _table(conditions: Sequence[Condition], threshold: float) -> Html:
       )
     )  # fmt: skip
   head = (
-    "run", "base", "erased", "tuned", "R_norm by step", "median ± max dev",
-    "synonyms", "paraphrases", "others", "tuned concept",
+    "run", "seeds", "base", "erased", "tuned", "R_norm by step",
+    "median ± max dev", "synonyms", "paraphrases", "others", "tuned concept",
     f"step of R_norm ≥ {threshold:g}", "share by a fifth",
   )  # fmt: skip
   return join(element("h2", "Every condition"), _grid(head, rows))
