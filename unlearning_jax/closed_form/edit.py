@@ -259,8 +259,8 @@ def storage_error(change: Array, kernels: dict[str, Array]) -> Array:
     off = exact.astype(kernel.dtype).astype(jnp.float32) - exact
     return jnp.stack([jnp.sum(off**2), jnp.sum(step**2)])
 
-  lost, whole = sum(squares(kernel) for kernel in kernels.values())
-  return lost / whole
+  found = jnp.stack([squares(kernel) for kernel in kernels.values()]).sum(0)
+  return found[0] / found[1]
 
 
 def apply_to_context(
