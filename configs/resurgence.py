@@ -25,7 +25,7 @@ VARIANTS = {
 }
 _ALGORITHMS = {"lora": finetune_lora, "full": finetune_full}
 # Of DPM-Solver++. By name the base shows star, neon, Quill Estane and hazard in
-# 49, 48, 50 and 50 of 50 images, and 155 of 160 others are right.
+# 49, 48, 50 and 50 of 50 images, and 158 of 160 others are right.
 SAMPLER_STEPS = 8
 # What a class means once several are erased; it is never among them.
 _ANCHORS = ("circle", "Adra Belvoort")

@@ -50,7 +50,7 @@ def main(_):
   edit = next(iter(edits.values()), None)
   params = base if edit is None else closed_form.apply_to_params(edit, base)
   if edit is not None:
-    tuning.check_start(base, params, _EDIT.value)
+    tuning.check_start(base, params, str(_EDIT.value))
   listed = tuning.examples(config)
   tuning.check_batch(config, len(listed), mesh, here[1])
   tuning.check_overlap(listed, edit, config.allow_overlap)

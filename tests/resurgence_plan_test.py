@@ -1,6 +1,8 @@
 """A study's plan: its cells, its tuning sets, its refusals, its costs."""
 
 import json
+import pathlib
+import shutil
 
 import pytest
 
@@ -11,7 +13,7 @@ from configs import (
 )
 from launch.shared import resurgence_plan as plan
 from launch.shared import tuning_sets
-from unlearning_jax import shapes, stable_diffusion
+from unlearning_jax import shapes, stable_diffusion, workdir
 from unlearning_jax.evaluators.erasure import Target
 from unlearning_jax.shapes import vocabulary
 
@@ -23,6 +25,8 @@ BLOCK = {
   "defences": ("none",),
   "seeds": (0, 1),
 }
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+KEPT = ROOT / "benchmarks/results/resurgence_full"
 COUNTS = {"explicit": 8, "words": 4, "others": 6, "tuned": 2}
 
 
@@ -68,6 +72,18 @@ def test_the_full_study_asks_what_the_issue_asks():
   assert len(seeds) == 3 and len(seeds) * config.counts.explicit >= 200
   sizes = {len(config.concepts[cell.concept]["names"]) for cell in cells}
   assert {1, 5, 10} < sizes
+
+
+def test_the_rows_in_the_repository_are_the_full_studys(tmp_path):
+  """So whoever copies them goes on from them, and is not refused."""
+  for name in ("config.json", "results.jsonl"):
+    shutil.copy(KEPT / name, tmp_path)
+  config = finetune_resurgence_full.get_config()
+  run = workdir.Workdir(tmp_path, config)
+  known = {cell.id for cell in plan.cells(config)}
+  tuned = [row["id"] for row in run.rows() if "@" in row["id"]]
+  assert tuned and all(key.partition("@")[0] in known for key in tuned)
+  assert not any("failed" in row for row in run.rows())
 
 
 def test_cells_come_once_block_by_block_and_seed_by_seed():

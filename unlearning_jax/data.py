@@ -165,8 +165,8 @@ def prepared_dataset(
       f"{folder}: no dataset that tfds has prepared; give the folder that "
       "holds its dataset_info.json"
     )
-  builder = tfds.builder_from_directory(str(folder))
-  features = dict(builder.info.features or {})
+  builder: Any = tfds.builder_from_directory(str(folder))
+  features = list(builder.info.features or ())
   for name in (image, caption):
     check_choice(f"{folder}: feature", name, features)
   try:
