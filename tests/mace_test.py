@@ -10,8 +10,7 @@ from closed_form_cases import relative
 
 from unlearning_jax import closed_form
 from unlearning_jax.concepts import Concept
-from unlearning_jax.erasures.mace import fusion as fusion
-from unlearning_jax.erasures.mace import text as text
+from unlearning_jax.erasures.mace import fusion, text
 
 D, OUT, ROWS = 12, 7, 40
 RNG = np.random.default_rng(0)
@@ -384,7 +383,6 @@ def test_statistics_refuse_what_does_not_fit(model):
     statistics(model, dataclasses.replace(good, weight=-1.0))
   with pytest.raises(ValueError, match="concept='abc'.*did you mean 'ab'"):
     statistics(model, good).drop("abc")
-  # As everywhere, case and blanks make no other concept.
   assert not statistics(model, good).drop(" AB").parts
   with pytest.raises(ValueError, match="belong to base"):
     statistics(model, good).solve(statistics(model, good).solve(params)[0])
