@@ -186,6 +186,10 @@ def test_files_say_what_is_in_them(model, tmp_path, layout):
   edit = model[3]
   if layout == "folder":
     path = path / "unet" / "diffusion_pytorch_model.safetensors"
+  # Whoever may read other new files here may read this one.
+  other = tmp_path / "other"
+  other.touch()
+  assert path.stat().st_mode == other.stat().st_mode
   with safetensors.safe_open(str(path), framework="numpy") as file:
     header = file.metadata()
   assert header["base"] == edit.base and header["method"] == "uce2025"

@@ -6,6 +6,7 @@ import pytest
 from closed_form_cases import relative
 
 from unlearning_jax import closed_form, stable_diffusion
+from unlearning_jax.closed_form import derivation
 from unlearning_jax.concepts import Concept, make_concepts
 from unlearning_jax.erasures import rece, uce
 
@@ -40,7 +41,7 @@ def test_equals_the_authors_code_in_every_epoch(name):
     expected = golden.arrays["change"][epoch]
     assert relative(golden.change(context_map), expected) < 1e-9
     if epoch < 3:
-      derived = rece.derive(
+      derived = derivation.derive(
         golden.gram, context_map, np.concatenate(rows), golden.settings["lam_r"]
       )
       expected = np.concatenate(golden.arrays["derived"][epoch])
@@ -98,20 +99,22 @@ def test_derived_states_minimise_their_objective():
   gram = sum(w.T @ w for w in weights)
   reached = rng.normal(size=(d, d))
   c = rng.normal(size=(3, d))
-  got = rece.derive(gram, reached, c, lam_r)
+  got = derivation.derive(gram, reached, c, lam_r)
   gradient = lam_r * got
   for w in weights:
     gradient += (got @ (w @ reached).T - c @ w.T) @ (w @ reached)
   assert np.abs(gradient).max() < 1e-11
   # The identity reached: C' = C S^T (S + lam_r I)^-1.
-  first = rece.derive(gram, np.eye(d), c, lam_r)
+  first = derivation.derive(gram, np.eye(d), c, lam_r)
   expected = c @ gram.T @ np.linalg.inv(gram + lam_r * np.eye(d))
   assert relative(first, expected) < 1e-11
   # No regulariser: the projections drop out.
-  free = rece.derive(gram, reached, c, 1e-9)
+  free = derivation.derive(gram, reached, c, 1e-9)
   assert relative(free, c @ np.linalg.inv(reached).T) < 1e-5
   # Each row stands for itself.
-  assert relative(rece.derive(gram, reached, c[1:2], lam_r), got[1:2]) < 1e-12
+  assert (
+    relative(derivation.derive(gram, reached, c[1:2], lam_r), got[1:2]) < 1e-12
+  )
 
 
 @pytest.mark.parametrize("regulariser", rece.REGULARISERS[1:])
@@ -121,7 +124,7 @@ def test_regularisers_of_the_authors_code(regulariser):
   reached = np.linalg.lstsq(
     golden.weights, golden.weights + golden.arrays["change"][0]
   )[0]
-  got = rece.derive(
+  got = derivation.derive(
     golden.gram,
     reached,
     golden.states["nudity"].rows,
@@ -141,7 +144,7 @@ def test_regularisers_minimise_their_objectives():
   reached = rng.normal(size=(d, d))
   c, a = rng.normal(size=(2, 3, d))
   for regulariser in rece.REGULARISERS:
-    got = rece.derive(gram, reached, c, lam, regulariser, a)
+    got = derivation.derive(gram, reached, c, lam, regulariser, a)
     gradient = np.zeros_like(got)
     for w in weights:
       gradient += (got @ (w @ reached).T - c @ w.T) @ (w @ reached)
@@ -154,7 +157,7 @@ def test_regularisers_minimise_their_objectives():
     )
     assert np.abs(gradient).max() < 1e-10, regulariser
   with pytest.raises(ValueError, match="needs the anchors"):
-    rece.derive(gram, reached, c, lam, "standard")
+    derivation.derive(gram, reached, c, lam, "standard")
 
 
 def joint(golden, epochs, **more):
@@ -178,7 +181,9 @@ def test_joint_rows_are_one_problem_of_the_base():
   reached, found = uce.solve(task)
   pairs = [uce.paired_rows(*pair) for pair in task.pairs]
   for _ in range(3):
-    derived = rece.derive(golden.gram, reached, np.concatenate(states), 0.1)
+    derived = derivation.derive(
+      golden.gram, reached, np.concatenate(states), 0.1
+    )
     pairs.append((derived, np.concatenate(anchors)))
     sums = found["preserve_scale"] * task.held
     for pair in pairs:
@@ -332,7 +337,7 @@ def test_work_does_not_grow_with_epochs(model, monkeypatch):
   sd, params = model
   solves, phrases = [], []
   spd, encode = closed_form.solve_spd, stable_diffusion.encode_text
-  inside = (closed_form.solve_spd.__globals__, rece.derive.__globals__)
+  inside = (closed_form.solve_spd.__globals__, derivation.derive.__globals__)
   for module in (closed_form, *inside):
     target = module if isinstance(module, dict) else vars(module)
     monkeypatch.setitem(
@@ -377,4 +382,4 @@ def test_bad_input_is_refused_before_anything_is_encoded(model, monkeypatch):
     with pytest.raises(ValueError, match=message):
       rece.erase(*model, concepts, **hparams)
   with pytest.raises(ValueError, match="lam_r=-1"):
-    rece.derive(np.eye(2), np.eye(2), np.ones((1, 2)), -1.0)
+    derivation.derive(np.eye(2), np.eye(2), np.ones((1, 2)), -1.0)

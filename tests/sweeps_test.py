@@ -8,9 +8,9 @@ import pytest
 from closed_form_test import HELD, SOURCE, TARGET, D, relative, states
 
 from unlearning_jax import closed_form, shapes, stable_diffusion
-from unlearning_jax.closed_form import sweeps
+from unlearning_jax.closed_form import derivation, sweeps
 from unlearning_jax.concepts import make_concepts
-from unlearning_jax.erasures import rece, uce
+from unlearning_jax.erasures import uce
 
 ERASED = closed_form.erase_sums(SOURCE, TARGET, 1.0)
 KEPT = closed_form.preserve_sums(HELD, 1.0)
@@ -73,7 +73,7 @@ def test_derivations_of_a_grid():
   cross = reached.T @ gram
   found = sweeps.ridge_grid(cross @ reached, cross @ SOURCE.T, ridges)
   for lam_r, derived in zip(ridges, found, strict=True):
-    expected = rece.derive(gram, reached, SOURCE, lam_r)
+    expected = derivation.derive(gram, reached, SOURCE, lam_r)
     assert relative(derived.T, expected) < 1e-10
 
 

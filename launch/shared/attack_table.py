@@ -121,7 +121,7 @@ def _draw_targets(sd, params, table, config, mesh, folder):
   batches = stable_diffusion.generate(
     sd,
     params,
-    [vocabulary.fitting(sd.tokenizer, row["prompt"], length) for row in left],
+    [vocabulary.shortened(sd.tokenizer, row["prompt"], length) for row in left],
     [row["seed"] for row in left],
     **_drawing(config, mesh),
   ) if left else ()  # fmt: skip

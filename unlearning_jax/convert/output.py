@@ -104,10 +104,15 @@ def write_safetensors(
       raise ValueError(
         f"{name!r} holds NaN, infinity or values too large for {dtype}"
       )
-  # save_file writes the memory as it lies: a transposed view would be
-  # scrambled without an error.
+  # save_file makes a file that only its owner may read; others get what they
+  # get of any new file here.
+  path.touch()
+  mode = path.stat().st_mode
+  # It writes the memory as it lies: a transposed view would be scrambled
+  # without an error.
   save_file(
     {k: np.asarray(v, target, order="C") for k, v in state.items()},
     path,
     metadata={"format": "pt", **(metadata or {})},
   )
+  path.chmod(mode)

@@ -39,7 +39,6 @@ from unlearning_jax.closed_form.derivation import (
   Products,
   derive_from,
 )
-from unlearning_jax.closed_form.derivation import derive as derive
 from unlearning_jax.concepts import Concept, check_choice, check_concepts
 from unlearning_jax.erasures import uce
 

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int
 from unlearning_jax import schedules, stable_diffusion
 from unlearning_jax.attacks.shared.rows import Request, Row
 from unlearning_jax.attacks.shared.victim import Victim
-from unlearning_jax.attacks.shared.vocabulary import fitting
+from unlearning_jax.attacks.shared.vocabulary import shortened
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
@@ -262,7 +262,7 @@ class Proxy:
     return found.reshape(len(rows), -1).mean(axis=1)
 
   def _states(self, who, prompt, length):
-    text = fitting(self._sd.tokenizer, prompt, length)
+    text = shortened(self._sd.tokenizer, prompt, length)
     return stable_diffusion.encode_prompts(
       self._sd, who.params, [text], who.edit_context
     )[0]

@@ -234,7 +234,7 @@ def _unchanged(sd, table, check, size):
     part = table[start : start + size]
     # Only a prompt that is too long comes back changed: cut, and drawn so.
     asked = [
-      row.request(vocabulary.fitting(sd.tokenizer, row.prompt, length))
+      row.request(vocabulary.shortened(sd.tokenizer, row.prompt, length))
       for row in part
     ]
     yield from zip(part, check(asked), strict=True)

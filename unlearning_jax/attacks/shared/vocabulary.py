@@ -57,7 +57,7 @@ def to_text(tokenizer: Any, ids: Sequence[int] | Int[np.ndarray, " l"]) -> str:
   return tokenizer.decode([int(i) for i in ids[1:] if i != end])
 
 
-def fitting(tokenizer: Any, text: str, length: int) -> str:
+def shortened(tokenizer: Any, text: str, length: int) -> str:
   """The text itself, or as much of its start as has `length` tokens."""
   ids, kept = tokenizer(text)["input_ids"], length
   while len(ids) > length:
@@ -80,7 +80,7 @@ def reencode(
   Returns:
     The text, cut where it has more tokens, and its padded ids.
   """
-  text = fitting(tokenizer, text, length)
+  text = shortened(tokenizer, text, length)
   ids = tokenizer(text)["input_ids"]
   pad = [tokenizer.pad_token_id] * (length - len(ids))
   return text, np.array([*ids, *pad], np.int32)
