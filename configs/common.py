@@ -138,6 +138,8 @@ def finetune(size: str) -> ml_collections.ConfigDict:
   config.log_every = 10
   # Dense at first: most of what comes back does so in the first hundred.
   config.checkpoints = (5, 10, 20, 40, 70, 100, 200, 300, 500, 700, 1000)
+  # Steps between states to go on from, besides those at `checkpoints`.
+  config.checkpoint_every = 200
   config.mesh = {"data": placeholder(int), "fsdp": 1}
   # none, project, anchor or reassert; see finetune/defences.py.
   config.defence = {

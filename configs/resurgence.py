@@ -83,6 +83,7 @@ def study(
     tuning.batch_size = batch_size
     tuning.checkpoints = tuple(steps) + ((int(long),) if long else ())
     tuning.num_steps = tuning.checkpoints[-1]
+    del tuning.checkpoint_every
     # A rate that decays to zero by the last step would hide what is to come.
     tuning.optimizer.schedule = "constant"
     config.algorithms[name] = tuning

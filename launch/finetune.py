@@ -5,25 +5,24 @@
 
 Writes `steps/<n>.safetensors`, an edit of the base for every step in
 `config.checkpoints`: `launch.evaluate --edits=runs/uce,runs/tuned/steps/...`
-draws the curve of what comes back. Without `--edit` the base itself is tuned.
+draws the curve of what comes back. Without `--edit` the base itself is tuned. A
+run that was killed goes on from the last of these steps or, where they lie far
+apart, from the last multiple of `config.checkpoint_every`.
 """
 
-import contextlib
 import pathlib
-import time
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch.shared import comparison, tuning
+from launch.shared import comparison, training_log, tuning
 from unlearning_jax import (
   checkpoints,
   closed_form,
   convert,
   data,
   finetune,
-  progress,
   sharding,
   workdir,
 )
@@ -71,18 +70,6 @@ def main(_):
   saved, steps = run.path / "checkpoints", pathlib.Path("steps")
   if checkpoints.latest_step(saved) is not None:
     state = checkpoints.restore(saved, state)
-  events = tuning.event_writer(run, config.tensorboard)
-  started, done = time.time(), int(state.step)
-  bar = progress.Progress("finetune", config.num_steps, done=done)
-
-  def on_metrics(now: int, values: dict[str, float]):
-    nonlocal done
-    run.metrics(now, seconds=time.time() - started, **values)
-    note = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
-    bar.update(now - done, note)
-    done = now
-    for name, value in values.items() if events else ():
-      events.add_scalar(f"train/{name}", value, now)
 
   def on_state(now: int, state: finetune.TrainState):
     if now in config.checkpoints:
@@ -90,11 +77,16 @@ def main(_):
       kept = tuning.as_edit(base, tuned, edit, f"{config.train}@{now}")
       if run.is_writer:
         closed_form.save_edit(kept, run.path / steps / f"{now:06}.safetensors")
-    if now in config.checkpoints or now == config.num_steps:
+    if now in saves:
       checkpoints.save(saved, now, state)
 
-  # Events are written when their writer is closed.
-  with bar, events or contextlib.nullcontext():
+  saves = {*config.checkpoints, config.num_steps}
+  saves.update(range(0, config.num_steps, config.checkpoint_every))
+  log = training_log.TrainingLog(
+    run, "finetune", config.num_steps, int(state.step),
+    tensorboard=config.tensorboard,
+  )  # fmt: skip
+  with log:
     state = finetune.train(
       state,
       step,
@@ -104,8 +96,8 @@ def main(_):
       mesh=mesh,
       num_steps=config.num_steps,
       every=config.log_every,
-      at=config.checkpoints,
-      on_metrics=on_metrics,
+      at=saves,
+      on_metrics=log,
       on_state=on_state,
     )
   if run.is_writer:

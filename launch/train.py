@@ -6,14 +6,14 @@
 
 import os
 import pathlib
-import time
 
 import jax
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from unlearning_jax import checkpoints, finetune, progress, sharding, workdir
+from launch.shared import training_log
+from unlearning_jax import checkpoints, finetune, sharding, workdir
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.data import Batches
 from unlearning_jax.judges import shapes as judge
@@ -113,22 +113,14 @@ def main(_):
   if checkpoints.latest_step(saved) is not None:
     state = checkpoints.restore(saved, state)
 
-  bar = progress.Progress(
-    f"train {config.stage}", config.num_steps, done=int(state.step)
-  )
-  started, last = time.time(), [int(state.step)]
-
-  def on_metrics(step: int, values: dict[str, float]):
-    run.metrics(step, seconds=time.time() - started, **values)
-    note = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
-    bar.update(step - last[0], note)
-    last[0] = step
-
   def on_state(step: int, state: finetune.TrainState):
     if step % config.checkpoint_every == 0 or step == config.num_steps:
       checkpoints.save(saved, step, state)
 
-  with bar:
+  log = training_log.TrainingLog(
+    run, f"train {config.stage}", config.num_steps, int(state.step)
+  )
+  with log:
     state = finetune.train(
       state,
       finetune.make_step(task.loss, tx, config.ema_decay),
@@ -144,7 +136,7 @@ def main(_):
       mesh=mesh,
       num_steps=config.num_steps,
       every=config.log_every,
-      on_metrics=on_metrics,
+      on_metrics=log,
       on_state=on_state,
     )
   task.finish(jax.tree.map(np.asarray, state.ema))

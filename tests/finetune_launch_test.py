@@ -40,6 +40,7 @@ def test_configs_are_sound(name, size):
   [
     ("train", "lorra", "train='lorra'.*did you mean 'lora'"),
     ("num_steps", 0, "num_steps=0"),
+    ("checkpoint_every", 0, "checkpoint_every=0: must be at least 1"),
     ("checkpoints", (5, 151), r"checkpoints=\[151\] beyond num_steps=150"),
     ("accumulate", 5, "batch_size=48 is not a multiple of accumulate=5"),
     ("data.source", "web", "data.source='web'.*shapes, folder, csv"),
@@ -107,15 +108,13 @@ def test_captions_that_say_what_was_erased_are_refused():
       tuning.check_overlap(rows("a fish", caption), edit, False)
 
 
-def test_events_need_their_package(monkeypatch, tmp_path):
-  run = types.SimpleNamespace(is_writer=True, path=tmp_path)
-  assert tuning.event_writer(run, False) is None
+def test_events_need_their_package(monkeypatch):
+  """Which is found missing before anything is loaded."""
+  config = finetune_full.get_config()
+  config.tensorboard = True
   monkeypatch.setitem(sys.modules, "tensorboardX", None)
   with pytest.raises(ValueError, match=r"unlearning_jax\[tensorboard\]"):
-    tuning.event_writer(run, True)
-  writer = types.SimpleNamespace(SummaryWriter=lambda path: path)
-  monkeypatch.setitem(sys.modules, "tensorboardX", writer)
-  assert tuning.event_writer(run, True) == str(tmp_path / "events")
+    tuning.check(config)
 
 
 def events_of(folder):

@@ -17,7 +17,7 @@ STEPS = (1, 2, 4)
 SMALL = [
   "--config.batch_size=4", "--config.data.count=8", "--config.num_steps=4",
   f"--config.checkpoints={STEPS}", "--config.log_every=1",
-  "--config.defence.kind=project",
+  "--config.defence.kind=project", "--config.checkpoint_every=3",
 ]  # fmt: skip
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -70,6 +70,9 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path):
   assert not (tmp_path / "cut" / "DONE").exists()
   ended(finetune(erased, tmp_path / "cut"))
   assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+  # Between the steps that are kept, one to go on from; the last two stay.
+  kept = {path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()}
+  assert {"3", "4"} <= kept and "1" not in kept
   edits = []
   for step in STEPS:
     name = f"steps/{step:06}.safetensors"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 import optax
 
+from launch.shared import training_log
 from unlearning_jax import (
   closed_form,
   data,
@@ -19,7 +19,6 @@ from unlearning_jax import (
   models,
   sharding,
   stable_diffusion,
-  workdir,
 )
 from unlearning_jax.concepts import check_choice, same_phrase
 from unlearning_jax.finetune import defences
@@ -44,9 +43,13 @@ def check(config: Any):
       f"defence.kind={config.defence.kind!r} holds what text states are mapped "
       "to; with train='text_encoder' the states themselves move"
     )
-  for key in ("num_steps", "batch_size", "accumulate", "log_every"):
-    if config[key] < 1:
+  counts = ("num_steps", "batch_size", "accumulate", "log_every")
+  for key in (*counts, "checkpoint_every"):
+    # Of a study, whose runs save what they measure, it is left out.
+    if config.get(key, 1) < 1:
       raise ValueError(f"{key}={config[key]}: must be at least 1")
+  if config.tensorboard:
+    training_log.events_package()
   late = [step for step in config.checkpoints if step > config.num_steps]
   if late:
     raise ValueError(f"checkpoints={late} beyond num_steps={config.num_steps}")
@@ -344,20 +347,3 @@ def export(
   if config.train == "lora":
     scale = float(part.frozen["lora/scale"])
     lora.save(path, jax.device_get(state.params), scale)
-
-
-def event_writer(run: workdir.Workdir, wanted: bool) -> Any:
-  """A writer of TensorBoard events, if they are wanted.
-
-  Raises:
-    ValueError: its package is not installed.
-  """
-  if not (wanted and run.is_writer):
-    return None
-  try:
-    package = importlib.import_module("tensorboardX")
-  except ImportError as error:
-    raise ValueError(
-      "tensorboard=True: pip install 'unlearning_jax[tensorboard]'"
-    ) from error
-  return package.SummaryWriter(str(run.path / "events"))
