@@ -13,7 +13,7 @@ Metric: R_norm with its interval.
 
 from configs import resurgence
 
-_COUNTS = {"explicit": 30, "words": 15, "others": 30, "tuned": 15}
+_COUNTS = {"explicit": 30, "words": 12, "others": 24, "tuned": 12}
 
 
 def get_config():
@@ -31,7 +31,9 @@ def get_config():
     block(algorithms=("full", "lora")),
     block(sets=("out",)),
   )
-  config = resurgence.study(blocks, steps=(10, 50), counts=_COUNTS)
-  # What divides the prompts of one measurement, 105.
-  config.batch_size = 35
+  config = resurgence.study(
+    blocks, steps=(10, 50), counts=_COUNTS, batch_size=16
+  )
+  # What divides the prompts of one measurement, 90.
+  config.batch_size = 30
   return config
