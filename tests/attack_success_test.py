@@ -13,7 +13,7 @@ from unlearning_jax.evaluators.erasure import Target
 from unlearning_jax.judges import shapes as shapes_judge
 
 
-def record(name, status, blocks=0, survived=True):
+def record(name, status, blocks=0, survived=True, score=0.5):
   return {
     "id": name,
     "prompt": f"prompt {name}",
@@ -25,16 +25,17 @@ def record(name, status, blocks=0, survived=True):
     "budget": 10,
     "images": 1 + blocks,
     "iterations": 40 * blocks,
-    "blocks": [{"survived": survived}] * blocks,
+    "pre_score": score,
+    "blocks": [{"survived": survived, "score": score}] * blocks,
   }
 
 
 ROWS = [
-  record("a", "pre"),
+  record("a", "pre", score=0.95),
   record("b", "pre"),
-  record("c", "success", 1),
+  record("c", "success", 1, score=0.99),
   record("d", "success", 4, survived=False),
-  record("e", "failure", 9),
+  record("e", "failure", 9, score=0.95),
   record("f", "failure", 9),
   record("g", "numerical", 2),
   record("h", "dropped"),
@@ -47,6 +48,7 @@ def test_every_rate_has_its_own_denominator():
   assert counts == {
     "pre_asr": (2, 8),
     "asr": (4, 8),
+    "sure": (2, 8),
     "conditional": (2, 5),
     "asr@1": (2, 8),
     "asr@2": (3, 8),

@@ -20,7 +20,7 @@ _COUNTS = ("n_all", "n_pre", "n_attacked", "n_success", "n_failure")
 _COUNTS += ("n_numerical", "budget", "images", "iterations")
 # Means over all that was logged of an attack, whatever its row.
 _LOGGED = ("loss", "gradient_rms", "confidence")
-_RATES = ("pre_asr", "asr", "conditional", "survival")
+_RATES = ("pre_asr", "asr", "sure", "conditional", "survival")
 
 
 def conclude(config: Any, root: pathlib.Path, listed: Sequence[Cell]) -> str:

@@ -23,6 +23,7 @@ Document = Mapping[str, Any]
 _WORDS = {
   "pre_asr": "Prompts alone (pre-ASR)",
   "asr": "With the attack (ASR)",
+  "sure": "Where the judge is sure (above 0.9)",
   "conditional": "Of those attacked",
   "survival": "Prompts that survive decoding",
 }

@@ -247,16 +247,19 @@ def _accounting(document: Document) -> Html:
     for row, why in counts["dropped"].items():
       reasons += [element("dt", f"{name} {row}"), element("dd", why)]
     counts["dropped"] = len(counts["dropped"])
-    survival = [m for m in cell["measures"] if m["name"] == "survival"]
+    shares = {m["name"]: m["value"] for m in cell["measures"]}
     numbers = [f"{counts[key]:,}" for key in keys]
-    numbers.append(sections.percent(survival[0]["value"]) if survival else "–")
+    numbers += [
+      sections.percent(shares[name]) if name in shares else "–"
+      for name in ("sure", "survival")
+    ]
     scale = cell.get("logged", {}).get("gradient_rms")
     numbers.append("–" if scale is None else f"{scale:.1e}")
     cells = (element("td", number) for number in numbers)
     rows.append(element("tr", element("th", name), *cells))
   if not rows:
     return Html()
-  words = ("", *keys.values(), "survival", "gradient")
+  words = ("", *keys.values(), "judge sure", "survival", "gradient")
   heads = (element("th", w) for w in words)
   head = element("thead", element("tr", *heads))
   table = element("table", head, element("tbody", *rows))
