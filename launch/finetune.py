@@ -70,6 +70,8 @@ def main(_):
   saved, steps = run.path / "checkpoints", pathlib.Path("steps")
   if checkpoints.latest_step(saved) is not None:
     state = checkpoints.restore(saved, state)
+  saves = {*config.checkpoints, config.num_steps}
+  saves.update(range(0, config.num_steps, config.checkpoint_every))
 
   def on_state(now: int, state: finetune.TrainState):
     if now in config.checkpoints:
@@ -80,8 +82,6 @@ def main(_):
     if now in saves:
       checkpoints.save(saved, now, state)
 
-  saves = {*config.checkpoints, config.num_steps}
-  saves.update(range(0, config.num_steps, config.checkpoint_every))
   log = training_log.TrainingLog(
     run, "finetune", config.num_steps, int(state.step),
     tensorboard=config.tensorboard,

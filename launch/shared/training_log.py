@@ -32,7 +32,7 @@ class TrainingLog:
   ):
     self._run, self._done, self._started = run, done, time.time()
     self._bar = progress.Progress(name, num_steps, done=done)
-    self._events = None
+    self._events: Any = None
     if tensorboard and run.is_writer:
       path = str(run.path / "events")
       self._events = events_package().SummaryWriter(path)
