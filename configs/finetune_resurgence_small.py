@@ -5,8 +5,8 @@
 
 Three erasures of the star, tuned on pictures of its four nearest objects (all
 weights, or low-rank adapters) and on portraits; one of them with projected
-updates as well. 30 images a point: intervals are wide. Eleven CPU minutes (Intel
-Xeon), compilation included.
+updates as well. 30 images a point: intervals are wide. Eleven CPU minutes (an
+Intel Xeon), compilation included.
 Metric: R_norm with its interval.
 """
 
