@@ -32,7 +32,7 @@ _OPTIONS = {
   "xla_disable_hlo_passes": "while-loop-invariant-code-motion",
 }
 # A gather's shape in the compiled program.
-_GATHER = re.compile(r"= (?:\()?(\w+)\[([\d,]*)\][^=]* all-gather(?:-start)?\(")
+_GATHER = re.compile(r"= (?:\()?\w+\[([\d,]*)\][^=]* all-gather(?:-start)?\(")
 # What a loop hands from one turn to the next.
 _CARRY = re.compile(r"= (\(.*\)) while\(")
 
@@ -146,7 +146,7 @@ def test_a_step_on_eight_devices(train):
   assert given <= found["arguments"] < given + 0.1
   text = compiled.as_text() or ""
   gathered = [
-    math.prod(map(int, dims.split(","))) for _, dims in _GATHER.findall(text)
+    math.prod(map(int, dims.split(","))) for dims in _GATHER.findall(text)
   ]
   carried = max(map(carried_bytes, _CARRY.findall(text))) / GIB
   print(
