@@ -74,6 +74,7 @@ def start(monkeypatch, tmp_path):
     {f"unet/{KERNEL}": params(0.0)["unet"]["mid"]["attn2"]["to_k"]["kernel"]},
   )  # fmt: skip
   cells = resurgence_cells
+  monkeypatch.setattr(cells, "SAVE_AFTER", 0)
   monkeypatch.setattr(cells.erasure, "judged_images", draw)
   monkeypatch.setattr(cells.tuning, "prepare", prepare)
   monkeypatch.setattr(cells.finetune, "train", train)
@@ -199,6 +200,17 @@ def test_killed_anywhere_it_ends_with_the_same_rows(
   done = len(start("cut").rows)
   assert 0 < done < len(wanted)
   assert finish(start("cut")) == wanted
+
+
+def test_what_is_soon_run_again_is_not_saved(start, monkeypatch):
+  saved = []
+  monkeypatch.setattr(checkpoints, "save", lambda *_: saved.append(0))
+  monkeypatch.setattr(resurgence_cells, "SAVE_AFTER", 600)
+  rows = finish(start("quick"))
+  assert not saved
+  monkeypatch.setattr(resurgence_cells, "SAVE_AFTER", 0)
+  # After every step that is measured, but for the last.
+  assert finish(start("slow")) == rows and len(saved) == 4 * 2
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """The work of a resurgence study: erase once, tune many, measure each step.
 
 Whatever is finished is a row of the run; a cell that is interrupted goes on
-from its last checkpoint, and one that fails leaves a row that says why.
+from its last checkpoint, if it had come far enough for one, and one that fails
+leaves a row that says why.
 """
 
 import dataclasses
@@ -32,6 +33,9 @@ from unlearning_jax.workdir import Workdir
 
 # Rows of a tuning set that the diagnostics before tuning read.
 _PROBES = 64
+# Seconds of a cell that may have to be run again. A checkpoint of a small model
+# takes longer than the steps that it would save.
+SAVE_AFTER = 60.0
 # What a cell may fail of, and the study go on: its own data, loss or memory.
 _FAILURES = (ValueError, FloatingPointError, jax.errors.JaxRuntimeError)
 Rows = Sequence[Mapping[str, Any]]
@@ -241,9 +245,11 @@ class Study:
       self.record({"id": f"{cell.id}@0", "predictors": before})
     if checkpoints.latest_step(folder) is not None:
       state = checkpoints.restore(folder, state)
-    clock = [time.monotonic(), int(state.step)]
+    saved = time.monotonic()
+    clock = [saved, int(state.step)]
 
     def on_state(now: int, state: finetune.TrainState):
+      nonlocal saved
       if now not in own.checkpoints:
         return
       jax.block_until_ready(state)
@@ -254,8 +260,10 @@ class Study:
         drift=self._drift(cell, erased, tuned, states),
       )  # fmt: skip
       # After the row: a kill in between repeats the steps, not the row.
-      if now != own.num_steps:
+      late = time.monotonic() - saved >= SAVE_AFTER
+      if late and now != own.num_steps:
         checkpoints.save(folder, now, state)
+        saved = time.monotonic()
       clock[:] = [time.monotonic(), now]
 
     finetune.train(
