@@ -333,7 +333,8 @@ class Study:
   def _latents(self, cell: Cell) -> np.ndarray:
     """Latents of renders of what was erased, the same in all cells."""
     own = self.tuning_config(dataclasses.replace(cell, tuning_set="same"))
-    own.data.count = _PROBES
+    # Not the cell's seed: whichever cell comes first draws them for all.
+    own.data.count, own.data.seed = _PROBES, 1
     shown = tuning.examples(own)
     return tuning.encode(self.sd, self.base, shown, own)["mean"][:, 0]
 
