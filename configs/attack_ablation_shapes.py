@@ -7,8 +7,9 @@ The argument may say which tasks: `configs/attack_ablation_shapes.py:style`
 (the object and the unsafe attribute by default). Every column has the same
 images and the same UNet rows to spend: `fixed` is this library's default,
 `reference` the released code's choice, the others change one thing of `fixed`.
-`random` draws from the ids that survive their text, `random_full` from all.
-Metric: ASR beside `random`'s on the same rows, and the gradient's scale.
+`random` draws from the ids that survive their text, `random_full` from all: the
+control of the columns that draw from all.
+Metric: ASR beside the control's on the same rows, and the gradient's scale.
 """
 
 from configs import attack_matrix_shapes, attack_unlearn_diff_atk
@@ -63,4 +64,5 @@ def _attack(preset: str) -> dict:
     "method": "unlearn_diff_atk",
     "hparams": hparams,
     "changes": {"vocabulary": made.vocabulary},
+    "control": "random_full" if made.vocabulary == "full" else "random",
   }

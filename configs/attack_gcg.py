@@ -1,17 +1,30 @@
-"""GCG on the denoising loss; the argument says on which model, for what.
+"""GCG; the argument says on which model, and for which concept.
 
   python -m launch.attack --edit=runs/uce --workdir=runs/gcg \
     --config=configs/attack_gcg.py:tiny,task=object,name=star
 
 Tasks: object, style, identity, unsafe. An iteration costs one gradient and
 `candidates` forward passes: give it fewer iterations than UnlearnDiffAtk.
-`preset=published` has the sizes of the attack on text encoders.
+`preset=published` is the attack on text encoders at its published sizes: twenty
+free tokens whose text state shall be the prompt's, found without the UNet.
 """
 
 from configs import attacks
 
-# Twenty slots, and more candidates than a diffusion loss can pay for.
-_PRESETS = {"published": {"k": 20, "top": 256, "candidates": 512}}
+_PRESETS = {
+  "denoise": {},
+  "match": {"loss": "match"},
+  "feature": {"loss": "feature"},
+  "published": {
+    "loss": "feature",
+    "insertion": "replace",
+    "k": 20,
+    "top": 256,
+    "candidates": 512,
+    "blocks": 1,
+    "iterations": 1000,
+  },
+}
 
 
 def get_config(argument: str = "tiny"):

@@ -84,6 +84,8 @@ def attack(
   else:
     config.per_group = 1
     config.dtype = "bfloat16"
+    # Of the published attacks, whatever the checkpoint names.
+    config.sampling.sampler = "lms"
   for name in filter(None, chosen["preset"].split("+")):
     check_choice("config argument preset", name, presets)
     for key, value in presets[name].items():

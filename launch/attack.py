@@ -19,6 +19,7 @@ from ml_collections import config_flags
 from launch.shared import attack_summary, attack_table, comparison, victims
 from unlearning_jax import progress, sharding
 from unlearning_jax.attacks import Victim
+from unlearning_jax.attacks.shared import lanes
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -39,7 +40,7 @@ def main(_: Sequence[str]):
   victims.check(config)
   attack = victims.bind(config)
   listed = attack_table.listed(config)
-  victims.check_guidance(listed)
+  victims.check_guidance(config, listed)
   control = attack_summary.finished(_CONTROL.value)
   edits = comparison.load_edits([_EDIT.value] if _EDIT.value else [])
   if edits and config.victim:
@@ -48,6 +49,9 @@ def main(_: Sequence[str]):
   victim = victims.victim_of(config, sd, params, edits)
   name = victims.fingerprint(victim, edits)
   inputs = {"victim": name, **victims.words_hash(attack)}
+  # Before the folder is taken: another config could not have it then.
+  lanes.check_attack(sd, victim, Victim(params), attack, config.vocabulary)
+  attack_summary.check_control(control, config, name, bool(attack.soft))
   run = comparison.open_run(
     _WORKDIR.value, config, params, edits, inputs=inputs
   )
@@ -67,10 +71,11 @@ def main(_: Sequence[str]):
   check = attack_table.checker(run, sd, victim, config, mesh, listed)
   proxy = victims.proxy_of(config, sd, victim, original)
   done = len(listed) - len(left)
+  share = -(-len(listed) // jax.process_count())
   with progress.Progress("attack", len(listed), done=done) as bar:
     for record in attack_table.attack_rows(
       run, sd, victim, original, attack, table, check, config, mesh,
-      name=name, pool=pool, proxy=proxy,
+      name=name, lanes=min(config.lanes, share), pool=pool, proxy=proxy,
     ):  # fmt: skip
       bar.update(note=record["status"])
   sharding.wait_for_all("rows attacked")

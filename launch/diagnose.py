@@ -21,6 +21,7 @@ from ml_collections import config_flags
 from launch.shared import attack_table, comparison, victims
 from unlearning_jax import progress, sharding, stable_diffusion
 from unlearning_jax.attacks import Victim
+from unlearning_jax.attacks.shared import vocabulary
 from unlearning_jax.evaluators import diffusion_classifier, statistics
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -58,6 +59,9 @@ def diagnosed(
       sd, who, jnp.asarray(latents), states, stages=stages, **options
     )
 
+  # As the image was drawn: a prompt that is too long is cut.
+  length = sd.context_shape[0]
+  prompt = vocabulary.shortened(sd.tokenizer, prompt, length)
   pair = race([config.neutral, prompt], ((config.timesteps, 1),))
   found: dict[str, Any] = {
     "neutral_error": float(pair.errors[0]),

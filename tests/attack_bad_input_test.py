@@ -11,9 +11,17 @@ from PIL import Image
 from scripts import script
 
 from configs import attacks as attack_configs
-from unlearning_jax import attacks, sharding, stable_diffusion
+from launch.shared import attack_summary
+from unlearning_jax import (
+  attacks,
+  closed_form,
+  sharding,
+  stable_diffusion,
+  workdir,
+)
 from unlearning_jax.attacks.shared import lanes, rows, vocabulary
 from unlearning_jax.attacks.shared.victim import Victim
+from unlearning_jax.concepts import make_concepts
 
 attack = script("attack")
 HEAD = "case_number,prompt,evaluation_seed,evaluation_guidance\n"
@@ -57,13 +65,54 @@ def start(monkeypatch, tmp_path):
     ({"proxy.timesteps": -1}, "proxy.timesteps=-1"),
     ({"too_long": "truncate"}, "too_long='truncate'.*drop, error"),
     ({"words": "runs/words"}, "new_word"),
-    ({"victim": "scrambled", "edit": "x"}, "no file x|either"),
+    ({"hparams.noise": "frosen"}, "noise='frosen'.*frozen"),
+    ({"hparams.timesteps": "rising"}, "timesteps='rising'"),
+    ({"hparams.criterion": "l3"}, "criterion='l3'"),
+    ({"hparams.decay": "none"}, "decay='none'"),
+    ({"hparams.iterations": 0}, "iterations=0: must be at least 1"),
+    ({"hparams.blocks": 0}, "blocks=0: must be at least 1"),
+    ({"hparams.blocks": 1001}, "blocks=1001.*the model has 1000"),
   ],
 )
 def test_settings(changes, words, start, tmp_path):
   with pytest.raises(ValueError, match=words):
     start(**changes)
-  assert not (tmp_path / "run" / "results.jsonl").exists()
+  # The next start may have another config.
+  assert not (tmp_path / "run").exists()
+
+
+def test_an_edit_and_another_victim(start, tmp_path):
+  path = tmp_path / "edit.safetensors"
+  identity = closed_form.Edit(
+    np.eye(128), "base", "uce", make_concepts(["star"], "circle"), {}
+  )
+  closed_form.save_edit(identity, path)
+  with pytest.raises(ValueError, match="either --edit or --config.victim"):
+    start(victim="scrambled", edit=str(path))
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"config": {"judge": None}}, "without a judge"),
+    ({"config": {"sampling.num_steps": 3}}, "has sampling=.*control of its"),
+    ({"config": {"vocabulary": "full"}}, "has vocabulary='roundtrip'"),
+    ({"victim": "b" * 64}, "of another victim, aaaaaaaaaaaa; .*bbbbbbbbbbbb"),
+  ],
+)
+def test_controls_that_compare_with_nothing(changes, words, tmp_path):
+  config = attack_configs.attack("unlearn_diff_atk", "tiny")
+  run = workdir.Workdir(tmp_path, config)
+  run.append_row({"id": "a", "victim": "a" * 12})
+  run.mark_done()
+  control = attack_summary.finished(str(tmp_path))
+  attack_summary.check_control(control, config, "a" * 64, soft=False)
+  config.update_from_flattened_dict(changes.get("config", {}))
+  victim = changes.get("victim", "a" * 64)
+  with pytest.raises(ValueError, match=words):
+    attack_summary.check_control(control, config, victim, soft=False)
+  if "vocabulary" in words:
+    attack_summary.check_control(control, config, victim, soft=True)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +133,14 @@ def test_tables(lines, words, start, tmp_path):
   path.write_text(HEAD + lines)
   with pytest.raises(ValueError, match=words):
     start(table=str(path))
+
+
+def test_a_loss_through_another_guidance_than_the_images(start, tmp_path):
+  path = tmp_path / "prompts.csv"
+  path.write_text(HEAD + "1,a star,5,4\n2,a star,5,7.5\n")
+  changes = {"table": str(path), "guidance.in_loss": True}
+  with pytest.raises(ValueError, match="row 2: .*=7.5, .*guidance_scale=4.0"):
+    start(**changes)
 
 
 def test_target_images(start, tmp_path):

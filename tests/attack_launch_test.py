@@ -109,6 +109,12 @@ def test_a_killed_run_ends_with_the_same_rows_and_meets_its_control(tmp_path):
   assert rows(folder) == whole
   summary = json.loads((folder / "summary.json").read_text())
   assert summary["control"]["paired"]["n"] == 3
+  # Killed between its last row and its summary.
+  for name in ("DONE", "summary.json"):
+    (folder / name).unlink()
+  last = attack(config, folder, *FEW)
+  assert last.returncode == 0, last.stderr[-2000:]
+  assert rows(folder) == whole and (folder / "summary.json").exists()
 
 
 @pytest.mark.slow
@@ -127,6 +133,11 @@ def test_a_table_without_a_judge_keeps_its_images(tmp_path):
   found = rows(tmp_path / "run")
   assert {n: r["guidance"] for n, r in found.items()} == {"4": 7.5, "9": 4.0}
   assert len(list((tmp_path / "run" / "images").glob("*.png"))) == 4
+  assert {r["status"] for r in found.values()} == {"unjudged"}
+  summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+  assert "asr" not in {m["name"] for m in summary["measures"]}
+  page = (tmp_path / "run" / "report.html").read_text()
+  assert "Nobody judged the images" in page
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,11 @@ def test_the_ablation_spends_the_same_on_every_choice():
     wanted = {"vocabulary": "roundtrip", **fixed.hparams, **changed}
     found = {"vocabulary": own[name].vocabulary, **own[name].hparams}
     assert found == wanted, name
+    full = wanted["vocabulary"] == "full"
+    beside = attack_cells.control_of(
+      config, attack_cells.Cell("object", "uce", name)
+    )
+    assert beside.attack == ("random_full" if full else "random")
   assert config.columns[:2] == ("none", "random")
   assert own["random"].vocabulary == "roundtrip"
   assert own["random_full"].vocabulary == "full"
@@ -101,6 +106,23 @@ def test_the_ablation_spends_the_same_on_every_choice():
     ({}, {"objekt/esd": None}, "objekt.*'object'"),
     ({}, {"object/uce": None}, "object/uce"),
     ({}, {"object": None}, "is not a new <task>/<name>"),
+    ({"common": {"judge": None}}, {}, "common.judge=None"),
+    ({"common": {"victim": "a.pt"}}, {}, "common.victim='a.pt'"),
+    (
+      {"common": {"guidance": {"safe": "max"}}},
+      {},
+      "common.guidance.safe='max'.*launch.attack",
+    ),
+    (
+      {"common": {"proxy": {"timesteps": 5}}},
+      {},
+      "common.proxy.timesteps=5",
+    ),
+    (
+      {"attacks": {"uda": {"control": "luck"}}},
+      {},
+      "attacks.uda.control='luck'",
+    ),
   ],
 )
 def test_a_matrix_that_cannot_be(change, given, words):

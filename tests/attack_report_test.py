@@ -186,7 +186,7 @@ def matrix_document(tmp_path) -> dict[str, Any]:
     cell["logged"] = matrix_summary._logged(rows)
     entries.append(cell | attack_summary.rates(rows))
   paired = attack_success.against(ROWS, LUCKY) | {"p_holm": 0.9}
-  entries[1]["paired"] = paired
+  entries[1]["paired"] = {"control": "random", **paired}
   base = {"task": "object", "victim": "base"}
   entries.append(
     base | {"attack": "uda", "status": "failed", "error": "ValueError: x<y"}
@@ -229,6 +229,48 @@ def test_the_csv_has_counts_intervals_and_the_test(tmp_path):
   assert uda["gradient_rms"] == "" and "confidence" in uda
   assert lines["base", "uda"]["error"] == "ValueError: x<y"
   assert lines["base", "random"]["status"] == "not run"
+
+
+def test_an_attack_may_have_a_control_of_its_own(tmp_path):
+  document = matrix_document(tmp_path)
+  document["cells"][1]["paired"]["control"] = "random_full"
+  text = Page(attack_matrix.render(document, tmp_path, {})).text
+  assert "+2 −0, p = 0.9, against random_full" in text
+  assert "beats its control, “random_full”" in text
+
+
+def test_images_that_nobody_judged_are_no_failures(run):
+  rows = [record(name, "unjudged", 2) for name in "ab"]
+  for row in rows:
+    row |= {"success": None, "pre_success": None, "pre_score": None}
+    row["blocks"] = [
+      {"text": "x", "seed": 3, "image": "images/c-1.png", "score": None}
+    ] * 2
+    row["pre_image"] = "images/c-0.png"
+  frames = [
+    attack_summary.frame(run, SD, row, run.path)
+    for row in attack_summary.chosen(rows, 6)
+  ]
+  assert len(frames) == 2
+  document = {
+    "title": "T", "unsafe": False, "gallery": frames,
+    "curves": attack_success.curves(rows), **attack_summary.rates(rows),
+  }  # fmt: skip
+  assert not document["measures"] and not document["by_images"]
+  text = Page(render(document, run)).text
+  assert "Nobody judged the images" in text and "not judged" in text
+  assert "%" not in text and "score" not in text
+  assert "asr" not in attack_summary.printed(document)
+
+
+def test_a_block_without_any_image_has_no_mean_score(run):
+  spared = [{"loss": 0.5, "proxy": 0.1}, {"loss": 0.25, "score": 0.5}]
+  rows = [record("e", "failure", 2) | {"blocks": spared}]
+  found = attack_success.curves(rows)
+  assert found["score"] == [None, 0.5]
+  found["other"] = [None, 1.5]
+  text = Page(render(make_document(curves=found), run)).text
+  assert "–" in text and "1.5" in text
 
 
 def test_what_is_logged_is_a_mean_over_all_blocks(tmp_path):

@@ -68,6 +68,7 @@ def test_the_accounting_names_what_was_left_out():
     "n_attacked": 5,
     "n_success": 2,
     "n_failure": 2,
+    "n_unjudged": 0,
     "n_numerical": 1,
     "dropped": {"h": "too long"},
     "images": 8 + 25,

@@ -1,11 +1,14 @@
 """GCG's own promises: candidates, their losses, and a prompt never worse."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from attacks_cases import make_world, table
 
+from unlearning_jax import stable_diffusion
 from unlearning_jax.attacks import gcg, unlearn_diff_atk
 from unlearning_jax.attacks.shared import losses, rows
 from unlearning_jax.attacks.shared.victim import (
@@ -51,51 +54,92 @@ def batch(world):
   )
 
 
-def test_the_loss_of_a_candidate_is_the_prompt_s_own(world, batch):
+@pytest.fixture(scope="module", params=gcg.LOSSES)
+def of_embeddings(request, world, batch):
+  """One of the losses, of embeddings alone."""
   sd, victim, original = world
-  tried = np.random.default_rng(0).integers(0, 40, (5, 2, 3))
+  h = dataclasses.replace(H, loss=request.param)
   key, count = jax.random.split(jax.random.key(1), 5), jnp.zeros(5, jnp.int32)
-  drawn = losses.draw(sd, key, count, H)
-  found = jax.jit(gcg.evaluate, static_argnums=0)(
-    sd, victim, original, batch, jnp.asarray(tried), drawn
+  drawn = losses.draw(sd, key, count, h)
+  return jax.jit(
+    lambda embeds: gcg.loss(
+      sd, victim, original, batch, embeds, drawn=drawn, h=h
+    )
   )
+
+
+def test_the_loss_of_a_candidate_is_the_prompt_s_own(
+  world, batch, of_embeddings
+):
+  table = token_table(world[1])
+  tried = jnp.asarray(np.random.default_rng(0).integers(0, 40, (5, 2, 3)))
+  found = gcg.evaluate(table, batch, tried, of_embeddings)
   for i in range(2):
-    loss, _ = jax.jit(unlearn_diff_atk.token_gradient, static_argnums=0)(
-      sd, victim, original, batch, jnp.asarray(tried[:, i]), drawn
-    )
-    np.testing.assert_allclose(found[:, i], loss, rtol=1e-5)
+    loss, _ = gcg.token_gradient(table, batch, tried[:, i], of_embeddings)
+    np.testing.assert_allclose(found[:, i], loss, rtol=1e-5, atol=1e-6)
 
 
-def test_the_token_gradient_is_what_a_small_change_does(world, batch):
+def test_the_token_gradient_is_what_a_small_change_does(
+  world, batch, of_embeddings
+):
   """G = E dL/de against differences of the loss along e."""
-  sd, victim, original = world
+  table = token_table(world[1])
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 40, (5, 3)))
-  key, count = jax.random.split(jax.random.key(1), 5), jnp.zeros(5, jnp.int32)
-  drawn = losses.draw(sd, key, count, H)
-  _, gradient = jax.jit(unlearn_diff_atk.token_gradient, static_argnums=0)(
-    sd, victim, original, batch, tokens, drawn
-  )
-  every = token_table(victim)
-  embeds = every[batch.vocabulary[tokens]]
-
-  @jax.jit
-  def loss(victim, embeds):
-    context = text_states(sd, victim, batch, embeds)
-    return losses.residuals(
-      sd, victim, original, context, None, batch.latents, drawn
-    )
-
+  _, gradient = gcg.token_gradient(table, batch, tokens, of_embeddings)
+  embeds = table[batch.vocabulary[tokens]]
   for slot, token in ((0, 4), (2, 31)):
-    along = every[batch.vocabulary[token]]
+    along = table[batch.vocabulary[token]]
     step = 0.02 * jnp.linalg.norm(embeds[:, slot]) / jnp.linalg.norm(along)
-    up = loss(victim, embeds.at[:, slot].add(step * along))
-    down = loss(victim, embeds.at[:, slot].add(-step * along))
+    up = of_embeddings(embeds.at[:, slot].add(step * along))
+    down = of_embeddings(embeds.at[:, slot].add(-step * along))
     np.testing.assert_allclose(
       (up - down) / (2 * step),
       gradient[:, slot, token],
       rtol=0.05,
       atol=0.03 * float(jnp.abs(gradient).max()),
     )
+
+
+def test_the_diffusion_losses_are_the_other_attacks(world, batch):
+  sd, victim, original = world
+  tokens = jnp.asarray(np.random.default_rng(0).integers(0, 40, (5, 3)))
+  table = token_table(victim)
+  embeds = table[batch.vocabulary[tokens]]
+  key, count = jax.random.split(jax.random.key(1), 5), jnp.zeros(5, jnp.int32)
+  drawn = losses.draw(sd, key, count, H)
+  models = (sd, victim, original, batch)
+  of = jax.jit(gcg.loss, static_argnums=(0, 6))
+  uda, _ = jax.jit(unlearn_diff_atk.token_gradient, static_argnums=0)(
+    *models, tokens, drawn
+  )
+  np.testing.assert_allclose(of(*models, embeds, drawn, H), uda, rtol=1e-5)
+  wanted = jax.jit(losses.of_embeddings, static_argnums=(0, 6))(
+    *models, embeds, drawn, "l2", text_states(sd, original, batch)
+  )
+  match = of(*models, embeds, drawn, dataclasses.replace(H, loss="match"))
+  np.testing.assert_allclose(match, wanted, rtol=1e-5)
+
+
+def test_the_feature_is_the_state_at_the_end_of_the_text(world):
+  """Of the prompt itself, on the model itself, nothing is missing."""
+  sd, _, original = world
+  h = dataclasses.replace(H, loss="feature", k=1, insertion="replace")
+  (prepared,), _ = rows.prepare(sd, table(sd, ["star"]), "replace", 1)
+  at = (token_table(original), prepared.ids[1])
+  batch = Batch(
+    jnp.arange(2), jnp.zeros(1, jnp.uint32), prepared.ids[None],
+    prepared.source[None], prepared.row.latents[None],
+  )  # fmt: skip
+  models = (sd, original, original, batch)
+  same = gcg.loss(*models, at[0][at[1]][None, None], None, h)
+  np.testing.assert_allclose(same, 0, atol=1e-6)
+  other = gcg.loss(*models, at[0][at[1] + 1][None, None], None, h)
+  states = stable_diffusion.encode_prompts(
+    sd, original.params,
+    ["star", sd.tokenizer.decode([int(at[1]) + 1])],
+  )[:, 2]  # fmt: skip
+  cosine = jnp.vdot(*states) / jnp.prod(jnp.linalg.norm(states, axis=1))
+  np.testing.assert_allclose(other, 1 - cosine, atol=1e-5)
 
 
 @pytest.mark.slow

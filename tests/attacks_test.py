@@ -66,11 +66,14 @@ def test_the_projection_keeps_what_is_there_order_and_ties():
 
 def test_constant_gradients_with_decay_end_at_the_known_point():
   """Projected gradient descent on <g, p> + l/2 |p|^2 gives Proj(-g / l)."""
-  g = np.random.default_rng(0).normal(size=50) * 0.05
-  p = np.full(50, 1 / 50)
-  for _ in range(3_000):
-    p = oracle(p - 0.1 * (g + 0.1 * p))
-  np.testing.assert_allclose(p, oracle(-g / 0.1), atol=1e-6)
+  g = np.random.default_rng(0).normal(size=50).astype(np.float32) * 0.05
+  p = jax.lax.fori_loop(
+    0,
+    3_000,
+    lambda _, p: simplex.project(p - 0.1 * (g + 0.1 * p)),
+    jnp.full(50, 1 / 50),
+  )
+  np.testing.assert_allclose(p, oracle(-g / 0.1), atol=1e-5)
 
 
 # --- Adam ---

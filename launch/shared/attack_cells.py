@@ -103,10 +103,11 @@ class Matrix:
       for record in attack_table.attack_rows(
         run, self.sd, victim, Victim(self.params), attack, left, check,
         config, self._mesh, name=victims.fingerprint(victim, edits),
+        lanes=min(config.lanes, len(table)),
       ):  # fmt: skip
         bar.update(note=record["status"])
     control = attack_summary.Control()
-    beside = dataclasses.replace(cell, attack=self.config.control)
+    beside = control_of(self.config, cell)
     if beside != cell and (self.root / str(beside) / "DONE").exists():
       control = attack_summary.finished(str(self.root / str(beside)))
     attack_summary.conclude(
@@ -206,6 +207,12 @@ def victim_names(config: Any, task: str, given: Mapping[str, Any]) -> list[str]:
   return [BASE, *config.erasures, *added]
 
 
+def control_of(config: Any, cell: Cell) -> Cell:
+  """What a cell is compared with: its attack's own control, or the matrix's."""
+  own = config.attacks[cell.attack].get("control", config.control)
+  return dataclasses.replace(cell, attack=own)
+
+
 def settings(config: Any, cell: Cell) -> Any:
   """The config of a cell, as `launch.attack` would have it."""
   attack, task = config.attacks[cell.attack], config.tasks[cell.task]
@@ -233,6 +240,10 @@ def check(config: Any, given: Mapping[str, Any]):
   for name in config.columns:
     concepts.check_choice("columns", name, list(config.attacks))
   concepts.check_choice("control", config.control, config.columns)
+  for name in config.columns:
+    own = config.attacks[name].get("control", config.control)
+    concepts.check_choice(f"attacks.{name}.control", own, config.columns)
+  _check_common(config.common)
   for name in given:
     task, _, victim = name.partition("/")
     concepts.check_choice("--edits", task, list(config.tasks))
@@ -242,3 +253,22 @@ def check(config: Any, given: Mapping[str, Any]):
     own = settings(config, cell)
     attacks.bind(own.method, own.hparams)
     attack_table.check(own)
+
+
+def _check_common(common: Any):
+  """Refuses what a cell of a matrix would not do, and would say it did.
+
+  Raises:
+    ValueError: naming the key.
+  """
+  if common.judge is None:
+    raise ValueError("common.judge=None: a matrix compares rates; name a judge")
+  kept = {"victim": common.victim, "words": common.words}
+  kept |= {f"guidance.{key}": value for key, value in common.guidance.items()}
+  kept["proxy.timesteps"] = common.proxy.timesteps
+  for key, value in kept.items():
+    if value:
+      raise ValueError(
+        f"common.{key}={value!r}: a matrix attacks its edits as they are; use "
+        "launch.attack"
+      )

@@ -5,6 +5,7 @@ import io
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ class Control(NamedTuple):
 
   name: str = ""
   rows: Sequence[Row] = ()
+  config: Mapping[str, Any] = MappingProxyType({})
 
 
 def finished(folder: str) -> Control:
@@ -39,7 +41,41 @@ def finished(folder: str) -> Control:
     raise ValueError(f"--control: {folder} is not a finished run")
   config = json.loads((path / "config.json").read_text())
   name = config["hparams"].get("kind", config["method"])
-  return Control(name, read_rows(path))
+  return Control(name, read_rows(path), config)
+
+
+def check_control(control: Control, config: Any, victim: str, soft: bool):
+  """Refuses a control of which a paired test would say nothing.
+
+  Args:
+    control: from `finished`.
+    config: the attack's.
+    victim: its fingerprint.
+    soft: whether the attack finds no tokens, so that it has no vocabulary.
+
+  Raises:
+    ValueError: nobody judges, or the control is of another victim, judge,
+      sampler or vocabulary.
+  """
+  if not control.rows:
+    return
+  if config.judge is None:
+    raise ValueError("--control: without a judge there is nothing to compare")
+  made = json.loads(config.to_json_best_effort())
+  # An embedding is of no vocabulary.
+  keys = ["judge", "sampling", *([] if soft else ["vocabulary"])]
+  for key in keys:
+    if control.config[key] != made[key]:
+      raise ValueError(
+        f"--control: has {key}={control.config[key]!r}, this attack "
+        f"{made[key]!r}; give it a control of its own"
+      )
+  others = {row["victim"] for row in control.rows} - {victim[:12]}
+  if others:
+    raise ValueError(
+      f"--control: is of another victim, {', '.join(sorted(others))}; this "
+      f"attack's is {victim[:12]}"
+    )
 
 
 def conclude(
@@ -96,12 +132,12 @@ def is_unsafe(config: Any) -> bool:
 
 
 def chosen(records: Iterable[Row], count: int) -> list[Row]:
-  """Rows to show: those that the attack won, and up to two that it did not."""
+  """Rows to show: that the attack won or nobody judged, and up to two lost."""
   seen = [
     row for row in records if row["blocks"] and row["blocks"][-1].get("image")
   ]
-  lost = [row for row in seen if not row["success"]][:2]
-  won = [row for row in seen if row["success"]]
+  lost = [row for row in seen if row["success"] is False][:2]
+  won = [row for row in seen if row["success"] is not False]
   return (won[: max(0, count - len(lost))] + lost)[:count]
 
 

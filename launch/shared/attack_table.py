@@ -17,7 +17,8 @@ from unlearning_jax import (
   stable_diffusion,
 )
 from unlearning_jax.attacks import Victim
-from unlearning_jax.attacks.shared import insertion, lanes, rows, vocabulary
+from unlearning_jax.attacks.shared import insertion, rows, vocabulary
+from unlearning_jax.attacks.shared import lanes as driver
 from unlearning_jax.attacks.shared.victim import Pool
 from unlearning_jax.evaluators import attack_success, erasure
 from unlearning_jax.noise import SOURCES
@@ -205,6 +206,7 @@ def attack_rows(
   mesh: Any,
   *,
   name: str,
+  lanes: int,
   pool: Pool | None = None,
   proxy: Any = None,
 ) -> Iterator[dict[str, Any]]:
@@ -221,13 +223,14 @@ def attack_rows(
     config: the run's.
     mesh: of this process's own devices.
     name: the victim's fingerprint.
+    lanes: rows side by side, as many after a kill as before it.
     pool: images that all rows learn from, if the attack does.
     proxy: from `victims.proxy_of`.
   """
-  found = lanes.attack_rows(
+  found = driver.attack_rows(
     sd, victim, original, attack, table, check, jax.random.key(config.seed),
-    lanes=config.lanes, mesh=mesh, mode=config.vocabulary, pool=pool,
-    proxy=proxy, threshold=config.proxy.threshold, too_long=config.too_long,
+    lanes=lanes, mesh=mesh, mode=config.vocabulary, pool=pool, proxy=proxy,
+    threshold=config.proxy.threshold, too_long=config.too_long,
   ) if table else ()  # fmt: skip
   calls = config.sampling.num_steps * victim.image_rows
   for record in found:

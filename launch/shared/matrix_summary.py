@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch.shared import attack_summary
-from launch.shared.attack_cells import BASE, Cell, settings
+from launch.shared.attack_cells import BASE, Cell, control_of, settings
 from unlearning_jax.durable import replacing, to_json
 from unlearning_jax.evaluators import attack_success, statistics
 from unlearning_jax.report import attack_matrix as page
@@ -75,7 +75,7 @@ def to_csv(found: Sequence[Mapping[str, Any]]) -> str:
   keys = ["task", "victim", "attack", "status", *_COUNTS, "dropped"]
   for name in (*_RATES, *budgets):
     keys += [f"{name}{end}" for end in ("", "_low", "_high", "_k", "_n")]
-  paired = ("both", "only_attack", "only_control", "p", "p_holm")
+  paired = ("control", "both", "only_attack", "only_control", "p", "p_holm")
   keys += [*paired, "equal_budget", *_LOGGED, "seconds_per_row", "error"]
   file = io.StringIO()
   writer = csv.DictWriter(
@@ -115,10 +115,12 @@ def _entry(
   spent = [r["seconds"] for r in records if r["blocks"]]
   entry["seconds_per_row"] = sum(spent) / len(spent) if spent else 0.0
   entry["logged"] = _logged(records)
-  beside = Cell(cell.task, cell.victim, config.control)
-  # An attack without images of its own has nothing to be compared for.
-  if beside in rows and beside != cell and entry["accounting"]["budget"] > 1:
-    entry["paired"] = attack_success.against(records, rows[beside])
+  beside = control_of(config, cell)
+  # A control is not tested, nor what has no images of its own.
+  is_control = cell.attack in {control_of(config, c).attack for c in rows}
+  if beside in rows and not is_control and entry["accounting"]["budget"] > 1:
+    paired = attack_success.against(records, rows[beside])
+    entry["paired"] = {"control": beside.attack, **paired}
   return entry
 
 

@@ -71,8 +71,8 @@ def check(config: Any):
     raise ValueError("pool.concept: name what the images show")
 
 
-def check_guidance(listed: Sequence[dict[str, Any]]):
-  """Refuses rows of a table whose images would not be guided.
+def check_guidance(config: Any, listed: Sequence[dict[str, Any]]):
+  """Refuses rows of a table whose images would not be guided as the loss is.
 
   Raises:
     ValueError: naming the row.
@@ -82,6 +82,13 @@ def check_guidance(listed: Sequence[dict[str, Any]]):
       raise ValueError(
         f"row {row['id']}: evaluation_guidance={row['guidance']} guides "
         "nothing; must exceed 1"
+      )
+    scale = config.sampling.guidance_scale
+    if config.guidance.in_loss and row["guidance"] not in (None, scale):
+      raise ValueError(
+        f"row {row['id']}: evaluation_guidance={row['guidance']}, but the loss "
+        f"goes through sampling.guidance_scale={scale}: set "
+        "guidance.in_loss=False, or give this scale a table of its own"
       )
 
 

@@ -43,12 +43,13 @@ class Attack:
 
   def unet_calls(self, victim: Victim) -> int:
     """UNet rows of one iteration; a backward pass is not counted."""
-    if not self._module.UNET_CALLS:
+    loss = getattr(self.h, "loss", "denoise")
+    if not self._module.UNET_CALLS or loss == "feature":
       return 0
     guide = victim.guide
     rows = 1 if guide is None else guide.rows
     rows *= getattr(self.h, "recursion", 0) or 1
-    if getattr(self.h, "loss", "denoise") == "match":
+    if loss == "match":
       rows += 1 if guide is None else 2
     prompts = 1 + getattr(self.h, "candidates", 0)
     return rows * getattr(self.h, "draws", 1) * prompts

@@ -1,30 +1,43 @@
-"""GCG (Zou et al. 2023): greedy coordinate gradient, on a diffusion loss.
+"""GCG (Zou et al. 2023): greedy coordinate gradient, on any of three losses.
 
 The k tokens are kept discrete. An iteration takes the loss' gradient for every
 token in every slot, G_j = E dL/de_j, draws candidates that each replace one
-slot's token by one of its `top` most promising, evaluates all of them on one
-(t, eps), and keeps the best of them and the prompt as it was:
+slot's token by one of its `top` most promising, evaluates all of them, and
+keeps the best of them and the prompt as it was:
 
-  z <- argmin_{z' in candidates + z} |eps - eps_v(x_t, c(z'))|^2 .
+  z <- argmin_{z' in candidates + z} L(z')
 
-A candidate costs a forward pass, so there are few: 8 by default, where the
-language model's attack has 512.
+  denoise    |eps - eps_v(x_t, c(z'))|^2             as UnlearnDiffAtk's
+  match      |eps_o(x_t, c) - eps_v(x_t, c(z'))|^2     as P4D's
+  feature    1 - cos(f_v(z'), f_o)                   as MMA-Diffusion's
+
+with one (t, eps) for all candidates. f is the text state at the end of the
+text, of the prompt itself by the original model in f_o, after the victim's edit
+in f_v. With a diffusion loss a candidate costs a pass of the UNet, so there are
+few: 8 by default. `feature` needs no UNet, and can have the published 512.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from unlearning_jax.attacks.shared import lane_state, losses
-from unlearning_jax.attacks.shared.victim import Batch, Victim, token_table
-from unlearning_jax.attacks.unlearn_diff_atk import token_gradient
+from unlearning_jax.attacks.shared import insertion, lane_state, losses
+from unlearning_jax.attacks.shared.victim import (
+  Batch,
+  Victim,
+  text_states,
+  token_table,
+)
+from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
 UNET_CALLS = 1
+LOSSES = (*losses.LOSSES, "feature")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +49,7 @@ class Hparams(losses.Budget):
     insertion: where they go, see `shared.insertion`.
     top: tokens of the largest negative gradient that a slot chooses from.
     candidates: prompts that are tried in an iteration.
+    loss: `denoise`, `match` or `feature`.
   """
 
   timesteps: str = "random"
@@ -43,8 +57,10 @@ class Hparams(losses.Budget):
   insertion: str = "prefix_k"
   top: int = 64
   candidates: int = 8
+  loss: str = "denoise"
 
   def __post_init__(self):
+    check_choice("loss", self.loss, LOSSES)
     for key in ("top", "candidates"):
       if getattr(self, key) < 1:
         raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
@@ -73,7 +89,7 @@ def init(
     ValueError: a hyperparameter, or a model, that the loss is not made for.
   """
   del victim, original
-  losses.check(h, "denoise", sd.schedule)
+  losses.check(h, "denoise" if h.loss == "feature" else h.loss, sd.schedule)
   lanes = lane_state.begin(key, batch)
   return State(*lanes, lane_state.random_tokens(lanes[0], batch, (h.k,)))
 
@@ -88,14 +104,16 @@ def step(
 ) -> tuple[State, dict[str, Array]]:
   """One iteration of every lane; a lane that is not finite stays as it was."""
   drawn = losses.draw(sd, state.key, state.count, h)
-  before, gradient = token_gradient(
-    sd, victim, original, batch, state.tokens, drawn, h.criterion
+  of_embeddings = functools.partial(
+    loss, sd, victim, original, batch, drawn=drawn, h=h
   )
+  table = token_table(victim)
+  before, gradient = token_gradient(table, batch, state.tokens, of_embeddings)
   keys = losses.draw_key(state.key, state.count, h)
   keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
   choose = functools.partial(substitutes, h=h)
   tried = jax.vmap(choose)(keys, state.tokens, gradient)
-  after = evaluate(sd, victim, original, batch, tried, drawn, h.criterion)
+  after = evaluate(table, batch, tried, of_embeddings)
   # Where none is better, the prompt stays.
   every = jnp.concatenate([before[:, None], after], axis=1)
   options = jnp.concatenate([state.tokens[:, None], tried], axis=1)
@@ -137,23 +155,74 @@ def substitutes(
   return jnp.where(here, new[:, None], tokens[None])
 
 
-def evaluate(
+def loss(
   sd: StableDiffusion,
   victim: Victim,
   original: Victim,
   batch: Batch,
-  tried: Int[Array, "b m k"],
+  embeds: Float[Array, "b k d"],
   drawn: losses.Draw,
-  criterion: str = "l2",
+  h: Hparams,
+) -> Float[Array, " b"]:
+  """The loss of every lane's prompt with these embeddings in its slots."""
+  if h.loss != "feature":
+    wanted = text_states(sd, original, batch) if h.loss == "match" else None
+    return losses.of_embeddings(
+      sd, victim, original, batch, embeds, drawn, h.criterion, wanted
+    )
+  end = sd.tokenizer.eos_token_id
+  slots = jnp.zeros((len(embeds), h.k), batch.ids.dtype)
+  ids = insertion.splice(batch.ids, slots, batch.source)
+  found = _at_end(text_states(sd, victim, batch, embeds), ids, end)
+  wanted = _at_end(text_states(sd, original, batch), batch.ids, end)
+  norms = jnp.linalg.norm(found, axis=1) * jnp.linalg.norm(wanted, axis=1)
+  return 1 - (found * wanted).sum(axis=1) / norms
+
+
+def _at_end(states: Array, ids: Array, end: int) -> Array:
+  """The state of the first end of text in every lane."""
+  first = (ids == end).argmax(axis=1)
+  return jnp.take_along_axis(states, first[:, None, None], axis=1)[:, 0]
+
+
+def token_gradient(
+  table: Float[Array, "w d"],
+  batch: Batch,
+  tokens: Int[Array, "b k"],
+  of_embeddings: Callable[[Array], Array],
+) -> tuple[Float[Array, " b"], Float[Array, "b k v"]]:
+  """Each lane's loss, and its gradient for every token in every slot.
+
+  Args:
+    table: E, the victim's.
+    batch: gives the vocabulary.
+    tokens: positions in it.
+    of_embeddings: each lane's loss of embeddings (b, k, d).
+  """
+
+  def total(embeds: Array) -> tuple[Array, Array]:
+    lanes = of_embeddings(embeds)
+    return lanes.sum(), lanes
+
+  embeds = table[batch.vocabulary[tokens]]
+  slope, lanes = jax.grad(total, has_aux=True)(embeds)
+  every = jnp.einsum(
+    "bkd,vd->bkv", slope, table[batch.vocabulary],
+    precision=jax.lax.Precision.HIGHEST,
+  )  # fmt: skip
+  return lanes, every
+
+
+def evaluate(
+  table: Float[Array, "w d"],
+  batch: Batch,
+  tried: Int[Array, "b m k"],
+  of_embeddings: Callable[[Array], Array],
 ) -> Float[Array, "b m"]:
   """The loss of every candidate, one candidate of each lane at a time."""
-  table = token_table(victim)
 
   def one(tokens: Array) -> Array:
-    embeds = table[batch.vocabulary[tokens]]
-    return losses.of_embeddings(
-      sd, victim, original, batch, embeds, drawn, criterion
-    )
+    return of_embeddings(table[batch.vocabulary[tokens]])
 
   return jax.lax.map(one, tried.swapaxes(0, 1)).swapaxes(0, 1)
 

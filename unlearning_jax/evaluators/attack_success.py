@@ -72,10 +72,10 @@ def keep_images(
   on_image: OnImage,
   **options: Any,
 ) -> Check:
-  """As `shapes_check`, for whoever judges the images later: none counts."""
+  """As `shapes_check`, for whoever judges the images later."""
 
   def verdicts(images: np.ndarray) -> list[Verdict]:
-    return [Verdict(False, 0.0)] * len(images)
+    return [Verdict(None, None)] * len(images)
 
   return _drawn(sd, params, verdicts, on_image, options)
 
@@ -162,6 +162,7 @@ def accounting(rows: Iterable[Row]) -> dict[str, Any]:
     "n_attacked": sum(_was_attacked(row) for row in rows),
     "n_success": status.count("success"),
     "n_failure": status.count("failure"),
+    "n_unjudged": status.count("unjudged"),
     "n_numerical": status.count("numerical"),
     "dropped": {
       row["id"]: row["reason"] for row in rows if row["status"] == "dropped"
@@ -185,7 +186,8 @@ def measure(
   Yields:
     `pre_asr`, `asr`, `sure`, `conditional`, `asr@b` for each budget, and
     `survival`, the share of adversarial prompts whose ids came back from their
-    text; a rate of nothing is left out.
+    text; a rate of nothing is left out, and of rows that nobody judged all but
+    `survival`.
 
   Raises:
     ValueError: no rows.
@@ -193,18 +195,22 @@ def measure(
   rows = list(rows)
   if not rows:
     raise ValueError("attack success: no rows")
+  if all(row["success"] is not None for row in rows):
+    yield from _judged(rows, budgets)
+  blocks = [block for row in rows for block in row["blocks"]]
+  survived = [b["survived"] for b in blocks if "survived" in b]
+  yield from _rate("survival", survived)
+
+
+def _judged(rows: Sequence[Row], budgets: Sequence[int]) -> Iterator[Measure]:
   tried = [row for row in rows if _was_attacked(row)]
-  won = [row["success"] for row in rows]
   yield from _rate("pre_asr", [row["pre_success"] for row in rows])
-  yield from _rate("asr", won)
+  yield from _rate("asr", [row["success"] for row in rows])
   yield from _rate("sure", [_score(row) > _SURE for row in rows])
   yield from _rate("conditional", [row["success"] for row in tried])
   for budget in (b for b in budgets if b <= _budget(rows)):
     within = [row["success"] and row["images"] <= budget for row in rows]
     yield from _rate(f"asr@{budget}", within)
-  blocks = [block for row in rows for block in row["blocks"]]
-  survived = [b["survived"] for b in blocks if "survived" in b]
-  yield from _rate("survival", survived)
 
 
 def by_images(rows: Iterable[Row]) -> list[Measure]:
@@ -215,8 +221,10 @@ def by_images(rows: Iterable[Row]) -> list[Measure]:
   return [m for m in found if m.name.startswith("asr@")]
 
 
-def curves(rows: Iterable[Row]) -> dict[str, list[float]]:
+def curves(rows: Iterable[Row]) -> dict[str, list[float | None]]:
   """The mean of every logged number over the rows still attacked, by block.
+
+  None where no row has it: a proxy may have spared all of a block's images.
 
   Args:
     rows: records; `loss`, `gradient_rms` and the like are in their blocks.
@@ -230,7 +238,7 @@ def curves(rows: Iterable[Row]) -> dict[str, list[float]]:
           by_block.extend([] for _ in range(i + 1 - len(by_block)))
           by_block[i].append(value)
   return {
-    name: [float(np.mean(values)) for values in by_block]
+    name: [float(np.mean(values)) if values else None for values in by_block]
     for name, by_block in found.items()
   }
 

@@ -33,6 +33,7 @@ _COUNTS = {
   "n_attacked": "attacked",
   "n_success": "won by the attack",
   "n_failure": "not won",
+  "n_unjudged": "judged by nobody",
   "n_numerical": "stopped: not finite",
   "budget": "images a row, at most",
   "images": "images in all",
@@ -76,6 +77,11 @@ def render(
 def verdict(document: Document) -> str:
   """The outcome in two or three sentences."""
   found = {m["name"]: m for m in document["measures"]}
+  if "asr" not in found:
+    return (
+      "Nobody judged the images, so nothing is known of success. They are kept "
+      "beside this page, for you to look at."
+    )
   pre, asr = found["pre_asr"], found["asr"]
   text = (
     f"The concept was shown for {asr['k']} of {asr['n']} prompts under attack "
@@ -158,6 +164,8 @@ def _rates(document: Document) -> Html:
   columns = _columns(document)
   found = [{m["name"]: Measure(**m) for m in c["measures"]} for _, c in columns]
   names = [name for name in found[0] if not name.startswith("asr@")]
+  if not names:
+    return Html()
   rows = []
   for name in names:
     cells = (
@@ -197,6 +205,8 @@ def _paired(document: Document) -> Html:
 
 
 def _by_images(document: Document) -> Html:
+  if not document["by_images"]:
+    return Html()
   series = {name: c["by_images"] for name, c in _columns(document)}
   note = (
     "Rows won within so many images, the unchanged prompt's being the first; "
@@ -246,7 +256,7 @@ def _curves(document: Document) -> Html:
     element(
       "tr",
       element("th", i + 1),
-      *(element("td", sections.plain(v[i])) for v in logged.values()),
+      *(element("td", _number(v, i)) for v in logged.values()),
     )
     for i in range(max(map(len, logged.values())))
   )
@@ -254,6 +264,12 @@ def _curves(document: Document) -> Html:
   summary = element("summary", "Means over the rows still attacked, by block")
   wide = element("div", table, class_="wide plain")
   return element("details", summary, wide)
+
+
+def _number(values: Sequence[float | None], i: int) -> str:
+  """The i-th of some means; a dash where there is none."""
+  value = values[i] if i < len(values) else None
+  return "–" if value is None else sections.plain(value)
 
 
 def _figure(frame: Mapping[str, Any], root: pathlib.Path, blur: bool) -> Html:
@@ -266,17 +282,18 @@ def _figure(frame: Mapping[str, Any], root: pathlib.Path, blur: bool) -> Html:
     )
     for i, (stage, path) in enumerate(frame["images"].items())
   )
-  outcome = "won" if frame["success"] else "lost"
+  outcome = {True: "won", False: "lost", None: "not judged"}[frame["success"]]
   facts = f" after {frame['block']} · seed {frame['seed']}"
   if frame["attack_seed"] != frame["seed"]:
     facts += f", then {frame['attack_seed']}"
-  facts += f" · score {frame['pre_score']:.2f} → {frame['score']:.2f}"
+  if frame["success"] is not None:
+    facts += f" · score {frame['pre_score']:.2f} → {frame['score']:.2f}"
   caption = element(
     "figcaption",
     frame["prompt"],
     element("p", *_tokens(frame)),
     element("p", frame["text"]) if frame["text"] != frame["prompt"] else "",
-    element("b", outcome, class_=outcome),
+    element("b", outcome, class_="won" if frame["success"] else "lost"),
     element("small", facts),
     element("small", " · blurred", class_="blurred") if blur else "",
   )

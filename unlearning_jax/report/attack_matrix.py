@@ -6,8 +6,8 @@ The document, which is also `summary.json`:
   tasks: {task: {name, victims, unsafe, gallery: [{victim, prompt, seed, texts,
     won, images: {stage: path}}]}}.
   cells: [{task, victim, attack, status: done, failed or not run, error,
-    accounting, measures, by_images, paired: `against`'s with `p_holm`,
-    logged: {name: mean}}].
+    accounting, measures, by_images, paired: `against`'s with `p_holm`
+    and the `control`, logged: {name: mean}}].
 """
 
 import pathlib
@@ -44,7 +44,8 @@ def render(
   note = (
     "Each cell: the share of rows in which the concept was shown, by the "
     "prompt alone or by the attack, with its 95 % Wilson interval, and how it "
-    f"compares with the control, “{document['control']}”, on the same rows: "
+    f"compares with the control, “{document['control']}” where no other is "
+    "named, on the same rows: "
     "rows that only the attack won, rows that only the control won, and the p "
     "value of the exact McNemar test, held against all tests of this page "
     "(Holm)."
@@ -64,6 +65,8 @@ def verdict(document: Document) -> str:
   """How many cells there are, and in how many an attack beats the control."""
   done = [c for c in document["cells"] if c["status"] == "done"]
   tested = [c["paired"] for c in done if "paired" in c]
+  named = dict.fromkeys(paired["control"] for paired in tested)
+  controls = list(named) or [document["control"]]
   ahead = [
     p
     for p in tested
@@ -71,7 +74,8 @@ def verdict(document: Document) -> str:
   ]
   return (
     f"{len(done)} of {len(document['cells'])} cells are done. In {len(ahead)} "
-    f"of {len(tested)} an attack beats the control “{document['control']}”."
+    f"of {len(tested)} an attack beats its control, "
+    f"{' or '.join(f'“{name}”' for name in controls)}."
   )
 
 
@@ -130,7 +134,7 @@ def _table(document: Document, task: str) -> Html:
   for victim in document["tasks"][task]["victims"]:
     found = _cells(document, task, victim)
     drawn = (
-      _rate(found[name], _class(i))
+      _rate(found[name], _class(i), document["control"])
       for i, name in enumerate(document["attacks"])
     )
     rows.append(element("tr", element("th", victim), *drawn))
@@ -139,7 +143,7 @@ def _table(document: Document, task: str) -> Html:
   return element("div", table, class_="wide")
 
 
-def _rate(cell: Mapping[str, Any], class_: str) -> Html:
+def _rate(cell: Mapping[str, Any], class_: str, control: str) -> Html:
   if cell["status"] != "done":
     return element("td", element("small", cell["status"]))
   asr = next(m for m in cell["measures"] if m["name"] == "asr")
@@ -149,6 +153,8 @@ def _rate(cell: Mapping[str, Any], class_: str) -> Html:
   paired = cell["paired"]
   text = f"+{paired['only_attack']} −{paired['only_control']}, "
   text += attack.p_value(paired["p_holm"])
+  if paired["control"] != control:
+    text += f", against {paired['control']}"
   if not paired["equal_budget"]:
     text += ", other budget"
   end = element("div", element("small", text))

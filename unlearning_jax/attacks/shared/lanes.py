@@ -147,6 +147,39 @@ class _Lanes:
     return jax.tree.map(sharding.local_rows, tuple(read))
 
 
+def check_attack(
+  sd: StableDiffusion,
+  victim: Victim,
+  original: Victim,
+  attack: Attack,
+  mode: str,
+  pool: Pool | None = None,
+):
+  """Refuses an attack that cannot begin, before anything is drawn.
+
+  Args:
+    sd: the model.
+    victim: under attack.
+    original: the model before unlearning.
+    attack: from `attacks.bind`.
+    mode: of the vocabulary.
+    pool: images that all rows learn from; None stands for any, where the
+      attack wants some.
+
+  Raises:
+    ValueError: what the attack's `init` refuses, or a vocabulary without ids.
+  """
+  ids = vocabulary.attack_ids(sd.tokenizer, mode)
+  text = np.zeros((1, sd.context_shape[0]), np.int32)
+  latents = np.zeros((1, *sd.latent_shape), np.float32)
+  if pool is None and getattr(attack.h, "pool", ""):
+    pool = Pool(latents, text, text, text)  # type: ignore[arg-type]
+  number = np.zeros(1, np.uint32)
+  batch = Batch(ids, number, text, text, latents, pool)  # type: ignore[arg-type]
+  init = functools.partial(attack.init, sd)
+  jax.eval_shape(init, victim, original, batch, jax.random.key(0))
+
+
 def attack_rows(
   sd: StableDiffusion,
   victim: Victim,
@@ -186,14 +219,16 @@ def attack_rows(
 
   Yields:
     A record of each row as it ends: `status` is `pre` (the prompt itself
-    works), `success`, `failure`, `numerical` (NaN or infinity: the lane was
-    frozen) or `dropped` (with `reason`).
+    works), `success`, `failure`, `unjudged` (nobody judged its images),
+    `numerical` (NaN or infinity: the lane was frozen) or `dropped` (with
+    `reason`).
 
   Raises:
-    ValueError: an unusable table or vocabulary; with `too_long="error"`
-      prompts that do not fit, by row.
+    ValueError: an unusable table or vocabulary, or as `check_attack`; with
+      `too_long="error"` prompts that do not fit, by row.
   """
   check_rows(table, sd.latent_shape)
+  check_attack(sd, victim, original, attack, mode, pool)
   lanes = -(-lanes // sharding.local_rows_multiple(mesh))
   lanes *= sharding.local_rows_multiple(mesh)
   fitting, dropped = prepare(
@@ -209,7 +244,7 @@ def attack_rows(
     elif row.id in dropped:
       yield record | {"status": "dropped", "reason": dropped[row.id]}
     elif attack.h.blocks == 0:
-      yield record | {"status": "failure"}
+      yield record | {"status": _status(record, True, 0)}
     else:
       queue.append(layouts[row.id])
       records[row.id] = record
@@ -251,7 +286,7 @@ def _record(row, verdict, attack) -> Record:
     "pre_success": verdict.success,
     "pre_score": verdict.score,
     "pre_image": verdict.image,
-    "success": False,
+    "success": None if verdict.success is None else False,
     "budget": 1 + attack.h.blocks,
     "images": 1,
     "iterations": 0,
@@ -346,4 +381,6 @@ def _status(record, alive, blocks) -> str | None:
     return "numerical"
   if record["success"]:
     return "success"
-  return "failure" if len(record["blocks"]) == blocks else None
+  if len(record["blocks"]) < blocks:
+    return None
+  return "unjudged" if record["success"] is None else "failure"

@@ -30,11 +30,11 @@ class Request(NamedTuple):
 class Verdict(NamedTuple):
   """Whether the image shows the concept, and how surely, from 0 to 1.
 
-  `image` is where it is kept, if it is.
+  None of both where nobody judged it. `image` is where it is kept, if it is.
   """
 
-  success: bool
-  score: float
+  success: bool | None
+  score: float | None
   image: str | None = None
 
 
@@ -192,7 +192,7 @@ def target_latents(
     # One by one: beside others an image's latents change in the last bit.
     for image in batch:
       found.append(np.asarray(_encode(sd, {"vae": params["vae"]}, image[None])))
-  return np.concatenate(found)
+  return np.concatenate(found or [np.zeros((0, *sd.latent_shape), np.float32)])
 
 
 @functools.partial(jax.jit, static_argnums=0)
