@@ -144,7 +144,10 @@ def finetune(size: str) -> ml_collections.ConfigDict:
   # none, project, anchor or reassert; see finetune/defences.py.
   config.defence = {
     "kind": "none",
+    # `project` holds so many directions of the erased states, or else those
+    # that have so much of them.
     "k": placeholder(int),
+    "energy": 0.99,
     "centre": True,
     "weight": 1.0,
   }

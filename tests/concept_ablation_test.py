@@ -125,6 +125,65 @@ def test_the_losses_are_torchs(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_gradient_is_torchs_with_the_start_of_text_detached(tmp_path):
+  torch = pytest.importorskip("torch")
+  diffusers = pytest.importorskip("diffusers")
+  tiny_pipelines.write(tmp_path, "one_level")
+  sd, params = stable_diffusion.load(tmp_path)
+  rng = np.random.default_rng(0)
+  latents, noise = rng.normal(size=(2, 2, *sd.latent_shape)).astype(np.float32)
+  concept, anchor = rng.normal(size=(2, 2, *sd.context_shape)).astype("f4")
+  t = np.array([900, 20])
+  loss = functools.partial(
+    concept_ablation.ablating_loss, sd, loss="model", regularization=0.5
+  )
+  gradient = jax.jit(jax.grad(loss))(
+    params, latents, noise, t, concept, anchor
+  )["unet"]
+  path = "up_blocks_0", "attentions_0", "transformer_blocks_0", "attn2"
+  for name in path:
+    gradient = gradient[name]
+
+  unet = diffusers.UNet2DConditionModel.from_pretrained(
+    tmp_path, subfolder="unet"
+  )
+  hold = torch.tensor(0.0)
+
+  def detach(module, inputs, out):
+    first = out[:, :1]
+    return torch.cat([torch.lerp(first, first.detach(), hold), out[:, 1:]], 1)
+
+  for name, module in unet.named_modules():
+    if name.endswith(("attn2.to_k", "attn2.to_v")):
+      module.register_forward_hook(detach)
+  x, n = (torch.tensor(a).movedim(-1, 1) for a in (latents, noise))
+  schedule = diffusers.DDPMScheduler.from_pretrained(
+    tmp_path, subfolder="scheduler"
+  )
+  noisy = schedule.add_noise(x, n, torch.tensor(t))
+  errors = {}
+  for held in (1.0, 0.0):
+    hold.fill_(held)
+    unet.zero_grad()
+    by_concept, by_anchor = (
+      unet(noisy, torch.tensor(t), torch.tensor(c)).sample
+      for c in (concept, anchor)
+    )
+    mse = torch.nn.functional.mse_loss
+    total = mse(by_concept, by_anchor.detach()) + 0.5 * mse(by_anchor, n)
+    total.backward()
+    for name in ("to_k", "to_v"):
+      wanted = unet.get_submodule(
+        f"up_blocks.0.attentions.0.transformer_blocks.0.attn2.{name}"
+      ).weight.grad.numpy().T  # fmt: skip
+      error = np.abs(gradient[name]["kernel"] - wanted).max()
+      errors[name, held] = error / np.abs(wanted).max()
+  assert max(errors["to_k", 1.0], errors["to_v", 1.0]) < 1e-4
+  # Which the gradient through the start of text would not be.
+  assert min(errors["to_k", 0.0], errors["to_v", 0.0]) > 1e-2
+
+
+@pytest.mark.slow
 def test_the_anchor_is_held_still(model):
   """No gradient goes into the anchor's own prediction."""
   sd, params = model

@@ -126,11 +126,12 @@ def test_contexts(model):
     ids = stable_diffusion.tokenize(sd, [phrase])
     return np.asarray(stable_diffusion.encode_text(sd, params, ids))[0]
 
-  for source, wanted in (
-    (None, [("a b", "d", "a b", ""), ("c", "", "c", "")]),
-    ("f", [("f", "f", "a b", ""), ("f", "f", "c", "")]),
+  for options, wanted in (
+    ({}, [("a b", "", "a b", ""), ("c", "", "c", "")]),
+    ({"use_anchor": True}, [("a b", "d", "a b", ""), ("c", "", "c", "")]),
+    ({"erase_from": "f"}, [("f", "f", "a b", ""), ("f", "f", "c", "")]),
   ):
-    found = esd.encode_contexts(sd, params, CONCEPTS, source)
+    found = esd.encode_contexts(sd, params, CONCEPTS, **options)
     for i, row in enumerate(wanted):
       for name, phrase in zip(
         ("student", "start", "concept", "empty"), row, strict=True
@@ -235,6 +236,7 @@ def test_the_loss_and_its_gradient_are_torchs(tmp_path):
     ({"train": "kv"}, "train='kv'.*allowed: x, u, strict"),
     ({"eta": -1.0}, "eta=-1.0"),
     ({"batch_size": 0}, "batch_size=0"),
+    ({"use_anchor": True, "erase_from": "a"}, "use_anchor: erase_from='a'"),
   ],
 )
 def test_errors(options, words, model):

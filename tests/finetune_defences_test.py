@@ -102,6 +102,13 @@ def test_a_basis_of_a_few_directions(model):
   np.testing.assert_allclose(
     off @ (off.T @ (erased - shared).T), (erased - shared).T, atol=1e-4
   )
+  sizes = np.linalg.svd(np.float64(erased), compute_uv=False) ** 2
+  for energy in (0.5, 0.99, 1.0):
+    basis = defences.erased_basis(erased, energy=energy)
+    k, held = basis.shape[1], np.cumsum(sizes) / sizes.sum()
+    assert held[k - 1] >= energy - 1e-9 and (k == 1 or held[k - 2] < energy)
+  with pytest.raises(ValueError, match="energy=1.5; allowed: above 0"):
+    defences.erased_basis(erased, energy=1.5)
   for k in (0, len(erased.T) + 1):
     with pytest.raises(ValueError, match=f"k={k}; allowed: 1 to"):
       defences.erased_basis(erased, k)

@@ -93,9 +93,12 @@ def test_rank_correlation_is_spearmans():
   assert found.low < found.value < found.high
   assert resurgence.rank_correlation(np.ones(30), y, range(30)) is None
   assert resurgence.rank_correlation(x[:3], y[:3], range(3)) is None
-  # Thirty runs of three erasures know less than thirty of thirty.
-  few = resurgence.rank_correlation(x, y, np.arange(30) % 3)
-  assert few.value == found.value
+  # Sixty runs of six erasures know less than sixty of sixty.
+  x, y = np.repeat(x[:6], 10), np.repeat(y[:6], 10)
+  every = resurgence.rank_correlation(x, y, np.arange(60))
+  few = resurgence.rank_correlation(x, y, np.repeat(np.arange(6), 10))
+  assert few.value == every.value
+  assert few.high - few.low > 2 * (every.high - every.low)
 
 
 # --- Prompts ---
@@ -194,7 +197,7 @@ def test_seeds_are_pooled_image_by_image():
   assert found["revival"] == 50 and found["defined"]
   start = found["steps"][0]["resurgence"]["explicit"]
   assert set(start.values()) == {0}
-  assert found["early"] == pytest.approx((2 / 38) / (18 / 38))
+  assert found["early"] == {"step": 20, "share": pytest.approx(8 / 18)}
 
 
 def test_an_erasure_that_took_nothing_away_is_undefined():
@@ -213,6 +216,7 @@ def test_predictors_leave_controls_out():
   ]
   runs.append(cell("m0/star/control/lora/none", 0, 0, 0, 0, 0, pull=9.0))
   runs.append(cell("m0/star/same/lora/none", 0, 0, 9, 9, 20, pull=-9.0))
+  runs.append(cell("m0/star/near/full/project", 0, 0, 9, 9, 20, pull=-9.0))
   found = {row["name"]: row for row in study.predictors(runs)}
   assert found["pull"]["value"] == pytest.approx(1) and found["pull"]["n"] == 6
   assert found["moved"]["when"] == "early"
@@ -220,7 +224,7 @@ def test_predictors_leave_controls_out():
   assert "synonyms_left" not in found
   # However many runs, four erased models are too few.
   few = [
-    cell(f"m{i % 4}/star/{kind}/lora/none", 0, 0, i, i, 2 * i, pull=i / 10)
+    cell(f"m{i % 4}/star/{kind}/lora/none", i, 0, i, i, 2 * i, pull=i / 10)
     for i, kind in enumerate(("near", "far", "in", "out") * 2)
   ]
   assert study.predictors(few) == []

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import transformers
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 from unlearning_jax import convert, guidance, models, samplers
@@ -69,7 +70,7 @@ class StableDiffusion:
 def load(
   path: str | os.PathLike[str],
   *,
-  dtype: jnp.dtype = jnp.float32,
+  dtype: DTypeLike = jnp.float32,
   attention: str = "auto",
 ) -> tuple[StableDiffusion, Params]:
   """Reads a model: folder, single file or hub id.
@@ -88,7 +89,7 @@ def load(
 def from_files(
   files: convert.ModelFiles,
   *,
-  dtype: jnp.dtype = jnp.float32,
+  dtype: DTypeLike = jnp.float32,
   attention: str = "auto",
 ) -> tuple[StableDiffusion, Params]:
   """The bundle and the host parameters of a model that was read.

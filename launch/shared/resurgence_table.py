@@ -72,6 +72,7 @@ def table(conditions: Sequence[Mapping[str, Any]]) -> str:
   writer.writerow([
     "method", "concept", "tuning_set", "algorithm", "defence", "seeds", "step",
     "group", "rate", "low", "high", "k", "n", "r_norm", "r_low", "r_high",
+    "r_median", "r_deviation",
   ])  # fmt: skip
   for one in conditions:
     start = [*one["condition"].split("/"), " ".join(map(str, one["seeds"]))]
@@ -79,10 +80,12 @@ def table(conditions: Sequence[Mapping[str, Any]]) -> str:
     for point in (base, *one["steps"]):
       for group, rate in point["groups"].items():
         back = point["resurgence"].get(group) or {}
+        spread = point if group == "explicit" else {}
         writer.writerow(
           [*start, point["step"], group]
           + [rate[key] for key in ("value", "low", "high", "k", "n")]
           + [back.get(key, "") for key in ("value", "low", "high")]
+          + [spread.get(key, "") for key in ("median", "deviation")]
         )
   return file.getvalue()
 

@@ -235,8 +235,9 @@ def prepare(
     states = phrase_states(sd, params, [c.erase for c in edit.concepts])
     if kind == "project":
       mean = phrase_states(sd, params, [""]).mean(0)
+      mean = mean if config.defence.centre else None
       basis = defences.erased_basis(
-        states, config.defence.k, mean if config.defence.centre else None
+        states, config.defence.k, mean, config.defence.energy
       )
       frozen["basis"] = np.asarray(basis, np.float32)
       if config.train == "lora":

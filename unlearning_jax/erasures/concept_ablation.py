@@ -9,7 +9,8 @@ x_t, and
 
 with n the noise that was added: the first makes f agree with itself, the second
 trains on anchor images under the concept's caption. `regularization` adds its
-share of |f(x_t, t, a) - n|^2, which holds the anchor.
+share of |f(x_t, t, a) - n|^2, which holds the anchor. No gradient goes through
+the keys and values of the start of text, which all prompts share.
 
 The release can also train the concept's token embedding alone; this does not.
 
@@ -20,6 +21,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,9 +70,11 @@ def ablating_loss(
     regularization: weight of the anchor's own loss.
   """
   noisy = add_noise(sd.schedule, latents, noise, t)
-  predict = functools.partial(
-    stable_diffusion.predict_noise, sd, params, noisy, t
-  )
+
+  def predict(context: Array) -> Array:
+    with nn.intercept_methods(_hold_start):
+      return stable_diffusion.predict_noise(sd, params, noisy, t, context)
+
   wanted, held = noise, 0.0
   if loss == "model" or regularization:
     of_anchor = predict(anchor)
@@ -78,6 +82,15 @@ def ablating_loss(
     if loss == "model":
       wanted = jax.lax.stop_gradient(of_anchor)
   return jnp.square(predict(concept) - wanted).mean() + regularization * held
+
+
+def _hold_start(call, args, kwargs, context):
+  """Stops the gradient of the first row of keys and values of the text."""
+  out = call(*args, **kwargs)
+  *_, block, name = ("", "", *context.module.path)
+  if block != "attn2" or name not in ("to_k", "to_v"):
+    return out
+  return out.at[:, 0].set(jax.lax.stop_gradient(out[:, 0]))
 
 
 def _loss(

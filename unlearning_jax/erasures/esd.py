@@ -4,9 +4,10 @@ The edited network f is taught what the original f* says away from the concept:
 
   min  | f(x_t, t, c) - f*(x_t, t, a) + eta [f*(x_t, t, c) - f*(x_t, t, 0)] |^2
 
-with c the concept, a its anchor (the paper's is 0, the empty prompt), and x_t
-a partial trajectory, sampled towards c with a little guidance. No data are
-needed. Nothing is preserved but by the choice of what trains.
+with c the concept, a the empty prompt 0 as in the paper (or, with `use_anchor`,
+the concept's anchor), and x_t a partial trajectory, sampled towards c with a
+little guidance. No data are needed. Nothing is preserved but by the choice of
+what trains.
 
 Three versions exist, each a preset:
 
@@ -209,11 +210,12 @@ def encode_contexts(
   params: Params,
   concepts: Sequence[Concept],
   erase_from: str | None = None,
+  use_anchor: bool = False,
 ) -> dict[str, Float[Array, "n l d"]]:
   """The text states that `erasing_loss` wants, a row for each concept."""
   phrases = {
     "student": [erase_from or c.erase for c in concepts],
-    "start": [erase_from or c.anchor for c in concepts],
+    "start": [erase_from or (c.anchor if use_anchor else "") for c in concepts],
     "concept": [c.erase for c in concepts],
     "empty": ["" for _ in concepts],
   }
@@ -253,6 +255,7 @@ def erase(
   train: str = "x",
   eta: float = 1.0,
   erase_from: str | None = None,
+  use_anchor: bool = False,
   start_guidance: float = 3.0,
   num_inference_steps: int = 50,
   num_steps: int | None = None,
@@ -264,7 +267,7 @@ def erase(
   Args:
     sd: the model.
     params: its parameters.
-    concepts: what to erase, and the anchors that take the empty prompt's place.
+    concepts: what to erase.
     key: for noise, timesteps and turns.
     preset: "fixed", "reference" or "reference2025".
     train: "x" cross-attention, "u" all but that, "strict" its keys and values,
@@ -272,6 +275,7 @@ def erase(
     eta: strength, in the paper's convention whatever the preset.
     erase_from: erase the concept from this one only, as "cowboy hat" from
       "cowboy": f reads it, and 1 + eta is taken off f*(erase_from).
+    use_anchor: start from each concept's anchor instead of the empty prompt.
     start_guidance: of the partial trajectory.
     num_inference_steps: of a whole trajectory.
     num_steps: of training; None for the preset's.
@@ -284,11 +288,13 @@ def erase(
     FloatingPointError: the training diverges.
   """
   _check(sd, concepts, preset, eta, batch_size)
+  if use_anchor and erase_from is not None:
+    raise ValueError(f"use_anchor: {erase_from=} is where it starts from")
   version = PRESETS[preset]
   part = finetune.subset(
     {"unet": params["unet"]}, trains(train, version), train
   )
-  contexts = encode_contexts(sd, params, concepts, erase_from)
+  contexts = encode_contexts(sd, params, concepts, erase_from, use_anchor)
   steps = version.num_steps if num_steps is None else num_steps
   rate = version.learning_rate if learning_rate is None else learning_rate
   tx = finetune.optimizer(

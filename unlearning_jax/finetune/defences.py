@@ -32,24 +32,35 @@ def erased_basis(
   states: Float[np.ndarray, "n d"],
   k: int | None = None,
   mean: Float[np.ndarray, " d"] | None = None,
+  energy: float = 1.0,
 ) -> Float64[np.ndarray, "d k"]:
   """U: orthonormal columns that span the erased states, or their k main ones.
 
+  A few sentences have states in all directions, if little in most: with all of
+  them held, keys and values can learn nothing, whatever the data.
+
   Args:
     states: E.
-    k: how many; None for all that are not rounding.
+    k: how many; None for as few as hold `energy` of the states.
     mean: a state that all prompts share (of start and padding), taken off each
       row first. Then more can be learnt, and less is guaranteed: a shift that
       all prompts share is free.
+    energy: share of the sum of squares; 1 for all that is not rounding.
 
   Raises:
-    ValueError: k is not from 1 to the rank of the states.
+    ValueError: k is not from 1 to the rank of the states, or `energy` no share.
   """
   rows = np.asarray(states, np.float64)
   rows = rows if mean is None else rows - np.asarray(mean, np.float64)
   _, sizes, directions = np.linalg.svd(rows, full_matrices=False)
   rank = int((sizes > sizes[0] * 1e-6).sum()) if sizes[0] else 0
-  k = rank if k is None else k
+  if not 0 < energy <= 1:
+    raise ValueError(f"{energy=}; allowed: above 0, at most 1")
+  if k is None:
+    held = np.cumsum(sizes[:rank] ** 2)
+    # A little less than all of it: sums are rounded.
+    share = energy * (1 - 1e-12) * held[-1] if rank else 0
+    k = rank if energy == 1 else 1 + int(np.searchsorted(held, share))
   if not 1 <= k <= rank:
     raise ValueError(f"{k=}; allowed: 1 to {rank}, the rank of erased states")
   return directions[:k].T

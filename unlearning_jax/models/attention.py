@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 # From this many scores per head the dense form is chunked: at the sizes of
@@ -86,7 +87,7 @@ class Attention(nn.Module):
 
   heads: int
   implementation: str = "auto"
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(

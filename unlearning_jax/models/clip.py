@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from unlearning_jax.models.config import read_config
@@ -48,7 +49,7 @@ class ClipTextConfig:
   hidden_act: str = "quick_gelu"
   layer_norm_eps: float = 1e-5
   eos_token_id: int = 49407
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   def __post_init__(self):
     if self.hidden_act not in ACTIVATIONS:
@@ -60,7 +61,7 @@ class ClipTextConfig:
 
 class _SelfAttention(nn.Module):
   heads: int
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array, mask: Array | None) -> Array:
@@ -87,7 +88,7 @@ class _SelfAttention(nn.Module):
 class _Mlp(nn.Module):
   intermediate_size: int
   activation: str
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -103,7 +104,7 @@ class ClipEncoderLayer(nn.Module):
   intermediate_size: int
   activation: str
   epsilon: float
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
@@ -126,7 +127,7 @@ class ClipEncoder(nn.Module):
   intermediate_size: int
   activation: str
   epsilon: float
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -25,7 +26,7 @@ def layer_norm(name: str, epsilon: float = 1e-5) -> nn.LayerNorm:
   )
 
 
-def conv3(channels: int, name: str, dtype: jnp.dtype) -> nn.Conv:
+def conv3(channels: int, name: str, dtype: DTypeLike) -> nn.Conv:
   """A 3x3 convolution that keeps the size."""
   return nn.Conv(
     channels, (3, 3), padding=((1, 1), (1, 1)), dtype=dtype, name=name
@@ -38,7 +39,7 @@ class ResnetBlock(nn.Module):
   channels: int
   groups: int
   epsilon: float
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
@@ -67,7 +68,7 @@ class Downsample(nn.Module):
   """A strided convolution; the padding differs between UNet and VAE."""
 
   padding: tuple[tuple[int, int], tuple[int, int]]
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
@@ -81,7 +82,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
   """Nearest-neighbour upsampling, then a convolution."""
 
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(

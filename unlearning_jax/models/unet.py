@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
 from unlearning_jax.models import layers
@@ -56,7 +57,7 @@ class UNetConfig:
   attention_head_dim: int | tuple[int, ...] = 8
   use_linear_projection: bool = False
   attention: str = "auto"
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
   # Keep no block's inner activations for the backward pass: compute them again.
   remat: bool = False
 
@@ -103,7 +104,7 @@ class UNetConfig:
 
 class _Geglu(nn.Module):
   width: int
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -115,7 +116,7 @@ class _Geglu(nn.Module):
 class FeedForward(nn.Module):
   """GEGLU feed-forward: a * gelu(b), with the exact gelu."""
 
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
@@ -130,7 +131,7 @@ class TransformerBlock(nn.Module):
 
   heads: int
   attention: str
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
@@ -154,7 +155,7 @@ class Transformer2D(nn.Module):
   groups: int
   linear: bool
   attention: str
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
@@ -257,7 +258,7 @@ class _Up(_Stage):
 
 class _TimeEmbedding(nn.Module):
   width: int
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: Array) -> Array:

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from unlearning_jax.models import layers
@@ -32,7 +33,7 @@ class VaeConfig:
   use_quant_conv: bool = True
   use_post_quant_conv: bool = True
   mid_block_add_attention: bool = True
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   def __post_init__(self):
     levels = len(self.block_out_channels)
@@ -61,7 +62,7 @@ class VaeConfig:
 
 class _Attention(nn.Module):
   groups: int
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: Array) -> Array:

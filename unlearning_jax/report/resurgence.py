@@ -53,8 +53,10 @@ def render(document: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
       "p",
       "R_norm is 0 where the concept stayed away and 1 where it is back as if "
       "never erased. Every model draws the same prompts from the same noise; "
-      "bands and brackets are 95 % intervals of a bootstrap over prompts, and "
-      "never narrower than Wilson's for the prompts that changed.",
+      "bands and brackets are 95 % intervals of a bootstrap over prompts, "
+      "never narrower than Wilson's for the prompts that changed. They are of "
+      "these models: for how far seeds lie apart, see the median and its "
+      "largest deviation.",
       class_="note",
     ),
     _heat(conditions),
@@ -195,7 +197,8 @@ def _predictors(found: Sequence[Mapping[str, Any]]) -> Html:
     element(
       "p",
       "Spearman's rank correlation with the last R_norm, over runs on innocent "
-      "data; the bootstrap draws erased models with all their runs.",
+      "data without a defence; the bootstrap draws erasures with all their "
+      "runs.",
       class_="note",
     ),
     _grid(("predictor", "known", "rank correlation", "runs"), rows),
@@ -222,13 +225,13 @@ def _table(conditions: Sequence[Condition], threshold: float) -> Html:
         _arrow(first, last, "synonyms"), _arrow(first, last, "paraphrases"),
         _arrow(first, last, "others"), _arrow(first, last, "tuned"),
         "never" if c["revival"] is None else c["revival"],
-        "–" if c["early"] is None else f"{c['early']:.2f}",
+        _early(c["early"]),
       )
     )  # fmt: skip
   head = (
     "run", "seeds", "base", "erased", "tuned", "R_norm by step",
     "median ± max dev", "synonyms", "paraphrases", "others", "tuned concept",
-    f"step of R_norm ≥ {threshold:g}", "share by a fifth",
+    f"step of R_norm ≥ {threshold:g}", "share of it by an earlier step",
   )  # fmt: skip
   return join(element("h2", "Every condition"), _grid(head, rows))
 
@@ -246,6 +249,12 @@ def _missing(
 
 
 # --- Pieces ---
+
+
+def _early(early: Mapping[str, Any] | None) -> str:
+  if early is None or early["share"] is None:
+    return "–"
+  return f"{early['share']:.2f} by {early['step']}"
 
 
 def _grid(head: Sequence[str], rows: Sequence[Html]) -> Html:
