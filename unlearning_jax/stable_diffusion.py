@@ -104,10 +104,7 @@ def from_files(
     ValueError: as `load`; also where the parts do not fit each other.
   """
   if files.tokenizer is None:
-    raise ValueError(
-      "model: it has no tokenizer; read it over a base, "
-      "convert.load(file, base=folder)"
-    )
+    raise ValueError("model: it has no tokenizer; read the file over a base")
   configs = files.configs
   size = configs["unet"].get("sample_size") or 64
   tokenizer = transformers.CLIPTokenizer.from_pretrained(str(files.tokenizer))

@@ -4,6 +4,7 @@ import os
 import pathlib
 
 from unlearning_jax.convert import compvis, hub, sd1
+from unlearning_jax.convert.adapters import is_lora, merge_lora
 from unlearning_jax.convert.folder import (
   COMPONENTS,
   MARK,
@@ -36,7 +37,8 @@ def load(
   Args:
     path: a diffusers folder; a hub id `owner/name[@revision]`; a single file
       with the whole model; or, over `base`, a file or folder with some of its
-      tensors: a UNet, a text encoder, edited layers, a delta.
+      tensors: a UNet, a text encoder, edited layers, a delta; or a LoRA file,
+      which is added to them.
     base: the model that such a part belongs to, or its folder or hub id. For
       a single file with the whole model it gives the configs and the
       tokenizer, which else are those of Stable Diffusion 1.x and none. A
@@ -70,6 +72,8 @@ def load(
       f"{source}: is a delta over another model than the base that is given "
       f"(fingerprint {made_for[:12]}...)"
     )
+  if is_lora(state) and ema is None:
+    return merge_lora(base, file, state)
   return overlay(base, state, ema=ema, source=source)
 
 
