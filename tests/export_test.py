@@ -244,6 +244,15 @@ def test_an_exported_delta_and_unet_come_back(model, tmp_path):
     assert all(np.array_equal(new[name], old[name]) for name in old)
 
 
+def test_an_exported_delta_over_another_base(model, tmp_path):
+  path, _ = write(model, tmp_path, "delta")
+  other = convert.load(model[0])
+  name, value = next(iter(other.states["text_encoder"].items()))
+  other.states["text_encoder"][name] = value + 1
+  with pytest.raises(ValueError, match=f"{path.name}: is a delta over another"):
+    convert.load(path, other)
+
+
 @pytest.mark.parametrize("layout", ["lora", "kohya"])
 def test_an_exported_lora_comes_back(model, tmp_path, layout):
   folder, _, params, edit = model

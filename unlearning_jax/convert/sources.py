@@ -1,5 +1,6 @@
 """Loads a model from whatever the user names."""
 
+import dataclasses
 import os
 import pathlib
 
@@ -18,6 +19,7 @@ from unlearning_jax.convert.names import State, canonical
 from unlearning_jax.convert.parts import FINGERPRINT, fingerprint, overlay
 from unlearning_jax.convert.reader import (
   as_float32,
+  read_edit,
   read_metadata,
   read_state_dict,
 )
@@ -73,8 +75,10 @@ def load(
       f"(fingerprint {made_for[:12]}...)"
     )
   if is_lora(state) and ema is None:
-    return merge_lora(base, file, state)
-  return overlay(base, state, ema=ema, source=source)
+    model = merge_lora(base, file, state)
+  else:
+    model = overlay(base, state, ema=ema, source=source)
+  return dataclasses.replace(model, metadata=read_edit(file) or base.metadata)
 
 
 def _resolve(path: str | os.PathLike, variant: str | None) -> pathlib.Path:
@@ -125,4 +129,4 @@ def _from_single_file(
     component: as_float32(canonical(parts[component], source), source)
     for component in COMPONENTS
   }
-  return ModelFiles(configs, states, tokenizer)
+  return ModelFiles(configs, states, tokenizer, read_edit(source))
