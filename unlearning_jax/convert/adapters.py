@@ -31,22 +31,20 @@ _KOHYA = {
   "unet": ("lora_unet_",),
   "text_encoder": ("lora_te_", "lora_te1_"),
 }
-# How a key ends -> what it is. diffusers' oldest: "to_k_lora.down.weight",
-# below an attention's `processor`.
+# How a key ends -> what it is.
 _ENDS = {
-  rf"\.(?:{down})(?:\.default)?\.weight$": part
-  for down, part in (
-    (r"lora_A|lora_down|lora\.down|lora_linear_layer\.down", "down"),
-    (r"lora_B|lora_up|lora\.up|lora_linear_layer\.up", "up"),
-  )
-} | {r"\.alpha$": "alpha"}
+  r"\.(lora_A(\.default)?|lora(_linear_layer)?[._]down)\.weight$": "down",
+  r"\.(lora_B(\.default)?|lora(_linear_layer)?[._]up)\.weight$": "up",
+  r"\.alpha$": "alpha",
+}
+# diffusers' oldest, of the layers beside an attention's own.
 _OLDEST = re.compile(r"\.processor\.(to_[qkv]|to_out)_lora\.")
 _WRAPPER = "base_model.model."  # PEFT's, in the files that it writes itself
 _METADATA = "lora_adapter_metadata"  # where diffusers keeps PEFT's config
 _PEFT_CONFIG = "adapter_config.json"  # where PEFT does
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Factors:
   """Of one weight; alpha / rank is multiplied into `up`.
 
@@ -147,14 +145,14 @@ def merge_lora(
   return dataclasses.replace(base, states=states)
 
 
-def _split(key: str) -> tuple[str, str | None]:
-  """The module in a key, and what of it the key is."""
+def _split(key: str) -> tuple[str, str]:
+  """The module in a key, and what of it the key is; "" if nothing known."""
   key = _OLDEST.sub(r".\1.lora.", key.removeprefix(_WRAPPER))
   key = key.replace(".to_out.lora.", ".to_out.0.lora.")
   for end, part in _ENDS.items():
     if match := re.search(end, key):
       return key[: match.start()], part
-  return key, None
+  return key, ""
 
 
 def _places(
