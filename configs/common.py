@@ -32,8 +32,8 @@ def comparison(size: str) -> ml_collections.ConfigDict:
   """What to draw before and after an erasure, and with which model.
 
   `tiny` judges the embedded Shapes model; the full sizes draw the prompts in
-  `prompts` and judge nothing. Set `--config.model` to a folder, a single file
-  or a hub id.
+  `prompts` and judge nothing. Set `--config.model` to a folder or a hub id;
+  `launch.convert` makes a folder of a file.
   """
   config = ml_collections.ConfigDict()
   config.seed = 0

@@ -24,7 +24,7 @@ from unlearning_jax.convert import output, reader
 from unlearning_jax.erasures import mace, uce
 
 _MODEL = flags.DEFINE_string(
-  "model", None, "The base: shapes, a folder, a file, a hub id.", required=True
+  "model", None, "The base: shapes, a folder or a hub id.", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", None, "A folder.", required=True)
 _STATISTICS = flags.DEFINE_string(

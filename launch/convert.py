@@ -5,7 +5,7 @@ A whole model (folder, single file or hub id) into a diffusers folder:
   python -m launch.convert --input=sd-v1-4.ckpt --base=sd14 --ema \
     --output=converted
 
-A published edit (a UNet, a text encoder, some layers) laid over its base:
+A published edit (a UNet, a text encoder, some layers, a LoRA) over its base:
 
   python -m launch.convert --input=esd-church.pt --base=sd14 --output=esd-church
 

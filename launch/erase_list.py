@@ -24,7 +24,7 @@ from unlearning_jax.concepts import DEFAULT_ANCHORS, make_concepts
 from unlearning_jax.convert import output
 
 _MODEL = flags.DEFINE_string(
-  "model", None, "The base: shapes, a folder, a file, a hub id.", required=True
+  "model", None, "The base: shapes, a folder or a hub id.", required=True
 )
 _ERASE = flags.DEFINE_string("erase", None, "A list.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "The edit.", required=True)

@@ -21,7 +21,7 @@ _EDIT = flags.DEFINE_string("edit", None, "edit.safetensors.", required=True)
 _MODEL = flags.DEFINE_string(
   "model",
   None,
-  "Its base: shapes, a folder, a file or a hub id.",
+  "Its base: shapes, a folder or a hub id.",
   required=True,
 )
 _FORMAT = flags.DEFINE_enum(

@@ -9,7 +9,7 @@ from scripts import script
 from configs import attack_concept_inversion, attack_new_word
 from configs import attack_unlearn_diff_atk as uda
 from launch.shared import attack_table, comparison, victims
-from unlearning_jax import attacks, convert, guidance, sharding
+from unlearning_jax import attacks, convert, guidance, lora, sharding
 from unlearning_jax.workdir import Workdir
 
 
@@ -79,6 +79,48 @@ def test_a_text_encoder_that_is_none_of_this_model(
 ):
   with pytest.raises(ValueError, match=words):
     victim(tmp_path, model, make(model[1]))
+
+
+def factors(params, seed=0):
+  """A LoRA's tensors, both factors drawn."""
+  fresh = lora.init(params, jax.random.key(0), rank=2, targets="attention")
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda leaf: np.float32(0.1 * rng.normal(size=leaf.shape)), fresh
+  )
+
+
+def in_a_row(tensors):
+  """As safetensors must have them: it writes the memory as it lies."""
+  return {k: np.ascontiguousarray(v) for k, v in tensors.items()}
+
+
+def test_a_lora_is_a_victim(model, tmp_path):
+  params = model[1]
+  adapters = factors(params)
+  found = victim(tmp_path, model, in_a_row(lora.to_torch(adapters))).params
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+    found, lora.merge(params, adapters),
+  )  # fmt: skip
+  kept = jax.tree.map(lambda a, b: a is b, found, params)
+  changed = [path for path, same in jax.tree.leaves_with_path(kept) if not same]
+  assert len(changed) == len(adapters)
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    (lambda k, v: (k.replace("mid_block", "middle"), v),
+     "'unet.middle.* fits no unet or text_encoder weight"),
+    (lambda k, v: (k, v[:, :-1] if "lora_A" in k else v), "misshaped: .*to_"),
+  ],
+)  # fmt: skip
+def test_a_lora_of_another_model(change, words, model, tmp_path):
+  tensors = lora.to_torch(factors(model[1]))
+  tensors = dict(change(key, value) for key, value in tensors.items())
+  with pytest.raises(ValueError, match=words):
+    victim(tmp_path, model, in_a_row(tensors))
 
 
 def test_a_fingerprint_tells_victims_apart(model, tmp_path):

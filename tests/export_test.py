@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +13,13 @@ import safetensors
 import tiny_pipelines
 from safetensors.numpy import load_file
 
-from unlearning_jax import closed_form, convert, shapes, stable_diffusion
+from unlearning_jax import (
+  closed_form,
+  convert,
+  lora,
+  shapes,
+  stable_diffusion,
+)
 from unlearning_jax.closed_form import export
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.erasures import rece, uce
@@ -235,6 +242,29 @@ def test_an_exported_delta_and_unet_come_back(model, tmp_path):
     again = convert.to_params(convert.load(path, folder))["unet"]
     new, old = convert.to_torch(again), convert.to_torch(expected)
     assert all(np.array_equal(new[name], old[name]) for name in old)
+
+
+def test_an_exported_delta_over_another_base(model, tmp_path):
+  path, _ = write(model, tmp_path, "delta")
+  other = convert.load(model[0])
+  name, value = next(iter(other.states["text_encoder"].items()))
+  other.states["text_encoder"][name] = value + 1
+  with pytest.raises(ValueError, match=f"{path.name}: is a delta over another"):
+    convert.load(path, other)
+
+
+@pytest.mark.parametrize("layout", ["lora", "kohya"])
+def test_an_exported_lora_comes_back(model, tmp_path, layout):
+  folder, _, params, edit = model
+  path, _ = write(model, tmp_path, layout)
+  expected = closed_form.apply_to_params(edit, params)
+  for found in (
+    lora.merge(params, lora.load(path, params)),
+    convert.to_params(convert.load(path, folder)),
+  ):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected
+    )
 
 
 def test_what_cannot_be_exported(model, tmp_path):

@@ -271,5 +271,5 @@ def test_files_that_do_not_fit(change, words, params, tmp_path):
   with pytest.raises(ValueError, match=words):
     lora.load(file, params)
   file.write_bytes(b"torn")
-  with pytest.raises(ValueError, match="no safetensors"):
+  with pytest.raises(ValueError, match="not a readable safetensors"):
     lora.load(file, params)

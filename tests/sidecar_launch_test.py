@@ -13,7 +13,7 @@ from unlearning_jax.closed_form import Sums, export, statistics
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.erasures import mace, uce
 
-amend, erase = script("amend"), script("erase")
+amend, convert, erase = (script(n) for n in ("amend", "convert", "erase"))
 FLAGS = ("ADD", "PRESERVE", "REMOVE")
 
 
@@ -33,12 +33,46 @@ def test_erasing_writes_the_statistics(model, tmp_path):
   assert (again.base, again.concepts) == (edit.base, edit.concepts)
 
 
-def test_an_edited_model_is_not_erased_from_again(model, tmp_path, monkeypatch):
+@pytest.fixture
+def converted(monkeypatch):
+  """Runs `launch.convert` with some flags, over the Shapes model."""
+
+  def run(**values):
+    given = {
+      "INPUT": None,
+      "OUTPUT": None,
+      "BASE": str(shapes.model_folder()),
+      "FORMAT": "folder",
+      "DTYPE": "float16",
+      "VARIANT": None,
+      "EMA": None,
+      "OVERWRITE": False,
+    } | values
+    for name, value in given.items():
+      flag = types.SimpleNamespace(value=value)
+      monkeypatch.setattr(convert, f"_{name}", flag)
+    convert.main(["convert"])
+    return given["OUTPUT"]
+
+  return run
+
+
+@pytest.mark.parametrize(
+  "way", [("folder",), ("folder", "folder"), ("folder", "delta", "folder"),
+          ("folder", "unet", "folder"), ("kohya", "folder")],
+)  # fmt: skip
+def test_an_edited_model_is_not_erased_from_again(
+  way, model, converted, tmp_path, monkeypatch
+):
   sd, params = model
   edit = uce.erase(sd, params, make_concepts("star", "circle"))
-  export.export(tmp_path / "model", "folder", sd, edit, params)
+  ends = ["" if name == "folder" else ".safetensors" for name in way]
+  paths = [str(tmp_path / f"{i}{end}") for i, end in enumerate(ends)]
+  export.export(paths[0], way[0], sd, edit, params)
+  for layout, before, after in zip(way[1:], paths, paths[1:], strict=False):
+    converted(INPUT=before, OUTPUT=after, FORMAT=layout)
   config = erasures.erase("uce", "tiny")
-  config.model = str(tmp_path / "model")
+  config.model = paths[-1]
   for name, value in {
     "_CONFIG": config,
     "_WORKDIR": str(tmp_path / "run"),

@@ -317,6 +317,14 @@ def test_a_model_without_tokenizer(files):
     stable_diffusion.from_files(dataclasses.replace(files, tokenizer=None))
 
 
+@pytest.mark.parametrize("name", ["sd.ckpt", "sd.safetensors"])
+def test_a_file_is_refused_unread_with_the_way_to_a_folder(name, tmp_path):
+  # No weights: whoever reads it says so instead.
+  (tmp_path / name).write_bytes(b"gigabytes")
+  with pytest.raises(ValueError, match=rf"launch\.convert --input=\S*{name} "):
+    stable_diffusion.load(tmp_path / name)
+
+
 def test_saved_and_loaded_it_is_the_same_model(model, expected, tmp_path):
   sd, params = model
   stable_diffusion.save(sd, params, tmp_path / "saved")

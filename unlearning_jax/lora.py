@@ -13,8 +13,6 @@ Reference: https://arxiv.org/abs/2106.09685
 """
 
 import difflib
-import json
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,7 +24,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from unlearning_jax import durable
-from unlearning_jax.convert.names import torch_name
+from unlearning_jax.convert import read_lora, torch_name
 
 Params = Mapping[str, Any]
 Adapters = dict[str, dict[str, Float[Array, "_ _"]]]
@@ -41,7 +39,6 @@ TARGETS = {
 }
 _PREFIX = "unet."
 _FACTORS = {"down": "lora_A.weight", "up": "lora_B.weight"}
-_METADATA = "lora_adapter_metadata"  # where diffusers keeps PEFT's config
 
 
 def init(
@@ -194,39 +191,21 @@ def to_torch(
 
 
 def load(path: str | pathlib.Path, params: Params) -> Adapters:
-  """Reads adapters of `params` that `save`, diffusers or PEFT wrote.
+  """Reads adapters of `params` that `save`, diffusers, PEFT or kohya wrote.
 
-  An alpha in the file's metadata is multiplied into `up`: scale is then 1.
+  An alpha is multiplied into `up`: scale is then 1.
 
   Raises:
-    ValueError: the file is no safetensors; a tensor is no factor of one of the
-      model's matrices, lacks its other half, has another shape or is not
-      finite; the metadata asks for more than one alpha.
+    ValueError: as `convert.read_lora`; an adapter of another shape than its
+      matrix.
   """
-  tensors, metadata = durable.load_tensors(path)
   kernels = _kernels(params)
-  places = {
-    name: (kernel, factor)
-    for kernel in kernels
-    for name, factor in _tensor_names(kernel).items()
-  }
+  names = {torch_name(kernel.split("/")): kernel for kernel in kernels}
   adapters: Adapters = {}
-  for name, value in tensors.items():
-    # PEFT alone leaves the part's name out.
-    full = name if name.startswith(_PREFIX) else _PREFIX + name
-    if full not in places:
-      near = difflib.get_close_matches(full, places, n=1)
-      hint = f"; nearest: {near[0]}" if near else ""
-      raise ValueError(f"{path}: {name!r} fits no matrix of the UNet{hint}")
-    kernel, factor = places[full]
-    wide = jnp.asarray(value.T, jnp.float32)
-    adapters.setdefault(kernel, {})[factor] = wide
-  if not adapters:
-    raise ValueError(f"{path}: it holds no tensors")
-  for kernel, factors in adapters.items():
-    _check(kernel, factors, kernels)
-    alpha = _alpha(metadata, f"{path}", factors["down"].shape[1])
-    factors["up"] = alpha * factors["up"]
+  for (_, name), factors in read_lora(path, {"unet": names}).items():
+    pair = {"down": factors.down.T, "up": factors.up.T}
+    _check(names[name], pair, kernels)
+    adapters[names[name]] = jax.tree.map(jnp.asarray, pair)
   return dict(sorted(adapters.items()))
 
 
@@ -252,20 +231,10 @@ def _check(path: str, factors: Mapping[str, Any], leaves: Mapping[str, Any]):
     raise ValueError(f"adapter of unet/{path}: there is no such kernel{hint}")
   if set(factors) != set(_FACTORS):
     raise ValueError(f"adapter of unet/{path}: has {sorted(factors)} only")
-  (d, r), (s, o) = (factors[name].shape for name in _FACTORS)
-  if (d, o) != tuple(leaves[path].shape) or r != s:
+  down, up = (tuple(factors[name].shape) for name in _FACTORS)
+  wanted = tuple(leaves[path].shape)
+  if down[1:] != up[:1] or down[:1] + up[1:] != wanted or len(wanted) != 2:
     raise ValueError(
-      f"adapter of unet/{path}: down {(d, r)} and up {(s, o)} do not make a "
-      f"kernel of shape {tuple(leaves[path].shape)}"
+      f"adapter of unet/{path}: down {down} and up {up} do not make a kernel "
+      f"of shape {wanted}"
     )
-
-
-def _alpha(metadata: Mapping[str, str], path: str, rank: int) -> float:
-  """The alpha / r of the file's own configuration; 1 where it says nothing."""
-  config = json.loads(metadata.get(_METADATA, "{}"))
-  config = {key.removeprefix(_PREFIX): value for key, value in config.items()}
-  for key in ("alpha_pattern", "use_dora"):
-    if config.get(key):
-      raise ValueError(f"{path}: {key}={config[key]!r} is not supported")
-  root = math.sqrt(rank) if config.get("use_rslora") else rank
-  return config.get("lora_alpha", root) / root

@@ -73,16 +73,23 @@ def load(
   dtype: DTypeLike = jnp.float32,
   attention: str = "auto",
 ) -> tuple[StableDiffusion, Params]:
-  """Reads a model: folder, single file or hub id.
+  """Reads a model: a folder or a hub id.
 
   Args:
-    path: see `convert.load`.
+    path: a diffusers folder, or `owner/name[@revision]`.
     dtype: of the UNet's and the VAE's computation; parameters stay float32.
     attention: `auto`, `dense` or `chunked`, see `models.attention`.
 
   Raises:
     ValueError: the model cannot be read whole; the message names the file.
   """
+  # Before gigabytes are read: what a file holds could not be used alone.
+  if os.path.isfile(path):
+    raise ValueError(
+      f"model={os.fspath(path)}: a file has no tokenizer; make a folder of it: "
+      f"python -m launch.convert --input={os.fspath(path)} --base=<folder or "
+      "hub id of its base> --output=<folder>, and name that"
+    )
   return from_files(convert.load(path), dtype=dtype, attention=attention)
 
 
@@ -98,7 +105,7 @@ def from_files(
     ValueError: as `load`; also where the parts do not fit each other.
   """
   if files.tokenizer is None:
-    raise ValueError("model: it has no tokenizer; name a base folder")
+    raise ValueError("model: it has no tokenizer; read the file over a base")
   configs = files.configs
   size = configs["unet"].get("sample_size") or 64
   tokenizer = transformers.CLIPTokenizer.from_pretrained(str(files.tokenizer))

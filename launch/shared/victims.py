@@ -140,7 +140,7 @@ def victim_of(
   """The attacked model: the one named, the edited one, or the original.
 
   `config.victim` is a model, or the part of one that differs: a UNet, a text
-  encoder, some layers, over `config.model`; or `scrambled`.
+  encoder, some layers, a LoRA, over `config.model`; or `scrambled`.
 
   Raises:
     ValueError: a file none of whose tensors belong to the model, or that

@@ -9,7 +9,8 @@
   lora         low-rank factors with the keys of diffusers and PEFT
   kohya        the same with the keys of ComfyUI and A1111
 
-Every `.safetensors` says in its header what was erased, how, and from what.
+Every `.safetensors` says in its header what was erased, how, and from what; a
+delta also which model it may be laid over.
 
 A context map is exactly a LoRA whose A all layers share: with T - I = D V^T,
 W' = W + (W D) V^T. V is chosen for the weights, not for T: it holds the right
@@ -41,7 +42,7 @@ from unlearning_jax.closed_form.weights import (
   projection_gram,
 )
 from unlearning_jax.concepts import check_choice
-from unlearning_jax.convert import output, torch_files
+from unlearning_jax.convert import output, parts, torch_files
 
 # Relative error of the change below which float32 factors gain nothing more.
 EXACT = 1e-7
@@ -209,6 +210,8 @@ def export(
     error, facts = _rounding(changed, old, dtype), {}
   facts["storage_error"] = error
   header = metadata(edit, **facts)
+  if layout == "delta":
+    header[parts.FINGERPRINT] = convert.params_fingerprint(params)
   if layout == "folder":
     states = {part: convert.to_torch(tree) for part, tree in edited.items()}
     files = dataclasses.replace(sd.files, states=states)

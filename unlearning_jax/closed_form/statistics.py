@@ -314,8 +314,8 @@ def check_unedited(path: str | pathlib.Path) -> None:
     path = path / "unet" / "diffusion_pytorch_model.safetensors"
   if path.suffix != ".safetensors" or not path.is_file():
     return
-  header = reader.read_metadata(path)
-  if {"base", "method", "concepts"} <= set(header):
+  header = reader.read_edit(path)
+  if header:
     erased = [c["erase"] for c in json.loads(header["concepts"])]
     raise ValueError(
       f"{path} was edited by {header['method']} (erased {', '.join(erased)}) "

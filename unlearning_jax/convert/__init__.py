@@ -1,6 +1,7 @@
 """Every weight format <-> parameters; each key is consumed exactly once.
 
-  load         folder, hub id, single file, or a part over a base -> ModelFiles
+  load         folder, hub id, single file, or a part or a LoRA over a base
+               -> ModelFiles
   to_params    ModelFiles -> parameters of all components
   to_flax      one component's torch tensors -> parameters
   to_torch     and back
@@ -8,9 +9,10 @@
                ModelFiles -> what torch's libraries and this package read
 
 `reader` and `pickles` read files, `names` maps names and layouts, `compvis`
-knows the single-file layout, `folder` the diffusers layout.
+knows the single-file layout, `folder` the diffusers layout, `adapters` LoRAs.
 """
 
+from unlearning_jax.convert.adapters import read_lora as read_lora
 from unlearning_jax.convert.folder import ModelFiles as ModelFiles
 from unlearning_jax.convert.folder import load_folder as load_folder
 from unlearning_jax.convert.folder import save_folder as save_folder

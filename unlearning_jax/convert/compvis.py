@@ -156,8 +156,9 @@ def _choose_weights(
   if ema is None and weights:
     raise ValueError(
       f"{source}: holds averaged (EMA) and trained UNet weights; choose: "
-      "ema=True is what diffusers folders hold, ema=False is what fine-tuning "
-      "and editing in this layout changed"
+      "ema=True (--ema of launch.convert) is what diffusers folders hold, "
+      "ema=False (--noema) is what fine-tuning and editing in this layout "
+      "changed"
     )
   kept = {key: value for key, value in state.items() if key not in averaged}
   if not ema:

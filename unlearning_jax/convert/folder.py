@@ -16,7 +16,12 @@ from unlearning_jax.convert.output import (
   replacing,
   write_safetensors,
 )
-from unlearning_jax.convert.reader import as_float32, read_json, read_state_dict
+from unlearning_jax.convert.reader import (
+  as_float32,
+  read_edit,
+  read_json,
+  read_state_dict,
+)
 
 # Component -> (library, class, weights file) that torch's libraries expect.
 COMPONENTS = {
@@ -53,11 +58,14 @@ class ModelFiles:
       canonical names (see `names.canonical`).
     tokenizer: folder with the tokenizer's files; None if the model came as a
       single file, which has none.
+    metadata: of an edited model, what was erased, how, and from what; every
+      header written of it repeats that.
   """
 
   configs: dict[str, dict[str, Any]]
   states: dict[str, State]
   tokenizer: pathlib.Path | None
+  metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def load_folder(
@@ -76,12 +84,13 @@ def load_folder(
   """
   path = pathlib.Path(path)
   configs = load_configs(path)
-  states = {}
+  states, metadata = {}, {}
   for component in COMPONENTS:
     file = find_weights(path / component, variant)
     state = canonical(read_state_dict(file), str(file))
     states[component] = as_float32(state, str(file))
-  return ModelFiles(configs, states, load_tokenizer(path))
+    metadata |= read_edit(file)
+  return ModelFiles(configs, states, load_tokenizer(path), metadata)
 
 
 def load_configs(path: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -182,7 +191,7 @@ def save_folder(
     model: what to write.
     dtype: "float32" or "float16".
     overwrite: whether a model folder at `path` may be replaced.
-    metadata: text for the header of every weights file.
+    metadata: more text for the header of every weights file.
 
   Raises:
     ValueError: the folder exists, the model has no tokenizer, or a weight is
@@ -210,7 +219,8 @@ def save_folder(
       _write_json(folder / "config.json", config)
       state = canonical(model.states[component], component)
       file = folder / f"{stem}.safetensors"
-      write_safetensors(file, state, dtype, metadata)
+      header = {**model.metadata, **(metadata or {})}
+      write_safetensors(file, state, dtype, header)
     _write_json(
       partial / "scheduler" / "scheduler_config.json",
       model.configs["scheduler"],

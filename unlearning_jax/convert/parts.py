@@ -155,7 +155,7 @@ def save_delta(
   if not changed:
     raise ValueError(f"{path}: the models do not differ; no delta to write")
   with replacing(path) as partial:
-    metadata = {FINGERPRINT: fingerprint(base.states)}
+    metadata = {**edited.metadata, FINGERPRINT: fingerprint(base.states)}
     write_safetensors(partial, changed, dtype, metadata)
   return list(changed)
 
@@ -180,7 +180,7 @@ def save_unet(
   """
   check_dtype(dtype)
   with replacing(check_output(path, overwrite)) as partial:
-    write_safetensors(partial, model.states["unet"], dtype)
+    write_safetensors(partial, model.states["unet"], dtype, model.metadata)
 
 
 def _unwrap(state: Mapping[str, np.ndarray], source: str) -> State:

@@ -13,6 +13,9 @@ from safetensors import SafetensorError, safe_open
 from unlearning_jax.convert import names, pickles
 
 _LFS_POINTER = b"version https://git-lfs"
+# What the header of an edited model's file must say, and what it may.
+_EDIT = {"base", "method", "concepts"}
+_OF_EDIT = _EDIT | {"diagnostics"}
 
 
 def read_state_dict(path: str | os.PathLike) -> names.State:
@@ -58,6 +61,14 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     raise ValueError(f"{path}: not a readable safetensors file: {error}") from (
       error
     )
+
+
+def read_edit(path: str | os.PathLike) -> dict[str, str]:
+  """What the file's header says of the edit in it; of other files, nothing."""
+  header = read_metadata(path)
+  if not _EDIT <= set(header):
+    return {}
+  return {key: header[key] for key in sorted(_OF_EDIT & set(header))}
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Loads a model from whatever the user names."""
 
+import dataclasses
 import os
 import pathlib
 
 from unlearning_jax.convert import compvis, hub, sd1
+from unlearning_jax.convert.adapters import is_lora, merge_lora
 from unlearning_jax.convert.folder import (
   COMPONENTS,
   MARK,
@@ -17,6 +19,7 @@ from unlearning_jax.convert.names import State, canonical
 from unlearning_jax.convert.parts import FINGERPRINT, fingerprint, overlay
 from unlearning_jax.convert.reader import (
   as_float32,
+  read_edit,
   read_metadata,
   read_state_dict,
 )
@@ -36,7 +39,8 @@ def load(
   Args:
     path: a diffusers folder; a hub id `owner/name[@revision]`; a single file
       with the whole model; or, over `base`, a file or folder with some of its
-      tensors: a UNet, a text encoder, edited layers, a delta.
+      tensors: a UNet, a text encoder, edited layers, a delta; or a LoRA file,
+      which is added to them.
     base: the model that such a part belongs to, or its folder or hub id. For
       a single file with the whole model it gives the configs and the
       tokenizer, which else are those of Stable Diffusion 1.x and none. A
@@ -70,7 +74,11 @@ def load(
       f"{source}: is a delta over another model than the base that is given "
       f"(fingerprint {made_for[:12]}...)"
     )
-  return overlay(base, state, ema=ema, source=source)
+  if is_lora(state) and ema is None:
+    model = merge_lora(base, file, state)
+  else:
+    model = overlay(base, state, ema=ema, source=source)
+  return dataclasses.replace(model, metadata=read_edit(file) or base.metadata)
 
 
 def _resolve(path: str | os.PathLike, variant: str | None) -> pathlib.Path:
@@ -121,4 +129,4 @@ def _from_single_file(
     component: as_float32(canonical(parts[component], source), source)
     for component in COMPONENTS
   }
-  return ModelFiles(configs, states, tokenizer)
+  return ModelFiles(configs, states, tokenizer, read_edit(source))
