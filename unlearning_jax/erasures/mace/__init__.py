@@ -111,8 +111,10 @@ def erase(
     templates: sentences by task, the first draws the images; None for our own.
     num_prompts: templates for each concept, drawn among its task's.
     captions: what is preserved besides, all tokens: texts, or a file of lines.
+      However many, they weigh together what the concepts' own rows do; in
+      "reference" each token weighs 1.
     cache: a folder that keeps what sums of captions come to.
-    domain_weight: of what the concepts preserve, against captions.
+    domain_weight: of each token that the concepts preserve.
     preserve_scale: s of the refinement.
     fuse_scale: s of the fusion.
     lamb: ridge of both.

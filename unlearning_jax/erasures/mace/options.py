@@ -23,12 +23,13 @@ class Preset:
   twice: bool  # the release multiplies stage (i)'s prior by its scale twice
   by_ends: bool  # words that concept and anchor share become context
   resize: str  # of masks
+  count_captions: bool  # the release: every token of them weighs 1
 
 
 PRESETS = {
-  "fixed": Preset("squared", "phrase+eos", "vae", False, False, "area"),
+  "fixed": Preset("squared", "phrase+eos", "vae", False, False, "area", False),
   "reference": Preset(
-    "norm", "phrase+eos+pads", "reference", True, True, "nearest"
+    "norm", "phrase+eos+pads", "reference", True, True, "nearest", True
   ),
 }
 

@@ -36,6 +36,7 @@ def preserved_gram(
   preserve: Iterable[str] = (),
   domain_weight: float = 1.0,
   cache: str | None = None,
+  rows: float | None = None,
 ) -> Float64[np.ndarray, "d d"]:
   """C = sum of e e^T over captions + domain_weight of that over `preserve`.
 
@@ -48,6 +49,7 @@ def preserved_gram(
     preserve: the domain's phrases.
     domain_weight: of these.
     cache: as in `closed_form.mass.held_sums`.
+    rows: what all captions weigh together; None for each token 1.
   """
   if isinstance(captions, str):
     path = pathlib.Path(captions)
@@ -58,6 +60,8 @@ def preserved_gram(
     mass.held_sums(sd, params, sharding.make_mesh(), list(texts), cache=cache)
     for texts in (captions, preserve)
   )
+  if rows is not None and usual.preserved:
+    usual = (rows / usual.preserved) * usual
   return (usual + domain_weight * kept).gram
 
 
@@ -95,6 +99,8 @@ def start(
   """The statistics of both closed forms, without adapters yet."""
   prior = given.prior
   scale = prior.preserve_scale
+  # Or thousands of captions would hold the concepts' own words too.
+  rows = sum(words.sums.erased for words in said)
   return Fusion(
     closed_form.base_fingerprint(params),
     tuple(
@@ -108,6 +114,7 @@ def start(
       preserved_phrases(concepts),
       prior.domain_weight,
       prior.cache,
+      None if given.variant.count_captions else rows,
     ),
     refine_scale=scale**2 if given.variant.twice else scale,
     fuse_scale=prior.fuse_scale,
