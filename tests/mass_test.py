@@ -195,6 +195,17 @@ def test_what_cannot_be_summed(model):
   assert mass.held_sums(*model, mesh(1), []).preserved == 0
 
 
+@pytest.mark.parametrize("which", ["erased", "anchor", "captions"])
+def test_a_long_phrase_is_refused_before_any_is_encoded(
+  model, monkeypatch, which
+):
+  monkeypatch.setattr(mass, "_stream", lambda *_: 1 / 0)
+  long = {which: "a " * 60}
+  concept = Concept(long.get("erased", "b"), long.get("anchor", "q"), ("c",))
+  with pytest.raises(ValueError, match="tokens, start and end included"):
+    mass.erase(*model, mesh(1), [concept], captions=[long.get("captions", "d")])
+
+
 @pytest.mark.e2e
 @pytest.mark.slow
 def test_the_launch_script(tmp_path):

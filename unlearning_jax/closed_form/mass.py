@@ -213,6 +213,9 @@ def erase(
   kernels = cross_attention_kernels(params)
   held = [*([""] if tail else []), *preserved_phrases(concepts)]
   pairs = [(concept.erase, concept.anchor) for concept in concepts]
+  # Before hours go by: a phrase that is too long is refused.
+  for texts in ([text for pair in pairs for text in pair], held, captions):
+    stable_diffusion.tokenize(sd, texts)
   keep = functools.partial(
     held_sums, sd, params, mesh, tail=tail, cache=cache, report=report
   )

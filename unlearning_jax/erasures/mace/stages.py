@@ -1,7 +1,6 @@
 """MACE from phrases to trained adapters: all but the fusion; see `mace`."""
 
 import dataclasses
-import pathlib
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from unlearning_jax.erasures.mace import images as image
 from unlearning_jax.erasures.mace import masks as mask
 from unlearning_jax.erasures.mace import suppress, text
 from unlearning_jax.erasures.mace.fusion import Fusion, Part
-from unlearning_jax.erasures.mace.options import Options
+from unlearning_jax.erasures.mace.options import Options, read_captions
 
 
 def concept_keys(key: Array, concept: Concept) -> Array:
@@ -52,10 +51,7 @@ def preserved_gram(
     rows: what all captions weigh together; None for each token 1.
   """
   if isinstance(captions, str):
-    path = pathlib.Path(captions)
-    if not path.is_file():
-      raise ValueError(f"captions={captions!r}: no such file; one text a line")
-    captions = [line for line in path.read_text().splitlines() if line.strip()]
+    captions = read_captions(captions)
   usual, kept = (
     mass.held_sums(sd, params, sharding.make_mesh(), list(texts), cache=cache)
     for texts in (captions, preserve)
@@ -177,9 +173,8 @@ def _run(
   mean, std = image.encode_images(sd, params, images, variant.pixels)
   latents = image.encode_images(sd, params, images, "vae")[0]
   masks, full = mask.choose(
-    sd, params, concept.erase, source, found, images.shape[:3],
-    latents, words, keys[0],
-  )  # fmt: skip
+    sd, params, concept.erase, source, found, latents, words, keys[0]
+  )
   total = sd.schedule.num_train_timesteps
   focus = training.focus if recipe.focal else ()
   law = suppress.focal_law(total, *focus) if focus else np.ones(total) / total
