@@ -116,6 +116,11 @@ def test_a_list_is_summed_once(model, tmp_path, monkeypatch):
   ):
     with pytest.raises(ZeroDivisionError):
       call()
+  # Another process does not see the file.
+  with monkeypatch.context() as patch:
+    patch.setattr(sharding, "on_all_processes", lambda here: False)
+    with pytest.raises(ZeroDivisionError):
+      mass.held_sums(sd, params, mesh(2), WORDS, cache=tmp_path)
   file.write_bytes(file.read_bytes()[:-9])
   with pytest.raises(ValueError, match="damaged, delete it"):
     mass.held_sums(sd, params, mesh(2), WORDS, cache=tmp_path)

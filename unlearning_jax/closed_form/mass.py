@@ -324,7 +324,8 @@ def held_sums(
   path = None
   if cache is not None:
     path = pathlib.Path(cache) / f"held-{_key(params, ids, tail)}.safetensors"
-    if path.exists():
+    # Where a node has its own, those without it would wait for the others.
+    if sharding.on_all_processes(path.exists()):
       return _read(path, text_width(params))
   last = last_tokens(sd, ids).astype(np.int32)
   function = functools.partial(_hold, tail=tail)
