@@ -8,9 +8,10 @@
 
 Tasks: object, style, identity, unsafe; also i2p, imagenette at full size, and
 `list=` with `count=`, see `configs/erasures.py`. Without captions a ridge holds
-the rest. `preset=reference` is the release: its quirks, and its settings, which
-for all but objects hold captions (617,000 of COCO's, one a line) and, of people
-and artists, names that are kept, `--config.preserve=names.txt`.
+the rest; captions, however many, weigh together what the concepts do.
+`preset=reference` is the release: its quirks, and its settings, which for all
+but objects hold captions (617,000 of COCO's, one a line) and, of people and
+artists, names that are kept, `--config.preserve=names.txt`.
 Two free CPU cores: `tiny` takes about five minutes, half of it drawing.
 Metric: accuracy on the erased concept and on everything else.
 """

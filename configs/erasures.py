@@ -9,6 +9,7 @@ from configs import common, shapes_concepts
 from unlearning_jax import lists
 from unlearning_jax.concepts import CONCEPT_SETS, check_choice
 
+_MAPPING = "collections.abc.Mapping"
 # Method -> what its defaults, made for full size, are replaced by.
 _TINY_HPARAMS = {
   # 0.1, the release's weight of a long list, is for 768 dimensions.
@@ -118,7 +119,7 @@ def _defaults(method: str) -> ml_collections.ConfigDict:
   for name, parameter in inspect.signature(module.erase).parameters.items():
     annotation = str(parameter.annotation)
     # What no flag can say is no part of a config.
-    if "Callable" in annotation or "Mapping" in annotation:
+    if "Callable" in annotation or annotation.startswith(_MAPPING):
       continue
     if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
       continue

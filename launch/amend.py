@@ -1,4 +1,4 @@
-"""Adds, removes and re-weights concepts of a UCE or MACE edit, exactly.
+"""Adds, removes and re-weights concepts of a UCE or MACE edit by one re-solve.
 
 The first concepts, and later more, fewer, or at another strength:
 
@@ -8,9 +8,11 @@ The first concepts, and later more, fewer, or at another strength:
 
 `--statistics` may also be the folder of a `launch.erase` run; of MACE, which
 trains an adapter for every concept, concepts can go and change weight but none
-can come. Writes `edit.safetensors`, of UCE the same as erasing the resulting
-list from the base gives, and `statistics.safetensors`, which the next change
-starts from. Seconds.
+can come. Writes `edit.safetensors`, of UCE what erasing the resulting list from
+the base gives, up to the last bits of float32 text states, and
+`statistics.safetensors`, which the next change starts from. Concepts come with
+the settings of the run; what it preserves cannot be erased, and what is removed
+is not preserved instead. Seconds.
 """
 
 import pathlib
@@ -92,7 +94,9 @@ def amended_fusion(params, folder, reweighted):
     known = known.drop(name)
   for name, weight in reweighted:
     known = known.reweight(name, weight)
-  erased, found = known.solve(params)
+  # The run's own: a mean of adapters is not solved, and has no diagnostics.
+  mean = before.diagnostics.get("fusion") == {}
+  erased, found = known.solve(params, "mean" if mean else "closed_form")
   left = [part.name for part in known.parts]
   edit = closed_form.edit_between(
     params,
@@ -124,6 +128,11 @@ def main(argv: list[str]) -> None:
   concepts, reweighted = added(), weights()
   if not concepts and _STATISTICS.value is None:
     raise ValueError("nothing to erase: give --add, or --statistics to change")
+  if _PRESERVE.value and not concepts:
+    raise ValueError(
+      f"--preserve={_PRESERVE.value}: phrases are held beside a concept that "
+      "comes; give --add too"
+    )
   output.check_output(_OUTPUT.value, overwrite=False)
   known, before, fused = None, pathlib.Path(_STATISTICS.value or ""), False
   if _STATISTICS.value is not None:
@@ -131,6 +140,8 @@ def main(argv: list[str]) -> None:
     found = reader.read_metadata(file) if file.is_file() else {}
     fused = found.get("format") == mace.STATISTICS
     known = None if fused else statistics.load_statistics(file)
+  if known is not None:
+    statistics.check_more(known, concepts)
   path = _MODEL.value
   statistics.check_unedited(path)
   sd, params = stable_diffusion.load(

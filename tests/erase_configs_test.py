@@ -1,5 +1,6 @@
 """Every published setting has a config, and the config has its numbers."""
 
+import dataclasses
 import importlib
 
 import pytest
@@ -8,6 +9,7 @@ from configs import shapes_concepts
 from launch.shared import erasing
 from unlearning_jax import erasures
 from unlearning_jax.concepts import CONCEPT_SETS
+from unlearning_jax.erasures.mace import options
 
 # File, argument, hyperparameters, number of concepts, first anchor, held list.
 PUBLISHED = [
@@ -133,3 +135,14 @@ def test_arguments_that_cannot_be(argument, message):
 def test_a_preset_of_a_method_without():
   with pytest.raises(ValueError, match="preset: concept_ablation has none"):
     config("concept_ablation", "sd14,preset=x")
+
+
+def test_a_config_may_tell_each_concepts_recipe():
+  found = config("mace", "sd14,name=A B+bird")
+  with found.ignore_type():
+    found.hparams.recipe = {"A B": "identity"}
+  erasures.bind("mace", found.hparams)
+  names = [field.name for field in dataclasses.fields(options.Training)]
+  training = options.Training(**{name: found.hparams[name] for name in names})
+  recipes = [training.of(concept) for concept in erasing.wanted(found)]
+  assert recipes == [options.RECIPES["identity"], options.RECIPES["object"]]

@@ -6,9 +6,13 @@ import mace_cases
 import numpy as np
 import pytest
 
-from unlearning_jax import lora, sharding
+from unlearning_jax import lora, shapes, sharding, stable_diffusion
+from unlearning_jax.concepts import Concept
+from unlearning_jax.erasures.mace import images as image
 from unlearning_jax.erasures.mace import masks as mask
 from unlearning_jax.erasures.mace import suppress as suppress
+from unlearning_jax.erasures.mace import text
+from unlearning_jax.shapes import render, vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -124,22 +128,47 @@ def test_given_masks_that_are_not_usable():
 @pytest.mark.parametrize(
   "source", ["attention", pytest.param("cfg_diff", marks=pytest.mark.slow)]
 )
-def test_masks_from_the_model(model, source):
-  sd, params = model
-  rng = np.random.default_rng(1)
-  latents = rng.normal(size=(2, *sd.latent_shape)).astype(np.float32)
-  states = rng.normal(size=(2, *sd.context_shape)).astype(np.float32)
-  phrase = np.zeros(sd.context_shape[0], bool)
-  phrase[2] = True
-  found, again = (
-    mask.find(
-      sd, params, latents, *states, phrase, jax.random.key(seed), source
+def test_masks_from_the_model_lie_on_the_concept(source):
+  """Where the renderer drew it, in the only model that draws anything here.
+
+  Objects stand in the middle, as a blind mask might, so pictures are moved by a
+  quarter to one side. Intersection over union with the object there, and with
+  where it were if moved to the other side: attention 0.39 and 0.15, cfg_diff
+  0.36 and 0.21.
+  """
+  sd, params = stable_diffusion.load(shapes.model_folder())
+  heads, here, there = vocabulary.HEADS, [], []
+  for name in ("star", "house"):
+    pixels, drawn = render.render_batch(
+      [
+        vocabulary.Scene(
+          "object", name, colour, heads["background"][i % 4], seed=i
+        )
+        for i, colour in enumerate(heads["colour"])
+      ]
     )
-    for seed in (0, 0)
-  )
-  assert found.shape == (2, *sd.latent_size) and found.dtype == bool
-  assert found.any(axis=(1, 2)).all() and not found.all()
-  np.testing.assert_array_equal(found, again)
+    words = text.encode_concept(
+      sd, params, Concept(name, "circle"), ["a picture of a {}"],
+      tokens="phrase", by_ends=False,
+    )  # fmt: skip
+    for side in (-8, 8):
+      latents, _ = image.encode_images(
+        sd, params, np.roll(pixels, side, axis=2), "vae"
+      )
+      found, again = (
+        mask.find(
+          sd, params, latents, words.states[0], words.anchors[0],
+          words.phrases[0], jax.random.key(0), source,
+        )
+        for _ in range(2)
+      )  # fmt: skip
+      np.testing.assert_array_equal(found, again)
+      for overlaps, moved in ((here, side), (there, -side)):
+        for one, other in zip(found, np.roll(drawn, moved, 2), strict=True):
+          other = mask.layer_mask(other, sd.latent_size, "area")
+          one = one.reshape(-1)
+          overlaps.append((one & other).sum() / (one | other).sum())
+  assert np.mean(here) > 1.4 * np.mean(there)
 
 
 # --- Loss ---

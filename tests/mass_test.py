@@ -116,6 +116,11 @@ def test_a_list_is_summed_once(model, tmp_path, monkeypatch):
   ):
     with pytest.raises(ZeroDivisionError):
       call()
+  # Another process does not see the file.
+  with monkeypatch.context() as patch:
+    patch.setattr(sharding, "on_all_processes", lambda here: False)
+    with pytest.raises(ZeroDivisionError):
+      mass.held_sums(sd, params, mesh(2), WORDS, cache=tmp_path)
   file.write_bytes(file.read_bytes()[:-9])
   with pytest.raises(ValueError, match="damaged, delete it"):
     mass.held_sums(sd, params, mesh(2), WORDS, cache=tmp_path)
@@ -193,6 +198,17 @@ def test_what_cannot_be_summed(model):
   with pytest.raises(ValueError, match="NaN or infinity"):
     mass.held_sums(model[0], broken, mesh(1), ["a"])
   assert mass.held_sums(*model, mesh(1), []).preserved == 0
+
+
+@pytest.mark.parametrize("which", ["erased", "anchor", "captions"])
+def test_a_long_phrase_is_refused_before_any_is_encoded(
+  model, monkeypatch, which
+):
+  monkeypatch.setattr(mass, "_stream", lambda *_: 1 / 0)
+  long = {which: "a " * 60}
+  concept = Concept(long.get("erased", "b"), long.get("anchor", "q"), ("c",))
+  with pytest.raises(ValueError, match="tokens, start and end included"):
+    mass.erase(*model, mesh(1), [concept], captions=[long.get("captions", "d")])
 
 
 @pytest.mark.e2e

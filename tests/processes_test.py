@@ -147,6 +147,22 @@ def test_erase_in_two_processes(erased, tmp_path):
   assert (one.base, one.concepts) == (two.base, two.concepts)
 
 
+def test_a_list_in_two_processes(tmp_path):
+  (tmp_path / "list.txt").write_text("star\nheart\n")
+  edits = []
+  # The second time from the cache.
+  for i, processes in enumerate((2, 2, 1)):
+    flags = [
+      "--model=shapes", f"--erase={tmp_path / 'list.txt'}", "--anchor=circle",
+      f"--cache={tmp_path / 'cache'}", f"--output={tmp_path / str(i)}",
+    ]  # fmt: skip
+    launch("erase_list", flags, processes=processes, devices=2, small=[])
+    edits.append(closed_form.load_edit(tmp_path / str(i)).context_map)
+  assert len(list((tmp_path / "cache").iterdir())) == 1
+  for edit in edits[1:]:
+    np.testing.assert_allclose(edit, edits[0], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("resumed_by", [2, 1])
 def test_killed_and_resumed(resumed_by, erased, evaluated, tmp_path):
   flags = evaluation(tmp_path, erased[0])

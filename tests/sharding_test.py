@@ -30,6 +30,8 @@ double = jax.jit(lambda x: 2 * x)(batch)
 assert sorted(sharding.all_rows(double)) == [2.0 * i for i in range(16)]
 w = sharding.place(np.ones((4, 4), np.float32), sharding.replicated(mesh))
 assert float(jax.jit(lambda w, x: w.sum() + x.sum())(w, batch)) == 136
+assert sharding.on_all_processes(True)
+assert not sharding.on_all_processes(index == 0)
 workdir = Workdir(folder, {}, process_index=index, process_count=2)
 for i, value in zip(own, sharding.local_rows(double), strict=True):
   workdir.append_row({"id": int(i), "value": value})
@@ -136,6 +138,11 @@ def test_rows_come_back_in_order():
 def test_rows_that_do_not_divide_are_refused():
   with pytest.raises(ValueError, match="5 rows on 8 local device"):
     sharding.global_batch(sharding.make_mesh(), np.zeros((5, 2)))
+
+
+def test_a_process_alone_is_all_of_them():
+  assert sharding.on_all_processes(True)
+  assert not sharding.on_all_processes(False)
 
 
 def test_devices_are_described():

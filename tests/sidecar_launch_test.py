@@ -96,7 +96,42 @@ def flags(monkeypatch):
   return given
 
 
-def test_of_mace_concepts_go_and_change_weight(model, tmp_path, flags):
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+  """Runs `launch.amend` with these flags; the others as they are by default."""
+
+  def run(**values):
+    defaults = {
+      "MODEL": "shapes", "OUTPUT": str(tmp_path / "out"), "STATISTICS": None,
+      "TASK": "object", "PRESET": "uce2023",
+    } | dict.fromkeys((*FLAGS, "WEIGHT"), [])  # fmt: skip
+    for name, value in (defaults | values).items():
+      flag = types.SimpleNamespace(value=value)
+      monkeypatch.setattr(amend, f"_{name}", flag)
+    amend.main(["amend"])
+
+  return run
+
+
+def test_what_cannot_be_added_is_refused_before_the_model_is_read(
+  model, tmp_path, started, monkeypatch
+):
+  uce.gather(*model, make_concepts("star", "circle", ["a heart"])).save(
+    tmp_path / "statistics.safetensors"
+  )
+  monkeypatch.setattr(stable_diffusion, "load", lambda _: 1 / 0)
+  known = {"STATISTICS": str(tmp_path)}
+  for flags, message in (
+    ({"PRESERVE": ["a moon"]}, "--preserve=.'a moon'.*give --add too"),
+    ({"ADD": ["A  heart"]}, "would be both erased and preserved"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      started(**known, **flags)
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("how", mace.fusion.FUSIONS)
+def test_of_mace_concepts_go_and_change_weight(model, tmp_path, flags, how):
   _, params = model
   kernels = closed_form.cross_attention_kernels(params)
   width = closed_form.text_width(params)
@@ -122,12 +157,13 @@ def test_of_mace_concepts_go_and_change_weight(model, tmp_path, flags):
     0.0,
     1.0,
   )
+  erased, found = both.solve(params, how)
   edit = closed_form.edit_between(
     params,
-    both.solve(params)[0],
+    erased,
     method="mace fixed",
     concepts=make_concepts(["star", "heart"], "circle"),
-    diagnostics={},
+    diagnostics=found,
   )
   both.save(tmp_path / "statistics.safetensors")
   closed_form.save_edit(edit, tmp_path / "edit.safetensors")
@@ -135,7 +171,7 @@ def test_of_mace_concepts_go_and_change_weight(model, tmp_path, flags):
   known, amended = amend.amended_fusion(params, tmp_path, [("heart", 0.5)])
   assert [(p.name, p.weight) for p in known.parts] == [("heart", 0.5)]
   assert [c.erase for c in amended.concepts] == ["heart"]
-  wanted, _ = both.drop("star").reweight("heart", 0.5).solve(params)
+  wanted, _ = both.drop("star").reweight("heart", 0.5).solve(params, how)
   edited = closed_form.apply_to_params(amended, params)
   one, other = map(closed_form.cross_attention_kernels, (edited, wanted))
   for path, kernel in one.items():

@@ -1,6 +1,7 @@
 """Concepts that come and go by the statistics kept beside an edit."""
 
 import dataclasses
+import json
 import pathlib
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from closed_form_cases import relative
 
-from unlearning_jax import closed_form, shapes, stable_diffusion
+from unlearning_jax import closed_form, durable, shapes, stable_diffusion
 from unlearning_jax.closed_form import export, statistics
 from unlearning_jax.concepts import Concept, make_concepts
 from unlearning_jax.erasures import uce
@@ -189,20 +190,8 @@ def test_extends_from_the_base_only(model):
   stats = uce.gather(sd, params, two[:1])
   more = uce.extend(sd, params, stats, two[1:])
   assert more.concepts == two and more.held_phrases == stats.held_phrases
-  joint = uce.gather(sd, params, two)
   # Phrases encoded in batches of another size differ in float32's last bit.
-  assert relative(solved(more), solved(joint)) < 1e-3
-  exact = dataclasses.replace(joint, erased=joint.erased[:1])
-  exact = statistics.add(
-    exact,
-    dataclasses.replace(
-      joint,
-      erased=joint.erased[1:],
-      held=closed_form.Sums.zero(cases.WIDTH),
-      held_phrases=(),
-    ),
-  )
-  assert np.array_equal(solved(exact), solved(joint))
+  assert relative(solved(more), solved(uce.gather(sd, params, two))) < 1e-3
   edited = closed_form.apply_to_params(
     statistics.edit_of(stats, params), params
   )
@@ -212,6 +201,56 @@ def test_extends_from_the_base_only(model):
   ):
     with pytest.raises(ValueError, match="T1 T2 is not the joint edit"):
       call()
+
+
+@pytest.mark.parametrize(
+  "hparams",
+  [
+    {},
+    {"preset": "uce2025", "preserve_scale": 0.7},
+    {"expand_prompts": True, "erase_scale": 2.0, "lamb": 0.2},
+  ],
+)
+def test_extending_is_erasing_from_scratch(
+  model, hparams, tmp_path, monkeypatch
+):
+  """By the run's own settings, which its file keeps."""
+  # Each phrase by itself: no state depends on its company.
+  monkeypatch.setattr(uce.text, "_BATCH", 1)
+  three = make_concepts(["dog", "cat", "bee"], "owl", ["moon"])
+  file = tmp_path / "statistics.safetensors"
+  uce.gather(*model, three[:1], **hparams).save(file)
+  known = statistics.load_statistics(file)
+  more = uce.extend(*model, known, three[1:])
+  joint = uce.gather(*model, three, **hparams)
+  assert np.array_equal(solved(more), solved(joint))
+  one, other = (statistics.solution(s)[1] for s in (more, joint))
+  assert one == other and more.concepts == joint.concepts
+
+
+def test_an_earlier_file_extends_by_the_defaults(model, tmp_path):
+  file = tmp_path / "statistics.safetensors"
+  uce.gather(*model, make_concepts("dog"), erase_scale=2.0).save(file)
+  tensors, metadata = durable.load_tensors(file)
+  facts = json.loads(metadata["statistics"])
+  assert facts.pop("erase_scale") == 2.0 and not facts.pop("expand_prompts")
+  durable.save_tensors(
+    file, tensors, metadata | {"statistics": json.dumps(facts)}
+  )
+  more = uce.extend(
+    *model, statistics.load_statistics(file), make_concepts("cat")
+  )
+  assert [one.weight for one in more.erased] == [2.0, 1.0]
+
+
+def test_what_is_preserved_cannot_be_erased_in_addition(model, monkeypatch):
+  stats = uce.gather(*model, make_concepts("dog", "owl", ["Moon", "cat"]))
+  # Before anything is encoded.
+  monkeypatch.setattr(uce.text, "encode", lambda *_: 1 / 0)
+  with pytest.raises(
+    ValueError, match="'moon' would be both erased and preserved.*the base"
+  ):
+    uce.extend(*model, stats, make_concepts(["bee", "moon"], "owl"))
 
 
 def test_an_edited_model_says_so(tmp_path):

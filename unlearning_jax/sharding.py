@@ -276,6 +276,11 @@ def local_rows(array: Shaped[Array, "b ..."]) -> Shaped[np.ndarray, "n ..."]:
   return rows
 
 
+def on_all_processes(here: bool) -> bool:
+  """Whether it is so on every process; a collective, so all must call it."""
+  return bool(np.all(multihost_utils.process_allgather(np.asarray(here))))
+
+
 def all_rows(array: Shaped[Array, "b ..."]) -> Shaped[np.ndarray, "b ..."]:
   """All rows of a batch on every process; a collective, so all must call it."""
   return np.asarray(multihost_utils.process_allgather(array, tiled=True))

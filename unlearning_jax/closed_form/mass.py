@@ -213,6 +213,9 @@ def erase(
   kernels = cross_attention_kernels(params)
   held = [*([""] if tail else []), *preserved_phrases(concepts)]
   pairs = [(concept.erase, concept.anchor) for concept in concepts]
+  # Before hours go by: a phrase that is too long is refused.
+  for texts in ([text for pair in pairs for text in pair], held, captions):
+    stable_diffusion.tokenize(sd, texts)
   keep = functools.partial(
     held_sums, sd, params, mesh, tail=tail, cache=cache, report=report
   )
@@ -321,7 +324,8 @@ def held_sums(
   path = None
   if cache is not None:
     path = pathlib.Path(cache) / f"held-{_key(params, ids, tail)}.safetensors"
-    if path.exists():
+    # Where a node has its own, those without it would wait for the others.
+    if sharding.on_all_processes(path.exists()):
       return _read(path, text_width(params))
   last = last_tokens(sd, ids).astype(np.int32)
   function = functools.partial(_hold, tail=tail)

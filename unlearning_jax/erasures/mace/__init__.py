@@ -39,6 +39,7 @@ from jaxtyping import Array
 from unlearning_jax import closed_form
 from unlearning_jax.closed_form import Edit
 from unlearning_jax.concepts import Concept, check_concepts
+from unlearning_jax.erasures.mace import images as image
 from unlearning_jax.erasures.mace import options, stages, suppress, text
 from unlearning_jax.erasures.mace.fusion import STATISTICS as STATISTICS
 from unlearning_jax.erasures.mace.fusion import (
@@ -60,7 +61,7 @@ def erase(
   key: Array,
   *,
   preset: str = "fixed",
-  recipe: str | None = None,
+  recipe: str | Mapping[str, str] | None = None,
   rank: int = 1,
   learning_rate: float | None = None,
   num_steps: int | None = None,
@@ -94,7 +95,8 @@ def erase(
     concepts: of any tasks; what they preserve is the release's "domain".
     key: of images, adapters and noise; each concept draws from its own.
     preset: "fixed", or "reference" for the release's quirks, see `options`.
-    recipe: of `options.RECIPES` for all concepts; None for each one's task's.
+    recipe: of `options.RECIPES` for all concepts, or one by phrase. Where none
+      is told it is the task's: for people, who are objects, say "identity".
     rank: of the adapters.
     learning_rate: instead of the recipe's.
     num_steps: likewise.
@@ -111,8 +113,10 @@ def erase(
     templates: sentences by task, the first draws the images; None for our own.
     num_prompts: templates for each concept, drawn among its task's.
     captions: what is preserved besides, all tokens: texts, or a file of lines.
+      However many, they weigh together what the concepts' own rows do; in
+      "reference" each token weighs 1.
     cache: a folder that keeps what sums of captions come to.
-    domain_weight: of what the concepts preserve, against captions.
+    domain_weight: of each token that the concepts preserve.
     preserve_scale: s of the refinement.
     fuse_scale: s of the fusion.
     lamb: ridge of both.
@@ -139,9 +143,12 @@ def _erase(
   if focus:
     suppress.focal_law(sd.schedule.num_train_timesteps, *focus)
   check_concepts(concepts)
+  given.training.check(concepts)
   text.check_phrases(sd.tokenizer, concepts)
   for concept in concepts:
     given.images.check(concept)
+    # Read once more when its turn comes: a hundred concepts' fill memory.
+    image.given(sd, concept, given.images)
   said = stages.speak(sd, params, concepts, key, given)
   begun = stages.start(sd, params, concepts, said, given)
   whole, report = stages.train(sd, params, concepts, key, said, begun, given)

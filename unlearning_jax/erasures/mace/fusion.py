@@ -139,7 +139,8 @@ class Fusion:
 
   Adding, dropping or re-weighting a concept is one re-solve, the same as
   solving afresh with the same adapters; none is trained again. (An adapter was
-  trained upon the refinement of the concepts that were there then.)
+  trained upon the refinement of the concepts that were there then, and what
+  captions weigh was set by their rows.)
 
   Attributes:
     base: fingerprint of the model that all belongs to.

@@ -13,6 +13,7 @@ from PIL import Image
 
 from unlearning_jax import models, stable_diffusion
 from unlearning_jax.concepts import Concept
+from unlearning_jax.erasures.mace import masks as mask
 from unlearning_jax.erasures.mace.options import Images
 
 PIXELS = ("vae", "reference")
@@ -88,6 +89,31 @@ def check_images(
   return images
 
 
+def given(
+  sd: Any, concept: Concept, source: Images
+) -> tuple[UInt8[np.ndarray, "m H W 3"], Any, str] | None:
+  """A concept's images, given or read, and their masks, if any; which.
+
+  None where they are to be drawn.
+
+  Raises:
+    ValueError: images or masks are not there, or not usable.
+  """
+  phrase, masks = concept.erase, None
+  if source.examples is not None:
+    (images, masks), origin = source.examples[phrase], "given"
+  elif source.data is not None:
+    images, origin = read(source.data, phrase), "data"
+    if source.source_of(concept) == "png":
+      masks = read_masks(source.data, phrase)
+  else:
+    return None
+  images = check_images(sd, images, phrase)
+  if masks is not None:
+    masks = mask.check_given(masks, images.shape[:3], phrase)
+  return images, masks, origin
+
+
 def examples(
   sd: Any,
   params: Any,
@@ -97,19 +123,13 @@ def examples(
   key: PRNGKeyArray,
 ) -> tuple[UInt8[np.ndarray, "m H W 3"], Any, str]:
   """A concept's images, given, read or drawn; their masks, if any; which."""
-  phrase = concept.erase
-  if source.examples is not None:
-    images, masks = source.examples[phrase]
-    return check_images(sd, images, phrase), masks, "given"
-  if source.data is not None:
-    images = check_images(sd, read(source.data, phrase), phrase)
-    wanted = source.source_of(concept) == "png"
-    masks = read_masks(source.data, phrase) if wanted else None
-    return images, masks, "data"
+  there = given(sd, concept, source)
+  if there is not None:
+    return there
   images = draw(
     sd,
     params,
-    templates[concept.task][0].format(phrase),
+    templates[concept.task][0].format(concept.erase),
     source.num_images,
     key,
     num_steps=source.image_steps,

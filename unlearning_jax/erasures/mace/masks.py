@@ -211,17 +211,12 @@ def choose(
   params: Any,
   name: str,
   source: str,
-  given: Shaped[np.ndarray, "m H W"] | None,
-  shape: tuple[int, ...],
+  given: Bool[np.ndarray, "m H W"] | None,
   latents: Float[np.ndarray, "m h w c"],
   words: Words,
   key: PRNGKeyArray,
 ) -> tuple[Bool[np.ndarray, "m H W"], list[int]]:
-  """A concept's masks, and the images that get a full one instead.
-
-  Raises:
-    ValueError: masks that are given are not usable.
-  """
+  """A concept's masks, and the images that get a full one instead."""
   if source == "full":
     return np.ones(latents.shape[:3], bool), []
   if source in ("attention", "cfg_diff"):
@@ -231,7 +226,7 @@ def choose(
     )  # fmt: skip
   else:
     assert given is not None
-    masks = check_given(given, shape, name)
+    masks = given
   bad = ~gate(masks)
   full = np.flatnonzero(bad).tolist()
   if full:

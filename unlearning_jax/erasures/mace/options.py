@@ -4,11 +4,12 @@ Their names and what they mean stand in `mace.erase`.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from unlearning_jax import closed_form
-from unlearning_jax.concepts import Concept, check_choice
+from unlearning_jax.concepts import Concept, check_choice, same_phrase
 from unlearning_jax.erasures.mace import masks, suppress, text
 from unlearning_jax.erasures.mace.fusion import FUSIONS
 
@@ -23,12 +24,13 @@ class Preset:
   twice: bool  # the release multiplies stage (i)'s prior by its scale twice
   by_ends: bool  # words that concept and anchor share become context
   resize: str  # of masks
+  count_captions: bool  # the release: every token of them weighs 1
 
 
 PRESETS = {
-  "fixed": Preset("squared", "phrase+eos", "vae", False, False, "area"),
+  "fixed": Preset("squared", "phrase+eos", "vae", False, False, "area", False),
   "reference": Preset(
-    "norm", "phrase+eos+pads", "reference", True, True, "nearest"
+    "norm", "phrase+eos+pads", "reference", True, True, "nearest", True
   ),
 }
 
@@ -64,6 +66,18 @@ RECIPES = {
 }
 
 
+def read_captions(file: str) -> list[str]:
+  """The lines of a file of captions.
+
+  Raises:
+    ValueError: there is no such file.
+  """
+  path = pathlib.Path(file)
+  if not path.is_file():
+    raise ValueError(f"captions={file!r}: no such file; one text a line")
+  return [line for line in path.read_text().splitlines() if line.strip()]
+
+
 @dataclasses.dataclass(frozen=True)
 class Prior:
   """What the closed forms preserve, and how much."""
@@ -76,6 +90,8 @@ class Prior:
   lamb: float
 
   def __post_init__(self):
+    if self.captions and isinstance(self.captions, str):
+      read_captions(self.captions)
     numbers = dataclasses.asdict(self)
     closed_form.check_scales(
       **{k: v for k, v in numbers.items() if k not in ("captions", "cache")}
@@ -86,7 +102,7 @@ class Prior:
 class Training:
   """How the adapters are trained."""
 
-  recipe: str | None
+  recipe: str | Mapping[str, str] | None
   rank: int
   learning_rate: float | None
   num_steps: int | None
@@ -95,13 +111,37 @@ class Training:
   pack: int
 
   def __post_init__(self):
-    check_choice("recipe", self.recipe or "object", RECIPES)
+    if self._by_phrase:
+      for phrase, name in self._by_phrase.items():
+        check_choice(f"recipe of {phrase!r}", name, RECIPES)
+    else:
+      check_choice("recipe", str(self.recipe or "object"), RECIPES)
     closed_form.check_scales(learning_rate=self.learning_rate or 0.0)
     _check_counts(self, "num_steps", "batch_size", "pack")
 
+  @property
+  def _by_phrase(self) -> dict[str, str]:
+    """Recipes that are told concept by concept."""
+    if self.recipe is None or isinstance(self.recipe, str):
+      return {}
+    # A config's dictionary is no Mapping to Python.
+    return {same_phrase(k): v for k, v in dict(self.recipe).items()}
+
+  def check(self, concepts: Sequence[Concept]) -> None:
+    """Refuses a recipe of a phrase that is no concept.
+
+    Raises:
+      ValueError: naming it, and the nearest.
+    """
+    names = [same_phrase(concept.erase) for concept in concepts]
+    for phrase in self._by_phrase:
+      check_choice("recipe of concept", phrase, names)
+
   def of(self, concept: Concept) -> Recipe:
     """What is trained for this concept, and how."""
-    recipe = RECIPES[self.recipe or concept.task]
+    told = self.recipe if isinstance(self.recipe, str) else None
+    told = told or self._by_phrase.get(same_phrase(concept.erase))
+    recipe = RECIPES[told or concept.task]
     rate, steps = self.learning_rate, self.num_steps
     return Recipe(
       recipe.learning_rate if rate is None else rate,

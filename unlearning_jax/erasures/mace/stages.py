@@ -1,7 +1,6 @@
 """MACE from phrases to trained adapters: all but the fusion; see `mace`."""
 
 import dataclasses
-import pathlib
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from unlearning_jax.erasures.mace import images as image
 from unlearning_jax.erasures.mace import masks as mask
 from unlearning_jax.erasures.mace import suppress, text
 from unlearning_jax.erasures.mace.fusion import Fusion, Part
-from unlearning_jax.erasures.mace.options import Options
+from unlearning_jax.erasures.mace.options import Options, read_captions
 
 
 def concept_keys(key: Array, concept: Concept) -> Array:
@@ -36,6 +35,7 @@ def preserved_gram(
   preserve: Iterable[str] = (),
   domain_weight: float = 1.0,
   cache: str | None = None,
+  rows: float | None = None,
 ) -> Float64[np.ndarray, "d d"]:
   """C = sum of e e^T over captions + domain_weight of that over `preserve`.
 
@@ -48,16 +48,16 @@ def preserved_gram(
     preserve: the domain's phrases.
     domain_weight: of these.
     cache: as in `closed_form.mass.held_sums`.
+    rows: what all captions weigh together; None for each token 1.
   """
   if isinstance(captions, str):
-    path = pathlib.Path(captions)
-    if not path.is_file():
-      raise ValueError(f"captions={captions!r}: no such file; one text a line")
-    captions = [line for line in path.read_text().splitlines() if line.strip()]
+    captions = read_captions(captions)
   usual, kept = (
     mass.held_sums(sd, params, sharding.make_mesh(), list(texts), cache=cache)
     for texts in (captions, preserve)
   )
+  if rows is not None and usual.preserved:
+    usual = (rows / usual.preserved) * usual
   return (usual + domain_weight * kept).gram
 
 
@@ -95,6 +95,8 @@ def start(
   """The statistics of both closed forms, without adapters yet."""
   prior = given.prior
   scale = prior.preserve_scale
+  # Or thousands of captions would hold the concepts' own words too.
+  rows = sum(words.sums.erased for words in said)
   return Fusion(
     closed_form.base_fingerprint(params),
     tuple(
@@ -108,6 +110,7 @@ def start(
       preserved_phrases(concepts),
       prior.domain_weight,
       prior.cache,
+      None if given.variant.count_captions else rows,
     ),
     refine_scale=scale**2 if given.variant.twice else scale,
     fuse_scale=prior.fuse_scale,
@@ -170,9 +173,8 @@ def _run(
   mean, std = image.encode_images(sd, params, images, variant.pixels)
   latents = image.encode_images(sd, params, images, "vae")[0]
   masks, full = mask.choose(
-    sd, params, concept.erase, source, found, images.shape[:3],
-    latents, words, keys[0],
-  )  # fmt: skip
+    sd, params, concept.erase, source, found, latents, words, keys[0]
+  )
   total = sd.schedule.num_train_timesteps
   focus = training.focus if recipe.focal else ()
   law = suppress.focal_law(total, *focus) if focus else np.ones(total) / total

@@ -155,6 +155,8 @@ def gather(
     task.held_names,
     preserve_scale,
     lamb,
+    erase_scale,
+    expand_prompts,
   )
 
 
@@ -163,29 +165,26 @@ def extend(
   params: Any,
   known: Statistics,
   concepts: Sequence[Concept],
-  *,
-  erase_scale: float = 1.0,
-  expand_prompts: bool = False,
 ) -> Statistics:
-  """Erases `concepts` too; the other arguments stay those of `known`.
+  """Erases `concepts` too, by the settings of `known`.
 
   Raises:
     ValueError: as `gather`; `params` are not the base, an edited model least of
       all; a concept is erased or preserved already.
   """
+  statistics.check_more(known, concepts)
   statistics.check_same_base(known, params)
-  closed_form.check_scales(erase_scale=erase_scale)
   task = encode_task(
     sd,
     params,
     concepts,
     preset=known.method,
-    expand_prompts=expand_prompts,
+    expand_prompts=known.expand_prompts,
     known=known.held_phrases,
   )
   more = dataclasses.replace(
     known,
-    erased=_erased(task, concepts, erase_scale),
+    erased=_erased(task, concepts, known.erase_scale),
     held=task.held,
     held_phrases=task.held_names,
   )
