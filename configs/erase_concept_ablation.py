@@ -7,13 +7,8 @@
 
 Metric: accuracy on the erased concept and on everything else.
 
-`tiny` goes a little beyond what was measured, by name / others (8 steps of
-DPM-Solver++, 24 and 25 images, one seed), at 1e-5:
-
-  star          20 steps .92 / .92, 50 .38 / .92, 100 .12 / .88
-                without regularization, 50 steps .29 / .88, 100 .04 / .80
-  Quill Estane  20 steps .62 / 1.00, 50 .00 / 1.00, 100 .00 / 1.00
-  hazard        50 steps .58 / 1.00, 100 .33 / 1.00
+`tiny` leaves, by name of 70 images / others of 24 (8 steps of DPM-Solver++, one
+seed): star 10 / 21, Quill Estane 0 / 24, neon 20 / 23, hazard 15 / 24.
 """
 
 from configs import erasures

@@ -133,7 +133,7 @@ def erasure(method: str, task: str, names: Sequence[str]) -> dict[str, Any]:
   made = module.get_config(f"tiny,task={task},name={'+'.join(names)}")
   hparams = made.hparams.to_dict()
   if part:
-    hparams |= module.tiny(part)
+    hparams |= module.tiny(part, task)
   hparams |= changes
   return {
     "method": made.method,
