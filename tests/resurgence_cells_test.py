@@ -47,8 +47,8 @@ def draw(sd, tree, rows, judge, **options):
     yield {**row, "judged": {row["head"]: asked if seen else "else"}}, None
 
 
-def prepare(sd, erased, edit, own):
-  del sd, edit
+def prepare(sd, erased, edit, own, mesh):
+  del sd, edit, mesh
   part = finetune.partition({"unet": erased["unet"]}, "kv")
   state = finetune.TrainState(np.zeros((), np.int32), part.trained, (), ())
   rate = np.float32(own.optimizer.learning_rate)

@@ -236,7 +236,9 @@ class Study:
   ):
     own = self.tuning_config(cell)
     arrays = self._arrays(cell, own, edit)
-    part, step, state, frozen = tuning.prepare(self.sd, erased, edit, own)
+    part, step, state, frozen = tuning.prepare(
+      self.sd, erased, edit, own, self.mesh
+    )
     states = tuning.phrase_states(
       self.sd, self.base, [c.erase for c in edit.concepts]
     )
