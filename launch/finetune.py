@@ -7,7 +7,8 @@ Writes `steps/<n>.safetensors`, an edit of the base for every step in
 `config.checkpoints`: `launch.evaluate --edits=runs/uce,runs/tuned/steps/...`
 draws the curve of what comes back. Without `--edit` the base itself is tuned. A
 run that was killed goes on from the last of these steps or, where they lie far
-apart, from the last multiple of `config.checkpoint_every`.
+apart, from the last multiple of `config.checkpoint_every`, if its data and the
+number of its processes are the same.
 """
 
 import pathlib
@@ -16,7 +17,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch.shared import comparison, training_log, tuning
+from launch.shared import comparison, training_log, tuning, tuning_sets
 from unlearning_jax import (
   checkpoints,
   closed_form,
@@ -52,9 +53,10 @@ def main(_):
     tuning.check_start(base, params, str(_EDIT.value))
   listed = tuning.examples(config)
   tuning.check_batch(config, len(listed), mesh, here[1])
-  tuning.check_overlap(listed, edit, config.allow_overlap)
+  words = tuning_sets.words(edit) if config.model == "shapes" else ()
+  tuning.check_overlap(listed, edit, config.allow_overlap, words)
   rows = data.share(listed, *here)
-  part, step, state, frozen = tuning.prepare(sd, params, edit, config)
+  part, step, state, frozen = tuning.prepare(sd, params, edit, config, mesh)
 
   run = workdir.Workdir(
     _WORKDIR.value, config, process_index=here[0], process_count=here[1]
@@ -63,7 +65,12 @@ def main(_):
     devices=sharding.describe_devices(),
     base_fingerprint=convert.params_fingerprint(base),
     seeds={"seed": config.seed},
-    inputs={name: closed_form.edit_hash(e) for name, e in edits.items()},
+    inputs={
+      **{name: closed_form.edit_hash(e) for name, e in edits.items()},
+      "data": data.fingerprint(listed),
+      # Each shuffles its own share: other processes, other batches.
+      "processes": str(here[1]),
+    },
   )
   arrays = tuning.encode(sd, params, rows, config)
   batches = data.Batches(arrays, config.batch_size // here[1], config.seed)
@@ -100,8 +107,7 @@ def main(_):
       on_metrics=log,
       on_state=on_state,
     )
-  if run.is_writer:
-    tuning.export(run.path / "lora.safetensors", part, state, config)
+  tuning.export(run, part, state, config)
   run.save_summary({"steps": int(state.step), "examples": len(listed)})
   run.mark_done()
 

@@ -4,7 +4,8 @@
     --config=configs/finetune_resurgence_small.py
 
 Every measurement is a row as soon as it is done: a run that was killed goes on
-where it was, a cell that fails leaves the others alone, none is run twice.
+where it was, a cell that fails leaves the others alone, none is run twice. With
+`--distributed` each process has its own cells, and no checkpoints within one.
 `--dry_run` prints the cells and what they cost. The report is written at the
 end, and with `--report` from what there is.
 """
@@ -79,7 +80,10 @@ def main(_):
   sharding.wait_for_all("cells done")
   if run.is_writer:
     resurgence_table.write(run, study, cells)
-  if not _REPORT.value:
+  # Whoever measured them: one that the runtime failed is left for a next start.
+  done = run.done_ids()
+  left = [c for c in cells if not resurgence_cells.ended(config, done, c)]
+  if not _REPORT.value and not left:
     run.mark_done()
 
 

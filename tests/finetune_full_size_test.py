@@ -4,7 +4,9 @@ Shapes only: nothing of the 860 million parameters is allocated. Settings are
 those of the published protocol, in float32 with rematerialized blocks. What is
 split and what is gathered the partitioner decides, the same for every device.
 When a gather is done, and so the peak of memory, each compiler decides: the one
-for CPUs drops rematerialization's barriers and gathers early.
+for CPUs drops rematerialization's barriers and gathers early. All figures are
+with one of its passes left out, which launch scripts do not do: it would hoist
+the gathers of all parameters out of the accumulating scan (`_OPTIONS`).
 """
 
 import json

@@ -25,6 +25,10 @@ from unlearning_jax.shapes import dataset
 CONFIGS = {"full": finetune_full, "lora": finetune_lora}
 
 
+def one_device():
+  return sharding.make_mesh(devices=jax.devices()[:1])
+
+
 @pytest.mark.parametrize("size", ["tiny", "sd14", "sd21"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configs_are_sound(name, size):
@@ -101,6 +105,9 @@ def test_captions_that_say_what_was_erased_are_refused():
   tuning.check_overlap(rows("a starling", "neon"), edit, False)
   tuning.check_overlap(rows("a star"), edit, True)
   tuning.check_overlap(rows("a star"), None, False)
+  # The steps of a run without an erasure.
+  nothing = closed_form.Edit(np.eye(2), "base", "full@5", (), {})
+  tuning.check_overlap(rows("a star"), nothing, False)
   with pytest.raises(ValueError, match="says 'pentagram', which was erased"):
     tuning.check_overlap(rows("a Pentagram"), edit, False, ["pentagram"])
   for caption in ("a red STAR.", "a  neon\nsign of a fish"):
@@ -200,17 +207,19 @@ def test_a_defence_needs_an_erasure(kind):
   config.defence.kind = kind
   sd, params = stable_diffusion.load(shapes.model_folder())
   with pytest.raises(ValueError, match="there is no --edit to defend"):
-    tuning.prepare(sd, params, None, config)
+    tuning.prepare(sd, params, None, config, one_device())
 
 
 def test_runs_that_differ_in_model_rate_and_seed_share_their_program():
   config = finetune_lora.get_config()
   config.lora.targets = "kv"
   sd, params = stable_diffusion.load(shapes.model_folder())
-  _, step, state, frozen = tuning.prepare(sd, params, None, config)
+  _, step, state, frozen = tuning.prepare(
+    sd, params, None, config, one_device()
+  )
   config.optimizer.learning_rate, config.seed = 0.0, 7
   config.data.only = "object/circle"
-  _, again, other, zero = tuning.prepare(sd, params, None, config)
+  _, again, other, zero = tuning.prepare(sd, params, None, config, one_device())
   assert again is step
   assert (frozen["learning_rate"], zero["learning_rate"]) == (
     pytest.approx(1e-3), 0,
@@ -222,7 +231,9 @@ def test_runs_that_differ_in_model_rate_and_seed_share_their_program():
     with config.unlocked():
       changed = config.copy_and_resolve_references()
       changed.update_from_flattened_dict({key: value})
-    assert tuning.prepare(sd, params, None, changed)[1] is not step
+    assert (
+      tuning.prepare(sd, params, None, changed, one_device())[1] is not step
+    )
 
 
 def test_the_base_is_no_start_for_a_study():

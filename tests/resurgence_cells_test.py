@@ -5,12 +5,19 @@ Networks are stubbed: what trains is two numbers, what draws is a sum.
 
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 from configs import resurgence
 from launch.shared import resurgence_cells, resurgence_plan
-from unlearning_jax import checkpoints, closed_form, finetune, workdir
+from unlearning_jax import (
+  checkpoints,
+  closed_form,
+  finetune,
+  sharding,
+  workdir,
+)
 from unlearning_jax.concepts import make_concepts
 
 BLOCK = {
@@ -47,8 +54,8 @@ def draw(sd, tree, rows, judge, **options):
     yield {**row, "judged": {row["head"]: asked if seen else "else"}}, None
 
 
-def prepare(sd, erased, edit, own):
-  del sd, edit
+def prepare(sd, erased, edit, own, mesh):
+  del sd, edit, mesh
   part = finetune.partition({"unet": erased["unet"]}, "kv")
   state = finetune.TrainState(np.zeros((), np.int32), part.trained, (), ())
   rate = np.float32(own.optimizer.learning_rate)
@@ -241,6 +248,85 @@ def test_a_cell_fails_alone_and_is_not_tried_again(
   assert "uce/star/near/full/none/0@4" in rows
   monkeypatch.setattr(resurgence_cells.finetune, "train", train)
   assert finish(start()) == rows
+
+
+@pytest.mark.parametrize("broken", ["train", "erase"])
+def test_what_the_runtime_fails_of_is_tried_again(broken, start, monkeypatch):
+  wanted, left = finish(start("whole")), [2]
+  cells = resurgence_cells
+  bind = cells.erasures.bind
+
+  def dying(function):
+    def call(*arguments, **options):
+      left[0] -= 1
+      if left[0] < 0:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+      return function(*arguments, **options)
+
+    return call
+
+  with monkeypatch.context() as patch:
+    if broken == "train":
+      patch.setattr(cells.finetune, "train", dying(train))
+    else:
+      left[0] = 0
+      patch.setattr(cells.erasures, "bind", lambda *a: dying(bind(*a)))
+    study = start("cut")
+    rows = finish(study)
+  ended = [
+    cells.ended(study.config, rows, cell)
+    for cell in resurgence_plan.cells(study.config)
+  ]
+  assert ended == [broken == "train"] * 2 + [False] * 2
+  assert not any("failed" in row for row in rows.values())
+  del study  # Its rows are its own while it is there.
+  assert finish(start("cut")) == wanted
+
+
+def test_a_checkpoint_outlives_what_the_runtime_fails_of(start, monkeypatch):
+  wanted = finish(start("whole"))
+  measure = resurgence_cells.Study.measure
+
+  def failing(study, key, *arguments, **options):
+    if key == "uce/star/near/lora/none/0@2":
+      raise jax.errors.JaxRuntimeError("INTERNAL: a device was lost")
+    measure(study, key, *arguments, **options)
+
+  monkeypatch.setattr(resurgence_cells.Study, "measure", failing)
+  study = start("cut")
+  finish(study)
+  folder = study.run.path / "cells" / "uce-star-near-lora-none-0"
+  assert checkpoints.latest_step(folder) == 1
+  del study
+  monkeypatch.setattr(resurgence_cells.Study, "measure", measure)
+  assert finish(start("cut")) == wanted and not folder.exists()
+
+
+def test_an_erasure_has_this_process_s_devices(start, monkeypatch):
+  cells, sizes = resurgence_cells, []
+  bind = cells.erasures.bind
+
+  def erase(*arguments):
+    sizes.append(sharding.make_mesh().size)
+    return bind()(*arguments)
+
+  study = start()
+  monkeypatch.setattr(cells.erasures, "bind", lambda *_: erase)
+  monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
+  study.edit_of(resurgence_plan.cells(study.config)[0])
+  assert sizes == [2] and sharding.make_mesh().size == 8
+
+
+def test_processes_do_not_meet_in_a_study_s_checkpoints(start, monkeypatch):
+  wanted, study = finish(start("whole")), start("one of two")
+
+  def waits(*_):
+    raise AssertionError("all processes must be here")
+
+  for name in ("save", "restore", "latest_step"):
+    monkeypatch.setattr(checkpoints, name, waits)
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  assert finish(study) == wanted
 
 
 def test_a_concept_that_the_base_cannot_draw(start):

@@ -1,8 +1,10 @@
 """`launch.resurgence` as a user starts it: dry, killed, begun again."""
 
 import json
+import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +27,32 @@ def get_config():
   for tuning in config.algorithms.values():
     tuning.batch_size, tuning.data.count = 4, 8
   return config
+"""
+
+# Of two concepts, so that each of two processes erases and tunes one.
+SHARED = """
+from configs import resurgence
+
+
+def get_config():
+  block = {
+    "methods": ("mace",), "concepts": ("star", "quill"), "sets": ("in",),
+    "algorithms": ("lora",), "defences": ("none",), "seeds": (0,),
+  }
+  counts = {"explicit": 2, "words": 1, "others": 1, "tuned": 2}
+  config = resurgence.study([block], (1, 2), counts)
+  config.batch_size, config.sampling.num_steps, config.floor = 8, 2, 0.0
+  for erasure in config.erasures.values():
+    erasure.hparams.update({"num_images": 2, "image_steps": 2, "num_steps": 2})
+  config.algorithms.lora.batch_size = config.algorithms.lora.data.count = 4
+  return config
+"""
+# As `python -m launch.resurgence`, at once with what is saved after a minute.
+SAVING = """
+import runpy
+from launch.shared import resurgence_cells
+resurgence_cells.SAVE_AFTER = 0
+runpy.run_module("launch.resurgence", run_name="__main__")
 """
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -93,3 +121,56 @@ def test_a_killed_study_ends_with_the_same_rows(start, tmp_path):
   table = (tmp_path / "cut" / "results.csv").read_text().splitlines()
   # Two conditions; the base and three steps; five groups of prompts.
   assert len(table) == 1 + 2 * 4 * 5
+
+
+def study_of(folder, config, processes):
+  """Starts a study in so many processes, as SLURM would."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  command = [sys.executable, "-c", SAVING, f"--config={config}"]
+  command += [f"--workdir={folder}"]
+  command += ["--distributed"] if processes > 1 else []
+  started = []
+  for i in range(processes):
+    slurm = {
+      "JAX_COORDINATOR_ADDRESS": address,
+      "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost",
+      "SLURM_STEP_NUM_NODES": "1", "SLURM_NTASKS": str(processes),
+      "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i),
+    }  # fmt: skip
+    environment = os.environ | (slurm if processes > 1 else {})
+    environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    started.append(
+      subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )  # fmt: skip
+    )
+  try:
+    return [ended(process) for process in started]
+  finally:
+    for process in started:
+      process.kill()
+
+
+@pytest.mark.multiprocess
+def test_two_processes_share_a_study(tmp_path):
+  config = tmp_path / "config.py"
+  config.write_text(SHARED)
+  found = []
+  for processes in (1, 2):
+    folder = tmp_path / str(processes)
+    said = study_of(folder, config, processes)
+    assert "2 of 2 cells measured, 0 failed" in said[0]
+    assert (folder / "DONE").exists() and (folder / "report.html").exists()
+    files = sorted(folder.glob("results*.jsonl"))
+    assert len(files) == processes and all(f.stat().st_size for f in files)
+    lines = [line for f in files for line in f.read_text().splitlines()]
+    found.append({row["id"]: row for row in map(json.loads, lines)})
+    assert len(found[-1]) == len(lines)
+  assert found[0] == found[1]

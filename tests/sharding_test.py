@@ -28,6 +28,16 @@ batch = sharding.global_batch(mesh, own)
 assert batch.shape == (16,)
 double = jax.jit(lambda x: 2 * x)(batch)
 assert sorted(sharding.all_rows(double)) == [2.0 * i for i in range(16)]
+w = np.arange(16.0).reshape(4, 4)
+tree = {"w": sharding.place(w, sharding.param_sharding(mesh, w, 0)), "x": w}
+found = sharding.gather(tree)
+assert all(np.array_equal(leaf, w) for leaf in found.values())
+if index:
+  # What is one process's own: the others are not waited for.
+  with sharding.alone():
+    here = sharding.make_mesh()
+  rows = sharding.place({"w": w}, sharding.batch_sharding(here))
+  assert here.size == 2 and np.array_equal(sharding.gather(rows)["w"], w)
 w = sharding.place(np.ones((4, 4), np.float32), sharding.replicated(mesh))
 assert float(jax.jit(lambda w, x: w.sum() + x.sum())(w, batch)) == 136
 assert sharding.on_all_processes(True)
@@ -143,6 +153,16 @@ def test_rows_that_do_not_divide_are_refused():
 def test_a_process_alone_is_all_of_them():
   assert sharding.on_all_processes(True)
   assert not sharding.on_all_processes(False)
+
+
+def test_alone_a_mesh_has_this_process_s_devices(monkeypatch):
+  own = jax.devices()[2:4]
+  monkeypatch.setattr(jax, "local_devices", lambda: own)
+  with pytest.raises(KeyError), sharding.alone():
+    assert list(sharding.make_mesh().devices.flat) == own
+    assert sharding.make_mesh(devices=jax.devices()).size == 8
+    raise KeyError
+  assert sharding.make_mesh().size == 8
 
 
 def test_devices_are_described():

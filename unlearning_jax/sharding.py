@@ -5,9 +5,11 @@ One code path from a laptop to a pod: there is always a mesh, `data` x `fsdp`,
 over `data` and, when large, split over `fsdp`.
 """
 
+import contextlib
+import contextvars
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -23,6 +25,7 @@ FSDP_MIN_BYTES = 4 * 2**20
 # A barrier's name serves once; every process passes all of them in order.
 _BARRIERS = itertools.count()
 _LONG_MS = 7 * 24 * 3600 * 1000
+_ALONE = contextvars.ContextVar("alone", default=False)
 
 
 def initialize_distributed(wanted: bool):
@@ -63,6 +66,19 @@ def describe_devices() -> dict[str, Any]:
   }
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+  """Within it, `make_mesh` takes this process's own devices by default.
+
+  For work in which the other processes have no part.
+  """
+  token = _ALONE.set(True)
+  try:
+    yield
+  finally:
+    _ALONE.reset(token)
+
+
 def make_mesh(
   data: int | None = None,
   fsdp: int = 1,
@@ -73,13 +89,14 @@ def make_mesh(
   Args:
     data: copies of the model; by default as many as the devices allow.
     fsdp: devices that one copy of the model is split over.
-    devices: by default all, of all processes.
+    devices: by default all, of all processes; see `alone`.
 
   Raises:
     ValueError: the product is not the number of devices, or the hardware's
       own shape cannot carry it; valid shapes are listed.
   """
-  devices = jax.devices() if devices is None else devices
+  if devices is None:
+    devices = jax.local_devices() if _ALONE.get() else jax.devices()
   count = len(devices)
   valid = [(count // n, n) for n in range(1, count + 1) if count % n == 0]
   shape = (count // max(fsdp, 1) if data is None else data, fsdp)
@@ -283,4 +300,15 @@ def on_all_processes(here: bool) -> bool:
 
 def all_rows(array: Shaped[Array, "b ..."]) -> Shaped[np.ndarray, "b ..."]:
   """All rows of a batch on every process; a collective, so all must call it."""
+  if isinstance(array, np.ndarray) or array.is_fully_addressable:
+    return np.asarray(array)
   return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def gather(tree: Tree) -> Tree:
+  """Whole leaves on every process's host: `place` undone.
+
+  A collective, so all must call it. Leaf after leaf: a device has room for one
+  that is whole, not for all.
+  """
+  return jax.tree.map(all_rows, tree)

@@ -228,8 +228,10 @@ class Workdir:
     for key in ("base_fingerprint", "judge_hashes", "inputs", "seeds"):
       if runs and runs[0][key] != run[key]:
         raise ValueError(
-          f"workdir: {self.path} was started with {key} {runs[0][key]!r}, "
-          f"now {run[key]!r}; its rows would not belong together"
+          f"workdir: {self.path} was started with {key} that differ from "
+          "these, its rows would not belong together; go on as it was started, "
+          "or use another folder:\n  "
+          + "\n  ".join(_differences(runs[0][key], run[key], key))
         )
     document = {"runs": [*runs, run]}
     self.write("provenance.json", to_json(document, "provenance", indent=2))

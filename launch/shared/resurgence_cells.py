@@ -2,7 +2,8 @@
 
 Whatever is finished is a row of the run; a cell that is interrupted goes on
 from its last checkpoint, if it had come far enough for one, and one that fails
-leaves a row that says why.
+leaves a row that says why. What the runtime fails of, memory or a lost device,
+leaves none: the next start tries that cell again.
 """
 
 import dataclasses
@@ -10,11 +11,12 @@ import functools
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from launch.shared import comparison, resurgence_plan, tuning, tuning_sets
 from launch.shared.resurgence_plan import Cell
@@ -36,8 +38,8 @@ _PROBES = 64
 # Seconds of a cell that may have to be run again. A checkpoint of a small model
 # takes longer than the steps that it would save.
 SAVE_AFTER = 60.0
-# What a cell may fail of, and the study go on: its own data, loss or memory.
-_FAILURES = (ValueError, FloatingPointError, jax.errors.JaxRuntimeError)
+# What a cell fails of for good: its own data or loss.
+_FAILURES = (ValueError, FloatingPointError)
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -129,10 +131,11 @@ class Study:
     if failed in self.rows:
       raise ValueError(self.rows[failed]["failed"])
     started = time.monotonic()
+    erase = erasures.bind(entry["method"], entry["hparams"])
     try:
-      made = erasures.bind(entry["method"], entry["hparams"])(
-        self.sd, self.base, phrases, jax.random.key(cell.seed)
-      )
+      # The other processes are at other erasures.
+      with sharding.alone():
+        made = erase(self.sd, self.base, phrases, jax.random.key(cell.seed))
     except _FAILURES as error:
       self._fail(failed, error)
       raise
@@ -189,15 +192,17 @@ class Study:
 
   def finish(self, cell: Cell) -> None:
     """Runs a cell to its end, or records why it cannot."""
-    own = self.config.algorithms[cell.algorithm]
     folder = self.run.path / "cells" / _file(cell.id)
-    ended = f"{cell.id}@{own.num_steps}" in self.rows
-    if not ended and f"{cell.id}!" not in self.rows:
+    if not ended(self.config, self.rows, cell):
       try:
         self._finish(cell, folder)
       # A cell fails alone: its row says why, and the others go on.
       except _FAILURES as error:
         self._fail(f"{cell.id}!", error)
+      except jax.errors.JaxRuntimeError as error:
+        why = str(error)  # Alone: with it go the frames, and what they hold.
+        logging.warning("%s: the next start tries again: %s", cell.id, why)
+        return
     shutil.rmtree(folder, ignore_errors=True)
 
   def _finish(self, cell: Cell, folder: pathlib.Path):
@@ -236,14 +241,18 @@ class Study:
   ):
     own = self.tuning_config(cell)
     arrays = self._arrays(cell, own, edit)
-    part, step, state, frozen = tuning.prepare(self.sd, erased, edit, own)
+    part, step, state, frozen = tuning.prepare(
+      self.sd, erased, edit, own, self.mesh
+    )
     states = tuning.phrase_states(
       self.sd, self.base, [c.erase for c in edit.concepts]
     )
     if f"{cell.id}@0" not in self.rows:
       before = self._predictors(cell, erased, arrays, states, frozen["empty"])
       self.record({"id": f"{cell.id}@0", "predictors": before})
-    if checkpoints.latest_step(folder) is not None:
+    # All processes of a run meet in a checkpoint; in a study they never do.
+    keeps = jax.process_count() == 1
+    if keeps and checkpoints.latest_step(folder) is not None:
       state = checkpoints.restore(folder, state)
     saved = time.monotonic()
     clock = [saved, int(state.step)]
@@ -261,7 +270,7 @@ class Study:
       )  # fmt: skip
       # After the row: a kill in between repeats the steps, not the row.
       late = time.monotonic() - saved >= SAVE_AFTER
-      if late and now != own.num_steps:
+      if keeps and late and now != own.num_steps:
         checkpoints.save(folder, now, state)
         saved = time.monotonic()
       clock[:] = [time.monotonic(), now]
@@ -337,6 +346,12 @@ class Study:
     own.data.count, own.data.seed = _PROBES, 1
     shown = tuning.examples(own)
     return tuning.encode(self.sd, self.base, shown, own)["mean"][:, 0]
+
+
+def ended(config: Any, rows: Container[str | int], cell: Cell) -> bool:
+  """Whether rows of these names have all that comes of a cell."""
+  last = config.algorithms[cell.algorithm].num_steps
+  return f"{cell.id}@{last}" in rows or f"{cell.id}!" in rows
 
 
 def _file(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from absl import logging
 
 from launch.shared import training_log
 from unlearning_jax import (
@@ -19,6 +20,7 @@ from unlearning_jax import (
   models,
   sharding,
   stable_diffusion,
+  workdir,
 )
 from unlearning_jax.concepts import check_choice, same_phrase
 from unlearning_jax.finetune import defences
@@ -143,6 +145,8 @@ def check_overlap(
     return
   names = {same_phrase(concept.erase) for concept in edit.concepts}
   names |= set(map(same_phrase, also))
+  if not names:
+    return
   pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(names)))})\b")
   for row in rows:
     if match := pattern.search(same_phrase(row.caption)):
@@ -210,8 +214,11 @@ def prepare(
   params: Any,
   edit: closed_form.Edit | None,
   config: Any,
+  mesh: Any,
 ) -> tuple[finetune.Partition, Any, finetune.TrainState, Any]:
   """Partition, step, first state and frozen values of a run.
+
+  The state lies over the mesh as `finetune.train` wants it.
 
   Raises:
     ValueError: a defence without an erasure; see `finetune.partition`.
@@ -252,7 +259,16 @@ def prepare(
     tuple(config.loss.items()), tuple(rest.items()),
   )  # fmt: skip
   of_optimizer = {k: frozen.get(k) for k in ("learning_rate", "basis")}
-  return part, step, start(trained, of_optimizer), frozen
+  return part, step, _laid_out(start, mesh, trained, of_optimizer), frozen
+
+
+def _laid_out(start: Any, mesh: Any, trained: Any, frozen: Any) -> Any:
+  """The first state, of which no device ever has more than its share."""
+  trained = sharding.place(trained, sharding.param_sharding(mesh, trained))
+  shapes = jax.eval_shape(start, trained, frozen)
+  layout = sharding.param_sharding(mesh, shapes)
+  # Jitted: one program, not hundreds of small ones.
+  return jax.jit(start, out_shardings=layout)(trained, frozen)
 
 
 @functools.lru_cache(maxsize=64)
@@ -293,13 +309,18 @@ def _programs(
     )  # fmt: skip
     return one(state, frozen, batch, key)
 
-  # Jitted: one program, not hundreds of small ones.
-  @jax.jit
   def start(trained: Any, frozen: Any) -> finetune.TrainState:
     ema = ema_decay is not None
     return finetune.init_state(trained, tx(frozen), ema=ema)
 
   return start, step
+
+
+def _measured(state: finetune.TrainState, config: Any) -> Any:
+  """What was trained, on the host: its average, where there is one."""
+  return sharding.gather(
+    state.params if config.ema_decay is None else state.ema
+  )
 
 
 def tuned_params(
@@ -310,9 +331,8 @@ def tuned_params(
   edit: closed_form.Edit | None,
   config: Any,
 ) -> Any:
-  """The model that a state stands for: its average, where there is one."""
-  trained = state.params if config.ema_decay is None else state.ema
-  tuned = {**params, **part.join(jax.device_get(trained), part.frozen)}
+  """The model that a state stands for; a collective, as `sharding.gather`."""
+  tuned = {**params, **part.join(_measured(state, config), part.frozen)}
   if config.defence.kind != "reassert" or edit is None:
     return tuned
   kept = [phrase for c in edit.concepts for phrase in c.preserve]
@@ -339,12 +359,24 @@ def as_edit(
 
 
 def export(
-  path: Any,
+  run: workdir.Workdir,
   part: finetune.Partition,
   state: finetune.TrainState,
   config: Any,
 ):
-  """Writes the adapters of a LoRA run as diffusers reads them."""
-  if config.train == "lora":
+  """Writes a LoRA run's adapters, as diffusers reads them.
+
+  They are those of the last `tuned_params`; a collective, as that is.
+  """
+  if config.train != "lora":
+    return
+  if config.defence.kind == "reassert":
+    logging.warning(
+      "no lora.safetensors: defence.kind='reassert' changes more than adapters "
+      "can say; export the last edit of steps/ instead"
+    )
+    return
+  adapters = _measured(state, config)
+  if run.is_writer:
     scale = float(part.frozen["lora/scale"])
-    lora.save(path, jax.device_get(state.params), scale)
+    lora.save(run.path / "lora.safetensors", adapters, scale)

@@ -1,12 +1,14 @@
 """Which renders a study tunes on: near to what was erased, or far from it."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from unlearning_jax.concepts import check_choice
+from unlearning_jax import closed_form
+from unlearning_jax.concepts import check_choice, same_phrase
 from unlearning_jax.evaluators import erasure
-from unlearning_jax.shapes import neighbours, vocabulary
+from unlearning_jax.shapes import captions, neighbours, vocabulary
 
 KINDS = ("in", "near", "far", "out", "same", "control")
 
@@ -30,6 +32,31 @@ class TuningSet:
   names: tuple[str, ...]
   similarity: float
   overlap: bool = False
+
+
+def words(edit: closed_form.Edit | None) -> list[str]:
+  """Names and synonyms of the Shapes world's classes that an edit erased.
+
+  Those that a concept says and its anchor does not: other classes are only in
+  the sentence around it.
+  """
+  classes = [
+    (task, name)
+    for task in ("object", "style", "identity")
+    for name in vocabulary.HEADS[task]
+  ]
+  found = []
+  for task, name in (*classes, ("unsafe", captions.HAZARD)):
+    said = captions.phrases(task, name)
+    named = [same_phrase(p) for p in said["explicit"] + said["synonyms"]]
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, named))})\b")
+    if any(
+      pattern.search(same_phrase(concept.erase))
+      and not pattern.search(same_phrase(concept.anchor))
+      for concept in (edit.concepts if edit else ())
+    ):
+      found += named
+  return found
 
 
 def tuning_set(

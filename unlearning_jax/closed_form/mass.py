@@ -65,9 +65,11 @@ def _batches(
   """Batches of one size over all devices; `weight` is 0 where filled up."""
   count = len(columns["ids"])
   size = PER_DEVICE * mesh.size
-  local = size // jax.process_count()
+  local = PER_DEVICE * sharding.local_rows_multiple(mesh)
+  # A mesh of this process's devices has all rows here.
+  skipped = 0 if local == size else local * jax.process_index()
   for start in range(0, count, size):
-    first = start + local * jax.process_index()
+    first = start + skipped
     rows = np.arange(first, first + local)
     batch = {k: v[np.minimum(rows, count - 1)] for k, v in columns.items()}
     batch["weight"] = (rows < count).astype(np.float32)
