@@ -162,7 +162,7 @@ def test_a_run_does_not_go_on_with_another_victim(model, tmp_path):
 
   start("a" * 64).append_row({"id": "x"})
   start("a" * 64)
-  with pytest.raises(ValueError, match="inputs .*aaaa.* now .*bbbb"):
+  with pytest.raises(ValueError, match="inputs.victim: 'aaaa.* -> 'bbbb"):
     start("b" * 64)
 
 
