@@ -93,7 +93,7 @@ def test_the_page_has_all_that_was_measured(document):
     assert part in plain
   assert "A &lt;study&gt;" in text and "ValueError: &lt;no&gt;" in text
   # Both ends of the strongest run, and why one is not in the charts.
-  assert "0.60 [" in plain and "the erasure took nothing away" in plain
+  assert "0.60 [" in plain and "the erasure took hardly anything away" in plain
   assert "http" not in text.split("</head>")[1] and "<script" not in text
   assert text.count('class="curve"') == 4
 

@@ -200,9 +200,10 @@ def test_seeds_are_pooled_image_by_image():
   assert found["early"] == {"step": 20, "share": pytest.approx(8 / 18)}
 
 
-def test_an_erasure_that_took_nothing_away_is_undefined():
+@pytest.mark.parametrize("left", [20, 17])
+def test_an_erasure_that_took_hardly_anything_away_is_undefined(left):
   (found,) = study.summarize(
-    [cell("uce/star/in/full/none", 0, 20, 20, 20, 20)], 0.3
+    [cell("uce/star/in/full/none", 0, left, left, left, 20)], 0.3
   )
   assert not found["defined"] and found["area"] is None
   assert found["steps"][-1]["resurgence"]["explicit"] is None

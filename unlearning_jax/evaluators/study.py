@@ -23,6 +23,9 @@ BEFORE = (
 # Of fewer erased models than this a rank correlation says nothing, and the
 # bootstrap does not know it.
 MIN_ERASURES = 5
+# The share of images that an erasure must have taken the concept from: what is
+# divided by less is noise.
+MIN_TAKEN = 0.2
 EARLY = ("reversion", "moved", "reversion_prompt", "output_gap", "noise_gap")
 
 
@@ -157,7 +160,7 @@ def _resurgence(
   base: Any, erased: Any, now: Any, prompts: Any, group: str
 ) -> dict[str, float] | None:
   before, gone = base[group], erased[group]
-  if before.mean() <= gone.mean():
+  if before.mean() - gone.mean() < MIN_TAKEN:
     return None
   if now is erased:
     # The model that all is counted from: there is nothing to estimate.
@@ -168,7 +171,7 @@ def _resurgence(
 
 def _own(cell: Mapping[str, Any], step: int) -> float | None:
   base, gone = (s["explicit"].mean() for s in (cell["base"], cell["stages"][0]))
-  if base <= gone:
+  if base - gone < MIN_TAKEN:
     return None
   now = cell["stages"][step]["explicit"].mean()
   return float((now - gone) / (base - gone))
