@@ -86,9 +86,9 @@ def test_anchor_images_are_samples(model):
   np.testing.assert_array_equal(drawn["latents"], wanted[:5])
 
 
-@pytest.mark.torch
-@pytest.mark.slow
-def test_the_losses_are_torchs(tmp_path):
+@pytest.fixture
+def both(tmp_path):
+  """Ours and torch's: the model, the loss' arrays, the UNet, noisy latents."""
   torch = pytest.importorskip("torch")
   diffusers = pytest.importorskip("diffusers")
   tiny_pipelines.write(tmp_path, "one_level")
@@ -105,6 +105,15 @@ def test_the_losses_are_torchs(tmp_path):
   )
   x, n = (torch.tensor(a).movedim(-1, 1) for a in (latents, noise))
   noisy = schedule.add_noise(x, n, torch.tensor(t))
+  arrays = (latents, noise, t, concept, anchor)
+  return torch, sd, params, arrays, unet, noisy, n
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_the_losses_are_torchs(both):
+  torch, sd, params, arrays, unet, noisy, n = both
+  *_, t, concept, anchor = arrays
   with torch.no_grad():
     by_concept, by_anchor = (
       unet(noisy, torch.tensor(t), torch.tensor(c)).sample
@@ -120,33 +129,23 @@ def test_the_losses_are_torchs(tmp_path):
       functools.partial(
         concept_ablation.ablating_loss, sd, loss=loss, regularization=share
       )
-    )(params, latents, noise, t, concept, anchor)
+    )(params, *arrays)
     assert abs(float(ours) / float(wanted) - 1) < 1e-5
 
 
+@pytest.mark.torch
 @pytest.mark.slow
-def test_the_gradient_is_torchs_with_the_start_of_text_detached(tmp_path):
-  torch = pytest.importorskip("torch")
-  diffusers = pytest.importorskip("diffusers")
-  tiny_pipelines.write(tmp_path, "one_level")
-  sd, params = stable_diffusion.load(tmp_path)
-  rng = np.random.default_rng(0)
-  latents, noise = rng.normal(size=(2, 2, *sd.latent_shape)).astype(np.float32)
-  concept, anchor = rng.normal(size=(2, 2, *sd.context_shape)).astype("f4")
-  t = np.array([900, 20])
+def test_the_gradient_is_torchs_with_the_start_of_text_detached(both):
+  torch, sd, params, arrays, unet, noisy, n = both
+  *_, t, concept, anchor = arrays
   loss = functools.partial(
     concept_ablation.ablating_loss, sd, loss="model", regularization=0.5
   )
-  gradient = jax.jit(jax.grad(loss))(
-    params, latents, noise, t, concept, anchor
-  )["unet"]
+  gradient = jax.jit(jax.grad(loss))(params, *arrays)["unet"]
   path = "up_blocks_0", "attentions_0", "transformer_blocks_0", "attn2"
   for name in path:
     gradient = gradient[name]
 
-  unet = diffusers.UNet2DConditionModel.from_pretrained(
-    tmp_path, subfolder="unet"
-  )
   hold = torch.tensor(0.0)
 
   def detach(module, inputs, out):
@@ -156,11 +155,6 @@ def test_the_gradient_is_torchs_with_the_start_of_text_detached(tmp_path):
   for name, module in unet.named_modules():
     if name.endswith(("attn2.to_k", "attn2.to_v")):
       module.register_forward_hook(detach)
-  x, n = (torch.tensor(a).movedim(-1, 1) for a in (latents, noise))
-  schedule = diffusers.DDPMScheduler.from_pretrained(
-    tmp_path, subfolder="scheduler"
-  )
-  noisy = schedule.add_noise(x, n, torch.tensor(t))
   errors = {}
   for held in (1.0, 0.0):
     hold.fill_(held)
