@@ -134,6 +134,34 @@ def test_unknown_implementation():
     dot_product_attention(*qkv(), implementation="flash")
 
 
+def test_cudnn_gets_our_arguments(monkeypatch):
+  """Its call with the same function's other implementation: layout, scale."""
+  asked, library = [], jax.nn.dot_product_attention
+
+  def instead(*a, implementation):
+    asked.append(implementation)
+    return library(*a, implementation="xla")
+
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(jax.nn, "dot_product_attention", instead)
+  arguments = qkv(dtype=jnp.float16)
+  out = dot_product_attention(*arguments, implementation="cudnn")
+  assert asked == ["cudnn"] and out.dtype == jnp.float16
+  np.testing.assert_allclose(out, reference(*arguments), atol=4e-3)
+
+
+@pytest.mark.parametrize(
+  "dtype, message",
+  [
+    (jnp.float32, "'cudnn' does not compute in float32: set dtype=bfloat16"),
+    (jnp.bfloat16, "'cudnn' needs an NVIDIA GPU.*on 'cpu': set attention="),
+  ],
+)
+def test_where_cudnn_is_refused(dtype, message):
+  with pytest.raises(ValueError, match=message):
+    dot_product_attention(*qkv(dtype=dtype), implementation="cudnn")
+
+
 @pytest.fixture(scope="module")
 def unet():
   return stable_diffusion.load(shapes.model_folder())

@@ -78,7 +78,7 @@ def load(
   Args:
     path: a diffusers folder, or `owner/name[@revision]`.
     dtype: of the UNet's and the VAE's computation; parameters stay float32.
-    attention: `auto`, `dense` or `chunked`, see `models.attention`.
+    attention: `auto`, `dense`, `chunked` or `cudnn`, see `models.attention`.
 
   Raises:
     ValueError: the model cannot be read whole; the message names the file.

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: one function, dense or chunked."""
+"""Scaled dot-product attention: one function; dense, chunked or fused."""
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 _CHUNK_FROM_SCORES = 2**20
 _CHUNK = 512
 
-IMPLEMENTATIONS = ("auto", "dense", "chunked")
+IMPLEMENTATIONS = ("auto", "dense", "chunked", "cudnn")
 # The collection that cross-attention's probabilities are put in, if the caller
 # makes it mutable; see `functional.apply_with_attention`.
 PROBABILITIES = "attention_probabilities"
@@ -46,6 +46,20 @@ def _chunked(query: Array, key: Array, value: Array, chunk: int) -> Array:
   return out.reshape(batch, tokens + padding, heads, -1)[:, :tokens]
 
 
+def _cudnn(query: Array, key: Array, value: Array) -> Array:
+  if query.dtype not in (jnp.bfloat16, jnp.float16):
+    raise ValueError(
+      f"attention='cudnn' does not compute in {query.dtype}: set "
+      "dtype=bfloat16, or attention='auto'"
+    )
+  if (backend := jax.default_backend()) != "gpu":
+    raise ValueError(
+      f"attention='cudnn' needs an NVIDIA GPU, and JAX runs on {backend!r}: "
+      "set attention='auto'"
+    )
+  return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
 def dot_product_attention(
   query: Float[Array, "b q heads c"],
   key: Float[Array, "b k heads c"],
@@ -62,20 +76,24 @@ def dot_product_attention(
     value: values.
     implementation: `dense` keeps all scores; `chunked` goes through the
       queries `chunk` at a time and recomputes scores in the backward pass;
-      `auto` chunks only where the scores would be large.
+      `auto` chunks only where the scores would be large; `cudnn` is the fused
+      kernel of NVIDIA's GPUs, in bfloat16 or float16, which keeps none.
     chunk: queries per chunk.
 
   Returns:
     The attended values, in the dtype of `value`.
 
   Raises:
-    ValueError: unknown `implementation`.
+    ValueError: unknown `implementation`, or `cudnn` in another dtype or on
+      another machine than it is for.
   """
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
       f"attention implementation {implementation!r} is unknown; allowed: "
       f"{', '.join(IMPLEMENTATIONS)}"
     )
+  if implementation == "cudnn":
+    return _cudnn(query, key, value)
   large = query.shape[1] * key.shape[1] >= _CHUNK_FROM_SCORES
   if implementation == "chunked" or (implementation == "auto" and large):
     return _chunked(query, key, value, min(chunk, query.shape[1]))
