@@ -11,7 +11,8 @@ rematerialized, so that what is computed twice is no work; a share of the
 ceiling is of what a large matmul in the same dtype does.
 
 On a GPU set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95, and leave the CPU among
-JAX_PLATFORMS: work is counted there. With JAX_COMPILATION_CACHE_DIR set, `--compile_only --jobs=8` compiles beforehand.
+JAX_PLATFORMS: work is counted there. With JAX_COMPILATION_CACHE_DIR set,
+`--compile_only --jobs=8` compiles beforehand.
 """
 
 import concurrent.futures
