@@ -10,8 +10,9 @@ by `cost_analysis` of one row's program with dense attention and nothing
 rematerialized, so that what is computed twice is no work; a share of the
 ceiling is of what a large matmul in the same dtype does.
 
-On a GPU set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95. With
-JAX_COMPILATION_CACHE_DIR set, `--compile_only --jobs=8` compiles beforehand.
+On a GPU set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95, and leave the CPU among
+JAX_PLATFORMS: work is counted there. With JAX_COMPILATION_CACHE_DIR set,
+`--compile_only --jobs=8` compiles beforehand.
 """
 
 import concurrent.futures
@@ -141,11 +142,11 @@ def main(_: list[str]):
   )
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   where = sharding.replicated(mesh)
-  params: Any = None
+  params, top = None, float("nan")
   if not COMPILE.value:
     with record.of(part="ceiling") as about:
       about.update(ceiling())
-    top = about.get("tflop_s")
+    top = about.get("tflop_s", float("nan"))
     params = jax.block_until_ready(programs.weights(like))
 
   def measure(what: tuple[str, str, int]):

@@ -237,7 +237,8 @@ def flops(part: str, size: str, dtype: str) -> float:
     function = functools.partial(stable_diffusion.decode, sd)
     given = (given[0], given[3])
   with jax.default_device(jax.devices("cpu")[0]):
-    found = jax.jit(function).lower(*given).cost_analysis()["flops"]
+    cost: Any = jax.jit(function).lower(*given).cost_analysis()
+  found = cost["flops"]
   if part == "sample":
     found += 2 * calls * flops("unet", size, dtype)
   return found

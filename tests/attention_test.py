@@ -144,10 +144,12 @@ def test_cudnn_gets_our_arguments(monkeypatch):
 
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   monkeypatch.setattr(jax.nn, "dot_product_attention", instead)
-  arguments = qkv(dtype=jnp.float16)
-  out = dot_product_attention(*arguments, implementation="cudnn")
-  assert asked == ["cudnn"] and out.dtype == jnp.float16
-  np.testing.assert_allclose(out, reference(*arguments), atol=4e-3)
+  # It takes no odd number of tokens.
+  for queries, keys, times in ((12, 7, 0), (13, 8, 0), (12, 8, 1)):
+    arguments = qkv(queries, keys, dtype=jnp.float16)
+    out = dot_product_attention(*arguments, implementation="cudnn")
+    assert asked == ["cudnn"] * times and out.dtype == jnp.float16
+    np.testing.assert_allclose(out, reference(*arguments), atol=4e-3)
 
 
 @pytest.mark.parametrize(

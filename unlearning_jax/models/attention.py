@@ -57,6 +57,9 @@ def _cudnn(query: Array, key: Array, value: Array) -> Array:
       f"attention='cudnn' needs an NVIDIA GPU, and JAX runs on {backend!r}: "
       "set attention='auto'"
     )
+  # Its backward pass takes no odd numbers, and a text has 77 tokens: few.
+  if query.shape[1] % 2 or key.shape[1] % 2:
+    return _dense(query, key, value)
   return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
@@ -77,7 +80,8 @@ def dot_product_attention(
     implementation: `dense` keeps all scores; `chunked` goes through the
       queries `chunk` at a time and recomputes scores in the backward pass;
       `auto` chunks only where the scores would be large; `cudnn` is the fused
-      kernel of NVIDIA's GPUs, in bfloat16 or float16, which keeps none.
+      kernel of NVIDIA's GPUs, in bfloat16 or float16, which keeps none, and
+      `dense` where a number of tokens is odd, as a text's 77.
     chunk: queries per chunk.
 
   Returns:
