@@ -38,6 +38,8 @@ def comparison(size: str) -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.dtype = "float32"
+  # Or "cudnn": faster, on NVIDIA's GPUs and in bfloat16; `models.attention`.
+  config.attention = "auto"
   # Groups of prompts of one's own, for a model without a judge.
   config.prompts = ml_collections.ConfigDict()
   config.targets = ()
@@ -100,6 +102,7 @@ def finetune(size: str) -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.dtype = "float32" if size == "tiny" else "bfloat16"
+  config.attention = "auto"
   config.remat = size != "tiny"
   config.model = {
     "tiny": "shapes",

@@ -74,6 +74,18 @@ def test_folders_that_cannot_be_written_are_refused(tmp_path):
       Workdir(path, {})
 
 
+def test_a_resume_may_change_what_no_row_depends_on(tmp_path):
+  config = {"lanes": 8, "sampling": {"lanes": 8}}
+  Workdir(tmp_path, config).append_row({"id": 1})
+  again = Workdir(tmp_path, config | {"lanes": 100}, free=("lanes", "width"))
+  assert again.done_ids() == {1}
+  changed = {"lanes": 100, "sampling": {"lanes": 9}}
+  with pytest.raises(ValueError, match=r"sampling.lanes: 8 -> 9$"):
+    Workdir(tmp_path, changed, free=("lanes",))
+  with pytest.raises(ValueError, match="  lanes: 8 -> 100"):
+    Workdir(tmp_path, config | {"lanes": 100})
+
+
 def test_rows_without_a_config_are_not_adopted(tmp_path):
   (tmp_path / "results.jsonl").write_text('{"id": 1}\n')
   with pytest.raises(ValueError, match="no config.json"):

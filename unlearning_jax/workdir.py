@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ class Workdir:
     config: the run's `ConfigDict` or dict, of values that JSON can hold.
     process_index: this process, from 0.
     process_count: how many there are.
+    free: keys of the config that no row depends on; they may change.
 
   Raises:
     ValueError: the folder cannot be written, or it holds a run with another
@@ -61,6 +62,7 @@ class Workdir:
     *,
     process_index: int = 0,
     process_count: int = 1,
+    free: Sequence[str] = (),
   ):
     self.path = _writable_folder(path)
     self.is_writer = process_index == 0
@@ -71,9 +73,9 @@ class Workdir:
     self._rows = JsonLines(self.path / own)
     self._metrics = JsonLines(self.path / "metrics.jsonl")
     self._ids: set[str | int] | None = None
-    self._check_config(_plain(config))
+    self._check_config(_plain(config), free)
 
-  def _check_config(self, new: dict[str, Any]):
+  def _check_config(self, new: dict[str, Any], free: Sequence[str]):
     file = self.path / "config.json"
     if not file.exists():
       if (self.path / "results.jsonl").exists():
@@ -84,7 +86,9 @@ class Workdir:
       self.write("config.json", json.dumps(new, indent=2))
       return
     old = json.loads(file.read_text())
-    changes = _differences(old, new)
+    # Provenance has the command of every start: it says what they were.
+    kept = {key: old[key] for key in free if key in old and key in new}
+    changes = _differences(old, new | kept)
     made = {entry.name for entry in self.path.iterdir()}
     if changes and made <= {"config.json", "provenance.json"}:
       # An earlier start came no further than this: nothing is lost.

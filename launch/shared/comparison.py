@@ -22,16 +22,30 @@ from unlearning_jax import stable_diffusion as stable
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.evaluators import erasure
 from unlearning_jax.judges import shapes as shapes_judge
+from unlearning_jax.models import attention
 from unlearning_jax.noise import SOURCES
 from unlearning_jax.report import comparison
 from unlearning_jax.schedules import SAMPLERS
 from unlearning_jax.workdir import Workdir
 
+# How rows share the machine; no row depends on it, so a run may go on with
+# others elsewhere.
+FREE = ("batch_size", "lanes")
+
 
 def load_model(config: Any) -> tuple[stable.StableDiffusion, stable.Params]:
-  """The model that `config.model` names: "shapes", or where weights are."""
+  """The model that `config.model` names: "shapes", or where weights are.
+
+  Raises:
+    ValueError: `config.attention` is none that it can have here, or the model
+      cannot be read whole.
+  """
+  # Before gigabytes are read.
+  attention.check(config.attention, config.dtype)
   path = shapes.model_folder() if config.model == "shapes" else config.model
-  return stable.load(path, dtype=jnp.dtype(config.dtype))
+  return stable.load(
+    path, dtype=jnp.dtype(config.dtype), attention=config.attention
+  )
 
 
 def load_judge(config: Any) -> shapes_judge.Judge | None:
@@ -244,6 +258,7 @@ def open_run(
     config,
     process_index=0 if alone else jax.process_index(),
     process_count=1 if alone else jax.process_count(),
+    free=FREE,
   )
   judge = load_judge(config)
   run.record_provenance(

@@ -46,10 +46,23 @@ def _chunked(query: Array, key: Array, value: Array, chunk: int) -> Array:
   return out.reshape(batch, tokens + padding, heads, -1)[:, :tokens]
 
 
-def _cudnn(query: Array, key: Array, value: Array) -> Array:
-  if query.dtype not in (jnp.bfloat16, jnp.float16):
+def check(implementation: str, dtype: DTypeLike):
+  """Finds out whether attention can be computed so.
+
+  Raises:
+    ValueError: unknown `implementation`, or `cudnn` in another dtype or on
+      another machine than it is for.
+  """
+  if implementation not in IMPLEMENTATIONS:
     raise ValueError(
-      f"attention='cudnn' does not compute in {query.dtype}: set "
+      f"attention={implementation!r} is unknown; allowed: "
+      f"{', '.join(IMPLEMENTATIONS)}"
+    )
+  if implementation != "cudnn":
+    return
+  if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+    raise ValueError(
+      f"attention='cudnn' does not compute in {jnp.dtype(dtype)}: set "
       "dtype=bfloat16, or attention='auto'"
     )
   if (backend := jax.default_backend()) != "gpu":
@@ -57,6 +70,9 @@ def _cudnn(query: Array, key: Array, value: Array) -> Array:
       f"attention='cudnn' needs an NVIDIA GPU, and JAX runs on {backend!r}: "
       "set attention='auto'"
     )
+
+
+def _cudnn(query: Array, key: Array, value: Array) -> Array:
   # Its backward pass takes no odd numbers, and a text has 77 tokens: few.
   if query.shape[1] % 2 or key.shape[1] % 2:
     return _dense(query, key, value)
@@ -91,11 +107,7 @@ def dot_product_attention(
     ValueError: unknown `implementation`, or `cudnn` in another dtype or on
       another machine than it is for.
   """
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(
-      f"attention implementation {implementation!r} is unknown; allowed: "
-      f"{', '.join(IMPLEMENTATIONS)}"
-    )
+  check(implementation, query.dtype)
   if implementation == "cudnn":
     return _cudnn(query, key, value)
   large = query.shape[1] * key.shape[1] >= _CHUNK_FROM_SCORES
