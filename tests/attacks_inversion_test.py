@@ -45,13 +45,9 @@ def test_a_learnt_word_is_the_published_one(golden):
 
   @jax.jit
   def update(victim, original, embeds, moments, drawn):
-    def total(embeds):
-      lanes = concept_inversion._losses(
-        sd, victim, original, batch, embeds, drawn, state.key, h
-      )
-      return lanes.sum()
-
-    loss, gradient = jax.value_and_grad(total)(embeds)
+    (loss,), gradient = concept_inversion.slope(
+      sd, victim, original, batch, embeds, drawn, state.key, h
+    )
     embeds, moments = adam.update(
       embeds, gradient, moments, learning_rate=h.learning_rate,
       weight_decay=h.weight_decay, decay=h.decay,
@@ -71,3 +67,41 @@ def test_a_learnt_word_is_the_published_one(golden):
   close(moments.mean[0, 0], golden["mean"])
   close(moments.square[0, 0], golden["square"])
   close(embeds[0, 0], golden["final"])
+
+
+@pytest.mark.slow
+def test_draws_take_turns(golden):
+  """Their mean is that of all at once, and takes the memory of one."""
+  sd, victim, original = weakened()
+  h = concept_inversion.Hparams()
+  batch = make_batch(sd, golden, h.k, h.insertion)
+  embeds = jnp.full((1, 1, sd.context_shape[1]), 0.01)
+  models = (sd, victim, original, batch)
+
+  def at_once(embeds, drawn):
+    return jax.value_and_grad(
+      lambda e: losses.of_embeddings(*models, e, drawn).sum()
+    )(embeds)
+
+  def in_turn(embeds, drawn):
+    return losses.gradient(*models, embeds, drawn)
+
+  def learnt(embeds, drawn):
+    key = jax.random.split(jax.random.key(0), 1)
+    return concept_inversion.slope(*models, embeds, drawn, key, h)
+
+  def compiled(function, draws):
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((1, draws, 8, 8, 8)).astype(np.float32)
+    t = jnp.arange(draws)[None] * 50
+    drawn = losses.Draw(t, jnp.asarray(noise))
+    program = jax.jit(function).lower(embeds, drawn).compile()
+    size = program.memory_analysis().temp_size_in_bytes
+    return program(embeds, drawn), size
+
+  (loss, gradient), large = compiled(at_once, 8)
+  for function in (in_turn, learnt):
+    (found, slope), size = compiled(function, 8)
+    np.testing.assert_allclose(found, [loss], rtol=1e-5)
+    close(slope, gradient)
+    assert size < large / 3

@@ -22,7 +22,7 @@ of its momentum over timesteps close together, with the loss at the last.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -148,12 +148,9 @@ def step(
   """One iteration of every lane; a lane that is not finite stays as it was."""
   drawn = losses.draw(sd, state.key, state.count, h)
   keys = jax.vmap(jax.random.fold_in)(state.key, state.count)
-
-  def total(embeds: Array) -> tuple[Array, Array]:
-    lanes = _losses(sd, victim, original, batch, embeds, drawn, keys, h)
-    return lanes.sum(), lanes
-
-  gradient, loss = jax.grad(total, has_aux=True)(state.embeds)
+  loss, gradient = slope(
+    sd, victim, original, batch, state.embeds, drawn, keys, h
+  )
   embeds, moments = adam.update(
     state.embeds,
     gradient,
@@ -178,31 +175,58 @@ def prompt(batch: Batch, state: State, h: Hparams) -> Float[Array, "b k d"]:
   return state.embeds
 
 
-def _losses(sd, victim, original, batch, embeds, drawn, keys, h):
-  """Each lane's loss, over its draws: of its own image, or of the pool's."""
-  draws = drawn.t.shape[1]
-  lane = jnp.repeat(jnp.arange(len(keys)), draws)
-  rows, named, target = batch, batch.ids, None
-  if h.pool:
-    rows, named = _from_pool(batch.repeat(draws), batch.pool, keys, draws, h)
-    embeds = embeds[lane]
-  context, latents = text_states(sd, victim, rows, embeds), rows.latents
+def slope(
+  sd: StableDiffusion,
+  victim: Victim,
+  original: Victim,
+  batch: Batch,
+  embeds: Float[Array, "b k d"],
+  drawn: losses.Draw,
+  keys: Array,
+  h: Hparams,
+) -> tuple[Float[Array, " b"], Float[Array, "b k d"]]:
+  """Each lane's loss and its gradient for v*, means over the draws.
+
+  Args:
+    sd: the model.
+    victim: learns the words.
+    original: predicts the target, where `h.loss` asks for it.
+    batch: rows; with `h.pool` their images and captions are the pool's.
+    embeds: v*.
+    drawn: timesteps and noises.
+    keys: each lane's of this iteration.
+    h: the attack's.
+  """
+
+  def one(single: losses.Draw, image: Any, caption: Any) -> tuple[Array, Array]:
+    rows, named = batch, batch.ids
+    if h.pool:
+      rows, named = _of_pool(batch, batch.pool, image, caption)
+
+    def total(embeds: Array) -> tuple[Array, Array]:
+      lanes = _losses(
+        sd, victim, original, rows, named, embeds, single, keys, h
+      )
+      return lanes.sum(), lanes
+
+    gradient, lanes = jax.grad(total, has_aux=True)(embeds)
+    return lanes, gradient
+
+  chosen = _chosen(batch.pool, keys, h) if h.pool else (None, None)
+  return losses.by_draw(one, drawn, *chosen)
+
+
+def _losses(sd, victim, original, rows, named, embeds, drawn, keys, h):
+  """Each lane's loss, of one timestep and noise."""
+  context, target = text_states(sd, victim, rows, embeds), None
   if h.loss == "match":
     # The caption as it names the concept, without the new word.
     target = text_states(sd, original, rows._replace(ids=named))
-  if not h.pool:
-    # One text for all draws of a lane: encoded once.
-    context, latents = context[lane], latents[lane]
-    target = None if target is None else target[lane]
-  t, noise = drawn.t.reshape(-1), drawn.noise.reshape(-1, *sd.latent_shape)
-  models = (sd, victim, original, context, target, latents)
-  if h.recursion:
-    t = jax.vmap(falling, (0, None, 0))(keys[lane], h.recursion, t)
-    lanes = losses.recursion(*models, t, noise)
-  else:
-    single = losses.Draw(t[:, None], noise[:, None])
-    lanes = losses.residuals(*models, single, h.criterion)
-  return lanes.reshape(-1, draws).mean(axis=1)
+  models = (sd, victim, original, context, target, rows.latents)
+  if not h.recursion:
+    return losses.residuals(*models, drawn, h.criterion)
+  t = jax.vmap(falling, (0, None, 0))(keys, h.recursion, drawn.t[:, 0])
+  return losses.recursion(*models, t, drawn.noise[:, 0])
 
 
 def falling(key: Array, count: int, t: Int[Array, ""]) -> Int[Array, " n"]:
@@ -217,16 +241,19 @@ def falling(key: Array, count: int, t: Int[Array, ""]) -> Int[Array, " n"]:
   return jnp.maximum(t, WINDOW) - 1 - jnp.sort(below)
 
 
-def _from_pool(rows, pool, keys, draws, h) -> tuple[Batch, Array]:
-  """Rows with images and captions drawn from the pool, for each lane anew."""
+def _chosen(pool, keys, h) -> tuple[Array, Array]:
+  """Which of the pool's images and captions each draw of a lane is of."""
 
   def draw(number: int, size: int) -> Array:
     some = jax.vmap(lambda k: jax.random.fold_in(k, number))(keys)
-    drawn = jax.vmap(lambda k: jax.random.randint(k, (draws,), 0, size))(some)
-    return drawn.reshape(-1)
+    return jax.vmap(lambda k: jax.random.randint(k, (h.draws,), 0, size))(some)
 
   image = draw(3, len(pool.latents))
-  caption = image if h.pool == "own" else draw(4, len(pool.ids))
+  return image, image if h.pool == "own" else draw(4, len(pool.ids))
+
+
+def _of_pool(rows, pool, image, caption) -> tuple[Batch, Array]:
+  """Rows with the pool's images and captions, and what these name it by."""
   rows = rows._replace(
     latents=pool.latents[image],
     ids=pool.ids[caption],

@@ -13,7 +13,8 @@ gradient by their number, and with it Adam's epsilon and the weight decay.
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +130,30 @@ def draw(
   return Draw(t + low[None], noise)
 
 
+def by_draw(
+  gradient: Callable[..., tuple[Array, Array]], drawn: Draw, *more: Any
+) -> tuple[Float[Array, " b"], Float[Array, "b ..."]]:
+  """The mean over the draws of what `gradient` says, one after the other.
+
+  So an update takes the memory of as many rows as there are lanes.
+
+  Args:
+    gradient: losses and gradients of a `Draw` with m = 1, and of its `more`.
+    drawn: timesteps and noises.
+    more: what else each draw has, led by (b, m); given as (b, ...).
+  """
+  each = drawn.t.shape[1]
+  turns = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (drawn, more))
+
+  def turn(now: tuple[Draw, tuple[Any, ...]]) -> tuple[Array, Array]:
+    single = jax.tree.map(lambda x: x[:, None], now[0])
+    return gradient(single, *now[1])
+
+  if each == 1:
+    return turn(jax.tree.map(lambda x: x[0], turns))
+  return jax.tree.map(lambda x: x.mean(axis=0), jax.lax.map(turn, turns))
+
+
 def of_embeddings(
   sd: StableDiffusion,
   victim: Victim,
@@ -171,14 +196,17 @@ def gradient(
   With respect to nothing else: no gradient of any weight is formed.
   """
 
-  def loss(embeds: Array) -> tuple[Array, Array]:
-    lanes = of_embeddings(
-      sd, victim, original, batch, embeds, drawn, criterion, target_context
-    )
-    return lanes.sum(), lanes
+  def one(single: Draw) -> tuple[Array, Array]:
+    def loss(embeds: Array) -> tuple[Array, Array]:
+      lanes = of_embeddings(
+        sd, victim, original, batch, embeds, single, criterion, target_context
+      )
+      return lanes.sum(), lanes
 
-  slope, lanes = jax.grad(loss, has_aux=True)(embeds)
-  return lanes, slope
+    slope, lanes = jax.grad(loss, has_aux=True)(embeds)
+    return lanes, slope
+
+  return by_draw(one, drawn)
 
 
 def residuals(
