@@ -1,5 +1,6 @@
 """Meshes, placements and padded batches, on eight CPU devices."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -19,8 +20,9 @@ import sys, jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 2)
 from unlearning_jax import sharding
 from unlearning_jax.workdir import Workdir
-folder, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
-jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
+folder = sys.argv[1]
+sharding.initialize_distributed(True)
+index = jax.process_index()
 mesh = sharding.make_mesh(data=2, fsdp=2)
 assert sharding.local_rows_multiple(mesh) == 2
 own = np.arange(16.0, dtype=np.float32)[index::2]
@@ -175,12 +177,15 @@ def test_devices_are_described():
 
 
 def test_distributed_runs_only_when_asked_and_is_never_swallowed(monkeypatch):
-  def fail():
+  def fail(**_):
     raise RuntimeError("no coordinator")
 
   monkeypatch.setattr(jax.distributed, "initialize", fail)
   sharding.initialize_distributed(False)
   with pytest.raises(RuntimeError, match="no coordinator"):
+    sharding.initialize_distributed(True)
+  monkeypatch.setenv("JAX_PROCESS_ID", "first")
+  with pytest.raises(ValueError, match="JAX_PROCESS_ID='first': must be a num"):
     sharding.initialize_distributed(True)
 
 
@@ -188,12 +193,16 @@ def test_distributed_runs_only_when_asked_and_is_never_swallowed(monkeypatch):
 def test_two_processes_share_one_batch_and_one_workdir(tmp_path):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
-    port = str(free.getsockname()[1])
-  command = [sys.executable, "-c", PROCESS, str(tmp_path), port]
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  command = [sys.executable, "-c", PROCESS, str(tmp_path)]
+  peers = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
   processes = [
-    subprocess.Popen([*command, str(i)], stderr=subprocess.PIPE, text=True)
+    subprocess.Popen(
+      command, env={**os.environ, **peers, "JAX_PROCESS_ID": str(i)},
+      stderr=subprocess.PIPE, text=True,
+    )
     for i in range(2)
-  ]
+  ]  # fmt: skip
   for process in processes:
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors

@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -31,14 +32,30 @@ _ALONE = contextvars.ContextVar("alone", default=False)
 def initialize_distributed(wanted: bool):
   """Joins the other processes of the run; must come before any other JAX call.
 
-  JAX finds the coordinator itself on Cloud TPU, SLURM, Kubernetes and MPI. A
-  failure is raised: a process must never go on to work alone by mistake.
+  JAX finds the coordinator itself on Cloud TPU, SLURM, Kubernetes and MPI.
+  Elsewhere the environment tells: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES
+  and JAX_PROCESS_ID. A failure is raised: a process must never go on to work
+  alone by mistake.
+
+  Raises:
+    ValueError: nothing tells who the others are, or what does is no number.
   """
   if wanted:
-    jax.distributed.initialize()
+    jax.distributed.initialize(
+      num_processes=_number("JAX_NUM_PROCESSES"),
+      process_id=_number("JAX_PROCESS_ID"),
+    )
     # On CPUs the first collective waits 30 s for the others, and no longer:
     # have it now, while all are here.
     multihost_utils.sync_global_devices("joined")
+
+
+def _number(name: str) -> int | None:
+  """What the environment says, if it says anything."""
+  value = os.environ.get(name)
+  if value is not None and not value.isdecimal():
+    raise ValueError(f"{name}={value!r}: must be a number")
+  return None if value is None else int(value)
 
 
 def wait_for_all(what: str):
