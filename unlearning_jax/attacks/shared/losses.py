@@ -142,14 +142,13 @@ def by_draw(
     drawn: timesteps and noises.
     more: what else each draw has, led by (b, m); given as (b, ...).
   """
-  each = drawn.t.shape[1]
   turns = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (drawn, more))
 
   def turn(now: tuple[Draw, tuple[Any, ...]]) -> tuple[Array, Array]:
     single = jax.tree.map(lambda x: x[:, None], now[0])
     return gradient(single, *now[1])
 
-  if each == 1:
+  if drawn.t.shape[1] == 1:
     return turn(jax.tree.map(lambda x: x[0], turns))
   return jax.tree.map(lambda x: x.mean(axis=0), jax.lax.map(turn, turns))
 
