@@ -13,35 +13,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from unlearning_jax import models, stable_diffusion
+from benchmarks.full_size_programs import make_sd
 from unlearning_jax.attacks import unlearn_diff_atk
 from unlearning_jax.attacks.shared.victim import Batch, Victim
-from unlearning_jax.convert.sd1 import CONFIGS
-from unlearning_jax.schedules import Schedule
 
 pytestmark = pytest.mark.slow
 FLOOR = 1.71e12
 # A laptop's memory must do for an attack of one row.
 PEAK_GIB = 12
 K = 5
-
-
-def make_sd(attention):
-  """Networks of real size, without tokenizer or files."""
-  parts = {
-    "text_encoder": models.ClipTextModel.from_config(CONFIGS["text_encoder"]),
-    "unet": models.UNet2DCondition.from_config(
-      CONFIGS["unet"], attention=attention
-    ),
-    "vae": models.AutoencoderKL.from_config(CONFIGS["vae"]),
-  }
-  return stable_diffusion.StableDiffusion(
-    **parts,
-    schedule=Schedule.from_config(CONFIGS["scheduler"]),
-    latent_size=(64, 64),
-    tokenizer=None,
-    files=None,  # type: ignore
-  )
 
 
 def abstract(sd, lanes=1):
@@ -65,7 +45,7 @@ def abstract(sd, lanes=1):
 
 
 def lowered(attention, lanes=1):
-  sd = make_sd(attention)
+  sd = make_sd("sd14", "float32", attention)
   victim, batch = abstract(sd, lanes)
   h = unlearn_diff_atk.Hparams(k=K)
   start = functools.partial(unlearn_diff_atk.init, sd, h=h)

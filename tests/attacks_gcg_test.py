@@ -54,44 +54,40 @@ def batch(world):
   )
 
 
-@pytest.fixture(scope="module", params=gcg.LOSSES)
-def of_embeddings(request, world, batch):
-  """One of the losses, of embeddings alone."""
-  sd, victim, original = world
-  h = dataclasses.replace(H, loss=request.param)
+def draw(sd, draws=1):
   key, count = jax.random.split(jax.random.key(1), 5), jnp.zeros(5, jnp.int32)
-  drawn = losses.draw(sd, key, count, h)
+  return losses.draw(sd, key, count, dataclasses.replace(H, draws=draws))
+
+
+@pytest.fixture(scope="module", params=gcg.LOSSES)
+def of(request, world, batch):
+  """One of the losses, of embeddings and of draws alone."""
+  h = dataclasses.replace(H, loss=request.param)
   return jax.jit(
-    lambda embeds: gcg.loss(
-      sd, victim, original, batch, embeds, drawn=drawn, h=h
-    )
+    lambda embeds, drawn: gcg.loss(*world, batch, embeds, drawn, h)
   )
 
 
-def test_the_loss_of_a_candidate_is_the_prompt_s_own(
-  world, batch, of_embeddings
-):
-  table = token_table(world[1])
+def test_the_loss_of_a_candidate_is_the_prompt_s_own(world, batch, of):
+  table, drawn = token_table(world[1]), draw(world[0])
   tried = jnp.asarray(np.random.default_rng(0).integers(0, 40, (5, 2, 3)))
-  found = gcg.evaluate(table, batch, tried, of_embeddings)
+  found = gcg.evaluate(table, batch, tried, of, drawn)
   for i in range(2):
-    loss, _ = gcg.token_gradient(table, batch, tried[:, i], of_embeddings)
+    loss, _ = gcg.token_gradient(table, batch, tried[:, i], of, drawn)
     np.testing.assert_allclose(found[:, i], loss, rtol=1e-5, atol=1e-6)
 
 
-def test_the_token_gradient_is_what_a_small_change_does(
-  world, batch, of_embeddings
-):
+def test_the_token_gradient_is_what_a_small_change_does(world, batch, of):
   """G = E dL/de against differences of the loss along e."""
-  table = token_table(world[1])
+  table, drawn = token_table(world[1]), draw(world[0])
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 40, (5, 3)))
-  _, gradient = gcg.token_gradient(table, batch, tokens, of_embeddings)
+  _, gradient = gcg.token_gradient(table, batch, tokens, of, drawn)
   embeds = table[batch.vocabulary[tokens]]
   for slot, token in ((0, 4), (2, 31)):
     along = table[batch.vocabulary[token]]
     step = 0.02 * jnp.linalg.norm(embeds[:, slot]) / jnp.linalg.norm(along)
-    up = of_embeddings(embeds.at[:, slot].add(step * along))
-    down = of_embeddings(embeds.at[:, slot].add(-step * along))
+    up = of(embeds.at[:, slot].add(step * along), drawn)
+    down = of(embeds.at[:, slot].add(-step * along), drawn)
     np.testing.assert_allclose(
       (up - down) / (2 * step),
       gradient[:, slot, token],
@@ -100,13 +96,43 @@ def test_the_token_gradient_is_what_a_small_change_does(
     )
 
 
+def test_draws_take_turns(world, batch):
+  """Losses and gradients of three draws are those of all three at once."""
+  drawn = draw(world[0], 3)
+  table = token_table(world[1])
+  tokens = jnp.asarray(np.random.default_rng(0).integers(0, 40, (5, 3)))
+  h = dataclasses.replace(H, loss="match")
+
+  def of(embeds, drawn):
+    return gcg.loss(*world, batch, embeds, drawn, h)
+
+  @jax.jit
+  def at_once(embeds):
+    lanes, back = jax.vjp(lambda e: of(e, drawn), embeds)
+    return lanes, back(jnp.ones(5))[0]
+
+  wanted, slope = at_once(table[batch.vocabulary[tokens]])
+  turns = jax.jit(gcg.token_gradient, static_argnums=3)
+  found, gradient = turns(table, batch, tokens, of, drawn)
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)
+  every = slope @ table[batch.vocabulary].T
+  np.testing.assert_allclose(
+    gradient, every, atol=1e-5 * float(jnp.abs(every).max())
+  )
+  evaluate = jax.jit(gcg.evaluate, static_argnums=3)
+  alone = evaluate(table, batch, tokens[:, None], of, drawn)
+  np.testing.assert_allclose(alone[:, 0], wanted, rtol=1e-5)
+  several = dataclasses.replace(H, draws=3, loss="feature")
+  with pytest.raises(ValueError, match="draws=3: loss='feature'"):
+    gcg.init(*world, batch, jax.random.key(0), several)
+
+
 def test_the_diffusion_losses_are_the_other_attacks(world, batch):
   sd, victim, original = world
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 40, (5, 3)))
   table = token_table(victim)
   embeds = table[batch.vocabulary[tokens]]
-  key, count = jax.random.split(jax.random.key(1), 5), jnp.zeros(5, jnp.int32)
-  drawn = losses.draw(sd, key, count, H)
+  drawn = draw(sd)
   models = (sd, victim, original, batch)
   of = jax.jit(gcg.loss, static_argnums=(0, 6))
   uda, _ = jax.jit(unlearn_diff_atk.token_gradient, static_argnums=0)(

@@ -16,8 +16,8 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from attacks_full_size_test import make_sd
 
+from benchmarks.full_size_programs import make_sd
 from configs import finetune_full, finetune_lora
 from launch.shared import tuning
 from unlearning_jax import finetune, sharding
@@ -56,7 +56,7 @@ def lowered(train, mesh):
   if mesh.size > 1:
     # A row a device and part, however the mesh is.
     config.batch_size, config.accumulate = 32, 4
-  sd = tuning.with_remat(make_sd("auto"), True)
+  sd = tuning.with_remat(make_sd("sd14", "float32", "auto"), True)
   shape = jax.ShapeDtypeStruct
   context, latents = (77, 768), (64, 64, 4)
   unet = jax.eval_shape(

@@ -11,7 +11,7 @@ keeps the best of them and the prompt as it was:
   match      |eps_o(x_t, c) - eps_v(x_t, c(z'))|^2     as P4D's
   feature    1 - cos(f_v(z'), f_o)                   as MMA-Diffusion's
 
-with one (t, eps) for all candidates. f is the text state at the end of the
+with the same (t, eps) for all candidates. f is the text state at the end of the
 text, of the prompt itself by the original model in f_o, after the victim's edit
 in f_v. With a diffusion loss a candidate costs a pass of the UNet, so there are
 few: 8 by default. `feature` needs no UNet, and can have the published 512.
@@ -90,6 +90,10 @@ def init(
   """
   del victim, original
   losses.check(h, "denoise" if h.loss == "feature" else h.loss, sd.schedule)
+  if h.loss == "feature" and h.draws > 1:
+    raise ValueError(
+      f"draws={h.draws}: loss='feature' has no timesteps; give 1"
+    )
   lanes = lane_state.begin(key, batch)
   return State(*lanes, lane_state.random_tokens(lanes[0], batch, (h.k,)))
 
@@ -104,16 +108,14 @@ def step(
 ) -> tuple[State, dict[str, Array]]:
   """One iteration of every lane; a lane that is not finite stays as it was."""
   drawn = losses.draw(sd, state.key, state.count, h)
-  of_embeddings = functools.partial(
-    loss, sd, victim, original, batch, drawn=drawn, h=h
-  )
+  of = functools.partial(loss, sd, victim, original, batch, h=h)
   table = token_table(victim)
-  before, gradient = token_gradient(table, batch, state.tokens, of_embeddings)
+  before, gradient = token_gradient(table, batch, state.tokens, of, drawn)
   keys = losses.draw_key(state.key, state.count, h)
   keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
   choose = functools.partial(substitutes, h=h)
   tried = jax.vmap(choose)(keys, state.tokens, gradient)
-  after = evaluate(table, batch, tried, of_embeddings)
+  after = evaluate(table, batch, tried, of, drawn)
   # Where none is better, the prompt stays.
   every = jnp.concatenate([before[:, None], after], axis=1)
   options = jnp.concatenate([state.tokens[:, None], tried], axis=1)
@@ -189,7 +191,8 @@ def token_gradient(
   table: Float[Array, "w d"],
   batch: Batch,
   tokens: Int[Array, "b k"],
-  of_embeddings: Callable[[Array], Array],
+  of_embeddings: Callable[..., Array],
+  drawn: losses.Draw,
 ) -> tuple[Float[Array, " b"], Float[Array, "b k v"]]:
   """Each lane's loss, and its gradient for every token in every slot.
 
@@ -197,15 +200,20 @@ def token_gradient(
     table: E, the victim's.
     batch: gives the vocabulary.
     tokens: positions in it.
-    of_embeddings: each lane's loss of embeddings (b, k, d).
+    of_embeddings: each lane's loss of embeddings (b, k, d) and of a draw.
+    drawn: timesteps and noises, which take turns.
   """
 
-  def total(embeds: Array) -> tuple[Array, Array]:
-    lanes = of_embeddings(embeds)
+  def total(embeds: Array, single: losses.Draw) -> tuple[Array, Array]:
+    lanes = of_embeddings(embeds, single)
     return lanes.sum(), lanes
 
+  def one(single: losses.Draw) -> tuple[Array, Array]:
+    slope, lanes = jax.grad(total, has_aux=True)(embeds, single)
+    return lanes, slope
+
   embeds = table[batch.vocabulary[tokens]]
-  slope, lanes = jax.grad(total, has_aux=True)(embeds)
+  lanes, slope = losses.by_draw(one, drawn)
   every = jnp.einsum(
     "bkd,vd->bkv", slope, table[batch.vocabulary],
     precision=jax.lax.Precision.HIGHEST,
@@ -217,12 +225,14 @@ def evaluate(
   table: Float[Array, "w d"],
   batch: Batch,
   tried: Int[Array, "b m k"],
-  of_embeddings: Callable[[Array], Array],
+  of_embeddings: Callable[..., Array],
+  drawn: losses.Draw,
 ) -> Float[Array, "b m"]:
   """The loss of every candidate, one candidate of each lane at a time."""
 
   def one(tokens: Array) -> Array:
-    return of_embeddings(table[batch.vocabulary[tokens]])
+    embeds = table[batch.vocabulary[tokens]]
+    return losses.by_draw(functools.partial(of_embeddings, embeds), drawn)
 
   return jax.lax.map(one, tried.swapaxes(0, 1)).swapaxes(0, 1)
 

@@ -14,7 +14,7 @@ gradient by their number, and with it Adam's epsilon and the weight decay.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ LOSSES = ("denoise", "match")
 CRITERIA = ("l2", "l1")
 TIMESTEPS = ("sequential", "random", "stratified")
 NOISES = ("frozen", "fresh")
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,23 +131,21 @@ def draw(
   return Draw(t + low[None], noise)
 
 
-def by_draw(
-  gradient: Callable[..., tuple[Array, Array]], drawn: Draw, *more: Any
-) -> tuple[Float[Array, " b"], Float[Array, "b ..."]]:
-  """The mean over the draws of what `gradient` says, one after the other.
+def by_draw(of_draw: Callable[..., T], drawn: Draw, *more: Any) -> T:
+  """The mean over the draws of what `of_draw` says, one after the other.
 
   So an update takes the memory of as many rows as there are lanes.
 
   Args:
-    gradient: losses and gradients of a `Draw` with m = 1, and of its `more`.
+    of_draw: losses, and gradients, of a `Draw` with m = 1, and of its `more`.
     drawn: timesteps and noises.
     more: what else each draw has, led by (b, m); given as (b, ...).
   """
   turns = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (drawn, more))
 
-  def turn(now: tuple[Draw, tuple[Any, ...]]) -> tuple[Array, Array]:
+  def turn(now: tuple[Draw, tuple[Any, ...]]) -> T:
     single = jax.tree.map(lambda x: x[:, None], now[0])
-    return gradient(single, *now[1])
+    return of_draw(single, *now[1])
 
   if drawn.t.shape[1] == 1:
     return turn(jax.tree.map(lambda x: x[0], turns))
