@@ -104,6 +104,9 @@ def study(
   }
   # A tuning set is near or far by so many classes.
   config.neighbours = 4
+  # LoRA runs of a method that are tuned in one program, each as if alone. A
+  # GPU, or a TPU's devices, are filled by several; two cores are by one.
+  config.pack = 1
   # Seconds of an erasure, a step, an image; what `--dry_run` counts with until
   # the run has measured its own.
   config.rates = dict(_RATES)

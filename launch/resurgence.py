@@ -10,6 +10,8 @@ where it was, a cell that fails leaves the others alone, none is run twice. With
 end, and with `--report` from what there is.
 """
 
+import shutil
+
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -18,6 +20,7 @@ from launch.shared import (
   comparison,
   resurgence_cells,
   resurgence_plan,
+  resurgence_study,
   resurgence_table,
 )
 from unlearning_jax import progress, sharding, stable_diffusion
@@ -67,23 +70,26 @@ def main(_):
   stable_diffusion.tokenize(sd, phrases)
   run = comparison.open_run(_WORKDIR.value, config, base)
   mine = cells if not _REPORT.value else []
-  study = resurgence_cells.Study(run, config, sd, base)
+  study = resurgence_study.Study(run, config, sd, base)
   points = sum(len(config.algorithms[c.algorithm].checkpoints) for c in cells)
   with progress.Progress("measure", points, done=_points(study)) as bar:
     study.note = lambda key: bar.update(_is_point(key), key)
     # All cells that share a row are one process's: it is made once.
     shares = list(dict.fromkeys((cell.concept, cell.seed) for cell in mine))
     own = set(shares[jax.process_index() :: jax.process_count()])
-    for cell in mine:
-      if (cell.concept, cell.seed) in own:
-        study.finish(cell)
+    left = [c for c in mine if (c.concept, c.seed) in own]
+    left = [c for c in left if not study.ended(c)]
+    for pack in resurgence_plan.packs(config, left):
+      resurgence_cells.finish(study, *pack)
   sharding.wait_for_all("cells done")
   if run.is_writer:
     resurgence_table.write(run, study, cells)
   # Whoever measured them: one that the runtime failed is left for a next start.
   done = run.done_ids()
-  left = [c for c in cells if not resurgence_cells.ended(config, done, c)]
+  left = [c for c in cells if not resurgence_study.ended(config, done, c)]
   if not _REPORT.value and not left:
+    # A kill after a cell's last row leaves its checkpoints.
+    shutil.rmtree(run.path / "cells", ignore_errors=True)
     run.mark_done()
 
 

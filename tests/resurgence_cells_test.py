@@ -1,126 +1,22 @@
-"""Cells of a study: killed anywhere they end alike, and they fail alone.
-
-Networks are stubbed: what trains is two numbers, what draws is a sum.
-"""
+"""Cells of a study: killed anywhere they end alike, and they fail alone."""
 
 import shutil
 
 import jax
-import numpy as np
 import pytest
+from resurgence_cases import Killed, finish, stubbed, train
 
-from configs import resurgence
-from launch.shared import resurgence_cells, resurgence_plan
-from unlearning_jax import (
-  checkpoints,
-  closed_form,
-  finetune,
-  sharding,
-  workdir,
+from launch.shared import (
+  resurgence_cells,
+  resurgence_plan,
+  resurgence_study,
 )
-from unlearning_jax.concepts import make_concepts
-
-BLOCK = {
-  "methods": ("uce",),
-  "concepts": ("star",),
-  "sets": ("near", "control"),
-  "algorithms": ("lora", "full"),
-  "defences": ("none",),
-  "seeds": (0,),
-}
-COUNTS = {"explicit": 4, "words": 2, "others": 2, "tuned": 2}
-KERNEL = "mid/attn2/to_k/kernel"
-
-
-class Killed(BaseException):
-  """As a signal: nothing catches it."""
-
-
-def params(value):
-  leaf = np.full((2, 2), value, np.float32)
-  return {"unet": {"mid": {"attn2": {"to_k": {"kernel": leaf}}}}}
-
-
-def value_of(tree):
-  return float(tree["unet"]["mid"]["attn2"]["to_k"]["kernel"][0, 0])
-
-
-def draw(sd, tree, rows, judge, **options):
-  """The concept is seen where the kernel is above the row's own threshold."""
-  del sd, judge, options
-  for i, row in enumerate(rows):
-    asked = row["attributes"][row["head"]]
-    seen = value_of(tree) > 0.2 + 0.1 * (i % 7)
-    yield {**row, "judged": {row["head"]: asked if seen else "else"}}, None
-
-
-def prepare(sd, erased, edit, own, mesh):
-  del sd, edit, mesh
-  part = finetune.partition({"unet": erased["unet"]}, "kv")
-  state = finetune.TrainState(np.zeros((), np.int32), part.trained, (), ())
-  rate = np.float32(own.optimizer.learning_rate)
-  return part, None, state, {"empty": None, "rate": rate}
-
-
-def train(state, step, frozen, batches, key, *, num_steps, at, on_state, **_):
-  del step, key
-  while int(state.step) < num_steps:
-    pushed = frozen["rate"] * batches[int(state.step)]["mean"].mean()
-    leaves = {k: x + np.float32(pushed) for k, x in state.params.items()}
-    state = finetune.TrainState(np.asarray(state.step + 1), leaves, (), ())
-    if int(state.step) in at:
-      on_state(int(state.step), state)
-  return state
+from unlearning_jax import checkpoints, sharding, workdir
 
 
 @pytest.fixture
 def start(monkeypatch, tmp_path):
-  """Opens the study as a fresh process would."""
-  edit = closed_form.Edit(
-    None, "base", "uce", make_concepts(["star"], "circle"), {},
-    {f"unet/{KERNEL}": params(0.0)["unet"]["mid"]["attn2"]["to_k"]["kernel"]},
-  )  # fmt: skip
-  cells = resurgence_cells
-  monkeypatch.setattr(cells, "SAVE_AFTER", 0)
-  monkeypatch.setattr(cells.erasure, "judged_images", draw)
-  monkeypatch.setattr(cells.tuning, "prepare", prepare)
-  monkeypatch.setattr(cells.finetune, "train", train)
-  monkeypatch.setattr(cells.closed_form, "check_base", lambda *_: None)
-  monkeypatch.setattr(cells.closed_form.edit, "check_base", lambda *_: None)
-  monkeypatch.setattr(cells.erasures, "bind", lambda *_: lambda *_: edit)
-  monkeypatch.setattr(cells.tuning, "phrase_states", lambda *_: np.eye(2))
-  monkeypatch.setattr(cells.drift, "pull", lambda *_: 0.0)
-  monkeypatch.setattr(cells.Study, "_drift", lambda *_: {"moved": 0.0})
-  monkeypatch.setattr(cells.comparison, "load_judge", lambda _: None)
-
-  def encode(sd, tree, listed, own):
-    rng = np.random.default_rng(own.data.seed)
-    states = np.stack([np.eye(2)] * len(listed))
-    return {"mean": rng.random((len(listed), 1)), "context": states}
-
-  monkeypatch.setattr(cells.tuning, "encode", encode)
-  chosen = resurgence_cells.tuning_sets.TuningSet(
-    "object/circle+moon", "object/star", "object", ("circle", "moon"), 0.5
-  )
-  monkeypatch.setattr(cells.tuning_sets, "tuning_set", lambda *_: chosen)
-
-  def open_study(folder="run", base=1.0, **changes):
-    config = resurgence.study([BLOCK], (1, 2, 4), COUNTS)
-    with config.unlocked():
-      for algorithm in config.algorithms.values():
-        algorithm.data.count = algorithm.batch_size = 2
-        algorithm.optimizer.learning_rate = 0.3
-      config.update_from_flattened_dict(changes)
-    run = workdir.Workdir(tmp_path / folder, config)
-    return resurgence_cells.Study(run, config, None, params(base))
-
-  return open_study
-
-
-def finish(study):
-  for cell in resurgence_plan.cells(study.config):
-    study.finish(cell)
-  return {row["id"]: row for row in study.run.rows()}
+  return stubbed(monkeypatch, tmp_path)
 
 
 def test_every_cell_is_measured_at_every_step(start):
@@ -150,25 +46,25 @@ def test_rows_alone_are_gone_on_from(start, monkeypatch, tmp_path):
   whole = finish(start("whole"))
   first, *rest = resurgence_plan.cells(start("first").config)
   half = start("half")
-  half.finish(first)
+  resurgence_cells.finish(half, first)
   # What a repository keeps of a study: no edit, no checkpoint.
   kept = tmp_path / "kept"
   kept.mkdir()
   for name in ("config.json", "results.jsonl"):
     shutil.copy(half.run.path / name, kept)
-  bind, made = resurgence_cells.erasures.bind, []
+  bind, made = resurgence_study.erasures.bind, []
 
   def counted(*arguments):
     made.append(arguments)
     return bind(*arguments)
 
-  monkeypatch.setattr(resurgence_cells.erasures, "bind", counted)
+  monkeypatch.setattr(resurgence_study.erasures, "bind", counted)
   study = start("kept")
-  study.finish(first)
+  resurgence_cells.finish(study, first)
   assert not made
   # An edit is made again when a cell that is left needs it, and once.
   for cell in rest:
-    study.finish(cell)
+    resurgence_cells.finish(study, cell)
   assert len(made) == 1
   assert {row["id"]: row for row in study.run.rows()} == whole
 
@@ -253,8 +149,7 @@ def test_a_cell_fails_alone_and_is_not_tried_again(
 @pytest.mark.parametrize("broken", ["train", "erase"])
 def test_what_the_runtime_fails_of_is_tried_again(broken, start, monkeypatch):
   wanted, left = finish(start("whole")), [2]
-  cells = resurgence_cells
-  bind = cells.erasures.bind
+  cells, bind = resurgence_cells, resurgence_study.erasures.bind
 
   def dying(function):
     def call(*arguments, **options):
@@ -270,11 +165,13 @@ def test_what_the_runtime_fails_of_is_tried_again(broken, start, monkeypatch):
       patch.setattr(cells.finetune, "train", dying(train))
     else:
       left[0] = 0
-      patch.setattr(cells.erasures, "bind", lambda *a: dying(bind(*a)))
+      patch.setattr(
+        resurgence_study.erasures, "bind", lambda *a: dying(bind(*a))
+      )
     study = start("cut")
     rows = finish(study)
   ended = [
-    cells.ended(study.config, rows, cell)
+    resurgence_study.ended(study.config, rows, cell)
     for cell in resurgence_plan.cells(study.config)
   ]
   assert ended == [broken == "train"] * 2 + [False] * 2
@@ -285,25 +182,25 @@ def test_what_the_runtime_fails_of_is_tried_again(broken, start, monkeypatch):
 
 def test_a_checkpoint_outlives_what_the_runtime_fails_of(start, monkeypatch):
   wanted = finish(start("whole"))
-  measure = resurgence_cells.Study.measure
+  measure = resurgence_study.Study.measure
 
   def failing(study, key, *arguments, **options):
     if key == "uce/star/near/lora/none/0@2":
       raise jax.errors.JaxRuntimeError("INTERNAL: a device was lost")
     measure(study, key, *arguments, **options)
 
-  monkeypatch.setattr(resurgence_cells.Study, "measure", failing)
+  monkeypatch.setattr(resurgence_study.Study, "measure", failing)
   study = start("cut")
   finish(study)
   folder = study.run.path / "cells" / "uce-star-near-lora-none-0"
   assert checkpoints.latest_step(folder) == 1
   del study
-  monkeypatch.setattr(resurgence_cells.Study, "measure", measure)
+  monkeypatch.setattr(resurgence_study.Study, "measure", measure)
   assert finish(start("cut")) == wanted and not folder.exists()
 
 
 def test_an_erasure_has_this_process_s_devices(start, monkeypatch):
-  cells, sizes = resurgence_cells, []
+  cells, sizes = resurgence_study, []
   bind = cells.erasures.bind
 
   def erase(*arguments):
@@ -350,7 +247,7 @@ def test_an_erasure_that_fails_is_not_tried_again(start, monkeypatch):
     raise FloatingPointError("training: loss not finite at step 3")
 
   study = start()
-  monkeypatch.setattr(resurgence_cells.erasures, "bind", lambda *_: diverge)
+  monkeypatch.setattr(resurgence_study.erasures, "bind", lambda *_: diverge)
   rows = finish(study)
   assert finish(start()) == rows and len(tried) == 1
   failed = [key for key, row in rows.items() if "failed" in row]

@@ -123,13 +123,13 @@ def test_a_killed_study_ends_with_the_same_rows(start, tmp_path):
   assert len(table) == 1 + 2 * 4 * 5
 
 
-def study_of(folder, config, processes):
+def study_of(folder, config, processes, *flags):
   """Starts a study in so many processes, as SLURM would."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
   command = [sys.executable, "-c", SAVING, f"--config={config}"]
-  command += [f"--workdir={folder}"]
+  command += [f"--workdir={folder}", *flags]
   command += ["--distributed"] if processes > 1 else []
   started = []
   for i in range(processes):
@@ -174,3 +174,10 @@ def test_two_processes_share_a_study(tmp_path):
     found.append({row["id"]: row for row in map(json.loads, lines)})
     assert len(found[-1]) == len(lines)
   assert found[0] == found[1]
+  # Both cells in one program draw the same; it may round otherwise.
+  study_of(tmp_path / "packed", config, 1, "--config.pack=2")
+  for key, row in rows(tmp_path / "packed").items():
+    alone = found[0][key]
+    assert row.get("right") == alone.get("right")
+    for name, value in row.get("drift", {}).items():
+      assert value == pytest.approx(alone["drift"][name], rel=1e-2, abs=1e-6)

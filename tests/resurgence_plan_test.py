@@ -11,8 +11,8 @@ from configs import (
   finetune_resurgence_small,
   resurgence,
 )
+from launch.shared import comparison, tuning_sets
 from launch.shared import resurgence_plan as plan
-from launch.shared import tuning_sets
 from unlearning_jax import shapes, stable_diffusion, workdir
 from unlearning_jax.evaluators.erasure import Target
 from unlearning_jax.shapes import vocabulary
@@ -79,7 +79,7 @@ def test_the_rows_in_the_repository_are_the_full_studys(tmp_path):
   for name in ("config.json", "results.jsonl"):
     shutil.copy(KEPT / name, tmp_path)
   config = finetune_resurgence_full.get_config()
-  run = workdir.Workdir(tmp_path, config)
+  run = workdir.Workdir(tmp_path, config, free=comparison.FREE)
   known = {cell.id for cell in plan.cells(config)}
   tuned = [row["id"] for row in run.rows() if "@" in row["id"]]
   assert tuned and all(key.partition("@")[0] in known for key in tuned)
@@ -95,6 +95,32 @@ def test_cells_come_once_block_by_block_and_seed_by_seed():
   assert cells[0].id == "uce/star/near/lora/none/0"
   assert cells[0].erasure == "uce/star/0"
   assert len(set(cells)) == len(cells)
+
+
+def test_a_pack_is_of_lora_runs_of_a_method():
+  whole = BLOCK | {
+    "algorithms": ("lora", "full"), "defences": ("none", "project"),
+  }  # fmt: skip
+  config = study(whole)
+  cells = plan.cells(config)
+  assert plan.packs(config, cells) == [[cell] for cell in cells]
+  config.pack = 3
+  found = plan.packs(config, cells)
+  assert sorted(sum(found, []), key=cells.index) == cells
+  firsts = [cells.index(pack[0]) for pack in found]
+  assert firsts == sorted(firsts)
+  for pack in found:
+    assert pack == sorted(pack, key=cells.index)
+    assert len({(c.method, c.algorithm, c.defence) for c in pack}) == 1
+  # Two tuning sets and two seeds of each method.
+  sizes = {"lora/none": [], "lora/project": [], "full/none": []}
+  for pack in found:
+    kind = f"{pack[0].algorithm}/{pack[0].defence}"
+    sizes.setdefault(kind, []).append(len(pack))
+  assert sizes["lora/none"] == [3, 3, 1, 1]
+  assert set(sizes["lora/project"] + sizes["full/none"]) == {1}
+  said = plan.described(config, "none", dict.fromkeys((*config.rates,), 1))
+  assert "5 compiled tuning programs: 3 x lora/none, full/none, " in said
 
 
 @pytest.mark.parametrize(
@@ -116,6 +142,7 @@ def test_cells_come_once_block_by_block_and_seed_by_seed():
     ("algorithms.lora.defence.kind", "prject", "did you mean 'project'"),
     ("sampling.sampler", "ddmi", "did you mean 'ddim'"),
     ("batch_size", 0, "at least 1"),
+    ("pack", 0, "pack=0"),
   ],
 )
 def test_a_wrong_study_is_refused(key, value, words):

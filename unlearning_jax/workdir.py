@@ -87,8 +87,11 @@ class Workdir:
       return
     old = json.loads(file.read_text())
     # Provenance has the command of every start: it says what they were.
-    kept = {key: old[key] for key in free if key in old and key in new}
-    changes = _differences(old, new | kept)
+    old, bound = (
+      {key: value for key, value in config.items() if key not in free}
+      for config in (old, new)
+    )
+    changes = _differences(old, bound)
     made = {entry.name for entry in self.path.iterdir()}
     if changes and made <= {"config.json", "provenance.json"}:
       # An earlier start came no further than this: nothing is lost.

@@ -30,7 +30,7 @@ from unlearning_jax.workdir import Workdir
 
 # How rows share the machine; no row depends on it, so a run may go on with
 # others elsewhere.
-FREE = ("batch_size", "lanes")
+FREE = ("batch_size", "lanes", "pack")
 
 
 def load_model(config: Any) -> tuple[stable.StableDiffusion, stable.Params]:

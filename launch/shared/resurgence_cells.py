@@ -1,358 +1,269 @@
-"""The work of a resurgence study: erase once, tune many, measure each step.
+"""The cells of a resurgence study: tuned, alone or packed, and measured.
 
-Whatever is finished is a row of the run; a cell that is interrupted goes on
-from its last checkpoint, if it had come far enough for one, and one that fails
-leaves a row that says why. What the runtime fails of, memory or a lost device,
-leaves none: the next start tries that cell again.
+A cell that is interrupted goes on from its last checkpoint, if it had come far
+enough for one, and one that fails leaves a row that says why. What the runtime
+fails of, memory or a lost device, leaves none: the next start tries that cell
+again.
 """
 
 import dataclasses
-import functools
-import pathlib
+import itertools
 import shutil
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
-from launch.shared import comparison, resurgence_plan, tuning, tuning_sets
+from launch.shared import resurgence_plan, tuning
 from launch.shared.resurgence_plan import Cell
-from unlearning_jax import (
-  checkpoints,
-  closed_form,
-  data,
-  erasures,
-  finetune,
-  sharding,
-)
-from unlearning_jax.evaluators import erasure, resurgence
-from unlearning_jax.finetune import drift
+from launch.shared.resurgence_study import Rows, Study
+from unlearning_jax import checkpoints, closed_form, data, finetune, sharding
+from unlearning_jax.finetune import drift, packed
 from unlearning_jax.shapes import captions
-from unlearning_jax.workdir import Workdir
 
 # Rows of a tuning set that the diagnostics before tuning read.
 _PROBES = 64
 # Seconds of a cell that may have to be run again. A checkpoint of a small model
 # takes longer than the steps that it would save.
 SAVE_AFTER = 60.0
-# What a cell fails of for good: its own data or loss.
-_FAILURES = (ValueError, FloatingPointError)
-Rows = Sequence[Mapping[str, Any]]
+
+
+def finish(study: Study, *cells: Cell) -> None:
+  """Runs cells to their end, or records why it cannot.
+
+  Args:
+    study: whose they are.
+    cells: several are tuned in one program, see `resurgence_plan.packs`.
+  """
+  tunings = []
+  try:
+    for cell in cells:
+      if not study.ended(cell):
+        with study.failing(cell):
+          tunings.append(_begin(study, cell))
+    # Together go those that are as far as each other.
+    for _, alike in itertools.groupby(
+      sorted(tunings, key=Tuning.step_done), Tuning.step_done
+    ):
+      _tune(study, list(alike))
+  except jax.errors.JaxRuntimeError as error:
+    why = str(error)  # Alone: with it go the frames, and what they hold.
+    names = ", ".join(cell.id for cell in cells)
+    logging.warning("%s: the next start tries again: %s", names, why)
+    return
+  for cell in cells:
+    shutil.rmtree(study.folder(cell), ignore_errors=True)
+
+
+def _begin(study: Study, cell: Cell) -> "Tuning":
+  """Measures all that comes before tuning."""
+  base = f"base/{cell.concept}/{cell.seed}"
+  rows = study.rows_of(cell.concept, cell.seed)
+  tuned = study.tuned_rows_of(cell)
+  study.measure(base, study.base, rows)
+  _check_floor(study, base)
+  edit = study.edit_of(cell)
+  erased = closed_form.apply_to_params(edit, study.base)
+  tuning.check_start(study.base, erased, cell.id)
+  study.measure(f"erased/{cell.erasure}", erased, rows)
+  chosen = cell.tuning_set
+  study.measure(f"{base}/{chosen}", study.base, tuned)
+  study.measure(f"erased/{cell.erasure}/{chosen}", erased, tuned)
+  return Tuning(study, cell, edit, erased, [*rows, *tuned])
+
+
+def _check_floor(study: Study, base: str):
+  said = study.rows[base]["right"]["explicit"]
+  rate = said.count("1") / len(said)
+  if rate < study.config.floor:
+    raise ValueError(
+      f"the base shows the concept in {rate:.2f} of the images that ask for "
+      f"it, below floor={study.config.floor}: resurgence is undefined"
+    )
 
 
 @dataclasses.dataclass(eq=False)
-class Study:
-  """A study under way.
+class Tuning:
+  """A cell that is being tuned.
 
   Attributes:
-    run: its record.
-    config: of `configs.resurgence`.
-    sd: the model.
-    base: its parameters.
-    note: is told of every measurement that is done.
+    study: whose it is.
+    cell: which.
+    edit: its erasure.
+    erased: the parameters that it starts from.
+    rows: what is drawn of it at every checkpoint.
   """
 
-  run: Workdir
-  config: Any
-  sd: Any
-  base: Any
-  note: Callable[[str], None] = lambda text: None
+  study: Study
+  cell: Cell
+  edit: closed_form.Edit
+  erased: Any
+  rows: Rows
 
   def __post_init__(self):
-    self.judge = comparison.load_judge(self.config)
-    # Processes share no array: each works off its own cells.
-    self.mesh = sharding.make_mesh(devices=jax.local_devices())
-    self.rows = {row["id"]: row for row in self.run.rows()}
-    self._timed = len(self.run.read_metrics())
-    self._kept: dict[Any, Any] = {}
-
-  # --- What cells share ---
-
-  def once(self, key: Any, make: Callable[[], Any]) -> Any:
-    """What `make` gave when this key was first asked for."""
-    if key not in self._kept:
-      self._kept[key] = make()
-    return self._kept[key]
-
-  def set_of(self, cell: Cell) -> tuning_sets.TuningSet:
-    """What the cell tunes on."""
-    return self.once(
-      ("set", cell.concept, cell.tuning_set),
-      lambda: tuning_sets.tuning_set(
-        self.sd,
-        self.base,
-        resurgence_plan.targets(self.config, cell.concept),
-        cell.tuning_set,
-        self.config.neighbours,
-      ),
+    study, cell = self.study, self.cell
+    self.own = study.tuning_config(cell)
+    arrays = self._arrays()
+    self.batches = data.Batches(arrays, self.own.batch_size, self.own.seed)
+    self.part, self.step, self.state, self.frozen = tuning.prepare(
+      study.sd, self.erased, self.edit, self.own, study.mesh
     )
-
-  def tuning_config(self, cell: Cell) -> Any:
-    """The cell's own config of fine-tuning."""
-    chosen, config = self.set_of(cell), self.config
-    own = config.algorithms[cell.algorithm].copy_and_resolve_references()
-    own.seed, own.data.seed = cell.seed, 1 + cell.seed
-    own.data.only, own.data.without = chosen.only, chosen.without
-    own.allow_overlap = chosen.overlap
-    own.defence.kind = cell.defence
-    if cell.tuning_set == "control":
-      own.optimizer.learning_rate = 0.0
-    return own
-
-  def rows_of(self, concept: str, seed: int) -> Rows:
-    """Prompts that measure a concept; each seed has its own."""
-    return self.once(
-      ("rows", concept, seed),
-      lambda: resurgence.prompt_rows(
-        resurgence_plan.targets(self.config, concept),
-        resurgence.Counts(**self.config.counts),
-        seed,
-      ),
-    )
-
-  def tuned_rows_of(self, cell: Cell) -> Rows:
-    """Prompts for what the cell is tuned on."""
-    chosen = self.set_of(cell)
-    return resurgence.tuned_rows(
-      chosen.head, chosen.names, self.config.counts.tuned, cell.seed
-    )
-
-  def edit_of(self, cell: Cell) -> closed_form.Edit:
-    """The erasure that the cell starts from: made once, then read back."""
-    path = self.run.path / "edits" / f"{_file(cell.erasure)}.safetensors"
-    if path.exists():
-      return closed_form.load_edit(path)
-    entry = self.config.erasures[f"{cell.method}/{cell.concept}"]
-    phrases = resurgence_plan.concepts_of(entry)
-    failed = f"edit/{cell.erasure}!"
-    if failed in self.rows:
-      raise ValueError(self.rows[failed]["failed"])
-    started = time.monotonic()
-    erase = erasures.bind(entry["method"], entry["hparams"])
-    try:
-      # The other processes are at other erasures.
-      with sharding.alone():
-        made = erase(self.sd, self.base, phrases, jax.random.key(cell.seed))
-    except _FAILURES as error:
-      self._fail(failed, error)
-      raise
-    if not isinstance(made, closed_form.Edit):
-      made = closed_form.edit_between(
-        self.base, made, method=cell.method, concepts=phrases, diagnostics={}
-      )
-    self._time(cell.method, started)
-    closed_form.save_edit(made, path)
-    return made
-
-  # --- Measuring ---
-
-  def measure(self, key: str, params: Any, rows: Rows, **more: Any):
-    """Draws and judges the rows, and records who was right, group by group."""
-    if key in self.rows:
-      return
-    started = time.monotonic()
-    multiple = sharding.local_rows_multiple(self.mesh)
-    size = -(-self.config.batch_size // multiple) * multiple
-    drawn = erasure.judged_images(
-      self.sd,
-      sharding.place(params, sharding.replicated(self.mesh)),
-      rows,
-      self.judge,
-      batch_size=size,
-      place=functools.partial(sharding.global_batch, self.mesh),
-      fetch=sharding.local_rows,
-      **self.config.sampling,
-    )
-    right: dict[str, str] = {}
-    for row, _ in drawn:
-      said = "01"[resurgence.outcome(row)]
-      right[row["group"]] = right.get(row["group"], "") + said
-    self._time("image", started, len(rows))
-    self.record({"id": key, "right": right, **more})
-
-  def record(self, row: Mapping[str, Any]):
-    """Keeps a finished row."""
-    self.run.append_row(row)
-    self.rows[row["id"]] = dict(row)
-    self.note(str(row["id"]))
-
-  def _fail(self, key: str, error: Exception):
-    text = f"{type(error).__name__}: {error}"
-    self.record({"id": key, "failed": text[:500]})
-
-  def _time(self, what: str, started: float, count: int = 1):
-    self._timed += 1
-    seconds = time.monotonic() - started
-    self.run.metrics(self._timed, what=what, seconds=seconds, count=count)
-
-  # --- A cell ---
-
-  def finish(self, cell: Cell) -> None:
-    """Runs a cell to its end, or records why it cannot."""
-    folder = self.run.path / "cells" / _file(cell.id)
-    if not ended(self.config, self.rows, cell):
-      try:
-        self._finish(cell, folder)
-      # A cell fails alone: its row says why, and the others go on.
-      except _FAILURES as error:
-        self._fail(f"{cell.id}!", error)
-      except jax.errors.JaxRuntimeError as error:
-        why = str(error)  # Alone: with it go the frames, and what they hold.
-        logging.warning("%s: the next start tries again: %s", cell.id, why)
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-
-  def _finish(self, cell: Cell, folder: pathlib.Path):
-    base = f"base/{cell.concept}/{cell.seed}"
-    rows, tuned = (
-      self.rows_of(cell.concept, cell.seed),
-      self.tuned_rows_of(cell),
-    )
-    self.measure(base, self.base, rows)
-    self._check_floor(base)
-    edit = self.edit_of(cell)
-    erased = closed_form.apply_to_params(edit, self.base)
-    tuning.check_start(self.base, erased, cell.id)
-    self.measure(f"erased/{cell.erasure}", erased, rows)
-    chosen = cell.tuning_set
-    self.measure(f"{base}/{chosen}", self.base, tuned)
-    self.measure(f"erased/{cell.erasure}/{chosen}", erased, tuned)
-    self._tune(cell, folder, edit, erased, [*rows, *tuned])
-
-  def _check_floor(self, base: str):
-    said = self.rows[base]["right"]["explicit"]
-    rate = said.count("1") / len(said)
-    if rate < self.config.floor:
-      raise ValueError(
-        f"the base shows the concept in {rate:.2f} of the images that ask for "
-        f"it, below floor={self.config.floor}: resurgence is undefined"
-      )
-
-  def _tune(
-    self,
-    cell: Cell,
-    folder: pathlib.Path,
-    edit: closed_form.Edit,
-    erased: Any,
-    rows: Rows,
-  ):
-    own = self.tuning_config(cell)
-    arrays = self._arrays(cell, own, edit)
-    part, step, state, frozen = tuning.prepare(
-      self.sd, erased, edit, own, self.mesh
-    )
-    states = tuning.phrase_states(
-      self.sd, self.base, [c.erase for c in edit.concepts]
-    )
-    if f"{cell.id}@0" not in self.rows:
-      before = self._predictors(cell, erased, arrays, states, frozen["empty"])
-      self.record({"id": f"{cell.id}@0", "predictors": before})
+    self.key = jax.random.key(self.own.seed + 1)
+    phrases = [concept.erase for concept in self.edit.concepts]
+    self.states: Any = tuning.phrase_states(study.sd, study.base, phrases)
+    if f"{cell.id}@0" not in study.rows:
+      before = self._predictors(arrays)
+      study.record({"id": f"{cell.id}@0", "predictors": before})
     # All processes of a run meet in a checkpoint; in a study they never do.
-    keeps = jax.process_count() == 1
-    if keeps and checkpoints.latest_step(folder) is not None:
-      state = checkpoints.restore(folder, state)
-    saved = time.monotonic()
-    clock = [saved, int(state.step)]
+    self._keeps = jax.process_count() == 1
+    folder = study.folder(cell)
+    if self._keeps and checkpoints.latest_step(folder) is not None:
+      self.state = checkpoints.restore(folder, self.state)
+    self._saved = time.monotonic()
 
-    def on_state(now: int, state: finetune.TrainState):
-      nonlocal saved
-      if now not in own.checkpoints:
-        return
-      jax.block_until_ready(state)
-      self._time(cell.algorithm, clock[0], now - clock[1])
-      tuned = tuning.tuned_params(self.sd, erased, part, state, edit, own)
-      self.measure(
-        f"{cell.id}@{now}", tuned, rows,
-        drift=self._drift(cell, erased, tuned, states),
-      )  # fmt: skip
-      # After the row: a kill in between repeats the steps, not the row.
-      late = time.monotonic() - saved >= SAVE_AFTER
-      if keeps and late and now != own.num_steps:
-        checkpoints.save(folder, now, state)
-        saved = time.monotonic()
-      clock[:] = [time.monotonic(), now]
+  def step_done(self) -> int:
+    """Steps that are behind it as it begins."""
+    return int(self.state.step)
 
+  def measure(self, now: int, state: finetune.TrainState):
+    """Draws and judges the model of a state, and keeps the state if need be."""
+    study, own = self.study, self.own
+    tuned = tuning.tuned_params(
+      study.sd, self.erased, self.part, state, self.edit, own
+    )
+    moved = self._drift(tuned)
+    study.measure(f"{self.cell.id}@{now}", tuned, self.rows, drift=moved)
+    # After the row: a kill in between repeats the steps, not the row.
+    late = time.monotonic() - self._saved >= SAVE_AFTER
+    if self._keeps and late and now != own.num_steps:
+      checkpoints.save(study.folder(self.cell), now, state)
+      self._saved = time.monotonic()
+
+  def _arrays(self) -> Mapping[str, np.ndarray]:
+    """The cell's images and captions as the loss reads them."""
+    study, own = self.study, self.own
+    key = (own.data.only, own.data.without, own.data.seed)
+    listed = study.once(("examples", key), lambda: tuning.examples(own))
+    words = [
+      word
+      for target in resurgence_plan.targets(study.config, self.cell.concept)
+      for group in ("explicit", "synonyms")
+      for word in captions.phrases(target.task, target.name)[group]
+    ]
+    tuning.check_overlap(listed, self.edit, own.allow_overlap, words)
+    return study.once(
+      ("arrays", key),
+      lambda: tuning.encode(study.sd, study.base, listed, own),
+    )
+
+  def _predictors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """What is known of a cell before it is tuned."""
+    study = self.study
+    rows = np.arange(_PROBES) % len(arrays["mean"])
+    probe: Any = {name: array[rows] for name, array in arrays.items()}
+    said = arrays["context"].reshape(-1, self.states.shape[-1])
+    shared = tuning.phrase_states(study.sd, study.base, [""]).mean(0)
+    return {
+      **drift.edit_size(study.base, self.erased, self.states),
+      "similarity": study.set_of(self.cell).similarity,
+      "overlap": drift.overlap(said, self.states),
+      "overlap_centred": drift.overlap(said, self.states, shared),
+      "pull": drift.pull(
+        study.sd, study.base, self.erased, probe, self.frozen["empty"],
+        jax.random.key(self.cell.seed),
+      ),
+    }  # fmt: skip
+
+  def _drift(self, tuned: Any) -> dict[str, float | None]:
+    """Where the weights went, and what they say of pictures of the concept."""
+    study = self.study
+    phrases = self.states.reshape(-1, *study.sd.context_shape)
+    gap = drift.noise_gap(
+      study.sd, study.base, self.erased, tuned,
+      study.once(("latents", self.cell.concept), self._latents),
+      phrases[np.arange(_PROBES) % len(phrases)],
+      jax.random.key(0),
+    )  # fmt: skip
+    found = drift.weight_drift(study.base, self.erased, tuned, self.states)
+    return {**found, "noise_gap": gap}
+
+  def _latents(self) -> np.ndarray:
+    """Latents of renders of what was erased, the same in all cells."""
+    study = self.study
+    own = study.tuning_config(dataclasses.replace(self.cell, tuning_set="same"))
+    # Not the cell's seed: whichever cell comes first draws them for all.
+    own.data.count, own.data.seed = _PROBES, 1
+    shown = tuning.examples(own)
+    return tuning.encode(study.sd, study.base, shown, own)["mean"][:, 0]
+
+
+def _tune(study: Study, tunings: Sequence[Tuning]):
+  """Trains cells that are as far as each other, and measures on the way."""
+  first = tunings[0]
+  own, clock = first.own, [time.monotonic(), first.step_done()]
+
+  def reached(now: int, state: Any):
+    if now not in own.checkpoints:
+      return
+    jax.block_until_ready(state)
+    count = (now - clock[1]) * len(tunings)
+    study.time(first.cell.algorithm, clock[0], count)
+    if len(tunings) == 1:
+      first.measure(now, state)
+    else:
+      _measure_pack(study, tunings, now, state)
+    clock[:] = [time.monotonic(), now]
+
+  if len(tunings) == 1:
+    state, frozen = first.state, first.frozen
+    step, batches = first.step, first.batches
+  else:
+    state, step, frozen, batches = _packed(study, tunings)
+  with study.failing(first.cell):
     finetune.train(
       state,
       step,
       frozen,
-      data.Batches(arrays, own.batch_size, own.seed),
-      jax.random.key(own.seed + 1),
-      mesh=self.mesh,
+      batches,
+      first.key,
+      mesh=study.mesh,
       num_steps=own.num_steps,
       every=own.num_steps,
       at=own.checkpoints,
       on_metrics=lambda now, values: None,
-      on_state=on_state,
+      on_state=reached,
     )
 
-  def _arrays(
-    self, cell: Cell, own: Any, edit: closed_form.Edit
-  ) -> Mapping[str, np.ndarray]:
-    """The cell's images and captions as the loss reads them."""
-    key = (own.data.only, own.data.without, own.data.seed)
-    listed = self.once(("examples", key), lambda: tuning.examples(own))
-    words = [
-      word
-      for target in resurgence_plan.targets(self.config, cell.concept)
-      for group in ("explicit", "synonyms")
-      for word in captions.phrases(target.task, target.name)[group]
-    ]
-    tuning.check_overlap(listed, edit, own.allow_overlap, words)
-    return self.once(
-      ("arrays", key), lambda: tuning.encode(self.sd, self.base, listed, own)
-    )
 
-  # --- Diagnostics ---
-
-  def _predictors(
-    self, cell: Cell, erased: Any, arrays: Any, states: Any, empty: Any
-  ) -> dict[str, float]:
-    """What is known of a cell before it is tuned."""
-    rows = np.arange(_PROBES) % len(arrays["mean"])
-    probe = {name: array[rows] for name, array in arrays.items()}
-    key = jax.random.key(cell.seed)
-    said = arrays["context"].reshape(-1, states.shape[-1])
-    shared = tuning.phrase_states(self.sd, self.base, [""]).mean(0)
-    return {
-      **drift.edit_size(self.base, erased, states),
-      "similarity": self.set_of(cell).similarity,
-      "overlap": drift.overlap(said, states),
-      "overlap_centred": drift.overlap(said, states, shared),
-      "pull": drift.pull(self.sd, self.base, erased, probe, empty, key),
-    }
-
-  def _drift(
-    self, cell: Cell, erased: Any, tuned: Any, states: Any
-  ) -> dict[str, float | None]:
-    """Where the weights went, and what they say of pictures of the concept."""
-    phrases = states.reshape(-1, *self.sd.context_shape)
-    gap = drift.noise_gap(
-      self.sd, self.base, erased, tuned,
-      self.once(("latents", cell.concept), lambda: self._latents(cell)),
-      phrases[np.arange(_PROBES) % len(phrases)],
-      jax.random.key(0),
-    )  # fmt: skip
-    found = drift.weight_drift(self.base, erased, tuned, states)
-    return {**found, "noise_gap": gap}
-
-  def _latents(self, cell: Cell) -> np.ndarray:
-    """Latents of renders of what was erased, the same in all cells."""
-    own = self.tuning_config(dataclasses.replace(cell, tuning_set="same"))
-    # Not the cell's seed: whichever cell comes first draws them for all.
-    own.data.count, own.data.seed = _PROBES, 1
-    shown = tuning.examples(own)
-    return tuning.encode(self.sd, self.base, shown, own)["mean"][:, 0]
+def _packed(study: Study, tunings: Sequence[Tuning]) -> tuple[Any, ...]:
+  """State, step, frozen and batches of several, as one program."""
+  # Each device has whole runs; some may have the last one once more.
+  missing = -len(tunings) % sharding.local_rows_multiple(study.mesh)
+  runs = [*tunings, *[tunings[-1]] * missing]
+  return (
+    packed.pack([run.state for run in runs]),
+    packed.make_packed_step(tunings[0].step),
+    packed.packed_frozen(
+      [run.frozen for run in runs], [run.key for run in runs]
+    ),
+    packed.PackedBatches([run.batches for run in runs]),
+  )
 
 
-def ended(config: Any, rows: Container[str | int], cell: Cell) -> bool:
-  """Whether rows of these names have all that comes of a cell."""
-  last = config.algorithms[cell.algorithm].num_steps
-  return f"{cell.id}@{last}" in rows or f"{cell.id}!" in rows
-
-
-def _file(name: str) -> str:
-  return name.replace("/", "-").replace(" ", "_")
+def _measure_pack(
+  study: Study, tunings: Sequence[Tuning], now: int, state: packed.PackedState
+):
+  """Each run's measurements, but of those that have failed by now."""
+  for i, one in enumerate(tunings):
+    if study.ended(one.cell):
+      continue
+    with study.failing(one.cell):
+      mine = packed.unpack(state, i)
+      if not state.alive[i]:
+        raise FloatingPointError(
+          f"training: loss or gradient not finite at step {int(mine.step) + 1}"
+        )
+      one.measure(now, mine)

@@ -61,6 +61,29 @@ def cells(config: Any) -> list[Cell]:
   return list(found)
 
 
+def packs(config: Any, wanted: Sequence[Cell]) -> list[list[Cell]]:
+  """The cells, up to `config.pack` that tune in one program at a time.
+
+  Together go LoRA runs of one method and algorithm: their adapters are small,
+  and the erased models differ in the same parameters. A pack comes where its
+  first cell would.
+  """
+  found: list[list[Cell]] = []
+  open_packs: dict[tuple[str, ...], list[Cell]] = {}
+  for cell in wanted:
+    # Defences that train with bases or anchors of their own have other shapes.
+    plain = cell.defence in ("none", "reassert")
+    alone = config.algorithms[cell.algorithm].train != "lora" or not plain
+    kind = (cell.method, cell.algorithm, cell.defence)
+    pack = [] if alone else open_packs.setdefault(kind, [])
+    if not pack:
+      found.append(pack)
+    pack.append(cell)
+    if len(pack) == config.pack:
+      open_packs.pop(kind, None)
+  return found
+
+
 def check(config: Any):
   """Finds what is wrong with a study before anything is loaded.
 
@@ -113,8 +136,9 @@ def check(config: Any):
       "the one world whose judge knows every concept"
     )
   check_choice("sampling.sampler", config.sampling.sampler, SAMPLERS)
-  if config.batch_size < 1 or config.neighbours < 1:
-    raise ValueError("batch_size, neighbours: must be at least 1")
+  for key in ("batch_size", "neighbours", "pack"):
+    if config[key] < 1:
+      raise ValueError(f"{key}={config[key]}: must be at least 1")
 
 
 def targets(config: Any, concept: str) -> list[erasure.Target]:
@@ -204,8 +228,11 @@ def described(config: Any, folder: str, sizes: Mapping[str, int]) -> str:
   rates, own = measured_rates(config, folder)
   spent = cost(config, wanted, rates)
   # Re-assertion happens after tuning: it is no other program.
-  kinds = {c: c.defence.replace("reassert", "none") for c in wanted}
-  programs = sorted({(c.algorithm, kind) for c, kind in kinds.items()})
+  programs = {
+    (f"{len(pack)} x " if len(pack) > 1 else "")
+    + f"{pack[0].algorithm}/{pack[0].defence.replace('reassert', 'none')}"
+    for pack in packs(config, wanted)
+  }
   made = {cell.erasure: cell.method for cell in wanted}
   edits = sum(sizes[method] for method in made.values())
   peak = 2 * max(sizes[c.algorithm] for c in wanted)
@@ -213,8 +240,7 @@ def described(config: Any, folder: str, sizes: Mapping[str, int]) -> str:
   lines += [
     f"{len(wanted)} cells from {len(made)} erased models, "
     f"{len({c.condition for c in wanted})} conditions",
-    f"{len(programs)} compiled tuning programs: "
-    + ", ".join("/".join(p) for p in programs),
+    f"{len(programs)} compiled tuning programs: " + ", ".join(sorted(programs)),
     "device-hours: "
     + ", ".join(f"{k} {v / 3600:.2f}" for k, v in spent.items())
     + f", together {sum(spent.values()) / 3600:.2f} "

@@ -1,27 +1,22 @@
 """Many runs in one program: R trainings that share what does not differ.
 
-Every run has its own trained parameters, rows, key and learning rate, and may
-have its own frozen leaves, as the 32 kernels of another erasure; the rest of
+Every run has its own trained parameters, rows and key, and its own of whatever
+else differs: its learning rate, the 32 kernels of another erasure. The rest of
 the network is there once. A run's numbers are those it has alone.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from flax import traverse_util
 from jaxtyping import Array, Bool, PRNGKeyArray
 
-from unlearning_jax.finetune.loop import (
-  Batched,
-  Loss,
-  Metrics,
-  TrainState,
-  make_step,
-)
+from unlearning_jax.finetune.loop import Batched, Metrics, TrainState
 
 
 class PackedState(NamedTuple):
@@ -69,55 +64,44 @@ def unpack(state: PackedState, run: int) -> TrainState:
 
 
 def packed_frozen(
-  shared: Mapping[str, Any],
-  own: Sequence[Mapping[str, Any]],
-  keys: Sequence[PRNGKeyArray],
-  learning_rates: Sequence[float],
+  frozen: Sequence[Mapping[str, Any]], keys: Sequence[PRNGKeyArray]
 ) -> dict[str, Any]:
-  """What `make_packed_step` reads besides state and batch.
+  """What a packed step reads besides state and batch.
 
   Args:
-    shared: the loss's `frozen`, as all runs have it.
-    own: each run's entries that take the place of `shared`'s, or join them, one
-      level deep: {"params": {path: leaf}}. Of one shape in all runs.
-    keys: each run's key.
-    learning_rates: each run's peak.
+    frozen: what each run's own step reads, of the same shapes. A leaf that is
+      the same in all of them is held once.
+    keys: each run's.
   """
-  stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *own)
-  return {
-    "shared": dict(shared),
-    "own": stacked,
-    "keys": jnp.stack([jax.random.key_data(key) for key in keys]),
-    "learning_rates": jnp.asarray(learning_rates, jnp.float32),
-  }
+  flat: list[dict[Any, Any]] = [
+    dict(traverse_util.flatten_dict(dict(one))) for one in frozen
+  ]
+  own, shared = {}, {}
+  for path, first in flat[0].items():
+    every = [one[path] for one in flat]
+    if all(leaf is first or np.array_equal(leaf, first) for leaf in every):
+      shared[path] = first
+    else:
+      own[path] = np.stack(every)
+  data = jnp.stack([jax.random.key_data(key) for key in keys])
+  return {"shared": shared, "own": own, "keys": data}
 
 
+# A program for each step, whatever packs are made of it.
+@functools.lru_cache(maxsize=64)
 def make_packed_step(
-  loss: Loss,
-  optimizer: Callable[[Array], optax.GradientTransformation],
-  ema_decay: float | None,
-  *,
-  accumulate: int = 1,
+  step: Callable[..., tuple[TrainState, Metrics]],
 ) -> Callable[..., tuple[PackedState, Metrics]]:
-  """`make_step` for R runs at once, for `train`.
-
-  Args:
-    loss: of one run.
-    optimizer: a run's peak learning rate to its optimizer.
-    ema_decay: as in `make_step`.
-    accumulate: as in `make_step`.
+  """A step of one run, as `make_step` makes it, for R runs at once.
 
   Returns:
-    The step (state, frozen of `packed_frozen`, batch of `PackedBatches`, key).
-    The key is not used: runs have their own. Metrics are named `loss/0`; those
-    of a run that has stopped are 0, as its `alive/0` is.
+    The step (state, frozen of `packed_frozen`, batch of `PackedBatches`, key)
+    for `train`. The key is not used: runs have their own. Metrics are named
+    `loss/0`; those of a run that has stopped are 0, as its `alive/0` is.
   """
 
-  def one(state, alive, own, key, rate, batch, shared):
-    frozen = dict(shared)
-    for name, entry in own.items():
-      frozen[name] = {**shared.get(name, {}), **entry}
-    step = make_step(loss, optimizer(rate), ema_decay, accumulate=accumulate)
+  def one(state, alive, own, key, batch, shared):
+    frozen = traverse_util.unflatten_dict({**shared, **own})
     new, metrics = step(state, frozen, batch, jax.random.wrap_key_data(key))
     finite = jnp.isfinite(metrics["loss"] + metrics["gradient_norm"])
     alive = alive & finite
@@ -125,12 +109,12 @@ def make_packed_step(
     metrics = {k: jnp.where(alive, v, 0.0) for k, v in metrics.items()}
     return kept, alive, metrics | {"alive": alive.astype(jnp.float32)}
 
-  def step(state: PackedState, frozen: Any, batch: Any, key: PRNGKeyArray):
+  def packed(state: PackedState, frozen: Any, batch: Any, key: PRNGKeyArray):
     del key
-    every = jax.vmap(one, in_axes=(0, 0, 0, 0, 0, 0, None))
+    every = jax.vmap(one, in_axes=(0, 0, 0, 0, 0, None))
     runs, alive, metrics = every(
-      state.runs, state.alive, frozen["own"], frozen["keys"],
-      frozen["learning_rates"], batch, frozen["shared"],
+      state.runs, state.alive, frozen["own"], frozen["keys"], batch,
+      frozen["shared"],
     )  # fmt: skip
     named = {
       f"{name}/{i}": values[i]
@@ -139,4 +123,4 @@ def make_packed_step(
     }
     return PackedState(runs, alive), named
 
-  return step
+  return packed
