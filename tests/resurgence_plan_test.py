@@ -113,7 +113,7 @@ def test_a_pack_is_of_lora_runs_of_a_method():
     assert pack == sorted(pack, key=cells.index)
     assert len({(c.method, c.algorithm, c.defence) for c in pack}) == 1
   # Two tuning sets and two seeds of each method.
-  sizes = {"lora/none": [], "lora/project": [], "full/none": []}
+  sizes: dict[str, list[int]] = {}
   for pack in found:
     kind = f"{pack[0].algorithm}/{pack[0].defence}"
     sizes.setdefault(kind, []).append(len(pack))
