@@ -82,7 +82,7 @@ def train_shapes(stage: str) -> ml_collections.ConfigDict:
   config.seed = 0
   # A model folder whose weights this part starts from; "" starts afresh.
   config.init = ""
-  # `without`: a class that is never seen, as `object/star`.
+  # `without`: classes that are never seen, as `object/star,style/neon`.
   config.data = {"size": 60_000, "seed": 0, "without": ""}
   config.batch_size = 64
   config.optimizer = {"learning_rate": 1e-3, "weight_decay": 0.01}

@@ -86,7 +86,7 @@ def main(_):
     resurgence_table.write(run, study, cells)
   # Whoever measured them: one that the runtime failed is left for a next start.
   done = run.done_ids()
-  left = [c for c in cells if not resurgence_study.ended(config, done, c)]
+  left = [c for c in cells if not study.ended(c, done)]
   if not _REPORT.value and not left:
     # A kill after a cell's last row leaves its checkpoints.
     shutil.rmtree(run.path / "cells", ignore_errors=True)

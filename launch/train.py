@@ -14,7 +14,6 @@ from ml_collections import config_flags
 
 from launch.shared import training_log
 from unlearning_jax import checkpoints, finetune, sharding, workdir
-from unlearning_jax.concepts import check_choice
 from unlearning_jax.data import Batches
 from unlearning_jax.judges import shapes as judge
 from unlearning_jax.shapes import dataset, tasks, vocabulary
@@ -45,24 +44,24 @@ def renders(config, cache: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def without(data: dict[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
-  """The training set without a class: a model that never saw a concept.
+  """The training set without some classes: for a model that never saw them.
 
   What an attack on embeddings brings back from such a model, it taught it:
   the control of Concept Inversion.
 
   Args:
     data: from `renders`.
-    what: as `object/star`; "" leaves nothing out.
+    what: as `object/star+cross,style/neon`; "" leaves nothing out.
 
   Raises:
     ValueError: no such head or class.
   """
   if not what:
     return data
-  head, _, name = what.partition("/")
-  check_choice("data.without", head, vocabulary.HEADS)
-  check_choice("data.without", name, vocabulary.HEADS[head])
-  kept = data[f"label_{head}"] != vocabulary.HEADS[head].index(name)
+  barred = vocabulary.parse_classes(what, "data.without")
+  kept = ~np.any(
+    [np.isin(data[f"label_{h}"], list(v)) for h, v in barred.items()], axis=0
+  )
   return {key: values[kept] for key, values in data.items()}
 
 
@@ -85,6 +84,7 @@ def main(_):
   logging.set_verbosity(logging.WARNING)
   sharding.initialize_distributed(_DISTRIBUTED.value)
   config = _CONFIG.value
+  vocabulary.parse_classes(config.data.without, "data.without")
   stages = {
     "judge": judge_task,
     "vae": tasks.vae,

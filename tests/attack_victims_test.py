@@ -140,13 +140,22 @@ def test_a_fingerprint_tells_victims_apart(model, tmp_path):
   assert victims.fingerprint(victim(tmp_path, model, None), {}) == names[0]
 
 
-def test_a_model_can_be_trained_without_a_class():
-  data = {"label_object": np.array([3, 0, 3, -1]), "images": np.arange(4)}
+def test_a_model_can_be_trained_without_classes():
+  data = {
+    "label_object": np.array([3, 0, 3, -1]),
+    "label_hazard": np.array([0, 1, 1, 0]),
+    "images": np.arange(4),
+  }
   train = script("train")
   kept = train.without(data, "object/star")
   np.testing.assert_array_equal(kept["images"], [1, 3])
+  kept = train.without(data, "object/star,hazard/hazard")
+  np.testing.assert_array_equal(kept["images"], [3])
   assert train.without(data, "") is data
-  for what, words in (("object/sta", "mean 'star'"), ("shape/x", "shape")):
+  for what, words in (
+    ("object/sta", "object in data.without 'sta'.*nearest: 'star'"),
+    ("shape/x", "head in data.without 'shape'"),
+  ):
     with pytest.raises(ValueError, match=words):
       train.without(data, what)
 

@@ -171,8 +171,7 @@ def test_what_the_runtime_fails_of_is_tried_again(broken, start, monkeypatch):
     study = start("cut")
     rows = finish(study)
   ended = [
-    resurgence_study.ended(study.config, rows, cell)
-    for cell in resurgence_plan.cells(study.config)
+    study.ended(cell, rows) for cell in resurgence_plan.cells(study.config)
   ]
   assert ended == [broken == "train"] * 2 + [False] * 2
   assert not any("failed" in row for row in rows.values())

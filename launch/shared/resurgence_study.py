@@ -179,19 +179,15 @@ class Study:
     text = f"{type(error).__name__}: {error}"
     self.record({"id": key, "failed": text[:500]})
 
-  def ended(self, cell: Cell) -> bool:
-    """Whether there is nothing left to do for a cell."""
-    return ended(self.config, self.rows, cell)
+  def ended(self, cell: Cell, rows: Container[str | int] | None = None) -> bool:
+    """Whether rows of these names, or the study's, have all of a cell."""
+    rows = self.rows if rows is None else rows
+    last = self.config.algorithms[cell.algorithm].num_steps
+    return f"{cell.id}@{last}" in rows or f"{cell.id}!" in rows
 
   def folder(self, cell: Cell) -> pathlib.Path:
     """Where a cell's checkpoints are, while it is not ended."""
     return self.run.path / "cells" / _file(cell.id)
-
-
-def ended(config: Any, rows: Container[str | int], cell: Cell) -> bool:
-  """Whether rows of these names have all that comes of a cell."""
-  last = config.algorithms[cell.algorithm].num_steps
-  return f"{cell.id}@{last}" in rows or f"{cell.id}!" in rows
 
 
 def _file(name: str) -> str:

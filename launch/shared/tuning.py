@@ -96,7 +96,10 @@ def examples(config: Any) -> list[data.Example]:
     return data.prepared_dataset(
       chosen.path, chosen.split, caption=chosen.caption
     )
-  only, without = (_classes(chosen[key]) for key in ("only", "without"))
+  only, without = (
+    vocabulary.parse_classes(chosen[key], f"data.{key}")
+    for key in ("only", "without")
+  )
   found = []
   for index in range(200 * chosen.count):
     drawn = dataset.example(index, chosen.seed, "train")
@@ -110,18 +113,6 @@ def examples(config: Any) -> list[data.Example]:
     f"data: only {len(found)} of {chosen.count} images are {dict(only)} "
     f"without {dict(without)}"
   )
-
-
-def _classes(text: str) -> dict[str, set[int]]:
-  """`object/circle+square,style/plain` as head -> class indices."""
-  found = {}
-  for part in filter(None, text.split(",")):
-    head, _, names = part.partition("/")
-    check_choice("data: head", head, vocabulary.HEADS)
-    for name in names.split("+"):
-      check_choice(f"data: {head}", name, vocabulary.HEADS[head])
-    found[head] = {vocabulary.HEADS[head].index(n) for n in names.split("+")}
-  return found
 
 
 def check_overlap(

@@ -240,6 +240,22 @@ def check(value: str, allowed: Sequence[str], what: str) -> None:
   )
 
 
+def parse_classes(text: str, key: str) -> dict[str, set[int]]:
+  """`object/circle+square,style/plain` as head -> class indices.
+
+  Raises:
+    ValueError: no such head or class; it names the config's `key`.
+  """
+  found = {}
+  for part in filter(None, text.split(",")):
+    head, _, names = part.partition("/")
+    check(head, tuple(HEADS), f"head in {key}")
+    for name in names.split("+"):
+      check(name, HEADS[head], f"{head} in {key}")
+    found[head] = {HEADS[head].index(name) for name in names.split("+")}
+  return found
+
+
 def labels(scene: Scene) -> dict[str, int]:
   """Class index per head, -1 where the scene leaves it open or has none."""
   indices = {}
