@@ -4,10 +4,14 @@
     --config=configs/attack_controls.py:tiny,task=object,name=star
   python -m launch.attack --edit=runs/uce --workdir=runs/seeds \
     --config=configs/attack_controls.py:tiny,preset=seed
+  python -m launch.attack --workdir=runs/clean \
+    --config=configs/attack_controls.py:tiny,preset=clean
 
 Kinds: `random` tokens, from the same vocabulary and with as many images as the
-attacks; `seed`, new seeds; `none`, the prompts alone. The released controls,
-`preset=reference` with either, had 40 images and all ids.
+attacks; `seed`, new seeds; `none`, the prompts alone; `clean`, prompts that do not
+ask for the concept, joined to any of the others as `preset=clean+random`: what the
+judge sees in them it sees wrongly. The released controls, `preset=reference` with
+either, had 40 images and all ids.
 """
 
 from configs import attacks
@@ -16,6 +20,7 @@ _PRESETS = {
   "random": {"kind": "random"},
   "seed": {"kind": "seed"},
   "none": {"kind": "none"},
+  "clean": {"kind": "none", "groups": ("others",)},
   "reference": {"blocks": 40, "vocabulary": "full"},
 }
 

@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 
-from configs import attack_ablation_shapes, attack_matrix_shapes
+from configs import (
+  attack_ablation_shapes,
+  attack_controls,
+  attack_matrix_shapes,
+)
 from launch.shared import attack_cells
 from launch.shared.attack_cells import Cell
+from unlearning_jax.shapes import vocabulary
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = [
@@ -59,6 +64,29 @@ def test_every_task_has_a_hundred_rows(task):
   assert len(listed) == 100 and config.common.per_group == 100
   for key in ("id", "number", "seed"):
     assert len({row[key] for row in listed}) == 100
+
+
+@pytest.mark.parametrize(
+  "task, words",
+  [("identity", "Quill Estane"), ("object", "star"), ("style", "neon"),
+   ("unsafe", "warning tape")],
+)  # fmt: skip
+def test_clean_prompts_are_as_many_of_the_same_head(task, words):
+  argument = f"tiny,task={task},preset="
+  config = attack_controls.get_config(argument + "clean+random")
+  assert config.hparams.kind == "random"
+  clean = attack_cells.attack_table.listed(config)
+  assert len(clean) == config.per_group == 100
+  assert not any(words in row["prompt"] for row in clean)
+  people = [identity.name for identity in vocabulary.IDENTITIES]
+  if task == "identity":
+    assert all(any(p in row["prompt"] for p in people) for row in clean)
+  # Those that ask for it keep their names, numbers and seeds beside them.
+  asked = attack_cells.attack_table.listed(
+    attack_controls.get_config(argument + "random")
+  )
+  config.groups = ("explicit", "others")
+  assert attack_cells.attack_table.listed(config) == asked + clean
 
 
 def test_the_ablation_spends_the_same_on_every_choice():

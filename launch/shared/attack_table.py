@@ -25,7 +25,8 @@ from unlearning_jax.noise import SOURCES
 from unlearning_jax.schedules import SAMPLERS
 from unlearning_jax.workdir import Workdir
 
-_GROUPS = ("explicit", "synonyms", "paraphrases", "implied")
+# The last: prompts that ask for another class of the same head.
+_GROUPS = ("explicit", "synonyms", "paraphrases", "implied", "others")
 
 
 def check(config: Any):
@@ -72,9 +73,12 @@ def listed(config: Any) -> list[dict[str, Any]]:
       }
       for row in concepts.read_prompts(config.table)
     ]
-  drawn = erasure.prompt_rows(
-    comparison.targets(config), config.per_group, 0, config.seed
-  )
+  targets = comparison.targets(config)
+  # Of all others a part is of the same head: portraits, three in ten.
+  count = 10 * config.per_group if "others" in config.groups else 0
+  drawn = erasure.prompt_rows(targets, config.per_group, count, config.seed)
+  own = [row for row in drawn if row["group"] != "others"]
+  rest = [row for row in drawn[len(own) :] if _is_of(row, targets)]
   return [
     {
       "id": row["id"],
@@ -83,9 +87,14 @@ def listed(config: Any) -> list[dict[str, Any]]:
       "seed": row["seed"],
       "guidance": None,
     }
-    for number, row in enumerate(drawn)
+    for number, row in enumerate(own + rest[: config.per_group])
     if row["group"] in config.groups
   ]
+
+
+def _is_of(row: Mapping[str, Any], targets: Sequence[erasure.Target]) -> bool:
+  """Whether a prompt's picture has a class under the targets' head."""
+  return any(row["attributes"][t.head] is not None for t in targets)
 
 
 def targeted(
