@@ -42,6 +42,7 @@ def main(_: Sequence[str]):
   listed = attack_table.listed(config)
   victims.check_guidance(config, listed)
   control = attack_summary.finished(_CONTROL.value)
+  attack_summary.check_control(control, config, listed, bool(attack.soft))
   edits = comparison.load_edits([_EDIT.value] if _EDIT.value else [])
   if edits and config.victim:
     raise ValueError("victim: give either --edit or --config.victim")
@@ -51,7 +52,7 @@ def main(_: Sequence[str]):
   inputs = {"victim": name, **victims.words_hash(attack)}
   # Before the folder is taken: another config could not have it then.
   lanes.check_attack(sd, victim, Victim(params), attack, config.vocabulary)
-  attack_summary.check_control(control, config, name, bool(attack.soft))
+  attack_summary.check_same_victim(control, name)
   run = comparison.open_run(
     _WORKDIR.value, config, params, edits, inputs=inputs
   )

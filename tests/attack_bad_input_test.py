@@ -11,7 +11,7 @@ from PIL import Image
 from scripts import script
 
 from configs import attacks as attack_configs
-from launch.shared import attack_summary
+from launch.shared import attack_summary, attack_table
 from unlearning_jax import (
   attacks,
   closed_form,
@@ -36,7 +36,9 @@ def start(monkeypatch, tmp_path):
 
   monkeypatch.setattr(stable_diffusion, "sample", compiles)
 
-  def main(method="unlearn_diff_atk", argument="tiny", edit="", **changes):
+  def main(
+    method="unlearn_diff_atk", argument="tiny", edit="", control="", **changes
+  ):
     config = attack_configs.attack(method, argument)
     config.update_from_flattened_dict({"per_group": 2, **changes})
     for flag, value in {
@@ -44,7 +46,7 @@ def start(monkeypatch, tmp_path):
       "_WORKDIR": str(tmp_path / "run"),
       "_DISTRIBUTED": False,
       "_EDIT": edit,
-      "_CONTROL": "",
+      "_CONTROL": control,
     }.items():
       monkeypatch.setattr(attack, flag, types.SimpleNamespace(value=value))
     attack.main([])
@@ -91,28 +93,62 @@ def test_an_edit_and_another_victim(start, tmp_path):
     start(victim="scrambled", edit=str(path))
 
 
+@pytest.fixture
+def control(tmp_path):
+  """A finished run of two rows."""
+  config = attack_configs.attack("controls", "tiny")
+  config.per_group = 2
+  run = workdir.Workdir(tmp_path / "control", config)
+  for row in attack_table.listed(config):
+    run.append_row({**row, "victim": "a" * 12})
+  run.mark_done()
+  return str(tmp_path / "control")
+
+
 @pytest.mark.parametrize(
   "changes, words",
   [
-    ({"config": {"judge": None}}, "without a judge"),
-    ({"config": {"sampling.num_steps": 3}}, "has sampling=.*control of its"),
-    ({"config": {"vocabulary": "full"}}, "has vocabulary='roundtrip'"),
-    ({"victim": "b" * 64}, "of another victim, aaaaaaaaaaaa; .*bbbbbbbbbbbb"),
+    ({"judge": None, "table": True}, "without a judge"),
+    ({"sampling.num_steps": 3}, "has sampling=.*control of its"),
+    ({"vocabulary": "full"}, "has vocabulary='roundtrip'"),
+    ({"targets": ({"task": "style", "name": "neon"},)}, "has targets=.*star"),
+    ({"per_group": 3}, r"1 of 3 rows .*: row 00002-explicit is None, here \['"),
+    ({"groups": ("synonyms",)}, "4 of 4 rows are not the attack's"),
+    ({"seed": 1}, "2 of 2 rows are not the attack's.*per_group, groups"),
+    ({"table": True}, "row 00000-explicit is .* here None"),
+    ({}, "of another victim, aaaaaaaaaaaa; this attack's is"),
   ],
 )
-def test_controls_that_compare_with_nothing(changes, words, tmp_path):
-  config = attack_configs.attack("unlearn_diff_atk", "tiny")
-  run = workdir.Workdir(tmp_path, config)
-  run.append_row({"id": "a", "victim": "a" * 12})
-  run.mark_done()
-  control = attack_summary.finished(str(tmp_path))
-  attack_summary.check_control(control, config, "a" * 64, soft=False)
-  config.update_from_flattened_dict(changes.get("config", {}))
-  victim = changes.get("victim", "a" * 64)
+def test_controls_that_compare_with_nothing(
+  changes, words, control, start, tmp_path
+):
+  if "table" in changes:
+    path = tmp_path / "prompts.csv"
+    path.write_text(HEAD + "1,a star,5,7.5\n")
+    changes = changes | {"table": str(path)}
   with pytest.raises(ValueError, match=words):
-    attack_summary.check_control(control, config, victim, soft=False)
-  if "vocabulary" in words:
-    attack_summary.check_control(control, config, victim, soft=True)
+    start(control=control, **changes)
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("key", ["prompt", "seed", "guidance"])
+def test_a_control_of_other_rows_with_the_same_ids(key, control):
+  config = attack_configs.attack("unlearn_diff_atk", "tiny")
+  config.per_group = 2
+  found, listed = attack_summary.finished(control), attack_table.listed(config)
+  attack_summary.check_control(found, config, listed, soft=False)
+  listed[1][key] = "other"
+  with pytest.raises(ValueError, match="1 of 2 rows.*row 00001-explicit.*'other'"):
+    attack_summary.check_control(found, config, listed, soft=False)
+
+
+def test_an_embedding_has_no_vocabulary(control):
+  config = attack_configs.attack("concept_inversion", "tiny")
+  config.per_group, config.vocabulary = 2, "full"
+  found, listed = attack_summary.finished(control), attack_table.listed(config)
+  attack_summary.check_control(found, config, listed, soft=True)
+  with pytest.raises(ValueError, match="has vocabulary="):
+    attack_summary.check_control(found, config, listed, soft=False)
 
 
 @pytest.mark.parametrize(
