@@ -8,7 +8,7 @@ from scripts import script
 
 from configs import attack_concept_inversion, attack_new_word
 from configs import attack_unlearn_diff_atk as uda
-from launch.shared import attack_table, comparison, victims
+from launch.shared import attack_pool, attack_table, comparison, victims
 from unlearning_jax import attacks, convert, guidance, lora, sharding
 from unlearning_jax.workdir import Workdir
 
@@ -34,7 +34,7 @@ def victim(tmp_path, model, state, **settings):
     config.victim = str(path)
   config.update_from_flattened_dict(settings)
   victims.check(config)
-  return victims.victim_of(config, sd, params, {})
+  return victims.victim_of(config, sd, params, {})[0]
 
 
 @pytest.mark.parametrize("prefix", ["", "text_encoder.", "module."])
@@ -223,7 +223,7 @@ def test_a_caption_has_its_word_where_the_mark_was(model):
   config.sampling.num_steps = 1
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   attack = attacks.bind(config.method, config.hparams)
-  pool = victims.pool_of(config, sd, params, attack, mesh)
+  pool = attack_pool.pool_of(config, sd, params, attack, mesh)
   assert pool is not None and pool.latents.shape == (2, *sd.latent_shape)
   both = np.concatenate([pool.ids, [[-1, -2]] * 2], axis=1)
   body = [

@@ -107,6 +107,7 @@ def conclude(
   config: Any,
   control: Control,
   targets: pathlib.Path,
+  held: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
   """Writes `summary.json`, `results.csv` and `report.html`.
 
@@ -116,6 +117,7 @@ def conclude(
     config: the run's.
     control: what to compare with.
     targets: folder of the original model's images, `<id>.png`.
+    held: component -> how much of it the victim's file holds.
 
   Returns:
     The summary for the terminal.
@@ -131,6 +133,8 @@ def conclude(
     return ""
   shown = chosen(records, config.grid)
   document["unsafe"] = is_unsafe(config)
+  if held:
+    document["victim_file"] = dict(held)
   document["gallery"] = [frame(run, sd, row, targets) for row in shown]
   run.save_summary(document)
   run.write("results.csv", to_csv(document["measures"]))
