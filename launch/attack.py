@@ -16,10 +16,16 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch.shared import attack_summary, attack_table, comparison, victims
+from launch.shared import (
+  attack_checks,
+  attack_pool,
+  attack_summary,
+  attack_table,
+  comparison,
+  victims,
+)
 from unlearning_jax import progress, sharding
 from unlearning_jax.attacks import Victim
-from unlearning_jax.attacks.shared import lanes
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -42,16 +48,13 @@ def main(_: Sequence[str]):
   listed = attack_table.listed(config)
   victims.check_guidance(config, listed)
   control = attack_summary.finished(_CONTROL.value)
-  edits = comparison.load_edits([_EDIT.value] if _EDIT.value else [])
-  if edits and config.victim:
-    raise ValueError("victim: give either --edit or --config.victim")
-  sd, params = comparison.load_model(config)
-  victim = victims.victim_of(config, sd, params, edits)
-  name = victims.fingerprint(victim, edits)
-  inputs = {"victim": name, **victims.words_hash(attack)}
+  attack_summary.check_control(control, config, listed, bool(attack.soft))
+  sd, params, edits, victim, name, held = victims.load(config, _EDIT.value)
   # Before the folder is taken: another config could not have it then.
-  lanes.check_attack(sd, victim, Victim(params), attack, config.vocabulary)
-  attack_summary.check_control(control, config, name, bool(attack.soft))
+  attack_summary.check_same_victim(control, name)
+  attack_checks.check(config, sd, listed, attack, victim, Victim(params))
+  inputs = {"victim": name, **victims.words_hash(attack)}
+  inputs |= attack_table.hashes(config, listed)
   run = comparison.open_run(
     _WORKDIR.value, config, params, edits, inputs=inputs
   )
@@ -67,7 +70,7 @@ def main(_: Sequence[str]):
   mine = left[jax.process_index() :: jax.process_count()]
   targets = run.path / "images" / "targets"
   table = attack_table.targeted(sd, params, mine, config, mesh, targets)
-  pool = victims.pool_of(config, sd, params, attack, mesh) if mine else None
+  pool = attack_pool.pool_of(config, sd, params, attack, mesh) if mine else None
   check = attack_table.checker(run, sd, victim, config, mesh, listed)
   proxy = victims.proxy_of(config, sd, victim, original)
   done = len(listed) - len(left)
@@ -79,7 +82,7 @@ def main(_: Sequence[str]):
     ):  # fmt: skip
       bar.update(note=record["status"])
   sharding.wait_for_all("rows attacked")
-  print(attack_summary.conclude(run, sd, config, control, targets))
+  print(attack_summary.conclude(run, sd, config, control, targets, held))
   run.mark_done()
 
 

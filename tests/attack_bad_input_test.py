@@ -1,6 +1,7 @@
 """What a user can get wrong in an attack: told before anything compiles."""
 
 import dataclasses
+import json
 import types
 
 import jax
@@ -11,7 +12,7 @@ from PIL import Image
 from scripts import script
 
 from configs import attacks as attack_configs
-from launch.shared import attack_summary
+from launch.shared import attack_summary, attack_table
 from unlearning_jax import (
   attacks,
   closed_form,
@@ -35,8 +36,11 @@ def start(monkeypatch, tmp_path):
     raise AssertionError("something is drawn: too late for an error")
 
   monkeypatch.setattr(stable_diffusion, "sample", compiles)
+  monkeypatch.setattr(stable_diffusion, "encode_images", compiles)
 
-  def main(method="unlearn_diff_atk", argument="tiny", edit="", **changes):
+  def main(
+    method="unlearn_diff_atk", argument="tiny", edit="", control="", **changes
+  ):
     config = attack_configs.attack(method, argument)
     config.update_from_flattened_dict({"per_group": 2, **changes})
     for flag, value in {
@@ -44,7 +48,7 @@ def start(monkeypatch, tmp_path):
       "_WORKDIR": str(tmp_path / "run"),
       "_DISTRIBUTED": False,
       "_EDIT": edit,
-      "_CONTROL": "",
+      "_CONTROL": control,
     }.items():
       monkeypatch.setattr(attack, flag, types.SimpleNamespace(value=value))
     attack.main([])
@@ -72,6 +76,10 @@ def start(monkeypatch, tmp_path):
     ({"hparams.iterations": 0}, "iterations=0: must be at least 1"),
     ({"hparams.blocks": 0}, "blocks=0: must be at least 1"),
     ({"hparams.blocks": 1001}, "blocks=1001.*the model has 1000"),
+    ({"hparams.k": 0}, "hparams.k=0: must be at least 1"),
+    ({"sampling.num_steps": 0}, "num_steps=0 .*from 1 to"),
+    ({"proxy.timesteps": 1001}, "proxy.timesteps=1001: .*1 to 1000"),
+    ({"guidance.negative_prompt": "star " * 76}, "guidance.negative_prompt: "),
   ],
 )
 def test_settings(changes, words, start, tmp_path):
@@ -91,28 +99,64 @@ def test_an_edit_and_another_victim(start, tmp_path):
     start(victim="scrambled", edit=str(path))
 
 
+@pytest.fixture
+def control(tmp_path):
+  """A finished run of two rows."""
+  config = attack_configs.attack("controls", "tiny")
+  config.per_group = 2
+  run = workdir.Workdir(tmp_path / "control", config)
+  for row in attack_table.listed(config):
+    run.append_row({**row, "victim": "a" * 12})
+  run.mark_done()
+  return str(tmp_path / "control")
+
+
 @pytest.mark.parametrize(
   "changes, words",
   [
-    ({"config": {"judge": None}}, "without a judge"),
-    ({"config": {"sampling.num_steps": 3}}, "has sampling=.*control of its"),
-    ({"config": {"vocabulary": "full"}}, "has vocabulary='roundtrip'"),
-    ({"victim": "b" * 64}, "of another victim, aaaaaaaaaaaa; .*bbbbbbbbbbbb"),
+    ({"judge": None, "table": True}, "without a judge"),
+    ({"sampling.num_steps": 3}, "has sampling=.*control of its"),
+    ({"vocabulary": "full"}, "has vocabulary='roundtrip'"),
+    ({"targets": ({"task": "style", "name": "neon"},)}, "has targets=.*star"),
+    ({"per_group": 3}, r"1 of 3 rows .*: row 00002-explicit is None, here \['"),
+    ({"groups": ("synonyms",)}, "4 of 4 rows are not the attack's"),
+    ({"seed": 1}, "2 of 2 rows are not the attack's.*per_group, groups"),
+    ({"table": True}, "row 00000-explicit is .* here None"),
+    ({}, "of another victim, aaaaaaaaaaaa; this attack's is"),
   ],
 )
-def test_controls_that_compare_with_nothing(changes, words, tmp_path):
-  config = attack_configs.attack("unlearn_diff_atk", "tiny")
-  run = workdir.Workdir(tmp_path, config)
-  run.append_row({"id": "a", "victim": "a" * 12})
-  run.mark_done()
-  control = attack_summary.finished(str(tmp_path))
-  attack_summary.check_control(control, config, "a" * 64, soft=False)
-  config.update_from_flattened_dict(changes.get("config", {}))
-  victim = changes.get("victim", "a" * 64)
+def test_controls_that_compare_with_nothing(
+  changes, words, control, start, tmp_path
+):
+  if "table" in changes:
+    path = tmp_path / "prompts.csv"
+    path.write_text(HEAD + "1,a star,5,7.5\n")
+    changes = changes | {"table": str(path)}
   with pytest.raises(ValueError, match=words):
-    attack_summary.check_control(control, config, victim, soft=False)
-  if "vocabulary" in words:
-    attack_summary.check_control(control, config, victim, soft=True)
+    start(control=control, **changes)
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("key", ["prompt", "seed", "guidance"])
+def test_a_control_of_other_rows_with_the_same_ids(key, control):
+  config = attack_configs.attack("unlearn_diff_atk", "tiny")
+  config.per_group = 2
+  found, listed = attack_summary.finished(control), attack_table.listed(config)
+  attack_summary.check_control(found, config, listed, soft=False)
+  listed[1][key] = "other"
+  with pytest.raises(
+    ValueError, match="1 of 2 rows.*row 00001-explicit.*'other'"
+  ):
+    attack_summary.check_control(found, config, listed, soft=False)
+
+
+def test_an_embedding_has_no_vocabulary(control):
+  config = attack_configs.attack("concept_inversion", "tiny")
+  config.per_group, config.vocabulary = 2, "full"
+  found, listed = attack_summary.finished(control), attack_table.listed(config)
+  attack_summary.check_control(found, config, listed, soft=True)
+  with pytest.raises(ValueError, match="has vocabulary="):
+    attack_summary.check_control(found, config, listed, soft=False)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +164,7 @@ def test_controls_that_compare_with_nothing(changes, words, tmp_path):
   [
     ("", "no prompts"),
     ("1,a star,5,7.5\n1,a fish,6,7.5\n", "row 2: case_number=1 is repeated"),
+    ("4294967296,a star,5,7.5\n", "case_number='4294967296'.*0 to 42949672"),
     ("1,a star,-5,7.5\n", "row 1: evaluation_seed='-5'"),
     ("1,a star,4294967296,7.5\n", "evaluation_seed='4294967296'"),
     ("1,a star,5.0,7.5\n", "evaluation_seed='5.0'"),
@@ -143,17 +188,83 @@ def test_a_loss_through_another_guidance_than_the_images(start, tmp_path):
     start(**changes)
 
 
-def test_target_images(start, tmp_path):
-  path = tmp_path / "prompts.csv"
-  path.write_text(HEAD + "4,a star,5,7.5\n")
-  folder = tmp_path / "targets"
+@pytest.fixture
+def pictured(tmp_path):
+  """Two rows with their target images: what a start is to be told."""
+  path, folder = tmp_path / "prompts.csv", tmp_path / "targets"
+  path.write_text(HEAD + "4,a star,5,7.5\n9,a red star,6,7.5\n")
   folder.mkdir()
-  changes = {"table": str(path), "target_images": str(folder)}
-  with pytest.raises(ValueError, match="target_images: no file .*4.png"):
+  for name in ("4", "9"):
+    Image.new("RGB", (32, 32)).save(folder / f"{name}.png")
+  return {"table": str(path), "target_images": str(folder)}
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize(
+  "spoil, words",
+  [
+    (lambda path: path.unlink(), "target_images: no file .*9.png"),
+    (
+      lambda path: Image.new("RGB", (48, 32)).save(path),
+      "9.png is 48x32; the model's images are 32x32",
+    ),
+    (cut, "target_images: cannot read .*9.png"),
+    (lambda path: path.write_text("?"), "target_images: cannot read .*9.png"),
+  ],
+  ids=["missing", "size", "cut", "text"],
+)
+def test_target_images(spoil, words, pictured, start, tmp_path):
+  """The last one's fault is found before the first one is encoded."""
+  spoil(tmp_path / "targets" / "9.png")
+  with pytest.raises(ValueError, match=words):
+    start(**pictured)
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["new", "kept"])
+@pytest.mark.parametrize("what", ["table", "target_images"])
+def test_a_resume_with_other_rows(what, kept, pictured, start, tmp_path):
+  def begin():
+    with pytest.raises(AssertionError, match="too late for an error"):
+      start(**pictured)
+
+  begin()
+  if kept:
+    # A run of a version that recorded neither goes on, and is bound from then.
+    file = tmp_path / "run" / "provenance.json"
+    document = json.loads(file.read_text())
+    inputs = document["runs"][0]["inputs"]
+    del inputs["table"], inputs["target_images"]
+    file.write_text(json.dumps(document))
+    begin()
+  begin()
+  if what == "table":
+    (tmp_path / "prompts.csv").write_text(HEAD + "4,a star,5,7.5\n")
+  else:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "targets" / "9.png")
+  with pytest.raises(ValueError, match=f"inputs.{what}: '.* -> '"):
+    start(**pictured)
+
+
+def test_a_row_that_may_not_be_dropped(start, tmp_path):
+  path = tmp_path / "prompts.csv"
+  path.write_text(HEAD + f"4,a star,5,7.5\n9,{'star ' * 36},5,7.5\n")
+  changes = {"table": str(path), "too_long": "error"}
+  with pytest.raises(ValueError, match="too_long='error'.*: 9: prompt"):
     start(**changes)
-  Image.new("RGB", (48, 32)).save(folder / "4.png")
-  with pytest.raises(ValueError, match=r"target images: uint8 \(32, 48, 3\)"):
-    start(**changes)
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_caption_that_leaves_no_room_for_its_word(start):
+  changes = {
+    "hparams.pool": "templates",
+    "pool.templates": ("a {}", "star " * 38 + "{}"),
+  }
+  with pytest.raises(ValueError, match="allowed"):
+    start("concept_inversion", **changes)
 
 
 @pytest.fixture(scope="module")

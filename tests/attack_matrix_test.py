@@ -14,7 +14,7 @@ from configs import (
   attack_controls,
   attack_matrix_shapes,
 )
-from launch.shared import attack_cells
+from launch.shared import attack_cells, comparison
 from launch.shared.attack_cells import Cell
 from unlearning_jax.shapes import vocabulary
 
@@ -147,6 +147,17 @@ def test_the_ablation_spends_the_same_on_every_choice():
       "common.proxy.timesteps=5",
     ),
     (
+      {"common": {"too_long": "cut"}},
+      {},
+      "too_long='cut'",
+    ),
+    (
+      {"attacks": {"cce": {"hparams": {"pool": "own"}}}},
+      {},
+      "attacks.cce.hparams.pool='own': .*launch.attack",
+    ),
+    ({"tasks": {"object": {"hparams": {"k": 0}}}}, {}, "hparams.k=0"),
+    (
       {"attacks": {"uda": {"control": "luck"}}},
       {},
       "attacks.uda.control='luck'",
@@ -158,6 +169,37 @@ def test_a_matrix_that_cannot_be(change, given, words):
   config.update(change)
   with pytest.raises(ValueError, match=words):
     attack_cells.check(config, given)
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    ({"attacks.uda.hparams.noise": "frosen"}, "base/uda: noise='frosen'"),
+    ({"attacks.p4d.hparams.timesteps": "up"}, "base/p4d: timesteps='up'"),
+    ({"attacks.uda.hparams.decay": "none"}, "base/uda: decay='none'"),
+    ({"tasks.object.hparams.k": 80}, "base/none: .*too_long='error'"),
+    ({"common.sampling.num_steps": 0}, "base/none: num_steps=0"),
+  ],
+)
+def test_a_column_that_would_fail_in_every_cell(change, words, tmp_path):
+  """Told by what makes the matrix, before an erasure or a cell."""
+  config = make_config("object")
+  config.common.per_group, config.common.too_long = 2, "error"
+  config.attacks.none.hparams.kind = "random"
+  config.update_from_flattened_dict(change)
+  attack_cells.check(config, {})
+  with pytest.raises(ValueError, match=words):
+    attack_cells.Matrix(config, tmp_path, {})
+  assert not [*tmp_path.iterdir()]
+
+
+def test_a_finished_cell_of_another_table(tmp_path):
+  config = attack_cells.settings(make_config(), Cell("object", "base", "none"))
+  run = comparison.open_run(tmp_path, config, {}, inputs={"table": "a"})
+  run.mark_done()
+  attack_cells._check_done(tmp_path, config, {}, {"table": "a"})
+  with pytest.raises(ValueError, match="inputs.table: 'a' -> 'b'"):
+    attack_cells._check_done(tmp_path, config, {}, {"table": "b"})
 
 
 def test_a_hyperparameter_that_is_none():

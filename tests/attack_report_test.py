@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import types
 from typing import Any
 
@@ -11,6 +12,7 @@ from attack_success_test import ROWS, record
 from PIL import Image
 from report_test import Page, image
 
+from configs import attack_controls
 from launch.shared import attack_summary, attack_table, matrix_summary
 from launch.shared.attack_cells import Cell
 from unlearning_jax.attacks.shared.rows import Request, Verdict
@@ -86,6 +88,22 @@ def test_the_page_says_what_was_measured(run):
     assert words in text, words
   alone = {k: v for k, v in make_document().items() if k != "control"}
   assert "luck is not ruled out" in Page(render(alone, run)).text
+
+
+def test_the_summary_says_what_the_victim_s_file_held(run):
+  config = attack_controls.get_config("tiny")
+  config.grid = 0
+  for i, row in enumerate(ROWS):
+    run.append_row(row | {"number": i})
+  run.record_provenance(devices={})
+  files = {"unet": "3 of 9 tensors"}
+  for held in (files, {}):
+    attack_summary.conclude(
+      run, SD, config, attack_summary.Control(), run.path, held
+    )
+    document = json.loads((run.path / "summary.json").read_text())
+    assert document.get("victim_file", {}) == held
+    assert document["accounting"]["n_all"] == len(ROWS)
 
 
 @pytest.mark.parametrize(

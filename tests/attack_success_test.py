@@ -1,6 +1,7 @@
 """Attack success on records with known answers."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -105,10 +106,10 @@ def test_the_control_is_compared_row_by_row():
 def test_requests_are_judged_in_their_own_order(monkeypatch):
   drawn = []
 
-  def generate(sd, params, prompts, seeds, *, guidance_scale, **options):
-    drawn.append((prompts, guidance_scale, options))
-    for prompt in prompts:
-      yield np.full((1, 2, 2, 3), len(prompt), np.uint8)
+  def images(sd, params, requests, default, **options):
+    drawn.append(([r.prompt for r in requests], default, options))
+    for request in requests:
+      yield np.full((1, 2, 2, 3), len(request.prompt), np.uint8)
 
   class Judge:
     heads = {"object": ("circle", "star")}
@@ -117,7 +118,7 @@ def test_requests_are_judged_in_their_own_order(monkeypatch):
       star = images[:, 0, 0, 0].astype(float) / 10
       return {"object": np.stack([1 - star, star], 1)}
 
-  monkeypatch.setattr(attack_success.stable_diffusion, "generate", generate)
+  monkeypatch.setattr(attack_success, "_images", images)
   kept = []
   check = attack_success.shapes_check(
     None, {}, Judge(), Target("object", "star"), guidance_scale=4.0,
@@ -125,17 +126,66 @@ def test_requests_are_judged_in_their_own_order(monkeypatch):
   )  # fmt: skip
   asked = [
     Request("12345678", 0, None),
-    Request("12", 1, 7.0),
-    Request("123456", 2, 4.0),
+    Request("12", 1, 1.0),
+    Request("123456", 2, 7.0),
+    Request("1234", 3, 4.0, np.zeros(2)),
   ]
   found = check(asked)
-  assert [v.success for v in found] == [True, False, True]
-  assert [v.score for v in found] == pytest.approx([0.8, 0.2, 0.6])
-  assert [(p, g) for p, g, _ in drawn] == [
-    (["12345678", "123456"], 4.0), (["12"], 7.0),
+  assert [v.success for v in found] == [True, False, True, False]
+  assert [v.score for v in found] == pytest.approx([0.8, 0.2, 0.6, 0.4])
+  # Scales are mixed; unguided requests and text states are apart.
+  options = {"num_steps": 2}
+  assert drawn == [
+    (["12345678", "123456"], 4.0, options), (["12"], 4.0, options),
+    (["1234"], 4.0, options),
   ]  # fmt: skip
-  assert drawn[0][2] == {"num_steps": 2}
-  assert len(kept) == 3 and math.isclose(kept[0][1].score, 0.8)
+  assert len(kept) == 4 and math.isclose(kept[0][1].score, 0.8)
+
+
+def test_rows_of_several_guidance_scales_are_one_batch(monkeypatch):
+  """Each is the image that `generate` makes at its own scale alone."""
+  sd, params = stable_diffusion.load(shapes.model_folder())
+  options: dict[str, Any] = {
+    "batch_size": 4,
+    "num_steps": 2,
+    "sampler": "dpm++2m",
+    "negative_prompt": "a fish",
+  }
+  asked = [
+    Request("a star", 3, 7.0),
+    Request("a red star", 4, None),
+    Request("a circle", 5, 2.5),
+    Request("a star", 6, 1.0),
+  ]
+  wanted = [
+    next(
+      stable_diffusion.generate(
+        sd, params, [r.prompt], [r.seed], guidance_scale=r.guidance or 4.0,
+        **options,
+      )
+    )[0]
+    for r in asked
+  ]  # fmt: skip
+  calls, sample = [], stable_diffusion.sample
+  monkeypatch.setattr(
+    stable_diffusion,
+    "sample",
+    lambda *a, **k: calls.append(k["guidance_scale"]) or sample(*a, **k),
+  )
+  found = {}
+  check = attack_success.keep_images(
+    sd, params, lambda r, _, image: found.setdefault(r.seed, image),
+    guidance_scale=4.0, **options,
+  )  # fmt: skip
+  check(asked)
+  assert [np.asarray(call).tolist() for call in calls] == [
+    [7.0, 4.0, 2.5, 2.5], [1.0] * 4,
+  ]  # fmt: skip
+  for request, image in zip(asked, wanted, strict=True):
+    np.testing.assert_array_equal(found[request.seed], image)
+  # Without scales of its own a table keeps the one number.
+  check([r._replace(guidance=None) for r in asked])
+  assert calls[2:] == [4.0]
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Whom an attack attacks: parts of models, fingerprints, what cannot be."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from scripts import script
 
 from configs import attack_concept_inversion, attack_new_word
 from configs import attack_unlearn_diff_atk as uda
-from launch.shared import attack_table, comparison, victims
+from launch.shared import attack_pool, attack_table, comparison, victims
 from unlearning_jax import attacks, convert, guidance, lora, sharding
 from unlearning_jax.workdir import Workdir
 
@@ -34,7 +36,7 @@ def victim(tmp_path, model, state, **settings):
     config.victim = str(path)
   config.update_from_flattened_dict(settings)
   victims.check(config)
-  return victims.victim_of(config, sd, params, {})
+  return victims.victim_of(config, sd, params, {})[0]
 
 
 @pytest.mark.parametrize("prefix", ["", "text_encoder.", "module."])
@@ -71,14 +73,40 @@ def test_a_text_encoder_is_a_victim(prefix, model, tmp_path):
                 for k, v in text_encoder(p, 1.5).items()}, "expected"),
     (lambda p: text_encoder(p, np.nan), "holds NaN"),
     (lambda p: text_encoder(p), "very weights"),
+    (lambda p: dict(list(text_encoder(p, 1.5).items())[1:]),
+     r"holds (\d+) of \d+ tensors of text_encoder, without .*launch.convert"),
   ],
-  ids=["no key", "extra key", "shapes", "nan", "unchanged"],
+  ids=["no key", "extra key", "shapes", "nan", "unchanged", "a key less"],
 )  # fmt: skip
 def test_a_text_encoder_that_is_none_of_this_model(
   make, words, model, tmp_path
 ):
   with pytest.raises(ValueError, match=words):
     victim(tmp_path, model, make(model[1]))
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_what_a_file_holds_is_told(part, model, tmp_path, capsys):
+  """Of a UNet its edited layers; of a text encoder too, in a delta's file."""
+  sd, params = model
+  base = convert.to_torch(params[part])
+  some = [k for k in base if "attn2" in k or "fc1" in k]
+  new = {k: base[k] * np.float32(1.5) if k in some else base[k] for k in base}
+  if part == "unet":
+    path = tmp_path / "layers.safetensors"
+    safetensors.numpy.save_file(in_a_row({k: new[k] for k in some}), path)
+  else:
+    states = {p: convert.to_torch(tree) for p, tree in params.items()}
+    whole = dataclasses.replace(sd.files, states=states)
+    edited = dataclasses.replace(whole, states=states | {part: new})
+    path = tmp_path / "delta.safetensors"
+    convert.save_delta(path, whole, edited)
+  config = uda.get_config("tiny")
+  config.victim = str(path)
+  loaded = victims.load(config, "")
+  count = f"{len(some)} of {len(base)} tensors"
+  assert loaded.held == {part: count} and 0 < len(some) < len(base)
+  assert f"victim={path}: {count} of {part}; all" in capsys.readouterr().out
 
 
 def factors(params, seed=0):
@@ -223,7 +251,7 @@ def test_a_caption_has_its_word_where_the_mark_was(model):
   config.sampling.num_steps = 1
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   attack = attacks.bind(config.method, config.hparams)
-  pool = victims.pool_of(config, sd, params, attack, mesh)
+  pool = attack_pool.pool_of(config, sd, params, attack, mesh)
   assert pool is not None and pool.latents.shape == (2, *sd.latent_shape)
   both = np.concatenate([pool.ids, [[-1, -2]] * 2], axis=1)
   body = [

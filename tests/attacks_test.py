@@ -1,11 +1,13 @@
 """The pieces of the attacks against closed forms and plain lists."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unlearning_jax import attacks, shapes, stable_diffusion
+from unlearning_jax import attacks, schedules, shapes, stable_diffusion
 from unlearning_jax.attacks import unlearn_diff_atk
 from unlearning_jax.attacks.shared import (
   adam,
@@ -283,6 +285,25 @@ def test_more_parts_than_timesteps(changes, words, sd):
     losses.check(losses.Budget(**changes), "denoise", sd.schedule)
   losses.check(losses.Budget(timesteps="random", blocks=1001), "denoise",
                sd.schedule)  # fmt: skip
+
+
+@pytest.mark.parametrize("timesteps", losses.TIMESTEPS)
+def test_a_model_of_another_number_of_timesteps(timesteps, sd):
+  schedule = dataclasses.replace(sd.schedule, num_train_timesteps=40)
+  other = dataclasses.replace(sd, schedule=schedule)
+  h = losses.Budget(blocks=4, iterations=1, timesteps=timesteps, draws=4)
+  losses.check(h, "denoise", schedule)
+  keys = jax.random.split(jax.random.key(0), 50)
+  seen = [losses.draw(other, keys, jnp.full(50, i), h).t for i in range(4)]
+  seen = np.concatenate(seen)
+  if timesteps == "sequential":
+    assert np.unique(seen).tolist() == [5, 15, 25, 35]
+  else:
+    assert set(seen.flatten().tolist()) == set(range(40))
+  noisy = schedules.add_noise(
+    schedule, jnp.ones((2, 1, 1, 1)), jnp.ones((2, 1, 1, 1)), jnp.array([0, 39])
+  )
+  assert np.isfinite(noisy).all()
 
 
 def test_methods_and_hyperparameters_are_checked():

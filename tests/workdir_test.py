@@ -274,6 +274,22 @@ def test_a_resume_on_another_model_or_judge_is_refused(tmp_path, change):
   assert (tmp_path / "provenance.json").read_bytes() == before
 
 
+def test_an_input_that_older_versions_did_not_record(tmp_path):
+  def start(**inputs):
+    run = Workdir(tmp_path, {})
+    run.record_provenance(devices={}, inputs=inputs, newer=["table"])
+
+  start(edit="a")
+  # It is not held against the first start, but against all after it.
+  start(edit="a", table="b")
+  start(edit="a", table="b")
+  for other in ({"edit": "a", "table": "c"}, {"edit": "a"}):
+    with pytest.raises(ValueError, match="inputs.table: 'b' -> "):
+      start(**other)
+  with pytest.raises(ValueError, match="inputs.more: '.absent.' -> 'd'"):
+    start(edit="a", table="b", more="d")
+
+
 # --- The kill ---
 
 # One row for every line of input, so that no load can let it run ahead.

@@ -241,7 +241,7 @@ class Prompt:
   """A row of a prompt table.
 
   Attributes:
-    case_number: the row's own number, unique in its table.
+    case_number: the row's own number, unique in its table, in [0, 2**32).
     prompt: the text.
     seed: of the row's initial noise, in [0, 2**32).
     guidance: classifier-free guidance scale, or None where the table has none.
@@ -269,7 +269,7 @@ def read_prompts(path: str | pathlib.Path) -> tuple[Prompt, ...]:
   Raises:
     ValueError: naming file, row and column, for a missing column; a number that
       is no plain integer (a seed that went through a float is not the seed any
-      more); a negative or too large seed; a repeated case_number; an empty or
+      more); a negative or too large one; a repeated case_number; an empty or
       NaN prompt or guidance; a row of the wrong length; an empty table.
   """
   # utf-8-sig: spreadsheets write a byte-order mark; newline="": a quoted prompt
@@ -314,7 +314,7 @@ def _read_row(row: dict[Any, Any], where: str) -> Prompt:
   if _COLUMNS[3] in row:
     guidance = _real(row[_COLUMNS[3]], f"{where}: {_COLUMNS[3]}")
   return Prompt(
-    case_number=_natural(row["case_number"], f"{where}: case_number", 2**63),
+    case_number=_natural(row["case_number"], f"{where}: case_number", 2**32),
     prompt=text,
     seed=_natural(row["evaluation_seed"], f"{where}: evaluation_seed", 2**32),
     guidance=guidance,

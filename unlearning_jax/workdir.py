@@ -205,6 +205,7 @@ class Workdir:
     judge_hashes: Mapping[str, str] | None = None,
     inputs: Mapping[str, str] | None = None,
     seeds: Mapping[str, int] | None = None,
+    newer: Sequence[str] = (),
   ):
     """Adds this start to `provenance.json`, before the first row.
 
@@ -214,6 +215,8 @@ class Workdir:
       judge_hashes: judge name -> weights hash.
       inputs: name -> hash of whatever else the rows depend on, as an edit.
       seeds: name -> seed.
+      newer: inputs that older versions did not record: they bind a resume
+        from the first start that has them.
 
     Raises:
       ValueError: a resume with another model, judge, input or seed.
@@ -230,18 +233,41 @@ class Workdir:
       "inputs": dict(inputs or {}),
       "seeds": dict(seeds or {}),
     }
-    file = self.path / "provenance.json"
-    runs = json.loads(file.read_text())["runs"] if file.exists() else []
-    for key in ("base_fingerprint", "judge_hashes", "inputs", "seeds"):
-      if runs and runs[0][key] != run[key]:
-        raise ValueError(
-          f"workdir: {self.path} was started with {key} that differ from "
-          "these, its rows would not belong together; go on as it was started, "
-          "or use another folder:\n  "
-          + "\n  ".join(_differences(runs[0][key], run[key], key))
-        )
+    runs = self._runs()
+    for key in ("base_fingerprint", "judge_hashes", "seeds"):
+      if runs:
+        self._check_same(key, runs[0][key], run[key])
+    self.check_inputs(run["inputs"], newer)
     document = {"runs": [*runs, run]}
     self.write("provenance.json", to_json(document, "provenance", indent=2))
+
+  def check_inputs(self, inputs: Mapping[str, str], newer: Sequence[str] = ()):
+    """Refuses to go on with other inputs than the run was started with.
+
+    Args:
+      inputs: name -> hash, as `record_provenance` has them.
+      newer: as there.
+
+    Raises:
+      ValueError: they differ.
+    """
+    # Of a name that several starts recorded, the first.
+    was = {k: v for r in reversed(self._runs()) for k, v in r["inputs"].items()}
+    bound = {k: v for k, v in inputs.items() if k in was or k not in newer}
+    if self._runs():
+      self._check_same("inputs", was, bound)
+
+  def _runs(self) -> list[dict[str, Any]]:
+    file = self.path / "provenance.json"
+    return json.loads(file.read_text())["runs"] if file.exists() else []
+
+  def _check_same(self, key: str, was: Any, now: Any):
+    if was != now:
+      raise ValueError(
+        f"workdir: {self.path} was started with {key} that differ from "
+        "these, its rows would not belong together; go on as it was started, "
+        "or use another folder:\n  " + "\n  ".join(_differences(was, now, key))
+      )
 
   @property
   def is_done(self) -> bool:

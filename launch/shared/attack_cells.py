@@ -1,7 +1,6 @@
 """The cells of a matrix of attacks: which there are, and how one is run."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ import jax
 import ml_collections
 
 from launch.shared import (
+  attack_checks,
   attack_summary,
   attack_table,
   comparison,
@@ -65,6 +65,21 @@ class Matrix:
     self._mesh = sharding.make_mesh(devices=jax.local_devices())
     self.params = self._placed(params)
     self._tables: dict[str, list[Row]] = {}
+    self._check()
+
+  def _check(self):
+    """Refuses, by its name, a column that would fail in every cell."""
+    original = Victim(self.params)
+    for task in self.config.tasks:
+      for name in self.config.columns:
+        cell = Cell(task, BASE, name)
+        own = settings(self.config, cell)
+        attack = attacks.bind(own.method, own.hparams)
+        rows = attack_table.listed(own)
+        try:
+          attack_checks.check(own, self.sd, rows, attack, original, original)
+        except ValueError as error:
+          raise ValueError(f"{cell}: {error}") from error
 
   def run(self, cell: Cell, label: str):
     """Runs a cell to its end, unless it has been; then does nothing.
@@ -79,10 +94,14 @@ class Matrix:
     config = settings(self.config, cell)
     edits = self._edits(cell)
     path = self.root / str(cell)
+    listed = attack_table.listed(config)
+    inputs = attack_table.hashes(config, listed)
     if (path / "DONE").exists():
-      _check_done(path, config, edits)
+      _check_done(path, config, edits, inputs)
       return
-    run = comparison.open_run(str(path), config, self.params, edits, alone=True)
+    run = comparison.open_run(
+      str(path), config, self.params, edits, inputs, alone=True
+    )
     attack = attacks.bind(config.method, config.hparams)
     table = self._table(cell.task)
     victim = Victim(self.params)
@@ -92,7 +111,7 @@ class Matrix:
         self._placed(closed_form.apply_to_params(edit, self.params))
       )
     check = attack_table.checker(
-      run, self.sd, victim, config, self._mesh, attack_table.listed(config)
+      run, self.sd, victim, config, self._mesh, listed
     )
     for other in self._others(cell):
       records = read_rows(self.root / str(other))
@@ -173,14 +192,15 @@ class Matrix:
 
 
 def _check_done(
-  path: pathlib.Path, config: Any, edits: Mapping[str, closed_form.Edit]
+  path: pathlib.Path,
+  config: Any,
+  edits: Mapping[str, closed_form.Edit],
+  inputs: Mapping[str, str],
 ):
   """Whether a finished cell is the one that is asked for."""
-  Workdir(path, config, free=comparison.FREE)
-  first = json.loads((path / "provenance.json").read_text())["runs"][0]
+  run = Workdir(path, config, free=comparison.FREE)
   hashes = {name: closed_form.edit_hash(edit) for name, edit in edits.items()}
-  if first["inputs"] != hashes:
-    raise ValueError(f"{path} was run on another edit; use another folder")
+  run.check_inputs({**hashes, **inputs}, comparison.NEWER)
 
 
 def cells(
@@ -253,6 +273,15 @@ def check(config: Any, given: Mapping[str, Any]):
     own = settings(config, cell)
     attacks.bind(own.method, own.hparams)
     attack_table.check(own)
+    victims.check(own)
+    if own.hparams.get("pool"):
+      raise ValueError(
+        f"attacks.{cell.attack}.hparams.pool={own.hparams.pool!r}: a matrix "
+        "draws no pool of images; use launch.attack"
+      )
+  for task in config.tasks:
+    own = settings(config, cells(config, [task], given)[0])
+    victims.check_guidance(own, attack_table.listed(own))
 
 
 def _check_common(common: Any):

@@ -18,6 +18,8 @@ from unlearning_jax.report import attack as page
 from unlearning_jax.workdir import Workdir, read_rows
 
 Row = Mapping[str, Any]
+# What makes a row of a control the attack's own.
+_OF_ROW = ("prompt", "seed", "guidance")
 
 
 class Control(NamedTuple):
@@ -44,18 +46,20 @@ def finished(folder: str) -> Control:
   return Control(name, read_rows(path), config)
 
 
-def check_control(control: Control, config: Any, victim: str, soft: bool):
+def check_control(
+  control: Control, config: Any, listed: Sequence[Row], soft: bool
+):
   """Refuses a control of which a paired test would say nothing.
 
   Args:
     control: from `finished`.
     config: the attack's.
-    victim: its fingerprint.
+    listed: the attack's rows.
     soft: whether the attack finds no tokens, so that it has no vocabulary.
 
   Raises:
-    ValueError: nobody judges, or the control is of another victim, judge,
-      sampler or vocabulary.
+    ValueError: nobody judges, or the control is of other rows, or has another
+      target, judge, sampler or vocabulary.
   """
   if not control.rows:
     return
@@ -63,13 +67,32 @@ def check_control(control: Control, config: Any, victim: str, soft: bool):
     raise ValueError("--control: without a judge there is nothing to compare")
   made = json.loads(config.to_json_best_effort())
   # An embedding is of no vocabulary.
-  keys = ["judge", "sampling", *([] if soft else ["vocabulary"])]
+  keys = ["judge", "targets", "sampling", *([] if soft else ["vocabulary"])]
   for key in keys:
     if control.config[key] != made[key]:
       raise ValueError(
         f"--control: has {key}={control.config[key]!r}, this attack "
         f"{made[key]!r}; give it a control of its own"
       )
+  ours = {row["id"]: [row[key] for key in _OF_ROW] for row in listed}
+  theirs = {row["id"]: [row[key] for key in _OF_ROW] for row in control.rows}
+  names = sorted(ours.keys() | theirs.keys())
+  odd = [name for name in names if ours.get(name) != theirs.get(name)]
+  if odd:
+    told = f"row {odd[0]} is {theirs.get(odd[0])}, here {ours.get(odd[0])}"
+    raise ValueError(
+      f"--control: {len(odd)} of {len(names)} rows are not the attack's: "
+      f"{told} ({', '.join(_OF_ROW)}); run it with the attack's table, or "
+      "per_group, groups and seed"
+    )
+
+
+def check_same_victim(control: Control, victim: str):
+  """Refuses a control of another victim than this fingerprint's.
+
+  Raises:
+    ValueError: naming both.
+  """
   others = {row["victim"] for row in control.rows} - {victim[:12]}
   if others:
     raise ValueError(
@@ -84,6 +107,7 @@ def conclude(
   config: Any,
   control: Control,
   targets: pathlib.Path,
+  held: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
   """Writes `summary.json`, `results.csv` and `report.html`.
 
@@ -93,6 +117,7 @@ def conclude(
     config: the run's.
     control: what to compare with.
     targets: folder of the original model's images, `<id>.png`.
+    held: component -> how much of it the victim's file holds.
 
   Returns:
     The summary for the terminal.
@@ -108,6 +133,8 @@ def conclude(
     return ""
   shown = chosen(records, config.grid)
   document["unsafe"] = is_unsafe(config)
+  if held:
+    document["victim_file"] = dict(held)
   document["gallery"] = [frame(run, sd, row, targets) for row in shown]
   run.save_summary(document)
   run.write("results.csv", to_csv(document["measures"]))

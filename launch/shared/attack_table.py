@@ -1,5 +1,7 @@
 """What attacks a table: its rows, their targets, the judge, the record."""
 
+import hashlib
+import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -54,6 +56,11 @@ def check(config: Any):
   for key in ("lanes", "batch_size", "per_group"):
     if config[key] < 1:
       raise ValueError(f"{key}={config[key]}: must be at least 1")
+  for key in ("k", "blocks", "iterations"):
+    if config.hparams.get(key, 1) < 1:
+      raise ValueError(
+        f"hparams.{key}={config.hparams[key]}: must be at least 1"
+      )
 
 
 def listed(config: Any) -> list[dict[str, Any]]:
@@ -97,6 +104,53 @@ def _is_of(row: Mapping[str, Any], targets: Sequence[erasure.Target]) -> bool:
   return any(row["attributes"][t.head] is not None for t in targets)
 
 
+def check_targets(
+  config: Any,
+  sd: stable_diffusion.StableDiffusion,
+  listed: Sequence[Mapping[str, Any]],
+):
+  """Refuses target images that are missing, damaged or of another size.
+
+  Raises:
+    ValueError: naming the file.
+  """
+  height, width = rows.image_size(sd)
+  for row in listed if config.target_images else ():
+    path = _target(config, row)
+    if not path.is_file():
+      raise ValueError(
+        f"target_images: no file {path}; each row needs its <id>.png, or leave "
+        "target_images empty to have the original model draw them"
+      )
+    try:
+      with Image.open(path) as image:
+        size = image.size
+        image.verify()
+    # What it raises of a damaged file depends on where the damage is.
+    except (OSError, SyntaxError, ValueError) as error:
+      raise ValueError(f"target_images: cannot read {path}: {error}") from error
+    if size != (width, height):
+      raise ValueError(
+        f"target_images: {path} is {size[0]}x{size[1]}; the model's images are "
+        f"{width}x{height}"
+      )
+
+
+def hashes(config: Any, listed: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """A sha256 of the rows and of the target images that come from files."""
+  found = {}
+  if config.table:
+    text = json.dumps(listed)
+    found["table"] = hashlib.sha256(text.encode()).hexdigest()
+  if config.target_images:
+    digest = hashlib.sha256()
+    for row in listed:
+      image = _target(config, row).read_bytes()
+      digest.update(f"{row['id']} {len(image)}\n".encode() + image)
+    found["target_images"] = digest.hexdigest()
+  return found
+
+
 def targeted(
   sd: stable_diffusion.StableDiffusion,
   params: Any,
@@ -110,9 +164,6 @@ def targeted(
   The original model draws them from each row's prompt and seed into `folder`,
   those that are not there yet; `config.target_images` names another folder
   that has a `<id>.png` for each.
-
-  Raises:
-    ValueError: an image is missing, or has another size than the model's.
   """
   if config.target_images:
     folder = pathlib.Path(config.target_images)
@@ -263,8 +314,10 @@ def _drawing(config: Any, mesh: Any) -> dict[str, Any]:
   }
 
 
+def _target(config: Any, row: Mapping[str, Any]) -> pathlib.Path:
+  return pathlib.Path(config.target_images) / f"{row['id']}.png"
+
+
 def _read(path: pathlib.Path) -> np.ndarray:
-  if not path.is_file():
-    raise ValueError(f"target_images: no file {path}")
   with Image.open(path) as image:
     return np.asarray(image.convert("RGB"))

@@ -31,6 +31,8 @@ from unlearning_jax.workdir import Workdir
 # How rows share the machine; no row depends on it, so a run may go on with
 # others elsewhere.
 FREE = ("batch_size", "lanes", "pack")
+# Inputs that runs of older versions did not record.
+NEWER = ("table", "target_images")
 
 
 def load_model(config: Any) -> tuple[stable.StableDiffusion, stable.Params]:
@@ -270,6 +272,7 @@ def open_run(
       **{name: closed_form.edit_hash(e) for name, e in (edits or {}).items()},
       **(inputs or {}),
     },
+    newer=NEWER,
   )
   return run
 

@@ -5,30 +5,29 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from launch.shared import attack_summary
+from launch.shared import attack_summary, comparison
+from launch.shared.attack_pool import MARK
 from unlearning_jax import (
   attacks,
   closed_form,
   convert,
   guidance,
-  shapes,
   sharding,
   stable_diffusion,
 )
 from unlearning_jax.attacks import Victim
-from unlearning_jax.attacks.shared import insertion, rows
-from unlearning_jax.attacks.shared.victim import Pool, through_guidance
+from unlearning_jax.attacks.shared import rows
+from unlearning_jax.attacks.shared.victim import through_guidance
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.evaluators import diffusion_classifier
 
-_MARK = "{}"
 SCRAMBLED = "scrambled"
 
 
@@ -62,11 +61,15 @@ def check(config: Any):
   if pool and config.pool.images < 1:
     raise ValueError(f"pool.images={config.pool.images}: must be at least 1")
   for template in config.pool.templates if pool else ():
-    if template.count(_MARK) != 1:
+    if template.count(MARK) != 1:
       raise ValueError(
-        f"pool.templates: {template!r} must hold one {_MARK}, where the word "
+        f"pool.templates: {template!r} must hold one {MARK}, where the word "
         "goes"
       )
+  if pool and config.pool.first_seed < 0:
+    raise ValueError(
+      f"pool.first_seed={config.pool.first_seed}: must not be negative"
+    )
   if pool and not config.pool.concept:
     raise ValueError("pool.concept: name what the images show")
 
@@ -131,28 +134,72 @@ def safe_of(config: Any) -> guidance.Safe | None:
   return guidance.preset(given.safe, given.concept or guidance.CONCEPT)
 
 
+class Loaded(NamedTuple):
+  """A model on the host, and its victim.
+
+  Attributes:
+    sd: the model.
+    params: the original's.
+    edits: by name; at most one.
+    victim: under attack.
+    name: its fingerprint.
+    held: component -> how much of it the victim's file holds.
+  """
+
+  sd: stable_diffusion.StableDiffusion
+  params: Any
+  edits: dict[str, closed_form.Edit]
+  victim: Victim
+  name: str
+  held: dict[str, str]
+
+
+def load(config: Any, edit: str) -> Loaded:
+  """Reads the model and its victim, and prints what the victim's file holds.
+
+  Args:
+    config: the run's.
+    edit: an edit file or an erase run's folder; "" for none.
+
+  Raises:
+    ValueError: both an edit and another victim, or as `victim_of`.
+  """
+  edits = comparison.load_edits([edit] if edit else [])
+  if edits and config.victim:
+    raise ValueError("victim: give either --edit or --config.victim")
+  sd, params = comparison.load_model(config)
+  victim, held = victim_of(config, sd, params, edits)
+  if held and jax.process_index() == 0:
+    told = ", ".join(f"{count} of {part}" for part, count in held.items())
+    print(f"victim={config.victim}: {told}; all else is the model's")
+  return Loaded(sd, params, edits, victim, fingerprint(victim, edits), held)
+
+
 def victim_of(
   config: Any,
   sd: stable_diffusion.StableDiffusion,
   params: Any,
   edits: dict[str, closed_form.Edit],
-) -> Victim:
+) -> tuple[Victim, dict[str, str]]:
   """The attacked model: the one named, the edited one, or the original.
 
   `config.victim` is a model, or the part of one that differs: a UNet, a text
   encoder, some layers, a LoRA, over `config.model`; or `scrambled`.
 
+  Returns:
+    The victim, and of each component that its file changes, how many tensors
+    that file holds.
+
   Raises:
-    ValueError: a file none of whose tensors belong to the model, or that
-      changes nothing; another model's shapes; another base's edit.
+    ValueError: a file none of whose tensors belong to the model, that changes
+      nothing, or with a part of a text encoder alone; another model's shapes;
+      another base's edit.
   """
-  victim = Victim(params)
+  victim, held = Victim(params), {}
   if config.victim == SCRAMBLED:
     victim = Victim(scrambled(params, config.seed))
   elif config.victim:
-    base = shapes.model_folder() if config.model == "shapes" else config.model
-    files = convert.load(config.victim, base)
-    other = stable_diffusion.from_files(files)[1]
+    other, held = _named(config, sd, params)
     if jax.tree.map(jnp.shape, other) != jax.tree.map(jnp.shape, params):
       raise ValueError(f"victim={config.victim!r}: not of the model's shapes")
     same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), other, params)
@@ -180,8 +227,33 @@ def victim_of(
   )
   if config.guidance.in_loss:
     scale = config.sampling.guidance_scale
-    return through_guidance(sd, victim, Victim(params), scale)
-  return victim
+    victim = through_guidance(sd, victim, Victim(params), scale)
+  return victim, held
+
+
+def _named(config, sd, params) -> tuple[Any, dict[str, str]]:
+  """The parameters that `config.victim` names, and what its file holds."""
+  states = {part: convert.to_torch(tree) for part, tree in params.items()}
+  base = dataclasses.replace(sd.files, states=states)
+  files = convert.load(config.victim, base)
+  other = stable_diffusion.from_files(files)[1]
+  held = {}
+  for part, old in states.items():
+    new = files.states[part]
+    # What the file does not hold is the base's own array.
+    missing = [name for name in old if new[name] is old[name]]
+    count = f"{len(old) - len(missing)} of {len(old)} tensors"
+    if len(missing) < len(old):
+      held[part] = count
+    # Edited layers of a UNet are published so; a text encoder is whole.
+    few = part == "text_encoder" and 0 < len(missing) < len(old)
+    if few and not convert.is_delta(config.victim):
+      raise ValueError(
+        f"victim={config.victim!r}: holds {count} of text_encoder, without "
+        f"{', '.join(missing[:3])}; give it whole. If it is meant to be laid "
+        "over the model: python -m launch.convert makes a folder of both"
+      )
+  return other, held
 
 
 def scrambled(params: Any, seed: int) -> Any:
@@ -235,71 +307,14 @@ def proxy_of(
   """What says whether a prompt is worth an image, if it is asked for.
 
   Raises:
-    ValueError: more timesteps than the model has.
+    ValueError: more timesteps than the model has, or one that predicts no
+      noise.
   """
-  if not config.proxy.timesteps:
+  count = config.proxy.timesteps
+  if not count:
     return None
   key = jax.random.fold_in(jax.random.key(config.seed), 1)
-  return diffusion_classifier.Proxy(
-    sd, victim, original, config.proxy.timesteps, key
-  )
-
-
-def pool_of(
-  config: Any,
-  sd: stable_diffusion.StableDiffusion,
-  params: Any,
-  attack: attacks.Attack,
-  mesh: Any,
-) -> Pool | None:
-  """The images of the concept that an inversion learns from, by the original.
-
-  Args:
-    config: `pool.concept` is drawn in `pool.templates`, `pool.images` times in
-      all, from seeds of its own.
-    sd: the model.
-    params: the original's.
-    attack: says how many tokens the word has.
-    mesh: of this process's devices.
-
-  Raises:
-    ValueError: a caption that leaves no room for the word.
-  """
-  mode = getattr(attack.h, "pool", "")
-  if not mode:
-    return None
-  given, k = config.pool, attack.h.k
-  captions = [given.templates[i % len(given.templates)]
-              for i in range(given.images)]  # fmt: skip
-  named = [caption.replace(_MARK, given.concept) for caption in captions]
-  seeds = range(given.first_seed, given.first_seed + given.images)
-  where = sharding.batch_sharding(mesh)
-  images = stable_diffusion.generate(
-    sd, params, named, [*seeds], **config.sampling,
-    batch_size=sharding.local_rows_multiple(mesh),
-    place=lambda tree: sharding.place(tree, where), fetch=sharding.local_rows,
-  )  # fmt: skip
-  latents = rows.target_latents(sd, params, images)
-  if mode == "own":
-    # The word stands before the whole prompt, as in the paper.
-    captions = [f"{_MARK} {text}" for text in named]
-  ids, source = _captions(sd, captions, k)
-  every = (latents, ids, source, stable_diffusion.tokenize(sd, named))
-  return Pool(*map(jnp.asarray, every))
-
-
-def _captions(
-  sd: stable_diffusion.StableDiffusion, captions: Sequence[str], k: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Ids of captions without their word, and where it stands in them."""
-  texts = [" ".join(c.replace(_MARK, " ").split()) for c in captions]
-  fronts = [" ".join(c.split(_MARK)[0].split()) for c in captions]
-  ids = stable_diffusion.tokenize(sd, texts)
-  ends = (ids == sd.tokenizer.eos_token_id).argmax(axis=1) - 1
-  source = [
-    insertion.between(
-      len(sd.tokenizer(front)["input_ids"]) - 2, int(n), k, ids.shape[1], text
-    )
-    for front, n, text in zip(fronts, ends, texts, strict=True)
-  ]
-  return ids, np.stack(source)
+  try:
+    return diffusion_classifier.Proxy(sd, victim, original, count, key)
+  except ValueError as error:
+    raise ValueError(f"proxy.timesteps={count}: {error}") from error

@@ -81,6 +81,18 @@ def load(
   return dataclasses.replace(model, metadata=read_edit(file) or base.metadata)
 
 
+def is_delta(path: str | os.PathLike, variant: str | None = None) -> bool:
+  """Whether a file is made to change a few tensors: a delta, or a LoRA.
+
+  Args:
+    path: a file, or the folder or hub id that has it.
+    variant: as in `folder.load_folder`.
+  """
+  path = _resolve(path, variant)
+  file = find_weights(path, variant) if path.is_dir() else path
+  return FINGERPRINT in read_metadata(file) or is_lora(read_state_dict(file))
+
+
 def _resolve(path: str | os.PathLike, variant: str | None) -> pathlib.Path:
   name = os.fspath(path)
   if os.path.exists(name):

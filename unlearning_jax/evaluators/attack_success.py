@@ -17,6 +17,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from unlearning_jax import guidance, stable_diffusion
@@ -93,16 +94,15 @@ def _drawn(sd, params, verdicts, on_image, options) -> Check:
 
   def check(requests: Sequence[Request]) -> list[Verdict]:
     found: dict[int, Verdict] = {}
-    # One guidance scale to a call, and texts apart from text states.
-    groups: dict[tuple[float, bool], list[int]] = {}
+    # Texts apart from text states, and what is not guided from what is.
+    groups: dict[tuple[bool, bool], list[int]] = {}
     for i, asked in enumerate(requests):
       scale = default if asked.guidance is None else asked.guidance
-      groups.setdefault((scale, asked.context is None), []).append(i)
-    for (scale, is_text), group in groups.items():
+      groups.setdefault((asked.context is None, scale > 1), []).append(i)
+    for group in groups.values():
       part = [requests[i] for i in group]
-      own = options | {"guidance_scale": scale}
-      draw = _from_text if is_text else _from_states
-      images = np.concatenate(list(draw(sd, params, part, own)))
+      drawn = _images(sd, params, part, default, **options)
+      images = np.concatenate(list(drawn))
       found |= zip(group, verdicts(images), strict=True)
       for i, image in zip(group, images, strict=True):
         if on_image:
@@ -113,38 +113,42 @@ def _drawn(sd, params, verdicts, on_image, options) -> Check:
   return check
 
 
-def _from_text(sd, params, requests, options):
-  prompts = [r.prompt for r in requests]
-  seeds = [r.seed for r in requests]
-  return stable_diffusion.generate(sd, dict(params), prompts, seeds, **options)
+def _images(
+  sd, params, requests, default, *, place=jnp.asarray, fetch=np.asarray,
+  batch_size=16, noise_source="jax", edit_context=None, negative_prompt="",
+  safe=None, **options,
+):  # fmt: skip
+  """As `stable_diffusion.generate`, each request at its own guidance scale.
 
-
-def _from_states(sd, params, requests, options):
-  """As `generate`, from text states to which any edit has been applied."""
-  options = dict(options)
-  place, fetch = options.pop("place"), options.pop("fetch")
-  size, source = options.pop("batch_size"), options.pop("noise_source")
-  encode = functools.partial(
-    stable_diffusion.encode_prompts,
-    sd,
-    params,
-    edit=options.pop("edit_context", None),
-  )
+  Text states are drawn as they are: any edit has been applied to them.
+  """
+  edit = edit_context or (lambda states: states)
+  # Of a table without scales of its own one number, which serves all rows.
+  own = [r.guidance for r in requests if r.guidance is not None]
   guided = guidance.contexts(
-    encode,
-    options["guidance_scale"],
-    options.pop("negative_prompt", ""),
-    options.pop("safe", None),
+    functools.partial(stable_diffusion.encode_prompts, sd, params, edit=edit),
+    own[0] if own else default,
+    negative_prompt,
+    safe,
   )
-  for start in range(0, len(requests), size):
-    part = list(requests[start : start + size])
-    padded = part + part[-1:] * (size - len(part))
+  for start in range(0, len(requests), batch_size):
+    part = list(requests[start : start + batch_size])
+    padded = part + part[-1:] * (batch_size - len(part))
     seeds = [r.seed for r in padded]
-    noise = row_noise(seeds, sd.latent_shape, source)
-    context = np.stack([r.context for r in padded])
+    noise = row_noise(seeds, sd.latent_shape, noise_source)
+    if part[0].context is None:
+      ids = stable_diffusion.tokenize(sd, [r.prompt for r in padded])
+      context = edit(stable_diffusion.encode_text(sd, params, place(ids)))
+    else:
+      context = place(np.stack([r.context for r in padded]))
+    scale = default
+    if own:
+      scales = [default if r.guidance is None else r.guidance for r in padded]
+      scale = place(np.array(scales, np.float32))
     images = stable_diffusion.sample(
-      sd, params, place(context), noise=place(noise), **guided, **options
-    )
+      sd, params, context, noise=place(noise), guidance_scale=scale,
+      **guided, **options,
+    )  # fmt: skip
     yield fetch(images)[: len(part)]
 
 

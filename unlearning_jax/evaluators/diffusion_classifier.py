@@ -70,6 +70,34 @@ def stage_indices(most: int, count: int) -> Int[np.ndarray, " n"]:
   return np.arange(stride // 2, most, stride)[:count]
 
 
+def check(
+  schedule: schedules.Schedule,
+  stages: Sequence[tuple[int, int]],
+  criterion: str = "l2",
+):
+  """Refuses what no prompt can be held against, before anything compiles.
+
+  Args:
+    schedule: the model's.
+    stages: as in `classify`.
+    criterion: `l2` or `l1`.
+
+  Raises:
+    ValueError: unusable stages or criterion, or a model that does not predict
+      the noise.
+  """
+  counts = [count for count, _ in stages]
+  if not stages or sorted(counts) != counts or min(min(s) for s in stages) < 1:
+    raise ValueError(f"stages={stages}: want (n, keep), both >= 1, n rising")
+  grid(schedule.num_train_timesteps, counts[-1])
+  check_choice("criterion", criterion, CRITERIA)
+  if schedule.prediction_type != "epsilon":
+    raise ValueError(
+      f"prediction_type={schedule.prediction_type!r}: the classifier is "
+      "written for 'epsilon'"
+    )
+
+
 def classify(
   sd: StableDiffusion,
   victim: Victim,
@@ -94,12 +122,10 @@ def classify(
     batch_size: UNet rows of one call.
 
   Raises:
-    ValueError: unusable stages or criterion.
+    ValueError: as `check`.
   """
-  counts = [count for count, _ in stages]
-  if not stages or sorted(counts) != counts or min(min(s) for s in stages) < 1:
-    raise ValueError(f"stages={stages}: want (n, keep), both >= 1, n rising")
-  total, size = counts[-1], len(contexts)
+  check(sd.schedule, stages, criterion)
+  total, size = stages[-1][0], len(contexts)
   seen: list[list[float]] = [[] for _ in range(size)]
   racing, done = list(range(size)), np.zeros(0, int)
   for count, keep in stages:
@@ -153,14 +179,9 @@ def errors(
     batch_size: UNet rows of one call.
 
   Raises:
-    ValueError: another criterion, or a model that does not predict the noise.
+    ValueError: as `check`.
   """
-  check_choice("criterion", criterion, CRITERIA)
-  if sd.schedule.prediction_type != "epsilon":
-    raise ValueError(
-      f"prediction_type={sd.schedule.prediction_type!r}: the classifier is "
-      "written for 'epsilon'"
-    )
+  check(sd.schedule, ((timesteps, 1),), criterion)
   times = grid(sd.schedule.num_train_timesteps, timesteps)
   unet, count = {"unet": victim.params["unet"]}, len(index)
   found = []
@@ -214,7 +235,7 @@ class Proxy:
     key: Array,
     batch_size: int = 32,
   ):
-    grid(sd.schedule.num_train_timesteps, timesteps)
+    check(sd.schedule, ((timesteps, 1),))
     self._sd, self._victim, self._original = sd, victim, original
     self.timesteps, self._key, self._size = timesteps, key, batch_size
     self._ends: dict[str, tuple[float, float]] = {}

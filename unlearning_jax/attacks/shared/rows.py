@@ -165,6 +165,12 @@ def prepare(
   return fitting, dropped
 
 
+def image_size(sd: StableDiffusion) -> tuple[int, ...]:
+  """Height and width of the model's images."""
+  scale = 2 ** (len(sd.vae.config.block_out_channels) - 1)
+  return tuple(scale * size for size in sd.latent_size)
+
+
 def target_latents(
   sd: StableDiffusion,
   params: Mapping[str, Any],
@@ -180,8 +186,7 @@ def target_latents(
   Raises:
     ValueError: images of another type or size.
   """
-  scale = 2 ** (len(sd.vae.config.block_out_channels) - 1)
-  wanted = tuple(scale * size for size in sd.latent_size) + (3,)
+  wanted = (*image_size(sd), 3)
   found = []
   for batch in images:
     if batch.dtype != np.uint8 or batch.shape[1:] != wanted:
