@@ -30,15 +30,17 @@ _PRESETS = {
     "learning_rate": 2e-3,
     "pool": "templates",
   },
-  "negative": {"loss": "match", "guidance.in_loss": True},
+  "negative": _PUBLISHED
+  | {"iterations": 5000, "loss": "match", "guidance.in_loss": True},
   "sld": {
+    "blocks": 1,
+    "draws": 4,
+    "iterations": 1000,
+    "learning_rate": 0.02,
     "loss": "match",
     "guidance.safe": "max",
     "guidance.in_loss": True,
     "recursion": 35,
-    "draws": 4,
-    "learning_rate": 0.02,
-    "iterations": 1000,
   },
 }
 
