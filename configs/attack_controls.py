@@ -8,6 +8,8 @@
 Kinds: `random` tokens, from the same vocabulary and with as many images as the
 attacks; `seed`, new seeds; `none`, the prompts alone. The released controls,
 `preset=reference` with either, had 40 images and all ids.
+Metric: attack success, beside which an attack's is to be read. On `tiny` 100
+rows of `hparams.blocks=9` took two minutes on a core of an Intel Xeon.
 """
 
 from configs import attacks
