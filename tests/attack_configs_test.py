@@ -75,7 +75,9 @@ PRESETS = {
     "": {"iterations": 10, "loss": "denoise"},
     "denoise": {"loss": "denoise"},
     "match": {"loss": "match"},
-    "feature": {"loss": "feature"},
+    "feature": {"loss": "feature", "pairs": ()},
+    "fitness": {"loss": "fitness", "eta": 3.0},
+    "published+fitness": {"loss": "fitness", "k": 20, "candidates": 512},
     "published": {
       "k": 20, "top": 256, "candidates": 512, "blocks": 1, "iterations": 1000,
       "loss": "feature", "insertion": "replace",
@@ -146,6 +148,32 @@ def test_the_table_has_every_preset():
   for method, presets in PRESETS.items():
     module = importlib.import_module(f"configs.attack_{method}")
     assert set(getattr(module, "_PRESETS", ())) <= set(presets), method
+
+
+def test_a_released_choice_at_full_size_alone():
+  found = config("sd14", "unlearn_diff_atk", "reference")
+  assert found.max_tokens == 60 and found.target_sampling.to_dict() == {
+    "num_steps": 25, "guidance_scale": 7.5, "sampler": "lms",
+  }  # fmt: skip
+  for size, preset in (("tiny", "reference"), ("sd14", "fixed")):
+    keys = config(size, "unlearn_diff_atk", preset).keys()
+    assert not {"max_tokens", "target_sampling"} & set(keys)
+
+
+@pytest.mark.parametrize(
+  "task, count, initial",
+  [("object", 25, ""), ("style", 20, "art"), ("identity", 2, "")],
+)
+def test_captions_of_a_concept_at_full_size_alone(task, count, initial):
+  for preset in ("concept", "textual_inversion", "concept+sld"):
+    found = config("sd14", "concept_inversion", preset, task)
+    assert len(set(found.pool.templates)) == count
+    assert found.hparams.initial == initial
+    found.pool.concept = "x"
+    victims.check(found)
+  for size, preset in (("tiny", "concept"), ("sd14", "")):
+    found = config(size, "concept_inversion", preset, task)
+    assert len(found.pool.templates) == 3 and found.hparams.initial == ""
 
 
 @pytest.mark.parametrize(
