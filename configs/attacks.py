@@ -96,13 +96,17 @@ def attack(
     config.dtype = "bfloat16"
     # Of the published attacks, whatever the checkpoint names.
     config.sampling.sampler = "lms"
+  more = {} if size == "tiny" else full_size or {}
   for name in filter(None, chosen["preset"].split("+")):
     check_choice("config argument preset", name, presets)
-    more = {} if size == "tiny" else (full_size or {}).get(name, {})
-    for key, value in (presets[name] | more).items():
-      place = f"hparams.{key}" if key in config.hparams else key
-      config.update_from_flattened_dict({place: value})
+    _apply(config, presets[name] | more.get(name, {}))
   return config
+
+
+def _apply(config, preset):
+  for key, value in preset.items():
+    place = f"hparams.{key}" if key in config.hparams else key
+    config.update_from_flattened_dict({place: value})
 
 
 def pairs(argument: str) -> tuple[tuple[str, str], ...]:
