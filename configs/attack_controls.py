@@ -8,10 +8,12 @@
     --config=configs/attack_controls.py:tiny,preset=clean
 
 Kinds: `random` tokens, from the same vocabulary and with as many images as the
-attacks; `seed`, new seeds; `none`, the prompts alone; `clean`, prompts that do not
-ask for the concept, joined to any of the others as `preset=clean+random`: what the
-judge sees in them it sees wrongly. The released controls, `preset=reference` with
-either, had 40 images and all ids.
+attacks; `seed`, new seeds; `none`, the prompts alone. `clean` has prompts that
+do not ask for the concept, alone or as `preset=clean+random`: what the judge
+sees in their images it sees wrongly. The released controls, `preset=reference`
+with either kind, had 40 images and all ids.
+Metric: attack success, beside which an attack's is to be read. On `tiny` 100
+rows of `hparams.blocks=9` took two minutes on a core of an Intel Xeon.
 """
 
 from configs import attacks

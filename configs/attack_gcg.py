@@ -6,7 +6,10 @@
 Tasks: object, style, identity, unsafe. An iteration costs one gradient and
 `candidates` forward passes: give it fewer iterations than UnlearnDiffAtk.
 `preset=published` is the attack on text encoders at its published sizes: twenty
-free tokens whose text state shall be the prompt's, found without the UNet.
+free tokens whose text state shall be the prompt's, found without the UNet;
+`preset=fitness` looks for Ring-A-Bell's target in that way, and joined,
+`published+fitness`, with as many candidates.
+Metric: attack success beside a control's, `--control=runs/random`.
 """
 
 from configs import attacks
@@ -15,6 +18,7 @@ _PRESETS = {
   "denoise": {},
   "match": {"loss": "match"},
   "feature": {"loss": "feature"},
+  "fitness": {"loss": "fitness"},
   "published": {
     "loss": "feature",
     "insertion": "replace",
@@ -28,4 +32,7 @@ _PRESETS = {
 
 
 def get_config(argument: str = "tiny"):
-  return attacks.attack("gcg", argument, _PRESETS, iterations=10)
+  config = attacks.attack("gcg", argument, _PRESETS, iterations=10)
+  if config.hparams.loss == "fitness":
+    config.hparams.pairs = attacks.pairs(argument)
+  return config

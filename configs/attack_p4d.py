@@ -8,6 +8,7 @@
 Tasks: object, style, identity, unsafe. Without a preset it is what
 UnlearnDiffAtk's tables call P4D, `preset=uda`; `preset=n` and `preset=k` are
 P4D-N and P4D-K.
+Metric: attack success beside a control's, `--control=runs/random`.
 """
 
 from configs import attacks

@@ -7,6 +7,7 @@ Tasks: object, style, identity, unsafe. The pairs are the phrases that the erase
 configs erase, beside their anchors. The prompts found replace the rows' own.
 `nudity`, `violence` and `art` are the published strengths and lengths,
 `reference` the released search, which may lose its best.
+Metric: attack success beside a control's, `--control=runs/random`.
 """
 
 from configs import attacks

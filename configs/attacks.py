@@ -12,8 +12,21 @@ from unlearning_jax.concepts import check_choice
 _K = {"object": 3, "style": 3, "identity": 3, "unsafe": 5}
 
 
+def parse(argument: str) -> dict[str, str]:
+  """What the argument of an attack's config says: size, task, name, preset."""
+  chosen = common.parse(
+    argument, size="tiny", task="object", name="", preset=""
+  )
+  check_choice("config argument task", chosen["task"], _K)
+  return chosen
+
+
 def attack(
-  method: str, argument: str, presets: dict | None = None, **hparams
+  method: str,
+  argument: str,
+  presets: dict | None = None,
+  full_size: dict | None = None,
+  **hparams,
 ) -> ml_collections.ConfigDict:
   """The config of one attack.
 
@@ -23,14 +36,11 @@ def attack(
       class of the Shapes world; as `tiny,task=style,name=swirl`; `preset=`
       names presets, several joined by `+`.
     presets: name -> what it changes, keys as in the config or in `hparams`.
+    full_size: the same, of what a preset changes at full size alone.
     **hparams: other than the method's defaults.
   """
-  presets = presets or {}
-  chosen = common.parse(
-    argument, size="tiny", task="object", name="", preset=""
-  )
+  presets, chosen = presets or {}, parse(argument)
   size, task = chosen["size"], chosen["task"]
-  check_choice("config argument task", task, _K)
   config = common.comparison(size)
   config.method = method
   module = importlib.import_module(f"unlearning_jax.attacks.{method}")
@@ -68,7 +78,7 @@ def attack(
   config.target_images = ""
   config.vocabulary = "roundtrip"
   # What becomes of prompts that leave no room: counted as failures (`drop`),
-  # or the run refused (`error`).
+  # the run refused (`error`), or cut to whole words that fit (`truncate`).
   config.too_long = "drop"
   config.groups = ("explicit",)
   config.lanes = 8
@@ -86,12 +96,17 @@ def attack(
     config.dtype = "bfloat16"
     # Of the published attacks, whatever the checkpoint names.
     config.sampling.sampler = "lms"
+  more = {} if size == "tiny" else full_size or {}
   for name in filter(None, chosen["preset"].split("+")):
     check_choice("config argument preset", name, presets)
-    for key, value in presets[name].items():
-      place = f"hparams.{key}" if key in config.hparams else key
-      config.update_from_flattened_dict({place: value})
+    _apply(config, presets[name] | more.get(name, {}))
   return config
+
+
+def _apply(config, preset):
+  for key, value in preset.items():
+    place = f"hparams.{key}" if key in config.hparams else key
+    config.update_from_flattened_dict({place: value})
 
 
 def pairs(argument: str) -> tuple[tuple[str, str], ...]:

@@ -16,6 +16,7 @@ from launch.shared import attack_summary, attack_table
 from unlearning_jax import (
   attacks,
   closed_form,
+  shapes,
   sharding,
   stable_diffusion,
   workdir,
@@ -67,7 +68,7 @@ def start(monkeypatch, tmp_path):
     ({"victim": "no/such/model.safetensors"}, "no/such/model"),
     ({"guidance.safe": "hard"}, "guidance.safe='hard'.*weak"),
     ({"proxy.timesteps": -1}, "proxy.timesteps=-1"),
-    ({"too_long": "truncate"}, "too_long='truncate'.*drop, error"),
+    ({"too_long": "truncated"}, "too_long='truncated'.*'truncate'"),
     ({"words": "runs/words"}, "new_word"),
     ({"hparams.noise": "frosen"}, "noise='frosen'.*frozen"),
     ({"hparams.timesteps": "rising"}, "timesteps='rising'"),
@@ -321,16 +322,59 @@ def test_a_tokenizer_without_a_round_trip():
     vocabulary.attack_ids(Tokenizer(), "roundtrip")
 
 
-def test_a_victim_that_does_not_read_its_prompt(world, caplog):
-  sd, victim, _ = world
+def blind(victim):
+  """The victim with all of its attention to the text at zero."""
   flat = jax.tree_util.tree_map_with_path(
     lambda path, leaf: leaf * (
       "attn2" not in jax.tree_util.keystr(path)
     ), victim.params["unet"],
   )  # fmt: skip
-  blind = Victim({**victim.params, "unet": flat})
+  return Victim({**victim.params, "unet": flat})
+
+
+def test_a_victim_that_does_not_read_its_prompt(world, caplog):
+  sd, victim, _ = world
   with caplog.at_level("WARNING", logger="absl"):
-    found = run(world, table(sd)[:1], victim=blind)
+    found = run(world, table(sd)[:1], victim=blind(victim))
   assert found[0]["blocks"][0]["gradient_rms"] == 0
   assert np.isfinite(found[0]["blocks"][0]["loss"])
   assert "text gradient is zero" in caplog.text
+
+
+@pytest.mark.slow
+def test_nothing_is_gained_on_a_victim_that_does_not_read(world):
+  """The judge lets every image pass but those of two prompts as they are."""
+  sd, victim, original = world
+  vae = stable_diffusion.load(shapes.model_folder())[1]["vae"]
+
+  def won(victim, method, **hparams):
+    own = {}
+
+    def check(asked):
+      images = stable_diffusion.generate(
+        sd, {**victim.params, "vae": vae}, [r.prompt for r in asked],
+        [r.seed for r in asked], num_steps=2, guidance_scale=4.0,
+        sampler="ddim", batch_size=1,
+      )  # fmt: skip
+      found = []
+      for request, image in zip(asked, images, strict=True):
+        first = own.setdefault(request.seed, image)
+        changed = not np.array_equal(image, first)
+        found.append(rows.Verdict(changed or request.seed % 2 == 0, 0.5))
+      return found
+
+    found = lanes.attack_rows(
+      sd, victim, original, attacks.bind(method, hparams), table(sd), check,
+      jax.random.key(0), lanes=2,
+      mesh=sharding.make_mesh(devices=jax.devices()[:1]),
+    )  # fmt: skip
+    return {record["id"]: record["success"] for record in found}
+
+  budget = {"k": 2, "blocks": 2}
+  wanted = {"r0": True, "r1": False, "r2": True, "r3": False, "r4": True}
+  assert won(blind(victim), "controls", **budget) == wanted
+  assert (
+    won(blind(victim), "unlearn_diff_atk", iterations=2, **budget) == wanted
+  )
+  # One that reads draws something else of random tokens.
+  assert all(won(victim, "controls", **budget).values())

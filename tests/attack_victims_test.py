@@ -11,7 +11,15 @@ from scripts import script
 from configs import attack_concept_inversion, attack_new_word
 from configs import attack_unlearn_diff_atk as uda
 from launch.shared import attack_pool, attack_table, comparison, victims
-from unlearning_jax import attacks, convert, guidance, lora, sharding
+from unlearning_jax import (
+  attacks,
+  convert,
+  guidance,
+  lora,
+  sharding,
+  stable_diffusion,
+)
+from unlearning_jax.attacks.shared import rows
 from unlearning_jax.workdir import Workdir
 
 
@@ -301,3 +309,29 @@ def test_guidance_is_what_images_are_drawn_with(model, tmp_path):
   assert attack.unet_calls(inside) == 2 * (3 + 2)
   config = uda.get_config("tiny")
   attack_table.check(config)
+
+
+def test_targets_and_rows_of_a_released_choice(model, tmp_path, monkeypatch):
+  sd, params = model
+  config, seen = uda.get_config("tiny"), {}
+  config.update({"target_sampling": {"num_steps": 7}, "max_tokens": 4})
+
+  def generate(sd, params, prompts, seeds, **options):
+    seen.update(options)
+    yield np.zeros((len(prompts), 32, 32, 3), np.uint8)
+
+  def latents(sd, params, images):
+    return [np.zeros(sd.latent_shape, np.float32) for _ in images]
+
+  monkeypatch.setattr(stable_diffusion, "generate", generate)
+  monkeypatch.setattr(rows, "target_latents", latents)
+  table = [
+    {"id": text, "number": i, "prompt": text, "seed": i, "guidance": None}
+    for i, text in enumerate(["a star", "a red star"])
+  ]
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  found = attack_table.targeted(sd, params, table, config, mesh, tmp_path)
+  assert [row.left_out == "" for row in found] == [True, False]
+  # The images that are judged keep their own.
+  assert seen["num_steps"] == 7 and config.sampling.num_steps == 15
+  assert seen["sampler"] == config.sampling.sampler

@@ -12,7 +12,7 @@ import pytest
 from attacks_cases import PROMPTS, make_world, pool, table
 
 from unlearning_jax import attacks, sharding
-from unlearning_jax.attacks.shared import lanes, rows
+from unlearning_jax.attacks.shared import insertion, lanes, rows
 
 WORD = tuple(0.01 * i for i in range(128))
 SMALL = {"k": 2, "blocks": 3, "iterations": 3}
@@ -230,7 +230,72 @@ def test_prompts_that_do_not_fit_are_listed(world):
   assert found["r3"]["images"] == 1 and not found["r3"]["pre_success"]
 
 
-@pytest.mark.parametrize("attack", ROWS[:4:2])
+@pytest.mark.parametrize("mode, k", [("prefix_k", 2), ("every_three", 12)])
+def test_prompts_that_do_not_fit_can_be_cut(mode, k, world):
+  sd = world[0]
+  texts = ["a red star", "star " * 37, "star " * 60, "a starlike " * 20]
+  fitting, dropped = rows.prepare(sd, table(sd, texts), mode, k, "truncate")
+  assert not dropped and [p.row.id for p in fitting] == ["r0", "r1", "r2", "r3"]
+  assert fitting[0].lost == 0 and fitting[0].cut == {}
+  for prepared in fitting[1:]:
+    ids = sd.tokenizer(prepared.row.prompt)["input_ids"][1:-1]
+    left = len(ids) - prepared.lost
+    # As many whole words as leave room: the next would be too many.
+    text = sd.tokenizer.decode(ids[:left])
+    assert prepared.row.prompt.startswith(text)
+    words = prepared.row.prompt.split()[: len(text.split()) + 1]
+    more = len(sd.tokenizer(" ".join(words))["input_ids"]) - 2
+    assert insertion.total(mode, left, k) <= 38
+    assert insertion.total(mode, more, k) > 38
+    assert prepared.ids[1 : left + 1].tolist() == ids[:left]
+    assert prepared.cut == {"lost_tokens": prepared.lost}
+  _, dropped = rows.prepare(sd, table(sd, texts), "prefix_k", 38, "truncate")
+  assert len(dropped) == 4 and "adds 38" in dropped["r0"]
+
+
+def test_a_cut_prompt_is_attacked_and_its_loss_recorded(world):
+  prompts = ["a red star", "star " * 60]
+  attack = attacks.bind("controls", {"k": 2, "blocks": 1})
+  found = run(
+    world, attack, table=table(world[0], prompts), too_long="truncate"
+  )  # fmt: skip
+  assert "lost_tokens" not in found["r0"]
+  assert found["r1"]["status"] == "failure" and found["r1"]["lost_tokens"] == 24
+  assert found["r1"]["blocks"][0]["text"].endswith(" star" * 36)
+  assert found["r1"]["blocks"][0]["survived"]
+
+
+def test_prompts_past_a_published_limit_are_counted_and_left_alone(world):
+  sd = world[0]
+  listed = rows.limited(
+    sd, table(sd, ["a star", "star " * 9, "a star " * 9]), 11
+  )
+  assert [row.left_out == "" for row in listed] == [True, True, False]
+  assert rows.limited(sd, listed, None) == listed
+  attack = attacks.bind("controls", {"k": 2, "blocks": 1})
+  for too_long in ("drop", "truncate"):
+    found = run(world, attack, table=listed, too_long=too_long)
+    assert [r["status"] for r in found.values()].count("dropped") == 1
+    assert "20 tokens; max_tokens=11" in found["r2"]["reason"]
+    assert found["r2"]["images"] == 1 and found["r2"]["success"] is False
+  with pytest.raises(ValueError, match="r2: .*max_tokens=11"):
+    run(world, attack, table=listed, too_long="error")
+
+
+# One row of every method that has a loss.
+WITH_LOSS = [
+  pytest.param(attacks.bind(name, table[0]), id=name, marks=marks)
+  for name, table in ATTACKS.items()
+  if name not in ("new_word", "rab_soft", "controls")
+  for fast in (name in ("unlearn_diff_atk", "p4d", "ring_a_bell"),)
+  for marks in ([] if fast else [pytest.mark.slow],)
+]
+
+
+# Ring-A-Bell reads no latents.
+@pytest.mark.parametrize(
+  "attack", [row for row in WITH_LOSS if row.id != "ring_a_bell"]
+)
 def test_a_lane_that_is_not_finite_stops_alone(attack, world):
   """One row's numbers overflow; the others go on as if it were not there."""
   whole = run(world, attack)
@@ -241,6 +306,32 @@ def test_a_lane_that_is_not_finite_stops_alone(attack, world):
   assert found["r1"]["status"] == "numerical" and not found["r1"]["blocks"]
   del whole["r1"], found["r1"]
   same(whole, found)
+
+
+@pytest.mark.parametrize("attack", WITH_LOSS)
+def test_a_state_that_is_not_finite_stays_as_it_was(attack, world):
+  sd, victim, original = world
+  fitting, _ = rows.prepare(sd, table(sd), attack.h.insertion, attack.h.k)
+  group = lanes._Lanes(
+    sd, victim, original, attack, "roundtrip", jax.random.key(0), 4,
+    sharding.make_mesh(devices=jax.devices()[:1]), pool(sd, attack),
+  )  # fmt: skip
+  group.take(lanes.deque(fitting))
+
+  def spoil(leaf):
+    # Where a method keeps no numbers, the row's latents do.
+    return leaf.at[1].set(np.nan) if leaf.dtype == np.float32 else leaf
+
+  batch = group._batch._replace(latents=spoil(group._batch.latents))
+  old = jax.tree.map(spoil, group._state)
+  new, _ = jax.jit(attack.step, static_argnums=0)(*world, batch, old)
+  assert new.alive.tolist() == [True, False, True, True]
+  assert (new.count == old.count + 1).all()
+  for name in set(new._fields) - {"key", "count", "alive"}:
+    jax.tree.map(
+      lambda a, b: np.testing.assert_array_equal(a[1], b[1]),
+      getattr(new, name), getattr(old, name),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

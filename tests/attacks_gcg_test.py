@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from attacks_cases import make_world, table
 
-from unlearning_jax import stable_diffusion
-from unlearning_jax.attacks import gcg, unlearn_diff_atk
+from unlearning_jax import attacks, stable_diffusion
+from unlearning_jax.attacks import gcg, ring_a_bell, unlearn_diff_atk
 from unlearning_jax.attacks.shared import losses, rows
 from unlearning_jax.attacks.shared.victim import (
   Batch,
@@ -17,7 +17,10 @@ from unlearning_jax.attacks.shared.victim import (
   token_table,
 )
 
-H = gcg.Hparams(blocks=2, iterations=4, k=3, top=5, candidates=7)
+PAIRS = (("a red star", "a red circle"), ("star", "circle"))
+H = gcg.Hparams(
+  blocks=2, iterations=4, k=3, top=5, candidates=7, pairs=PAIRS, eta=2.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +147,52 @@ def test_the_diffusion_losses_are_the_other_attacks(world, batch):
   )
   match = of(*models, embeds, drawn, dataclasses.replace(H, loss="match"))
   np.testing.assert_allclose(match, wanted, rtol=1e-5)
+
+
+def test_the_fitness_is_ring_a_bell_s(world, batch):
+  sd, victim, original = world
+  h = dataclasses.replace(H, loss="fitness")
+  state = gcg.init(sd, victim, original, batch, jax.random.key(0), h)
+  target = ring_a_bell.target(sd, original, batch, PAIRS, 2.0)
+  step = jax.jit(gcg.step, static_argnums=(0, 5))
+  for _ in range(2):
+    wanted = ring_a_bell.distances(
+      sd, original, batch, state.tokens[:, None], target
+    )
+    state, info = step(sd, victim, original, batch, state, h)
+    np.testing.assert_allclose(info["loss"], wanted[:, 0], rtol=1e-5)
+  for changes, words in (
+    ({"pairs": ()}, "pairs: name phrases"),
+    ({"draws": 2}, "draws=2: loss='fitness' has no timesteps"),
+  ):
+    other = dataclasses.replace(h, **changes)
+    with pytest.raises(ValueError, match=words):
+      gcg.init(sd, victim, original, batch, jax.random.key(0), other)
+  assert attacks.bind("gcg", {"loss": "fitness"}).unet_calls(victim) == 0
+
+
+def test_a_model_given_its_own_prompt_leaves_nothing_to_match(world):
+  """P4D's loss is 0 where victim and prompt are the original's own."""
+  sd, victim, original = world
+  words = sd.tokenizer("a red star")["input_ids"][1:-1]
+  (prepared,), _ = rows.prepare(
+    sd, table(sd, ["a red star"]), "replace", len(words)
+  )
+  batch = Batch(
+    jnp.arange(2), jnp.zeros(1, jnp.uint32), prepared.ids[None],
+    prepared.source[None], prepared.row.latents[None],
+  )  # fmt: skip
+  drawn = jax.tree.map(lambda x: x[:1], draw(sd))
+  of = jax.jit(losses.of_embeddings, static_argnums=(0, 6))
+
+  def match(who, ids):
+    embeds = token_table(who)[jnp.asarray(ids)][None]
+    target = text_states(sd, original, batch)
+    return of(sd, who, original, batch, embeds, drawn, "l2", target)
+
+  np.testing.assert_allclose(match(original, words), 0, atol=1e-12)
+  assert match(victim, words) > 1e-3
+  assert match(original, words[::-1]) > 1e-8
 
 
 def test_the_feature_is_the_state_at_the_end_of_the_text(world):

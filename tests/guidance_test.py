@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from attacks_cases import make_world, pool, table
 
-from unlearning_jax import attacks, guidance, shapes, stable_diffusion
+from unlearning_jax import (
+  attacks,
+  guidance,
+  schedules,
+  shapes,
+  stable_diffusion,
+)
 from unlearning_jax.attacks import concept_inversion
 from unlearning_jax.attacks.shared import losses, rows
 from unlearning_jax.attacks.shared.victim import Batch, through_guidance
@@ -166,6 +172,111 @@ def test_a_loss_through_guidance(world):
     guided(world, 1.0)
 
 
+@pytest.mark.parametrize("match", [False, True])
+def test_the_formula_of_a_loss_through_guidance(world, match):
+  """Predictions made one by one, put together with numbers."""
+  sd, victim, original, batch = world
+  t = jnp.array([50, 250, 450, 650, 850])
+  noise = jax.random.normal(jax.random.key(4), batch.latents.shape)
+  noisy = schedules.add_noise(sd.schedule, batch.latents, noise, t)
+  context = jax.random.normal(jax.random.key(2), (5, *sd.context_shape))
+  target = stable_diffusion.encode_text(sd, original.params, batch.ids)
+
+  @jax.jit
+  def call(who, context):
+    return stable_diffusion.predict_noise(sd, who.params, noisy, t, context)
+
+  def predict(who, context):
+    if isinstance(context, str):
+      context = stable_diffusion.encode_prompts(sd, who.params, [context] * 5)
+    return np.asarray(call(who, context), np.float64)
+
+  def guided_from(who, start, context):
+    start = predict(who, start)
+    return start + 3.0 * (predict(who, context) - start)
+
+  ours = guided_from(victim, "a fish", context)
+  wanted = guided_from(original, "", target) if match else np.asarray(noise)
+  error = np.square(wanted - ours).mean(axis=(1, 2, 3))
+  found = jax.jit(losses.residuals, static_argnums=0)(
+    sd, guided(world, 3.0, negative_prompt="a fish"), original, context,
+    target if match else None, batch.latents,
+    losses.Draw(t[:, None], noise[:, None]),
+  )  # fmt: skip
+  np.testing.assert_allclose(found, error, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_recursion_is_its_steps_one_by_one(world):
+  """Its value and slope, without a scan and without doing anything twice."""
+  sd, victim, original, batch = world
+  safe = dataclasses.replace(SAFE, warmup=0)
+  inside = guided(world, 3.0, negative_prompt="a fish", safe=safe)
+  t = (700, 650, 620)
+  noise = jax.random.normal(jax.random.key(4), batch.latents.shape)
+  first = jax.random.normal(jax.random.key(2), (5, *sd.context_shape))
+
+  @jax.jit
+  def predict(noisy, now, context):
+    every = jnp.full(5, now)
+    return stable_diffusion.predict_noise(
+      sd, victim.params, noisy, every, context
+    )
+
+  def plainly(context):
+    negative, concept = (
+      stable_diffusion.encode_prompts(sd, victim.params, [text] * 5)
+      for text in ("a fish", safe.concept)
+    )
+    nu = out = jnp.zeros_like(noise)
+    for now in t:
+      noisy = schedules.add_noise(
+        sd.schedule, batch.latents, noise, jnp.full(5, now)
+      )
+      empty = predict(noisy, now, negative)
+      away = predict(noisy, now, concept)
+      ahead = predict(noisy, now, context)
+      mu = jnp.minimum(1.0, safe.scale * jnp.abs(ahead - away))
+      mu = jnp.where(ahead - away < safe.threshold, mu, 0.0)
+      gamma = mu * (away - empty) + safe.momentum * nu
+      nu = safe.beta * nu + (1 - safe.beta) * gamma
+      out = empty + 3.0 * (ahead - empty - gamma)
+    return jnp.square(noise - out).mean(axis=(1, 2, 3))
+
+  def found(context):
+    return losses.recursion(
+      sd, inside, original, context, None, batch.latents,
+      jnp.broadcast_to(jnp.array(t), (5, 3)), noise,
+    )  # fmt: skip
+
+  def both(loss):
+    lanes, back = jax.vjp(loss, first)
+    return lanes, back(jnp.ones(5))[0]
+
+  wanted, slope = both(plainly)
+  lanes, gradient = jax.jit(both, static_argnums=0)(found)
+  np.testing.assert_allclose(lanes, wanted, rtol=1e-5)
+  scale = float(jnp.abs(slope).max())
+  np.testing.assert_allclose(gradient, slope, atol=1e-4 * scale)
+
+
+@pytest.mark.slow
+def test_a_recursion_that_never_acts_is_plain_guidance(world):
+  sd, _, original, batch = world
+  off = dataclasses.replace(SAFE, threshold=-math.inf)
+  context = stable_diffusion.encode_text(sd, original.params, batch.ids)
+  t = jnp.broadcast_to(jnp.array([300, 280, 250]), (5, 3))
+  noise = jax.random.normal(jax.random.key(4), batch.latents.shape)
+  args = (original, context, None, batch.latents)
+  found = jax.jit(losses.recursion, static_argnums=0)(
+    sd, guided(world, 3.0, safe=off), *args, t, noise
+  )
+  wanted = jax.jit(losses.residuals, static_argnums=0)(
+    sd, guided(world, 3.0), *args, losses.Draw(t[:, -1:], noise[:, None])
+  )
+  np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_a_recursion_of_no_momentum_is_its_last_timestep(world):
   sd, _, original, batch = world
@@ -189,10 +300,23 @@ def test_a_recursion_of_no_momentum_is_its_last_timestep(world):
 def test_timesteps_of_a_recursion_fall_and_differ():
   for t in (0, 50, 90, 700, 999):
     found = np.asarray(
-      concept_inversion.falling(jax.random.key(t), 35, jnp.int32(t))
+      concept_inversion.falling(jax.random.key(t), 35, jnp.int32(t), 1000)
     )
     assert (np.diff(found) < 0).all() and len(found) == 35
-    assert found.min() >= max(t, 90) - 90 and found.max() < max(t, 90)
+    assert found.min() >= max(t, 90) - 90 and found.max() < 1000
+    assert t < 90 or found.max() < t
+
+
+def test_every_start_of_a_recursion_is_as_likely():
+  """n is even over 90 to 999 if t is over 0 to 999."""
+  t = jnp.tile(jnp.arange(1000), 91)
+  keys = jax.random.split(jax.random.key(0), len(t))
+  # The whole window: its first is n - 1.
+  draw = jax.vmap(lambda k, t: concept_inversion.falling(k, 90, t, 1000)[0])
+  counts = np.bincount(np.asarray(jax.jit(draw)(keys, t)) + 1, minlength=1000)
+  assert counts[:90].sum() == 0 and len(counts) == 1000
+  # 91 of its own each, and 9 on average of those below 90.
+  assert counts[90:].min() >= 91 and counts[90:].max() < 91 + 30
 
 
 @pytest.mark.slow
@@ -220,6 +344,12 @@ def test_what_an_inversion_needs(world):
     attack = attacks.bind("concept_inversion", hparams)
     with pytest.raises(ValueError, match=words):
       attack.init(sd, victim, original, batch, jax.random.key(0))
+  attack = attacks.bind("concept_inversion", {"loss": "match"})
+  with pytest.raises(ValueError, match="guidance.negative_prompt=''.*safe"):
+    attack.init(sd, guided(world, 3.0), original, batch, jax.random.key(0))
+  for fields in ({"negative_prompt": "a star"}, {"safe": SAFE}):
+    kept = guided(world, 3.0, **fields)
+    attack.init(sd, kept, original, batch, jax.random.key(0))
   with pytest.raises(ValueError, match="recursion=1"):
     attacks.bind("concept_inversion", {"recursion": 1})
 

@@ -59,6 +59,7 @@ def check_drawing(config: Any, sd: StableDiffusion, listed: Listed):
   Raises:
     ValueError: naming the file or the key.
   """
-  sampling = config.sampling
-  samplers.make_sampler(sd.schedule, sampling.num_steps, sampling.sampler)
+  own = config.get("target_sampling", {})
+  for given in (config.sampling, {**config.sampling, **own}):
+    samplers.make_sampler(sd.schedule, given["num_steps"], given["sampler"])
   attack_table.check_targets(config, sd, listed)

@@ -162,8 +162,9 @@ def targeted(
   """The rows with the latents of their target images.
 
   The original model draws them from each row's prompt and seed into `folder`,
-  those that are not there yet; `config.target_images` names another folder
-  that has a `<id>.png` for each.
+  those that are not there yet, with `config.target_sampling` if there is one;
+  `config.target_images` names another folder that has a `<id>.png` for each.
+  Prompts longer than a `config.max_tokens` are left out of the attack.
   """
   if config.target_images:
     folder = pathlib.Path(config.target_images)
@@ -171,9 +172,10 @@ def targeted(
     _draw_targets(sd, params, table, config, mesh, folder)
   images = (_read(folder / f"{row['id']}.png")[None] for row in table)
   latents = rows.target_latents(sd, params, images)
-  return [
+  found = [
     rows.Row(**row, latents=x) for row, x in zip(table, latents, strict=True)
   ]
+  return rows.limited(sd, found, config.get("max_tokens"))
 
 
 def _draw_targets(sd, params, table, config, mesh, folder):
@@ -184,7 +186,7 @@ def _draw_targets(sd, params, table, config, mesh, folder):
     params,
     [vocabulary.shortened(sd.tokenizer, row["prompt"], length) for row in left],
     [row["seed"] for row in left],
-    **_drawing(config, mesh),
+    **_drawing(config, mesh) | dict(config.get("target_sampling", {})),
   ) if left else ()  # fmt: skip
   images = (image for batch in batches for image in batch)
   for row, image in zip(left, images, strict=True):

@@ -44,7 +44,9 @@ class Attack:
   def unet_calls(self, victim: Victim) -> int:
     """UNet rows of one iteration; a backward pass is not counted."""
     loss = getattr(self.h, "loss", "denoise")
-    if not self._module.UNET_CALLS or loss == "feature":
+    if not self._module.UNET_CALLS:
+      return 0
+    if loss in getattr(self._module, "TEXT_LOSSES", ()):
       return 0
     guide = victim.guide
     rows = 1 if guide is None else guide.rows

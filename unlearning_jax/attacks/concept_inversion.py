@@ -112,7 +112,8 @@ def init(
 
   Raises:
     ValueError: a hyperparameter, or a model, that the loss is not made for; an
-      initial word of several tokens; a pool or guidance that is not there.
+      initial word of several tokens; a pool, guidance or negative prompt that
+      is not there.
   """
   losses.check(h, h.loss, sd.schedule)
   if h.pool and batch.pool is None:
@@ -121,6 +122,13 @@ def init(
     raise ValueError(
       f"recursion={h.recursion}: goes through Safe Latent Diffusion; set "
       "guidance.safe and guidance.in_loss"
+    )
+  guided = h.loss == "match" and victim.guide is not None
+  if guided and victim.safe is None and not victim.negative_prompt.strip():
+    raise ValueError(
+      f"guidance.negative_prompt={victim.negative_prompt!r}: loss='match' "
+      "through guidance is for a victim that is kept from the concept; name "
+      "the concept here, or set guidance.safe"
     )
   check_choice("decay", h.decay, adam.DECAYS)
   table = token_table(victim).astype(jnp.float32)
@@ -225,20 +233,28 @@ def _losses(sd, victim, original, rows, named, embeds, drawn, keys, h):
   models = (sd, victim, original, context, target, rows.latents)
   if not h.recursion:
     return losses.residuals(*models, drawn, h.criterion)
-  t = jax.vmap(falling, (0, None, 0))(keys, h.recursion, drawn.t[:, 0])
+  total = sd.schedule.num_train_timesteps
+  below = jax.vmap(falling, (0, None, 0, None))
+  t = below(keys, h.recursion, drawn.t[:, 0], total)
   return losses.recursion(*models, t, drawn.noise[:, 0])
 
 
-def falling(key: Array, count: int, t: Int[Array, ""]) -> Int[Array, " n"]:
+def falling(
+  key: Array, count: int, t: Int[Array, ""], total: int
+) -> Int[Array, " n"]:
   """`count` different timesteps just below `t`, the last the smallest.
 
   Args:
     key: of the draw.
     count: how many, at most `WINDOW`.
-    t: is raised to `WINDOW` where there is no room below it.
+    t: drawn anew, from `WINDOW` on, where there is no room below it.
+    total: training timesteps.
   """
-  below = jax.random.permutation(jax.random.fold_in(key, t), WINDOW)[:count]
-  return jnp.maximum(t, WINDOW) - 1 - jnp.sort(below)
+  key = jax.random.fold_in(key, t)
+  below = jax.random.permutation(key, WINDOW)[:count]
+  # Of an even draw from all this makes an even draw from those with room.
+  anew = jax.random.randint(jax.random.fold_in(key, 1), (), WINDOW, total)
+  return jnp.where(t < WINDOW, anew, t) - 1 - jnp.sort(below)
 
 
 def _chosen(pool, keys, h) -> tuple[Array, Array]:

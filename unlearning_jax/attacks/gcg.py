@@ -1,4 +1,4 @@
-"""GCG (Zou et al. 2023): greedy coordinate gradient, on any of three losses.
+"""GCG (Zou et al. 2023): greedy coordinate gradient, on any of four losses.
 
 The k tokens are kept discrete. An iteration takes the loss' gradient for every
 token in every slot, G_j = E dL/de_j, draws candidates that each replace one
@@ -10,11 +10,13 @@ keeps the best of them and the prompt as it was:
   denoise    |eps - eps_v(x_t, c(z'))|^2             as UnlearnDiffAtk's
   match      |eps_o(x_t, c) - eps_v(x_t, c(z'))|^2     as P4D's
   feature    1 - cos(f_v(z'), f_o)                   as MMA-Diffusion's
+  fitness    |target - tau_v(z')|^2                    as Ring-A-Bell's
 
 with the same (t, eps) for all candidates. f is the text state at the end of the
 text, of the prompt itself by the original model in f_o, after the victim's edit
-in f_v. With a diffusion loss a candidate costs a pass of the UNet, so there are
-few: 8 by default. `feature` needs no UNet, and can have the published 512.
+in f_v; tau_v are all of the victim's states, and the target Ring-A-Bell's. With
+a diffusion loss a candidate costs a pass of the UNet, so there are few: 8 by
+default. `feature` and `fitness` need no UNet, and can have the published 512.
 """
 
 import dataclasses
@@ -26,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from unlearning_jax.attacks import ring_a_bell
 from unlearning_jax.attacks.shared import insertion, lane_state, losses
 from unlearning_jax.attacks.shared.victim import (
   Batch,
@@ -37,7 +40,9 @@ from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
 UNET_CALLS = 1
-LOSSES = (*losses.LOSSES, "feature")
+# Those that need no UNet.
+TEXT_LOSSES = ("feature", "fitness")
+LOSSES = (*losses.LOSSES, *TEXT_LOSSES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +54,9 @@ class Hparams(losses.Budget):
     insertion: where they go, see `shared.insertion`.
     top: tokens of the largest negative gradient that a slot chooses from.
     candidates: prompts that are tried in an iteration.
-    loss: `denoise`, `match` or `feature`.
+    loss: `denoise`, `match`, `feature` or `fitness`.
+    pairs: of `fitness`, phrases with and without the concept.
+    eta: of `fitness`, how far along the concept.
   """
 
   timesteps: str = "random"
@@ -58,6 +65,8 @@ class Hparams(losses.Budget):
   top: int = 64
   candidates: int = 8
   loss: str = "denoise"
+  pairs: tuple[tuple[str, str], ...] = ()
+  eta: float = 3.0
 
   def __post_init__(self):
     check_choice("loss", self.loss, LOSSES)
@@ -86,14 +95,19 @@ def init(
   """Tokens drawn at random.
 
   Raises:
-    ValueError: a hyperparameter, or a model, that the loss is not made for.
+    ValueError: a hyperparameter, or a model, that the loss is not made for;
+      no pairs, or a phrase that is too long.
   """
-  del victim, original
-  losses.check(h, "denoise" if h.loss == "feature" else h.loss, sd.schedule)
-  if h.loss == "feature" and h.draws > 1:
+  del victim
+  text = h.loss in TEXT_LOSSES
+  losses.check(h, "denoise" if text else h.loss, sd.schedule)
+  if text and h.draws > 1:
     raise ValueError(
-      f"draws={h.draws}: loss='feature' has no timesteps; give 1"
+      f"draws={h.draws}: loss={h.loss!r} has no timesteps; give 1"
     )
+  if h.loss == "fitness":
+    # For its errors: a step makes the target.
+    ring_a_bell.concept(sd, original, h.pairs)
   lanes = lane_state.begin(key, batch)
   return State(*lanes, lane_state.random_tokens(lanes[0], batch, (h.k,)))
 
@@ -108,7 +122,11 @@ def step(
 ) -> tuple[State, dict[str, Array]]:
   """One iteration of every lane; a lane that is not finite stays as it was."""
   drawn = losses.draw(sd, state.key, state.count, h)
-  of = functools.partial(loss, sd, victim, original, batch, h=h)
+  target = None
+  if h.loss == "fitness":
+    # Once, and not for every candidate.
+    target = ring_a_bell.target(sd, original, batch, h.pairs, h.eta)
+  of = functools.partial(loss, sd, victim, original, batch, h=h, target=target)
   table = token_table(victim)
   before, gradient = token_gradient(table, batch, state.tokens, of, drawn)
   keys = losses.draw_key(state.key, state.count, h)
@@ -165,8 +183,17 @@ def loss(
   embeds: Float[Array, "b k d"],
   drawn: losses.Draw,
   h: Hparams,
+  target: Float[Array, "b l d"] | None = None,
 ) -> Float[Array, " b"]:
-  """The loss of every lane's prompt with these embeddings in its slots."""
+  """The loss of every lane's prompt with these embeddings in its slots.
+
+  `target` is that of `fitness`, made anew if it is not given.
+  """
+  if h.loss == "fitness":
+    if target is None:
+      target = ring_a_bell.target(sd, original, batch, h.pairs, h.eta)
+    states = text_states(sd, victim, batch, embeds)
+    return jnp.square(states - target).sum(axis=(1, 2))
   if h.loss != "feature":
     wanted = text_states(sd, original, batch) if h.loss == "match" else None
     return losses.of_embeddings(

@@ -98,11 +98,25 @@ def init(
   del victim
   lanes = lane_state.begin(key, batch)
   tokens = lane_state.random_tokens(lanes[0], batch, (h.population, h.k))
-  target = text_states(sd, original, batch) + h.eta * concept(
-    sd, original, h.pairs
-  )
-  distance = distances(sd, original, batch, tokens, target)
-  return State(*lanes, tokens, distance, target)
+  wanted = target(sd, original, batch, h.pairs, h.eta)
+  distance = distances(sd, original, batch, tokens, wanted)
+  return State(*lanes, tokens, distance, wanted)
+
+
+def target(
+  sd: StableDiffusion,
+  original: Victim,
+  batch: Batch,
+  pairs: Sequence[tuple[str, str]],
+  eta: float,
+) -> Float[Array, "b l d"]:
+  """The prompts' states, moved along the concept.
+
+  Raises:
+    ValueError: no pairs, or a phrase that is too long.
+  """
+  states = text_states(sd, original, batch)
+  return states + eta * concept(sd, original, pairs)
 
 
 def concept(
@@ -145,7 +159,7 @@ def step(
   state: State,
   h: Hparams,
 ) -> tuple[State, dict[str, Array]]:
-  """One generation of every lane."""
+  """One generation of every lane; one that is not finite stays as it was."""
   del victim
   keys = jax.vmap(jax.random.fold_in)(state.key, state.count)
   size = len(batch.vocabulary)
@@ -161,8 +175,8 @@ def step(
     distance = jnp.concatenate([kept, new], axis=1)
   else:
     distance = distances(sd, original, batch, tokens, state.target)
-  new_state = state._replace(
-    count=state.count + 1, tokens=tokens, distance=distance
+  new_state = lane_state.advance(
+    state, (distance,), tokens=tokens, distance=distance
   )
   info = {"loss": distance.min(axis=1), "mean_loss": distance.mean(axis=1)}
   return new_state, info

@@ -35,6 +35,11 @@ def slots(mode: str, n: int, k: int) -> int:
   return min(k, n // 3 + 1) if mode == "every_three" else k
 
 
+def total(mode: str, n: int, k: int) -> int:
+  """Tokens of a prompt of `n` with its slots."""
+  return slots(mode, n, k) + (0 if mode == "replace" else n)
+
+
 def layout(
   mode: str, n: int, k: int, length: int, prompt: str
 ) -> Int[np.ndarray, " l"]:
@@ -60,7 +65,7 @@ def layout(
   """
   check_choice("insertion", mode, MODES)
   used, kept = slots(mode, n, k), 0 if mode == "replace" else n
-  if kept + used > length - 2:
+  if total(mode, n, k) > length - 2:
     raise PromptTooLong(
       f"prompt {prompt!r} has {n} tokens, insertion={mode!r} adds {used}; "
       f"allowed together: {length - 2}. Shorten it or take a smaller k"

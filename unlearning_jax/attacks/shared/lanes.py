@@ -215,7 +215,7 @@ def attack_rows(
       get none, but for a row's last: a row's success can only be missed so.
     threshold: of the proxy.
     too_long: `drop` counts prompts that leave no room as failures, with their
-      reason; `error` refuses the table.
+      reason; `error` refuses the table; `truncate` cuts them.
 
   Yields:
     A record of each row as it ends: `status` is `pre` (the prompt itself
@@ -247,7 +247,7 @@ def attack_rows(
       yield record | {"status": _status(record, True, 0)}
     else:
       queue.append(layouts[row.id])
-      records[row.id] = record
+      records[row.id] = record | layouts[row.id].cut
   if not queue:
     return
   group = _Lanes(sd, victim, original, attack, mode, key, lanes, mesh, pool)

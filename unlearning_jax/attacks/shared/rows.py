@@ -15,7 +15,7 @@ from unlearning_jax.attacks.shared import insertion, vocabulary
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
-TOO_LONG = ("drop", "error")
+TOO_LONG = ("drop", "error", "truncate")
 
 
 class Request(NamedTuple):
@@ -53,6 +53,7 @@ class Row:
     seed: of the images' initial noise.
     guidance: of the images; None leaves it to the checker.
     latents: x_0 of the target image.
+    left_out: why it is not attacked, only counted; "" if it is.
   """
 
   id: str
@@ -61,6 +62,7 @@ class Row:
   seed: int
   guidance: float | None
   latents: Float[np.ndarray, "h w c"]
+  left_out: str = ""
 
   def request(
     self, text: str, seed: int | None = None, context: Any = None
@@ -71,11 +73,17 @@ class Row:
 
 
 class Prepared(NamedTuple):
-  """A row with its ids and layout."""
+  """A row with its ids and layout, and how many of its tokens were cut off."""
 
   row: Row
   ids: Int[np.ndarray, " l"]
   source: Int[np.ndarray, " l"]
+  lost: int = 0
+
+  @property
+  def cut(self) -> dict[str, int]:
+    """What a record says of it."""
+    return {"lost_tokens": self.lost} if self.lost else {}
 
   def text(
     self, sd: StableDiffusion, tokens: Int[np.ndarray, " k"]
@@ -134,7 +142,8 @@ def prepare(
     rows: what to attack.
     mode: of insertion.
     k: adversarial tokens.
-    too_long: `drop` or `error`, what becomes of those that do not fit.
+    too_long: what becomes of those that do not fit: `drop`, `error`, or
+      `truncate`, which cuts whole words off their ends.
 
   Returns:
     The rows that fit, and {id: reason} of the others.
@@ -145,21 +154,19 @@ def prepare(
   check_choice("too_long", too_long, TOO_LONG)
   fitting: list[Prepared] = []
   dropped: dict[str, str] = {}
-  length, end = sd.context_shape[0], sd.tokenizer.eos_token_id
   for row in rows:
-    try:
-      ids = stable_diffusion.tokenize(sd, [row.prompt])[0]
-      n = int((ids == end).argmax()) - 1
-      source = insertion.layout(mode, n, k, length, row.prompt)
-    except ValueError as error:
-      # Kept in every denominator, and listed with its reason.
-      dropped[row.id] = str(error)
+    # Those dropped are kept in every denominator, and listed with their reason.
+    if row.left_out:
+      dropped[row.id] = row.left_out
       continue
-    fitting.append(Prepared(row, ids, source))
+    try:
+      fitting.append(_prepared(sd, row, mode, k, too_long == "truncate"))
+    except ValueError as error:
+      dropped[row.id] = str(error)
   if dropped and too_long == "error":
     raise ValueError(
       "rows that leave no room for the attack (too_long='error'; 'drop' counts "
-      "them as failures): "
+      "them as failures, 'truncate' cuts them): "
       + "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
     )
   return fitting, dropped
@@ -169,6 +176,55 @@ def image_size(sd: StableDiffusion) -> tuple[int, ...]:
   """Height and width of the model's images."""
   scale = 2 ** (len(sd.vae.config.block_out_channels) - 1)
   return tuple(scale * size for size in sd.latent_size)
+
+
+def _prepared(sd, row, mode, k, truncate) -> Prepared:
+  """The row's ids and layout; cut so that they fit, if asked.
+
+  Raises:
+    ValueError: there is no room.
+  """
+  length, text = sd.context_shape[0], row.prompt
+  every = sd.tokenizer(text)["input_ids"][1:-1]
+  kept = _fitting(sd, every, mode, k, length) if truncate else len(every)
+  if kept < len(every):
+    text = vocabulary.to_text(sd.tokenizer, [0, *every[:kept]])
+  ids = stable_diffusion.tokenize(sd, [text])[0]
+  n = int((ids == sd.tokenizer.eos_token_id).argmax()) - 1
+  source = insertion.layout(mode, n, k, length, row.prompt)
+  return Prepared(row, ids, source, len(every) - kept)
+
+
+def _fitting(sd, every, mode, k, length) -> int:
+  """How many tokens of a prompt fit, in whole words; all if none do."""
+  for kept in range(min(len(every), length - 2), 0, -1):
+    (last,) = sd.tokenizer.convert_ids_to_tokens([every[kept - 1]])
+    whole = kept == len(every) or last.endswith(vocabulary.WORD_END)
+    if whole and insertion.total(mode, kept, k) <= length - 2:
+      return kept
+  return len(every)
+
+
+def limited(
+  sd: StableDiffusion, rows: Sequence[Row], max_tokens: int | None
+) -> list[Row]:
+  """The rows, those of more tokens left out, as a published loader does.
+
+  Args:
+    sd: gives the tokenizer.
+    rows: of a table.
+    max_tokens: start and end counted; None leaves none out.
+  """
+  if max_tokens is None:
+    return [*rows]
+  found = []
+  for row in rows:
+    count = len(sd.tokenizer(row.prompt)["input_ids"])
+    if count > max_tokens:
+      reason = f"prompt {row.prompt!r} has {count} tokens; max_tokens="
+      row = dataclasses.replace(row, left_out=f"{reason}{max_tokens}")
+    found.append(row)
+  return found
 
 
 def target_latents(

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from unlearning_jax.concepts import check_choice
 
 MODES = ("roundtrip", "full")
-_WORD_END = "</w>"
+WORD_END = "</w>"
 
 
 def attack_ids(tokenizer: Any, mode: str) -> Int[np.ndarray, " v"]:
@@ -35,7 +35,7 @@ def attack_ids(tokenizer: Any, mode: str) -> Int[np.ndarray, " v"]:
   if mode == "full":
     return ids
   tokens = tokenizer.convert_ids_to_tokens(ids.tolist())
-  final = [i for i, token in enumerate(tokens) if token.endswith(_WORD_END)]
+  final = [i for i, token in enumerate(tokens) if token.endswith(WORD_END)]
   again = tokenizer([tokenizer.decode([i]) for i in final])["input_ids"]
   kept = [i for i, row in zip(final, again, strict=True) if row[1:-1] == [i]]
   if not kept:
