@@ -160,19 +160,25 @@ def test_a_run_writes_the_events_of_its_metrics(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "batch, images, devices, processes, words",
+  "batch, parts, images, devices, processes, words",
   [
-    (12, 250, 8, 1, "batch_size=12 is not a multiple of the 8 device"),
-    (8, 250, 8, 2, "batch_size=8 is not a multiple of the 16 device"),
-    (48, 40, 1, 1, "batch_size=48 is more than the 40 images"),
-    (6, 7, 1, 3, ""),
-    (7, 7, 1, 1, ""),
-    (8, 7, 1, 1, "batch_size=8 is more than the 7 images"),
+    (12, 1, 250, 8, 1, "batch_size=12 .* not a multiple of the 8 device"),
+    (8, 1, 250, 8, 2, "batch_size=8 .* not a multiple of the 16 device"),
+    # A row a part: three devices of four would wait for the one that has it.
+    (4, 4, 250, 4, 1, "batch_size=4 with accumulate=4 .* of the 4 device"),
+    (8, 2, 250, 2, 2, ""),
+    (4, 4, 250, 1, 1, ""),
+    (48, 1, 40, 1, 1, "batch_size=48 is more than the 40 images"),
+    (6, 1, 7, 1, 3, ""),
+    (7, 1, 7, 1, 1, ""),
+    (8, 1, 7, 1, 1, "batch_size=8 is more than the 7 images"),
   ],
 )
-def test_a_batch_that_cannot_be(batch, images, devices, processes, words):
+def test_a_batch_that_cannot_be(
+  batch, parts, images, devices, processes, words
+):
   config = finetune_lora.get_config()
-  config.batch_size = batch
+  config.batch_size, config.accumulate = batch, parts
   mesh = sharding.make_mesh(devices=jax.devices()[:devices])
   if not words:
     tuning.check_batch(config, images, mesh, processes)

@@ -1,5 +1,6 @@
 """What a resurgence study consists of: its cells, and what they will cost."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -116,7 +117,8 @@ def check(config: Any):
     erasures.bind(entry["method"], entry["hparams"])
     concepts_of(entry)
   for name, algorithm in config.algorithms.items():
-    tuning.check(algorithm)
+    with _of_algorithm(name):
+      tuning.check(algorithm)
     if algorithm.checkpoints[-1] != algorithm.num_steps:
       raise ValueError(
         f"algorithms.{name}.checkpoints={algorithm.checkpoints}: the last must "
@@ -139,6 +141,28 @@ def check(config: Any):
   for key in ("batch_size", "neighbours", "pack"):
     if config[key] < 1:
       raise ValueError(f"{key}={config[key]}: must be at least 1")
+
+
+def check_devices(config: Any, mesh: Any):
+  """Finds an algorithm whose batch the devices of a process cannot share.
+
+  Packed runs are whole on a device, but any of them may come to be alone.
+
+  Raises:
+    ValueError: naming the algorithm, with the sizes that can.
+  """
+  for name, algorithm in config.algorithms.items():
+    with _of_algorithm(name):
+      tuning.check_batch(algorithm, algorithm.data.count, mesh, 1)
+
+
+@contextlib.contextmanager
+def _of_algorithm(name: str):
+  """Says in an error whose key it is."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"algorithms.{name}: {error}") from error
 
 
 def targets(config: Any, concept: str) -> list[erasure.Target]:

@@ -69,10 +69,12 @@ def check_batch(config: Any, images: int, mesh: Any, processes: int):
     ValueError: with the sizes that can.
   """
   shares = processes * sharding.local_rows_multiple(mesh)
-  if config.batch_size % shares:
+  # Of every part that gradients are added up over, each device has rows.
+  if config.batch_size % (shares * config.accumulate):
     raise ValueError(
-      f"batch_size={config.batch_size} is not a multiple of the {shares} "
-      "device(s) that share it"
+      f"batch_size={config.batch_size} with accumulate={config.accumulate} is "
+      f"not a multiple of the {shares} device(s) that share it, times "
+      "accumulate; change either, or let fewer devices be seen"
     )
   if config.batch_size > images // processes * processes:
     raise ValueError(
