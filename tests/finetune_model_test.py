@@ -82,6 +82,8 @@ def test_what_trains(model):
     "full": lambda p: p.startswith("unet/"),
     "cross": lambda p: "/attn2/" in p,
     "kv": lambda p: p.endswith(("attn2/to_k/kernel", "attn2/to_v/kernel")),
+    "no_kv": lambda p: wanted["full"](p) and not wanted["kv"](p),
+    "no_attention": lambda p: "unet" in p and "/attn" not in p,
     "text_encoder": lambda p: p.startswith("text_encoder/"),
   }
   flat = jax.tree_util.tree_leaves_with_path(params)

@@ -142,6 +142,8 @@ def test_a_pack_is_of_lora_runs_of_a_method():
     ("algorithms.lora.data.count", 20, "batch_size=32 is more than .*count=20"),
     ("algorithms.lora.num_steps", 60, "the last must be num_steps=60"),
     ("algorithms.lora.defence.kind", "prject", "did you mean 'project'"),
+    ("algorithms.lora.loss.snr_gamma", 0.0, "algorithms.lora: loss.snr_gamma="),
+    ("algorithms.lora.train", "text_encoder", "lora.train=.*launch.finetune"),
     ("sampling.sampler", "ddmi", "did you mean 'ddim'"),
     ("batch_size", 0, "at least 1"),
     ("pack", 0, "pack=0"),

@@ -119,6 +119,12 @@ def check(config: Any):
   for name, algorithm in config.algorithms.items():
     with _of_algorithm(name):
       tuning.check(algorithm)
+    if algorithm.train == "text_encoder":
+      raise ValueError(
+        f"algorithms.{name}.train='text_encoder': a study keeps the text "
+        "states of its captions, which would move; tune another part, or use "
+        "launch.finetune"
+      )
     if algorithm.checkpoints[-1] != algorithm.num_steps:
       raise ValueError(
         f"algorithms.{name}.checkpoints={algorithm.checkpoints}: the last must "
