@@ -276,8 +276,9 @@ def test_costs_are_counted_and_measured_rates_win(tmp_path):
     {"what": "lora", "seconds": 3.0, "count": 10},
     {"what": "lora", "seconds": 1.0, "count": 10},
   ]
-  text = "\n".join(map(json.dumps, lines))
-  (tmp_path / "metrics.jsonl").write_text(text)
+  text = "".join(json.dumps(line) + "\n" for line in lines)
+  # A run that was killed as it wrote, or writes now.
+  (tmp_path / "metrics.jsonl").write_text(text + text[:20])
   found, own = plan.measured_rates(config, tmp_path)
   assert found["lora"] == 0.2 and own == 1
   assert found["full"] == config.rates.full

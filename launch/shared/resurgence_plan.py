@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from launch.shared import tuning, tuning_sets
 from unlearning_jax import erasures
 from unlearning_jax.concepts import Concept, check_choice, check_concepts
+from unlearning_jax.durable import JsonLines
 from unlearning_jax.evaluators import erasure, resurgence
 from unlearning_jax.schedules import SAMPLERS
 
@@ -235,9 +235,7 @@ def measured_rates(
   """
   rates = dict(config.rates)
   sums: dict[str, list[float]] = {}
-  path = pathlib.Path(folder) / "metrics.jsonl"
-  lines = path.read_text().splitlines() if path.is_file() else []
-  for line in map(json.loads, lines):
+  for line in JsonLines(pathlib.Path(folder) / "metrics.jsonl").read():
     if "count" in line:
       total = sums.setdefault(line["what"], [0.0, 0.0])
       total[0] += line["seconds"]
