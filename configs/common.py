@@ -125,17 +125,21 @@ def finetune(size: str) -> ml_collections.ConfigDict:
   }
   # Tune on captions that say what was erased.
   config.allow_overlap = False
+  # Several targets, as "cross,ff/net_2", have commas between them.
   config.lora = {"rank": 4, "alpha": placeholder(float), "targets": "attention"}
   config.optimizer = {
     "learning_rate": 1e-4,
     "schedule": "cosine",
+    # Share of the steps.
     "warmup": 0.0,
     "weight_decay": 0.01,
     "decay_all": True,
+    # 0 for none.
     "clip_norm": 1.0,
     "b2": 0.999,
   }
   config.loss = {"snr_gamma": placeholder(float), "caption_dropout": 0.0}
+  # None or 0 for no average.
   config.ema_decay = placeholder(float)
   config.num_steps = 1000
   config.log_every = 10
@@ -152,6 +156,7 @@ def finetune(size: str) -> ml_collections.ConfigDict:
     "k": placeholder(int),
     "energy": 0.99,
     "centre": True,
+    # Of what was erased: in the loss of `anchor`, in what `reassert` solves.
     "weight": 1.0,
   }
   config.tensorboard = False

@@ -60,6 +60,9 @@ def main(_):
     print(resurgence_plan.described(config, _WORKDIR.value, size))
     return
   sharding.initialize_distributed(_DISTRIBUTED.value)
+  if not _REPORT.value:
+    # A cell that fails for want of it would never be tried again.
+    resurgence_plan.check_devices(config, resurgence_study.own_mesh())
   sd, base = comparison.load_model(config)
   phrases = [
     text

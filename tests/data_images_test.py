@@ -6,6 +6,7 @@ import json
 import numpy as np
 import PIL.Image
 import pytest
+import tensorflow_datasets as tfds
 
 from unlearning_jax import data
 from unlearning_jax.shapes import builder
@@ -136,6 +137,37 @@ def test_a_tfds_source(tmp_path, monkeypatch):
       data.prepared_dataset(*arguments)
   with pytest.raises(ValueError, match="'captoin'.*did you mean 'caption'"):
     data.prepared_dataset(folder, "train", caption="captoin")
+
+
+class Pictures(tfds.core.GeneratorBasedBuilder):
+  """One picture whose feature has a name of its own."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _info(self):
+    features = {
+      "picture": tfds.features.Image(shape=(8, 8, 3), encoding_format="png"),
+      "caption": tfds.features.Text(),
+    }
+    return tfds.core.DatasetInfo(
+      builder=self, features=tfds.features.FeaturesDict(features)
+    )
+
+  def _split_generators(self, dl_manager):
+    return {"train": self._generate_examples()}
+
+  def _generate_examples(self):
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(picture(8, 8)).save(buffer, "png")
+    yield 0, {"picture": buffer.getvalue(), "caption": "a kite"}
+
+
+def test_the_only_image_of_a_tfds_row_is_found(tmp_path):
+  made = Pictures(data_dir=str(tmp_path), file_format="array_record")
+  made.download_and_prepare()
+  (row,) = data.prepared_dataset(made.data_dir, "train")
+  assert row.caption == "a kite"
+  np.testing.assert_array_equal(row.image, picture(8, 8))
 
 
 def test_processes_share_before_they_read():

@@ -182,6 +182,16 @@ def test_reassertion_says_again_what_was_said(model):
     slope += 0.01 * kept.T @ (kept @ (kernel - start)) + 0.1 * (kernel - start)
     scale = np.abs(erased.T @ (erased @ (start - origin))).max()
     assert np.abs(slope).max() < 1e-5 * max(scale, 1)
+  # What was erased may weigh more: the others then weigh less.
+  plain, firm, light = (
+    defences.reassert(after, params, erased, kept, **scales)
+    for scales in (
+      {}, {"weight": 8.0}, {"preserve_scale": 1 / 8, "lamb": 0.1 / 8},
+    )
+  )  # fmt: skip
+  assert moved(model, firm, erased) < moved(model, plain, erased)
+  close = functools.partial(np.testing.assert_allclose, atol=1e-6)
+  jax.tree.map(close, firm, light)
   same = defences.reassert(params, params, erased, kept)
   assert moved(model, same, erased) == 0
   with pytest.raises(ValueError, match="lamb=-1"):

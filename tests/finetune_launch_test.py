@@ -50,10 +50,27 @@ def test_configs_are_sound(name, size):
     ("data.source", "web", "data.source='web'.*shapes, folder, csv"),
     ("defence.kind", "projet", "defence.kind='projet'.*did you mean 'project'"),
     ("optimizer.schedule", "linear", "schedule='linear'"),
+    ("optimizer.learning_rate", -1e-4, "learning_rate=-0.0001: .* at least 0"),
+    ("optimizer.learning_rate", float("inf"), "optimizer.learning_rate=inf"),
+    ("optimizer.warmup", 100.0, "optimizer.warmup=100.0: .* share of the"),
+    ("optimizer.warmup", 1.0, "optimizer.warmup=1.0: .* from 0 to below 1"),
+    ("optimizer.clip_norm", -1.0, "clip_norm=-1.0: .* 0 for no clipping"),
+    ("optimizer.b2", 1.0, "optimizer.b2=1.0"),
+    ("optimizer.weight_decay", -0.1, "optimizer.weight_decay=-0.1"),
+    ("loss.snr_gamma", 0.0, "loss.snr_gamma=0.0: must be above 0; None"),
+    ("loss.caption_dropout", 10.0, "caption_dropout=10.0: .* a share, from 0"),
+    ("ema_decay", 1.5, "ema_decay=1.5: must be up to 1, or 0 for no average"),
+    ("lora.rank", 0, "lora.rank=0: must be at least 1"),
+    ("lora.alpha", 0.0, "lora.alpha=0.0: must be above 0"),
+    ("defence.k", 0, "defence.k=0"),
+    ("defence.energy", 1.5, "defence.energy=1.5"),
+    ("defence.weight", -1.0, "defence.weight=-1.0: .* defence.kind='none'"),
   ],
 )
-def test_a_wrong_config_is_refused(key, value, words):
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_wrong_config_is_refused(schedule, key, value, words):
   config = finetune_full.get_config()
+  config.optimizer.schedule = schedule
   with config.unlocked():
     config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=words):
@@ -115,6 +132,18 @@ def test_captions_that_say_what_was_erased_are_refused():
       tuning.check_overlap(rows("a fish", caption), edit, False)
 
 
+def test_plurals_say_it_too():
+  edit = closed_form.Edit(
+    np.eye(2), "base", "uce", make_concepts(["star", "cross"], "circle"), {}
+  )
+  blank = np.zeros((1, 1, 3), np.uint8)
+  for caption in ("two stars", "Crosses on white"):
+    with pytest.raises(ValueError, match="says '(star|cross)', which was"):
+      tuning.check_overlap([data.Example(blank, caption)], edit, False)
+  for caption in ("a starfish", "the start", "it starts", "she stares", "cros"):
+    tuning.check_overlap([data.Example(blank, caption)], edit, False)
+
+
 def test_events_need_their_package(monkeypatch):
   """Which is found missing before anything is loaded."""
   config = finetune_full.get_config()
@@ -160,19 +189,25 @@ def test_a_run_writes_the_events_of_its_metrics(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "batch, images, devices, processes, words",
+  "batch, parts, images, devices, processes, words",
   [
-    (12, 250, 8, 1, "batch_size=12 is not a multiple of the 8 device"),
-    (8, 250, 8, 2, "batch_size=8 is not a multiple of the 16 device"),
-    (48, 40, 1, 1, "batch_size=48 is more than the 40 images"),
-    (6, 7, 1, 3, ""),
-    (7, 7, 1, 1, ""),
-    (8, 7, 1, 1, "batch_size=8 is more than the 7 images"),
+    (12, 1, 250, 8, 1, "batch_size=12 .* not a multiple of the 8 device"),
+    (8, 1, 250, 8, 2, "batch_size=8 .* not a multiple of the 16 device"),
+    # A row a part: three devices of four would wait for the one that has it.
+    (4, 4, 250, 4, 1, "batch_size=4 with accumulate=4 .* of the 4 device"),
+    (8, 2, 250, 2, 2, ""),
+    (4, 4, 250, 1, 1, ""),
+    (48, 1, 40, 1, 1, "batch_size=48 is more than the 40 images"),
+    (6, 1, 7, 1, 3, ""),
+    (7, 1, 7, 1, 1, ""),
+    (8, 1, 7, 1, 1, "batch_size=8 is more than the 7 images"),
   ],
 )
-def test_a_batch_that_cannot_be(batch, images, devices, processes, words):
+def test_a_batch_that_cannot_be(
+  batch, parts, images, devices, processes, words
+):
   config = finetune_lora.get_config()
-  config.batch_size = batch
+  config.batch_size, config.accumulate = batch, parts
   mesh = sharding.make_mesh(devices=jax.devices()[:devices])
   if not words:
     tuning.check_batch(config, images, mesh, processes)
@@ -234,6 +269,25 @@ def test_runs_that_differ_in_model_rate_and_seed_share_their_program():
     assert (
       tuning.prepare(sd, params, None, changed, one_device())[1] is not step
     )
+
+
+def test_a_flag_can_leave_clipping_and_average_out():
+  """By 0: it cannot say None."""
+  config = finetune_lora.get_config()
+  config.lora.targets, config.ema_decay = "kv", 0.9
+  sd, params = stable_diffusion.load(shapes.model_folder())
+  made = []
+  for off in (None, 0.0):
+    config.optimizer.clip_norm = config.ema_decay = off
+    tuning.check(config)
+    part, step, state, _ = tuning.prepare(
+      sd, params, None, config, one_device()
+    )
+    assert state.ema == ()
+    made.append(step)
+    tuned = tuning.tuned_params(sd, params, part, state, None, config)
+    jax.tree.map(np.testing.assert_array_equal, tuned, params)
+  assert made[0] is made[1]
 
 
 def test_the_base_is_no_start_for_a_study():

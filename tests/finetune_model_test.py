@@ -69,6 +69,26 @@ def alone(model, data):
   return (*run(model, data, states=states), states)
 
 
+@pytest.mark.slow
+def test_half_precision_computes_and_full_precision_trains(
+  model, data, tmp_path
+):
+  half = stable_diffusion.from_files(make_files(tmp_path), dtype=jnp.bfloat16)
+  (full, wanted), (state, found) = (
+    run(one, data, num_steps=4) for one in (model, half)
+  )
+  types = [jax.tree.map(lambda leaf: leaf.dtype, s) for s in (full, state)]
+  # Parameters, both moments, the average.
+  assert types[0] == types[1] and {*jax.tree.leaves(types[1])} == {
+    jnp.dtype("float32"), jnp.dtype("int32"),
+  }  # fmt: skip
+  assert gap(state.params, setup(model)[1].params) > 1e-4
+  for step, values in wanted.items():
+    for name, value in values.items():
+      # Eight bits: never the same, and never far off.
+      assert 0 < abs(found[step][name] / value - 1) < 0.02
+
+
 def gap(a, b):
   leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
   return max(
@@ -82,6 +102,8 @@ def test_what_trains(model):
     "full": lambda p: p.startswith("unet/"),
     "cross": lambda p: "/attn2/" in p,
     "kv": lambda p: p.endswith(("attn2/to_k/kernel", "attn2/to_v/kernel")),
+    "no_kv": lambda p: wanted["full"](p) and not wanted["kv"](p),
+    "no_attention": lambda p: "unet" in p and "/attn" not in p,
     "text_encoder": lambda p: p.startswith("text_encoder/"),
   }
   flat = jax.tree_util.tree_leaves_with_path(params)
@@ -120,26 +142,34 @@ def test_unknown_parts(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4), (1, 8)])
+@pytest.mark.parametrize(
+  "shape, train",
+  [
+    ((8, 1), "kv"),
+    ((4, 2), "kv"),
+    ((2, 4), "kv"),
+    ((1, 8), "kv"),
+    ((2, 4), "lora"),
+    ((2, 4), "full"),
+  ],
+)
 def test_every_mesh_computes_what_one_device_does(
-  shape, model, data, alone, monkeypatch
+  shape, train, model, data, alone, monkeypatch
 ):
+  wanted = alone if train == "kv" else run(model, data, train=train)
   # Else everything here is too small to be split.
   always = functools.partial(sharding.param_sharding, min_bytes=0)
   monkeypatch.setattr(sharding, "param_sharding", always)
   mesh = sharding.make_mesh(data=shape[0], fsdp=shape[1])
-  state, metrics = run(model, data, mesh=mesh)
-  assert gap(state, alone[0]) < 1e-5
-  for i, values in alone[1].items():
+  state, metrics = run(model, data, mesh=mesh, train=train)
+  assert gap(state, wanted[0]) < 1e-5
+  for i, values in wanted[1].items():
     for name, value in values.items():
       assert abs(metrics[i][name] / value - 1) < 1e-5
-  kernel = next(iter(state.params.values()))
-  shard = kernel.addressable_shards[0].data
-  assert shard.size * shape[1] == kernel.size
-  moment = jax.tree.leaves(state.opt_state[1])[1]
-  assert moment.addressable_shards[0].data.size * shape[1] == moment.size
-  average = next(iter(state.ema.values()))
-  assert average.addressable_shards[0].data.size * shape[1] == average.size
+  for tree in (state.params, state.opt_state[1], state.ema):
+    largest = max(jax.tree.leaves(tree), key=lambda leaf: leaf.size)
+    shard = largest.addressable_shards[0].data
+    assert shard.size * shape[1] == largest.size
 
 
 @pytest.mark.slow

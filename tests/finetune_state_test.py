@@ -250,6 +250,22 @@ def test_the_adapters_are_the_model_that_is_measured(
   )
 
 
+def test_reassertion_has_the_weight_that_is_asked_for(model, tmp_path):
+  sd, params = model
+  edit = edit_of(Concept("a star", "a circle", ("a square",), "object"))
+  _, part, state, config = ended(model, tmp_path)
+  config.defence.kind, apart = "reassert", []
+  erased = tuning.phrase_states(sd, params, ["a star"])
+  said = closed_form.cross_attention_kernels(params)
+  for weight in (1.0, 100.0):
+    config.defence.weight = weight
+    tuned = tuning.tuned_params(sd, params, part, state, edit, config)
+    kernels = closed_form.cross_attention_kernels(tuned)
+    gaps = (erased @ (kernels[path] - said[path]) for path in said)
+    apart.append(sum(float(np.sum(np.square(gap))) for gap in gaps))
+  assert 0 < apart[1] < 0.1 * apart[0]
+
+
 def test_what_adapters_cannot_say_is_not_exported(model, tmp_path, caplog):
   changes = {"defence.kind": "none", "ema_decay": None}
   run, part, state, config = ended(model, tmp_path, **changes)

@@ -70,7 +70,14 @@ def test_fresh_adapters_change_nothing(params):
 
 @pytest.mark.parametrize(
   "targets, per_block",
-  [("kv", 2), ("cross", 4), ("attention", 8), (("attn1/to_q", "ff/net_2"), 2)],
+  [
+    ("kv", 2),
+    ("cross", 4),
+    ("attention", 8),
+    (("attn1/to_q", "ff/net_2"), 2),
+    # As a flag says several.
+    ("kv,attn1/to_q,ff/net_2", 4),
+  ],
 )
 def test_targets(targets, per_block, params):
   blocks = len(closed_form.cross_attention_kernels(params)) // 2

@@ -42,6 +42,21 @@ def test_every_cell_is_measured_at_every_step(start):
   assert finish(again) == rows
 
 
+def test_algorithms_tune_on_data_of_their_own(start, monkeypatch):
+  honest, sizes = resurgence_cells.data.Batches, []
+
+  def counted(arrays, *arguments):
+    sizes.append(len(arrays["mean"]))
+    return honest(arrays, *arguments)
+
+  monkeypatch.setattr(resurgence_cells.data, "Batches", counted)
+  study = start(**{"algorithms.full.data.count": 3})
+  cells = resurgence_plan.cells(study.config)
+  finish(study)
+  counts = [study.config.algorithms[c.algorithm].data.count for c in cells]
+  assert sizes == counts and set(counts) == {2, 3}
+
+
 def test_rows_alone_are_gone_on_from(start, monkeypatch, tmp_path):
   whole = finish(start("whole"))
   first, *rest = resurgence_plan.cells(start("first").config)

@@ -3,8 +3,10 @@
 import json
 import pathlib
 import shutil
+import types
 
 import pytest
+from scripts import script
 
 from configs import (
   finetune_resurgence_full,
@@ -140,6 +142,8 @@ def test_a_pack_is_of_lora_runs_of_a_method():
     ("algorithms.lora.data.count", 20, "batch_size=32 is more than .*count=20"),
     ("algorithms.lora.num_steps", 60, "the last must be num_steps=60"),
     ("algorithms.lora.defence.kind", "prject", "did you mean 'project'"),
+    ("algorithms.lora.loss.snr_gamma", 0.0, "algorithms.lora: loss.snr_gamma="),
+    ("algorithms.lora.train", "text_encoder", "lora.train=.*launch.finetune"),
     ("sampling.sampler", "ddmi", "did you mean 'ddim'"),
     ("batch_size", 0, "at least 1"),
     ("pack", 0, "pack=0"),
@@ -151,6 +155,41 @@ def test_a_wrong_study_is_refused(key, value, words):
     config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=words):
     plan.check(config)
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"batch_size": 12}, "algorithms.full: batch_size=12.*8 device"),
+    ({"accumulate": 8}, "algorithms.full: batch_size=32 with accumulate=8"),
+    ({}, None),
+  ],
+)
+def test_devices_that_a_batch_cannot_be_split_over(
+  changes, words, monkeypatch, tmp_path
+):
+  """They would fail all cells for good; a report is written on any."""
+  resurgence_script = script("resurgence")
+  config = study(BLOCK | {"algorithms": ("lora", "full")})
+  config.algorithms.full.update(changes)
+
+  def loading(_):
+    raise InterruptedError
+
+  monkeypatch.setattr(resurgence_script.comparison, "load_model", loading)
+  for report in (False, True):
+    flags = {"_CONFIG": config, "_WORKDIR": str(tmp_path / "run")}
+    flags |= {"_DRY_RUN": False, "_REPORT": report, "_DISTRIBUTED": False}
+    for flag, value in flags.items():
+      named = types.SimpleNamespace(value=value)
+      monkeypatch.setattr(resurgence_script, flag, named)
+    refused = words is not None and not report
+    with pytest.raises(
+      ValueError if refused else InterruptedError,
+      match=words if refused else None,
+    ):
+      resurgence_script.main(None)
+  assert not (tmp_path / "run").exists()
 
 
 def test_several_classes_are_erased_without_preserving_each_other():
@@ -237,8 +276,9 @@ def test_costs_are_counted_and_measured_rates_win(tmp_path):
     {"what": "lora", "seconds": 3.0, "count": 10},
     {"what": "lora", "seconds": 1.0, "count": 10},
   ]
-  text = "\n".join(map(json.dumps, lines))
-  (tmp_path / "metrics.jsonl").write_text(text)
+  text = "".join(json.dumps(line) + "\n" for line in lines)
+  # A run that was killed as it wrote, or writes now.
+  (tmp_path / "metrics.jsonl").write_text(text + text[:20])
   found, own = plan.measured_rates(config, tmp_path)
   assert found["lora"] == 0.2 and own == 1
   assert found["full"] == config.rates.full

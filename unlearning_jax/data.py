@@ -143,15 +143,18 @@ def prepared_dataset(
   folder: str | os.PathLike[str],
   split: str,
   *,
-  image: str = "image",
+  image: str | None = None,
   caption: str = "caption",
 ) -> list[Example]:
   """The rows of a split of a dataset that `tfds` has prepared.
 
+  All of them are decoded, by every process that calls it.
+
   Args:
     folder: its own, as `data/shapes/tiny/1.0.0`.
     split: as "train" or "train[:250]".
-    image: the feature that holds the image.
+    image: the feature that holds the image; by default "image", or else the
+      only one that is an image.
     caption: the feature that holds its caption.
 
   Raises:
@@ -167,7 +170,12 @@ def prepared_dataset(
       "holds its dataset_info.json"
     )
   builder: Any = tfds.builder_from_directory(str(folder))
-  features = list(builder.info.features or ())
+  features = dict(builder.info.features or {})
+  kind = tfds.features.Image
+  images = [name for name, held in features.items() if isinstance(held, kind)]
+  if image is None and "image" not in features and len(images) == 1:
+    image = images[0]
+  image = image or "image"
   for name in (image, caption):
     check_choice(f"{folder}: feature", name, features)
   try:
@@ -182,7 +190,8 @@ def share(
 ) -> list[Row]:
   """This process's rows: every n-th, and as many as every other process has.
 
-  Taken before anything is read or shuffled, so no process reads another's.
+  Taken before shuffling, so no process trains on or encodes another's. (Files
+  are read once before, by all: see `fingerprint`.)
 
   Raises:
     ValueError: fewer rows than processes.
@@ -197,7 +206,8 @@ def fingerprint(examples: Sequence[Example]) -> str:
   """sha256 of captions and images in their order; of files, of what they hold.
 
   Not of names and times: a copy of a folder is the same data, and an image that
-  was replaced is not. Costs one more reading of the files, one at a time.
+  was replaced is not. Costs one more reading of the files, one at a time, in
+  every process: each must refuse what is not the data it began with.
   """
   total = hashlib.sha256()
   for image, caption in examples:

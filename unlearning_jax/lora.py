@@ -56,7 +56,8 @@ def init(
     rank: r, of every adapter.
     targets: "kv" for cross-attention's keys and values, "cross" for all of its
       four projections, "attention" for self-attention's too; or ends of kernel
-      paths, as "attn2/to_v" or "ff/net_2".
+      paths, as "attn2/to_v" or "ff/net_2". Several in a sequence, or in one
+      text with commas between them.
 
   Raises:
     ValueError: targets that are unknown or no matrices; a rank that they do
@@ -85,10 +86,10 @@ def target_kernels(
     ValueError: a target that no kernel has, with the nearest; a kernel that
       is no matrix.
   """
-  ends = TARGETS.get(targets, (targets,)) if isinstance(targets, str) else None
+  names = targets.split(",") if isinstance(targets, str) else targets
   kernels = _kernels(params)
   found = {}
-  for end in ends or tuple(targets):
+  for end in [end for name in names for end in TARGETS.get(name, (name,))]:
     wanted = f"/{end.removesuffix('/kernel')}/kernel"
     hits = {k: v for k, v in kernels.items() if f"/{k}".endswith(wanted)}
     if not hits:

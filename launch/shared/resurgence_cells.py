@@ -145,7 +145,8 @@ class Tuning:
   def _arrays(self) -> Mapping[str, np.ndarray]:
     """The cell's images and captions as the loss reads them."""
     study, own = self.study, self.own
-    key = (own.data.only, own.data.without, own.data.seed)
+    # All of it: algorithms may differ in any of its keys.
+    key = tuple(own.data.items())
     listed = study.once(("examples", key), lambda: tuning.examples(own))
     words = [
       word

@@ -1,8 +1,8 @@
 """What a resurgence study consists of: its cells, and what they will cost."""
 
+import contextlib
 import dataclasses
 import itertools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from launch.shared import tuning, tuning_sets
 from unlearning_jax import erasures
 from unlearning_jax.concepts import Concept, check_choice, check_concepts
+from unlearning_jax.durable import JsonLines
 from unlearning_jax.evaluators import erasure, resurgence
 from unlearning_jax.schedules import SAMPLERS
 
@@ -116,7 +117,14 @@ def check(config: Any):
     erasures.bind(entry["method"], entry["hparams"])
     concepts_of(entry)
   for name, algorithm in config.algorithms.items():
-    tuning.check(algorithm)
+    with _of_algorithm(name):
+      tuning.check(algorithm)
+    if algorithm.train == "text_encoder":
+      raise ValueError(
+        f"algorithms.{name}.train='text_encoder': a study keeps the text "
+        "states of its captions, which would move; tune another part, or use "
+        "launch.finetune"
+      )
     if algorithm.checkpoints[-1] != algorithm.num_steps:
       raise ValueError(
         f"algorithms.{name}.checkpoints={algorithm.checkpoints}: the last must "
@@ -139,6 +147,28 @@ def check(config: Any):
   for key in ("batch_size", "neighbours", "pack"):
     if config[key] < 1:
       raise ValueError(f"{key}={config[key]}: must be at least 1")
+
+
+def check_devices(config: Any, mesh: Any):
+  """Finds an algorithm whose batch the devices of a process cannot share.
+
+  Packed runs are whole on a device, but any of them may come to be alone.
+
+  Raises:
+    ValueError: naming the algorithm, with the sizes that can.
+  """
+  for name, algorithm in config.algorithms.items():
+    with _of_algorithm(name):
+      tuning.check_batch(algorithm, algorithm.data.count, mesh, 1)
+
+
+@contextlib.contextmanager
+def _of_algorithm(name: str):
+  """Says in an error whose key it is."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"algorithms.{name}: {error}") from error
 
 
 def targets(config: Any, concept: str) -> list[erasure.Target]:
@@ -205,9 +235,7 @@ def measured_rates(
   """
   rates = dict(config.rates)
   sums: dict[str, list[float]] = {}
-  path = pathlib.Path(folder) / "metrics.jsonl"
-  lines = path.read_text().splitlines() if path.is_file() else []
-  for line in map(json.loads, lines):
+  for line in JsonLines(pathlib.Path(folder) / "metrics.jsonl").read():
     if "count" in line:
       total = sums.setdefault(line["what"], [0.0, 0.0])
       total[0] += line["seconds"]

@@ -25,6 +25,11 @@ _FAILURES = (ValueError, FloatingPointError)
 Rows = Sequence[Mapping[str, Any]]
 
 
+def own_mesh() -> Any:
+  """This process's devices: none shares arrays, each has its own cells."""
+  return sharding.make_mesh(devices=jax.local_devices())
+
+
 @dataclasses.dataclass(eq=False)
 class Study:
   """A study under way.
@@ -45,8 +50,7 @@ class Study:
 
   def __post_init__(self):
     self.judge = comparison.load_judge(self.config)
-    # Processes share no array: each works off its own cells.
-    self.mesh = sharding.make_mesh(devices=jax.local_devices())
+    self.mesh = own_mesh()
     self.rows = {row["id"]: row for row in self.run.rows()}
     self._timed = len(self.run.read_metrics())
     self._kept: dict[Any, Any] = {}

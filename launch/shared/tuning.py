@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from absl import logging
 
-from launch.shared import training_log
+from launch.shared import training_log, tuning_options
 from unlearning_jax import (
   closed_form,
   data,
@@ -39,7 +39,6 @@ def check(config: Any):
   check_choice("train", config.train, finetune.TRAINABLE)
   check_choice("data.source", config.data.source, SOURCES)
   check_choice("defence.kind", config.defence.kind, DEFENCES)
-  finetune.optimizer(num_steps=config.num_steps, **config.optimizer)
   if config.defence.kind != "none" and config.train == "text_encoder":
     raise ValueError(
       f"defence.kind={config.defence.kind!r} holds what text states are mapped "
@@ -50,6 +49,8 @@ def check(config: Any):
     # Of a study, whose runs save what they measure, it is left out.
     if config.get(key, 1) < 1:
       raise ValueError(f"{key}={config[key]}: must be at least 1")
+  tuning_options.check(config)
+  finetune.optimizer(num_steps=config.num_steps, **config.optimizer)
   if config.tensorboard:
     training_log.events_package()
   late = [step for step in config.checkpoints if step > config.num_steps]
@@ -69,10 +70,12 @@ def check_batch(config: Any, images: int, mesh: Any, processes: int):
     ValueError: with the sizes that can.
   """
   shares = processes * sharding.local_rows_multiple(mesh)
-  if config.batch_size % shares:
+  # Of every part that gradients are added up over, each device has rows.
+  if config.batch_size % (shares * config.accumulate):
     raise ValueError(
-      f"batch_size={config.batch_size} is not a multiple of the {shares} "
-      "device(s) that share it"
+      f"batch_size={config.batch_size} with accumulate={config.accumulate} is "
+      f"not a multiple of the {shares} device(s) that share it, times "
+      "accumulate; change either, or let fewer devices be seen"
     )
   if config.batch_size > images // processes * processes:
     raise ValueError(
@@ -138,7 +141,9 @@ def check_overlap(
   names |= set(map(same_phrase, also))
   if not names:
     return
-  pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(names)))})\b")
+  # In the plural too.
+  end = r"(?:s|(?:(?<=[sxzo])|(?<=[cs]h))es)?\b"
+  pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(names)))}){end}")
   for row in rows:
     if match := pattern.search(same_phrase(row.caption)):
       raise ValueError(
@@ -244,9 +249,11 @@ def prepare(
       frozen["anchor"] = defences.anchor(params, states)
       frozen["anchor_weight"] = np.float32(config.defence.weight)
   rest = {k: v for k, v in config.optimizer.items() if k != "learning_rate"}
+  # Here 0 is for none, as a flag can say.
+  rest["clip_norm"] = rest["clip_norm"] or None
   start, step = _programs(
     sd, part.join, kind if kind in ("project", "anchor") else "none",
-    config.num_steps, config.ema_decay, config.accumulate,
+    config.num_steps, config.ema_decay or None, config.accumulate,
     tuple(config.loss.items()), tuple(rest.items()),
   )  # fmt: skip
   of_optimizer = {k: frozen.get(k) for k in ("learning_rate", "basis")}
@@ -309,9 +316,7 @@ def _programs(
 
 def _measured(state: finetune.TrainState, config: Any) -> Any:
   """What was trained, on the host: its average, where there is one."""
-  return sharding.gather(
-    state.params if config.ema_decay is None else state.ema
-  )
+  return sharding.gather(state.ema if config.ema_decay else state.params)
 
 
 def tuned_params(
@@ -332,6 +337,7 @@ def tuned_params(
     params,
     phrase_states(sd, params, [c.erase for c in edit.concepts]),
     phrase_states(sd, params, sorted({"", *kept})),
+    weight=config.defence.weight,
   )
 
 

@@ -126,29 +126,34 @@ def reassert(
   states: Float[np.ndarray, "n d"],
   kept: Float[np.ndarray, "m d"],
   *,
+  weight: float = 1.0,
   preserve_scale: float = 1.0,
   lamb: float = 0.1,
 ) -> dict[str, Any]:
   """Makes a tuned model say of erased prompts what it said before tuning.
 
-  min |E (W - W')^T|^2 + preserve_scale |K (W - W_T)^T|^2 + lamb |W - W_T|^2
-  for every key and value projection: kernel_T + A^-1 E^T E (kernel' - kernel_T)
-  with A = E^T E + preserve_scale K^T K + lamb I, in float64.
+  min b |E (W - W')^T|^2 + preserve_scale |K (W - W_T)^T|^2 + lamb |W - W_T|^2
+  for every key and value projection:
+  kernel_T + A^-1 b E^T E (kernel' - kernel_T)
+  with A = b E^T E + preserve_scale K^T K + lamb I, in float64.
 
   Args:
     tuned: W_T.
     erased: W', the model before tuning.
     states: E.
     kept: K, text states whose meaning is held.
+    weight: b, of what was erased.
     preserve_scale: their weight.
     lamb: weight of the distance to the tuned weights.
 
   Raises:
     ValueError: a negative weight, or a system that cannot be solved safely.
   """
-  closed_form.check_scales(preserve_scale=preserve_scale, lamb=lamb)
+  closed_form.check_scales(
+    weight=weight, preserve_scale=preserve_scale, lamb=lamb
+  )
   rows, held = (np.asarray(x, np.float64) for x in (states, kept))
-  gram = rows.T @ rows
+  gram = weight * rows.T @ rows
   system = gram + preserve_scale * held.T @ held + lamb * np.eye(len(gram))
   back, _ = closed_form.solve_spd(system, gram, f"lamb={lamb}")
   leaves = dict(traverse_util.flatten_dict(dict(tuned["unet"]), sep="/"))

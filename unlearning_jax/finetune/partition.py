@@ -15,11 +15,20 @@ Leaves = dict[str, Any]
 # A leaf, not a constant: runs packed in one program may differ in it.
 _SCALE = "lora/scale"
 
+_KEYS_AND_VALUES = ("attn2/to_k/kernel", "attn2/to_v/kernel")
+_ATTENTION = ("/attn1/", "/attn2/")
+
 # Subset -> whether it has the parameter of this path.
 SUBSETS: dict[str, Callable[[str], bool]] = {
   "full": lambda path: path.startswith("unet/"),
   "cross": lambda path: "/attn2/" in path,
-  "kv": lambda path: path.endswith(("attn2/to_k/kernel", "attn2/to_v/kernel")),
+  "kv": lambda path: path.endswith(_KEYS_AND_VALUES),
+  "no_kv": lambda path: (
+    path.startswith("unet/") and not path.endswith(_KEYS_AND_VALUES)
+  ),
+  "no_attention": lambda path: (
+    path.startswith("unet/") and not any(part in path for part in _ATTENTION)
+  ),
   "text_encoder": lambda path: path.startswith("text_encoder/"),
 }
 TRAINABLE = (*SUBSETS, "lora")
@@ -53,7 +62,8 @@ def partition(
   Args:
     params: components by name; parts that no loss reads may be left out.
     train: "full" for the UNet, "cross" for its cross-attention, "kv" for the
-      keys and values of that, "text_encoder", or "lora".
+      keys and values of that, "no_kv" for all of the UNet but those,
+      "no_attention" for all but attention, "text_encoder", or "lora".
     key: draws the adapters of "lora".
     rank: of the adapters.
     alpha: their scale times their rank; None for the rank, which is scale 1.
