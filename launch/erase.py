@@ -32,11 +32,16 @@ def main(_):
   # compiled.
   erasures.bind(config.method, config.hparams)
   phrases = erasing.wanted(config)
+  pairs = concepts.phrase_pairs(
+    phrases,
+    expand=config.hparams.get("expand_prompts", False),
+    template_anchors=False,
+  )
   comparison.check(config)
   statistics.check_unedited(config.model)
   sd, params = comparison.load_model(config)
   spoken = [
-    *(text for c in phrases for text in (c.erase, c.anchor)),
+    *(text for pair in pairs for text in pair),
     *concepts.preserved_phrases(phrases),
   ]
   cut = config.hparams.get("truncate", False)

@@ -143,6 +143,20 @@ def draw_anchors(
   return {"latents": np.concatenate(latents)[:images], "pair": pair}
 
 
+def _pairs(concepts: Sequence[Concept], expand: bool) -> list[tuple[str, str]]:
+  """Phrases and anchors; an empty anchor fills no template, but is no prompt.
+
+  Or images of the words around it would be drawn.
+  """
+  return [
+    pair
+    for concept in concepts
+    for pair in phrase_pairs(
+      [concept], expand=expand, template_anchors=bool(concept.anchor.strip())
+    )
+  ]
+
+
 def erase(
   sd: stable_diffusion.StableDiffusion,
   params: Params,
@@ -194,11 +208,10 @@ def erase(
     )
   if not 1 <= batch_size <= images:
     raise ValueError(f"{batch_size=}; allowed: 1 to images={images}")
-  pairs = phrase_pairs(concepts, expand=expand_prompts, template_anchors=True)
-  erased, anchors = zip(*pairs, strict=True)
+  erased, anchors = zip(*_pairs(concepts, expand_prompts), strict=True)
   concept, anchor, empty = (
     stable_diffusion.encode_text(sd, params, stable_diffusion.tokenize(sd, p))
-    for p in (erased, [phrase.strip() for phrase in anchors], [""])
+    for p in (erased, anchors, [""])
   )
   keys = jax.random.split(key)
   drawn = draw_anchors(
