@@ -169,6 +169,15 @@ def _pairs(concepts: Sequence[Concept], expand: bool) -> list[tuple[str, str]]:
   ]
 
 
+def _check(sd: stable_diffusion.StableDiffusion, concepts: Sequence[Concept]):
+  check_concepts(concepts)
+  if sd.schedule.prediction_type != "epsilon":
+    raise ValueError(
+      "Concept Ablation: the model's prediction_type is "
+      f"{sd.schedule.prediction_type!r}; allowed: 'epsilon'"
+    )
+
+
 def erase(
   sd: stable_diffusion.StableDiffusion,
   params: Params,
@@ -216,12 +225,7 @@ def erase(
   """
   check_choice("loss", loss, LOSSES)
   check_choice("train", train, TRAINED)
-  check_concepts(concepts)
-  if sd.schedule.prediction_type != "epsilon":
-    raise ValueError(
-      "Concept Ablation: the model's prediction_type is "
-      f"{sd.schedule.prediction_type!r}; allowed: 'epsilon'"
-    )
+  _check(sd, concepts)
   if not 1 <= batch_size <= images:
     raise ValueError(f"{batch_size=}; allowed: 1 to images={images}")
   erased, anchors = zip(*_pairs(concepts, expand_prompts), strict=True)

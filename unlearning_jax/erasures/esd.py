@@ -281,8 +281,7 @@ def erase(
     num_inference_steps: of a whole trajectory.
     num_steps: of training; None for the preset's.
     learning_rate: of Adam; None for the preset's.
-    batch_size: trajectories in one step, which as many devices share as divide
-      it: the published one trains on one device.
+    batch_size: trajectories in one step; with one alone, one device trains.
     trainer: called as `finetune.train_erasure`, to record and to resume.
 
   Raises:
