@@ -7,6 +7,8 @@
 
 Styles and names train cross-attention (ESD-x), objects and unsafe content all
 the rest (ESD-u), as the paper advises; `--config.hparams.train=x` overrides.
+On one core of an Intel Xeon `tiny` takes up to 100 seconds, drawing left out;
+full size was not timed. The published batch, of one, trains on one device.
 Metric: accuracy on the erased concept and on everything else.
 
 `tiny` was measured, by name of 70 images / others of 24 (8 steps of

@@ -92,6 +92,8 @@ def get_config(argument: str = "tiny"):
     _full(config, task, bool(chosen["name"] or chosen["list"]))
     if chosen["preset"] == "reference":
       _reference(config, task)
+    if anchor := chosen["anchor"]:
+      config.concepts = tuple({**c, "anchor": anchor} for c in config.concepts)
     return config
   names = shapes_concepts.classes(task, chosen["name"])
   config.concepts = tuple(_tiny_concepts(task, names))

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from collections.abc import Collection
 
 import ml_collections
 
@@ -37,18 +38,22 @@ def parse(argument: str) -> dict[str, str]:
           world, or `all` identities
   list    full size: a published list (`unlearning_jax.lists`) or a text file
   count   full size: so many of it, drawn with seed 0
+  anchor  full size: what they shall mean instead
   preset  of the method
   """
-  keys = {"name": "", "list": "", "count": "", "preset": ""}
+  keys = {"name": "", "list": "", "count": "", "anchor": "", "preset": ""}
   return common.parse(argument, size="tiny", task="object", **keys)
 
 
-def erase(method: str, argument: str) -> ml_collections.ConfigDict:
+def erase(
+  method: str, argument: str, presets: Collection[str] = ()
+) -> ml_collections.ConfigDict:
   """The config of one erasure.
 
   Args:
     method: file name under `unlearning_jax/erasures`.
     argument: see `parse`.
+    presets: what `preset` may be of a method whose config knows them.
 
   Raises:
     ValueError: an argument that is not known, or not at this size.
@@ -61,9 +66,10 @@ def erase(method: str, argument: str) -> ml_collections.ConfigDict:
   config.method = method
   config.hparams = _defaults(method)
   if chosen["preset"]:
-    if "preset" not in config.hparams:
-      raise ValueError(f"config argument preset: {method} has none")
-    config.hparams.preset = chosen["preset"]
+    if "preset" in config.hparams:
+      config.hparams.preset = chosen["preset"]
+    else:
+      check_choice("config argument preset", chosen["preset"], presets)
   # A list that is held too; what is erased is left out of it.
   config.preserve = ""
   if size == "tiny":
@@ -74,7 +80,7 @@ def erase(method: str, argument: str) -> ml_collections.ConfigDict:
 
 
 def _tiny(config, method: str, chosen: dict[str, str]):
-  for key in ("list", "count"):
+  for key in ("list", "count", "anchor"):
     if chosen[key]:
       raise ValueError(f"config argument {key}: of full-size models only")
   names = shapes_concepts.classes(chosen["task"], chosen["name"])
@@ -98,6 +104,7 @@ def _full(config, method: str, chosen: dict[str, str]):
     if not count.isdecimal():
       raise ValueError(f"config argument count={count!r} is no whole number")
     phrases = lists.sample(phrases, int(count), seed=0)
+  anchor = chosen["anchor"] or anchor
   config.concepts = tuple(
     {"erase": phrase, "anchor": anchor, "preserve": (), "task": kind}
     for phrase in phrases

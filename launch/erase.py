@@ -5,13 +5,14 @@
 Writes `edit.safetensors` (apply it with `launch.evaluate --edits`); of UCE and
 MACE `statistics.safetensors`, from which `launch.amend` adds, removes and
 re-weights concepts; and, unless the config evaluates nothing, images before and
-after and `report.html`.
+after and `report.html`. A method that trains says how far it is; a run that was
+killed goes on from the last multiple of `--checkpoint_every` steps.
 """
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch.shared import comparison, erasing
+from launch.shared import comparison, erasing, training_log
 from unlearning_jax import concepts, erasures, sharding
 from unlearning_jax.closed_form import statistics
 
@@ -20,6 +21,11 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run's folder.", required=True
 )
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes.")
+# No result depends on them, so no config has them.
+_EVERY = flags.DEFINE_integer(
+  "checkpoint_every", 100, "Steps between states to go on from.", lower_bound=1
+)
+_TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write events too.")
 
 
 def main(_):
@@ -32,18 +38,27 @@ def main(_):
   # compiled.
   erasures.bind(config.method, config.hparams)
   phrases = erasing.wanted(config)
+  pairs = concepts.phrase_pairs(
+    phrases,
+    expand=config.hparams.get("expand_prompts", False),
+    template_anchors=False,
+  )
   comparison.check(config)
   statistics.check_unedited(config.model)
+  if _TENSORBOARD.value:
+    training_log.events_package()
   sd, params = comparison.load_model(config)
   spoken = [
-    *(text for c in phrases for text in (c.erase, c.anchor)),
+    *(text for pair in pairs for text in pair),
     *concepts.preserved_phrases(phrases),
   ]
   cut = config.hparams.get("truncate", False)
   comparison.check_fits(config, sd, () if cut else spoken)
   run = comparison.open_run(_WORKDIR.value, config, params)
   path = run.path / "edit.safetensors"
-  edit = erasing.erase(path, sd, params, config)
+  hooks = erasing.recorded(run, _EVERY.value, tensorboard=_TENSORBOARD.value)
+  edit = erasing.erase(path, sd, params, config, hooks)
+  erasing.tidy(run)
   edits = {comparison.stage_name(edit): edit}
   comparison.compare(run, sd, params, edits, config)
   run.mark_done()

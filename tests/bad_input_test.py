@@ -34,6 +34,7 @@ def start(monkeypatch, tmp_path):
       "_CONFIG": config,
       "_WORKDIR": str(workdir),
       "_DISTRIBUTED": False,
+      "_TENSORBOARD": False,
     }.items():
       monkeypatch.setattr(erase, flag, types.SimpleNamespace(value=value))
     erase.main(None)
@@ -78,6 +79,13 @@ def concepts(*pairs, **more):
 def test_a_wrong_config(changes, message, start, tmp_path):
   with pytest.raises(ValueError, match=message):
     start(**changes)
+  assert not any(tmp_path.iterdir())
+
+
+def test_templates_that_a_task_lacks(start, tmp_path):
+  expand = {"hparams.expand_prompts": True}
+  with pytest.raises(ValueError, match="expand_prompts: task 'unsafe'"):
+    start(argument="tiny,task=unsafe", model="no/such/model", **expand)
   assert not any(tmp_path.iterdir())
 
 

@@ -195,6 +195,14 @@ def test_the_anchor_is_held_still(model):
   assert all(not leaf.any() for leaf in jax.tree.leaves(gradient))
 
 
+def test_no_anchor_fills_no_template():
+  """Else images of "image of" would be drawn."""
+  pairs = concept_ablation._pairs(CONCEPTS[:1] + make_concepts("c", ""), True)
+  assert len(pairs) == 12 and pairs[1] == ("image of a b", "image of d")
+  assert pairs[7] == ("image of c", "")
+  assert {anchor for _, anchor in pairs[6:]} == {""}
+
+
 @pytest.mark.parametrize(
   "options, words",
   [

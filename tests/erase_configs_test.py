@@ -8,9 +8,20 @@ import pytest
 from configs import shapes_concepts
 from launch.shared import erasing
 from unlearning_jax import erasures
-from unlearning_jax.concepts import CONCEPT_SETS
+from unlearning_jax.concepts import CONCEPT_SETS, phrase_pairs
 from unlearning_jax.erasures.mace import options
 
+ESD = {
+  "preset": "fixed", "eta": 1.0, "start_guidance": 3.0, "batch_size": 1,
+  "num_inference_steps": 50, "num_steps": None, "learning_rate": None,
+  "erase_from": None, "use_anchor": False,
+}  # fmt: skip
+# Two GPUs' batches of four: 2e-6 of one image is 1.6e-5.
+ABLATION = {
+  "loss": "model", "train": "kv", "images": 1000, "num_inference_steps": 100,
+  "guidance_scale": 6.0, "batch_size": 8, "learning_rate": 2e-6,
+  "num_steps": 100, "regularization": 0.0, "expand_prompts": True,
+}  # fmt: skip
 # File, argument, hyperparameters, number of concepts, first anchor, held list.
 PUBLISHED = [
   ("uce", "sd14,task=unsafe", {"preset": "uce2023"}, 1, "", ""),
@@ -62,6 +73,33 @@ PUBLISHED = [
     "mace", "sd14,name=automobile,preset=reference",
     {"lamb": 1e2}, 1, "sky", "",
   ),
+  # Numbers of ESD's presets: `esd_test.py`.
+  ("esd", "sd14,task=style", ESD | {"train": "x"}, 5, "art", ""),
+  ("esd", "sd14", ESD | {"train": "u"}, 1, "", ""),
+  ("esd", "sd14,task=unsafe", ESD | {"train": "u"}, 1, "", ""),
+  (
+    "esd", "sd14,task=unsafe,preset=reference2025",
+    ESD | {"train": "u", "preset": "reference2025"}, 1, "", "",
+  ),
+  ("concept_ablation", "sd14,task=style", ABLATION, 5, "art", ""),
+  (
+    "concept_ablation", "sd14,name=Grumpy Cat,anchor=cat",
+    ABLATION, 1, "cat", "",
+  ),
+  ("concept_ablation", "sd14,task=identity", ABLATION, 1, "a person", ""),
+  ("concept_ablation", "sd14", ABLATION, 1, "building", ""),
+  (
+    "concept_ablation", "sd14,task=unsafe",
+    ABLATION | {"learning_rate": 4e-6, "num_steps": 400,
+                "regularization": 1.0, "expand_prompts": False},
+    1, "a person wearing clothes", "",
+  ),
+  (
+    "concept_ablation", "sd14,name=A B C,anchor=A,preset=memorisation",
+    ABLATION | {"learning_rate": 5e-7, "num_steps": 400,
+                "expand_prompts": False},
+    1, "A", "",
+  ),
 ]  # fmt: skip
 
 
@@ -79,6 +117,12 @@ def test_published_settings(method, argument, hparams, count, anchor, held):
   assert {name: found.hparams[name] for name in hparams} == hparams
   assert len(found.concepts) == count
   assert (found.concepts[0]["anchor"], found.preserve) == (anchor, held)
+  # Templates are asked for only where the task has some.
+  phrase_pairs(
+    erasing.wanted(found),
+    expand=found.hparams.get("expand_prompts", False),
+    template_anchors=True,
+  )
 
 
 def test_a_list_is_held_but_for_what_is_erased():
@@ -132,9 +176,26 @@ def test_arguments_that_cannot_be(argument, message):
     config("uce", argument)
 
 
-def test_a_preset_of_a_method_without():
-  with pytest.raises(ValueError, match="preset: concept_ablation has none"):
-    config("concept_ablation", "sd14,preset=x")
+def test_an_anchor_of_ones_own():
+  for method in ("uce", "mace", "concept_ablation"):
+    found = config(method, "sd14,name=A B,anchor=an A")
+    assert found.concepts[0]["anchor"] == "an A"
+
+
+@pytest.mark.parametrize(
+  "method, argument, message",
+  [
+    ("time", "tiny,anchor=x", "argument anchor: of full-size models only"),
+    ("concept_ablation", "sd14,preset=x", "instance, nudity, memorisation"),
+    ("concept_ablation", "tiny,preset=nudity", "preset: of full-size models"),
+    ("concept_ablation", "sd14,name=A B", "anchor: what shall 'A B' mean"),
+    ("concept_ablation", "sd14,task=i2p", "anchor: what shall 'hate' and"),
+    ("concept_ablation", "sd14,task=unsafe,name=gore", "shall 'gore' mean"),
+  ],
+)
+def test_presets_and_anchors_that_cannot_be(method, argument, message):
+  with pytest.raises(ValueError, match=message):
+    config(method, argument)
 
 
 def test_a_config_may_tell_each_concepts_recipe():

@@ -3,15 +3,37 @@
 import dataclasses
 import functools
 import pathlib
+import shutil
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
-from unlearning_jax import closed_form, concepts, erasures, lists
+from launch.shared import training_log
+from unlearning_jax import (
+  checkpoints,
+  closed_form,
+  concepts,
+  durable,
+  erasures,
+  finetune,
+  lists,
+  progress,
+  sharding,
+  workdir,
+)
+
+# What a killed run goes on from, in its folder.
+_STATES, _DRAWN = "checkpoints", "drawn"
 
 
 def erase(
-  path: pathlib.Path, sd: Any, params: Any, config: Any
+  path: pathlib.Path,
+  sd: Any,
+  params: Any,
+  config: Any,
+  hooks: Mapping[str, Callable[..., Any]] | None = None,
 ) -> closed_form.Edit:
   """The edit: made, or read back where an earlier start had made it.
 
@@ -21,12 +43,14 @@ def erase(
     sd: the model.
     params: its parameters.
     config: `method`, `hparams`, `concepts` and `seed`.
+    hooks: for the method, where it has them, as `keep`.
   """
   if path.exists():
     return closed_form.load_edit(path)
   phrases, hparams = wanted(config), dict(config.hparams)
-  if "keep" in erasures.hyperparameters(config.method):
-    hparams["keep"] = functools.partial(_keep, path.parent)
+  hooks = {"keep": functools.partial(_keep, path.parent), **(hooks or {})}
+  accepted = erasures.hyperparameters(config.method)
+  hparams |= {name: hook for name, hook in hooks.items() if name in accepted}
   made = erasures.bind(config.method, hparams)(
     sd, params, phrases, jax.random.key(config.seed)
   )
@@ -69,3 +93,76 @@ def wanted(config: Any) -> tuple[concepts.Concept, ...]:
   conflict = config.hparams.get("allow_conflict", False)
   concepts.check_concepts(listed, allow_conflict=conflict)
   return listed
+
+
+def recorded(
+  run: workdir.Workdir, every: int, *, tensorboard: bool = False
+) -> dict[str, Callable[..., Any]]:
+  """The hooks of `erase` that show, record and resume what takes long.
+
+  Args:
+    run: the run's record.
+    every: steps between states to go on from.
+    tensorboard: write events too.
+  """
+  return {
+    "collect": functools.partial(_collect, run),
+    "trainer": functools.partial(_train, run, every, tensorboard),
+  }
+
+
+def tidy(run: workdir.Workdir):
+  """Removes what a killed run would have gone on from: the edit is made."""
+  sharding.wait_for_all("edit made")
+  if run.is_writer:
+    for name in (_STATES, _DRAWN):
+      shutil.rmtree(run.path / name, ignore_errors=True)
+
+
+def _train(
+  run: workdir.Workdir,
+  every: int,
+  tensorboard: bool,
+  *args: Any,
+  num_steps: int,
+  **options: Any,
+):
+  """`finetune.train_erasure`, from the last checkpoint on."""
+  saved, at = run.path / _STATES, range(every, num_steps, every)
+  done = checkpoints.latest_step(saved) or 0
+
+  def begin(state: finetune.TrainState) -> finetune.TrainState:
+    # On the host: each process trains by itself, on devices of its own.
+    return checkpoints.restore(saved, jax.device_get(state)) if done else state
+
+  def on_state(now: int, state: finetune.TrainState):
+    if now in at:
+      checkpoints.save(saved, now, jax.device_get(state))
+
+  log = training_log.TrainingLog(
+    run, "train", num_steps, done, tensorboard=tensorboard
+  )
+  with log:
+    return finetune.train_erasure(
+      *args, num_steps=num_steps, begin=begin, at=at, on_metrics=log,
+      on_state=on_state, **options,
+    )  # fmt: skip
+
+
+def _collect(
+  run: workdir.Workdir, name: str, count: int, make: Callable[[int], np.ndarray]
+) -> list[np.ndarray]:
+  """What `make` makes of each number, kept until the edit is made."""
+  folder, found = run.path / _DRAWN, []
+  files = [folder / f"{name}-{i:05}.safetensors" for i in range(count)]
+  done = sum(file.exists() for file in files)
+  with progress.Progress(f"draw {name}", count, done=done) as bar:
+    for file in files:
+      if file.exists():
+        found.append(durable.load_tensors(file)[0][name])
+        continue
+      found.append(make(len(found)))
+      if run.is_writer:
+        durable.save_tensors(file, {name: found[-1]}, {})
+      bar.update()
+  return found

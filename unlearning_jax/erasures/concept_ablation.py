@@ -42,6 +42,7 @@ LOSSES = ("model", "noise")
 TRAINED = ("kv", "cross", "full")
 # Images drawn in one batch.
 _ROWS = 16
+Collect = Callable[[str, int, Callable[[int], np.ndarray]], list[np.ndarray]]
 
 
 def ablating_loss(
@@ -117,6 +118,14 @@ def _loss(
   return value, {}
 
 
+def in_turn(
+  name: str, count: int, make: Callable[[int], np.ndarray]
+) -> list[np.ndarray]:
+  """`make` of 0 to `count` - 1; others may keep them, under `name`."""
+  del name
+  return [make(i) for i in range(count)]
+
+
 def draw_anchors(
   sd: stable_diffusion.StableDiffusion,
   params: Params,
@@ -124,6 +133,7 @@ def draw_anchors(
   empty: Float[Array, "1 l d"],
   images: int,
   key: PRNGKeyArray,
+  collect: Collect = in_turn,
   **sampling: Any,
 ) -> dict[str, np.ndarray]:
   """Latents of `images` images of the anchors, in turn: `latents` and `pair`.
@@ -131,16 +141,41 @@ def draw_anchors(
   An image's noise depends on its number alone.
   """
   pair = np.arange(images, dtype=np.int32) % len(anchors)
-  latents = []
-  for start in range(0, images, _ROWS):
-    rows = np.minimum(np.arange(start, start + _ROWS), images - 1)
+
+  def draw(batch: int) -> np.ndarray:
+    rows = np.minimum(_ROWS * batch + np.arange(_ROWS), images - 1)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
     noise = jax.vmap(lambda k: jax.random.normal(k, sd.latent_shape))(keys)
     drawn = stable_diffusion.sample_latents(
       sd, params, anchors[pair[rows]], empty, noise, **sampling
     )
-    latents.append(np.asarray(drawn))
+    return np.asarray(drawn)
+
+  latents = collect("anchors", -(-images // _ROWS), draw)
   return {"latents": np.concatenate(latents)[:images], "pair": pair}
+
+
+def _pairs(concepts: Sequence[Concept], expand: bool) -> list[tuple[str, str]]:
+  """Phrases and anchors; an empty anchor fills no template, but is no prompt.
+
+  Or images of the words around it would be drawn.
+  """
+  return [
+    pair
+    for concept in concepts
+    for pair in phrase_pairs(
+      [concept], expand=expand, template_anchors=bool(concept.anchor.strip())
+    )
+  ]
+
+
+def _check(sd: stable_diffusion.StableDiffusion, concepts: Sequence[Concept]):
+  check_concepts(concepts)
+  if sd.schedule.prediction_type != "epsilon":
+    raise ValueError(
+      "Concept Ablation: the model's prediction_type is "
+      f"{sd.schedule.prediction_type!r}; allowed: 'epsilon'"
+    )
 
 
 def erase(
@@ -159,6 +194,8 @@ def erase(
   batch_size: int = 8,
   num_inference_steps: int = 100,
   guidance_scale: float = 6.0,
+  collect: Callable[..., list[np.ndarray]] = in_turn,
+  trainer: Callable[..., Params] = finetune.train_erasure,
 ) -> Params:
   """Erases `concepts` by Concept Ablation; what they preserve is unused.
 
@@ -178,6 +215,8 @@ def erase(
     batch_size: images in one step.
     num_inference_steps: of drawing an anchor image, by DDIM.
     guidance_scale: of drawing an anchor image.
+    collect: called as `in_turn`, to keep what is drawn.
+    trainer: called as `finetune.train_erasure`, to record and to resume.
 
   Raises:
     ValueError: a concept, a name or a number that is not usable; a model that
@@ -186,23 +225,17 @@ def erase(
   """
   check_choice("loss", loss, LOSSES)
   check_choice("train", train, TRAINED)
-  check_concepts(concepts)
-  if sd.schedule.prediction_type != "epsilon":
-    raise ValueError(
-      "Concept Ablation: the model's prediction_type is "
-      f"{sd.schedule.prediction_type!r}; allowed: 'epsilon'"
-    )
+  _check(sd, concepts)
   if not 1 <= batch_size <= images:
     raise ValueError(f"{batch_size=}; allowed: 1 to images={images}")
-  pairs = phrase_pairs(concepts, expand=expand_prompts, template_anchors=True)
-  erased, anchors = zip(*pairs, strict=True)
+  erased, anchors = zip(*_pairs(concepts, expand_prompts), strict=True)
   concept, anchor, empty = (
     stable_diffusion.encode_text(sd, params, stable_diffusion.tokenize(sd, p))
-    for p in (erased, [phrase.strip() for phrase in anchors], [""])
+    for p in (erased, anchors, [""])
   )
   keys = jax.random.split(key)
   drawn = draw_anchors(
-    sd, params, anchor, empty, images, keys[0], sampler="ddim",
+    sd, params, anchor, empty, images, keys[0], collect, sampler="ddim",
     num_steps=num_inference_steps, guidance_scale=guidance_scale,
   )  # fmt: skip
   part = finetune.partition({"unet": params["unet"]}, train)
@@ -210,7 +243,7 @@ def erase(
     learning_rate * batch_size, num_steps, schedule="constant", warmup=0,
     decay_all=True, clip_norm=None, b2=0.999,
   )  # fmt: skip
-  trained = finetune.train_erasure(
+  trained = trainer(
     functools.partial(
       _loss, sd, part.join, loss=loss, regularization=regularization
     ),

@@ -261,6 +261,7 @@ def erase(
   num_steps: int | None = None,
   learning_rate: float | None = None,
   batch_size: int = 1,
+  trainer: Callable[..., Params] = finetune.train_erasure,
 ) -> Params:
   """Erases `concepts` by ESD; several take turns, what they preserve is unused.
 
@@ -280,7 +281,8 @@ def erase(
     num_inference_steps: of a whole trajectory.
     num_steps: of training; None for the preset's.
     learning_rate: of Adam; None for the preset's.
-    batch_size: trajectories in one step.
+    batch_size: trajectories in one step; with one alone, one device trains.
+    trainer: called as `finetune.train_erasure`, to record and to resume.
 
   Raises:
     ValueError: a concept or a name that is not usable; a model that predicts
@@ -312,7 +314,7 @@ def erase(
     # PNDM calls the network once more than it has steps; that is not drawn.
     count=num_inference_steps,
   )
-  trained = finetune.train_erasure(
+  trained = trainer(
     loss,
     tx,
     part.trained,

@@ -236,11 +236,29 @@ def train_erasure(
   *,
   batch_size: int,
   num_steps: int,
+  begin: Callable[[TrainState], TrainState] = lambda state: state,
+  at: Collection[int] = (),
+  on_metrics: Callable[[int, dict[str, float]], None] = lambda *_: None,
+  on_state: Callable[[int, TrainState], None] = lambda *_: None,
 ) -> Params:
-  """Trains from start to end, with nothing to record: what an erasure needs.
+  """Trains an erasure, which by itself has nothing to record, to its end.
 
   Runs on as many of this process's devices as share the batch evenly, so that
-  every process of a run comes to the same result.
+  every process of a run comes to the same result: with a batch of one, on one.
+
+  Args:
+    loss: see `Loss`.
+    tx: the optimizer.
+    trained: what the loss is differentiated by.
+    frozen: handed to the loss.
+    batches: by step.
+    key: of the whole run.
+    batch_size: rows of a batch.
+    num_steps: where to end.
+    begin: gives the state to go on from, for the first one.
+    at: steps after which the hooks are called, besides every twentieth.
+    on_metrics: see `train`.
+    on_state: see `train`.
 
   Returns:
     The trained parameters, on the host.
@@ -251,7 +269,7 @@ def train_erasure(
   devices = jax.local_devices()
   devices = devices[: math.gcd(batch_size, len(devices))]
   state = train(
-    init_state(trained, tx, ema=False),
+    begin(init_state(trained, tx, ema=False)),
     make_step(loss, tx, None),
     frozen,
     batches,
@@ -259,7 +277,8 @@ def train_erasure(
     mesh=sharding.make_mesh(devices=devices),
     num_steps=num_steps,
     every=_CHECK_EVERY,
-    on_metrics=lambda step, values: None,
-    on_state=lambda step, state: None,
+    at=at,
+    on_metrics=on_metrics,
+    on_state=on_state,
   )
   return jax.device_get(state.params)
