@@ -21,6 +21,9 @@ from unlearning_jax.shapes import captions
 
 _AXES = ("methods", "concepts", "sets", "algorithms", "defences", "seeds")
 
+# Methods that solve for the weights; MACE trains adapters, and then solves.
+_CLOSED = ("uce", "rece", "mace", "time")
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -233,6 +236,18 @@ def concepts_of(entry: Mapping[str, Any]) -> tuple[Concept, ...]:
   )
   check_concepts(found)
   return found
+
+
+def kind(config: Any, cell: Cell) -> str:
+  """Whether its erasure solves for weights or trains them, where it is known.
+
+  Returns:
+    One of `study.AMONG`; of a given edit nothing.
+  """
+  entry = config.erasures[f"{cell.method}/{cell.concept}"]
+  if "edit" in entry:
+    return ""
+  return "closed forms" if entry["method"] in _CLOSED else "trained"
 
 
 def images(config: Any, concept: str) -> int:
