@@ -5,16 +5,19 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 from resurgence_cases import finish, stubbed
+from scripts import script
 
 from configs import finetune_resurgence_small, resurgence
 from launch.shared import resurgence_plan as plan
 from unlearning_jax import closed_form, erasures, shapes, stable_diffusion
 from unlearning_jax.concepts import make_concepts
+from unlearning_jax.evaluators import study as evaluators_study
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COUNTS = {"explicit": 4, "words": 2, "others": 2, "tuned": 2}
@@ -79,6 +82,26 @@ def test_a_given_edit_is_tuned_in_all_ways_of_its_concept(tmp_path):
   # It is there: making it costs nothing.
   spent = plan.cost(config, plan.cells(config), dict(config.rates))
   assert spent["erase"] == 0 < spent["tune"]
+  # Nor is it known how it was made.
+  assert plan.kind(config, plan.cells(config)[0]) == ""
+
+
+def test_kinds_of_erasure():
+  config = study(BLOCK | {"methods": resurgence.METHODS, "concepts": ("star",)})
+  kinds = {cell.method: plan.kind(config, cell) for cell in plan.cells(config)}
+  closed = [name for name, kind in kinds.items() if kind == "closed forms"]
+  assert closed == ["uce", "rece", "mace"]
+  assert set(kinds.values()) == set(evaluators_study.AMONG[1:])
+
+
+def test_a_given_edit_takes_no_room():
+  config = study(BLOCK | {"methods": ("mace",), "concepts": ("star",)})
+  with config.unlocked():
+    config.erasures["mine/star"] = {"edit": "somewhere"}
+  sd = types.SimpleNamespace(context_shape=(32, 128))
+  unet = {"unet": {"kernel": np.zeros(4, np.float32)}}
+  found = script("resurgence").sizes(config, sd, unet)
+  assert found == {"mine": 0, "mace": 16, "lora": 3 * 16}
 
 
 def test_an_edit_may_stand_in_a_config(tmp_path):
