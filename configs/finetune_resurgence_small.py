@@ -6,19 +6,23 @@
 Three erasures of the star, tuned on pictures of its four nearest objects (all
 weights, or low-rank adapters) and on portraits; one of them with projected
 updates as well. 30 images a point: intervals are wide. Eleven CPU minutes (an
-Intel Xeon), compilation included.
+Intel Xeon), compilation included. Another concept of `configs.resurgence`
+follows a colon, as `finetune_resurgence_small.py:quill`.
 Metric: R_norm with its interval.
 """
 
 from configs import resurgence
+from unlearning_jax.concepts import check_choice
 
 _COUNTS = {"explicit": 30, "words": 12, "others": 24, "tuned": 12}
 
 
-def get_config():
+def get_config(concept="star"):
+  check_choice("concept", concept, resurgence.CONCEPTS)
+
   def block(**axes):
     whole = {
-      "methods": ("uce", "esd_x", "esd_u"), "concepts": ("star",),
+      "methods": ("uce", "esd_x", "esd_u"), "concepts": (concept,),
       "sets": ("near",), "algorithms": ("full",), "defences": ("none",),
       "seeds": (0,),
     }  # fmt: skip

@@ -14,15 +14,22 @@ The other way round, what an edited folder changed:
   python -m launch.convert --input=esd-church --base=sd14 --format=delta \
     --output=esd-church.safetensors
 
+What others published, as an edit that this package tunes, attacks and draws:
+
+  python -m launch.convert --input=esd-church.pt --base=sd14 --format=edit \
+    --erased=church --output=esd-church.safetensors
+
 Takes as long as reading and writing the files does. Stable Diffusion 1 in
-float32, folder to folder, peaks at 7 GiB of memory; a delta holds two models.
+float32, folder to folder, peaks at 7 GiB of memory; a delta or an edit holds
+two models.
 """
 
 import pathlib
 
 from absl import app, flags, logging
 
-from unlearning_jax import convert
+from unlearning_jax import closed_form, convert, shapes
+from unlearning_jax.concepts import DEFAULT_ANCHORS, make_concepts
 from unlearning_jax.convert import output
 
 _INPUT = flags.DEFINE_string(
@@ -30,10 +37,18 @@ _INPUT = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "What to write.", required=True)
 _BASE = flags.DEFINE_string(
-  "base", None, "Folder or hub id that the input is a part or an edit of."
+  "base",
+  None,
+  "What the input is a part or an edit of: shapes, a folder or a hub id.",
 )
 _FORMAT = flags.DEFINE_enum(
-  "format", "folder", ["folder", "unet", "delta"], "What to write."
+  "format", "folder", ["folder", "unet", "delta", "edit"], "What to write."
+)
+_ERASED = flags.DEFINE_multi_string(
+  "erased", [], "Of an edit: a phrase that was erased; may be repeated."
+)
+_TASK = flags.DEFINE_enum(
+  "task", "object", list(DEFAULT_ANCHORS), "Of an edit: what kind these are."
 )
 _DTYPE = flags.DEFINE_enum(
   "dtype", "float32", list(output.DTYPES), "In which to write it."
@@ -52,8 +67,19 @@ def check_flags() -> None:
     ValueError: naming the flag.
   """
   single = pathlib.Path(_INPUT.value).is_file()
-  if _FORMAT.value == "delta" and _BASE.value is None:
-    raise ValueError("--format=delta needs --base, the model before the edit")
+  if _FORMAT.value in ("delta", "edit") and _BASE.value is None:
+    raise ValueError(
+      f"--format={_FORMAT.value} needs --base, the model before the edit"
+    )
+  if (_FORMAT.value == "edit") != bool(_ERASED.value):
+    raise ValueError(
+      f"--erased={_ERASED.value}: --format=edit, and no other, says what was "
+      f"erased; got --format={_FORMAT.value}"
+    )
+  if _FORMAT.value == "edit":
+    make_concepts(_ERASED.value, task=_TASK.value)
+    if _DTYPE.value != "float32":
+      raise ValueError(f"--dtype={_DTYPE.value}: an edit is of float32 weights")
   if _FORMAT.value == "folder" and single and _BASE.value is None:
     raise ValueError(
       f"--input={_INPUT.value} is a file, so it has no tokenizer; --base names "
@@ -67,13 +93,31 @@ def check_flags() -> None:
   output.check_output(_OUTPUT.value, _OVERWRITE.value)
 
 
+def write_edit(
+  base: convert.ModelFiles, model: convert.ModelFiles
+) -> closed_form.Edit:
+  """Writes what the model is of the base, with what was erased."""
+  edit = closed_form.edit_between(
+    convert.to_params(base),
+    convert.to_params(model),
+    method="-".join(pathlib.Path(_INPUT.value).stem.split()),
+    concepts=make_concepts(_ERASED.value, task=_TASK.value),
+    diagnostics={},
+  )
+  closed_form.save_edit(edit, _OUTPUT.value)
+  return edit
+
+
 def main(argv: list[str]) -> None:
   """Reads, checks every key against the model, and writes."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   check_flags()
   base = _BASE.value
-  if _FORMAT.value == "delta" and base is not None:
+  if base == "shapes":
+    base = shapes.model_folder()
+  if _FORMAT.value in ("delta", "edit"):
+    assert base is not None
     base = convert.load(base, variant=_VARIANT.value)
   model = convert.load(
     _INPUT.value, base, variant=_VARIANT.value, ema=_EMA.value
@@ -84,6 +128,14 @@ def main(argv: list[str]) -> None:
     convert.save_folder(_OUTPUT.value, model, **options)
   elif _FORMAT.value == "unet":
     convert.save_unet(_OUTPUT.value, model, **options)
+  elif _FORMAT.value == "edit":
+    assert isinstance(base, convert.ModelFiles)
+    facts = write_edit(base, model).diagnostics
+    logging.info(
+      "%d leaves differ, by %.4g of their size",
+      facts["changed_leaves"],
+      facts["relative_change"],
+    )
   else:
     assert isinstance(base, convert.ModelFiles)
     names = convert.save_delta(_OUTPUT.value, base, model, **options)

@@ -8,6 +8,9 @@ where it was, a cell that fails leaves the others alone, none is run twice. With
 `--distributed` each process has its own cells, and no checkpoints within one.
 `--dry_run` prints the cells and what they cost. The report is written at the
 end, and with `--report` from what there is.
+
+An erased model from elsewhere is tuned and measured as the config says of its
+concept, instead of the study's own: `--edits=<name>/<concept>=<path>`.
 """
 
 import shutil
@@ -23,11 +26,14 @@ from launch.shared import (
   resurgence_study,
   resurgence_table,
 )
-from unlearning_jax import progress, sharding, stable_diffusion
+from unlearning_jax import closed_form, progress, sharding, stable_diffusion
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run's folder.", required=True
+)
+_EDITS = flags.DEFINE_list(
+  "edits", [], "A study of these alone: <name>/<concept>=<path>."
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only say what would be done.")
 _REPORT = flags.DEFINE_bool("report", False, "Only write the report.")
@@ -37,12 +43,13 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes.")
 def sizes(config, sd, params) -> dict[str, int]:
   """Bytes of an edit by method and of a checkpoint by algorithm, at most."""
   unet = sum(leaf.nbytes for leaf in jax.tree.leaves(params["unet"]))
-  methods = {name.split("/")[0] for name in config.erasures}
-  found = dict.fromkeys(methods, unet)
-  # Maps of text states, in float64.
-  found |= dict.fromkeys(
-    methods & {"uce", "rece"}, 8 * sd.context_shape[1] ** 2
-  )
+  found = {}
+  for name, entry in config.erasures.items():
+    method = name.split("/")[0]
+    # Maps of text states, in float64.
+    made = 8 * sd.context_shape[1] ** 2 if method in ("uce", "rece") else unet
+    # One from elsewhere stays where it is.
+    found[method] = 0 if "edit" in entry else made
   # The parameters and Adam's two moments.
   return found | dict.fromkeys(config.algorithms, 3 * unet)
 
@@ -52,7 +59,9 @@ def main(_):
   # The progress line is what a user follows; libraries only warn.
   logging.set_verbosity(logging.WARNING)
   config = _CONFIG.value
+  resurgence_plan.with_edits(config, _EDITS.value)
   resurgence_plan.check(config)
+  given = resurgence_plan.given(config)
   cells = resurgence_plan.cells(config)
   if _DRY_RUN.value:
     sd, params = comparison.load_model(config)
@@ -64,16 +73,18 @@ def main(_):
     # A cell that fails for want of it would never be tried again.
     resurgence_plan.check_devices(config, resurgence_study.own_mesh())
   sd, base = comparison.load_model(config)
+  for edit in given.values():
+    closed_form.check_base(edit, base)
   phrases = [
     text
     for entry in config.erasures.values()
-    for pair in entry["pairs"]
+    for pair in entry.get("pairs", ())
     for text in pair
   ]
   stable_diffusion.tokenize(sd, phrases)
-  run = comparison.open_run(_WORKDIR.value, config, base)
+  run = comparison.open_run(_WORKDIR.value, config, base, given)
   mine = cells if not _REPORT.value else []
-  study = resurgence_study.Study(run, config, sd, base)
+  study = resurgence_study.Study(run, config, sd, base, given=given)
   points = sum(len(config.algorithms[c.algorithm].checkpoints) for c in cells)
   with progress.Progress("measure", points, done=_points(study)) as bar:
     study.note = lambda key: bar.update(_is_point(key), key)

@@ -5,13 +5,14 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import single_files
 import tiny_pipelines
 from safetensors.numpy import load_file, save_file
 
-from unlearning_jax import convert
+from unlearning_jax import closed_form, convert, stable_diffusion
 
 torch = pytest.importorskip("torch")
 pytestmark = [
@@ -84,11 +85,58 @@ def test_edit_to_folder_to_delta(place):
     np.testing.assert_array_equal(delta[name], value)
 
 
+def test_a_published_unet_to_an_edit(place):
+  base = convert.load(place / "base")
+  unet = {key: torch.tensor(v) for key, v in base.states["unet"].items()}
+  name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+  torch.save({name: unet[name]}, place / "same.pt")
+  torch.save(unet | {name: unet[name] + 1}, place / "esd church.pt")
+  torch.save({name: torch.zeros(3, 3)}, place / "shape.pt")
+  flags = ["--base=base", "--format=edit", "--erased=church", "--erased=house"]
+  file = place / "church.safetensors"
+  result = _run(place, "--input=esd church.pt", *flags, f"--output={file}")
+  assert result.returncode == 0, result.stderr
+  assert "1 leaves differ" in result.stderr
+  edit = closed_form.load_edit(file)
+  assert [c.erase for c in edit.concepts] == ["church", "house"]
+  assert edit.method == "esd-church"
+  # Over the base it is the published model, which convert makes a folder of.
+  result = _run(
+    place, "--input=esd church.pt", "--base=base", "--output=church"
+  )
+  assert result.returncode == 0, result.stderr
+  params = stable_diffusion.load(place / "base")[1]
+  edited = closed_form.apply_to_params(edit, params)
+  wanted = stable_diffusion.load(place / "church")[1]
+  jax.tree.map(np.testing.assert_array_equal, edited, wanted)
+  for name, words in (("same", "changes nothing"), ("shape", "(3, 3)")):
+    result = _run(place, f"--input={name}.pt", *flags, "--output=x.safetensors")
+    assert result.returncode != 0 and words in result.stderr
+    assert not (place / "x.safetensors").exists()
+
+
 @pytest.mark.parametrize(
   "flags, pattern",
   [
     (["--input=base", "--output=base"], "exists; ask for overwriting"),
     (["--input=base", "--output=x", "--format=delta"], "needs --base"),
+    (["--input=base", "--output=x", "--format=edit"], "needs --base"),
+    (
+      ["--input=a.pt", "--base=base", "--output=x.safetensors"]
+      + ["--format=edit"],
+      "says what was erased",
+    ),
+    (
+      ["--input=a.pt", "--base=base", "--output=x.safetensors"]
+      + ["--format=edit", "--erased=a", "--erased=A"],
+      "twice",
+    ),
+    (
+      ["--input=a.pt", "--base=base", "--output=x.safetensors"]
+      + ["--format=edit", "--erased=a", "--dtype=float16"],
+      "an edit is of float32 weights",
+    ),
+    (["--input=base", "--output=x", "--erased=a"], "and no other"),
     (["--input=base", "--output=x", "--format=unet"], "ends in .safetensors"),
     (["--input=edit.safetensors", "--output=x"], "has no tokenizer"),
     (["--input=nowhere", "--output=x"], "nowhere: no such file or folder"),

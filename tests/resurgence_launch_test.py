@@ -119,8 +119,8 @@ def test_a_killed_study_ends_with_the_same_rows(start, tmp_path):
   page = (tmp_path / "cut" / "report.html").read_text()
   assert "What came back" in page and "<script" not in page
   table = (tmp_path / "cut" / "results.csv").read_text().splitlines()
-  # Two conditions; the base and three steps; five groups of prompts.
-  assert len(table) == 1 + 2 * 4 * 5
+  # Two conditions; the base and three steps; six groups of prompts.
+  assert len(table) == 1 + 2 * 4 * 6
 
 
 def study_of(folder, config, processes, *flags):

@@ -1,10 +1,13 @@
 """The page of a study, and its charts: what is in them, and where."""
 
+import csv
+import io
 import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from launch.shared import resurgence_table
 from tests.resurgence_test import cell
 from unlearning_jax.evaluators import study
 from unlearning_jax.report import charts, resurgence
@@ -92,10 +95,39 @@ def test_the_page_has_all_that_was_measured(document):
   ):
     assert part in plain
   assert "A &lt;study&gt;" in text and "ValueError: &lt;no&gt;" in text
+  # What the defence took off, in images; seed by seed; among which runs.
+  assert "10, 0" in plain and "0.002" in plain and "0 → 12" in plain
+  words = " ".join(plain.split())
+  assert words.count("before tuning") == words.count("all before tuning") > 0
   # Both ends of the strongest run, and why one is not in the charts.
   assert "0.60 [" in plain and "the erasure took hardly anything away" in plain
   assert "http" not in text.split("</head>")[1] and "<script" not in text
   assert text.count('class="curve"') == 4
+
+
+def test_the_csv_has_every_group_step_and_seed():
+  run = "esd_x/star/near/full"
+  records = [cell(f"{run}/none", seed, 0, 2, 6, 12) for seed in (0, 1)]
+  records += [cell(f"{run}/anchor", seed, 0, 1, 1, 2) for seed in (0, 1)]
+  text = resurgence_table.table(study.summarize(records, 0.3))
+  rows = list(csv.DictReader(io.StringIO(text)))
+  # Two conditions; the base and four stages; six groups.
+  assert len(rows) == 2 * 5 * 6
+  by = {(r["defence"], r["step"], r["group"]): r for r in rows}
+  last = by["anchor", "50", "explicit"]
+  assert [last[k] for k in ("k", "n", "k_by_seed")] == ["4", "40", "2 2"]
+  assert [last[k] for k in ("lost", "gained", "p")] == ["0", "4", "0.125"]
+  assert last["p_by_seed"] == "0.5 0.5"
+  assert (last["lost_undefended"], last["gained_undefended"]) == ("20", "0")
+  assert float(last["p_undefended"]) == pytest.approx(2 / 2**20, rel=1e-5)
+  assert (last["moved"], last["reversion_prompt"]) == ("1 1", "1 1")
+  assert float(last["harmonic"]) == pytest.approx(0.9)
+  assert last["r_norm"] == "0.1" and float(last["area"]) > 0
+  # Of no defence, before tuning and of the base there is nothing to compare.
+  plain, first = by["none", "50", "explicit"], by["none", "0", "words"]
+  assert plain["p_undefended"] == first["p"] == first["harmonic"] == ""
+  assert by["none", "base", "explicit"]["k_by_seed"] == "20 20"
+  assert by["none", "20", "explicit"]["area"] == ""
 
 
 def test_an_empty_study_has_a_page_too(document):

@@ -8,6 +8,7 @@ from unlearning_jax.evaluators import resurgence, statistics, study
 from unlearning_jax.evaluators.erasure import Target
 
 N = 60
+_, CLOSED, TRAINED = study.AMONG
 
 
 def bits(k, n=N):
@@ -167,7 +168,7 @@ def right(by_name, n=20):
   }
 
 
-def cell(condition, seed, erased, *values, pull=0.0):
+def cell(condition, seed, erased, *values, pull=0.0, kind=""):
   prompts = {
     g: [f"{g} {i}" for i in range(len(t))] for g, t in right(0).items()
   }
@@ -177,8 +178,9 @@ def cell(condition, seed, erased, *values, pull=0.0):
     for step, k in zip((5, 20, 50), values, strict=True)
   }
   return study.record(
-    condition, seed, right(20), right(erased), points, prompts, {"pull": pull}
-  )
+    condition, seed, right(20), right(erased), points, prompts,
+    {"pull": pull}, kind,
+  )  # fmt: skip
 
 
 def test_seeds_are_pooled_image_by_image():
@@ -200,6 +202,52 @@ def test_seeds_are_pooled_image_by_image():
   assert found["early"] == {"step": 20, "share": pytest.approx(8 / 18)}
 
 
+def test_seeds_are_told_apart_and_changes_counted():
+  name = "esd_x/star/near/lora/none"
+  # Given out of order.
+  cells = [cell(name, 1, 2, 2, 6, 12), cell(name, 0, 5, 2, 4, 8)]
+  (found,) = study.summarize(cells, 0.3)
+  first, *_, last = found["steps"]
+  assert found["base"]["explicit"]["by_seed"] == [20, 20]
+  assert first["groups"]["explicit"]["by_seed"] == [5, 2]
+  assert last["groups"]["explicit"]["by_seed"] == [8, 12]
+  # Synonyms and paraphrases together.
+  words = last["groups"]["words"]
+  assert (words["by_seed"], words["n"]) == ([3, 3], 40)
+  # Three gained and ten: all of 13 go one way, and of each seed's.
+  wanted = {"lost": 0, "gained": 13, "p": 2 / 2**13}
+  change = last["change"]["explicit"]
+  assert change == wanted | {"p_by_seed": [2 / 2**3, 2 / 2**10]}
+  assert last["change"]["words"]["p"] == 1 and "change" not in first
+  assert found["steps"][1]["change"]["explicit"]["lost"] == 3
+  assert last["drift"]["moved"] == [2, 2]
+  # Half of what named the concept is gone, and 0.9 of the rest is kept.
+  assert last["harmonic"] == pytest.approx(2 / (1 / 0.5 + 1 / 0.9))
+  assert "defended" not in last
+
+
+def test_a_defence_is_compared_with_the_same_run_without():
+  run, rest = "esd_x/star/near/full", (2, 4, 8)
+  cells = [cell(f"{run}/none", 0, 0, *rest), cell(f"{run}/none", 1, 0, 2, 2, 9)]
+  held = [
+    cell(f"{run}/anchor", 0, 0, 2, 4, 3),
+    cell(f"{run}/anchor", 1, 0, 2, 3, 4),
+  ]
+  _, found = study.summarize([*cells, *held], 0.3)
+  points = [point.get("defended") for point in found["steps"]]
+  assert points[0] is None and points[1]["explicit"]["p"] == 1
+  last = points[3]["explicit"]
+  assert (last["lost"], last["gained"]) == (5 + 5, 0)
+  assert last["p"] == 2 / 2**10 and last["p_by_seed"] == [2 / 2**5] * 2
+  assert (points[2]["explicit"]["lost"], points[2]["explicit"]["gained"]) == (
+    0,
+    1,
+  )
+  # Of a seed that nothing was left undefended there is no comparison.
+  _, alone = study.summarize([cells[0], *held], 0.3)
+  assert "defended" not in alone["steps"][-1]
+
+
 @pytest.mark.parametrize("left", [20, 17])
 def test_an_erasure_that_took_hardly_anything_away_is_undefined(left):
   (found,) = study.summarize(
@@ -218,7 +266,9 @@ def test_predictors_leave_controls_out():
   runs.append(cell("m0/star/control/lora/none", 0, 0, 0, 0, 0, pull=9.0))
   runs.append(cell("m0/star/same/lora/none", 0, 0, 9, 9, 20, pull=-9.0))
   runs.append(cell("m0/star/near/full/project", 0, 0, 9, 9, 20, pull=-9.0))
-  found = {row["name"]: row for row in study.predictors(runs)}
+  listed = study.predictors(runs)
+  assert {row["among"] for row in listed} == {"all"}
+  found = {row["name"]: row for row in listed}
   assert found["pull"]["value"] == pytest.approx(1) and found["pull"]["n"] == 6
   assert found["moved"]["when"] == "early"
   # The same in all runs: it cannot foretell anything.
@@ -229,3 +279,26 @@ def test_predictors_leave_controls_out():
     for i, kind in enumerate(("near", "far", "in", "out") * 2)
   ]
   assert study.predictors(few) == []
+
+
+def test_predictors_are_told_within_kinds_of_erasure_too():
+  # Closed forms hold whatever the pull; of trained ones it says the reverse.
+  runs = [
+    cell(f"c{i}/star/near/lora/none", 0, 0, 0, 0, i % 2, pull=i, kind=CLOSED)
+    for i in range(6)
+  ] + [
+    cell(
+      f"t{i}/star/near/lora/none", 0, 0, 1, 2, 9 - i, pull=9 + i, kind=TRAINED
+    )
+    for i in range(6)
+  ]
+  found = {
+    row["among"]: row for row in study.predictors(runs) if row["name"] == "pull"
+  }
+  assert list(found) == list(study.AMONG)
+  assert found["all"]["value"] > 0.5 and found["all"]["n"] == 12
+  assert found[TRAINED]["value"] == pytest.approx(-1)
+  assert found[TRAINED]["n"] == found[CLOSED]["n"] == 6
+  # Of one kind there may be too few.
+  few = {row["among"] for row in study.predictors(runs[2:])}
+  assert few == {"all", TRAINED}

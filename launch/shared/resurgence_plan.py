@@ -7,14 +7,23 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch.shared import tuning, tuning_sets
-from unlearning_jax import erasures
-from unlearning_jax.concepts import Concept, check_choice, check_concepts
+from launch.shared import comparison, tuning, tuning_sets
+from unlearning_jax import closed_form, erasures
+from unlearning_jax.concepts import (
+  Concept,
+  check_choice,
+  check_concepts,
+  same_phrase,
+)
 from unlearning_jax.durable import JsonLines
 from unlearning_jax.evaluators import erasure, resurgence
 from unlearning_jax.schedules import SAMPLERS
+from unlearning_jax.shapes import captions
 
 _AXES = ("methods", "concepts", "sets", "algorithms", "defences", "seeds")
+
+# Methods that solve for the weights; MACE trains adapters, and then solves.
+_CLOSED = ("uce", "rece", "mace", "time")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +94,71 @@ def packs(config: Any, wanted: Sequence[Cell]) -> list[list[Cell]]:
   return found
 
 
+def with_edits(config: Any, listed: Sequence[str]):
+  """Makes a study of given edits alone, each tuned in all ways of its concept.
+
+  Args:
+    config: the study's, changed in place.
+    listed: of `<name>/<concept>=<path>`; where empty, nothing is changed.
+
+  Raises:
+    ValueError: not of that form; the name is a method of the study's, or the
+      concept none of its.
+  """
+  blocks: list[dict[str, Any]] = []
+  methods = {name.split("/")[0] for name in config.erasures}
+  taken: dict[str, dict[str, str]] = {}
+  for item in listed:
+    key, _, path = item.partition("=")
+    name, _, concept = key.partition("/")
+    if not (name and concept and path) or key in taken:
+      raise ValueError(
+        f"--edits: {item!r} is not a new <name>/<concept>=<path>"
+      )
+    check_choice("--edits: concept", concept, config.concepts)
+    if name in methods:
+      raise ValueError(
+        f"--edits: {item!r}: the study itself makes {name!r}; choose another "
+        "name"
+      )
+    taken[key] = {"edit": path}
+    blocks += [
+      {**block, "methods": (name,), "concepts": (concept,)}
+      for block in config.blocks
+      if concept in block["concepts"]
+    ]
+  if listed:
+    with config.unlocked():
+      config.erasures, config.blocks = taken, tuple(blocks)
+
+
+def given(config: Any) -> dict[str, closed_form.Edit]:
+  """Those of `config.erasures` that are read, not made, by their names there.
+
+  Raises:
+    ValueError: no such file; it erases other classes than its concept has.
+  """
+  found = {}
+  for name, entry in config.erasures.items():
+    if "edit" not in entry:
+      continue
+    (edit,) = comparison.load_edits([entry["edit"]]).values()
+    wanted = [
+      same_phrase(word)
+      for target in targets(config, name.split("/")[1])
+      for group in ("explicit", "synonyms")
+      for word in captions.phrases(target.task, target.name)[group]
+    ]
+    if set(tuning_sets.words(edit)) != set(wanted):
+      erased = [concept.erase for concept in edit.concepts]
+      raise ValueError(
+        f"erasures.{name}: {entry['edit']} erases {erased[:5]}, which is not "
+        f"what the concept is, {wanted}; name another edit or concept"
+      )
+    found[name] = edit
+  return found
+
+
 def check(config: Any):
   """Finds what is wrong with a study before anything is loaded.
 
@@ -114,6 +188,8 @@ def check(config: Any):
     if len(set(concept["names"])) < len(concept["names"]):
       raise ValueError(f"concepts.{name}: a class is listed twice")
   for entry in config.erasures.values():
+    if "edit" in entry:
+      continue
     erasures.bind(entry["method"], entry["hparams"])
     concepts_of(entry)
   for name, algorithm in config.algorithms.items():
@@ -192,6 +268,18 @@ def concepts_of(entry: Mapping[str, Any]) -> tuple[Concept, ...]:
   return found
 
 
+def kind(config: Any, cell: Cell) -> str:
+  """Whether its erasure solves for weights or trains them, where it is known.
+
+  Returns:
+    One of `study.AMONG`; of a given edit nothing.
+  """
+  entry = config.erasures[f"{cell.method}/{cell.concept}"]
+  if "edit" in entry:
+    return ""
+  return "closed forms" if entry["method"] in _CLOSED else "trained"
+
+
 def images(config: Any, concept: str) -> int:
   """Images of one measurement, those of the tuning set left out."""
   counts = config.counts
@@ -212,7 +300,8 @@ def cost(
   """
   spent: dict[str, float] = dict.fromkeys(("erase", "tune", "measure"), 0.0)
   for made in {cell.erasure: cell for cell in wanted}.values():
-    spent["erase"] += rates[made.method]
+    if "edit" not in config.erasures[f"{made.method}/{made.concept}"]:
+      spent["erase"] += rates[made.method]
     spent["measure"] += rates["image"] * images(config, made.concept)
   for _, concept in {(c.seed, c.concept) for c in wanted}:
     spent["measure"] += rates["image"] * images(config, concept)

@@ -40,6 +40,7 @@ class Study:
     sd: the model.
     base: its parameters.
     note: is told of every measurement that is done.
+    given: erasures that are not made here, see `resurgence_plan.given`.
   """
 
   run: Workdir
@@ -47,6 +48,9 @@ class Study:
   sd: Any
   base: Any
   note: Callable[[str], None] = lambda text: None
+  given: Mapping[str, closed_form.Edit] = dataclasses.field(
+    default_factory=dict
+  )
 
   def __post_init__(self):
     self.judge = comparison.load_judge(self.config)
@@ -108,10 +112,13 @@ class Study:
 
   def edit_of(self, cell: Cell) -> closed_form.Edit:
     """The erasure that the cell starts from: made once, then read back."""
+    name = f"{cell.method}/{cell.concept}"
+    if name in self.given:
+      return self.given[name]
     path = self.run.path / "edits" / f"{_file(cell.erasure)}.safetensors"
     if path.exists():
       return closed_form.load_edit(path)
-    entry = self.config.erasures[f"{cell.method}/{cell.concept}"]
+    entry = self.config.erasures[name]
     phrases = resurgence_plan.concepts_of(entry)
     failed = f"edit/{cell.erasure}!"
     if failed in self.rows:

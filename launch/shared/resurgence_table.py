@@ -3,13 +3,23 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from launch.shared import resurgence_plan
 from launch.shared.resurgence_plan import Cell
 from unlearning_jax.evaluators import study
 from unlearning_jax.report import resurgence as page
 from unlearning_jax.workdir import Workdir
+
+_COLUMNS = (
+  "method", "concept", "tuning_set", "algorithm", "defence", "seeds", "step",
+  "group", "rate", "low", "high", "k", "n", "r_norm", "r_low", "r_high",
+  "r_median", "r_deviation", "k_by_seed", "lost", "gained", "p", "p_by_seed",
+  "lost_undefended", "gained_undefended", "p_undefended", "harmonic", "area",
+  *study.EARLY,
+)  # fmt: skip
+_PREDICTOR = ("among", "name", "when", "value", "low", "high", "n")
 
 
 def records(work: Any, cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -34,8 +44,15 @@ def records(work: Any, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     known = rows[f"{cell.id}@0"]["predictors"]
     found.append(
       study.record(
-        cell.condition, cell.seed, before, gone, points, prompts, known
-      )
+        cell.condition,
+        cell.seed,
+        before,
+        gone,
+        points,
+        prompts,
+        known,
+        resurgence_plan.kind(work.config, cell),
+      )  # fmt: skip
     )
   return found
 
@@ -55,10 +72,11 @@ def document(work: Any, cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def write(run: Workdir, work: Any, cells: Sequence[Cell]):
-  """Writes `summary.json`, `results.csv` and `report.html`, and prints."""
+  """Writes `summary.json`, two CSVs and `report.html`, and prints."""
   found = document(work, cells)
   run.save_summary(found)
   run.write("results.csv", table(found["conditions"]))
+  run.write("predictors.csv", _lines(_PREDICTOR, found["predictors"]))
   provenance = json.loads((run.path / "provenance.json").read_text())
   run.write("report.html", page.render(found, provenance))
   print(printed(found))
@@ -66,28 +84,52 @@ def write(run: Workdir, work: Any, cells: Sequence[Cell]):
 
 
 def table(conditions: Sequence[Mapping[str, Any]]) -> str:
-  """Every rate at every step as a line of CSV."""
+  """Every rate at every step as a line of CSV; see docs/resurgence.md."""
+  return _lines(_COLUMNS, (row for one in conditions for row in _rows(one)))
+
+
+def _rows(one: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+  start = dict(zip(_COLUMNS, one["condition"].split("/"), strict=False))
+  start["seeds"] = one["seeds"]
+  base = {"step": "base", "groups": one["base"], "resurgence": {}}
+  for point in (base, *one["steps"]):
+    for group, rate in point["groups"].items():
+      row = start | {
+        "step": point["step"],
+        "group": group,
+        "rate": rate["value"],
+      }
+      row |= {k: rate[k] for k in ("low", "high", "k", "n")}
+      row["k_by_seed"] = rate["by_seed"]
+      back = point["resurgence"].get(group) or {}
+      row |= {f"r_{key.replace('value', 'norm')}": v for key, v in back.items()}
+      row |= point.get("change", {}).get(group, {})
+      free = point.get("defended", {}).get(group, {})
+      row |= {f"{key}_undefended": value for key, value in free.items()}
+      if group == "explicit":
+        row |= {f"r_{key}": point.get(key) for key in ("median", "deviation")}
+        row |= {"harmonic": point.get("harmonic"), **point.get("drift", {})}
+        if point is one["steps"][-1]:
+          row["area"] = one["area"]
+      yield row
+
+
+def _lines(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
   file = io.StringIO()
-  writer = csv.writer(file, lineterminator="\n")
-  writer.writerow([
-    "method", "concept", "tuning_set", "algorithm", "defence", "seeds", "step",
-    "group", "rate", "low", "high", "k", "n", "r_norm", "r_low", "r_high",
-    "r_median", "r_deviation",
-  ])  # fmt: skip
-  for one in conditions:
-    start = [*one["condition"].split("/"), " ".join(map(str, one["seeds"]))]
-    base = {"step": "base", "groups": one["base"], "resurgence": {}}
-    for point in (base, *one["steps"]):
-      for group, rate in point["groups"].items():
-        back = point["resurgence"].get(group) or {}
-        spread = point if group == "explicit" else {}
-        writer.writerow(
-          [*start, point["step"], group]
-          + [rate[key] for key in ("value", "low", "high", "k", "n")]
-          + [back.get(key, "") for key in ("value", "low", "high")]
-          + [spread.get(key, "") for key in ("median", "deviation")]
-        )
+  writer = csv.DictWriter(
+    file, columns, lineterminator="\n", extrasaction="ignore"
+  )
+  writer.writeheader()
+  for row in rows:
+    writer.writerow({key: _text(value) for key, value in row.items()})
   return file.getvalue()
+
+
+def _text(value: Any) -> Any:
+  """A cell of a CSV; of several seeds one value after the other."""
+  if isinstance(value, list):
+    return " ".join(str(_text(one)) for one in value)
+  return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def printed(found: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ _PREDICTORS = {
   "prompt_change": "change of erased keys and values",
   "similarity": "nearness of tuning classes, CLIP cosine",
   "overlap": "overlap of tuning captions and erased prompts",
-  "overlap_centred": "the same, without what all prompts share",
+  "overlap_centred": "overlap, without what all prompts share",
   "pull": "cosine of the first tuning step and the way back",
   "synonyms_left": "synonyms that still worked after the erasure",
   "reversion": "reversion ratio",
@@ -165,6 +165,7 @@ def _defences(conditions: Sequence[Condition]) -> Html:
           _row(
             "/".join(rest) if name == "none" else "", name,
             _estimate(last["resurgence"]["explicit"]),
+            *_change(last.get("defended"), "explicit"),
             _rate(one["steps"][0]["groups"]["tuned"]),
             _rate(last["groups"]["tuned"]), _rate(last["groups"]["others"]),
           )
@@ -173,8 +174,23 @@ def _defences(conditions: Sequence[Condition]) -> Html:
     return Html()
   return join(
     element("h2", "Defences, and what they cost the benign task"),
+    element(
+      "p",
+      "Fewer and more: images by name that show the concept only without the "
+      "defence, and only with it; p is McNemar's, each test for itself.",
+      class_="note",
+    ),
     _grid(
-      ("run", "defence", "R_norm", "tuned concept, before", "after", "others"),
+      (
+        "run",
+        "defence",
+        "R_norm",
+        "fewer, more",
+        "p",
+        "tuned concept, before",
+        "after",
+        "others",
+      ),
       rows,
     ),
   )
@@ -184,6 +200,7 @@ def _predictors(found: Sequence[Mapping[str, Any]]) -> Html:
   rows = [
     _row(
       _PREDICTORS[p["name"]],
+      p["among"],
       "before tuning" if p["when"] == "before" else "first checkpoint",
       f"{p['value']:+.2f} [{p['low']:+.2f}, {p['high']:+.2f}]",
       p["n"],
@@ -198,10 +215,11 @@ def _predictors(found: Sequence[Mapping[str, Any]]) -> Html:
       "p",
       "Spearman's rank correlation with the last R_norm, over runs on innocent "
       "data without a defence; the bootstrap draws erasures with all their "
-      "runs.",
+      "runs. Among all, a predictor may merely tell closed forms from trained "
+      "erasures; so either kind has its own rows.",
       class_="note",
     ),
-    _grid(("predictor", "known", "rank correlation", "runs"), rows),
+    _grid(("predictor", "among", "known", "rank correlation", "runs"), rows),
   )
 
 
@@ -226,14 +244,28 @@ def _table(conditions: Sequence[Condition], threshold: float) -> Html:
         _arrow(first, last, "others"), _arrow(first, last, "tuned"),
         "never" if c["revival"] is None else c["revival"],
         _early(c["early"]),
+        "–" if c["area"] is None else f"{c['area']:.2f}",
+        _seeds(first, last, "explicit"), _seeds(first, last, "words"),
+        *_change(last.get("change"), "words"),
       )
     )  # fmt: skip
   head = (
     "run", "seeds", "base", "erased", "tuned", "R_norm by step",
     "median ± max dev", "synonyms", "paraphrases", "others", "tuned concept",
     f"step of R_norm ≥ {threshold:g}", "share of it by an earlier step",
+    "mean over log(1 + step)", "by name, seed by seed",
+    "synonyms and paraphrases, seed by seed", "of these lost, gained", "p",
   )  # fmt: skip
-  return join(element("h2", "Every condition"), _grid(head, rows))
+  return join(
+    element("h2", "Every condition"),
+    element(
+      "p",
+      "Seed by seed: right images of each, before and after tuning; p is "
+      "McNemar's, of all seeds. results.csv has it for every group and step.",
+      class_="note",
+    ),
+    _grid(head, rows),
+  )
 
 
 def _missing(
@@ -280,6 +312,21 @@ def _estimate(back: Mapping[str, float] | None) -> str:
 
 def _rate(rate: Mapping[str, float]) -> str:
   return f"{rate['value']:.2f} ({rate['k']:.0f}/{rate['n']:.0f})"
+
+
+def _change(changes: Mapping[str, Any] | None, group: str) -> tuple[str, str]:
+  """Images lost and gained, and McNemar's p."""
+  if changes is None:
+    return "", ""
+  found = changes[group]
+  return f"{found['lost']}, {found['gained']}", f"{found['p']:.1g}"
+
+
+def _seeds(first: Any, last: Any, group: str) -> str:
+  before, after = (
+    " ".join(map(str, x["groups"][group]["by_seed"])) for x in (first, last)
+  )
+  return f"{before} → {after}"
 
 
 def _arrow(first: Any, last: Any, group: str) -> str:
