@@ -34,6 +34,7 @@ def start(monkeypatch, tmp_path):
       "_CONFIG": config,
       "_WORKDIR": str(workdir),
       "_DISTRIBUTED": False,
+      "_EVERY": 100,
       "_TENSORBOARD": False,
     }.items():
       monkeypatch.setattr(erase, flag, types.SimpleNamespace(value=value))
