@@ -253,7 +253,7 @@ def _table(conditions: Sequence[Condition], threshold: float) -> Html:
     "run", "seeds", "base", "erased", "tuned", "R_norm by step",
     "median ± max dev", "synonyms", "paraphrases", "others", "tuned concept",
     f"step of R_norm ≥ {threshold:g}", "share of it by an earlier step",
-    "mean over log(1 + step)", "by name, seed by seed",
+    "mean R_norm over log(1 + step)", "by name, seed by seed",
     "synonyms and paraphrases, seed by seed", "of these lost, gained", "p",
   )  # fmt: skip
   return join(
