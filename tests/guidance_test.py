@@ -20,6 +20,7 @@ from unlearning_jax import (
 from unlearning_jax.attacks import concept_inversion
 from unlearning_jax.attacks.shared import losses, rows
 from unlearning_jax.attacks.shared.victim import Batch, through_guidance
+from unlearning_jax.convert.sd1 import CONFIGS
 
 SAFE = guidance.Safe("a star", 2, 3.0, 0.1, 0.3, 0.4)
 
@@ -352,6 +353,16 @@ def test_what_an_inversion_needs(world):
     attack.init(sd, kept, original, batch, jax.random.key(0))
   with pytest.raises(ValueError, match="recursion=1"):
     attacks.bind("concept_inversion", {"recursion": 1})
+  short = schedules.Schedule.from_config(
+    {**CONFIGS["scheduler"], "num_train_timesteps": 90}
+  )
+  attack = attacks.bind("concept_inversion", {"recursion": 35})
+  kept = guided(world, 3.0, safe=SAFE)
+  with pytest.raises(ValueError, match="the model has 90"):
+    attack.init(
+      dataclasses.replace(sd, schedule=short), kept, original, batch,
+      jax.random.key(0),
+    )  # fmt: skip
 
 
 @pytest.mark.slow

@@ -123,6 +123,12 @@ def init(
       f"recursion={h.recursion}: goes through Safe Latent Diffusion; set "
       "guidance.safe and guidance.in_loss"
     )
+  total = sd.schedule.num_train_timesteps
+  if h.recursion and total <= WINDOW:
+    raise ValueError(
+      f"recursion={h.recursion}: draws from the {WINDOW} timesteps below one, "
+      f"and the model has {total}; give 0"
+    )
   guided = h.loss == "match" and victim.guide is not None
   if guided and victim.safe is None and not victim.negative_prompt.strip():
     raise ValueError(
