@@ -1,4 +1,4 @@
-"""The benchmark of full-size programs, run on tiny ones."""
+"""The benchmarks that are tests too: on tiny programs, or a few images."""
 
 import json
 import os
@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+
+from unlearning_jax.shapes import render, vocabulary
+from unlearning_jax.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -54,3 +57,31 @@ def test_compiling_alone_times_nothing(tmp_path):
   (one,) = run(tmp_path, "--parts=unet", "--compile_only", "--jobs=2")
   assert one["compile_s"] > 0 and one["gib"]["argument"] > 0
   assert "error" not in one and "seconds" not in one
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_parts_of_portraits_are_counted_among_those_that_won(tmp_path):
+  run = Workdir(tmp_path / "runs" / "uce", {})
+  for i in range(3):
+    scene = vocabulary.Scene(
+      "portrait", background="grey", identity="Quill Estane", seed=i
+    )
+    path = run.save_image(f"{i}", render.render(scene)[0])
+    run.append_row(
+      {"id": str(i), "success": i < 2, "blocks": [], "pre_image": path}
+    )
+  out = tmp_path / "record.json"
+  subprocess.run(
+    [
+      sys.executable, ROOT / "benchmarks/portrait_parts.py", "--steps=100",
+      "--count=512", f"--runs={tmp_path}/runs", f"--out={out}",
+    ],
+    env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
+  )  # fmt: skip
+  record = json.loads(out.read_text())
+  # A hundred steps are enough to tell glasses, not hair.
+  assert record["accuracy"]["glasses"] > 0.9
+  (found,) = record["runs"].values()
+  assert found["won"] == 2 and found["glasses"] == 2
+  assert found["all"] <= min(found[part] for part in ("hair", "skin", "beard"))
