@@ -47,6 +47,8 @@ def converted(monkeypatch):
       "VARIANT": None,
       "EMA": None,
       "OVERWRITE": False,
+      "ERASED": [],
+      "TASK": "object",
     } | values
     for name, value in given.items():
       flag = types.SimpleNamespace(value=value)
