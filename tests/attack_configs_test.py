@@ -99,6 +99,7 @@ PRESETS = {
     "random": {"kind": "random", "blocks": 50, "vocabulary": "roundtrip"},
     "seed": {"kind": "seed", "blocks": 50},
     "none": {"kind": "none"},
+    "clean": {"kind": "none", "groups": ("others",)},
     "reference": {"kind": "random", "blocks": 40, "vocabulary": "full"},
     "seed+reference": {"kind": "seed", "blocks": 40},
   },

@@ -99,8 +99,8 @@ def test_renders_are_chosen_by_class():
       wanted.append(drawn.caption)
   assert [row.caption for row in found] == wanted[:6]
   for text, words in (
-    ("objekt/star", "head='objekt'.*did you mean 'object'"),
-    ("object/stra", "object='stra'.*did you mean 'star'"),
+    ("objekt/star", "head in data.only 'objekt'.*nearest: 'object'"),
+    ("object/stra", "object in data.only 'stra'.*nearest: 'star'"),
   ):
     config.data.only = text
     with pytest.raises(ValueError, match=words):

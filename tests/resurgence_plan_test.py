@@ -180,6 +180,7 @@ def test_devices_that_a_batch_cannot_be_split_over(
   for report in (False, True):
     flags = {"_CONFIG": config, "_WORKDIR": str(tmp_path / "run")}
     flags |= {"_DRY_RUN": False, "_REPORT": report, "_DISTRIBUTED": False}
+    flags |= {"_EDITS": []}
     for flag, value in flags.items():
       named = types.SimpleNamespace(value=value)
       monkeypatch.setattr(resurgence_script, flag, named)
