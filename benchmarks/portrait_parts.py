@@ -47,9 +47,12 @@ def drawn(count: int, seed: int) -> dict[str, np.ndarray]:
     scene = vocabulary.sample_scene(rng, int(rng.integers(2**31)))
     while scene.kind != "portrait":
       scene = vocabulary.sample_scene(rng, int(rng.integers(2**31)))
-    # The renderer draws the people it knows.
-    render._FACES[scene.need("identity")] = vocabulary.Face(**parts)
+    # The renderer draws the people it knows: for a moment, as somebody else.
+    name = scene.need("identity")
+    own = render._FACES[name]
+    render._FACES[name] = vocabulary.Face(**parts)
     found.append(render.render(scene)[0])
+    render._FACES[name] = own
   heads = {f"label_{part}": label for part, label in labels.items()}
   return {"images": np.stack(found), **heads}
 
