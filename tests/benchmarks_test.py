@@ -85,3 +85,19 @@ def test_parts_of_portraits_are_counted_among_those_that_won(tmp_path):
   (found,) = record["runs"].values()
   assert found["won"] == 2 and found["glasses"] == 2
   assert found["all"] <= min(found[part] for part in ("hair", "skin", "beard"))
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_lanes_are_timed(tmp_path):
+  out = tmp_path / "lanes.json"
+  subprocess.run(
+    [
+      sys.executable, ROOT / "benchmarks/attack_lanes.py", "--lanes=1,2",
+      "--rows=2", "--blocks=2", "--iterations=1", "--steps=2", f"--out={out}",
+    ],
+    env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
+  )  # fmt: skip
+  found = json.loads(out.read_text())["measured"]
+  assert [(one["lanes"], one["rows"]) for one in found] == [(1, 4), (2, 4)]
+  assert all(one["cpu_s_per_row"] > 0 for one in found)
