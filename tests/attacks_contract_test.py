@@ -120,8 +120,8 @@ def test_a_row_is_alone(attack, world):
   same({name: whole[name] for name in rest}, rest)
 
 
-@pytest.mark.parametrize("attack", FIRST_FAST)
-def test_every_leaf_is_led_by_the_lanes(attack, world):
+def filled(world, attack):
+  """Four lanes with the rows of the table in them, before the first block."""
   sd, victim, original = world
   fitting, _ = rows.prepare(sd, table(sd), attack.h.insertion, attack.h.k)
   group = lanes._Lanes(
@@ -129,10 +129,17 @@ def test_every_leaf_is_led_by_the_lanes(attack, world):
     sharding.make_mesh(devices=jax.devices()[:1]), pool(sd, attack),
   )  # fmt: skip
   group.take(lanes.deque(fitting))
+  return group
+
+
+@pytest.mark.parametrize("attack", FIRST_FAST)
+def test_every_leaf_is_led_by_the_lanes(attack, world):
+  group = filled(world, attack)
   shapes_ = jax.tree.map(lambda leaf: leaf.shape[0], group._state)
   assert set(jax.tree.leaves(shapes_)) == {4}
   tokens, context, alive, _ = group.run()
-  width = sd.context_shape[0] if attack.soft == "states" else attack.h.k
+  length = world[0].context_shape[0]
+  width = length if attack.soft == "states" else attack.h.k
   assert tokens.shape[:2] == (4, width) and alive.all()
   assert (context is None) == (not attack.soft)
 
@@ -310,13 +317,7 @@ def test_a_lane_that_is_not_finite_stops_alone(attack, world):
 
 @pytest.mark.parametrize("attack", WITH_LOSS)
 def test_a_state_that_is_not_finite_stays_as_it_was(attack, world):
-  sd, victim, original = world
-  fitting, _ = rows.prepare(sd, table(sd), attack.h.insertion, attack.h.k)
-  group = lanes._Lanes(
-    sd, victim, original, attack, "roundtrip", jax.random.key(0), 4,
-    sharding.make_mesh(devices=jax.devices()[:1]), pool(sd, attack),
-  )  # fmt: skip
-  group.take(lanes.deque(fitting))
+  group = filled(world, attack)
 
   def spoil(leaf):
     # Where a method keeps no numbers, the row's latents do.

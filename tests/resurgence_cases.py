@@ -26,6 +26,29 @@ BLOCK = {
 COUNTS = {"explicit": 4, "words": 2, "others": 2, "tuned": 2}
 KERNEL = "mid/attn2/to_k/kernel"
 
+# A config file: the star, all weights, two steps, of a method and its sets.
+_SMALL = """
+from configs import resurgence
+
+
+def get_config():
+  block = {{
+    "methods": ("{method}",), "concepts": ("star",), "sets": {sets},
+    "algorithms": ("full",), "defences": ("none",), "seeds": (0,),
+  }}
+  counts = {{"explicit": 6, "words": 3, "others": 4, "tuned": 3}}
+  config = resurgence.study([block], (1, 2), counts)
+  config.batch_size, config.sampling.num_steps = 16, 4
+  for tuning in config.algorithms.values():
+    tuning.batch_size, tuning.data.count = 4, 8
+  return config
+"""
+
+
+def small_study(method, sets):
+  """The text of a config that a launch script runs in seconds."""
+  return _SMALL.format(method=method, sets=sets)
+
 
 class Killed(BaseException):
   """As a signal: nothing catches it."""

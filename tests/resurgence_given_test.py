@@ -10,7 +10,7 @@ import types
 import jax
 import numpy as np
 import pytest
-from resurgence_cases import finish, stubbed
+from resurgence_cases import finish, small_study, stubbed
 from scripts import script
 
 from configs import finetune_resurgence_small, resurgence
@@ -29,22 +29,6 @@ BLOCK = {
   "defences": ("none",),
   "seeds": (0,),
 }
-CONFIG = """
-from configs import resurgence
-
-
-def get_config():
-  block = {
-    "methods": ("mace",), "concepts": ("star",), "sets": ("near",),
-    "algorithms": ("full",), "defences": ("none",), "seeds": (0,),
-  }
-  counts = {"explicit": 6, "words": 3, "others": 4, "tuned": 3}
-  config = resurgence.study([block], (1, 2), counts)
-  config.batch_size, config.sampling.num_steps = 16, 4
-  for tuning in config.algorithms.values():
-    tuning.batch_size, tuning.data.count = 4, 8
-  return config
-"""
 
 
 def saved(path, erase="star", anchor="circle"):
@@ -191,7 +175,7 @@ def test_the_small_study_of_another_concept():
 @pytest.mark.e2e
 @pytest.mark.slow
 def test_an_erased_model_is_tuned_and_measured_from_the_command_line(tmp_path):
-  (tmp_path / "config.py").write_text(CONFIG)
+  (tmp_path / "config.py").write_text(small_study("mace", ("near",)))
   sd, base = stable_diffusion.load(shapes.model_folder())
   entry = resurgence.erasure("uce", *resurgence.CONCEPTS["star"])
   erase = erasures.bind(entry["method"], entry["hparams"])

@@ -10,25 +10,9 @@ import sys
 import time
 
 import pytest
+from resurgence_cases import small_study
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-CONFIG = """
-from configs import resurgence
-
-
-def get_config():
-  block = {
-    "methods": ("uce",), "concepts": ("star",), "sets": ("near", "control"),
-    "algorithms": ("full",), "defences": ("none",), "seeds": (0,),
-  }
-  counts = {"explicit": 6, "words": 3, "others": 4, "tuned": 3}
-  config = resurgence.study([block], (1, 2), counts)
-  config.batch_size, config.sampling.num_steps = 16, 4
-  for tuning in config.algorithms.values():
-    tuning.batch_size, tuning.data.count = 4, 8
-  return config
-"""
-
 # Of two concepts, so that each of two processes erases and tunes one.
 SHARED = """
 from configs import resurgence
@@ -60,7 +44,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 @pytest.fixture
 def start(tmp_path):
-  (tmp_path / "config.py").write_text(CONFIG)
+  (tmp_path / "config.py").write_text(small_study("uce", ("near", "control")))
 
   def launch(folder, *flags):
     command = [sys.executable, "-m", "launch.resurgence", *flags]

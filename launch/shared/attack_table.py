@@ -116,7 +116,7 @@ def check_targets(
   """
   height, width = rows.image_size(sd)
   for row in listed if config.target_images else ():
-    path = _target(config, row)
+    path = _target(config.target_images, row)
     if not path.is_file():
       raise ValueError(
         f"target_images: no file {path}; each row needs its <id>.png, or leave "
@@ -145,7 +145,7 @@ def hashes(config: Any, listed: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   if config.target_images:
     digest = hashlib.sha256()
     for row in listed:
-      image = _target(config, row).read_bytes()
+      image = _target(config.target_images, row).read_bytes()
       digest.update(f"{row['id']} {len(image)}\n".encode() + image)
     found["target_images"] = digest.hexdigest()
   return found
@@ -170,7 +170,7 @@ def targeted(
     folder = pathlib.Path(config.target_images)
   else:
     _draw_targets(sd, params, table, config, mesh, folder)
-  images = (_read(folder / f"{row['id']}.png")[None] for row in table)
+  images = (_read(_target(folder, row))[None] for row in table)
   latents = rows.target_latents(sd, params, images)
   found = [
     rows.Row(**row, latents=x) for row, x in zip(table, latents, strict=True)
@@ -179,7 +179,7 @@ def targeted(
 
 
 def _draw_targets(sd, params, table, config, mesh, folder):
-  left = [row for row in table if not (folder / f"{row['id']}.png").exists()]
+  left = [row for row in table if not _target(folder, row).exists()]
   length = sd.context_shape[0]
   batches = stable_diffusion.generate(
     sd,
@@ -190,7 +190,7 @@ def _draw_targets(sd, params, table, config, mesh, folder):
   ) if left else ()  # fmt: skip
   images = (image for batch in batches for image in batch)
   for row, image in zip(left, images, strict=True):
-    with durable.replacing(folder / f"{row['id']}.png") as file:
+    with durable.replacing(_target(folder, row)) as file:
       Image.fromarray(image).save(file, format="png")
 
 
@@ -316,8 +316,8 @@ def _drawing(config: Any, mesh: Any) -> dict[str, Any]:
   }
 
 
-def _target(config: Any, row: Mapping[str, Any]) -> pathlib.Path:
-  return pathlib.Path(config.target_images) / f"{row['id']}.png"
+def _target(folder: str | pathlib.Path, row: Mapping[str, Any]) -> pathlib.Path:
+  return pathlib.Path(folder) / f"{row['id']}.png"
 
 
 def _read(path: pathlib.Path) -> np.ndarray:
