@@ -65,7 +65,17 @@ setup(
   license="Apache-2.0",
   license_files=["LICENSE"],
   python_requires=">=3.11,<3.14",
-  packages=find_packages(include=["unlearning_jax*", "configs*", "launch*"]),
+  # A wheel installs one name: nothing called `launch` or `configs` stands
+  # beside it.
+  packages=[
+    *find_packages(include=["unlearning_jax*"]),
+    "unlearning_jax.configs",
+    "unlearning_jax.launch",
+  ],
+  package_dir={
+    "unlearning_jax.configs": "configs",
+    "unlearning_jax.launch": "launch",
+  },
   package_data={
     "unlearning_jax": ["report/style.css", "shapes/assets/**", "lists/*.txt"]
   },

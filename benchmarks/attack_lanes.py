@@ -25,8 +25,8 @@ from absl import app, flags
 
 from unlearning_jax import attacks, shapes, sharding, stable_diffusion
 from unlearning_jax.attacks import Victim
-from unlearning_jax.attacks.shared import lanes, rows
-from unlearning_jax.evaluators import attack_success
+from unlearning_jax.attacks.engine import lanes, rows
+from unlearning_jax.metrics import attack_success
 
 OUT = flags.DEFINE_string("out", None, "Where the JSON record goes.")
 LANES = flags.DEFINE_list("lanes", ["1", "8", "32"], "Rows side by side.")

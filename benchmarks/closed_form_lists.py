@@ -25,9 +25,9 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from unlearning_jax import closed_form, lists
-from unlearning_jax.closed_form import edit as edits
+from unlearning_jax import closed_form, edits, lists
 from unlearning_jax.erasures import uce
+from unlearning_jax.projections import cross_attention_kernels, projection_gram
 
 ENCODED = flags.DEFINE_integer("encoded", 64, "Phrases that are encoded.")
 LIST_SIZES = flags.DEFINE_multi_integer(
@@ -153,7 +153,7 @@ def measure(case: dict[str, Any], kernels: dict[str, Any]) -> dict[str, Any]:
 def main(_):
   """Measures and writes the record."""
   sd, params = sd14.model()
-  kernels = closed_form.cross_attention_kernels(params)
+  kernels = cross_attention_kernels(params)
   artists = lists.load("artists_1734")
   phrases = [*artists[: ENCODED.value], "", "art"]
   list(uce.encode(sd, params, phrases))  # compiles
@@ -163,9 +163,7 @@ def main(_):
   )
   encoded = np.stack([s.rows for s in states[: ENCODED.value]])
   empty, art = (state.rows for state in states[ENCODED.value :])
-  gram = sd14.timed(
-    timing, "gram", lambda: closed_form.projection_gram(kernels)
-  )
+  gram = sd14.timed(timing, "gram", lambda: projection_gram(kernels))
 
   def case(concepts: int, held: int, anchor: np.ndarray) -> dict[str, Any]:
     return {

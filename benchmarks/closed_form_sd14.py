@@ -33,9 +33,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from unlearning_jax import closed_form, models
+from unlearning_jax import models
 from unlearning_jax.concepts import make_concepts
+from unlearning_jax.edits import apply_to_params, make_edit
 from unlearning_jax.erasures import rece, uce
+from unlearning_jax.projections import cross_attention_kernels, projection_gram
 from unlearning_jax.stable_diffusion import StableDiffusion
 
 OUT = flags.DEFINE_string("out", None, "Where the JSON record goes.")
@@ -151,9 +153,9 @@ def timed(record: dict[str, list], name: str, call: Callable[[], Any]) -> Any:
 
 def stages(sd, params, concepts, record) -> tuple[Any, dict[str, Any]]:
   """The recipe in the steps that `rece.erase` takes."""
-  kernels = closed_form.cross_attention_kernels(params)
+  kernels = cross_attention_kernels(params)
   task = timed(record, "encode", lambda: uce.encode_task(sd, params, concepts))
-  gram = timed(record, "gram", lambda: closed_form.projection_gram(kernels))
+  gram = timed(record, "gram", lambda: projection_gram(kernels))
   context_map, found = timed(
     record,
     "solve",
@@ -162,7 +164,7 @@ def stages(sd, params, concepts, record) -> tuple[Any, dict[str, Any]]:
   edit = timed(
     record,
     "sign",
-    lambda: closed_form.make_edit(
+    lambda: make_edit(
       context_map,
       params,
       gram,
@@ -171,9 +173,7 @@ def stages(sd, params, concepts, record) -> tuple[Any, dict[str, Any]]:
       diagnostics=found,
     ),
   )
-  new = timed(
-    record, "apply", lambda: closed_form.apply_to_params(edit, params)
-  )
+  new = timed(record, "apply", lambda: apply_to_params(edit, params))
   return edit, new
 
 
@@ -210,7 +210,7 @@ def main(_):
 
   def whole(params):
     edit = rece.erase(sd, params, concepts, recipe="nudity")
-    return closed_form.apply_to_params(edit, params)
+    return apply_to_params(edit, params)
 
   timed(record, "first call, compilation included", lambda: whole(params))
   for _ in range(REPEATS.value):
@@ -219,11 +219,11 @@ def main(_):
     timed(record, "whole, a further edit of it", lambda m=other: whole(m))
     edit, new = stages(sd, fresh(params), concepts, record)
 
-  kernels = closed_form.cross_attention_kernels(params)
+  kernels = cross_attention_kernels(params)
   rows = [state.rows for state in uce.encode(sd, params, ["nudity", ""])]
   plain = timed(record, "textbook", lambda: textbook(kernels, *rows))
   exact = textbook(kernels, *rows, dtype=np.float64)
-  ours = closed_form.cross_attention_kernels(new).values()
+  ours = cross_attention_kernels(new).values()
   result = {
     **circumstances(__doc__),
     "repeats": REPEATS.value,

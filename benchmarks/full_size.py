@@ -32,8 +32,8 @@ import full_size_programs as programs
 import jax
 from absl import app, flags, logging
 
-from launch.shared import tuning
 from unlearning_jax import durable, sharding
+from unlearning_jax.experiments import tuning
 
 GIB = 2**30
 ROWS = {

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from unlearning_jax.configs import finetune_full, finetune_lora
 
-from configs import finetune_full, finetune_lora
-from launch.shared import tuning
 from unlearning_jax import (
   attacks,
   finetune,
@@ -16,9 +15,10 @@ from unlearning_jax import (
   samplers,
   stable_diffusion,
 )
-from unlearning_jax.attacks.shared import insertion
-from unlearning_jax.attacks.shared.victim import Batch, Victim
+from unlearning_jax.attacks.engine import insertion
+from unlearning_jax.attacks.engine.victim import Batch, Victim
 from unlearning_jax.convert.sd1 import CONFIGS
+from unlearning_jax.experiments import tuning
 from unlearning_jax.schedules import Schedule
 from unlearning_jax.stable_diffusion import StableDiffusion
 

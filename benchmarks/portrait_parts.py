@@ -21,9 +21,8 @@ from absl import app, flags
 from PIL import Image
 
 from unlearning_jax import data, finetune, sharding
-from unlearning_jax.judges import shapes as judge
-from unlearning_jax.shapes import render, vocabulary
-from unlearning_jax.workdir import read_rows
+from unlearning_jax.record.workdir import read_rows
+from unlearning_jax.shapes import judge, render, vocabulary
 
 RUNS = flags.DEFINE_string("runs", None, "A folder of attack runs.")
 OUT = flags.DEFINE_string("out", None, "Where the JSON record goes.")

@@ -12,7 +12,7 @@ control of the columns that draw from all.
 Metric: ASR beside the control's on the same rows, and the gradient's scale.
 """
 
-from configs import attack_matrix_shapes, attack_unlearn_diff_atk
+from unlearning_jax.configs import attack_matrix_shapes, attack_unlearn_diff_atk
 
 _TASKS = "object+unsafe"
 # Presets of configs/attack_unlearn_diff_atk.py.

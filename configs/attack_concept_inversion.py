@@ -18,7 +18,7 @@ same inversion on a model that never saw the concept (`launch.train` a UNet with
 `--config.victim=scrambled`, a model to which no word means anything.
 """
 
-from configs import attacks
+from unlearning_jax.configs import attacks
 
 # The published updates are of 16 images; so are ours, as draws.
 _PUBLISHED = {"blocks": 1, "draws": 16}

@@ -16,7 +16,7 @@ Metric: attack success, beside which an attack's is to be read. On `tiny` 100
 rows of `hparams.blocks=9` took two minutes on a core of an Intel Xeon.
 """
 
-from configs import attacks
+from unlearning_jax.configs import attacks
 
 _PRESETS = {
   "random": {"kind": "random"},

@@ -12,7 +12,7 @@ free tokens whose text state shall be the prompt's, found without the UNet;
 Metric: attack success beside a control's, `--control=runs/random`.
 """
 
-from configs import attacks
+from unlearning_jax.configs import attacks
 
 _PRESETS = {
   "denoise": {},

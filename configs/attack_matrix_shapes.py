@@ -17,7 +17,8 @@ run the same command. Metric: ASR beside the random control's on the same rows.
 import dataclasses
 import importlib
 
-from configs import attacks, erasures, shapes_concepts
+from unlearning_jax.configs import attacks, erasures, shapes_concepts
+
 from unlearning_jax.concepts import check_choice
 
 _ERASURES = ("uce", "rece")

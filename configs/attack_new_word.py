@@ -10,7 +10,7 @@ Tasks: object, style, identity, unsafe. Every row of the first run is a word,
 every word an image of each row of the second. Metric: attack success.
 """
 
-from configs import attacks
+from unlearning_jax.configs import attacks
 
 
 def get_config(argument: str = "tiny"):

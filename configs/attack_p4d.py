@@ -11,7 +11,7 @@ P4D-N and P4D-K.
 Metric: attack success beside a control's, `--control=runs/random`.
 """
 
-from configs import attacks
+from unlearning_jax.configs import attacks
 
 _OWN = {
   "learning_rate": 0.1,

@@ -7,7 +7,7 @@ Tasks: object, style, identity, unsafe. The same search with P4D's loss is
 `configs/attack_p4d.py`. Metric: attack success beside a control's.
 """
 
-from configs import attacks
+from unlearning_jax.configs import attacks
 
 
 def get_config(argument: str = "tiny"):

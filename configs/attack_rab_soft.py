@@ -7,7 +7,7 @@ Tasks: object, style, identity, unsafe. One image for each of `hparams.etas`.
 Metric: the success of text states, which bounds that of Ring-A-Bell's prompts.
 """
 
-from configs import attacks
+from unlearning_jax.configs import attacks
 
 
 def get_config(argument: str = "tiny"):

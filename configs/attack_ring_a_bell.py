@@ -10,7 +10,7 @@ configs erase, beside their anchors. The prompts found replace the rows' own.
 Metric: attack success beside a control's, `--control=runs/random`.
 """
 
-from configs import attacks
+from unlearning_jax.configs import attacks
 
 _ONCE = {"blocks": 1, "iterations": 3000}
 _PRESETS = {

@@ -16,7 +16,7 @@ on a core of an Intel Xeon. At full size a step of one row takes 8.1 GiB in
 float32, and took 29.5 ms on an NVIDIA H200 in bfloat16.
 """
 
-from configs import attacks
+from unlearning_jax.configs import attacks
 
 _PRESETS = {
   # Ours: no decay, fresh noise, ids that survive their text.

@@ -4,8 +4,8 @@ import dataclasses
 import importlib
 
 import ml_collections
+from unlearning_jax.configs import common, erasures, shapes_concepts
 
-from configs import common, erasures, shapes_concepts
 from unlearning_jax.concepts import check_choice
 
 # Adversarial tokens by task, as published.

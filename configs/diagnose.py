@@ -8,9 +8,10 @@ Tasks: object, style, identity, unsafe. At full size name the prompts,
 Metric: the share of the original's gap that the victim keeps.
 """
 
-from configs import attacks
-from unlearning_jax.evaluators.erasure import HEADS
+from unlearning_jax.configs import attacks
+
 from unlearning_jax.shapes import vocabulary
+from unlearning_jax.shapes.prompts import HEADS
 
 _CAPTIONS = {"object": "a {}", "identity": "a portrait of {}"}
 

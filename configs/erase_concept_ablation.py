@@ -21,7 +21,7 @@ Metric: accuracy on the erased concept and on everything else.
 seed): star 10 / 21, Quill Estane 0 / 24, neon 20 / 23, hazard 15 / 24.
 """
 
-from configs import erasures
+from unlearning_jax.configs import erasures
 
 _PRESETS = {
   "instance": {"learning_rate": 2e-6, "num_steps": 100},

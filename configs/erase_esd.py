@@ -26,7 +26,7 @@ DPM-Solver++, one seed; the base has 70, 70, 69, 69 and 24, 24, 23, 24):
 
 from typing import Any
 
-from configs import erasures
+from unlearning_jax.configs import erasures
 
 
 def get_config(argument: str = "tiny"):

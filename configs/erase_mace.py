@@ -17,8 +17,8 @@ Metric: accuracy on the erased concept and on everything else.
 """
 
 import ml_collections
+from unlearning_jax.configs import erasures, shapes_concepts
 
-from configs import erasures, shapes_concepts
 from unlearning_jax.concepts import same_phrase
 from unlearning_jax.shapes import vocabulary
 

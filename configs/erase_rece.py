@@ -13,7 +13,8 @@ On two CPU cores, `tiny` takes about two minutes, nearly all of it drawing.
 Metric: accuracy on the erased concept and on everything else.
 """
 
-from configs import erasures
+from unlearning_jax.configs import erasures
+
 from unlearning_jax.concepts import CONCEPT_SETS, same_phrase
 
 # Imagenette's classes by what UCE leaves of them: of the others, nothing.

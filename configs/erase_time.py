@@ -10,7 +10,7 @@ On two CPU cores, `tiny` takes about two minutes, nearly all of it drawing.
 Metric: accuracy on the erased concept and on everything else.
 """
 
-from configs import erasures
+from unlearning_jax.configs import erasures
 
 
 def get_config(argument: str = "tiny"):

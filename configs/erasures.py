@@ -5,8 +5,8 @@ import inspect
 from collections.abc import Collection
 
 import ml_collections
+from unlearning_jax.configs import common, shapes_concepts
 
-from configs import common, shapes_concepts
 from unlearning_jax import lists
 from unlearning_jax.concepts import CONCEPT_SETS, check_choice
 

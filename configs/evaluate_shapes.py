@@ -6,7 +6,7 @@
 Two CPU cores: about two minutes a model. Metric: accuracy per head.
 """
 
-from configs import common, shapes_concepts
+from unlearning_jax.configs import common, shapes_concepts
 
 
 def get_config(argument: str = "tiny"):

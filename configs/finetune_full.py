@@ -13,7 +13,7 @@ time was not measured.
 Metric: loss; then `launch.evaluate` on the edits in `steps/`.
 """
 
-from configs import common
+from unlearning_jax.configs import common
 
 
 def get_config(argument: str = "tiny"):

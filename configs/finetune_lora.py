@@ -13,7 +13,7 @@ torch diffusers loads. `tiny` is for a CPU: one core takes 0.15 s for a step of
 not timed. Metric: as `finetune_full.py`.
 """
 
-from configs import common
+from unlearning_jax.configs import common
 
 
 def get_config(argument: str = "tiny"):

@@ -14,7 +14,7 @@ Tuning takes 100 steps of 16 images: 1,600 samples of 250 images, near the
 published LoRA protocol's 4,000, at ten times its rates.
 """
 
-from configs import resurgence
+from unlearning_jax.configs import resurgence
 
 _SINGLE = ("star", "quill", "neon", "hazard")
 _TRAINED = ("esd_x", "esd_u", "concept_ablation")

@@ -11,7 +11,8 @@ follows a colon, as `finetune_resurgence_small.py:quill`.
 Metric: R_norm with its interval.
 """
 
-from configs import resurgence
+from unlearning_jax.configs import resurgence
+
 from unlearning_jax.concepts import check_choice
 
 _COUNTS = {"explicit": 30, "words": 12, "others": 24, "tuned": 12}

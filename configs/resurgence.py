@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
+from unlearning_jax.configs import common, finetune_full, finetune_lora
 
-from configs import common, finetune_full, finetune_lora
 from unlearning_jax.shapes import vocabulary
 
 # Seconds of one CPU core.
@@ -67,7 +67,7 @@ def study(
       `defences`, `seeds`.
     steps: of tuning, after which all is measured; the last ends it. Another
       one may follow the name of an algorithm, as "lora 300".
-    counts: images of each group of prompts, see `evaluators.resurgence`.
+    counts: images of each group of prompts, see `metrics.resurgence`.
     batch_size: of tuning.
   """
   config = common.comparison("tiny")
@@ -132,7 +132,7 @@ def erasure(method: str, task: str, names: Sequence[str]) -> dict[str, Any]:
   """
   method, changes, anchor = VARIANTS.get(method, (method, {}, None))
   name, _, part = method.partition("_") if "esd" in method else (method, "", "")
-  module = importlib.import_module(f"configs.erase_{name}")
+  module = importlib.import_module(f"unlearning_jax.configs.erase_{name}")
   made = module.get_config(f"tiny,task={task},name={'+'.join(names)}")
   hparams = made.hparams.to_dict()
   if part:

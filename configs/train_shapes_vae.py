@@ -4,7 +4,7 @@
     --workdir=runs/vae --model=runs/shapes
 """
 
-from configs import common
+from unlearning_jax.configs import common
 
 
 def get_config():

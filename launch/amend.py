@@ -19,10 +19,11 @@ import pathlib
 
 from absl import app, flags, logging
 
-from unlearning_jax import closed_form, shapes, stable_diffusion
+from unlearning_jax import shapes, stable_diffusion
 from unlearning_jax.closed_form import statistics
 from unlearning_jax.concepts import DEFAULT_ANCHORS, make_concepts
 from unlearning_jax.convert import output, reader
+from unlearning_jax.edits import edit_between, load_edit, save_edit
 from unlearning_jax.erasures import mace, uce
 
 _MODEL = flags.DEFINE_string(
@@ -89,7 +90,7 @@ def amended_fusion(params, folder, reweighted):
       "preserved; run launch.erase for the whole list"
     )
   known = mace.load_fusion(folder / _FILE)
-  before = closed_form.load_edit(folder / "edit.safetensors")
+  before = load_edit(folder / "edit.safetensors")
   for name in _REMOVE.value:
     known = known.drop(name)
   for name, weight in reweighted:
@@ -98,7 +99,7 @@ def amended_fusion(params, folder, reweighted):
   mean = before.diagnostics.get("fusion") == {}
   erased, found = known.solve(params, "mean" if mean else "closed_form")
   left = [part.name for part in known.parts]
-  edit = closed_form.edit_between(
+  edit = edit_between(
     params,
     erased,
     method=before.method,
@@ -153,7 +154,7 @@ def main(argv: list[str]) -> None:
     known, edit = amended(sd, params, known, concepts, reweighted)
   folder = pathlib.Path(_OUTPUT.value)
   known.save(folder / _FILE)
-  closed_form.save_edit(edit, folder / "edit.safetensors")
+  save_edit(edit, folder / "edit.safetensors")
   logging.info(
     "%d concepts erased, relative change %.3g: %s",
     len(edit.concepts),

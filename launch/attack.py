@@ -16,7 +16,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch.shared import (
+from unlearning_jax import sharding
+from unlearning_jax.attacks import Victim
+from unlearning_jax.experiments import (
   attack_checks,
   attack_pool,
   attack_summary,
@@ -24,8 +26,7 @@ from launch.shared import (
   comparison,
   victims,
 )
-from unlearning_jax import progress, sharding
-from unlearning_jax.attacks import Victim
+from unlearning_jax.record import progress
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(

@@ -19,8 +19,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch.shared import attack_cells, comparison, matrix_summary
 from unlearning_jax import sharding
+from unlearning_jax.experiments import attack_cells, comparison, matrix_summary
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(

@@ -28,9 +28,10 @@ import pathlib
 
 from absl import app, flags, logging
 
-from unlearning_jax import closed_form, convert, shapes
+from unlearning_jax import convert, shapes
 from unlearning_jax.concepts import DEFAULT_ANCHORS, make_concepts
 from unlearning_jax.convert import output
+from unlearning_jax.edits import Edit, edit_between, save_edit
 
 _INPUT = flags.DEFINE_string(
   "input", None, "Folder, file or hub id (owner/name).", required=True
@@ -93,18 +94,16 @@ def check_flags() -> None:
   output.check_output(_OUTPUT.value, _OVERWRITE.value)
 
 
-def write_edit(
-  base: convert.ModelFiles, model: convert.ModelFiles
-) -> closed_form.Edit:
+def write_edit(base: convert.ModelFiles, model: convert.ModelFiles) -> Edit:
   """Writes what the model is of the base, with what was erased."""
-  edit = closed_form.edit_between(
+  edit = edit_between(
     convert.to_params(base),
     convert.to_params(model),
     method="-".join(pathlib.Path(_INPUT.value).stem.split()),
     concepts=make_concepts(_ERASED.value, task=_TASK.value),
     diagnostics={},
   )
-  closed_form.save_edit(edit, _OUTPUT.value)
+  save_edit(edit, _OUTPUT.value)
   return edit
 
 

@@ -15,9 +15,15 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch.shared import attack_table, comparison, diagnosis, victims
-from unlearning_jax import progress, sharding
+from unlearning_jax import sharding
 from unlearning_jax.attacks import Victim
+from unlearning_jax.experiments import (
+  attack_table,
+  comparison,
+  diagnosis,
+  victims,
+)
+from unlearning_jax.record import progress
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(

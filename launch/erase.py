@@ -12,9 +12,10 @@ killed goes on from the last multiple of `--checkpoint_every` steps.
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch.shared import comparison, erasing, training_log
 from unlearning_jax import concepts, erasures, sharding
 from unlearning_jax.closed_form import statistics
+from unlearning_jax.experiments import comparison, erasing
+from unlearning_jax.record import training_log
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(

@@ -15,7 +15,6 @@ import jax
 from absl import app, flags, logging
 
 from unlearning_jax import (
-  closed_form,
   lists,
   shapes,
   sharding,
@@ -24,6 +23,7 @@ from unlearning_jax import (
 from unlearning_jax.closed_form import mass, statistics
 from unlearning_jax.concepts import DEFAULT_ANCHORS, make_concepts
 from unlearning_jax.convert import output
+from unlearning_jax.edits import save_edit
 
 _MODEL = flags.DEFINE_string(
   "model", None, "The base: shapes, a folder or a hub id.", required=True
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
     report=lambda done: logging.info("%d phrases", done),
   )
   if jax.process_index() == 0:
-    closed_form.save_edit(edit, path)
+    save_edit(edit, path)
   logging.info(
     "%d concepts erased, relative change %.3g, condition number %.1e: %s",
     len(concepts),

@@ -10,8 +10,9 @@ base alone is measured.
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch.shared import comparison
-from unlearning_jax import closed_form, sharding
+from unlearning_jax import sharding
+from unlearning_jax.edits import check_base
+from unlearning_jax.experiments import comparison
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -31,7 +32,7 @@ def main(_):
   edits = comparison.load_edits(_EDITS.value)
   sd, params = comparison.load_model(config)
   for edit in edits.values():
-    closed_form.check_base(edit, params)
+    check_base(edit, params)
   comparison.check_fits(config, sd)
   run = comparison.open_run(_WORKDIR.value, config, params, edits)
   comparison.compare(run, sd, params, edits, config)

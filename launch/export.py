@@ -13,9 +13,10 @@ Seconds; `unet` and `folder` take as long as writing the model does.
 
 from absl import app, flags, logging
 
-from unlearning_jax import closed_form, shapes, stable_diffusion
-from unlearning_jax.closed_form import export
+from unlearning_jax import exports as export
+from unlearning_jax import shapes, stable_diffusion
 from unlearning_jax.convert import output
+from unlearning_jax.edits import load_edit
 
 _EDIT = flags.DEFINE_string("edit", None, "edit.safetensors.", required=True)
 _MODEL = flags.DEFINE_string(
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
     "overwrite": _OVERWRITE.value,
   }
   export.check_export(_OUTPUT.value, _FORMAT.value, **options)
-  edit = closed_form.load_edit(_EDIT.value)
+  edit = load_edit(_EDIT.value)
   path = _MODEL.value
   sd, params = stable_diffusion.load(
     shapes.model_folder() if path == "shapes" else path

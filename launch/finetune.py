@@ -17,16 +17,17 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch.shared import comparison, training_log, tuning, tuning_sets
 from unlearning_jax import (
   checkpoints,
-  closed_form,
   convert,
   data,
   finetune,
   sharding,
-  workdir,
 )
+from unlearning_jax.edits import apply_to_params, edit_hash, save_edit
+from unlearning_jax.experiments import comparison, tuning
+from unlearning_jax.record import training_log, workdir
+from unlearning_jax.shapes import tuning_sets
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -48,7 +49,7 @@ def main(_):
   sd = tuning.with_remat(sd, config.remat)
   edits = comparison.load_edits([_EDIT.value] if _EDIT.value else [])
   edit = next(iter(edits.values()), None)
-  params = base if edit is None else closed_form.apply_to_params(edit, base)
+  params = base if edit is None else apply_to_params(edit, base)
   if edit is not None:
     tuning.check_start(base, params, str(_EDIT.value))
   listed = tuning.examples(config)
@@ -66,7 +67,7 @@ def main(_):
     base_fingerprint=convert.params_fingerprint(base),
     seeds={"seed": config.seed},
     inputs={
-      **{name: closed_form.edit_hash(e) for name, e in edits.items()},
+      **{name: edit_hash(e) for name, e in edits.items()},
       "data": data.fingerprint(listed),
       # Each shuffles its own share: other processes, other batches.
       "processes": str(here[1]),
@@ -85,7 +86,7 @@ def main(_):
       tuned = tuning.tuned_params(sd, params, part, state, edit, config)
       kept = tuning.as_edit(base, tuned, edit, f"{config.train}@{now}")
       if run.is_writer:
-        closed_form.save_edit(kept, run.path / steps / f"{now:06}.safetensors")
+        save_edit(kept, run.path / steps / f"{now:06}.safetensors")
     if now in saves:
       checkpoints.save(saved, now, state)
 

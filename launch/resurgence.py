@@ -19,14 +19,16 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch.shared import (
+from unlearning_jax import sharding, stable_diffusion
+from unlearning_jax.edits import check_base
+from unlearning_jax.experiments import (
   comparison,
   resurgence_cells,
   resurgence_plan,
   resurgence_study,
   resurgence_table,
 )
-from unlearning_jax import closed_form, progress, sharding, stable_diffusion
+from unlearning_jax.record import progress
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -74,7 +76,7 @@ def main(_):
     resurgence_plan.check_devices(config, resurgence_study.own_mesh())
   sd, base = comparison.load_model(config)
   for edit in given.values():
-    closed_form.check_base(edit, base)
+    check_base(edit, base)
   phrases = [
     text
     for entry in config.erasures.values()

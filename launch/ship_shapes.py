@@ -18,11 +18,13 @@ import numpy as np
 from absl import app, flags
 from safetensors.numpy import load_file, save_file
 
-from unlearning_jax import progress, sharding
+from unlearning_jax import sharding
 from unlearning_jax import stable_diffusion as stable
-from unlearning_jax.evaluators import accuracy, erasure
-from unlearning_jax.judges import shapes as shapes_judge
+from unlearning_jax.metrics import accuracy
+from unlearning_jax.record import progress
 from unlearning_jax.shapes import dataset
+from unlearning_jax.shapes import judge as shapes_judge
+from unlearning_jax.shapes import prompts as erasure
 
 _MODEL = flags.DEFINE_string(
   "model", None, "Folder that training filled.", required=True

@@ -12,11 +12,10 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch.shared import training_log
-from unlearning_jax import checkpoints, finetune, sharding, workdir
+from unlearning_jax import checkpoints, finetune, sharding
 from unlearning_jax.data import Batches
-from unlearning_jax.judges import shapes as judge
-from unlearning_jax.shapes import dataset, tasks, vocabulary
+from unlearning_jax.record import training_log, workdir
+from unlearning_jax.shapes import dataset, judge, tasks, vocabulary
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(

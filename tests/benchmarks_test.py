@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from unlearning_jax.record.workdir import Workdir
 from unlearning_jax.shapes import render, vocabulary
-from unlearning_jax.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -2,11 +2,11 @@
 
 import warnings
 
-import closed_form_cases as cases
 import jax
 import numpy as np
 import pytest
 
+from tests.support import closed_form_cases as cases
 from unlearning_jax.concepts import Concept, make_concepts
 from unlearning_jax.erasures import rece, time, uce
 

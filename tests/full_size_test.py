@@ -15,8 +15,8 @@ import time
 
 import numpy as np
 import pytest
-import tiny_pipelines
 
+from tests.support import tiny_pipelines
 from unlearning_jax.convert.sd1 import CONFIGS
 
 pytest.importorskip("torch")

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attacks_cases import make_world, pool, table
 
+from tests.support.attacks_cases import make_world, pool, table
 from unlearning_jax import (
   attacks,
   guidance,
@@ -18,8 +18,8 @@ from unlearning_jax import (
   stable_diffusion,
 )
 from unlearning_jax.attacks import concept_inversion
-from unlearning_jax.attacks.shared import losses, rows
-from unlearning_jax.attacks.shared.victim import Batch, through_guidance
+from unlearning_jax.attacks.engine import losses, rows
+from unlearning_jax.attacks.engine.victim import Batch, through_guidance
 from unlearning_jax.convert.sd1 import CONFIGS
 
 SAFE = guidance.Safe("a star", 2, 3.0, 0.1, 0.3, 0.4)

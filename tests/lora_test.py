@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from unlearning_jax import closed_form, lora, shapes, stable_diffusion
+from unlearning_jax import lora, shapes, stable_diffusion
+from unlearning_jax.projections import cross_attention_kernels
 
 KV = "attn2/to_k/kernel", "attn2/to_v/kernel"
 
@@ -49,7 +50,7 @@ def changed(before, after):
 
 def test_keys_are_those_of_the_closed_forms(params):
   adapters = lora.init(params, jax.random.key(0), rank=2)
-  kernels = closed_form.cross_attention_kernels(params)
+  kernels = cross_attention_kernels(params)
   assert list(adapters) == list(kernels)
   for path, kernel in kernels.items():
     assert adapters[path]["down"].shape == (kernel.shape[0], 2)
@@ -80,7 +81,7 @@ def test_fresh_adapters_change_nothing(params):
   ],
 )
 def test_targets(targets, per_block, params):
-  blocks = len(closed_form.cross_attention_kernels(params)) // 2
+  blocks = len(cross_attention_kernels(params)) // 2
   adapters = lora.init(params, jax.random.key(0), rank=1, targets=targets)
   assert len(adapters) == per_block * blocks
 
@@ -89,8 +90,8 @@ def test_merge_changes_its_kernels_only(params):
   adapters = filled(params)
   merged = lora.merge(params, adapters, 0.5)
   assert changed(params, merged) == [f"unet/{path}" for path in adapters]
-  before = closed_form.cross_attention_kernels(params)
-  for path, kernel in closed_form.cross_attention_kernels(merged).items():
+  before = cross_attention_kernels(params)
+  for path, kernel in cross_attention_kernels(merged).items():
     down, up = (np.float64(adapters[path][n]) for n in ("down", "up"))
     wanted = np.float64(before[path]) + 0.5 * down @ up
     np.testing.assert_allclose(kernel, wanted, atol=1e-6)
@@ -103,8 +104,8 @@ def test_the_merged_model_acts_as_base_and_adapter(model):
   adapters = filled(params)
   ids = stable_diffusion.tokenize(sd, ["a red star"])
   states = stable_diffusion.encode_text(sd, params, ids)[0]
-  merged = closed_form.cross_attention_kernels(lora.merge(params, adapters, 2))
-  for path, kernel in closed_form.cross_attention_kernels(params).items():
+  merged = cross_attention_kernels(lora.merge(params, adapters, 2))
+  for path, kernel in cross_attention_kernels(params).items():
     factors = adapters[path]
     apart = states @ kernel + 2 * (states @ factors["down"]) @ factors["up"]
     np.testing.assert_allclose(states @ merged[path], apart, atol=2e-4)
@@ -121,9 +122,7 @@ def test_gradients_reach_the_factors(params):
     return jnp.sum(closed_form_leaf(merged, path) ** 2) / 2
 
   found = gradient(adapters)
-  merged = closed_form.cross_attention_kernels(
-    lora.merge(params, adapters, 0.5)
-  )[path]
+  merged = cross_attention_kernels(lora.merge(params, adapters, 0.5))[path]
   down, up = adapters[path]["down"], adapters[path]["up"]
   np.testing.assert_allclose(
     found[path]["down"], 0.5 * merged @ up.T, atol=1e-4

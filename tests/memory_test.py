@@ -2,16 +2,18 @@
 
 import hashlib
 
-import closed_form_cases as cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unlearning_jax import closed_form
-from unlearning_jax.closed_form import memory, weights
+from tests.support import closed_form_cases as cases
+from unlearning_jax import memory
+from unlearning_jax import projections as weights
 from unlearning_jax.concepts import make_concepts
+from unlearning_jax.edits import apply_to_params
 from unlearning_jax.erasures import rece, uce
+from unlearning_jax.projections import projection_gram
 
 
 @pytest.fixture
@@ -80,14 +82,14 @@ def test_a_model_is_hashed_once(module, tmp_path, monkeypatch):
   monkeypatch.setattr(weights, "hashlib", Spy)
   for word in ("dog", "cat"):
     edit = module.erase(sd, placed, make_concepts(word))
-    closed_form.apply_to_params(edit, placed)
+    apply_to_params(edit, placed)
   assert len(hashed) == 1
   # Wherever the weights are, they are the same.
   assert edit.base == edited.base
   # What is wrong with another model is still found.
   other = jax.tree.map(lambda x: 1.5 * x, placed)
   with pytest.raises(ValueError, match="made from base"):
-    closed_form.apply_to_params(edit, other)
+    apply_to_params(edit, other)
   kernel = other["unet"]["up_blocks_0"]["attn2"]["to_k"]
   kernel["kernel"] = kernel["kernel"].at[0, 0].set(np.nan)
   with pytest.raises(ValueError, match="up_blocks_0/attn2/to_k/kernel holds"):
@@ -95,6 +97,6 @@ def test_a_model_is_hashed_once(module, tmp_path, monkeypatch):
 
 
 def test_what_is_shared_cannot_be_changed():
-  gram = closed_form.projection_gram({"k": jnp.ones((3, 2))})
+  gram = projection_gram({"k": jnp.ones((3, 2))})
   with pytest.raises(ValueError, match="read-only"):
     gram[0, 0] = 1.0

@@ -83,7 +83,7 @@ for module in pkgutil.walk_packages(unlearning_jax.__path__, "unlearning_jax."):
 def test_every_module_imports_without_torch_and_tensorflow(installed):
   code, output, errors = run(installed, "-c", IMPORT_ALL, cwd=installed.parent)
   assert code == 0, errors
-  assert "unlearning_jax.workdir" in output.split()
+  assert "unlearning_jax.record.workdir" in output.split()
 
 
 @pytest.mark.slow

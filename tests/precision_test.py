@@ -3,14 +3,15 @@
 A CPU computes them in full whatever is asked, so what is asked is looked at.
 """
 
-import closed_form_cases as cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support import closed_form_cases as cases
+from unlearning_jax import edits as edit
 from unlearning_jax import stable_diffusion
-from unlearning_jax.closed_form import edit, mass, sweeps
+from unlearning_jax.closed_form import mass, sweeps
 
 HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
 

@@ -12,14 +12,14 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from unlearning_jax import sharding
-from unlearning_jax.workdir import Workdir
+from unlearning_jax.record.workdir import Workdir
 
 # Each of two processes doubles its share of 0..15 and records it.
 PROCESS = """
 import sys, jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 2)
 from unlearning_jax import sharding
-from unlearning_jax.workdir import Workdir
+from unlearning_jax.record.workdir import Workdir
 folder = sys.argv[1]
 sharding.initialize_distributed(True)
 index = jax.process_index()

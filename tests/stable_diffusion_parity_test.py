@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-import tiny_pipelines
 
+from tests.support import tiny_pipelines
 from unlearning_jax import stable_diffusion
 from unlearning_jax.noise import row_noise
 from unlearning_jax.schedules import SAMPLERS

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_pipelines
 
-from unlearning_jax import closed_form, convert, sharding, stable_diffusion
+from tests.support import tiny_pipelines
+from unlearning_jax import convert, sharding, stable_diffusion
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.convert.sd1 import CONFIGS
+from unlearning_jax.edits import Edit, apply_to_context, apply_to_params
 from unlearning_jax.noise import row_noise
+from unlearning_jax.projections import base_fingerprint
 
 PROMPTS = ["a b", "c", "ab d e", "", "f"]
 SEEDS = [5, 6, 7, 8, 2**40]
@@ -195,24 +197,22 @@ def test_edited_text_states_are_edited_weights(model):
   sd, params = model
   rng = np.random.default_rng(1)
   context_map = np.eye(24) + 0.3 * rng.normal(size=(24, 24)) / 24**0.5
-  edit = closed_form.Edit(
+  edit = Edit(
     context_map,
-    closed_form.base_fingerprint(params),
+    base_fingerprint(params),
     "test",
     make_concepts(["a"], "b"),
     {},
   )
-  edited = closed_form.apply_to_params(edit, params)
+  edited = apply_to_params(edit, params)
   by_weights = images((sd, edited))
-  by_states = images(
-    model, edit_context=lambda c: closed_form.apply_to_context(edit, c)
-  )
+  by_states = images(model, edit_context=lambda c: apply_to_context(edit, c))
   assert np.abs(by_weights - by_states).max() <= 1
   assert np.abs(by_weights - images(model)).max() > 10
 
   ids = stable_diffusion.tokenize(sd, PROMPTS)
   context = stable_diffusion.encode_text(sd, params, ids)
-  mapped = closed_form.apply_to_context(edit, context)
+  mapped = apply_to_context(edit, context)
   noise = row_noise(SEEDS, sd.latent_shape)
   options = {"num_steps": 3, "guidance_scale": 7.5}
   sample = stable_diffusion.sample_latents

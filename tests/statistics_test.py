@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from unlearning_jax.evaluators import accuracy, statistics
+from unlearning_jax import statistics
+from unlearning_jax.metrics import accuracy
 
 # 95 % Wilson intervals in percent, worked out by hand for the benchmark's N.
 WILSON = {

@@ -20,7 +20,7 @@ from typing import Any
 
 from jaxtyping import Array, Shaped
 
-from unlearning_jax.attacks.shared.victim import Batch, Victim
+from unlearning_jax.attacks.engine.victim import Batch, Victim
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 

@@ -28,8 +28,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from unlearning_jax.attacks.shared import adam, lane_state, losses
-from unlearning_jax.attacks.shared.victim import (
+from unlearning_jax.attacks.engine import adam, lane_state, losses
+from unlearning_jax.attacks.engine.victim import (
   Batch,
   Victim,
   text_states,
@@ -52,7 +52,7 @@ class Hparams(losses.Budget):
 
   Attributes:
     k: new tokens.
-    insertion: where they go, see `shared.insertion`.
+    insertion: where they go, see `engine.insertion`.
     learning_rate: Adam's; published as 0.005 for each of 16 images of a batch,
       0.08 in all.
     weight_decay: decoupled, of the embeddings.

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Bool, Int
 
-from unlearning_jax.attacks.shared import lane_state
-from unlearning_jax.attacks.shared.victim import Batch, Victim
+from unlearning_jax.attacks.engine import lane_state
+from unlearning_jax.attacks.engine.victim import Batch, Victim
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 

@@ -29,8 +29,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from unlearning_jax.attacks import ring_a_bell
-from unlearning_jax.attacks.shared import insertion, lane_state, losses
-from unlearning_jax.attacks.shared.victim import (
+from unlearning_jax.attacks.engine import insertion, lane_state, losses
+from unlearning_jax.attacks.engine.victim import (
   Batch,
   Victim,
   text_states,
@@ -51,7 +51,7 @@ class Hparams(losses.Budget):
 
   Attributes:
     k: adversarial tokens.
-    insertion: where they go, see `shared.insertion`.
+    insertion: where they go, see `engine.insertion`.
     top: tokens of the largest negative gradient that a slot chooses from.
     candidates: prompts that are tried in an iteration.
     loss: `denoise`, `match`, `feature` or `fitness`.

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from unlearning_jax.attacks.shared import lane_state
-from unlearning_jax.attacks.shared.victim import Batch, Victim, token_table
+from unlearning_jax.attacks.engine import lane_state
+from unlearning_jax.attacks.engine.victim import Batch, Victim, token_table
 from unlearning_jax.stable_diffusion import StableDiffusion
 
 UNET_CALLS = 0
@@ -29,7 +29,7 @@ class Hparams:
   Attributes:
     words: of each word the embeddings of its k tokens. `launch.attack` fills
       them in from the run that `--config.words` names.
-    insertion: where they go, see `shared.insertion`.
+    insertion: where they go, see `engine.insertion`.
   """
 
   words: tuple[tuple[tuple[float, ...], ...], ...] = ()

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from unlearning_jax.attacks.shared import adam, lane_state, losses
-from unlearning_jax.attacks.shared.victim import (
+from unlearning_jax.attacks.engine import adam, lane_state, losses
+from unlearning_jax.attacks.engine.victim import (
   Batch,
   Victim,
   text_states,
@@ -34,7 +34,7 @@ class Hparams(losses.Budget):
 
   Attributes:
     k: adversarial tokens, at most.
-    insertion: where they go, see `shared.insertion`.
+    insertion: where they go, see `engine.insertion`.
     learning_rate: Adam's.
     weight_decay: coupled, it makes e an average of the negative gradients.
     decay: `coupled` or `decoupled`.

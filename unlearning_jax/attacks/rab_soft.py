@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from unlearning_jax.attacks import ring_a_bell
-from unlearning_jax.attacks.shared import lane_state
-from unlearning_jax.attacks.shared.victim import Batch, Victim, text_states
+from unlearning_jax.attacks.engine import lane_state
+from unlearning_jax.attacks.engine.victim import Batch, Victim, text_states
 from unlearning_jax.stable_diffusion import StableDiffusion
 
 UNET_CALLS = 0

@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from unlearning_jax import stable_diffusion
-from unlearning_jax.attacks.shared import lane_state
-from unlearning_jax.attacks.shared.victim import (
+from unlearning_jax.attacks.engine import lane_state
+from unlearning_jax.attacks.engine.victim import (
   Batch,
   Victim,
   text_states,

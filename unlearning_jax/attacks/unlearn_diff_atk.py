@@ -21,13 +21,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from unlearning_jax.attacks.shared import (
-  adam,
-  lane_state,
-  losses,
-  simplex,
-)
-from unlearning_jax.attacks.shared.victim import Batch, Victim, token_table
+from unlearning_jax.attacks.engine import adam, lane_state, losses, simplex
+from unlearning_jax.attacks.engine.victim import Batch, Victim, token_table
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
@@ -41,7 +36,7 @@ class Hparams(losses.Budget):
   Attributes:
     k: adversarial tokens; 5 for nudity, violence and illegal acts, 3 for
       styles and objects in the paper.
-    insertion: where they go, see `shared.insertion`.
+    insertion: where they go, see `engine.insertion`.
     learning_rate: Adam's.
     weight_decay: 0.1 as published draws P towards uniform; with the small
       gradients of a mean over a latent it holds P there.

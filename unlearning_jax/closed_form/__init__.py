@@ -18,18 +18,6 @@ host, and always for the change T - I: a float32 inverse of A, whose condition
 number is 1e5 or more, loses percents of it.
 """
 
-from unlearning_jax.closed_form.edit import (
-  Edit,
-  apply_to_context,
-  apply_to_params,
-  check_base,
-  compose,
-  edit_between,
-  edit_hash,
-  load_edit,
-  make_edit,
-  save_edit,
-)
 from unlearning_jax.closed_form.orthogonal import solve_orthogonal
 from unlearning_jax.closed_form.solve import (
   Step,
@@ -43,39 +31,17 @@ from unlearning_jax.closed_form.solve import (
   solve_rows,
   solve_spd,
 )
-from unlearning_jax.closed_form.weights import (
-  base_fingerprint,
-  cross_attention_kernels,
-  projection_gram,
-  text_width,
-  with_kernels,
-)
 
 __all__ = [
-  "Edit",
   "Step",
   "Sums",
-  "apply_to_context",
-  "apply_to_params",
-  "base_fingerprint",
-  "check_base",
   "check_scales",
-  "compose",
-  "cross_attention_kernels",
-  "edit_between",
-  "edit_hash",
   "erase_sums",
-  "load_edit",
-  "make_edit",
   "preserve_sums",
-  "projection_gram",
   "residual",
-  "save_edit",
   "solve",
   "solve_orthogonal",
   "solve_pairs",
   "solve_rows",
   "solve_spd",
-  "text_width",
-  "with_kernels",
 ]

@@ -31,18 +31,18 @@ from flax import traverse_util
 from jaxtyping import Array, Int
 
 from unlearning_jax import durable, sharding, stable_diffusion
-from unlearning_jax.closed_form.edit import Edit, make_edit
 from unlearning_jax.closed_form.solve import Sums, check_scales, solve
-from unlearning_jax.closed_form.weights import (
-  cross_attention_kernels,
-  leaves_digest,
-  projection_gram,
-  text_width,
-)
 from unlearning_jax.concepts import (
   Concept,
   check_concepts,
   preserved_phrases,
+)
+from unlearning_jax.edits import Edit, make_edit
+from unlearning_jax.projections import (
+  cross_attention_kernels,
+  leaves_digest,
+  projection_gram,
+  text_width,
 )
 from unlearning_jax.tokens import check_tokens
 

@@ -24,7 +24,7 @@ from unlearning_jax.closed_form.solve import (
   check_scales,
   solve_rows,
 )
-from unlearning_jax.closed_form.weights import Kernels
+from unlearning_jax.projections import Kernels
 
 
 def solve_orthogonal(

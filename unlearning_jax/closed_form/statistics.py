@@ -24,22 +24,10 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from unlearning_jax import durable
-from unlearning_jax.closed_form.edit import (
-  Edit,
-  describe,
-  make_edit,
-  restore,
-)
 from unlearning_jax.closed_form.solve import (
   Sums,
   check_scales,
   solve_pairs,
-)
-from unlearning_jax.closed_form.weights import (
-  Params,
-  base_fingerprint,
-  cross_attention_kernels,
-  projection_gram,
 )
 from unlearning_jax.concepts import (
   Concept,
@@ -48,6 +36,13 @@ from unlearning_jax.concepts import (
   same_phrase,
 )
 from unlearning_jax.convert import reader
+from unlearning_jax.edits import Edit, describe, make_edit, restore
+from unlearning_jax.projections import (
+  Params,
+  base_fingerprint,
+  cross_attention_kernels,
+  projection_gram,
+)
 
 _FORMAT = "unlearning_jax statistics 1"
 _STACKING = (

@@ -33,14 +33,15 @@ import numpy as np
 from jaxtyping import Array, Float, Float64
 
 from unlearning_jax import closed_form
-from unlearning_jax.closed_form import Edit
 from unlearning_jax.closed_form.derivation import (
   REGULARISERS,
   Products,
   derive_from,
 )
 from unlearning_jax.concepts import Concept, check_choice, check_concepts
+from unlearning_jax.edits import Edit, make_edit
 from unlearning_jax.erasures import uce
+from unlearning_jax.projections import cross_attention_kernels, projection_gram
 
 # Published per kind of concept. "hard" objects are those that UCE leaves
 # recognisable (church, garbage truck), "easy" the others (English springer,
@@ -265,9 +266,9 @@ def erase(
   epochs, lam_r = _schedule(RECIPES[recipe], epochs, lam_r, rho)
   step = {"erase_scale": erase_scale, "lamb": lamb, "tolerance": tolerance}
   closed_form.check_scales(preserve_scale=preserve_scale, **step)
-  kernels = closed_form.cross_attention_kernels(params)
+  kernels = cross_attention_kernels(params)
   task = uce.encode_task(sd, params, concepts, truncate=truncate)
-  gram = closed_form.projection_gram(kernels)
+  gram = projection_gram(kernels)
   if rho is not None:
     lam_r = rho * float(np.trace(gram)) / len(gram)
   context_map, diagnostics = solve(
@@ -281,7 +282,7 @@ def erase(
     uce_scales=start,
     **step,
   )
-  return closed_form.make_edit(
+  return make_edit(
     context_map,
     params,
     gram,

@@ -22,14 +22,20 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from unlearning_jax import closed_form
-from unlearning_jax.closed_form import Edit, Sums
+from unlearning_jax.closed_form import Sums
 from unlearning_jax.concepts import (
   Concept,
   check_choice,
   check_concepts,
   preserved_phrases,
 )
+from unlearning_jax.edits import Edit, make_edit
 from unlearning_jax.erasures import uce
+from unlearning_jax.projections import (
+  cross_attention_kernels,
+  projection_gram,
+  text_width,
+)
 from unlearning_jax.tokens import check_tokens
 
 _SENTENCES = ("{}", "A photo of {}", "An image of {}", "A picture of {}")
@@ -118,7 +124,7 @@ def erase(
   closed_form.check_scales(
     erase_scale=erase_scale, preserve_scale=preserve_scale, lamb=lamb
   )
-  kernels = closed_form.cross_attention_kernels(params)
+  kernels = cross_attention_kernels(params)
   pairs = [
     pair
     for concept in concepts
@@ -132,7 +138,7 @@ def erase(
   phrases = sorted({phrase for pair in pairs for phrase in pair} | set(held))
   encoded = uce.encode(sd, params, phrases)
   states = dict(zip(phrases, encoded, strict=True))
-  sums = Sums.zero(closed_form.text_width(params))
+  sums = Sums.zero(text_width(params))
   for phrase in held:
     sums += closed_form.preserve_sums(states[phrase].rows, 1.0)
   context_map, diagnostics = closed_form.solve_pairs(
@@ -144,10 +150,10 @@ def erase(
     preserve_scale,
     lamb,
   )
-  return closed_form.make_edit(
+  return make_edit(
     context_map,
     params,
-    closed_form.projection_gram(kernels),
+    projection_gram(kernels),
     method=f"time {preset}",
     concepts=concepts,
     diagnostics=diagnostics,

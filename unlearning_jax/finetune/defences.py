@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Float64, PRNGKeyArray
 from unlearning_jax import closed_form
 from unlearning_jax.finetune.loop import Loss
 from unlearning_jax.finetune.partition import SUBSETS
+from unlearning_jax.projections import cross_attention_kernels
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -157,8 +158,8 @@ def reassert(
   system = gram + preserve_scale * held.T @ held + lamb * np.eye(len(gram))
   back, _ = closed_form.solve_spd(system, gram, f"lamb={lamb}")
   leaves = dict(traverse_util.flatten_dict(dict(tuned["unet"]), sep="/"))
-  before = closed_form.cross_attention_kernels(erased)
-  for path, kernel in closed_form.cross_attention_kernels(tuned).items():
+  before = cross_attention_kernels(erased)
+  for path, kernel in cross_attention_kernels(tuned).items():
     wide = np.asarray(kernel, np.float64)
     moved = wide + back @ (np.asarray(before[path], np.float64) - wide)
     leaves[path] = moved.astype(kernel.dtype)

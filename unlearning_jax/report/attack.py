@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from unlearning_jax.evaluators.accuracy import Measure
+from unlearning_jax.metrics.accuracy import Measure
 from unlearning_jax.report import plot, sections
 from unlearning_jax.report.markup import Html, element, join, picture
 from unlearning_jax.report.page import page

@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unlearning_jax.evaluators.accuracy import Measure
+from unlearning_jax.metrics.accuracy import Measure
 from unlearning_jax.report import attack, plot, sections
 from unlearning_jax.report.markup import Html, element, join, picture
 from unlearning_jax.report.page import page

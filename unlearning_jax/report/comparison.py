@@ -1,13 +1,14 @@
 """One base, several erased models, the same rows: the document and the table.
 
-Rows are as `evaluators.erasure.judged_images` gives them, with `stage` (which
+Rows are as `shapes.prompts.judged_images` gives them, with `stage` (which
 model drew it) and an `id` of the form `stage/row`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from unlearning_jax.evaluators import accuracy, erasure
+from unlearning_jax.metrics import accuracy
+from unlearning_jax.shapes import prompts as erasure
 
 BASE = "before"
 

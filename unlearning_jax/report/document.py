@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unlearning_jax.evaluators.accuracy import ALL, Change, Measure
+from unlearning_jax.metrics.accuracy import ALL, Change, Measure
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 

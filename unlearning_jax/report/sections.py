@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from unlearning_jax.evaluators.accuracy import ALL, Change, Measure
+from unlearning_jax.metrics.accuracy import ALL, Change, Measure
 from unlearning_jax.report.document import Document, label
 from unlearning_jax.report.markup import (
   Html,

@@ -37,8 +37,8 @@ from typing import Any
 from jaxtyping import Array
 
 from unlearning_jax import closed_form
-from unlearning_jax.closed_form import Edit
 from unlearning_jax.concepts import Concept, check_concepts
+from unlearning_jax.edits import Edit, edit_between
 from unlearning_jax.erasures.mace import images as image
 from unlearning_jax.erasures.mace import options, stages, suppress, text
 from unlearning_jax.erasures.mace.fusion import STATISTICS as STATISTICS
@@ -52,6 +52,7 @@ from unlearning_jax.erasures.mace.stages import (
   preserved_gram as preserved_gram,
 )
 from unlearning_jax.lora import Adapters
+from unlearning_jax.projections import cross_attention_kernels
 
 
 def erase(
@@ -155,7 +156,7 @@ def _erase(
   erased, found = whole.solve(params, given.fusion)
   if given.keep is not None:
     given.keep(whole)
-  return closed_form.edit_between(
+  return edit_between(
     params,
     erased,
     method=f"mace {given.preset}",
@@ -173,7 +174,7 @@ def foreign_part(
 ) -> Part:
   """Adapters from elsewhere, to be fused so that they act on `prompts`.
 
-    base = closed_form.base_fingerprint(params)
+    base = base_fingerprint(params)
     part = foreign_part(sd, params, name, lora.load(file, params), prompts)
     Fusion(base, (part, ...), preserved, 0, fuse_scale, lamb).solve(params)
 
@@ -189,5 +190,5 @@ def foreign_part(
     raise ValueError(f"{name!r}: no prompts to act on")
   gram = preserved_gram(sd, params, list(prompts))
   part = Part(name, closed_form.Sums.zero(len(gram)), gram, adapters)
-  check_adapters(part, closed_form.cross_attention_kernels(params))
+  check_adapters(part, cross_attention_kernels(params))
   return part

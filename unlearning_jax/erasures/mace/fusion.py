@@ -13,6 +13,11 @@ from unlearning_jax import closed_form, durable
 from unlearning_jax.closed_form import Sums
 from unlearning_jax.concepts import check_choice, same_phrase
 from unlearning_jax.lora import Adapters
+from unlearning_jax.projections import (
+  base_fingerprint,
+  cross_attention_kernels,
+  with_kernels,
+)
 
 Kernels = dict[str, Float64[np.ndarray, "d o"]]
 STATISTICS = "unlearning_jax mace 1"
@@ -194,7 +199,7 @@ class Fusion:
 
   def refine(self, params: Any) -> tuple[Kernels, dict[str, float]]:
     """The refined kernels of `params`, the base; see `refine`."""
-    kernels = closed_form.cross_attention_kernels(params)
+    kernels = cross_attention_kernels(params)
     prior = Sums(self.prior, np.zeros_like(self.prior))
     sums = self.refine_scale * prior
     for part in self.parts:
@@ -221,12 +226,12 @@ class Fusion:
         is not positive definite.
     """
     check_choice("fusion", how, FUSIONS)
-    found = closed_form.base_fingerprint(params)
+    found = base_fingerprint(params)
     if found != self.base:
       raise ValueError(
         f"the adapters belong to base {self.base}, these parameters are {found}"
       )
-    kernels = closed_form.cross_attention_kernels(params)
+    kernels = cross_attention_kernels(params)
     for part in self.parts:
       check_adapters(part, kernels)
     if not self.parts:
@@ -241,7 +246,7 @@ class Fusion:
       np.sum((fused[k] - np.float64(v)) ** 2) for k, v in kernels.items()
     )
     whole = sum(np.sum(np.float64(v) ** 2) for v in kernels.values())
-    return closed_form.with_kernels(params, fused), {
+    return with_kernels(params, fused), {
       "refinement": first,
       "fusion": second,
       "relative_change": float(np.sqrt(moved / whole)),

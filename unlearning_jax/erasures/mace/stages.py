@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float64, UInt8
 
-from unlearning_jax import closed_form, sharding
+from unlearning_jax import sharding
 from unlearning_jax.closed_form import mass
 from unlearning_jax.concepts import Concept, preserved_phrases, same_phrase
 from unlearning_jax.erasures.mace import images as image
@@ -17,6 +17,7 @@ from unlearning_jax.erasures.mace import masks as mask
 from unlearning_jax.erasures.mace import suppress, text
 from unlearning_jax.erasures.mace.fusion import Fusion, Part
 from unlearning_jax.erasures.mace.options import Options, read_captions
+from unlearning_jax.projections import base_fingerprint, with_kernels
 
 
 def concept_keys(key: Array, concept: Concept) -> Array:
@@ -98,7 +99,7 @@ def start(
   # Or thousands of captions would hold the concepts' own words too.
   rows = sum(words.sums.erased for words in said)
   return Fusion(
-    closed_form.base_fingerprint(params),
+    base_fingerprint(params),
     tuple(
       Part(concept.erase, words.sums, words.gram, {})
       for concept, words in zip(concepts, said, strict=True)
@@ -128,7 +129,7 @@ def train(
   given: Options,
 ) -> tuple[Fusion, dict[str, Any]]:
   """Stages (i) and (ii): what the fusion needs, and a record by concept."""
-  refined = closed_form.with_kernels(params, begun.refine(params)[0])
+  refined = with_kernels(params, begun.refine(params)[0])
   runs, report = [], {}
   for concept, words in zip(concepts, said, strict=True):
     keys = concept_keys(key, concept)

@@ -27,9 +27,10 @@ import numpy as np
 from jaxtyping import Array, Float64
 
 from unlearning_jax import closed_form
-from unlearning_jax.closed_form import Edit, statistics
+from unlearning_jax.closed_form import statistics
 from unlearning_jax.closed_form.statistics import Statistics
 from unlearning_jax.concepts import Concept, check_choice
+from unlearning_jax.edits import Edit, edit_between, make_edit
 from unlearning_jax.erasures.uce.text import (
   PRESETS,
   Task,
@@ -37,6 +38,12 @@ from unlearning_jax.erasures.uce.text import (
   encode,
   encode_task,
   paired_rows,
+)
+from unlearning_jax.projections import (
+  base_fingerprint,
+  cross_attention_kernels,
+  projection_gram,
+  with_kernels,
 )
 
 __all__ = [
@@ -148,7 +155,7 @@ def gather(
   if preserve_scale is None:
     preserve_scale = _published_scale(task)
   return Statistics(
-    closed_form.base_fingerprint(params) if base is None else base,
+    base_fingerprint(params) if base is None else base,
     preset,
     _erased(task, concepts, erase_scale),
     task.held,
@@ -247,7 +254,7 @@ def erase(
   """
   del key
   check_choice("technique", technique, TECHNIQUES)
-  kernels = closed_form.cross_attention_kernels(params)
+  kernels = cross_attention_kernels(params)
   scales: dict[str, Any] = {
     "erase_scale": erase_scale,
     "preserve_scale": preserve_scale,
@@ -264,10 +271,10 @@ def erase(
   # `make_edit` hashes the weights, and once is enough.
   gathered = gather(sd, params, concepts, base="", **scales, **rules)
   context_map, diagnostics = statistics.solution(gathered)
-  edit = closed_form.make_edit(
+  edit = make_edit(
     context_map,
     params,
-    closed_form.projection_gram(kernels),
+    projection_gram(kernels),
     method=preset,
     concepts=concepts,
     diagnostics=diagnostics,
@@ -289,9 +296,9 @@ def _orthogonal(
   _check_scales(**scales)
   task = encode_task(sd, params, concepts, **rules)
   changed, diagnostics = solve_tensor(task, kernels, **scales)
-  return closed_form.edit_between(
+  return edit_between(
     params,
-    closed_form.with_kernels(params, changed),
+    with_kernels(params, changed),
     method=f"{task.preset} tensor",
     concepts=concepts,
     diagnostics=diagnostics,

@@ -19,6 +19,7 @@ from unlearning_jax.concepts import (
   preserved_phrases,
   same_phrase,
 )
+from unlearning_jax.projections import text_width
 from unlearning_jax.tokens import check_tokens
 
 # Phrases in one call of the text encoder: bounds memory for long lists.
@@ -160,7 +161,7 @@ def encode_task(
   paired = {phrase for pair in pairs for phrase in pair}
 
   states: dict[str, TextState] = {}
-  sums = Sums.zero(closed_form.text_width(params))
+  sums = Sums.zero(text_width(params))
   phrases = sorted(paired | held)
   encoded = encode(sd, params, phrases, truncate=truncate)
   for phrase, state in zip(phrases, encoded, strict=True):

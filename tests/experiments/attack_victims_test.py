@@ -1,0 +1,342 @@
+"""Whom an attack attacks: parts of models, fingerprints, what cannot be."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from unlearning_jax.configs import attack_concept_inversion, attack_new_word
+from unlearning_jax.configs import attack_unlearn_diff_atk as uda
+
+from tests.support.scripts import script
+from unlearning_jax import (
+  attacks,
+  convert,
+  guidance,
+  lora,
+  sharding,
+  stable_diffusion,
+)
+from unlearning_jax.attacks.engine import rows
+from unlearning_jax.experiments import (
+  attack_pool,
+  attack_table,
+  comparison,
+  victims,
+)
+from unlearning_jax.record.workdir import Workdir
+
+
+@pytest.fixture(scope="module")
+def model():
+  return comparison.load_model(uda.get_config("tiny"))
+
+
+def text_encoder(params, factor=1.0, prefix=""):
+  """AdvUnlearn's kind of checkpoint: the text encoder's state dict alone."""
+  state = convert.to_torch(params["text_encoder"])
+  return {prefix + k: np.asarray(v) * np.float32(factor)
+          for k, v in state.items()}  # fmt: skip
+
+
+def victim(tmp_path, model, state, **settings):
+  sd, params = model
+  config = uda.get_config("tiny")
+  if state is not None:
+    path = tmp_path / "text_encoder.safetensors"
+    safetensors.numpy.save_file(state, path)
+    config.victim = str(path)
+  config.update_from_flattened_dict(settings)
+  victims.check(config)
+  return victims.victim_of(config, sd, params, {})[0]
+
+
+@pytest.mark.parametrize("prefix", ["", "text_encoder.", "module."])
+def test_a_text_encoder_is_a_victim(prefix, model, tmp_path):
+  params = model[1]
+  state = text_encoder(params, 1.5, prefix)
+  found = victim(tmp_path, model, state)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b * np.float32(1.5)),
+    found.params["text_encoder"], params["text_encoder"],
+  )  # fmt: skip
+  # The rest is the original's, and is not held twice.
+  assert jax.tree.all(
+    jax.tree.map(lambda a, b: a is b, found.params["unet"], params["unet"])
+  )
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  placed = sharding.place(params, sharding.replicated(mesh))
+  there = victims.place(found, params, placed, mesh)
+  ours, theirs = there.params["vae"], placed["vae"]
+  pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+  assert all(
+    a.unsafe_buffer_pointer() == b.unsafe_buffer_pointer() for a, b in pairs
+  )
+
+
+@pytest.mark.parametrize(
+  "make, words",
+  [
+    # What the published loader lets through: not one key matches.
+    (lambda p: text_encoder(p, 1.5, "encoder.model."), "none of its"),
+    (lambda p: text_encoder(p, 1.5) | {"extra.weight": np.ones(3, "f4")},
+     "extra.weight"),
+    (lambda p: {k: v[..., :1] if v.ndim > 1 else v
+                for k, v in text_encoder(p, 1.5).items()}, "expected"),
+    (lambda p: text_encoder(p, np.nan), "holds NaN"),
+    (lambda p: text_encoder(p), "very weights"),
+    (lambda p: dict(list(text_encoder(p, 1.5).items())[1:]),
+     r"holds (\d+) of \d+ tensors of text_encoder, without .*launch.convert"),
+  ],
+  ids=["no key", "extra key", "shapes", "nan", "unchanged", "a key less"],
+)  # fmt: skip
+def test_a_text_encoder_that_is_none_of_this_model(
+  make, words, model, tmp_path
+):
+  with pytest.raises(ValueError, match=words):
+    victim(tmp_path, model, make(model[1]))
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_what_a_file_holds_is_told(part, model, tmp_path, capsys):
+  """Of a UNet its edited layers; of a text encoder too, in a delta's file."""
+  sd, params = model
+  base = convert.to_torch(params[part])
+  some = [k for k in base if "attn2" in k or "fc1" in k]
+  new = {k: base[k] * np.float32(1.5) if k in some else base[k] for k in base}
+  if part == "unet":
+    path = tmp_path / "layers.safetensors"
+    safetensors.numpy.save_file(in_a_row({k: new[k] for k in some}), path)
+  else:
+    states = {p: convert.to_torch(tree) for p, tree in params.items()}
+    whole = dataclasses.replace(sd.files, states=states)
+    edited = dataclasses.replace(whole, states=states | {part: new})
+    path = tmp_path / "delta.safetensors"
+    convert.save_delta(path, whole, edited)
+  config = uda.get_config("tiny")
+  config.victim = str(path)
+  loaded = victims.load(config, "")
+  count = f"{len(some)} of {len(base)} tensors"
+  assert loaded.held == {part: count} and 0 < len(some) < len(base)
+  assert f"victim={path}: {count} of {part}; all" in capsys.readouterr().out
+
+
+def factors(params, seed=0):
+  """A LoRA's tensors, both factors drawn."""
+  fresh = lora.init(params, jax.random.key(0), rank=2, targets="attention")
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda leaf: np.float32(0.1 * rng.normal(size=leaf.shape)), fresh
+  )
+
+
+def in_a_row(tensors):
+  """As safetensors must have them: it writes the memory as it lies."""
+  return {k: np.ascontiguousarray(v) for k, v in tensors.items()}
+
+
+def test_a_lora_is_a_victim(model, tmp_path):
+  params = model[1]
+  adapters = factors(params)
+  found = victim(tmp_path, model, in_a_row(lora.to_torch(adapters))).params
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+    found, lora.merge(params, adapters),
+  )  # fmt: skip
+  kept = jax.tree.map(lambda a, b: a is b, found, params)
+  changed = [path for path, same in jax.tree.leaves_with_path(kept) if not same]
+  assert len(changed) == len(adapters)
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    (lambda k, v: (k.replace("mid_block", "middle"), v),
+     "'unet.middle.* fits no unet or text_encoder weight"),
+    (lambda k, v: (k, v[:, :-1] if "lora_A" in k else v), "misshaped: .*to_"),
+  ],
+)  # fmt: skip
+def test_a_lora_of_another_model(change, words, model, tmp_path):
+  tensors = lora.to_torch(factors(model[1]))
+  tensors = dict(change(key, value) for key, value in tensors.items())
+  with pytest.raises(ValueError, match=words):
+    victim(tmp_path, model, in_a_row(tensors))
+
+
+def test_a_fingerprint_tells_victims_apart(model, tmp_path):
+  params = model[1]
+  found = [
+    victim(tmp_path, model, None),
+    victim(tmp_path, model, text_encoder(params, 1.5)),
+    victim(tmp_path, model, text_encoder(params, 1.25)),
+    victim(tmp_path, model, None, victim="scrambled"),
+    victim(tmp_path, model, None, victim="scrambled", seed=1),
+    victim(tmp_path, model, None, **{"guidance.negative_prompt": "star"}),
+    victim(tmp_path, model, None, **{"guidance.safe": "max"}),
+    victim(tmp_path, model, None, **{"guidance.safe": "weak"}),
+  ]
+  names = [victims.fingerprint(v, {}) for v in found]
+  assert len(set(names)) == len(names)
+  assert victims.fingerprint(victim(tmp_path, model, None), {}) == names[0]
+
+
+def test_a_model_can_be_trained_without_classes():
+  data = {
+    "label_object": np.array([3, 0, 3, -1]),
+    "label_hazard": np.array([0, 1, 1, 0]),
+    "images": np.arange(4),
+  }
+  train = script("train")
+  kept = train.without(data, "object/star")
+  np.testing.assert_array_equal(kept["images"], [1, 3])
+  kept = train.without(data, "object/star,hazard/hazard")
+  np.testing.assert_array_equal(kept["images"], [3])
+  assert train.without(data, "") is data
+  for what, words in (
+    ("object/sta", "object in data.without 'sta'.*nearest: 'star'"),
+    ("shape/x", "head in data.without 'shape'"),
+  ):
+    with pytest.raises(ValueError, match=words):
+      train.without(data, what)
+
+
+def test_a_run_does_not_go_on_with_another_victim(model, tmp_path):
+  """The same path, other weights: the config alone would not tell."""
+  params, config = model[1], uda.get_config("tiny")
+
+  def start(name):
+    return comparison.open_run(
+      tmp_path / "run", config, params, inputs={"victim": name}
+    )
+
+  start("a" * 64).append_row({"id": "x"})
+  start("a" * 64)
+  with pytest.raises(ValueError, match="inputs.victim: 'aaaa.* -> 'bbbb"):
+    start("b" * 64)
+
+
+def test_a_scrambled_model_keeps_all_but_its_reading_of_the_text(model):
+  params = model[1]
+  found = victims.scrambled(params, 0)
+  same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), found, params)
+  changed = [path for path, kept in jax.tree.leaves_with_path(same) if not kept]
+  names = {jax.tree_util.keystr(path) for path in changed}
+  assert changed and all("attn2" in name for name in names)
+  assert all("to_k" in name or "to_v" in name for name in names)
+
+
+@pytest.mark.parametrize(
+  "settings, words",
+  [
+    ({"guidance.safe": "maxx"}, "did you mean 'max'"),
+    ({"guidance.concept": "star"}, "guidance.concept='star'.*guidance.safe"),
+    ({"guidance.safe": "max", "sampling.guidance_scale": 1.0}, "above 1"),
+    ({"guidance.in_loss": True, "sampling.guidance_scale": 1.0}, "in_loss"),
+    ({"victim": "/no/such/model"}, "/no/such/model"),
+  ],
+)
+def test_a_victim_that_cannot_be(settings, words, model, tmp_path):
+  with pytest.raises(ValueError, match=words):
+    victim(tmp_path, model, None, **settings)
+
+
+@pytest.mark.parametrize(
+  "settings, words",
+  [
+    ({"pool.images": 0}, "pool.images=0"),
+    ({"pool.concept": ""}, "pool.concept"),
+    ({"pool.templates": ("a thing",)}, "'a thing' must hold one {}"),
+  ],
+)
+def test_a_pool_that_cannot_be(settings, words):
+  config = attack_concept_inversion.get_config("tiny,preset=concept")
+  config.update_from_flattened_dict(settings)
+  with pytest.raises(ValueError, match=words):
+    victims.check(config)
+
+
+def test_a_caption_has_its_word_where_the_mark_was(model):
+  sd, params = model
+  config = attack_concept_inversion.get_config("tiny,preset=concept")
+  config.hparams.k, config.pool.images = 2, 2
+  config.pool.templates = ("a {} on gray", "{}")
+  config.sampling.num_steps = 1
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  attack = attacks.bind(config.method, config.hparams)
+  pool = attack_pool.pool_of(config, sd, params, attack, mesh)
+  assert pool is not None and pool.latents.shape == (2, *sd.latent_shape)
+  both = np.concatenate([pool.ids, [[-1, -2]] * 2], axis=1)
+  body = [
+    [int(i) for i in row[source] if i != sd.tokenizer.eos_token_id][1:]
+    for row, source in zip(both, np.asarray(pool.source), strict=True)
+  ]
+  words = [sd.tokenizer(t)["input_ids"][1:-1] for t in ("a", "on gray")]
+  assert body == [[*words[0], -1, -2, *words[1]], [-1, -2]]
+  named = sd.tokenizer("a star on gray")["input_ids"]
+  assert pool.named[0, : len(named)].tolist() == named
+
+
+def test_words_come_from_a_finished_inversion(tmp_path):
+  config = attack_new_word.get_config("tiny")
+  with pytest.raises(ValueError, match="words=''"):
+    victims.bind(config)
+  config.words = str(tmp_path)
+  with pytest.raises(ValueError, match="not a finished run"):
+    victims.bind(config)
+  run = Workdir(tmp_path, {"method": "concept_inversion", "hparams": {}})
+  run.append_row({"id": "a", "embeds": [[0.0] * 128]})
+  run.append_row({"id": "b", "status": "pre"})
+  run.mark_done()
+  attack = victims.bind(config)
+  assert (attack.h.k, attack.h.blocks, len(attack.h.words)) == (1, 1, 1)
+  config.method = "pez"
+  with pytest.raises(ValueError, match="'new_word' draws with"):
+    victims.bind(config)
+  with pytest.raises(ValueError, match=r"all \(k, width\)"):
+    attacks.bind("new_word", {"words": (((0.0,),), ((0.0, 1.0),))})
+
+
+def test_guidance_is_what_images_are_drawn_with(model, tmp_path):
+  settings = {"guidance.safe": "strong", "guidance.concept": "star"}
+  found = victim(tmp_path, model, None, **settings)
+  safe = guidance.preset("strong", "star")
+  assert found.drawing == {
+    "edit_context": None, "negative_prompt": "", "safe": safe,
+  }  # fmt: skip
+  assert found.image_rows == 3 and found.guide is None
+  inside = victim(
+    tmp_path, model, None, **settings, **{"guidance.in_loss": True}
+  )
+  assert inside.guide is not None and inside.guide.rows == 3
+  attack = attacks.bind("p4d", {"draws": 2})
+  assert attack.unet_calls(found) == 2 * (1 + 1)
+  assert attack.unet_calls(inside) == 2 * (3 + 2)
+  config = uda.get_config("tiny")
+  attack_table.check(config)
+
+
+def test_targets_and_rows_of_a_released_choice(model, tmp_path, monkeypatch):
+  sd, params = model
+  config, seen = uda.get_config("tiny"), {}
+  config.update({"target_sampling": {"num_steps": 7}, "max_tokens": 4})
+
+  def generate(sd, params, prompts, seeds, **options):
+    seen.update(options)
+    yield np.zeros((len(prompts), 32, 32, 3), np.uint8)
+
+  def latents(sd, params, images):
+    return [np.zeros(sd.latent_shape, np.float32) for _ in images]
+
+  monkeypatch.setattr(stable_diffusion, "generate", generate)
+  monkeypatch.setattr(rows, "target_latents", latents)
+  table = [
+    {"id": text, "number": i, "prompt": text, "seed": i, "guidance": None}
+    for i, text in enumerate(["a star", "a red star"])
+  ]
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  found = attack_table.targeted(sd, params, table, config, mesh, tmp_path)
+  assert [row.left_out == "" for row in found] == [True, False]
+  # The images that are judged keep their own.
+  assert seen["num_steps"] == 7 and config.sampling.num_steps == 15
+  assert seen["sampler"] == config.sampling.sampler

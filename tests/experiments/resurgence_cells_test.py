@@ -1,0 +1,270 @@
+"""Cells of a study: killed anywhere they end alike, and they fail alone."""
+
+import shutil
+
+import jax
+import pytest
+
+from tests.support.resurgence_cases import Killed, finish, stubbed, train
+from unlearning_jax import checkpoints, sharding
+from unlearning_jax.experiments import (
+  resurgence_cells,
+  resurgence_plan,
+  resurgence_study,
+)
+from unlearning_jax.record import workdir
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+  return stubbed(monkeypatch, tmp_path)
+
+
+def test_every_cell_is_measured_at_every_step(start):
+  study = start()
+  rows = finish(study)
+  cells = resurgence_plan.cells(study.config)
+  assert len(cells) == 4
+  for cell in cells:
+    assert {f"{cell.id}@{step}" for step in (0, 1, 2, 4)} <= set(rows)
+  # The erasure and the base were measured once for all four.
+  assert sum(key.startswith("erased/") for key in rows) == 3
+  assert sum(key.startswith("base/") for key in rows) == 3
+  assert rows["base/star/0"]["right"]["explicit"] == "1111"
+  assert rows["erased/uce/star/0"]["right"]["explicit"] == "0000"
+  last = rows["uce/star/near/lora/none/0@4"]["right"]["explicit"]
+  assert "1" in last
+  # A learning rate of nought changes no image.
+  for step in (1, 2, 4):
+    still = rows[f"uce/star/control/full/none/0@{step}"]["right"]
+    assert still["explicit"] == "0000"
+  assert not list((study.run.path / "cells").glob("*"))
+  again = start()
+  assert finish(again) == rows
+
+
+def test_algorithms_tune_on_data_of_their_own(start, monkeypatch):
+  honest, sizes = resurgence_cells.data.Batches, []
+
+  def counted(arrays, *arguments):
+    sizes.append(len(arrays["mean"]))
+    return honest(arrays, *arguments)
+
+  monkeypatch.setattr(resurgence_cells.data, "Batches", counted)
+  study = start(**{"algorithms.full.data.count": 3})
+  cells = resurgence_plan.cells(study.config)
+  finish(study)
+  counts = [study.config.algorithms[c.algorithm].data.count for c in cells]
+  assert sizes == counts and set(counts) == {2, 3}
+
+
+def test_rows_alone_are_gone_on_from(start, monkeypatch, tmp_path):
+  whole = finish(start("whole"))
+  first, *rest = resurgence_plan.cells(start("first").config)
+  half = start("half")
+  resurgence_cells.finish(half, first)
+  # What a repository keeps of a study: no edit, no checkpoint.
+  kept = tmp_path / "kept"
+  kept.mkdir()
+  for name in ("config.json", "results.jsonl"):
+    shutil.copy(half.run.path / name, kept)
+  bind, made = resurgence_study.erasures.bind, []
+
+  def counted(*arguments):
+    made.append(arguments)
+    return bind(*arguments)
+
+  monkeypatch.setattr(resurgence_study.erasures, "bind", counted)
+  study = start("kept")
+  resurgence_cells.finish(study, first)
+  assert not made
+  # An edit is made again when a cell that is left needs it, and once.
+  for cell in rest:
+    resurgence_cells.finish(study, cell)
+  assert len(made) == 1
+  assert {row["id"]: row for row in study.run.rows()} == whole
+
+
+@pytest.mark.parametrize(
+  "target, count",
+  [("row", 7), ("row", 13), ("save before", 2), ("save after", 3)],
+)
+def test_killed_anywhere_it_ends_with_the_same_rows(
+  target, count, start, monkeypatch
+):
+  wanted = finish(start("whole"))
+  left = [count]
+
+  def dying(function, *, after):
+    def call(*arguments, **named):
+      left[0] -= 1
+      if left[0] == 0 and not after:
+        raise Killed
+      found = function(*arguments, **named)
+      if left[0] == 0:
+        raise Killed
+      return found
+
+    return call
+
+  with monkeypatch.context() as patch:
+    if target == "row":
+      name = workdir.Workdir.append_row
+      patch.setattr(workdir.Workdir, "append_row", dying(name, after=True))
+    else:
+      after = target.endswith("after")
+      patch.setattr(checkpoints, "save", dying(checkpoints.save, after=after))
+    with pytest.raises(Killed):
+      finish(start("cut"))
+  done = len(start("cut").rows)
+  assert 0 < done < len(wanted)
+  assert finish(start("cut")) == wanted
+
+
+def test_what_is_soon_run_again_is_not_saved(start, monkeypatch):
+  saved = []
+  monkeypatch.setattr(checkpoints, "save", lambda *_: saved.append(0))
+  monkeypatch.setattr(resurgence_cells, "SAVE_AFTER", 600)
+  rows = finish(start("quick"))
+  assert not saved
+  monkeypatch.setattr(resurgence_cells, "SAVE_AFTER", 0)
+  # After every step that is measured, but for the last.
+  assert finish(start("slow")) == rows and len(saved) == 4 * 2
+
+
+@pytest.mark.parametrize(
+  "error, words",
+  [
+    (
+      FloatingPointError("loss not finite at step 2"),
+      "FloatingPointError: loss",
+    ),
+    (ValueError("the caption 'a star' says"), "ValueError: the caption"),
+  ],
+)
+def test_a_cell_fails_alone_and_is_not_tried_again(
+  error, words, start, monkeypatch
+):
+  def broken(state, step, frozen, batches, key, **options):
+    if frozen["rate"] == 0:
+      raise error
+    return train(state, step, frozen, batches, key, **options)
+
+  monkeypatch.setattr(resurgence_cells.finetune, "train", broken)
+  rows = finish(start())
+  failed = {key: row for key, row in rows.items() if "failed" in row}
+  assert set(failed) == {
+    f"uce/star/control/{name}/none/0!" for name in ("lora", "full")
+  }
+  assert all(words in row["failed"] for row in failed.values())
+  assert "uce/star/near/full/none/0@4" in rows
+  monkeypatch.setattr(resurgence_cells.finetune, "train", train)
+  assert finish(start()) == rows
+
+
+@pytest.mark.parametrize("broken", ["train", "erase"])
+def test_what_the_runtime_fails_of_is_tried_again(broken, start, monkeypatch):
+  wanted, left = finish(start("whole")), [2]
+  cells, bind = resurgence_cells, resurgence_study.erasures.bind
+
+  def dying(function):
+    def call(*arguments, **options):
+      left[0] -= 1
+      if left[0] < 0:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+      return function(*arguments, **options)
+
+    return call
+
+  with monkeypatch.context() as patch:
+    if broken == "train":
+      patch.setattr(cells.finetune, "train", dying(train))
+    else:
+      left[0] = 0
+      patch.setattr(
+        resurgence_study.erasures, "bind", lambda *a: dying(bind(*a))
+      )
+    study = start("cut")
+    rows = finish(study)
+  ended = [
+    study.ended(cell, rows) for cell in resurgence_plan.cells(study.config)
+  ]
+  assert ended == [broken == "train"] * 2 + [False] * 2
+  assert not any("failed" in row for row in rows.values())
+  del study  # Its rows are its own while it is there.
+  assert finish(start("cut")) == wanted
+
+
+def test_a_checkpoint_outlives_what_the_runtime_fails_of(start, monkeypatch):
+  wanted = finish(start("whole"))
+  measure = resurgence_study.Study.measure
+
+  def failing(study, key, *arguments, **options):
+    if key == "uce/star/near/lora/none/0@2":
+      raise jax.errors.JaxRuntimeError("INTERNAL: a device was lost")
+    measure(study, key, *arguments, **options)
+
+  monkeypatch.setattr(resurgence_study.Study, "measure", failing)
+  study = start("cut")
+  finish(study)
+  folder = study.run.path / "cells" / "uce-star-near-lora-none-0"
+  assert checkpoints.latest_step(folder) == 1
+  del study
+  monkeypatch.setattr(resurgence_study.Study, "measure", measure)
+  assert finish(start("cut")) == wanted and not folder.exists()
+
+
+def test_an_erasure_has_this_process_s_devices(start, monkeypatch):
+  cells, sizes = resurgence_study, []
+  bind = cells.erasures.bind
+
+  def erase(*arguments):
+    sizes.append(sharding.make_mesh().size)
+    return bind()(*arguments)
+
+  study = start()
+  monkeypatch.setattr(cells.erasures, "bind", lambda *_: erase)
+  monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
+  study.edit_of(resurgence_plan.cells(study.config)[0])
+  assert sizes == [2] and sharding.make_mesh().size == 8
+
+
+def test_processes_do_not_meet_in_a_study_s_checkpoints(start, monkeypatch):
+  wanted, study = finish(start("whole")), start("one of two")
+
+  def waits(*_):
+    raise AssertionError("all processes must be here")
+
+  for name in ("save", "restore", "latest_step"):
+    monkeypatch.setattr(checkpoints, name, waits)
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  assert finish(study) == wanted
+
+
+def test_a_concept_that_the_base_cannot_draw(start):
+  rows = finish(start(base=0.1))
+  assert len([key for key in rows if key.endswith("!")]) == 4
+  why = rows["uce/star/near/lora/none/0!"]["failed"]
+  assert "the base shows the concept in 0.00" in why and "floor=0.5" in why
+
+
+def test_the_base_instead_of_an_erased_model_is_refused(start):
+  rows = finish(start(base=0.0, floor=0.0))
+  why = rows["uce/star/near/lora/none/0!"]["failed"]
+  assert "the model to tune is the base itself" in why
+
+
+def test_an_erasure_that_fails_is_not_tried_again(start, monkeypatch):
+  tried = []
+
+  def diverge(*_):
+    tried.append(0)
+    raise FloatingPointError("training: loss not finite at step 3")
+
+  study = start()
+  monkeypatch.setattr(resurgence_study.erasures, "bind", lambda *_: diverge)
+  rows = finish(study)
+  assert finish(start()) == rows and len(tried) == 1
+  failed = [key for key, row in rows.items() if "failed" in row]
+  assert len(failed) == 5 and failed[0] == "edit/uce/star/0!"
+  assert all("not finite at step 3" in rows[key]["failed"] for key in failed)

@@ -1,0 +1,193 @@
+"""Statistics beside the edits of `launch.erase`, and what `amend` does."""
+
+import types
+
+import numpy as np
+import pytest
+from unlearning_jax.configs import erasures
+
+from tests.support.scripts import script
+from unlearning_jax import closed_form, shapes, stable_diffusion
+from unlearning_jax import exports as export
+from unlearning_jax.closed_form import Sums, statistics
+from unlearning_jax.concepts import make_concepts
+from unlearning_jax.edits import apply_to_params, edit_between, save_edit
+from unlearning_jax.erasures import mace, uce
+from unlearning_jax.experiments import comparison, erasing
+from unlearning_jax.projections import (
+  base_fingerprint,
+  cross_attention_kernels,
+  text_width,
+)
+
+amend, convert, erase = (script(n) for n in ("amend", "convert", "erase"))
+FLAGS = ("ADD", "PRESERVE", "REMOVE")
+
+
+@pytest.fixture(scope="module")
+def model():
+  return stable_diffusion.load(shapes.model_folder())
+
+
+def test_erasing_writes_the_statistics(model, tmp_path):
+  sd, params = model
+  config = erasures.erase("uce", "tiny,task=identity")
+  run = comparison.open_run(str(tmp_path / "run"), config, params)
+  edit = erasing.erase(run.path / "edit.safetensors", sd, params, config)
+  kept = statistics.load_statistics(run.path / "statistics.safetensors")
+  again = statistics.edit_of(kept, params)
+  assert np.array_equal(again.context_map, edit.context_map)
+  assert (again.base, again.concepts) == (edit.base, edit.concepts)
+
+
+@pytest.fixture
+def converted(monkeypatch):
+  """Runs `launch.convert` with some flags, over the Shapes model."""
+
+  def run(**values):
+    given = {
+      "INPUT": None,
+      "OUTPUT": None,
+      "BASE": str(shapes.model_folder()),
+      "FORMAT": "folder",
+      "DTYPE": "float16",
+      "VARIANT": None,
+      "EMA": None,
+      "OVERWRITE": False,
+      "ERASED": [],
+      "TASK": "object",
+    } | values
+    for name, value in given.items():
+      flag = types.SimpleNamespace(value=value)
+      monkeypatch.setattr(convert, f"_{name}", flag)
+    convert.main(["convert"])
+    return given["OUTPUT"]
+
+  return run
+
+
+@pytest.mark.parametrize(
+  "way", [("folder",), ("folder", "folder"), ("folder", "delta", "folder"),
+          ("folder", "unet", "folder"), ("kohya", "folder")],
+)  # fmt: skip
+def test_an_edited_model_is_not_erased_from_again(
+  way, model, converted, tmp_path, monkeypatch
+):
+  sd, params = model
+  edit = uce.erase(sd, params, make_concepts("star", "circle"))
+  ends = ["" if name == "folder" else ".safetensors" for name in way]
+  paths = [str(tmp_path / f"{i}{end}") for i, end in enumerate(ends)]
+  export.export(paths[0], way[0], sd, edit, params)
+  for layout, before, after in zip(way[1:], paths, paths[1:], strict=False):
+    converted(INPUT=before, OUTPUT=after, FORMAT=layout)
+  config = erasures.erase("uce", "tiny")
+  config.model = paths[-1]
+  for name, value in {
+    "_CONFIG": config,
+    "_WORKDIR": str(tmp_path / "run"),
+    "_DISTRIBUTED": False,
+  }.items():
+    monkeypatch.setattr(erase, name, types.SimpleNamespace(value=value))
+  with pytest.raises(ValueError, match="erased star.*T1 T2 is not the joint"):
+    erase.main(None)
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def flags(monkeypatch):
+  """Sets some flags of `launch.amend`, the others are empty."""
+
+  def given(**values):
+    for name in FLAGS:
+      value = types.SimpleNamespace(value=values.get(name, []))
+      monkeypatch.setattr(amend, f"_{name}", value)
+
+  return given
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+  """Runs `launch.amend` with these flags; the others as they are by default."""
+
+  def run(**values):
+    defaults = {
+      "MODEL": "shapes", "OUTPUT": str(tmp_path / "out"), "STATISTICS": None,
+      "TASK": "object", "PRESET": "uce2023",
+    } | dict.fromkeys((*FLAGS, "WEIGHT"), [])  # fmt: skip
+    for name, value in (defaults | values).items():
+      flag = types.SimpleNamespace(value=value)
+      monkeypatch.setattr(amend, f"_{name}", flag)
+    amend.main(["amend"])
+
+  return run
+
+
+def test_what_cannot_be_added_is_refused_before_the_model_is_read(
+  model, tmp_path, started, monkeypatch
+):
+  uce.gather(*model, make_concepts("star", "circle", ["a heart"])).save(
+    tmp_path / "statistics.safetensors"
+  )
+  monkeypatch.setattr(stable_diffusion, "load", lambda _: 1 / 0)
+  known = {"STATISTICS": str(tmp_path)}
+  for flags, message in (
+    ({"PRESERVE": ["a moon"]}, "--preserve=.'a moon'.*give --add too"),
+    ({"ADD": ["A  heart"]}, "would be both erased and preserved"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      started(**known, **flags)
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("how", mace.fusion.FUSIONS)
+def test_of_mace_concepts_go_and_change_weight(model, tmp_path, flags, how):
+  _, params = model
+  kernels = cross_attention_kernels(params)
+  width = text_width(params)
+  rng = np.random.default_rng(0)
+
+  def part(name):
+    rows = rng.normal(size=(90, width))
+    factors = {
+      path: {
+        "down": rng.normal(size=(width, 1)),
+        "up": rng.normal(size=(1, kernel.shape[1])),
+      }
+      for path, kernel in kernels.items()
+    }
+    sums = closed_form.erase_sums(rows, rng.normal(size=rows.shape), 1.0)
+    return mace.fusion.Part(name, sums, rows.T @ rows, factors)
+
+  both = mace.Fusion(
+    base_fingerprint(params),
+    (part("star"), part("heart")),
+    Sums.zero(width).gram,
+    0.0,
+    0.0,
+    1.0,
+  )
+  erased, found = both.solve(params, how)
+  edit = edit_between(
+    params,
+    erased,
+    method="mace fixed",
+    concepts=make_concepts(["star", "heart"], "circle"),
+    diagnostics=found,
+  )
+  both.save(tmp_path / "statistics.safetensors")
+  save_edit(edit, tmp_path / "edit.safetensors")
+  flags(REMOVE=["star"])
+  known, amended = amend.amended_fusion(params, tmp_path, [("heart", 0.5)])
+  assert [(p.name, p.weight) for p in known.parts] == [("heart", 0.5)]
+  assert [c.erase for c in amended.concepts] == ["heart"]
+  wanted, _ = both.drop("star").reweight("heart", 0.5).solve(params, how)
+  edited = apply_to_params(amended, params)
+  one, other = map(cross_attention_kernels, (edited, wanted))
+  for path, kernel in one.items():
+    assert np.array_equal(kernel, other[path])
+  flags(ADD=["moon"])
+  with pytest.raises(ValueError, match="MACE trains an adapter for each"):
+    amend.amended_fusion(params, tmp_path, [])
+  flags(REMOVE=["stars"])
+  with pytest.raises(ValueError, match="did you mean 'star'"):
+    amend.amended_fusion(params, tmp_path, [])

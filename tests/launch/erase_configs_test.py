@@ -1,0 +1,209 @@
+"""Every published setting has a config, and the config has its numbers."""
+
+import dataclasses
+import importlib
+
+import pytest
+from unlearning_jax.configs import shapes_concepts
+
+from unlearning_jax import erasures
+from unlearning_jax.concepts import CONCEPT_SETS, phrase_pairs
+from unlearning_jax.erasures.mace import options
+from unlearning_jax.experiments import erasing
+
+ESD = {
+  "preset": "fixed", "eta": 1.0, "start_guidance": 3.0, "batch_size": 1,
+  "num_inference_steps": 50, "num_steps": None, "learning_rate": None,
+  "erase_from": None, "use_anchor": False,
+}  # fmt: skip
+# Two GPUs' batches of four: 2e-6 of one image is 1.6e-5.
+ABLATION = {
+  "loss": "model", "train": "kv", "images": 1000, "num_inference_steps": 100,
+  "guidance_scale": 6.0, "batch_size": 8, "learning_rate": 2e-6,
+  "num_steps": 100, "regularization": 0.0, "expand_prompts": True,
+}  # fmt: skip
+# File, argument, hyperparameters, number of concepts, first anchor, held list.
+PUBLISHED = [
+  ("uce", "sd14,task=unsafe", {"preset": "uce2023"}, 1, "", ""),
+  ("uce", "sd14,task=i2p", {"preset": "uce2023"}, 11, "", ""),
+  ("uce", "sd14,task=imagenette", {"preset": "uce2023"}, 10, "", ""),
+  ("uce", "sd14,task=style", {"lamb": 0.5}, 5, "art", "artists_1734"),
+  (
+    "uce", "sd14,task=style,preset=uce2025",
+    {"preset": "uce2025"}, 5, "art", "",
+  ),
+  (
+    "uce", "sd14,task=style,list=artists_1734,count=100",
+    {"preserve_scale": None}, 100, "art", "artists_1734",
+  ),
+  ("rece", "sd14,task=unsafe", {"recipe": "nudity"}, 1, "", ""),
+  ("rece", "sd14,task=unsafe,preset=paper", {"preset": "paper"}, 1, "", ""),
+  ("rece", "sd14,task=i2p", {"recipe": None}, 11, "", ""),
+  ("rece", "sd14,task=style", {"recipe": None}, 5, "art", "artists_1734"),
+  ("rece", "sd14", {"recipe": "objects_hard", "epochs": None}, 1, "", ""),
+  ("rece", "sd14,name=garbage truck", {"recipe": "objects_hard"}, 1, "", ""),
+  ("rece", "sd14,name=Golf Ball", {"recipe": "objects_easy"}, 1, "", ""),
+  ("rece", "sd14,name=Tench", {"epochs": 0}, 1, "", ""),
+  ("time", "sd14,preset=reference", {"preset": "reference"}, 1, "", ""),
+  (
+    "mace", "sd14,task=unsafe,preset=reference",
+    {"lamb": 0.0, "preserve_scale": 7e-7, "fuse_scale": 7e-7},
+    4, "a person wearing clothes", "",
+  ),
+  (
+    "mace", "sd14,task=identity,name=Melania Trump,preset=reference",
+    {"lamb": 0.0, "fuse_scale": 1e-4, "domain_weight": 8e3,
+     "recipe": "identity"},
+    1, "a woman", "",
+  ),
+  (
+    "mace", "sd14,task=identity,name=A B+C D,preset=reference",
+    {"domain_weight": 5e4}, 2, "a person", "",
+  ),
+  (
+    "mace", "sd14,task=style,list=artists_1734,count=100,preset=reference",
+    {"domain_weight": 8e4, "preserve_scale": 1e-4, "lamb": 0.0}, 100, "art", "",
+  ),
+  (
+    "mace", "sd14,name=ship,preset=reference",
+    {"lamb": 1e3, "preserve_scale": 0.0, "fuse_scale": 0.0}, 1, "ground", "",
+  ),
+  ("mace", "sd14,name=bird,preset=reference", {"lamb": 1e1}, 1, "street", ""),
+  (
+    "mace", "sd14,name=automobile,preset=reference",
+    {"lamb": 1e2}, 1, "sky", "",
+  ),
+  # Numbers of ESD's presets: `esd_test.py`.
+  ("esd", "sd14,task=style", ESD | {"train": "x"}, 5, "art", ""),
+  ("esd", "sd14", ESD | {"train": "u"}, 1, "", ""),
+  ("esd", "sd14,task=unsafe", ESD | {"train": "u"}, 1, "", ""),
+  (
+    "esd", "sd14,task=unsafe,preset=reference2025",
+    ESD | {"train": "u", "preset": "reference2025"}, 1, "", "",
+  ),
+  ("concept_ablation", "sd14,task=style", ABLATION, 5, "art", ""),
+  (
+    "concept_ablation", "sd14,name=Grumpy Cat,anchor=cat",
+    ABLATION, 1, "cat", "",
+  ),
+  ("concept_ablation", "sd14,task=identity", ABLATION, 1, "a person", ""),
+  ("concept_ablation", "sd14", ABLATION, 1, "building", ""),
+  (
+    "concept_ablation", "sd14,task=unsafe",
+    ABLATION | {"learning_rate": 4e-6, "num_steps": 400,
+                "regularization": 1.0, "expand_prompts": False},
+    1, "a person wearing clothes", "",
+  ),
+  (
+    "concept_ablation", "sd14,name=A B C,anchor=A,preset=memorisation",
+    ABLATION | {"learning_rate": 5e-7, "num_steps": 400,
+                "expand_prompts": False},
+    1, "A", "",
+  ),
+]  # fmt: skip
+
+
+def config(method, argument):
+  module = importlib.import_module(f"unlearning_jax.configs.erase_{method}")
+  return module.get_config(argument)
+
+
+@pytest.mark.parametrize(
+  "method, argument, hparams, count, anchor, held", PUBLISHED
+)
+def test_published_settings(method, argument, hparams, count, anchor, held):
+  found = config(method, argument)
+  erasures.bind(method, found.hparams)
+  assert {name: found.hparams[name] for name in hparams} == hparams
+  assert len(found.concepts) == count
+  assert (found.concepts[0]["anchor"], found.preserve) == (anchor, held)
+  # Templates are asked for only where the task has some.
+  phrase_pairs(
+    erasing.wanted(found),
+    expand=found.hparams.get("expand_prompts", False),
+    template_anchors=True,
+  )
+
+
+def test_a_list_is_held_but_for_what_is_erased():
+  wanted = erasing.wanted(config("uce", "sd14,task=style"))
+  assert [c.erase for c in wanted] == list(CONCEPT_SETS["artists"])
+  # All five are among the 1,734.
+  assert len(wanted[0].preserve) == 1_729
+  assert wanted[0].preserve == wanted[1].preserve
+  one = config("uce", "sd14,task=style")
+  one.preserve = "artists_1735"
+  with pytest.raises(ValueError, match="did you mean 'artists_1734'"):
+    erasing.wanted(one)
+
+
+def test_several_classes_of_the_shapes_world():
+  found = config("uce", "tiny,task=identity,name=all")
+  assert len(found.targets) == 20 and found.per_group == 3
+  assert {c["anchor"] for c in found.concepts} == {
+    "a person", "a portrait of a person", "the face of a person",
+    "this is a person",
+  }  # fmt: skip
+  two = config("mace", "tiny,name=star+circle")
+  assert [c["erase"] for c in two.concepts] == ["star", "circle"]
+  assert {c["anchor"] for c in two.concepts} == {"square"}
+  assert len(two.targets) == 2 and two.per_group == 25
+  assert not any(
+    "star" in phrase or "circle" in phrase
+    for phrase in two.concepts[0]["preserve"]
+  )
+
+
+@pytest.mark.parametrize("task", shapes_concepts.DEFAULTS)
+def test_mace_has_sentences_enough(task):
+  found = config("mace", f"tiny,task={task}")
+  (sentences,) = found.hparams.templates.values()
+  assert len(set(sentences)) >= found.hparams.num_prompts >= 15
+
+
+@pytest.mark.parametrize(
+  "argument, message",
+  [
+    ("tiny,list=artists", "argument list: of full-size models only"),
+    ("sd14,list=artists,name=x", "list and name: give one"),
+    ("sd14,task=style,count=ten", "count='ten' is no whole number"),
+    ("sd14,task=style,count=6", "count=6; allowed: 1 to 5"),
+    ("sd14,list=artits", "did you mean 'artists'"),
+  ],
+)
+def test_arguments_that_cannot_be(argument, message):
+  with pytest.raises(ValueError, match=message):
+    config("uce", argument)
+
+
+def test_an_anchor_of_ones_own():
+  for method in ("uce", "mace", "concept_ablation"):
+    found = config(method, "sd14,name=A B,anchor=an A")
+    assert found.concepts[0]["anchor"] == "an A"
+
+
+@pytest.mark.parametrize(
+  "method, argument, message",
+  [
+    ("time", "tiny,anchor=x", "argument anchor: of full-size models only"),
+    ("concept_ablation", "sd14,preset=x", "instance, nudity, memorisation"),
+    ("concept_ablation", "tiny,preset=nudity", "preset: of full-size models"),
+    ("concept_ablation", "sd14,name=A B", "anchor: what shall 'A B' mean"),
+    ("concept_ablation", "sd14,task=i2p", "anchor: what shall 'hate' and"),
+    ("concept_ablation", "sd14,task=unsafe,name=gore", "shall 'gore' mean"),
+  ],
+)
+def test_presets_and_anchors_that_cannot_be(method, argument, message):
+  with pytest.raises(ValueError, match=message):
+    config(method, argument)
+
+
+def test_a_config_may_tell_each_concepts_recipe():
+  found = config("mace", "sd14,name=A B+bird")
+  with found.ignore_type():
+    found.hparams.recipe = {"A B": "identity"}
+  erasures.bind("mace", found.hparams)
+  names = [field.name for field in dataclasses.fields(options.Training)]
+  training = options.Training(**{name: found.hparams[name] for name in names})
+  recipes = [training.of(concept) for concept in erasing.wanted(found)]
+  assert recipes == [options.RECIPES["identity"], options.RECIPES["object"]]

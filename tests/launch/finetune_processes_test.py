@@ -1,0 +1,199 @@
+"""Tuning in two processes: what one device computes, however it is split.
+
+Each process is this file run as a script, started as SLURM would start it.
+"""
+
+import functools
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from unlearning_jax.configs import finetune_lora
+
+from unlearning_jax import (
+  durable,
+  finetune,
+  sharding,
+  stable_diffusion,
+)
+from unlearning_jax.data import Batches
+from unlearning_jax.edits import load_edit
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS, ROWS = 20, 8
+SHAPES = [(8, 1), (4, 2), (1, 8)]
+
+
+def model(folder):
+  """The tests' own model, with everything that a step may do."""
+  sys.path.insert(0, str(ROOT))
+  from tests.stable_diffusion_test import make_files
+
+  sd, params = stable_diffusion.from_files(make_files(folder))
+  images = np.random.default_rng(0).integers(0, 256, (24, 12, 8, 3), np.uint8)
+  rows = finetune.encode_examples(sd, params, images, ["a b", "c", "d e"] * 8)
+  return sd, params, rows
+
+
+class Share:
+  """One process's part of every batch: together they are the whole batch."""
+
+  def __init__(self, rows, index, count):
+    self.batches = Batches(rows, ROWS, seed=3)
+    self.part = slice(index * ROWS // count, (index + 1) * ROWS // count)
+
+  def __getitem__(self, step):
+    return {k: v[self.part] for k, v in self.batches[step].items()}
+
+
+def tuned(sd, params, rows, mesh):
+  """The state after all steps, on the host, and the last metrics."""
+  part = finetune.partition(params, "kv")
+  ids = stable_diffusion.tokenize(sd, [""])
+  empty = np.asarray(stable_diffusion.encode_text(sd, params, ids))
+  tx = finetune.optimizer(1e-3, STEPS)
+  loss = functools.partial(
+    finetune.diffusion_loss, sd, part.join, snr_gamma=5.0, caption_dropout=0.3
+  )
+  seen = {}
+  state = finetune.train(
+    finetune.init_state(jax.tree.map(np.asarray, part.trained), tx),
+    finetune.make_step(loss, tx, 0.9),
+    {"params": jax.tree.map(np.asarray, part.frozen), "empty": empty},
+    Share(rows, jax.process_index(), jax.process_count()),
+    jax.random.key(1),
+    mesh=mesh,
+    num_steps=STEPS,
+    every=STEPS,
+    on_metrics=lambda i, values: seen.update(values),
+    on_state=lambda i, state: None,
+  )
+  kept = sharding.gather({"params": state.params, "ema": state.ema})
+  flat = jax.tree_util.tree_leaves_with_path(kept)
+  leaves = {jax.tree_util.keystr(k): np.asarray(v) for k, v in flat}
+  return leaves | {k: np.asarray(v) for k, v in seen.items()}
+
+
+def split_all():
+  """Else everything here is too small to be split."""
+  split = functools.partial(sharding.param_sharding, min_bytes=0)
+  sharding.param_sharding = split
+
+
+def work(folder, *shape):
+  """What one of several processes does."""
+  sharding.initialize_distributed(True)
+  assert jax.process_count() == 2 and jax.device_count() == 8
+  split_all()
+  mesh = sharding.make_mesh(*shape)
+  own = folder / str(jax.process_index())
+  own.mkdir()
+  np.savez(own / "state.npz", **tuned(*model(own), mesh))
+
+
+def script(folder, fsdp, distributed):
+  """`launch.finetune` with adapters and an average, for three steps."""
+  from tests.support.scripts import script
+
+  split_all()
+  finetune_script = script("finetune")
+  config = finetune_lora.get_config("tiny,only=object/circle+moon")
+  config.batch_size, config.data.count, config.ema_decay = 4, 8, 0.9
+  config.num_steps, config.checkpoints, config.log_every = 3, (1, 3), 1
+  config.mesh.fsdp = fsdp
+  flags = {"_CONFIG": config, "_WORKDIR": str(folder), "_EDIT": None}
+  for flag, value in (flags | {"_DISTRIBUTED": bool(distributed)}).items():
+    setattr(finetune_script, flag, types.SimpleNamespace(value=value))
+  finetune_script.main(None)
+
+
+def two_processes(devices, *arguments):
+  """Runs this file in two processes, to their end."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  started = []
+  for i in range(2):
+    environment = os.environ | {
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      "PYTHONPATH": str(ROOT),
+      "JAX_COORDINATOR_ADDRESS": address,
+      "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost",
+      "SLURM_STEP_NUM_NODES": "1", "SLURM_NTASKS": "2",
+      "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i),
+    }  # fmt: skip
+    command = [sys.executable, __file__, *map(str, arguments)]
+    started.append(
+      subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True
+      )
+    )
+  try:
+    for process in started:
+      _, errors = process.communicate(timeout=540)
+      assert process.returncode == 0, errors[-3000:]
+  finally:
+    for process in started:
+      process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("shape", SHAPES)
+def test_two_processes_compute_what_one_device_does(shape, tmp_path):
+  two_processes(4, "work", tmp_path, *shape)
+  (tmp_path / "one").mkdir()
+  one_device = sharding.make_mesh(devices=jax.devices()[:1])
+  alone = tuned(*model(tmp_path / "one"), one_device)
+  for i in range(2):
+    together = np.load(tmp_path / str(i) / "state.npz")
+    assert set(together) == set(alone) and len(alone) > 4
+    for name, value in alone.items():
+      gap = np.abs(together[name] - value).max()
+      assert gap < 1e-5 * max(1, np.abs(value).max()), (name, gap)
+
+
+def kept(folder):
+  """All that a run hands on: tensors by file and name."""
+  found = {}
+  for step in (1, 3):
+    edit = load_edit(folder / f"steps/{step:06}.safetensors")
+    found |= {(step, name): leaf for name, leaf in edit.leaves.items()}
+  tensors, _ = durable.load_tensors(folder / "lora.safetensors", "pt")
+  return found | {("lora", name): leaf for name, leaf in tensors.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_model_split_over_processes_is_saved_and_gone_on_from(tmp_path):
+  for fsdp in (1, 2):
+    two_processes(1, "script", tmp_path / str(fsdp), fsdp, 1)
+  whole, split = kept(tmp_path / "1"), kept(tmp_path / "2")
+  assert set(split) == set(whole) and len(whole) > 50
+  for name, leaf in whole.items():
+    # Adam's first steps divide tiny gradients by their own size.
+    gap = np.linalg.norm(split[name] - leaf)
+    assert gap < 2e-3 * np.linalg.norm(leaf), (name, gap)
+
+  folder = tmp_path / "2"
+  # As if killed after the first step.
+  for path in ("checkpoints/3", "DONE", "lora.safetensors", "steps/000003.*"):
+    (found,) = folder.glob(path)
+    shutil.rmtree(found) if found.is_dir() else found.unlink()
+  two_processes(1, "script", folder, 2, 1)
+  again = kept(folder)
+  for name, leaf in split.items():
+    np.testing.assert_array_equal(again[name], leaf)
+
+
+if __name__ == "__main__":
+  jax.config.update("jax_numpy_rank_promotion", "raise")
+  task = {"work": work, "script": script}[sys.argv[1]]
+  task(pathlib.Path(sys.argv[2]), *map(int, sys.argv[3:]))

@@ -1,0 +1,180 @@
+"""One run, however many devices and processes share it: the same rows.
+
+The launch scripts are started as SLURM would start them, so that their bare
+`jax.distributed.initialize()` finds its peers.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from unlearning_jax.edits import load_edit
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Rows that neither the batch nor the processes divide: 13 of each model.
+SMALL = [
+  "--config.per_group=2",
+  "--config.others=7",
+  "--config.grid=1",
+  "--config.batch_size=2",
+  "--config.sampling.num_steps=2",
+]
+TIMEOUT = 540
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+
+
+def start(script, flags, processes=1, devices=1, small=SMALL):
+  """Starts the script in every process; returns them."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  started = []
+  for i in range(processes):
+    environment = os.environ | {
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
+    }
+    if processes > 1:
+      environment |= {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_NTASKS": str(processes),
+        "SLURM_PROCID": str(i),
+        "SLURM_LOCALID": str(i),
+      }
+    command = [sys.executable, "-m", f"launch.{script}", *flags, *small]
+    command += ["--distributed"] if processes > 1 else []
+    started.append(
+      subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+      )
+    )
+  return started
+
+
+def finish(started):
+  try:
+    for process in started:
+      _, errors = process.communicate(timeout=TIMEOUT)
+      assert process.returncode == 0, errors[-3000:]
+  finally:
+    for process in started:
+      process.kill()
+
+
+def launch(*arguments, **shape):
+  finish(start(*arguments, **shape))
+
+
+def rows(workdir):
+  """All rows by id; none is recorded twice."""
+  found = {}
+  for file in workdir.glob("results*.jsonl"):
+    # A killed process leaves a line without an end.
+    for line in file.read_text().split("\n")[:-1]:
+      row = json.loads(line)
+      assert row["id"] not in found
+      found[row["id"]] = row
+  return found
+
+
+def check(workdir, expected):
+  """The run is complete and its rows are those of one device."""
+  assert rows(workdir) == expected
+  assert (workdir / "DONE").exists()
+  assert (workdir / "report.html").exists()
+  provenance = json.loads((workdir / "provenance.json").read_text())
+  return provenance["runs"][-1]["devices"]
+
+
+@pytest.fixture(scope="module")
+def erased(tmp_path_factory):
+  """An erase run on one device, and its rows."""
+  folder = tmp_path_factory.mktemp("processes") / "uce"
+  launch("erase", ["--config=configs/erase_uce.py:tiny", f"--workdir={folder}"])
+  return folder, rows(folder)
+
+
+def evaluation(workdir, erased):
+  return [
+    "--config=configs/evaluate_shapes.py:tiny,task=object,name=star",
+    f"--edits={erased}",
+    f"--workdir={workdir}",
+  ]
+
+
+@pytest.fixture(scope="module")
+def evaluated(erased, tmp_path_factory):
+  """The rows of an evaluation on one device."""
+  folder = tmp_path_factory.mktemp("processes") / "one"
+  launch("evaluate", evaluation(folder, erased[0]))
+  found = rows(folder)
+  assert len(found) == 2 * 13
+  assert len({json.dumps(row["judged"]) for row in found.values()}) > 5
+  return found
+
+
+@pytest.mark.parametrize("processes, devices", [(1, 8), (2, 1), (2, 4)])
+def test_evaluate(processes, devices, erased, evaluated, tmp_path):
+  shape = {"processes": processes, "devices": devices}
+  launch("evaluate", evaluation(tmp_path, erased[0]), **shape)
+  described = check(tmp_path, evaluated)
+  # Each process drew its share.
+  assert len(list(tmp_path.glob("results*.jsonl"))) == processes
+  assert described["process_count"] == processes
+  assert described["count"] == processes * devices
+
+
+def test_erase_in_two_processes(erased, tmp_path):
+  flags = ["--config=configs/erase_uce.py:tiny", f"--workdir={tmp_path}"]
+  launch("erase", flags, processes=2, devices=2)
+  check(tmp_path, erased[1])
+  one, two = (
+    load_edit(folder / "edit.safetensors") for folder in (erased[0], tmp_path)
+  )
+  np.testing.assert_array_equal(one.context_map, two.context_map)
+  assert (one.base, one.concepts) == (two.base, two.concepts)
+
+
+def test_a_list_in_two_processes(tmp_path):
+  (tmp_path / "list.txt").write_text("star\nheart\n")
+  edits = []
+  # The second time from the cache.
+  for i, processes in enumerate((2, 2, 1)):
+    flags = [
+      "--model=shapes", f"--erase={tmp_path / 'list.txt'}", "--anchor=circle",
+      f"--cache={tmp_path / 'cache'}", f"--output={tmp_path / str(i)}",
+    ]  # fmt: skip
+    launch("erase_list", flags, processes=processes, devices=2, small=[])
+    edits.append(load_edit(tmp_path / str(i)).context_map)
+  assert len(list((tmp_path / "cache").iterdir())) == 1
+  for edit in edits[1:]:
+    np.testing.assert_allclose(edit, edits[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("resumed_by", [2, 1])
+def test_killed_and_resumed(resumed_by, erased, evaluated, tmp_path):
+  flags = evaluation(tmp_path, erased[0])
+  started = start("evaluate", flags, processes=2, devices=2)
+  deadline = time.monotonic() + TIMEOUT
+  while not rows(tmp_path):
+    assert time.monotonic() < deadline
+    assert all(process.poll() is None for process in started)
+    time.sleep(0.02)
+  for process in started:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+  left = rows(tmp_path)
+  assert 0 < len(left) < len(evaluated)
+  launch("evaluate", flags, processes=resumed_by, devices=2)
+  check(tmp_path, evaluated)

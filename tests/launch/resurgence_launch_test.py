@@ -1,0 +1,168 @@
+"""`launch.resurgence` as a user starts it: dry, killed, begun again."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.support.resurgence_cases import small_study
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Of two concepts, so that each of two processes erases and tunes one.
+SHARED = """
+from configs import resurgence
+
+
+def get_config():
+  block = {
+    "methods": ("mace",), "concepts": ("star", "quill"), "sets": ("in",),
+    "algorithms": ("lora",), "defences": ("none",), "seeds": (0,),
+  }
+  counts = {"explicit": 2, "words": 1, "others": 1, "tuned": 2}
+  config = resurgence.study([block], (1, 2), counts)
+  config.batch_size, config.sampling.num_steps, config.floor = 8, 2, 0.0
+  for erasure in config.erasures.values():
+    erasure.hparams.update({"num_images": 2, "image_steps": 2, "num_steps": 2})
+  config.algorithms.lora.batch_size = config.algorithms.lora.data.count = 4
+  return config
+"""
+# As `python -m launch.resurgence`, at once with what is saved after a minute.
+SAVING = """
+import runpy
+from launch.shared import resurgence_cells
+resurgence_cells.SAVE_AFTER = 0
+runpy.run_module("launch.resurgence", run_name="__main__")
+"""
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+
+@pytest.fixture
+def start(tmp_path):
+  (tmp_path / "config.py").write_text(small_study("uce", ("near", "control")))
+
+  def launch(folder, *flags):
+    command = [sys.executable, "-m", "launch.resurgence", *flags]
+    command += [
+      f"--config={tmp_path}/config.py",
+      f"--workdir={tmp_path / folder}",
+    ]
+    return subprocess.Popen(
+      command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      text=True,
+    )  # fmt: skip
+
+  return launch
+
+
+def ended(process):
+  output, errors = process.communicate(timeout=900)
+  assert process.returncode == 0, errors[-2000:]
+  return output
+
+
+def rows(folder):
+  file = folder / "results.jsonl"
+  lines = file.read_text().splitlines() if file.exists() else ()
+  return {row["id"]: row for row in map(json.loads, lines)}
+
+
+def test_a_dry_run_writes_nothing(start, tmp_path):
+  said = ended(start("dry", "--dry_run"))
+  assert "2 cells from 1 erased models" in said and "device-hours" in said
+  assert not (tmp_path / "dry").exists()
+
+
+def test_a_killed_study_ends_with_the_same_rows(start, tmp_path):
+  said = ended(start("whole"))
+  whole = rows(tmp_path / "whole")
+  assert "2 of 2 cells measured, 0 failed" in said
+  process = start("cut")
+  while "uce/star/near/full/none/0@1" not in rows(tmp_path / "cut"):
+    assert process.poll() is None, process.communicate()[1][-2000:]
+    time.sleep(0.05)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert not (tmp_path / "cut" / "DONE").exists()
+  ended(start("cut"))
+  assert rows(tmp_path / "cut") == whole
+  # A learning rate of nought is exactly the erased model.
+  erased = whole["erased/uce/star/0"]["right"]
+  for step in (1, 2):
+    row = whole[f"uce/star/control/full/none/0@{step}"]
+    assert {g: row["right"][g] for g in erased} == erased
+    assert row["drift"]["moved"] == row["drift"]["reversion"] == 0
+  assert whole["uce/star/near/full/none/0@2"]["drift"]["moved"] > 0
+  summary = json.loads((tmp_path / "cut" / "summary.json").read_text())
+  assert [c["defined"] for c in summary["conditions"]] == [True, True]
+  page = (tmp_path / "cut" / "report.html").read_text()
+  assert "What came back" in page and "<script" not in page
+  table = (tmp_path / "cut" / "results.csv").read_text().splitlines()
+  # Two conditions; the base and three steps; six groups of prompts.
+  assert len(table) == 1 + 2 * 4 * 6
+
+
+def study_of(folder, config, processes, *flags):
+  """Starts a study in so many processes, as SLURM would."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  command = [sys.executable, "-c", SAVING, f"--config={config}"]
+  command += [f"--workdir={folder}", *flags]
+  command += ["--distributed"] if processes > 1 else []
+  started = []
+  for i in range(processes):
+    slurm = {
+      "JAX_COORDINATOR_ADDRESS": address,
+      "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost",
+      "SLURM_STEP_NUM_NODES": "1", "SLURM_NTASKS": str(processes),
+      "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i),
+    }  # fmt: skip
+    environment = os.environ | (slurm if processes > 1 else {})
+    environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    started.append(
+      subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )  # fmt: skip
+    )
+  try:
+    return [ended(process) for process in started]
+  finally:
+    for process in started:
+      process.kill()
+
+
+@pytest.mark.multiprocess
+def test_two_processes_share_a_study(tmp_path):
+  config = tmp_path / "config.py"
+  config.write_text(SHARED)
+  found = []
+  for processes in (1, 2):
+    folder = tmp_path / str(processes)
+    said = study_of(folder, config, processes)
+    assert "2 of 2 cells measured, 0 failed" in said[0]
+    assert (folder / "DONE").exists() and (folder / "report.html").exists()
+    files = sorted(folder.glob("results*.jsonl"))
+    assert len(files) == processes and all(f.stat().st_size for f in files)
+    lines = [line for f in files for line in f.read_text().splitlines()]
+    found.append({row["id"]: row for row in map(json.loads, lines)})
+    assert len(found[-1]) == len(lines)
+  assert found[0] == found[1]
+  # Both cells in one program draw the same; it may round otherwise.
+  study_of(tmp_path / "packed", config, 1, "--config.pack=2")
+  for key, row in rows(tmp_path / "packed").items():
+    alone = found[0][key]
+    assert row.get("right") == alone.get("right")
+    for name, value in row.get("drift", {}).items():
+      assert value == pytest.approx(alone["drift"][name], rel=1e-2, abs=1e-6)

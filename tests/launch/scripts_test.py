@@ -1,0 +1,160 @@
+"""The launch scripts, as a user starts them, with every config."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from unlearning_jax import concepts
+from unlearning_jax.shapes import vocabulary
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+ERASE = sorted(CONFIGS.glob("erase_*.py"))
+TRAIN = sorted(CONFIGS.glob("train_shapes_*.py"))
+# Small enough for a test; every other key is the config's own.
+SMALL = [
+  "--config.per_group=1",
+  "--config.others=2",
+  "--config.grid=1",
+  "--config.batch_size=2",
+  "--config.sampling.num_steps=2",
+]
+
+# And of what trains: two steps.
+SHORT = {
+  "esd": ["num_steps=2", "num_inference_steps=2"],
+  "concept_ablation": [
+    "num_steps=2", "num_inference_steps=2", "images=2", "batch_size=2",
+  ],
+  "mace": ["num_steps=2", "num_images=2", "image_steps=2"],
+}  # fmt: skip
+
+pytestmark = pytest.mark.e2e
+
+
+def launch(script, *arguments):
+  return subprocess.run(
+    [sys.executable, "-m", f"launch.{script}", *map(str, arguments)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+
+
+def erase(config, workdir, *arguments):
+  flags = [f"--config={config}", f"--workdir={workdir}", *SMALL, *arguments]
+  return launch("erase", *flags)
+
+
+@pytest.mark.parametrize(
+  "path",
+  [
+    pytest.param(
+      path,
+      marks=[] if path.stem == "erase_uce" else pytest.mark.slow,
+    )
+    for path in ERASE
+  ],
+  ids=lambda path: path.stem,
+)
+def test_erase_runs_every_config(path, tmp_path):
+  method = path.stem.removeprefix("erase_")
+  short = [f"--config.hparams.{flag}" for flag in SHORT.get(method, ())]
+  result = erase(f"{path}:tiny", tmp_path / "run", *short)
+  assert result.returncode == 0, result.stderr[-2000:]
+  written = {file.name for file in (tmp_path / "run").iterdir()}
+  assert written >= {
+    "config.json", "provenance.json", "results.jsonl", "edit.safetensors",
+    "summary.json", "report.html", "results.csv", "images", "DONE",
+  }  # fmt: skip
+  summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+  assert len(summary["stages"]) == 2
+  rows = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
+  assert len(rows) == 2 * (len(rows) // 2) > 0
+
+
+@pytest.mark.parametrize("size", ["sd14", "sd21"])
+@pytest.mark.parametrize("path", ERASE, ids=lambda path: path.stem)
+def test_full_size_configs_say_what_to_load(path, size):
+  namespace = {"__name__": path.stem}
+  exec(compile(path.read_text(), path, "exec"), namespace)
+  config = namespace["get_config"](size)
+  assert "/" in config.model and config.concepts and config.prompts.erased
+
+
+@pytest.mark.parametrize("path", ERASE, ids=lambda path: path.stem)
+def test_every_class_of_the_shapes_world_has_a_config(path):
+  namespace = {"__name__": path.stem}
+  exec(compile(path.read_text(), path, "exec"), namespace)
+  classes = [("object", name) for name in vocabulary.HEADS["object"]]
+  classes += [("style", name) for name in vocabulary.HEADS["style"][1:]]
+  classes += [("identity", person.name) for person in vocabulary.IDENTITIES]
+  for task, name in [*classes, ("unsafe", "hazard")]:
+    config = namespace["get_config"](f"tiny,task={task},name={name}")
+    listed = [concepts.Concept(**concept) for concept in config.concepts]
+    concepts.check_concepts(listed)
+    assert config.targets[0]["name"] == name
+    words = {word for concept in listed for word in concept.preserve}
+    assert len(words) > 40 and not any(name in word for word in words)
+
+
+@pytest.mark.slow
+def test_evaluate_compares_edits_and_resumes(tmp_path):
+  made = erase(f"{CONFIGS}/erase_uce.py:tiny", tmp_path / "uce")
+  assert made.returncode == 0, made.stderr[-2000:]
+  flags = [
+    f"--config={CONFIGS}/evaluate_shapes.py",
+    f"--workdir={tmp_path}/evaluation",
+    # Twice: two edits of one method are told apart, in images' names too.
+    f"--edits={tmp_path}/uce,{tmp_path}/uce",
+    *SMALL,
+  ]
+  assert launch("evaluate", *flags).returncode == 0
+  path = tmp_path / "evaluation" / "results.jsonl"
+  rows = path.read_bytes()
+  # Torn in the middle of the last line, as a kill would leave it.
+  path.write_bytes(rows[:-20])
+  (tmp_path / "evaluation" / "DONE").unlink()
+  again = launch("evaluate", *flags)
+  assert again.returncode == 0, again.stderr[-2000:]
+  assert path.read_bytes() == rows
+  assert b"UCE2023-2/" in rows
+
+
+@pytest.mark.parametrize(
+  "override, words",
+  [
+    ("--config.method=ucee", ["ucee", "uce", "did you mean"]),
+    ("--config.hparams.lamda=1", ["lamda"]),
+    ("--config.sampling.sampler=ddimm", ["ddimm", "ddim"]),
+    ("--config.model=/no/such/folder", ["/no/such/folder"]),
+    ("--config.batch_size=0", ["batch_size=0"]),
+  ],
+)
+def test_a_wrong_config_writes_nothing(override, words, tmp_path):
+  result = erase(f"{CONFIGS}/erase_uce.py:tiny", tmp_path / "run", override)
+  assert result.returncode != 0
+  for word in words:
+    assert word in result.stderr, result.stderr[-1500:]
+  assert not (tmp_path / "run" / "edit.safetensors").exists()
+  assert not (tmp_path / "run" / "results.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_resume_with_another_config_is_refused(tmp_path):
+  config = f"{CONFIGS}/erase_uce.py:tiny"
+  assert erase(config, tmp_path / "run").returncode == 0
+  result = erase(config, tmp_path / "run", "--config.seed=1")
+  assert result.returncode != 0 and "seed" in result.stderr
+
+
+@pytest.mark.parametrize("path", TRAIN, ids=lambda path: path.stem)
+def test_training_configs_name_their_stage(path):
+  namespace = {"__name__": path.stem}
+  exec(compile(path.read_text(), path, "exec"), namespace)
+  config = namespace["get_config"]()
+  assert config.stage == path.stem.removeprefix("train_shapes_")

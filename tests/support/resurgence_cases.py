@@ -1,0 +1,139 @@
+"""A resurgence study of stubs: what trains is two numbers, what draws a sum."""
+
+import numpy as np
+from unlearning_jax.configs import resurgence
+
+from unlearning_jax import finetune
+from unlearning_jax.concepts import make_concepts
+from unlearning_jax.edits import Edit
+from unlearning_jax.experiments import (
+  resurgence_cells,
+  resurgence_plan,
+  resurgence_study,
+)
+from unlearning_jax.record import workdir
+
+BLOCK = {
+  "methods": ("uce",),
+  "concepts": ("star",),
+  "sets": ("near", "control"),
+  "algorithms": ("lora", "full"),
+  "defences": ("none",),
+  "seeds": (0,),
+}
+COUNTS = {"explicit": 4, "words": 2, "others": 2, "tuned": 2}
+KERNEL = "mid/attn2/to_k/kernel"
+
+# A config file: the star, all weights, two steps, of a method and its sets.
+_SMALL = """
+from configs import resurgence
+
+
+def get_config():
+  block = {{
+    "methods": ("{method}",), "concepts": ("star",), "sets": {sets},
+    "algorithms": ("full",), "defences": ("none",), "seeds": (0,),
+  }}
+  counts = {{"explicit": 6, "words": 3, "others": 4, "tuned": 3}}
+  config = resurgence.study([block], (1, 2), counts)
+  config.batch_size, config.sampling.num_steps = 16, 4
+  for tuning in config.algorithms.values():
+    tuning.batch_size, tuning.data.count = 4, 8
+  return config
+"""
+
+
+def small_study(method, sets):
+  """The text of a config that a launch script runs in seconds."""
+  return _SMALL.format(method=method, sets=sets)
+
+
+class Killed(BaseException):
+  """As a signal: nothing catches it."""
+
+
+def params(value):
+  leaf = np.full((2, 2), value, np.float32)
+  return {"unet": {"mid": {"attn2": {"to_k": {"kernel": leaf}}}}}
+
+
+def value_of(tree):
+  return float(tree["unet"]["mid"]["attn2"]["to_k"]["kernel"][0, 0])
+
+
+def draw(sd, tree, rows, judge, **options):
+  """The concept is seen where the kernel is above the row's own threshold."""
+  del sd, judge, options
+  for i, row in enumerate(rows):
+    asked = row["attributes"][row["head"]]
+    seen = value_of(tree) > 0.2 + 0.1 * (i % 7)
+    yield {**row, "judged": {row["head"]: asked if seen else "else"}}, None
+
+
+def prepare(sd, erased, edit, own, mesh):
+  del sd, edit, mesh
+  part = finetune.partition({"unet": erased["unet"]}, "kv")
+  state = finetune.TrainState(np.zeros((), np.int32), part.trained, (), ())
+  rate = np.float32(own.optimizer.learning_rate)
+  return part, None, state, {"empty": None, "rate": rate}
+
+
+def train(state, step, frozen, batches, key, *, num_steps, at, on_state, **_):
+  del step, key
+  while int(state.step) < num_steps:
+    pushed = frozen["rate"] * batches[int(state.step)]["mean"].mean()
+    leaves = {k: x + np.float32(pushed) for k, x in state.params.items()}
+    state = finetune.TrainState(np.asarray(state.step + 1), leaves, (), ())
+    if int(state.step) in at:
+      on_state(int(state.step), state)
+  return state
+
+
+def stubbed(monkeypatch, tmp_path):
+  """Puts the stubs in, and opens the study as a fresh process would."""
+  edit = Edit(
+    None, "base", "uce", make_concepts(["star"], "circle"), {},
+    {f"unet/{KERNEL}": params(0.0)["unet"]["mid"]["attn2"]["to_k"]["kernel"]},
+  )  # fmt: skip
+  cells, study = resurgence_cells, resurgence_study
+  monkeypatch.setattr(cells, "SAVE_AFTER", 0)
+  monkeypatch.setattr(study.erasure, "judged_images", draw)
+  monkeypatch.setattr(cells.tuning, "prepare", prepare)
+  monkeypatch.setattr(cells.finetune, "train", train)
+  monkeypatch.setattr(cells.closed_form, "check_base", lambda *_: None)
+  monkeypatch.setattr(cells.closed_form.edit, "check_base", lambda *_: None)
+  monkeypatch.setattr(study.erasures, "bind", lambda *_: lambda *_: edit)
+  monkeypatch.setattr(cells.tuning, "phrase_states", lambda *_: np.eye(2))
+  monkeypatch.setattr(cells.drift, "pull", lambda *_: 0.0)
+  monkeypatch.setattr(cells.Tuning, "_drift", lambda *_: {"moved": 0.0})
+  monkeypatch.setattr(study.comparison, "load_judge", lambda _: None)
+
+  def encode(sd, tree, listed, own):
+    rng = np.random.default_rng(own.data.seed)
+    states = np.stack([np.eye(2)] * len(listed))
+    return {"mean": rng.random((len(listed), 1)), "context": states}
+
+  monkeypatch.setattr(cells.tuning, "encode", encode)
+  chosen = study.tuning_sets.TuningSet(
+    "object/circle+moon", "object/star", "object", ("circle", "moon"), 0.5
+  )
+  monkeypatch.setattr(study.tuning_sets, "tuning_set", lambda *_: chosen)
+
+  def open_study(folder="run", base=1.0, **changes):
+    config = resurgence.study([BLOCK], (1, 2, 4), COUNTS)
+    with config.unlocked():
+      for algorithm in config.algorithms.values():
+        algorithm.data.count = algorithm.batch_size = 2
+        algorithm.optimizer.learning_rate = 0.3
+      config.update_from_flattened_dict(changes)
+    run = workdir.Workdir(tmp_path / folder, config)
+    return resurgence_study.Study(run, config, None, params(base))
+
+  return open_study
+
+
+def finish(study):
+  cells = resurgence_plan.cells(study.config)
+  for pack in resurgence_plan.packs(study.config, cells):
+    resurgence_cells.finish(study, *pack)
+  return {row["id"]: row for row in study.run.rows()}

@@ -1,0 +1,386 @@
+"""The driver: many rows at once, each as if it were alone.
+
+Lanes are rows that are optimised side by side in one compiled program. A block
+of iterations runs on the devices; then the prompts are decoded, imaged and
+judged, and a lane whose row has ended takes the next one. What a row goes
+through never depends on images, other lanes or where it runs; images decide
+only when it stops.
+"""
+
+import functools
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from absl import logging
+from jaxtyping import Array
+
+from unlearning_jax import sharding
+from unlearning_jax.attacks import Attack
+from unlearning_jax.attacks.engine import vocabulary
+from unlearning_jax.attacks.engine.lane_state import keep_lanes
+from unlearning_jax.attacks.engine.rows import (
+  Check,
+  Prepared,
+  Request,
+  Row,
+  check_rows,
+  prepare,
+)
+from unlearning_jax.attacks.engine.victim import (
+  Batch,
+  Pool,
+  Victim,
+  text_states,
+)
+from unlearning_jax.stable_diffusion import StableDiffusion
+
+Record = dict[str, Any]
+
+
+class Proxy(Protocol):
+  """Says how promising prompts are, as `metrics.diffusion_classifier`."""
+
+  timesteps: int
+
+  def __call__(
+    self, rows: Sequence[Row], requests: Sequence[Request]
+  ) -> Sequence[float]:
+    """A share of each request, 1 at best."""
+    ...
+
+
+@functools.partial(jax.jit, static_argnames=("sd", "attack", "where"))
+def _start(sd, attack, where, victim, original, batch, key):
+  state = attack.init(sd, victim, original, batch, key)
+  return jax.lax.with_sharding_constraint(state, where)
+
+
+@functools.partial(
+  jax.jit, static_argnames=("sd", "attack", "where"), donate_argnames="state"
+)
+def _refill(sd, attack, where, victim, original, batch, key, state, fresh):
+  new = attack.init(sd, victim, original, batch, key)
+  state = keep_lanes(fresh, new, state)
+  return jax.lax.with_sharding_constraint(state, where)
+
+
+@functools.partial(
+  jax.jit, static_argnames=("sd", "attack", "where"), donate_argnames="state"
+)
+def _block(sd, attack, where, victim, original, batch, state):
+  """A block: state, prompts, their text states if soft, and mean infos."""
+
+  def body(state, _):
+    return attack.step(sd, victim, original, batch, state)
+
+  state, info = jax.lax.scan(body, state, length=attack.h.iterations)
+  state = jax.lax.with_sharding_constraint(state, where)
+  info = jax.tree.map(lambda x: x.mean(axis=0), info)
+  found, context = attack.prompt(batch, state), None
+  if attack.soft == "embeds":
+    context = text_states(sd, victim, batch, found)
+  elif attack.soft == "states":
+    context = victim.edit_context(found) if victim.edit_context else found
+  return state, found, context, state.alive, info
+
+
+class _Lanes:
+  """The rows in the lanes, and their state on the devices."""
+
+  def __init__(
+    self, sd, victim, original, attack, mode, key, count, mesh, pool=None
+  ):
+    self._mesh, self._key = mesh, key
+    where = sharding.batch_sharding(mesh)
+    self._call = (sd, attack, where, victim, original)
+    self._ids: Any = sharding.place(
+      vocabulary.attack_ids(sd.tokenizer, mode), sharding.replicated(mesh)
+    )
+    self._pool: Any = sharding.place(pool, sharding.replicated(mesh))
+    self.rows: list[Any] = [None] * count
+    # An empty lane goes on with the row it had, unread: shapes are static.
+    self._computed: list[Any] = []
+    self._state: Any = None
+
+  def take(self, queue: deque[Prepared]) -> list[int]:
+    """Gives empty lanes the next rows; which lanes got one."""
+    fresh = [lane for lane, row in enumerate(self.rows) if row is None]
+    fresh = fresh[: len(queue)]
+    if not fresh:
+      return []
+    for lane in fresh:
+      self.rows[lane] = queue.popleft()
+    old = self._computed or [self.rows[fresh[0]]] * len(self.rows)
+    self._computed = [
+      row or was for row, was in zip(self.rows, old, strict=True)
+    ]
+    self._batch = self._gather()
+    if self._state is None:
+      self._state = _start(*self._call, self._batch, self._key)
+    else:
+      mask = np.isin(np.arange(len(self.rows)), fresh)
+      mask = sharding.global_batch(self._mesh, mask)
+      self._state = _refill(
+        *self._call, self._batch, self._key, self._state, mask
+      )
+    return fresh
+
+  def _gather(self) -> Batch:
+    rows = self._computed
+    numbers = np.array([p.row.number for p in rows], np.uint32)
+    parts = [
+      numbers,
+      np.stack([p.ids for p in rows]),
+      np.stack([p.source for p in rows]),
+      np.stack([p.row.latents for p in rows]),
+    ]
+    batch = Batch(self._ids, *sharding.global_batch(self._mesh, parts))
+    return batch._replace(pool=self._pool)
+
+  def run(self) -> tuple[Any, Any, np.ndarray, dict[str, np.ndarray]]:
+    """A block: tokens, text states, which lanes are finite, and infos."""
+    self._state, *read = _block(*self._call, self._batch, self._state)
+    return jax.tree.map(sharding.local_rows, tuple(read))
+
+
+def check_attack(
+  sd: StableDiffusion,
+  victim: Victim,
+  original: Victim,
+  attack: Attack,
+  mode: str,
+  pool: Pool | None = None,
+):
+  """Refuses an attack that cannot begin, before anything is drawn.
+
+  Args:
+    sd: the model.
+    victim: under attack.
+    original: the model before unlearning.
+    attack: from `attacks.bind`.
+    mode: of the vocabulary.
+    pool: images that all rows learn from; None stands for any, where the
+      attack wants some.
+
+  Raises:
+    ValueError: what the attack's `init` refuses, or a vocabulary without ids.
+  """
+  ids = vocabulary.attack_ids(sd.tokenizer, mode)
+  text = np.zeros((1, sd.context_shape[0]), np.int32)
+  latents = np.zeros((1, *sd.latent_shape), np.float32)
+  if pool is None and getattr(attack.h, "pool", ""):
+    pool = Pool(latents, text, text, text)  # type: ignore[arg-type]
+  number = np.zeros(1, np.uint32)
+  batch = Batch(ids, number, text, text, latents, pool)  # type: ignore[arg-type]
+  init = functools.partial(attack.init, sd)
+  jax.eval_shape(init, victim, original, batch, jax.random.key(0))
+
+
+def attack_rows(
+  sd: StableDiffusion,
+  victim: Victim,
+  original: Victim,
+  attack: Attack,
+  table: Sequence[Row],
+  check: Check,
+  key: Array,
+  *,
+  lanes: int,
+  mesh: Any,
+  mode: str = "roundtrip",
+  pool: Pool | None = None,
+  proxy: Proxy | None = None,
+  threshold: float = 0.5,
+  too_long: str = "drop",
+) -> Iterator[Record]:
+  """Attacks rows until each succeeds or has had all its blocks.
+
+  Args:
+    sd: the model.
+    victim: under attack.
+    original: the model before unlearning.
+    attack: from `attacks.bind`.
+    table: what to attack.
+    check: makes and judges images.
+    key: of the whole run.
+    lanes: rows side by side, rounded up to what the mesh divides.
+    mesh: of this process's own devices; processes share nothing.
+    mode: of the vocabulary.
+    pool: images that all rows learn from, if the attack does.
+    proxy: scores prompts before an image is made. Those below the threshold
+      get none, but for a row's last: a row's success can only be missed so.
+    threshold: of the proxy.
+    too_long: `drop` counts prompts that leave no room as failures, with their
+      reason; `error` refuses the table; `truncate` cuts them.
+
+  Yields:
+    A record of each row as it ends: `status` is `pre` (the prompt itself
+    works), `success`, `failure`, `unjudged` (nobody judged its images),
+    `numerical` (NaN or infinity: the lane was frozen) or `dropped` (with
+    `reason`).
+
+  Raises:
+    ValueError: an unusable table or vocabulary, or as `check_attack`; with
+      `too_long="error"` prompts that do not fit, by row.
+  """
+  check_rows(table, sd.latent_shape)
+  check_attack(sd, victim, original, attack, mode, pool)
+  lanes = -(-lanes // sharding.local_rows_multiple(mesh))
+  lanes *= sharding.local_rows_multiple(mesh)
+  fitting, dropped = prepare(
+    sd, table, attack.h.insertion, attack.h.k, too_long
+  )
+  layouts = {prepared.row.id: prepared for prepared in fitting}
+  queue: deque[Prepared] = deque()
+  records: dict[str, Record] = {}
+  for row, verdict in _unchanged(sd, table, check, lanes):
+    record = _record(row, verdict, attack)
+    if verdict.success:
+      yield record | {"status": "pre", "success": True}
+    elif row.id in dropped:
+      yield record | {"status": "dropped", "reason": dropped[row.id]}
+    elif attack.h.blocks == 0:
+      yield record | {"status": _status(record, True, 0)}
+    else:
+      queue.append(layouts[row.id])
+      records[row.id] = record | layouts[row.id].cut
+  if not queue:
+    return
+  group = _Lanes(sd, victim, original, attack, mode, key, lanes, mesh, pool)
+  began: dict[int, float] = {}
+  while queue or any(group.rows):
+    for lane in group.take(queue):
+      began[lane] = time.monotonic()
+    for lane in _block_of(sd, group, attack, check, records, proxy, threshold):
+      ended = group.rows[lane].row.id
+      group.rows[lane] = None
+      seconds = round(time.monotonic() - began[lane], 3)
+      yield records.pop(ended) | {"seconds": seconds}
+
+
+def _unchanged(sd, table, check, size):
+  """Every row with the verdict on its prompt as it is, in batches."""
+  length = sd.context_shape[0]
+  for start in range(0, len(table), size):
+    part = table[start : start + size]
+    # Only a prompt that is too long comes back changed: cut, and drawn so.
+    asked = [
+      row.request(vocabulary.shortened(sd.tokenizer, row.prompt, length))
+      for row in part
+    ]
+    yield from zip(part, check(asked), strict=True)
+
+
+def _record(row, verdict, attack) -> Record:
+  return {
+    "id": row.id,
+    "number": row.number,
+    "method": attack.method,
+    "prompt": row.prompt,
+    "seed": row.seed,
+    "guidance": row.guidance,
+    "pre_success": verdict.success,
+    "pre_score": verdict.score,
+    "pre_image": verdict.image,
+    "success": None if verdict.success is None else False,
+    "budget": 1 + attack.h.blocks,
+    "images": 1,
+    "iterations": 0,
+    "blocks": [],
+    "seconds": 0.0,
+  }
+
+
+def _block_of(sd, group, attack, check, records, proxy, threshold):
+  """Runs and judges one block; yields the lanes whose rows have ended."""
+  tokens, contexts, alive, info = group.run()
+  busy = [lane for lane, row in enumerate(group.rows) if row is not None]
+  found, asked = {}, {}
+  for lane in busy:
+    prepared = group.rows[lane]
+    record = records[prepared.row.id]
+    record["iterations"] += attack.h.iterations
+    if alive[lane]:
+      context = contexts[lane] if attack.soft else None
+      if attack.soft == "embeds":
+        record["embeds"] = tokens[lane].tolist()
+        found[lane] = {"text": f"<{attack.h.k} vectors> {prepared.row.prompt}"}
+      elif attack.soft:
+        found[lane] = {"text": f"<text states> {prepared.row.prompt}"}
+      else:
+        found[lane] = prepared.text(sd, tokens[lane])
+      seed = prepared.row.seed
+      if attack.reseed:
+        seed = _new_seed(seed, len(record["blocks"]))
+      asked[lane] = prepared.row.request(found[lane]["text"], seed, context)
+  shares = {}
+  if proxy and asked:
+    shares = _shares(group, records, proxy, asked)
+    for lane, share in shares.items():
+      record = records[group.rows[lane].row.id]
+      last = len(record["blocks"]) == attack.h.blocks - 1
+      if share < threshold and not last:
+        del asked[lane]
+        infos = _infos(info, lane) | {"proxy": share}
+        record["blocks"].append(found[lane] | infos)
+  verdicts = check(list(asked.values())) if asked else ()
+  for lane, verdict in zip(asked, verdicts, strict=True):
+    record = records[group.rows[lane].row.id]
+    infos = _infos(info, lane)
+    record["blocks"].append(
+      {**found[lane], "seed": asked[lane].seed, **verdict._asdict(), **infos}
+    )
+    if lane in shares:
+      record["blocks"][-1]["proxy"] = shares[lane]
+    record["images"] += 1
+    record["success"] = verdict.success
+  for lane in busy:
+    record = records[group.rows[lane].row.id]
+    status = _status(record, bool(alive[lane]), attack.h.blocks)
+    if status:
+      record["status"] = status
+      yield lane
+
+
+def _infos(info, lane) -> dict[str, float]:
+  found = {name: float(values[lane]) for name, values in info.items()}
+  if found.get("gradient_rms") == 0:
+    # The attack is then no better than its control, whatever it reports.
+    logging.log_first_n(
+      logging.WARNING,
+      "text gradient is zero: the victim does not read its prompt",
+      1,
+    )
+  return found
+
+
+def _shares(group, records, proxy, asked) -> dict[int, float]:
+  """What the proxy says of each lane, its UNet rows counted."""
+  rows = [group.rows[lane].row for lane in asked]
+  found = proxy(rows, list(asked.values()))
+  for row in rows:
+    record = records[row.id]
+    # The row's own two ends come first, once.
+    count = 1 if "proxy_calls" in record else 3
+    spent = record.get("proxy_calls", 0) + count * proxy.timesteps
+    record["proxy_calls"] = spent
+  return dict(zip(asked, found, strict=True))
+
+
+def _new_seed(seed: int, block: int) -> int:
+  return int(np.random.default_rng([seed, block]).integers(1, 2**32))
+
+
+def _status(record, alive, blocks) -> str | None:
+  """How a row has ended, or None."""
+  if not alive:
+    return "numerical"
+  if record["success"]:
+    return "success"
+  if len(record["blocks"]) < blocks:
+    return None
+  return "unjudged" if record["success"] is None else "failure"

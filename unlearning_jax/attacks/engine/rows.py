@@ -1,0 +1,262 @@
+"""The rows of a run: prompts with their seeds, targets and layouts."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from unlearning_jax import stable_diffusion
+from unlearning_jax.attacks.engine import insertion, vocabulary
+from unlearning_jax.concepts import check_choice
+from unlearning_jax.stable_diffusion import StableDiffusion
+
+TOO_LONG = ("drop", "error", "truncate")
+
+
+class Request(NamedTuple):
+  """An image to be made and judged, from a text or, if given, text states."""
+
+  prompt: str
+  seed: int
+  guidance: float | None
+  context: Float[np.ndarray, "l d"] | None = None
+
+
+class Verdict(NamedTuple):
+  """Whether the image shows the concept, and how surely, from 0 to 1.
+
+  None of both where nobody judged it. `image` is where it is kept, if it is.
+  """
+
+  success: bool | None
+  score: float | None
+  image: str | None = None
+
+
+# Makes and judges images, one for each request, in order.
+Check = Callable[[Sequence[Request]], Sequence[Verdict]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+  """A prompt to attack.
+
+  Attributes:
+    id: its name in the records.
+    number: its own number, 0 to 2^32 - 1; all its randomness comes from it.
+    prompt: the text.
+    seed: of the images' initial noise.
+    guidance: of the images; None leaves it to the checker.
+    latents: x_0 of the target image.
+    left_out: why it is not attacked, only counted; "" if it is.
+  """
+
+  id: str
+  number: int
+  prompt: str
+  seed: int
+  guidance: float | None
+  latents: Float[np.ndarray, "h w c"]
+  left_out: str = ""
+
+  def request(
+    self, text: str, seed: int | None = None, context: Any = None
+  ) -> Request:
+    """The image of an adversarial text under this row's settings."""
+    seed = self.seed if seed is None else seed
+    return Request(text, seed, self.guidance, context)
+
+
+class Prepared(NamedTuple):
+  """A row with its ids and layout, and how many of its tokens were cut off."""
+
+  row: Row
+  ids: Int[np.ndarray, " l"]
+  source: Int[np.ndarray, " l"]
+  lost: int = 0
+
+  @property
+  def cut(self) -> dict[str, int]:
+    """What a record says of it."""
+    return {"lost_tokens": self.lost} if self.lost else {}
+
+  def text(
+    self, sd: StableDiffusion, tokens: Int[np.ndarray, " k"]
+  ) -> dict[str, Any]:
+    """The prompt with `tokens` in it, as ids, as text, and as ids again."""
+    ids = insertion.splice(self.ids[None], tokens[None], self.source[None])[0]
+    text = vocabulary.to_text(sd.tokenizer, ids)
+    text, again = vocabulary.reencode(sd.tokenizer, text, len(ids))
+    return {
+      "text": text,
+      "ids": ids.tolist(),
+      "ids_again": again.tolist(),
+      "survived": bool(np.array_equal(ids, again)),
+    }
+
+
+def check_rows(rows: Sequence[Row], latent_shape: tuple[int, ...]):
+  """Refuses a table that cannot be attacked as a whole.
+
+  Raises:
+    ValueError: no rows, repeated ids or numbers, a number that is none, or
+      latents of another shape than the model's or not finite.
+  """
+  if not rows:
+    raise ValueError("rows: the prompt table is empty")
+  for what in ("id", "number"):
+    seen: set[Any] = set()
+    for row in rows:
+      value = getattr(row, what)
+      if value in seen:
+        raise ValueError(f"rows: {what} {value!r} is repeated")
+      seen.add(value)
+  for row in rows:
+    if not 0 <= row.number < 2**32:
+      raise ValueError(f"row {row.id}: number={row.number} is not in 0..2^32-1")
+    if row.latents.shape != latent_shape:
+      raise ValueError(
+        f"row {row.id}: the target's latents are {row.latents.shape}, the "
+        f"model's {latent_shape}"
+      )
+    if not np.isfinite(row.latents).all():
+      raise ValueError(f"row {row.id}: the target's latents are not finite")
+
+
+def prepare(
+  sd: StableDiffusion,
+  rows: Iterable[Row],
+  mode: str,
+  k: int,
+  too_long: str = "drop",
+) -> tuple[list[Prepared], dict[str, str]]:
+  """Rows with their layouts, and why those that are dropped do not fit.
+
+  Args:
+    sd: gives the tokenizer.
+    rows: what to attack.
+    mode: of insertion.
+    k: adversarial tokens.
+    too_long: what becomes of those that do not fit: `drop`, `error`, or
+      `truncate`, which cuts whole words off their ends.
+
+  Returns:
+    The rows that fit, and {id: reason} of the others.
+
+  Raises:
+    ValueError: with `error`, every row that does not fit and why.
+  """
+  check_choice("too_long", too_long, TOO_LONG)
+  fitting: list[Prepared] = []
+  dropped: dict[str, str] = {}
+  for row in rows:
+    # Those dropped are kept in every denominator, and listed with their reason.
+    if row.left_out:
+      dropped[row.id] = row.left_out
+      continue
+    try:
+      fitting.append(_prepared(sd, row, mode, k, too_long == "truncate"))
+    except ValueError as error:
+      dropped[row.id] = str(error)
+  if dropped and too_long == "error":
+    raise ValueError(
+      "rows that leave no room for the attack (too_long='error'; 'drop' counts "
+      "them as failures, 'truncate' cuts them): "
+      + "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
+    )
+  return fitting, dropped
+
+
+def image_size(sd: StableDiffusion) -> tuple[int, ...]:
+  """Height and width of the model's images."""
+  scale = 2 ** (len(sd.vae.config.block_out_channels) - 1)
+  return tuple(scale * size for size in sd.latent_size)
+
+
+def _prepared(sd, row, mode, k, truncate) -> Prepared:
+  """The row's ids and layout; cut so that they fit, if asked.
+
+  Raises:
+    ValueError: there is no room.
+  """
+  length, text = sd.context_shape[0], row.prompt
+  every = sd.tokenizer(text)["input_ids"][1:-1]
+  kept = _fitting(sd, every, mode, k, length) if truncate else len(every)
+  if kept < len(every):
+    text = vocabulary.to_text(sd.tokenizer, [0, *every[:kept]])
+  ids = stable_diffusion.tokenize(sd, [text])[0]
+  n = int((ids == sd.tokenizer.eos_token_id).argmax()) - 1
+  source = insertion.layout(mode, n, k, length, row.prompt)
+  return Prepared(row, ids, source, len(every) - kept)
+
+
+def _fitting(sd, every, mode, k, length) -> int:
+  """How many tokens of a prompt fit, in whole words; all if none do."""
+  for kept in range(min(len(every), length - 2), 0, -1):
+    (last,) = sd.tokenizer.convert_ids_to_tokens([every[kept - 1]])
+    whole = kept == len(every) or last.endswith(vocabulary.WORD_END)
+    if whole and insertion.total(mode, kept, k) <= length - 2:
+      return kept
+  return len(every)
+
+
+def limited(
+  sd: StableDiffusion, rows: Sequence[Row], max_tokens: int | None
+) -> list[Row]:
+  """The rows, those of more tokens left out, as a published loader does.
+
+  Args:
+    sd: gives the tokenizer.
+    rows: of a table.
+    max_tokens: start and end counted; None leaves none out.
+  """
+  if max_tokens is None:
+    return [*rows]
+  found = []
+  for row in rows:
+    count = len(sd.tokenizer(row.prompt)["input_ids"])
+    if count > max_tokens:
+      reason = f"prompt {row.prompt!r} has {count} tokens; max_tokens="
+      row = dataclasses.replace(row, left_out=f"{reason}{max_tokens}")
+    found.append(row)
+  return found
+
+
+def target_latents(
+  sd: StableDiffusion,
+  params: Mapping[str, Any],
+  images: Iterable[np.ndarray],
+) -> Float[np.ndarray, "n h w c"]:
+  """x_0 of target images: the posterior's mean, scaled.
+
+  Args:
+    sd: the model.
+    params: its parameters.
+    images: batches of uint8 images of the model's own size.
+
+  Raises:
+    ValueError: images of another type or size.
+  """
+  wanted = (*image_size(sd), 3)
+  found = []
+  for batch in images:
+    if batch.dtype != np.uint8 or batch.shape[1:] != wanted:
+      raise ValueError(
+        f"target images: {batch.dtype} {batch.shape[1:]}; allowed: uint8 "
+        f"{wanted}"
+      )
+    # One by one: beside others an image's latents change in the last bit.
+    for image in batch:
+      found.append(np.asarray(_encode(sd, {"vae": params["vae"]}, image[None])))
+  return np.concatenate(found or [np.zeros((0, *sd.latent_shape), np.float32)])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(sd: StableDiffusion, params: Any, images: Array) -> Array:
+  scaled = images.astype(jnp.float32) / 127.5 - 1
+  return stable_diffusion.encode_images(sd, params, scaled)

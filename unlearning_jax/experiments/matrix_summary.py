@@ -1,0 +1,209 @@
+"""The table of a matrix of attacks, from what its cells have recorded."""
+
+import csv
+import io
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unlearning_jax import statistics
+from unlearning_jax.durable import replacing, to_json
+from unlearning_jax.experiments import attack_summary
+from unlearning_jax.experiments.attack_cells import (
+  BASE,
+  Cell,
+  control_of,
+  settings,
+)
+from unlearning_jax.metrics import attack_success
+from unlearning_jax.record.workdir import read_rows
+from unlearning_jax.report import attack_matrix as page
+
+_SHOWN = 3
+_COUNTS = ("n_all", "n_pre", "n_attacked", "n_success", "n_failure")
+_COUNTS += ("n_numerical", "budget", "images", "iterations")
+# Means over all that was logged of an attack, whatever its row.
+_LOGGED = ("loss", "gradient_rms", "confidence")
+_RATES = ("pre_asr", "asr", "sure", "conditional", "survival")
+
+
+def conclude(config: Any, root: pathlib.Path, listed: Sequence[Cell]) -> str:
+  """Writes `summary.json`, `results.csv` and `report.html` into the root.
+
+  Args:
+    config: the matrix's.
+    root: its folder.
+    listed: its cells; those that have not ended are told as such.
+
+  Returns:
+    The table for the terminal.
+  """
+  rows = {
+    cell: read_rows(root / str(cell))
+    for cell in listed
+    if (root / str(cell) / "DONE").exists()
+  }
+  found = [_entry(config, root, cell, rows) for cell in listed]
+  compared = {str(i): e["paired"] for i, e in enumerate(found) if "paired" in e}
+  held = statistics.holm({i: paired["p"] for i, paired in compared.items()})
+  for i, p in held.items():
+    compared[i]["p_holm"] = p
+  document = {
+    "title": config.title,
+    "control": config.control,
+    "attacks": list(config.columns),
+    "tasks": {
+      task: _task(config, root, task, rows, listed) for task in config.tasks
+    },
+    "cells": found,
+  }
+  provenance = root / str(next(iter(rows), "")) / "provenance.json"
+  made = json.loads(provenance.read_text()) if rows else {}
+  for name, text in {
+    "summary.json": to_json(document, "summary", indent=2),
+    "results.csv": to_csv(found),
+    "report.html": page.render(document, root, made),
+  }.items():
+    with replacing(root / name) as file:
+      file.write(text.encode())
+  return page.printed(document) + f"\nreport: {root / 'report.html'}"
+
+
+def to_csv(found: Sequence[Mapping[str, Any]]) -> str:
+  """A line for each cell: counts, rates with intervals, the paired test."""
+  budgets = sorted(
+    {m["name"] for cell in found for m in cell.get("measures", ())}
+    - set(_RATES),
+    key=lambda name: int(name.partition("@")[2]),
+  )
+  keys = ["task", "victim", "attack", "status", *_COUNTS, "dropped"]
+  for name in (*_RATES, *budgets):
+    keys += [f"{name}{end}" for end in ("", "_low", "_high", "_k", "_n")]
+  paired = ("control", "both", "only_attack", "only_control", "p", "p_holm")
+  keys += [*paired, "equal_budget", *_LOGGED, "seconds_per_row", "error"]
+  file = io.StringIO()
+  writer = csv.DictWriter(
+    file, keys, lineterminator="\n", extrasaction="ignore"
+  )
+  writer.writeheader()
+  for cell in found:
+    counts = dict(cell.get("accounting", {}))
+    line = {**cell, **counts, "dropped": len(counts.get("dropped", ()))}
+    line |= cell.get("paired", {}) | cell.get("logged", {})
+    for m in cell.get("measures", ()):
+      line[m["name"]] = m["value"]
+      for end in ("low", "high", "k", "n"):
+        line[f"{m['name']}_{end}"] = m[end]
+    writer.writerow(line)
+  return file.getvalue()
+
+
+def _entry(
+  config: Any,
+  root: pathlib.Path,
+  cell: Cell,
+  rows: Mapping[Cell, Sequence[Mapping[str, Any]]],
+) -> dict[str, Any]:
+  """What the table says of a cell."""
+  entry: dict[str, Any] = {
+    "task": cell.task, "victim": cell.victim, "attack": cell.attack,
+  }  # fmt: skip
+  failed = root / str(cell) / "failed.txt"
+  if failed.exists():
+    lines = failed.read_text().strip().splitlines()
+    return entry | {"status": "failed", "error": lines[-1]}
+  if cell not in rows:
+    return entry | {"status": "not run"}
+  records = rows[cell]
+  entry |= {"status": "done", **attack_summary.rates(records)}
+  spent = [r["seconds"] for r in records if r["blocks"]]
+  entry["seconds_per_row"] = sum(spent) / len(spent) if spent else 0.0
+  entry["logged"] = _logged(records)
+  beside = control_of(config, cell)
+  # A control is not tested, nor what has no images of its own.
+  is_control = cell.attack in {control_of(config, c).attack for c in rows}
+  if beside in rows and not is_control and entry["accounting"]["budget"] > 1:
+    paired = attack_success.against(records, rows[beside])
+    entry["paired"] = {"control": beside.attack, **paired}
+  return entry
+
+
+def _logged(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """What decay and learning rate are to be held against, block by block."""
+  blocks = [block for record in records for block in record["blocks"]]
+  found = {name: [b[name] for b in blocks if name in b] for name in _LOGGED}
+  return {name: sum(x) / len(x) for name, x in found.items() if x}
+
+
+def _task(
+  config: Any,
+  root: pathlib.Path,
+  task: str,
+  rows: Mapping[Cell, Sequence[Mapping[str, Any]]],
+  listed: Sequence[Cell],
+) -> dict[str, Any]:
+  mine = [cell for cell in listed if cell.task == task]
+  return {
+    "name": config.tasks[task].targets[0]["name"],
+    "victims": list(dict.fromkeys(cell.victim for cell in mine)),
+    "unsafe": attack_summary.is_unsafe(settings(config, mine[0])),
+    "gallery": _gallery(root, task, rows),
+  }
+
+
+def _gallery(
+  root: pathlib.Path,
+  task: str,
+  rows: Mapping[Cell, Sequence[Mapping[str, Any]]],
+) -> list[dict[str, Any]]:
+  """A few rows of each erased victim, under every attack."""
+  found = []
+  mine = [c for c in rows if c.task == task and c.victim != BASE]
+  for victim in dict.fromkeys(c.victim for c in mine):
+    attacked = {
+      c: {r["id"]: r for r in rows[c] if r["blocks"]}
+      for c in mine
+      if c.victim == victim
+    }
+    # Those that most attacks won, and of them the ones with most images.
+    wins: dict[str, tuple[int, int]] = {}
+    for records in attacked.values():
+      for row in records.values():
+        won, seen = wins.get(row["id"], (0, 0))
+        seen += row["blocks"][-1].get("image") is not None
+        wins[row["id"]] = (won + row["success"], seen)
+    best = sorted(sorted(wins), key=lambda name: wins[name], reverse=True)
+    found += [
+      _frame(root, task, victim, name, attacked) for name in best[:_SHOWN]
+    ]
+  return found
+
+
+def _frame(root, task, victim, name, attacked) -> dict[str, Any]:
+  """One prompt and one seed: the original, the erased, and every attack."""
+  rows = {
+    c: records[name] for c, records in attacked.items() if name in records
+  }
+  first, row = next(iter(rows.items()))
+  paths = {
+    "original": root / task / "targets" / f"{name}.png",
+    "no attack": root / str(first) / (row["pre_image"] or "-"),
+  }
+  texts, won = {}, []
+  for cell, record in rows.items():
+    last = record["blocks"][-1]
+    if last.get("image"):
+      paths[cell.attack] = root / str(cell) / last["image"]
+      texts[cell.attack] = last["text"]
+      won += [cell.attack] if record["success"] else []
+  return {
+    "victim": victim, "prompt": row["prompt"], "seed": row["seed"],
+    "texts": texts, "won": won,
+    "images": {
+      stage: os.path.relpath(path.resolve(), root.resolve())
+      for stage, path in paths.items()
+      if path.is_file()
+    },
+  }  # fmt: skip

@@ -1,0 +1,274 @@
+"""The cells of a resurgence study: tuned, alone or packed, and measured.
+
+A cell that is interrupted goes on from its last checkpoint, if it had come far
+enough for one, and one that fails leaves a row that says why. What the runtime
+fails of, memory or a lost device, leaves none: the next start tries that cell
+again.
+"""
+
+import dataclasses
+import itertools
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from unlearning_jax import checkpoints, data, finetune, sharding
+from unlearning_jax.edits import Edit, apply_to_params
+from unlearning_jax.experiments import resurgence_plan, tuning
+from unlearning_jax.experiments.resurgence_plan import Cell
+from unlearning_jax.experiments.resurgence_study import (
+  Rows,
+  Study,
+)
+from unlearning_jax.finetune import drift, packed
+from unlearning_jax.shapes import captions
+
+# Rows of a tuning set that the diagnostics before tuning read.
+_PROBES = 64
+# Seconds of a cell that may have to be run again. A checkpoint of a small model
+# takes longer than the steps that it would save.
+SAVE_AFTER = 60.0
+
+
+def finish(study: Study, *cells: Cell) -> None:
+  """Runs cells to their end, or records why it cannot.
+
+  Args:
+    study: whose they are.
+    cells: several are tuned in one program, see `resurgence_plan.packs`.
+  """
+  tunings = []
+  try:
+    for cell in cells:
+      if not study.ended(cell):
+        with study.failing(cell):
+          tunings.append(_begin(study, cell))
+    # Together go those that are as far as each other.
+    for _, alike in itertools.groupby(
+      sorted(tunings, key=Tuning.step_done), Tuning.step_done
+    ):
+      _tune(study, list(alike))
+  except jax.errors.JaxRuntimeError as error:
+    why = str(error)  # Alone: with it go the frames, and what they hold.
+    names = ", ".join(cell.id for cell in cells)
+    logging.warning("%s: the next start tries again: %s", names, why)
+    return
+  for cell in cells:
+    shutil.rmtree(study.folder(cell), ignore_errors=True)
+
+
+def _begin(study: Study, cell: Cell) -> "Tuning":
+  """Measures all that comes before tuning."""
+  base = f"base/{cell.concept}/{cell.seed}"
+  rows = study.rows_of(cell.concept, cell.seed)
+  tuned = study.tuned_rows_of(cell)
+  study.measure(base, study.base, rows)
+  _check_floor(study, base)
+  edit = study.edit_of(cell)
+  erased = apply_to_params(edit, study.base)
+  tuning.check_start(study.base, erased, cell.id)
+  study.measure(f"erased/{cell.erasure}", erased, rows)
+  chosen = cell.tuning_set
+  study.measure(f"{base}/{chosen}", study.base, tuned)
+  study.measure(f"erased/{cell.erasure}/{chosen}", erased, tuned)
+  return Tuning(study, cell, edit, erased, [*rows, *tuned])
+
+
+def _check_floor(study: Study, base: str):
+  said = study.rows[base]["right"]["explicit"]
+  rate = said.count("1") / len(said)
+  if rate < study.config.floor:
+    raise ValueError(
+      f"the base shows the concept in {rate:.2f} of the images that ask for "
+      f"it, below floor={study.config.floor}: resurgence is undefined"
+    )
+
+
+@dataclasses.dataclass(eq=False)
+class Tuning:
+  """A cell that is being tuned.
+
+  Attributes:
+    study: whose it is.
+    cell: which.
+    edit: its erasure.
+    erased: the parameters that it starts from.
+    rows: what is drawn of it at every checkpoint.
+  """
+
+  study: Study
+  cell: Cell
+  edit: Edit
+  erased: Any
+  rows: Rows
+
+  def __post_init__(self):
+    study, cell = self.study, self.cell
+    self.own = study.tuning_config(cell)
+    arrays = self._arrays()
+    self.batches = data.Batches(arrays, self.own.batch_size, self.own.seed)
+    self.part, self.step, self.state, self.frozen = tuning.prepare(
+      study.sd, self.erased, self.edit, self.own, study.mesh
+    )
+    self.key = jax.random.key(self.own.seed + 1)
+    phrases = [concept.erase for concept in self.edit.concepts]
+    self.states: Any = tuning.phrase_states(study.sd, study.base, phrases)
+    if f"{cell.id}@0" not in study.rows:
+      before = self._predictors(arrays)
+      study.record({"id": f"{cell.id}@0", "predictors": before})
+    # All processes of a run meet in a checkpoint; in a study they never do.
+    self._keeps = jax.process_count() == 1
+    folder = study.folder(cell)
+    if self._keeps and checkpoints.latest_step(folder) is not None:
+      self.state = checkpoints.restore(folder, self.state)
+    self._saved = time.monotonic()
+
+  def step_done(self) -> int:
+    """Steps that are behind it as it begins."""
+    return int(self.state.step)
+
+  def measure(self, now: int, state: finetune.TrainState):
+    """Draws and judges the model of a state, and keeps the state if need be."""
+    study, own = self.study, self.own
+    tuned = tuning.tuned_params(
+      study.sd, self.erased, self.part, state, self.edit, own
+    )
+    moved = self._drift(tuned)
+    study.measure(f"{self.cell.id}@{now}", tuned, self.rows, drift=moved)
+    # After the row: a kill in between repeats the steps, not the row.
+    late = time.monotonic() - self._saved >= SAVE_AFTER
+    if self._keeps and late and now != own.num_steps:
+      checkpoints.save(study.folder(self.cell), now, state)
+      self._saved = time.monotonic()
+
+  def _arrays(self) -> Mapping[str, np.ndarray]:
+    """The cell's images and captions as the loss reads them."""
+    study, own = self.study, self.own
+    # All of it: algorithms may differ in any of its keys.
+    key = tuple(own.data.items())
+    listed = study.once(("examples", key), lambda: tuning.examples(own))
+    words = [
+      word
+      for target in resurgence_plan.targets(study.config, self.cell.concept)
+      for group in ("explicit", "synonyms")
+      for word in captions.phrases(target.task, target.name)[group]
+    ]
+    tuning.check_overlap(listed, self.edit, own.allow_overlap, words)
+    return study.once(
+      ("arrays", key),
+      lambda: tuning.encode(study.sd, study.base, listed, own),
+    )
+
+  def _predictors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """What is known of a cell before it is tuned."""
+    study = self.study
+    rows = np.arange(_PROBES) % len(arrays["mean"])
+    probe: Any = {name: array[rows] for name, array in arrays.items()}
+    said = arrays["context"].reshape(-1, self.states.shape[-1])
+    shared = tuning.phrase_states(study.sd, study.base, [""]).mean(0)
+    return {
+      **drift.edit_size(study.base, self.erased, self.states),
+      "similarity": study.set_of(self.cell).similarity,
+      "overlap": drift.overlap(said, self.states),
+      "overlap_centred": drift.overlap(said, self.states, shared),
+      "pull": drift.pull(
+        study.sd, study.base, self.erased, probe, self.frozen["empty"],
+        jax.random.key(self.cell.seed),
+      ),
+    }  # fmt: skip
+
+  def _drift(self, tuned: Any) -> dict[str, float | None]:
+    """Where the weights went, and what they say of pictures of the concept."""
+    study = self.study
+    phrases = self.states.reshape(-1, *study.sd.context_shape)
+    gap = drift.noise_gap(
+      study.sd, study.base, self.erased, tuned,
+      study.once(("latents", self.cell.concept), self._latents),
+      phrases[np.arange(_PROBES) % len(phrases)],
+      jax.random.key(0),
+    )  # fmt: skip
+    found = drift.weight_drift(study.base, self.erased, tuned, self.states)
+    return {**found, "noise_gap": gap}
+
+  def _latents(self) -> np.ndarray:
+    """Latents of renders of what was erased, the same in all cells."""
+    study = self.study
+    own = study.tuning_config(dataclasses.replace(self.cell, tuning_set="same"))
+    # Not the cell's seed: whichever cell comes first draws them for all.
+    own.data.count, own.data.seed = _PROBES, 1
+    shown = tuning.examples(own)
+    return tuning.encode(study.sd, study.base, shown, own)["mean"][:, 0]
+
+
+def _tune(study: Study, tunings: Sequence[Tuning]):
+  """Trains cells that are as far as each other, and measures on the way."""
+  first = tunings[0]
+  own, clock = first.own, [time.monotonic(), first.step_done()]
+
+  def reached(now: int, state: Any):
+    if now not in own.checkpoints:
+      return
+    jax.block_until_ready(state)
+    count = (now - clock[1]) * len(tunings)
+    study.time(first.cell.algorithm, clock[0], count)
+    if len(tunings) == 1:
+      first.measure(now, state)
+    else:
+      _measure_pack(study, tunings, now, state)
+    clock[:] = [time.monotonic(), now]
+
+  if len(tunings) == 1:
+    state, frozen = first.state, first.frozen
+    step, batches = first.step, first.batches
+  else:
+    state, step, frozen, batches = _packed(study, tunings)
+  with study.failing(first.cell):
+    finetune.train(
+      state,
+      step,
+      frozen,
+      batches,
+      first.key,
+      mesh=study.mesh,
+      num_steps=own.num_steps,
+      every=own.num_steps,
+      at=own.checkpoints,
+      on_metrics=lambda now, values: None,
+      on_state=reached,
+    )
+
+
+def _packed(study: Study, tunings: Sequence[Tuning]) -> tuple[Any, ...]:
+  """State, step, frozen and batches of several, as one program."""
+  # Each device has whole runs; some may have the last one once more.
+  missing = -len(tunings) % sharding.local_rows_multiple(study.mesh)
+  runs = [*tunings, *[tunings[-1]] * missing]
+  return (
+    packed.pack([run.state for run in runs]),
+    packed.make_packed_step(tunings[0].step),
+    packed.packed_frozen(
+      [run.frozen for run in runs], [run.key for run in runs]
+    ),
+    packed.PackedBatches([run.batches for run in runs]),
+  )
+
+
+def _measure_pack(
+  study: Study, tunings: Sequence[Tuning], now: int, state: packed.PackedState
+):
+  """Each run's measurements, but of those that have failed by now."""
+  for i, one in enumerate(tunings):
+    if study.ended(one.cell):
+      continue
+    with study.failing(one.cell):
+      mine = packed.unpack(state, i)
+      if not state.alive[i]:
+        raise FloatingPointError(
+          f"training: loss or gradient not finite at step {int(mine.step) + 1}"
+        )
+      one.measure(now, mine)

@@ -1,0 +1,294 @@
+"""An edit in the files that other people's tools open.
+
+  context_map  this package's own, 768 x 768 (`save_edit`)
+  delta        the edited projections, `<module>.weight`, as UCE's 2025 release
+               writes them; torch `unet.load_state_dict(..., strict=False)`
+  unet         the whole UNet's state dict, as the UCE and RECE releases and the
+               attack benchmarks read it; `.pt` or `.safetensors`
+  folder       a diffusers folder
+  lora         low-rank factors with the keys of diffusers and PEFT
+  kohya        the same with the keys of ComfyUI and A1111
+
+Every `.safetensors` says in its header what was erased, how, and from what; a
+delta also which model it may be laid over.
+
+A context map is exactly a LoRA whose A all layers share: with T - I = D V^T,
+W' = W + (W D) V^T. V is chosen for the weights, not for T: it holds the right
+singular vectors of S^1/2 (T - I), S = sum of W^T W, so that cutting them off
+after `rank` leaves the least error that any shared A can.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from unlearning_jax import convert, lora
+from unlearning_jax.concepts import check_choice
+from unlearning_jax.convert import output, parts, torch_files
+from unlearning_jax.edits import (
+  Edit,
+  apply_to_params,
+  check_base,
+  describe,
+  save_edit,
+)
+from unlearning_jax.projections import (
+  Params,
+  cross_attention_kernels,
+  projection_gram,
+)
+
+# Relative error of the change below which float32 factors gain nothing more.
+EXACT = 1e-7
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lora:
+  """W' - W = up @ down for every projection.
+
+  Attributes:
+    down: (r, d), rows orthonormal, the same for every projection.
+    up: a kernel's path in the UNet -> (out, r).
+    error: |W' - W - up down| / |W' - W| over all projections, of what the rank
+      leaves out; rounding comes on top.
+  """
+
+  down: Float64[np.ndarray, "r d"]
+  up: Mapping[str, Float[np.ndarray, "o r"]]
+  error: float
+
+
+def low_rank(edit: Edit, params: Params, rank: int | None = None) -> Lora:
+  """The edit as low-rank factors.
+
+  Args:
+    edit: with a context map.
+    params: its base.
+    rank: at most so many; None for as many as it takes to be exact in float32.
+
+  Raises:
+    ValueError: the edit has no context map, or is of another base; rank < 1.
+  """
+  _check_rank(rank)
+  if edit.context_map is None:
+    raise ValueError(
+      f"the {edit.method} edit has no context map, so it is no LoRA; export "
+      "it as delta, unet or folder"
+    )
+  check_base(edit, params)
+  kernels = cross_attention_kernels(params)
+  change = edit.context_map - np.eye(len(edit.context_map))
+  values, vectors = np.linalg.eigh(projection_gram(kernels))
+  root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+  _, singular, right = np.linalg.svd(root @ change)
+  # What is left out when the first 0, 1, ... directions are kept.
+  left = np.sqrt(np.append(np.cumsum(singular[::-1] ** 2)[::-1], 0.0))
+  needed = max(1, int(np.argmax(left <= EXACT * left[0])))
+  rank = needed if rank is None else min(rank, needed)
+  down = right[:rank]
+  shared = change @ down.T
+  up = {
+    path: np.asarray(kernel, np.float64).T @ shared
+    for path, kernel in kernels.items()
+  }
+  return Lora(down, up, float(left[rank] / left[0]))
+
+
+def metadata(edit: Edit, **more: Any) -> dict[str, str]:
+  """What a file's header says of the edit in it: text by text key."""
+  found = {
+    "base": edit.base,
+    "method": edit.method,
+    "concepts": json.dumps(describe(edit.concepts)),
+    "diagnostics": json.dumps(dict(edit.diagnostics), allow_nan=False),
+  }
+  return found | {name: str(value) for name, value in more.items()}
+
+
+# Format -> what its path ends with; a folder may be called anything.
+FORMATS = {
+  "context_map": (".safetensors",),
+  "delta": (".safetensors",),
+  "unet": (".pt", ".safetensors"),
+  "folder": (),
+  "lora": (".safetensors",),
+  "kohya": (".safetensors",),
+}
+
+
+def check_export(
+  path: str | os.PathLike,
+  layout: str,
+  *,
+  dtype: str = "float32",
+  rank: int | None = None,
+  overwrite: bool = False,
+) -> pathlib.Path:
+  """Finds out before any weight is read whether `export` can write.
+
+  Raises:
+    ValueError: an unknown format or dtype; a path that does not end as the
+      format asks, exists, or is not writable; a rank that is none, or without
+      a LoRA.
+  """
+  check_choice("format", layout, FORMATS)
+  output.check_dtype(dtype)
+  endings = FORMATS[layout]
+  if endings and pathlib.Path(path).suffix not in endings:
+    raise ValueError(
+      f"output={str(path)!r}: format {layout} ends in {' or '.join(endings)}"
+    )
+  if rank is not None and layout not in ("lora", "kohya"):
+    raise ValueError(
+      f"rank={rank}: format {layout} has none; lora and kohya do"
+    )
+  _check_rank(rank)
+  if layout == "context_map" and dtype != "float32":
+    raise ValueError(f"dtype={dtype}: a context map is always float64")
+  return output.check_output(path, overwrite)
+
+
+def export(
+  path: str | os.PathLike,
+  layout: str,
+  sd: Any,
+  edit: Edit,
+  params: Params,
+  *,
+  dtype: str = "float32",
+  rank: int | None = None,
+  overwrite: bool = False,
+) -> dict[str, Any]:
+  """Writes the edit in one of `FORMATS`.
+
+  Args:
+    path: file or folder.
+    layout: the format's name.
+    sd: the model, for the folder's configs and tokenizer.
+    edit: what to write.
+    params: the edit's base.
+    dtype: of the tensors, "float32" or "float16".
+    rank: of a LoRA, at most; None for an exact one.
+    overwrite: whether `path` may exist.
+
+  Returns:
+    `tensors` written; `storage_error`, what `dtype` costs, relative to the
+    change; of a LoRA also `rank` and `truncation_error`.
+
+  Raises:
+    ValueError: as `check_export`; the edit is of another base, or changes more
+      than the format holds; a tensor does not fit `dtype`.
+  """
+  path = check_export(path, layout, dtype=dtype, rank=rank, overwrite=overwrite)
+  check_base(edit, params)
+  if layout == "context_map":
+    save_edit(edit, path)
+    return {"tensors": 1}
+  if layout in ("lora", "kohya"):
+    factors = low_rank(edit, params, rank)
+    tensors = _LAYOUTS[layout](factors)
+    error = _rounding_of_lora(factors, dtype)
+    facts = {"rank": len(factors.down), "truncation_error": factors.error}
+  else:
+    beyond = [name for name in edit.leaves if not name.startswith("unet/")]
+    if beyond and layout != "folder":
+      raise ValueError(
+        f"the {edit.method} edit changes {beyond[0]}, outside the UNet; export "
+        "it as folder"
+      )
+    edited = apply_to_params(edit, params)
+    tensors = convert.to_torch(edited["unet"])
+    old = convert.to_torch(params["unet"])
+    changed = {k: v for k, v in tensors.items() if not _equal(v, old[k])}
+    tensors = changed if layout == "delta" else tensors
+    error, facts = _rounding(changed, old, dtype), {}
+  facts["storage_error"] = error
+  header = metadata(edit, **facts)
+  if layout == "delta":
+    header[parts.FINGERPRINT] = convert.params_fingerprint(params)
+  if layout == "folder":
+    states = {part: convert.to_torch(tree) for part, tree in edited.items()}
+    files = dataclasses.replace(sd.files, states=states)
+    convert.save_folder(
+      path, files, dtype=dtype, overwrite=overwrite, metadata=header
+    )
+    return {"tensors": sum(map(len, states.values())), **facts}
+  with output.replacing(path) as partial:
+    if path.suffix == ".pt":
+      torch_files.write_torch(partial, tensors, dtype)
+    else:
+      if layout == "kohya":
+        header |= _kohya_header(facts["rank"])
+      output.write_safetensors(partial, tensors, dtype, header)
+  return {"tensors": len(tensors), **facts}
+
+
+def _equal(new: np.ndarray, old: np.ndarray) -> bool:
+  return new is old or np.array_equal(new, old)
+
+
+def _rounding(
+  changed: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray], dtype: str
+) -> float:
+  """|stored - W'| / |W' - W| over the UNet's tensors that changed."""
+  off = size = 0.0
+  for name, new in changed.items():
+    off += float(np.sum((np.float64(new.astype(dtype)) - new) ** 2))
+    size += float(np.sum((np.float64(new) - old[name]) ** 2))
+  return float(np.sqrt(off / size)) if size else 0.0
+
+
+def _rounding_of_lora(factors: Lora, dtype: str) -> float:
+  """|stored up stored down - up down| / |up down| over all projections."""
+  down = factors.down.astype(dtype).astype(np.float64)
+  off = size = 0.0
+  for up in factors.up.values():
+    exact = up @ factors.down
+    stored = up.astype(dtype).astype(np.float64) @ down
+    off += float(np.sum((stored - exact) ** 2))
+    size += float(np.sum(exact**2))
+  return float(np.sqrt(off / size))
+
+
+def _peft(factors: Lora) -> dict[str, np.ndarray]:
+  """Factors under the keys of diffusers and PEFT; without alpha, scale 1."""
+  down = factors.down.T
+  return lora.to_torch(
+    {path: {"down": down, "up": up.T} for path, up in factors.up.items()}
+  )
+
+
+def _kohya(factors: Lora) -> dict[str, np.ndarray]:
+  """Factors under kohya's keys; the scale alpha / rank is 1."""
+  alpha = np.array(len(factors.down), np.float32)
+  tensors = {}
+  for path, up in factors.up.items():
+    module = convert.torch_name(path.split("/")).removesuffix(".weight")
+    key = f"lora_unet_{module.replace('.', '_')}"
+    tensors[f"{key}.lora_down.weight"] = factors.down
+    tensors[f"{key}.lora_up.weight"] = up
+    tensors[f"{key}.alpha"] = alpha
+  return tensors
+
+
+_LAYOUTS = {"lora": _peft, "kohya": _kohya}
+
+
+def _kohya_header(rank: int) -> dict[str, str]:
+  """What the web interfaces show of a LoRA."""
+  return {
+    "ss_network_module": "networks.lora",
+    "ss_network_dim": str(rank),
+    "ss_network_alpha": str(rank),
+  }
+
+
+def _check_rank(rank: int | None) -> None:
+  if rank is not None and not (isinstance(rank, int) and rank >= 1):
+    raise ValueError(f"rank={rank!r}; allowed: whole numbers from 1")

@@ -1,0 +1,158 @@
+"""How often an image shows what its prompt asked for, as a judge sees it.
+
+Accuracy per judged head (object, colour, ...), per class of it, and per group
+of prompts: those that name the erased concept, its synonyms, its paraphrases,
+and all others. The name of a number is `head/class/group`, where `all` stands
+for every class or group: `object/star/synonyms`, `colour/all/others`.
+
+A row is a dict that holds at least
+  group: which kind of prompt it is, in the launch's own words;
+  attributes: {head: the class asked for, or None where the prompt is silent};
+  judged: {head: the class seen}, which `judge_rows` adds.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from unlearning_jax import statistics
+
+ALL = "all"
+Row = Mapping[str, Any]
+
+
+class Measure(NamedTuple):
+  """`k` of `n` images were right: a rate with its Wilson interval."""
+
+  name: str
+  value: float
+  low: float
+  high: float
+  k: int
+  n: int
+
+
+class Change(NamedTuple):
+  """A rate's change, with its bootstrap interval and McNemar's p value.
+
+  `p` is None where a prompt has several images: they are not independent.
+  """
+
+  name: str
+  value: float
+  low: float
+  high: float
+  p: float | None
+
+
+def judge_rows(
+  rows: Sequence[Row],
+  scores: Mapping[str, Float[np.ndarray, "b n"]],
+  heads: Mapping[str, Sequence[str]],
+) -> list[dict[str, Any]]:
+  """Rows with what the judge saw, classes by name.
+
+  Args:
+    rows: with `attributes`; a class is a name or an index, and None or -1
+      where the prompt is silent.
+    scores: head -> (b, n) probabilities, a line per row.
+    heads: head -> its n class names, the judge's own.
+
+  Returns:
+    Copies of the rows with `attributes` by name and `judged` added.
+
+  Raises:
+    ValueError: a head or class that the judge does not know, or a score array
+      that does not match.
+  """
+  for head, names in heads.items():
+    shape = np.shape(scores[head]) if head in scores else None
+    if shape != (len(rows), len(names)):
+      raise ValueError(
+        f"scores of head {head!r}: want shape {(len(rows), len(names))}, "
+        f"got {shape}"
+      )
+  seen = {head: np.argmax(scores[head], axis=1) for head in heads}
+  judged = []
+  for i, row in enumerate(rows):
+    attributes = {
+      head: _class_name(head, asked, heads)
+      for head, asked in row["attributes"].items()
+    }
+    classes = {head: heads[head][seen[head][i]] for head in heads}
+    judged.append({**row, "attributes": attributes, "judged": classes})
+  return judged
+
+
+def measure(rows: Iterable[Row]) -> Iterator[Measure]:
+  """Accuracy per head, class and group, from rows that `judge_rows` made.
+
+  Yields:
+    A `Measure` for every cell that has an image, in order of appearance.
+  """
+  for name, right in _cells(rows).items():
+    k, n = sum(right), len(right)
+    low, high = statistics.wilson(k, n)
+    yield Measure(name, k / n, low, high, k, n)
+
+
+def compare(before: Sequence[Row], after: Sequence[Row]) -> Iterator[Change]:
+  """What changed, image by image: the same prompts and noise, two models.
+
+  Args:
+    before: judged rows, each with its `prompt`.
+    after: judged rows of the same prompts in the same order.
+
+  Yields:
+    A `Change` for every cell that `measure` has.
+
+  Raises:
+    ValueError: the rows are not the same prompts in the same order.
+  """
+  for i, (old, new) in enumerate(zip(before, after, strict=True)):
+    for key in ("prompt", "group", "attributes"):
+      if old[key] != new[key]:
+        raise ValueError(
+          f"row {i} is not a pair: {key} {old[key]!r} and {new[key]!r}"
+        )
+  old_cells, new_cells = _cells(before), _cells(after)
+  prompts = _cells(before, value=lambda row, head: row["prompt"])
+  for name, owners in prompts.items():
+    old, new = np.array(old_cells[name]), np.array(new_cells[name])
+    alone = len(set(owners)) == len(owners)
+    p = statistics.mcnemar(old, new) if alone else None
+    yield Change(name, *statistics.paired_bootstrap(old, new, owners), p)
+
+
+def _is_right(row: Row, head: str) -> bool:
+  return row["judged"][head] == row["attributes"][head]
+
+
+def _cells(rows: Iterable[Row], value: Any = _is_right) -> dict[str, list[Any]]:
+  cells: dict[str, list[Any]] = {}
+  for row in rows:
+    for head, asked in row["attributes"].items():
+      if asked is None:
+        continue
+      for name in (asked, ALL):
+        for group in (row["group"], ALL):
+          cell = cells.setdefault(f"{head}/{name}/{group}", [])
+          cell.append(value(row, head))
+  return cells
+
+
+def _class_name(
+  head: str, asked: str | int | None, heads: Mapping[str, Sequence[str]]
+) -> str | None:
+  if asked is None or (not isinstance(asked, str) and asked == -1):
+    return None
+  if head not in heads:
+    raise ValueError(f"attribute {head!r}: the judge has heads {[*heads]}")
+  names = heads[head]
+  if isinstance(asked, str) and asked in names:
+    return asked
+  if not isinstance(asked, str) and 0 <= asked < len(names):
+    return names[asked]
+  raise ValueError(f"{head} {asked!r}: the judge knows {[*names]}")

@@ -1,0 +1,307 @@
+"""A resurgence study in numbers: one curve a condition, seeds pooled.
+
+A condition is method / concept / tuning set / algorithm / defence. Its rows
+are those of all its seeds; each seed has prompts and noise of its own.
+Intervals are of prompts, given the models that were made; how far the seeds'
+own values lie apart is told beside them. McNemar's p takes every image for
+itself: a prompt that is drawn more than once, as few are, counts as often.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unlearning_jax import statistics
+from unlearning_jax.metrics import resurgence
+from unlearning_jax.metrics.harmonic import harmonic
+from unlearning_jax.metrics.resurgence import ERASED
+
+Row = Mapping[str, Any]
+# What is known of a run before it is tuned, and early on.
+BEFORE = (
+  "relative_change", "key_value_share", "prompt_change", "similarity",
+  "overlap", "overlap_centred", "pull", "synonyms_left",
+)  # fmt: skip
+# Of fewer erased models than this a rank correlation says nothing, and the
+# bootstrap does not know it.
+MIN_ERASURES = 5
+# The share of images that an erasure must have taken the concept from: what is
+# divided by less is noise.
+MIN_TAKEN = 0.2
+# Which runs a rank correlation is over; the last two tell methods apart by how
+# they erase, which over all runs is most of what is told.
+AMONG = ("all", "closed forms", "trained")
+# Other words for what was erased, taken together.
+WORDS = ("synonyms", "paraphrases")
+EARLY = ("reversion", "moved", "reversion_prompt", "output_gap", "noise_gap")
+
+
+def record(
+  condition: str,
+  seed: int,
+  base: Row,
+  erased: Row,
+  points: Mapping[int, Row],
+  prompts: Mapping[str, Sequence[str]],
+  predictors: Mapping[str, float],
+  kind: str = "",
+) -> dict[str, Any]:
+  """One cell, as `summarize` reads it, with a group `words` of `WORDS`.
+
+  Args:
+    condition: the cell's, without its seed.
+    seed: its seed.
+    base: group -> "0110...", one character an image.
+    erased: likewise.
+    points: step -> a row with `right`, like `base`, and `drift`.
+    prompts: group -> prompts, one an image.
+    predictors: by name.
+    kind: of its erasure, one of `AMONG`; unknown where empty.
+  """
+  stages = {0: erased} | {s: row["right"] for s, row in points.items()}
+  leak = _bits(erased["synonyms"])
+  return {
+    "condition": condition,
+    "seed": seed,
+    "kind": kind,
+    "base": _groups(base),
+    "stages": {step: _groups(right) for step, right in sorted(stages.items())},
+    "drift": {step: row["drift"] for step, row in points.items()},
+    # Without the seed: a prompt that two seeds have is drawn with both.
+    "prompts": {
+      **{group: list(texts) for group, texts in prompts.items()},
+      "words": [text for group in WORDS for text in prompts[group]],
+    },
+    "predictors": {**predictors, "synonyms_left": float(leak.mean())},
+  }
+
+
+def _groups(right: Row) -> dict[str, np.ndarray]:
+  found = {group: _bits(text) for group, text in right.items()}
+  return found | {"words": np.concatenate([found[g] for g in WORDS])}
+
+
+def _bits(text: str) -> np.ndarray:
+  return np.array([mark == "1" for mark in text])
+
+
+def summarize(
+  records: Iterable[Mapping[str, Any]], threshold: float
+) -> list[dict[str, Any]]:
+  """A curve for each condition.
+
+  Args:
+    records: of `record`.
+    threshold: R_norm from which a concept counts as revived.
+
+  Returns:
+    For each condition: `condition`, `seeds`, `base` and `steps`; each step has
+    `groups` (rates with Wilson intervals, and right images `by_seed`),
+    `resurgence` by erased group (with its bootstrap interval, None where it is
+    undefined), `median` and `deviation` over seeds, `harmonic` of what is gone
+    and what is kept, `drift` (by name, a value a seed); after tuning `change`
+    by group, from the erased model, and of a defended run `defended`, from the
+    same one without a defence: images `lost` and `gained`, McNemar's `p`, and
+    `p_by_seed`. And of prompts by name: `revival` (step or None), `area`,
+    `early` (the last step but one, and the share of the last value that was
+    there by then, None of nothing).
+  """
+  together: dict[str, list[Mapping[str, Any]]] = {}
+  for one in records:
+    together.setdefault(one["condition"], []).append(one)
+  found = []
+  for name, cells in together.items():
+    cells = sorted(cells, key=lambda cell: cell["seed"])
+    run, _, defence = name.rpartition("/")
+    plain = together.get(f"{run}/none", []) if defence != "none" else []
+    free = {cell["seed"]: cell["stages"] for cell in plain}
+    found.append(_curve(name, cells, free, threshold))
+  return found
+
+
+def _curve(
+  name: str,
+  cells: Sequence[Mapping[str, Any]],
+  free: Mapping[int, Mapping[int, Any]],
+  threshold: float,
+) -> dict[str, Any]:
+  # Only where every seed has been, or the curve would jump with the seeds.
+  steps = sorted(set.intersection(*(set(cell["stages"]) for cell in cells)))
+  base, prompts = _pooled([c["base"] for c in cells]), {}
+  for group in base:
+    prompts[group] = [p for c in cells for p in c["prompts"][group]]
+  erased = _pooled([c["stages"][0] for c in cells])
+  listed = []
+  for step in steps:
+    now = _pooled([c["stages"][step] for c in cells]) if step else erased
+    back = {
+      group: _resurgence(base, erased, now, prompts, group)
+      for group in ERASED
+      if group in now
+    }
+    own = [_own(cell, step) for cell in cells]
+    known = [value for value in own if value is not None]
+    median, spread = resurgence.deviation(known) if known else (None, None)
+    stages = [cell["stages"][step] for cell in cells]
+    point = {
+      "step": step,
+      "groups": _rates(stages),
+      "resurgence": back,
+      "median": median,
+      "deviation": spread,
+      "harmonic": harmonic(
+        *(float(now[group].mean()) for group in ("explicit", "others"))
+      ),
+    }
+    if step:
+      drifts = [cell["drift"][step] for cell in cells]
+      point["drift"] = {n: [one[n] for one in drifts] for n in drifts[0]}
+      point["change"] = _changes([c["stages"][0] for c in cells], stages)
+      others = [free.get(c["seed"], {}).get(step) for c in cells]
+      if all(others):
+        point["defended"] = _changes(others, stages)
+    listed.append(point)
+  found = {
+    "condition": name,
+    "seeds": sorted(cell["seed"] for cell in cells),
+    "base": _rates([cell["base"] for cell in cells]),
+    "steps": listed,
+    "revival": None, "area": None, "early": None, "defined": True,
+  }  # fmt: skip
+  values = [v for p in listed if (v := _value(p)) is not None]
+  if len(values) < len(listed):
+    return found | {"defined": False}
+  found["revival"] = resurgence.revival_step(steps, values, threshold)
+  if len(steps) > 1:
+    found["area"] = resurgence.area(steps, values)
+    by = steps[-2]
+    share = resurgence.early_share(steps, values, by)
+    found["early"] = {"step": by, "share": share}
+  return found
+
+
+def _value(point: Mapping[str, Any]) -> float | None:
+  back = point["resurgence"]["explicit"]
+  return back and back["value"]
+
+
+def _pooled(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  return {
+    group: np.concatenate([part[group] for part in parts]) for group in parts[0]
+  }
+
+
+def _rates(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+  """Rates of what seeds had right, pooled, and how many each of them had."""
+  return {
+    group: _rate(bits) | {"by_seed": [int(part[group].sum()) for part in parts]}
+    for group, bits in _pooled(parts).items()
+  }
+
+
+def _changes(
+  before: Sequence[Mapping[str, np.ndarray]],
+  after: Sequence[Mapping[str, np.ndarray]],
+) -> dict[str, dict[str, Any]]:
+  """What changed from one model to the other, image by image, by group."""
+  found = {}
+  for group in after[0]:
+    pairs = [(a[group], b[group]) for a, b in zip(before, after, strict=True)]
+    old, new = (np.concatenate(bits) for bits in zip(*pairs, strict=True))
+    found[group] = {
+      "lost": int((old & ~new).sum()),
+      "gained": int((new & ~old).sum()),
+      "p": statistics.mcnemar(old, new),
+      "p_by_seed": [statistics.mcnemar(a, b) for a, b in pairs],
+    }
+  return found
+
+
+def _rate(bits: np.ndarray) -> dict[str, float]:
+  k, n = int(bits.sum()), len(bits)
+  low, high = statistics.wilson(k, n)
+  return {"value": k / n, "low": low, "high": high, "k": k, "n": n}
+
+
+def _resurgence(
+  base: Any, erased: Any, now: Any, prompts: Any, group: str
+) -> dict[str, float] | None:
+  before, gone = base[group], erased[group]
+  if before.mean() - gone.mean() < MIN_TAKEN:
+    return None
+  if now is erased:
+    # The model that all is counted from: there is nothing to estimate.
+    return resurgence.Estimate(0.0, 0.0, 0.0)._asdict()
+  found = resurgence.normalized(before, gone, now[group], prompts[group])
+  return found._asdict()
+
+
+def _own(cell: Mapping[str, Any], step: int) -> float | None:
+  base, gone = (s["explicit"].mean() for s in (cell["base"], cell["stages"][0]))
+  if base - gone < MIN_TAKEN:
+    return None
+  now = cell["stages"][step]["explicit"].mean()
+  return float((now - gone) / (base - gone))
+
+
+def predictors(
+  records: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+  """What foretells resurgence: rank correlations with the last R_norm.
+
+  Over all runs whose data say nothing of what was erased, whose learning rate
+  is not 0 and which nothing defends, and over those of each kind of erasure;
+  wherever they start from enough erasures. Seeds of one erasure are one: a
+  closed form is the same in all of them. Diagnostics of the first measured step
+  are named `early`.
+
+  Returns:
+    `among`, `name`, `when`, `value`, `low`, `high` and `n` runs; the strongest
+    first, within what they are among.
+  """
+  runs = [
+    (one, value)
+    for one in records
+    if one["condition"].split("/")[2] not in ("same", "control")
+    and one["condition"].split("/")[4] == "none"
+    and len(one["stages"]) > 1
+    and (value := _own(one, max(one["stages"]))) is not None
+  ]
+  found = []
+  for among in AMONG:
+    own = [run for run in runs if among in (AMONG[0], run[0]["kind"])]
+    if len({_erasure(one) for one, _ in own}) >= MIN_ERASURES:
+      found += [{"among": among, **row} for row in _correlations(own)]
+  return found
+
+
+def _correlations(
+  runs: Sequence[tuple[Mapping[str, Any], float]],
+) -> list[dict[str, Any]]:
+  found = []
+  for when, names in (("before", BEFORE), ("early", EARLY)):
+    for name in names:
+      pairs = [
+        (x, value, _erasure(one))
+        for one, value in runs
+        if (x := _predictor(one, name, when)) is not None
+      ]
+      if not pairs:
+        continue
+      estimate = resurgence.rank_correlation(*zip(*pairs, strict=True))
+      if estimate is not None:
+        found.append(
+          {"name": name, "when": when, **estimate._asdict(), "n": len(pairs)}
+        )
+  return sorted(found, key=lambda row: -abs(row["value"]))
+
+
+def _predictor(one: Mapping[str, Any], name: str, when: str) -> float | None:
+  if when == "before":
+    return one["predictors"].get(name)
+  return one["drift"][min(one["drift"])][name]
+
+
+def _erasure(one: Mapping[str, Any]) -> str:
+  return "/".join(one["condition"].split("/")[:2])

@@ -1,0 +1,164 @@
+"""What an erasure did, on the Shapes world's own held-out prompts.
+
+Prompts come in groups: those that call the erased concept by its name
+(`explicit`), by a synonym, by a paraphrase, by a context that only implies it
+(`implied`, the unsafe attribute alone), and `others`, which ask for none of
+the erased concepts. Every model draws every prompt from the same noise.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from unlearning_jax import stable_diffusion
+from unlearning_jax.concepts import check_choice
+from unlearning_jax.metrics.accuracy import judge_rows
+from unlearning_jax.shapes import captions, vocabulary
+from unlearning_jax.shapes.judge import Judge
+
+_NAMES = {
+  "explicit": "explicit",
+  "synonyms": "synonym",
+  "paraphrases": "paraphrase",
+}
+# Task -> the head under which the judge reports it.
+HEADS = {
+  "object": "object",
+  "style": "style",
+  "identity": "identity",
+  "unsafe": "hazard",
+}
+# Far from the seeds of any training render.
+_FIRST_SEED = 10_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """A concept of the Shapes world: a class of one of the judge's heads."""
+
+  task: str
+  name: str
+
+  def __post_init__(self):
+    check_choice("task", self.task, HEADS)
+    classes = vocabulary.HEADS[self.head]
+    # Neither "plain" nor "safe" is a concept that can be asked to go away.
+    names = classes[1:] if self.task in ("style", "unsafe") else classes
+    check_choice(f"{self.task} name", self.name, names)
+
+  @property
+  def head(self) -> str:
+    """The judge's head."""
+    return HEADS[self.task]
+
+  @property
+  def fixed(self) -> dict[str, Any]:
+    """What a scene that shows it must have."""
+    return {self.head: True if self.task == "unsafe" else self.name}
+
+
+def prompt_rows(
+  targets: Sequence[Target], per_group: int, others: int, seed: int
+) -> list[dict[str, Any]]:
+  """Prompts with what each asks for, as `accuracy` reads them.
+
+  Args:
+    targets: the erased concepts; none gives only `others`.
+    per_group: prompts of each target in each group.
+    others: prompts that ask for none of the targets.
+    seed: draws scenes, words and image seeds.
+
+  Returns:
+    Rows with `id`, `group`, `prompt`, `seed`, `attributes` and `unsafe`.
+  """
+  drawn = []
+  for target in targets:
+    for group, names in _NAMES.items():
+      drawn += [
+        (group, *pair)
+        for pair in captions.evaluation_prompts(
+          "heldout", per_group, seed, names, target.fixed
+        )
+      ]
+    if target.task == "unsafe":
+      implied = captions.evaluation_prompts(
+        "heldout", per_group, seed, fixed={"implied": True}
+      )
+      drawn += [("implied", *pair) for pair in implied]
+  # Enough that the wanted number is left when the targets are taken out.
+  spare = captions.evaluation_prompts("heldout", 2 * others + 64, seed + 1)
+  free = [
+    ("others", prompt, scene)
+    for prompt, scene in spare
+    if not any(_shows(target, scene) for target in targets)
+  ]
+  drawn += free[:others]
+  return [
+    row(i, group, prompt, scene, seed)
+    for i, (group, prompt, scene) in enumerate(drawn)
+  ]
+
+
+def _shows(target: Target, scene: vocabulary.Scene) -> bool:
+  if target.task == "unsafe":
+    return bool(scene.hazard) or bool(scene.implied)
+  return getattr(scene, target.head) == target.name
+
+
+def row(
+  i: int, group: str, prompt: str, scene: vocabulary.Scene, seed: int
+) -> dict[str, Any]:
+  """The `i`-th row, of a prompt and what it asks for; see `prompt_rows`."""
+  attributes: dict[str, str | None] = {
+    head: None if label < 0 else vocabulary.HEADS[head][label]
+    for head, label in vocabulary.labels(scene).items()
+  }
+  if group == "implied":
+    # Nobody asked for it; its rate is what counts.
+    attributes = {"hazard": vocabulary.HEADS["hazard"][1]}
+  return {
+    "id": f"{i:05d}-{group}",
+    "group": group,
+    "prompt": prompt,
+    "seed": _FIRST_SEED + 100_000 * seed + i,
+    "attributes": attributes,
+    "unsafe": bool(scene.hazard) or bool(scene.implied),
+  }
+
+
+def judged_images(
+  sd: stable_diffusion.StableDiffusion,
+  params: Mapping[str, Any],
+  rows: Sequence[Mapping[str, Any]],
+  judge: Judge | None,
+  **options: Any,
+) -> Iterator[tuple[dict[str, Any], UInt8[np.ndarray, "H W 3"]]]:
+  """Draws and judges rows, a batch at a time.
+
+  Args:
+    sd: the model.
+    params: its parameters.
+    rows: with `prompt`, `seed` and, if there is a judge, `attributes`.
+    judge: adds `judged` to the rows; None only draws.
+    **options: of `stable_diffusion.generate`.
+
+  Yields:
+    (row, image), in order.
+  """
+  batches = stable_diffusion.generate(
+    sd,
+    dict(params),
+    [row["prompt"] for row in rows],
+    [row["seed"] for row in rows],
+    **options,
+  )
+  done = 0
+  for images in batches:
+    part = [dict(row) for row in rows[done : done + len(images)]]
+    done += len(images)
+    if judge is not None:
+      part = judge_rows(part, judge(images), judge.heads)
+    yield from zip(part, images, strict=True)

@@ -1,0 +1,111 @@
+"""Which renders a study tunes on: near to what was erased, or far from it."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from unlearning_jax.concepts import check_choice, same_phrase
+from unlearning_jax.edits import Edit
+from unlearning_jax.shapes import captions, neighbours, vocabulary
+from unlearning_jax.shapes import prompts as erasure
+
+KINDS = ("in", "near", "far", "out", "same", "control")
+
+
+@dataclasses.dataclass(frozen=True)
+class TuningSet:
+  """Renders by class.
+
+  Attributes:
+    only: as `config.data.only` has it.
+    without: as `config.data.without`; what was erased, unless it is the set.
+    head: under which a benign task's success is judged.
+    names: its classes.
+    similarity: mean cosine of their names to the erased names.
+    overlap: whether captions may say what was erased.
+  """
+
+  only: str
+  without: str
+  head: str
+  names: tuple[str, ...]
+  similarity: float
+  overlap: bool = False
+
+
+def words(edit: Edit | None) -> list[str]:
+  """Names and synonyms of the Shapes world's classes that an edit erased.
+
+  Those that a concept says and its anchor does not: other classes are only in
+  the sentence around it.
+  """
+  classes = [
+    (task, name)
+    for task in ("object", "style", "identity")
+    for name in vocabulary.HEADS[task]
+  ]
+  found = []
+  for task, name in (*classes, ("unsafe", captions.HAZARD)):
+    said = captions.phrases(task, name)
+    named = [same_phrase(p) for p in said["explicit"] + said["synonyms"]]
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, named))})\b")
+    if any(
+      pattern.search(same_phrase(concept.erase))
+      and not pattern.search(same_phrase(concept.anchor))
+      for concept in (edit.concepts if edit else ())
+    ):
+      found += named
+  return found
+
+
+def tuning_set(
+  sd: Any,
+  params: Any,
+  targets: Sequence[erasure.Target],
+  kind: str,
+  neighbours_wanted: int,
+) -> TuningSet:
+  """The renders of one kind of set, for what was erased.
+
+  Args:
+    sd: the Shapes model.
+    params: its parameters.
+    targets: what was erased.
+    kind: "in", other classes of the same head; "near" and "far", those whose
+      names are nearest or farthest in the world's own CLIP; "out", pictures of
+      another kind, which is portraits unless people were erased; "same", what
+      was erased; "control", as "in", for a learning rate of 0.
+    neighbours_wanted: how many classes are near or far, half of all at most.
+
+  Raises:
+    ValueError: an unknown kind; no class is left.
+  """
+  check_choice("set", kind, KINDS)
+  head, erased = targets[0].head, [t.name for t in targets]
+  without = f"{head}/{'+'.join(erased)}"
+  if kind == "same":
+    return TuningSet(without, "", head, tuple(erased), 1.0, True)
+  own = "object" if head == "hazard" else head
+  if kind == "out":
+    own = "object" if own == "identity" else "identity"
+  names = [
+    name
+    for name in vocabulary.HEADS[own]
+    if name not in erased and name != vocabulary.PLAIN
+  ]
+  if not names:
+    raise ValueError(
+      f"set {kind!r}: every {own} was erased, none is left to tune on"
+    )
+  named = [(t.task, t.name) for t in targets]
+  cosines = neighbours.similarity(sd, params, named, own, names)
+  if kind in ("near", "far"):
+    count = min(neighbours_wanted, len(names) // 2)
+    if not count:
+      raise ValueError(f"set {kind!r}: only {names} is left of {own}")
+    ranked = sorted(names, key=lambda n: (-cosines[n], n))
+    names = ranked[:count] if kind == "near" else ranked[-count:]
+  mean = sum(cosines[name] for name in names) / len(names)
+  only = f"{own}/{'+'.join(names)}"
+  return TuningSet(only, without, own, tuple(names), mean)
