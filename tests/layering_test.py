@@ -14,16 +14,18 @@ PACKAGE = "unlearning_jax"
 # it, never those above; see SEPARATE for the parts with no such neighbours.
 FLOORS = (
   {"models", "sharding", "durable", "checkpoints", "noise", "schedules"}
-  | {"concepts", "statistics", "memory"},
+  | {"concepts", "statistics", "memory", "extensions", "settings"},
   {"convert", "samplers", "timesteps", "guidance", "tokens", "lists", "data"}
   | {"record"},
-  {"stable_diffusion", "projections", "edits", "lora", "exports"},
+  {"stable_diffusion", "projections", "edits", "lora", "exports"}
+  | {"sampling", "model"},
   {"closed_form", "finetune"},
-  {"erasures", "attacks"},
+  {"erasures", "attacks", "judges"},
   {"metrics"},
-  {"shapes"},
+  {"shapes", "protocols"},
   {"report"},
   {"experiments"},
+  {"api"},
 )
 RANK = {part: i for i, floor in enumerate(FLOORS) for part in floor}
 # A method or a model must be readable alone.

@@ -25,7 +25,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from unlearning_jax.concepts import CONCEPT_SETS, check_choice
+from unlearning_jax.concepts import CONCEPT_SETS, Concept, check_choice
 
 # The published settings: warmup, s_S, lambda, s_m, b.
 PRESETS = {
@@ -68,6 +68,30 @@ class Safe:
         raise ValueError(f"safe.{key}={value}: must be finite, 0 or more")
     if self.beta > 1:
       raise ValueError(f"safe.beta={self.beta}: must be at most 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+  """What a model is kept from while it samples; no weight changes.
+
+  Attributes:
+    negative_prompt: its images are steered away from it, in place of the empty
+      prompt.
+    safe: Safe Latent Diffusion.
+    method: who made it, as reports call it.
+    concepts: what it keeps away.
+  """
+
+  negative_prompt: str = ""
+  safe: Safe | None = None
+  method: str = ""
+  concepts: tuple[Concept, ...] = ()
+
+  def __post_init__(self):
+    if not self.negative_prompt.strip() and self.safe is None:
+      raise ValueError(
+        "guidance: guides nothing; give a negative_prompt or safe"
+      )
 
 
 def preset(name: str, concept: str = CONCEPT) -> Safe:

@@ -1,1 +1,151 @@
-"""Frozen classifiers: images to scores. One judge, one file."""
+"""Judges: frozen classifiers, images to scores. One judge, one file.
+
+A module of this package, or `world.py` of an embedded world, has
+
+  judge() -> Judge
+
+and whoever has one of their own names it as `package.module:judge`, which is a
+`Judge` or a function that makes one. A judge scores; what a score means (the
+likeliest label, or one above its threshold) is the judge's own decision too.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from unlearning_jax import extensions
+from unlearning_jax.concepts import check_choice
+
+Scores = Mapping[str, Float[np.ndarray, "n c"]]
+
+
+class Target(NamedTuple):
+  """A label that is looked for, under one of a judge's heads."""
+
+  head: str
+  label: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judge:
+  """A named, versioned, hashed classifier.
+
+  Attributes:
+    name: what reports call it.
+    score: uint8 RGB images (n, h, w, 3) to raw scores (n, c) of each head.
+    labels: head -> its c labels, in the order of the scores.
+    version: changes when the same weights decide otherwise.
+    weights_hash: SHA-256 of the weights; "" where there are none.
+    thresholds: label -> the score from which it is seen. Under a head none of
+      whose labels has one, the likeliest is.
+    image_size: height and width that it wants; None for any.
+    cannot_see: what it is blind to, in a sentence.
+  """
+
+  name: str
+  score: Callable[[UInt8[np.ndarray, "n h w 3"]], Scores]
+  labels: Mapping[str, tuple[str, ...]]
+  version: str = "1"
+  weights_hash: str = ""
+  thresholds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  image_size: tuple[int, int] | None = None
+  cannot_see: str = ""
+
+  def __call__(self, images: UInt8[np.ndarray, "n h w 3"]) -> Scores:
+    """Raw scores of each head.
+
+    Raises:
+      ValueError: no images, none of the type or size that it wants, or scores
+        of another shape than its labels.
+    """
+    images = np.asarray(images)
+    size = self.image_size or images.shape[1:3]
+    wrong = images.dtype != np.uint8 or images.shape[1:] != (*size, 3)
+    if wrong or not len(images):
+      raise ValueError(
+        f"judge {self.name}: wants uint8 RGB images (n, {size[0]}, {size[1]}, "
+        f"3), got {images.dtype} {images.shape}"
+      )
+    scores = {h: np.asarray(s) for h, s in self.score(images).items()}
+    shapes = {head: value.shape for head, value in scores.items()}
+    wanted = {h: (len(images), len(names)) for h, names in self.labels.items()}
+    if shapes != wanted:
+      raise ValueError(f"judge {self.name}: scores {shapes}; want {wanted}")
+    return scores
+
+  def find(self, target: Target) -> int:
+    """The place of a target's label under its head.
+
+    Raises:
+      ValueError: the judge does not know the head or the label.
+    """
+    blind = f" ({self.cannot_see})" if self.cannot_see else ""
+    what = f"judge {self.name}{blind}: "
+    check_choice(f"{what}head", target.head, list(self.labels))
+    names = self.labels[target.head]
+    check_choice(what + target.head, target.label, names)
+    return names.index(target.label)
+
+  def decide(self, scores: Scores) -> list[dict[str, str]]:
+    """What is seen in each image: head -> label, "" for none of them."""
+    rows: list[dict[str, str]] = []
+    for i in range(len(next(iter(scores.values())))):
+      rows.append({h: self._label(h, s[i]) for h, s in scores.items()})
+    return rows
+
+  def shows(self, scores: Scores, target: Target) -> list[tuple[bool, float]]:
+    """Whether each image shows a target, and its score.
+
+    Raises:
+      ValueError: as `find`.
+    """
+    index, values = self.find(target), scores[target.head]
+    threshold = self.thresholds.get(target.label)
+    seen = values.argmax(axis=1) == index
+    if threshold is not None:
+      seen = values[:, index] >= threshold
+    pairs = zip(seen, values[:, index], strict=True)
+    return [(bool(one), float(score)) for one, score in pairs]
+
+  def _label(self, head: str, values: np.ndarray) -> str:
+    names = self.labels[head]
+    if not any(name in self.thresholds for name in names):
+      return names[int(values.argmax())]
+    over = [
+      (float(v), name)
+      for v, name in zip(values, names, strict=True)
+      if v >= self.thresholds.get(name, np.inf)
+    ]
+    return max(over)[1] if over else ""
+
+  @property
+  def identity(self) -> str:
+    """What a record keeps of it: another one may not judge the same run."""
+    return self.weights_hash or f"version {self.version}"
+
+
+def names() -> tuple[str, ...]:
+  """Every judge that ships: modules of this package, and the worlds' own."""
+  return (*extensions.modules(__name__), *extensions.worlds())
+
+
+def load(name: str) -> Judge:
+  """A judge by its name, or a user's own, `package.module:name`.
+
+  Raises:
+    ValueError: no such judge, with the nearest; or what the name stands for is
+      none.
+  """
+  found: Any = extensions.named("judge", name, names())
+  if found is None and name in extensions.worlds():
+    found = extensions.world(name).judge
+  elif found is None:
+    found = importlib.import_module(f"{__name__}.{name}").judge
+  judge = found if isinstance(found, Judge) else found()
+  if not isinstance(judge, Judge):
+    raise ValueError(f"judge={name!r}: is {type(judge).__name__}, not a Judge")
+  return judge

@@ -1,1 +1,104 @@
-"""What a model draws, in numbers: each evaluator yields named intervals."""
+"""Metrics: images and judged rows to numbers. One metric, one file.
+
+A module of this package that is a metric has `METRIC`, a `Metric`; whoever has
+one of their own names it as `package.module:name`. A state is a tree of numpy
+arrays, numbers, texts and lists that JSON and `merge` can take: states of other
+batches, devices and processes are merged, in any order, before `compute`.
+
+A row is a mapping with at least `id` (its own within its model), `model` (which
+drew it), `group`, `prompt` and `seed`; with a judge also `judged` (head ->
+label) and, where something is looked for, `shown` and `score`.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from unlearning_jax import extensions
+
+Row = Mapping[str, Any]
+State = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """A number with what it rests on.
+
+  Attributes:
+    name: of the number, `metric/part` where a metric has several.
+    value: None where it is undefined; `failed` then says why.
+    low: of its interval; None where the metric has none (`method` says why).
+    high: likewise.
+    k: how many of `n` counted, for a rate.
+    n: images or rows that it is of.
+    unit: "" for a share.
+    method: of the interval: wilson, bootstrap, ...
+    level: of the interval.
+    clusters: what was drawn again together, as prompts; 0 for single rows.
+    failed: why there is no value.
+    model: whose it is, where a metric tells several models apart.
+  """
+
+  name: str
+  value: float | None
+  low: float | None = None
+  high: float | None = None
+  k: int | None = None
+  n: int = 0
+  unit: str = ""
+  method: str = ""
+  level: float = 0.95
+  clusters: int = 0
+  failed: str = ""
+  model: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """How a number is made of images, a batch at a time.
+
+  Attributes:
+    name: the module's.
+    init: the state before the first image.
+    update: (state, images uint8 (n, h, w, 3), n rows) -> state; neither is
+      changed in place.
+    merge: (state, state) -> state, of disjoint rows.
+    compute: a state -> its estimates.
+    images: whether it reads images at all; rows alone are then enough.
+  """
+
+  name: str
+  init: Callable[[], State]
+  update: Callable[[State, UInt8[np.ndarray, "n h w 3"], Sequence[Row]], State]
+  merge: Callable[[State, State], State]
+  compute: Callable[[State], list[Estimate]]
+  images: bool = True
+
+
+def names() -> tuple[str, ...]:
+  """The metrics that ship."""
+  return tuple(
+    name
+    for name in extensions.modules(__name__)
+    if hasattr(importlib.import_module(f"{__name__}.{name}"), "METRIC")
+  )
+
+
+def load(name: str) -> Metric:
+  """A metric by its name, or a user's own, `package.module:name`.
+
+  Raises:
+    ValueError: no such metric, with the nearest; or what the name stands for
+      is none.
+  """
+  found: Any = extensions.named("metric", name, names())
+  if found is None:
+    found = importlib.import_module(f"{__name__}.{name}").METRIC
+  if not isinstance(found, Metric):
+    kind = type(found).__name__
+    raise ValueError(f"metric={name!r}: is {kind}, not a Metric")
+  return found

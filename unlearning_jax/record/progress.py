@@ -18,6 +18,7 @@ class Progress:
     done: items finished before this start (a resume); not in the rate.
     stream: where to print; stderr by default.
     every_s: seconds between lines; by default 0.2 on a terminal, else 5.
+    quiet: print nothing.
   """
 
   def __init__(
@@ -28,12 +29,13 @@ class Progress:
     done: int = 0,
     stream: TextIO | None = None,
     every_s: float | None = None,
+    quiet: bool = False,
   ):
     self._label = label
     self._total = total
     self._done = self._resumed_at = done
     self._stream = stream or sys.stderr
-    self._in_place = self._stream.isatty()
+    self._in_place, self._quiet = self._stream.isatty(), quiet
     if every_s is None:
       every_s = 0.2 if self._in_place else 5.0
     self._every_s = every_s
@@ -79,6 +81,8 @@ class Progress:
     return "  ".join(parts)
 
   def _print(self, note: str = "", end: str = "\r"):
+    if self._quiet:
+      return
     line = f"{self.line()}  {note}".rstrip()
     self._printed = time.monotonic()
     if self._in_place:

@@ -4,37 +4,22 @@ Rows are appended whole and keyed by id, so a run that is killed at any moment
 loses at most the row in flight, and a restart skips the ids it finds.
 """
 
-import contextlib
-import datetime
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import re
-import shlex
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from unlearning_jax.durable import JsonLines, replacing, to_json
-
-_PACKAGES = (
-  "jax",
-  "jaxlib",
-  "flax",
-  "optax",
-  "orbax-checkpoint",
-  "numpy",
-  "transformers",
-  "diffusers",
-)
+from unlearning_jax.record import provenance
+from unlearning_jax.record.progress import Progress
 
 
 class Workdir:
@@ -48,7 +33,8 @@ class Workdir:
     config: the run's `ConfigDict` or dict, of values that JSON can hold.
     process_index: this process, from 0.
     process_count: how many there are.
-    free: keys of the config that no row depends on; they may change.
+    free: dotted keys of the config that no row depends on; they may change.
+    defaults: values of keys that an older run's config may lack.
 
   Raises:
     ValueError: the folder cannot be written, or it holds a run with another
@@ -63,6 +49,7 @@ class Workdir:
     process_index: int = 0,
     process_count: int = 1,
     free: Sequence[str] = (),
+    defaults: Mapping[str, Any] = MappingProxyType({}),
   ):
     self.path = _writable_folder(path)
     self.is_writer = process_index == 0
@@ -73,9 +60,11 @@ class Workdir:
     self._rows = JsonLines(self.path / own)
     self._metrics = JsonLines(self.path / "metrics.jsonl")
     self._ids: set[str | int] | None = None
-    self._check_config(_plain(config), free)
+    self._check_config(_plain(config), free, _plain(dict(defaults)))
 
-  def _check_config(self, new: dict[str, Any], free: Sequence[str]):
+  def _check_config(
+    self, new: dict[str, Any], free: Sequence[str], defaults: dict[str, Any]
+  ):
     file = self.path / "config.json"
     if not file.exists():
       if (self.path / "results.jsonl").exists():
@@ -87,11 +76,12 @@ class Workdir:
       return
     old = json.loads(file.read_text())
     # Provenance has the command of every start: it says what they were.
-    old, bound = (
-      {key: value for key, value in config.items() if key not in free}
-      for config in (old, new)
-    )
-    changes = _differences(old, bound)
+    old, bound = ({**defaults, **config} for config in (old, new))
+    changes = [
+      change
+      for change in _differences(old, bound)
+      if change.partition(":")[0] not in free
+    ]
     made = {entry.name for entry in self.path.iterdir()}
     if changes and made <= {"config.json", "provenance.json"}:
       # An earlier start came no further than this: nothing is lost.
@@ -116,9 +106,7 @@ class Workdir:
     Raises:
       ValueError: no id, an id already recorded, or a value that is not finite.
     """
-    key = row.get("id")
-    if isinstance(key, bool) or not isinstance(key, str | int):
-      raise ValueError(f"row: 'id' must be a str or an int, got {key!r}")
+    key = check_id(row)
     if self._ids is None:
       self._rows.open()  # Before reading: from here on the file is ours.
       self._ids = self.done_ids()
@@ -172,20 +160,7 @@ class Workdir:
     Raises:
       ValueError: the name leaves the folder, or the array is no such image.
     """
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name):
-      raise ValueError(
-        f"image name {name!r}: use letters, digits, '._-', and '/' for folders"
-      )
-    array = np.asarray(array)
-    if array.dtype != np.uint8 or array.shape[2:] not in ((), (3,)):
-      raise ValueError(
-        f"image {name!r}: want uint8 of shape (h, w, 3) or (h, w), "
-        f"got {array.dtype} of shape {array.shape}"
-      )
-    path = f"images/{name}.png"
-    with replacing(self.path / path) as file:
-      Image.fromarray(array).save(file, format="png")
-    return path
+    return write_image(self.path, name, array)
 
   def write(self, name: str, data: str | bytes):
     """Replaces one small file (process 0; the others do nothing)."""
@@ -221,18 +196,13 @@ class Workdir:
     Raises:
       ValueError: a resume with another model, judge, input or seed.
     """
-    run = {
-      "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
-      "command": shlex.join(["python", *sys.orig_argv[1:]]),
-      "git_commit": _git_commit(),
-      "python": platform.python_version(),
-      "versions": _versions(),
-      "devices": dict(devices),
-      "base_fingerprint": base_fingerprint,
-      "judge_hashes": dict(judge_hashes or {}),
-      "inputs": dict(inputs or {}),
-      "seeds": dict(seeds or {}),
-    }
+    run = provenance.of_start(
+      devices=devices,
+      base_fingerprint=base_fingerprint,
+      judge_hashes=judge_hashes,
+      inputs=inputs,
+      seeds=seeds,
+    )
     runs = self._runs()
     for key in ("base_fingerprint", "judge_hashes", "seeds"):
       if runs:
@@ -269,6 +239,10 @@ class Workdir:
         "or use another folder:\n  " + "\n  ".join(_differences(was, now, key))
       )
 
+  def progress(self, label: str, total: int, *, done: int = 0) -> Progress:
+    """The line that says how far a stage is."""
+    return Progress(label, total, done=done)
+
   @property
   def is_done(self) -> bool:
     """Whether the run has ended well."""
@@ -291,6 +265,36 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
       if rows.setdefault(row["id"], row) is not row:
         raise ValueError(f"{file}: id {row['id']!r} is recorded twice")
   return list(rows.values())
+
+
+def check_id(row: Mapping[str, Any]) -> str | int:
+  """A row's id.
+
+  Raises:
+    ValueError: it has none that a record can be keyed by.
+  """
+  key = row.get("id")
+  if isinstance(key, bool) or not isinstance(key, str | int):
+    raise ValueError(f"row: 'id' must be a str or an int, got {key!r}")
+  return key
+
+
+def write_image(folder: pathlib.Path, name: str, array: np.ndarray) -> str:
+  """`Workdir.save_image` into a folder."""
+  if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name):
+    raise ValueError(
+      f"image name {name!r}: use letters, digits, '._-', and '/' for folders"
+    )
+  array = np.asarray(array)
+  if array.dtype != np.uint8 or array.shape[2:] not in ((), (3,)):
+    raise ValueError(
+      f"image {name!r}: want uint8 of shape (h, w, 3) or (h, w), "
+      f"got {array.dtype} of shape {array.shape}"
+    )
+  path = f"images/{name}.png"
+  with replacing(folder / path) as file:
+    Image.fromarray(array).save(file, format="png")
+  return path
 
 
 def _writable_folder(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -327,26 +331,3 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
       found += _differences(old.get(k, absent), new.get(k, absent), name)
     return found
   return [f"{key}: {old!r} -> {new!r}"]
-
-
-def _versions() -> dict[str, str]:
-  found = {}
-  for name in _PACKAGES:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      found[name] = importlib.metadata.version(name)
-  return found
-
-
-def _git_commit() -> str:
-  """The commit this code is at, `+changes` when edited, "" when installed."""
-  root = pathlib.Path(__file__).resolve().parents[1]
-  if not (root / ".git").exists():
-    return ""
-
-  def git(*args: str) -> str:
-    command = ["git", "-C", str(root), *args]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-
-  changed = git("status", "--porcelain", "--untracked-files=no")
-  return git("rev-parse", "HEAD") + ("+changes" if changed else "")

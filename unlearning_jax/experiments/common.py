@@ -1,0 +1,175 @@
+"""What every experiment begins with: settings, a model, a judge, a record."""
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from unlearning_jax import convert, extensions, judges, sharding
+from unlearning_jax import model as models
+from unlearning_jax import settings as settings_
+from unlearning_jax.concepts import check_choice
+from unlearning_jax.edits import Edit, edit_hash, load_edit
+from unlearning_jax.judges import Judge
+from unlearning_jax.model import Model
+from unlearning_jax.record import Recorder, Workdir
+from unlearning_jax.sampling import Sampling
+from unlearning_jax.settings import Free, Output
+from unlearning_jax.stable_diffusion import Params
+
+# Inputs that runs of older versions did not record.
+NEWER = ("table", "target_images")
+EDIT = "edit.safetensors"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawn:
+  """What all experiments that draw have in common.
+
+  Attributes:
+    model: a world's name, a diffusers folder or a hub id.
+    dtype: of the networks' computation.
+    attention: see `models.attention`.
+    seed: of all that is drawn at random.
+    title: of the page.
+    judge: who looks at the images, see `judges.load`; None for nobody.
+    metrics: what is computed besides the experiment's own, see `metrics.load`.
+    targets: what was erased, as the judge's world says it: task and name each.
+    grid: rows of each group whose images are kept for the page.
+    batch_size: images drawn at once, rounded up to what devices share.
+    sampling: how images are drawn.
+  """
+
+  model: Output[str] = "shapes"
+  dtype: Output[str] = "float32"
+  attention: Output[str] = "auto"
+  seed: Output[int] = 0
+  title: Output[str] = ""
+  judge: Output[str | None] = None
+  metrics: Output[tuple[str, ...]] = ()
+  targets: Output[tuple[Mapping[str, str], ...]] = ()
+  grid: Output[int] = 6
+  batch_size: Free[int] = 50
+  sampling: Sampling = Sampling()
+
+  def __post_init__(self):
+    check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+    for key in ("seed", "grid"):
+      if getattr(self, key) < 0:
+        raise ValueError(f"{key}={getattr(self, key)}: must not be negative")
+    if self.batch_size < 1:
+      raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
+
+
+def load_model(given: Any) -> Model:
+  """The model that settings name.
+
+  Raises:
+    ValueError: it cannot be read whole, or `attention` cannot be had here.
+  """
+  return models.load(given.model, dtype=given.dtype, attention=given.attention)
+
+
+def load_judge(given: Any) -> Judge | None:
+  """The judge that settings name, if any."""
+  return None if given.judge is None else judges.load(given.judge)
+
+
+def world_of(given: Any) -> Any:
+  """The embedded world whose model settings name, or None."""
+  known = given.model in extensions.worlds()
+  return extensions.world(given.model) if known else None
+
+
+def workdir(
+  path: str, config: Any, cls: type, *, alone: bool = False
+) -> Workdir:
+  """The folder of a run, of which all processes have a part.
+
+  Args:
+    path: the folder.
+    config: the run's, plain values or a `ConfigDict`.
+    cls: of its settings; it says what a resume may change.
+    alone: the run is this process's own; the others have no part in it.
+
+  Raises:
+    ValueError: it cannot be written, or belongs to another config.
+  """
+  return Workdir(
+    path,
+    config,
+    process_index=0 if alone else jax.process_index(),
+    process_count=1 if alone else jax.process_count(),
+    free=settings_.free(cls),
+  )
+
+
+def begin(
+  run: Recorder,
+  given: Any,
+  base: Params,
+  edits: Mapping[str, Edit] | None = None,
+  inputs: Mapping[str, str] | None = None,
+):
+  """Records this start.
+
+  Args:
+    run: the record.
+    given: the settings.
+    base: the base model's parameters.
+    edits: those that come from outside; a resume with others is refused.
+    inputs: hashes of what else comes from outside.
+
+  Raises:
+    ValueError: the record is of another model, judge, seed or input.
+  """
+  judge = load_judge(given)
+  run.record_provenance(
+    devices=sharding.describe_devices(),
+    base_fingerprint=convert.params_fingerprint(base),
+    judge_hashes={judge.name: judge.identity} if judge else {},
+    seeds={"seed": given.seed},
+    inputs={
+      **{name: edit_hash(e) for name, e in (edits or {}).items()},
+      **(inputs or {}),
+    },
+    newer=NEWER,
+  )
+
+
+def stage_name(edit: Edit) -> str:
+  """What pages call the edited model: the method, without its recipe."""
+  return edit.method.split()[0].upper()
+
+
+def read_edit(path: str | pathlib.Path, flag: str = "--edits") -> Edit:
+  """An edit from its file, or from the folder of the run that made it.
+
+  Raises:
+    ValueError: neither.
+  """
+  file = pathlib.Path(path)
+  file = file / EDIT if file.is_dir() else file
+  if not file.is_file():
+    raise ValueError(f"{flag}: no file {file}; run launch.erase first")
+  return load_edit(file)
+
+
+def read_edits(paths: Sequence[str], flag: str = "--edits") -> dict[str, Edit]:
+  """Edits by the name of their method; a number is added where two share it.
+
+  Raises:
+    ValueError: as `read_edit`.
+  """
+  found: dict[str, Edit] = {}
+  taken: collections.Counter[str] = collections.Counter()
+  for path in paths:
+    edit = read_edit(path, flag)
+    name = stage_name(edit)
+    taken[name] += 1
+    # Images are named after it too: no blank.
+    found[f"{name}-{taken[name]}" if taken[name] > 1 else name] = edit
+  return found

@@ -1,0 +1,168 @@
+"""What can be drawn, attacked, tuned and judged: weights, an edit, guidance.
+
+  model = load("shapes")                      # or a folder, or a hub id
+  images = model.generate(["a red star"], seeds=[0])
+
+A base, an erased, a tuned, a guided and a published model are all `Model`s. A
+context map stays on the text states, so that any number of erased models share
+the base's UNet, in one batch and on the devices once.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from unlearning_jax import edits, exports, extensions, stable_diffusion
+from unlearning_jax.edits import Edit
+from unlearning_jax.guidance import Guidance
+from unlearning_jax.models import attention as attentions
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+  """A base with what was done to it.
+
+  Attributes:
+    sd: networks, schedule, tokenizer; no arrays.
+    params: the base's {text_encoder, unet, vae}.
+    edit: what an erasure or tuning changed of them.
+    guidance: what it is kept from while it samples.
+    source: what the base was read from: a world's name, a folder, a hub id.
+
+  Raises:
+    ValueError: the edit was made from another base.
+  """
+
+  sd: StableDiffusion
+  params: Params
+  edit: Edit | None = None
+  guidance: Guidance | None = None
+  source: str = ""
+
+  def __post_init__(self):
+    if self.edit is not None:
+      edits.check_base(self.edit, self.params)
+
+  @property
+  def name(self) -> str:
+    """What pages call it: the method's name, without its recipe."""
+    made = self.edit or self.guidance
+    return made.method.split()[0].upper() if made and made.method else "base"
+
+  @property
+  def base(self) -> "Model":
+    """The model without what was done to it."""
+    return dataclasses.replace(self, edit=None, guidance=None)
+
+  @property
+  def weights(self) -> Params:
+    """The parameters with the edit in them."""
+    if self.edit is None:
+      return self.params
+    return edits.apply_to_params(self.edit, self.params)
+
+  @property
+  def drawn_params(self) -> Params:
+    """The parameters that `drawing` goes with: a map stays out of them."""
+    shared = self.edit is not None and self.edit.context_map is not None
+    return self.params if shared else self.weights
+
+  @property
+  def drawing(self) -> dict[str, Any]:
+    """What the sampler needs to be told besides `drawn_params`."""
+    mapped = None
+    if self.edit is not None and self.edit.context_map is not None:
+      mapped = functools.partial(edits.apply_to_context, self.edit)
+    given = self.guidance
+    return {
+      "edit_context": mapped,
+      "negative_prompt": given.negative_prompt if given else "",
+      "safe": given.safe if given else None,
+    }
+
+  def with_edit(self, edit: Edit) -> "Model":
+    """The base with an edit, as an erasure or tuning gives it."""
+    return dataclasses.replace(self, edit=edit)
+
+  def with_guidance(self, guidance: Guidance) -> "Model":
+    """This model, kept from something while it samples."""
+    return dataclasses.replace(self, guidance=guidance)
+
+  def generate(
+    self, prompts: Sequence[str], seeds: Sequence[int], **sampling: Any
+  ) -> UInt8[np.ndarray, "n h w 3"]:
+    """Images of prompts; a row depends on its own prompt and seed alone.
+
+    Args:
+      prompts: n texts.
+      seeds: n seeds of the initial noise.
+      **sampling: of `stable_diffusion.generate`, as `num_steps`.
+
+    Raises:
+      ValueError: unequal lengths, no prompts, a prompt too long, or an option
+        that cannot be used.
+    """
+    if not prompts:
+      raise ValueError("prompts: none to draw")
+    batches = stable_diffusion.generate(
+      self.sd, self.drawn_params, prompts, seeds, **self.drawing, **sampling
+    )
+    return np.concatenate(list(batches))
+
+  def save(self, path: str | os.PathLike[str], format: str, **options: Any):
+    """Writes the edit, or the edited model, for this or another tool.
+
+    Args:
+      path: a file or, of `folder`, a folder.
+      format: one of `exports.FORMATS`.
+      **options: of `exports.export`: `dtype`, `rank`, `overwrite`.
+
+    Raises:
+      ValueError: there is no edit, a guided model, or what `exports.export`
+        refuses.
+    """
+    if self.guidance is not None:
+      raise ValueError(
+        "save: guidance changes no weight; a file cannot hold it. Save the "
+        "model without it: dataclasses.replace(model, guidance=None)"
+      )
+    if self.edit is None:
+      raise ValueError("save: the base itself; there is no edit to write")
+    return exports.export(
+      path, format, self.sd, self.edit, self.params, **options
+    )
+
+
+def load(
+  source: str | os.PathLike[str],
+  *,
+  dtype: str = "float32",
+  attention: str = "auto",
+) -> Model:
+  """A model to begin with: an embedded world's, a folder's, a hub's.
+
+  Args:
+    source: "shapes", a diffusers folder, or `owner/name[@revision]`.
+    dtype: of the UNet's and the VAE's computation; parameters stay float32.
+    attention: `auto`, `dense`, `chunked` or `cudnn`, see `models.attention`.
+
+  Raises:
+    ValueError: it cannot be read whole, or `attention` cannot be had here.
+  """
+  # Before gigabytes are read.
+  attentions.check(attention, dtype)
+  name = os.fspath(source)
+  path = name
+  if name in extensions.worlds():
+    path = extensions.world(name).model_folder()
+  sd, params = stable_diffusion.load(
+    path, dtype=jnp.dtype(dtype), attention=attention
+  )
+  return Model(sd, params, source=name)

@@ -1,0 +1,69 @@
+"""What a start of a run was: command, versions, devices, weights, seeds."""
+
+import contextlib
+import datetime
+import importlib.metadata
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+_PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "numpy",
+  "transformers",
+  "diffusers",
+)
+
+
+def of_start(
+  *,
+  devices: Mapping[str, Any],
+  base_fingerprint: str = "",
+  judge_hashes: Mapping[str, str] | None = None,
+  inputs: Mapping[str, str] | None = None,
+  seeds: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+  """This start: what ran, on what, from what."""
+  return {
+    "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
+    "command": shlex.join(["python", *sys.orig_argv[1:]]),
+    "git_commit": _git_commit(),
+    "python": platform.python_version(),
+    "versions": _versions(),
+    "devices": dict(devices),
+    "base_fingerprint": base_fingerprint,
+    "judge_hashes": dict(judge_hashes or {}),
+    "inputs": dict(inputs or {}),
+    "seeds": dict(seeds or {}),
+  }
+
+
+def _versions() -> dict[str, str]:
+  found = {}
+  for name in _PACKAGES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[name] = importlib.metadata.version(name)
+  return found
+
+
+def _git_commit() -> str:
+  """The commit this code is at, `+changes` when edited, "" when installed."""
+  root = pathlib.Path(__file__).resolve().parents[2]
+  if not (root / ".git").exists():
+    return ""
+
+  def git(*args: str) -> str:
+    command = ["git", "-C", str(root), *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+  changed = git("status", "--porcelain", "--untracked-files=no")
+  return git("rev-parse", "HEAD") + ("+changes" if changed else "")

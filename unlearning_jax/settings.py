@@ -1,0 +1,93 @@
+"""Settings of an experiment: frozen dataclasses that check themselves.
+
+Every field says whether results depend on it:
+
+  steps: Output[int] = 50     another value is another run
+  lanes: Free[int] = 8        how the work is laid out; a resume may change it
+
+`build` makes one from the plain values of a config, `plain` goes back. A class
+checks its values in `__post_init__`, naming key, value and remedy.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+T = TypeVar("T")
+OUTPUT, FREE = "output", "free"
+Output = Annotated[T, OUTPUT]
+Free = Annotated[T, FREE]
+
+
+def build(cls: type[T], values: Mapping[str, Any], key: str = "") -> T:
+  """An instance of `cls` from plain values, nested ones too.
+
+  Args:
+    cls: a frozen dataclass.
+    values: by field; what is missing has its default. Lists become tuples.
+    key: where the values stand in a larger config, for messages.
+
+  Raises:
+    ValueError: an unknown key, with the nearest; or what the class refuses.
+  """
+  hints = typing.get_type_hints(cls)
+  known = {field.name for field in dataclasses.fields(cls)}  # pyright: ignore
+  found = {}
+  for name, value in values.items():
+    place = f"{key}.{name}" if key else name
+    if name not in known:
+      near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+      hint = f"; did you mean {near[0]}?" if near else ""
+      raise ValueError(f"{place}: no such setting of {cls.__name__}{hint}")
+    inner = _dataclass_in(hints[name])
+    if inner is not None and isinstance(value, Mapping):
+      value = build(inner, value, place)
+    found[name] = _frozen(value)
+  return cls(**found)
+
+
+def plain(settings: Any) -> dict[str, Any]:
+  """The settings as JSON values, by field."""
+  return dataclasses.asdict(settings)
+
+
+def marks(cls: type, key: str = "") -> dict[str, str | None]:
+  """Each field of a settings class -> `output`, `free`, or None if unmarked.
+
+  Fields of a nested settings class stand for themselves, `sampling.num_steps`.
+  """
+  found: dict[str, str | None] = {}
+  for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+    place = f"{key}.{name}" if key else name
+    metadata = getattr(hint, "__metadata__", ())
+    mark = next((m for m in metadata if m in (OUTPUT, FREE)), None)
+    inner = _dataclass_in(hint)
+    if inner is not None and mark is None:
+      found |= marks(inner, place)
+    else:
+      found[place] = mark
+  return found
+
+
+def free(cls: type) -> tuple[str, ...]:
+  """The dotted keys of a settings class that no result depends on."""
+  return tuple(key for key, mark in marks(cls).items() if mark == FREE)
+
+
+def _dataclass_in(hint: Any) -> Any:
+  """The dataclass of an annotation: its own, or one beside None."""
+  if typing.get_origin(hint) is Annotated:
+    hint = hint.__origin__
+  options = [hint]
+  if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    options = list(typing.get_args(hint))
+  return next((o for o in options if dataclasses.is_dataclass(o)), None)
+
+
+def _frozen(value: Any) -> Any:
+  if isinstance(value, list | tuple):
+    return tuple(_frozen(item) for item in value)
+  return value
