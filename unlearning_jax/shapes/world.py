@@ -6,9 +6,12 @@ otherwise.
 
 from unlearning_jax import judges, shapes
 from unlearning_jax.shapes import judge as judge_
+from unlearning_jax.shapes import study_rows as study_rows_
 
 NAME = "shapes"
 model_folder = shapes.model_folder
+study_rows = study_rows_.study_rows
+tuned_rows = study_rows_.tuned_rows
 
 
 def judge() -> judges.Judge:
