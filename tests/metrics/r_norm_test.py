@@ -1,4 +1,4 @@
-"""R_norm as a metric: of each tuned model, whatever batches the rows come in."""
+"""R_norm as a metric: of each tuned model, whatever batches rows come in."""
 
 import json
 
