@@ -21,6 +21,7 @@ from unlearning_jax.shapes import (
   vocabulary,
 )
 from unlearning_jax.shapes import judge as judge_
+from unlearning_jax.shapes import study_rows as study_rows_
 from unlearning_jax.shapes.tuning_sets import TuningSet
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
@@ -36,6 +37,8 @@ hparams = recipes.hparams
 per_group = erased.per_group
 # (task, what a config's argument `name` says): the classes that it stands for.
 classes = erased.classes
+study_rows = study_rows_.study_rows
+tuned_rows = study_rows_.tuned_rows
 
 
 def judge() -> judges.Judge:
