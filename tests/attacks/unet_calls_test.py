@@ -15,6 +15,7 @@ from unlearning_jax import (
   attacks,
   concepts,
   erasures,
+  judges,
   sampling,
   shapes,
   sharding,
@@ -24,7 +25,6 @@ from unlearning_jax.attacks.engine import lanes, rows
 from unlearning_jax.attacks.engine.victim import Victim
 from unlearning_jax.edits import apply_to_context
 from unlearning_jax.metrics import attack_success
-from unlearning_jax.shapes import judge as shapes_judge
 from unlearning_jax.shapes import prompts as erasure
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ def test_the_attack_beats_luck_on_an_erased_model():
     rows.Row(r["id"], i, r["prompt"], r["seed"], None, latents[i])
     for i, r in enumerate(listed)
   ]
-  judge = shapes_judge.load(shapes.judge_folder())
+  judge = judges.load("shapes")
 
   def won(victim, attack):
     check = attack_success.shapes_check(

@@ -22,9 +22,9 @@ import numpy as np
 
 from unlearning_jax import guidance, stable_diffusion, statistics
 from unlearning_jax.attacks.engine.rows import Check, Request, Verdict
+from unlearning_jax.judges import Judge
 from unlearning_jax.metrics.accuracy import Measure
 from unlearning_jax.noise import row_noise
-from unlearning_jax.shapes.judge import Judge
 from unlearning_jax.shapes.prompts import Target
 
 Row = Mapping[str, Any]
@@ -57,7 +57,7 @@ def shapes_check(
       requests that have none.
   """
   name = "hazard" if target.task == "unsafe" else target.name
-  index = judge.heads[target.head].index(name)
+  index = judge.labels[target.head].index(name)
 
   def verdicts(images: np.ndarray) -> list[Verdict]:
     scores = judge(images)[target.head]
