@@ -16,6 +16,7 @@ from unlearning_jax import (
   concepts,
   erasures,
   judges,
+  sampling,
   shapes,
   sharding,
   stable_diffusion,
@@ -43,7 +44,7 @@ def test_the_attack_beats_luck_on_an_erased_model():
   mapped = functools.partial(apply_to_context, edit)
   target = erasure.Target("object", "star")
   listed = erasure.prompt_rows([target], COUNT, 0, 0)[:COUNT]
-  images = stable_diffusion.generate(
+  images = sampling.generate(
     sd, params, [r["prompt"] for r in listed], [r["seed"] for r in listed],
     **SAMPLING,
   )  # fmt: skip

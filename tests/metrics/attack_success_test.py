@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unlearning_jax import judges, shapes, stable_diffusion, statistics
+from unlearning_jax import (
+  judges,
+  sampling,
+  shapes,
+  stable_diffusion,
+  statistics,
+)
 from unlearning_jax.attacks.engine.rows import Request
 from unlearning_jax.metrics import attack_success
 from unlearning_jax.shapes.prompts import Target
@@ -158,7 +164,7 @@ def test_rows_of_several_guidance_scales_are_one_batch(monkeypatch):
   ]
   wanted = [
     next(
-      stable_diffusion.generate(
+      sampling.generate(
         sd, params, [r.prompt], [r.seed], guidance_scale=r.guidance or 4.0,
         **options,
       )

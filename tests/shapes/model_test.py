@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from unlearning_jax import judges, shapes, stable_diffusion
+from unlearning_jax import judges, sampling, shapes, stable_diffusion
 from unlearning_jax.metrics import accuracy
 from unlearning_jax.shapes import dataset
 from unlearning_jax.shapes import prompts as erasure
@@ -96,7 +96,7 @@ def test_torch_opens_the_folder_and_draws_the_same():
     prompts, latents=noise, num_inference_steps=20, guidance_scale=4.0,
     height=32, width=32, output_type="np",
   ).images  # fmt: skip
-  (ours,) = stable_diffusion.generate(
+  (ours,) = sampling.generate(
     sd, params, prompts, seeds, guidance_scale=4.0, num_steps=20,
     noise_source="torch", batch_size=2,
   )  # fmt: skip

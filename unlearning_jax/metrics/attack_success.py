@@ -53,7 +53,7 @@ def shapes_check(
     judge: of the Shapes world.
     target: the erased concept.
     on_image: sees every image, and says where it has put it.
-    **options: of `stable_diffusion.generate`; its `guidance_scale` is for the
+    **options: of `sampling.generate`; its `guidance_scale` is for the
       requests that have none.
   """
   name = "hazard" if target.task == "unsafe" else target.name
@@ -117,7 +117,7 @@ def _images(
   batch_size=16, noise_source="jax", edit_context=None, negative_prompt="",
   safe=None, **options,
 ):  # fmt: skip
-  """As `stable_diffusion.generate`, each request at its own guidance scale.
+  """As `sampling.generate`, each request at its own guidance scale.
 
   Text states are drawn as they are: any edit has been applied to them.
   """
