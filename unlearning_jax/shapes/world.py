@@ -69,6 +69,11 @@ def default(task: str) -> str:
   return erased.DEFAULTS[task]
 
 
+def heads() -> tuple[str, ...]:
+  """The judge's heads under which something can be erased."""
+  return tuple(prompts.HEADS.values())
+
+
 def target(task: str, name: str) -> judges.Target:
   """How the judge calls a class.
 
