@@ -5,80 +5,83 @@ ends with its table and its page. Erasures end in the same comparison.
 """
 
 import dataclasses
-import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import UInt8
 
 from unlearning_jax import (
   convert,
   durable,
   edits,
-  judges,
-  metrics,
+  protocols,
   report,
   samplers,
-  sampling,
   sharding,
   stable_diffusion,
 )
-from unlearning_jax.experiments import common
+from unlearning_jax.experiments import common, drawing
+from unlearning_jax.experiments.drawing import Rows, Settings
 from unlearning_jax.experiments.tallies import Tallies
 from unlearning_jax.judges import Judge
 from unlearning_jax.metrics.accuracy import judge_rows
 from unlearning_jax.model import Model
-from unlearning_jax.record import Recorder, Workdir
+from unlearning_jax.record import Recorder
 from unlearning_jax.report import comparison
-from unlearning_jax.settings import Output
-
-Rows = list[dict[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(common.Drawn):
-  """What is drawn of every model.
+def config(
+  given: Mapping[str, Any] | None,
+  protocol: str | None = None,
+  judge: str | None = None,
+  more: Sequence[str] = (),
+) -> dict[str, Any]:
+  """Plain settings, of a config or of a protocol.
 
-  Attributes:
-    prompts: group -> prompts of one's own, of a model that no world knows. A
-      group's name says what they ask for: `others` nothing that is looked for,
-      a label of the targets that one, any other the first target.
-    per_group: prompts of each target in each group, of a world.
-    others: prompts that ask for none of them, of a world.
-    protocol: name and hash of the protocol that these are, if any.
+  Args:
+    given: a config's values.
+    protocol: a protocol's name, in its place.
+    judge: another than the config's.
+    more: metrics besides the config's.
+
+  Raises:
+    ValueError: neither or both; a protocol with another judge or metrics.
   """
-
-  prompts: Output[Mapping[str, tuple[str, ...]]] = dataclasses.field(
-    default_factory=dict
-  )
-  per_group: Output[int] = 0
-  others: Output[int] = 0
-  protocol: Output[str] = ""
-
-  def __post_init__(self):
-    super().__post_init__()
-    for key in ("per_group", "others"):
-      if getattr(self, key) < 0:
-        raise ValueError(f"{key}={getattr(self, key)}: must not be negative")
-    asked = any(self.prompts.values())
-    if self.judge is None and not asked:
-      raise ValueError("prompts: the config has neither a judge nor prompts")
-    if common.world_of(self) is None and not asked:
+  if (given is None) == (protocol is None):
+    raise ValueError("--config, --protocol: give one of them")
+  if protocol is not None:
+    if judge or more:
       raise ValueError(
-        f"prompts: model={self.model!r} is no embedded world, whose prompts "
-        "are known; give some"
+        "--judge, --metrics: --protocol fixes both; take --config instead"
       )
-    for name in self.metrics:
-      metrics.load(name)
-    judge, targets = common.load_judge(self), common.targets_of(self)
-    for target in targets if judge else ():
-      judge.find(target)
+    return protocols.find(protocol).config()
+  found = dict(given or {})
+  if judge:
+    found["judge"] = judge
+  if more:
+    found["metrics"] = (*found.get("metrics", ()), *more)
+  return found
 
 
-def run(settings: Settings, recorder: Recorder, models: Mapping[str, Model]):
+def read_models(
+  settings: Settings, paths: Sequence[str] = ()
+) -> dict[str, Model]:
+  """The base as `before`, and one of each edit or guidance by its method.
+
+  Raises:
+    ValueError: a model or an edit that cannot be read, or is of another base.
+  """
+  made = common.read_edits(paths)
+  base = common.load_model(settings)
+  return {comparison.BASE: base} | {
+    name: base.with_edit(edit) for name, edit in made.items()
+  }
+
+
+def run(
+  settings: Settings, recorder: Recorder, models: Mapping[str, Model]
+) -> dict[str, Any]:
   """The whole experiment; see `compare`.
 
   Args:
@@ -99,6 +102,9 @@ def run(settings: Settings, recorder: Recorder, models: Mapping[str, Model]):
   inputs = {
     name: fingerprint(model, base) for name, model in [*models.items()][1:]
   }
+  if settings.protocol:
+    name, _, digest = settings.protocol.partition(" ")
+    inputs[f"protocol {name}"] = digest
   common.begin(recorder, settings, base.params, inputs=inputs)
   document = compare(recorder, settings, models)
   recorder.mark_done()
@@ -139,7 +145,7 @@ def compare(
     The document that the page renders; nothing is written, and it is empty,
     where the settings ask for no rows.
   """
-  judge, table = common.load_judge(settings), rows(settings)
+  judge, table = common.load_judge(settings), drawing.rows(settings)
   if not table:
     return {}
   base, stages = next(iter(models)), [*models]
@@ -151,7 +157,7 @@ def compare(
   with recorder.progress("draw", total, done=len(done)) as bar:
     for stage, model in models.items():
       left = [row for row in table if f"{stage}/{row['id']}" not in done]
-      for part, images in _drawn(settings, model, judge, left):
+      for part, images in drawing.judged(settings, model, judge, left):
         tallies.update(images, [_of_model(r, stage, base) for r in part])
         for row, image in zip(part, images, strict=True):
           if row["id"] in shown:
@@ -161,18 +167,22 @@ def compare(
           bar.update()
   sharding.wait_for_all("rows drawn")
   found = recorder.rows()
-  estimates = tallies.estimates([
-    _of_model({**r, "id": r["id"].split("/", 1)[1]}, r["stage"], base)
-    for r in found
-  ])
+  estimates = tallies.estimates(
+    [
+      _of_model({**r, "id": r["id"].split("/", 1)[1]}, r["stage"], base)
+      for r in found
+    ]
+  )
   document = comparison.document(
     found, stages, common.targets_of(settings), shown, estimates,
     judge.describe if judge else None,
   )  # fmt: skip
   if settings.protocol:
-    notes = [f"Protocol {settings.protocol}.", *notes]
+    document["protocol"] = settings.protocol
+    notes = [f"Protocol {settings.protocol[:-52]}.", *notes]
   document |= {
     "title": settings.title,
+    "heads": _heads(settings, judge),
     "notes": list(notes),
     "diagnostics": {
       stage: {"method": model.edit.method, **model.edit.diagnostics}
@@ -185,10 +195,6 @@ def compare(
   if recorder.is_writer:
     recorder.write("report.html", report.render_report(recorder.path))
     recorder.write("results.csv", report.results_csv(recorder.path))
-    # A notebook shows the document itself.
-    if isinstance(recorder, Workdir):
-      print(comparison.text_table(document, _heads(settings, judge)))
-      print(f"report: {recorder.path / 'report.html'}")
   return document
 
 
@@ -212,50 +218,6 @@ def rejudged(found: Sequence[Mapping[str, Any]], judge: Judge) -> Rows:
   return judge_rows(found, scores, judge) if found else []
 
 
-def rows(settings: Settings) -> Rows:
-  """The rows to draw: prompts of one's own, or those of a world.
-
-  Of a world's prompts a judge that is not its own keeps what it has a head for.
-  """
-  world, own = common.world_of(settings), any(settings.prompts.values())
-  foreign = world is not None and settings.judge != world.NAME
-  if settings.judge is None or world is None or (foreign and own):
-    return _own_rows(settings)
-  drawn = world.prompt_rows(
-    [one for one in settings.targets if "task" in one],
-    settings.per_group, settings.others, settings.seed,
-  )  # fmt: skip
-  if foreign:
-    heads = judges.load(settings.judge).labels
-    for row in drawn:
-      asked = row["attributes"].items()
-      row["attributes"] = {h: label for h, label in asked if h in heads}
-  return drawn
-
-
-def _own_rows(settings: Settings) -> Rows:
-  targets = common.targets_of(settings) if settings.judge else []
-  pairs = [
-    (group, prompt)
-    for group, prompts in settings.prompts.items()
-    for prompt in prompts
-  ]
-  found = []
-  for i, (group, prompt) in enumerate(pairs):
-    asked = [t for t in targets if t.label == group] or targets[:1]
-    if group == "others":
-      asked = []
-    found.append({
-      "id": f"{i:05d}-{group}",
-      "group": group,
-      "prompt": prompt,
-      "seed": settings.seed + i,
-      "attributes": {t.head: t.label for t in asked},
-      "unsafe": False,
-    })
-  return found
-
-
 def check_fits(settings: Settings, model: Model, phrases: Sequence[str] = ()):
   """Finds what a model cannot do, before anything is written or compiled.
 
@@ -270,7 +232,7 @@ def check_fits(settings: Settings, model: Model, phrases: Sequence[str] = ()):
   """
   options = settings.sampling
   samplers.make_sampler(model.sd.schedule, options.num_steps, options.sampler)
-  spoken = [*phrases, *(row["prompt"] for row in rows(settings))]
+  spoken = [*phrases, *(row["prompt"] for row in drawing.rows(settings))]
   if model.guidance is not None:
     if options.guidance_scale <= 1:
       raise ValueError(
@@ -283,7 +245,7 @@ def check_fits(settings: Settings, model: Model, phrases: Sequence[str] = ()):
 
 
 def _metrics(settings: Settings) -> list[str]:
-  """What is computed: accuracy with a judge, what is seen with a foreign one."""
+  """Accuracy with a judge; what is seen with one that no world has."""
   world, found = common.world_of(settings), [*settings.metrics]
   if settings.judge is not None:
     known = world is not None and settings.judge == world.NAME
@@ -291,65 +253,17 @@ def _metrics(settings: Settings) -> list[str]:
   return found
 
 
-def _heads(settings: Settings, judge: Judge | None) -> Sequence[str]:
-  """The heads that a terminal's table has lines for."""
+def _heads(settings: Settings, judge: Judge | None) -> list[str]:
+  """The heads under which a terminal's table tells everything else."""
   world = common.world_of(settings)
   if world is not None and settings.judge == world.NAME:
-    return world.heads()
+    return list(world.heads())
   return list(judge.labels) if judge else []
-
-
-def _drawn(
-  settings: Settings, model: Model, judge: Judge | None, left: Rows
-) -> Iterator[tuple[Rows, UInt8[np.ndarray, "n h w 3"]]]:
-  """This process's share of rows, judged, with images, a batch at a time."""
-  mesh = sharding.make_mesh()
-  multiple = sharding.local_rows_multiple(mesh)
-  mine, padding = _share(left)
-  requests = [sampling.Request(row["prompt"], row["seed"]) for row in mine]
-  batches = sampling.draw(
-    model.sd,
-    sharding.place(model.drawn_params, sharding.replicated(mesh)),
-    requests,
-    settings.sampling,
-    # The next size that the devices can share evenly.
-    batch_size=-(-settings.batch_size // multiple) * multiple,
-    place=functools.partial(sharding.global_batch, mesh),
-    fetch=sharding.local_rows,
-    **model.drawing,
-  )
-  start, count = 0, len(mine) - padding
-  for images in batches:
-    part = [dict(row) for row in mine[start : start + len(images)]]
-    start += len(images)
-    real = len(part) - max(0, start - count)
-    # Not a break: a process that left a batch out would leave the others
-    # waiting in it.
-    if real < 1:
-      continue
-    part, images = part[:real], images[:real]
-    if judge is not None:
-      scores = judge(images)
-      part = judge_rows(part, scores, judge)
-      for i, row in enumerate(part):
-        row["scores"] = {head: s[i].tolist() for head, s in scores.items()}
-    yield part, images
 
 
 def _of_model(row: Mapping[str, Any], stage: str, base: str) -> dict[str, Any]:
   """A row as metrics have it; to them the base is `base`, by whatever name."""
   return {**row, "model": "base" if stage == base else stage}
-
-
-def _share(left: Sequence[dict]) -> tuple[list[dict], int]:
-  """This process's rows, and how many at their end are padding.
-
-  Every process gets as many, or they would wait for each other for ever.
-  """
-  count = -(-len(left) // jax.process_count())
-  mine = list(left[jax.process_index() * count :][:count])
-  padding = count - len(mine)
-  return mine + list(left[:1]) * padding, padding
 
 
 def _shown(table: Sequence[Mapping[str, Any]], grid: int) -> set[str]:

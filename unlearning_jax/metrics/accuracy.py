@@ -11,7 +11,6 @@ A row is a dict that holds at least
   judged: {head: the class seen}, which `judge_rows` adds.
 """
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +21,17 @@ from unlearning_jax.judges import Judge, Scores
 from unlearning_jax.metrics import Estimate, Kept, Row
 
 ALL = "all"
+
+
+class Measure(NamedTuple):
+  """`k` of `n` images were right: a rate with its Wilson interval."""
+
+  name: str
+  value: float
+  low: float
+  high: float
+  k: int
+  n: int
 
 
 class Change(NamedTuple):
@@ -73,17 +83,16 @@ def judge_rows(
   return judged
 
 
-def measure(rows: Iterable[Row]) -> Iterator[Estimate]:
+def measure(rows: Iterable[Row]) -> Iterator[Measure]:
   """Accuracy per head, class and group, from rows that `judge_rows` made.
 
   Yields:
-    `k` of `n` images were right, with Wilson's interval, for every cell that
-    has an image, in order of appearance.
+    A `Measure` for every cell that has an image, in order of appearance.
   """
   for name, right in _cells(rows).items():
     k, n = sum(right), len(right)
     low, high = statistics.wilson(k, n)
-    yield Estimate(name, k / n, low, high, k, n, method="wilson")
+    yield Measure(name, k / n, low, high, k, n)
 
 
 def compare(before: Sequence[Row], after: Sequence[Row]) -> Iterator[Change]:
@@ -159,7 +168,7 @@ def _update(state: Kept, images: Any, rows: Sequence[Row]) -> Kept:
 
 def _compute(state: Kept) -> list[Estimate]:
   return [
-    dataclasses.replace(one, model=model)
+    Estimate(*one, method="wilson", model=model)
     for model, rows in state.items()
     for one in measure(rows[i] for i in sorted(rows))
   ]

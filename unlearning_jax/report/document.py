@@ -6,7 +6,8 @@ The keys, which are also those of `summary.json`; all but `stages` and
   title: the page's heading.
   erased: [{"head": "object", "class": "star"}], as the judge calls them.
   stages: ["before", "UCE", "RECE"], the models compared; the first is the base.
-  measures: {stage: [accuracy.Measure, or its fields as a list or dict]}.
+  measures: {stage: [an accuracy's `Estimate`, or its fields as list or dict]}.
+  estimates: [fields of the `Estimate` of any other metric, with its `stage`].
   changes: {stage: [accuracy.Change, likewise]}, each against the base.
   pairs: [{"prompt", "group", "seed", "images": {stage: path or uint8 array},
     "seen": {stage: what the judge saw}, "unsafe": bool}]: one prompt and one
@@ -14,6 +15,8 @@ The keys, which are also those of `summary.json`; all but `stages` and
     `seen` and `unsafe` may be absent.
   diagnostics: {stage: {name: number or text}}.
   notes: [sentences that a reader must know].
+  heads: [those under which a terminal tells everything else].
+  protocol: name and hash of the protocol that was followed.
   provenance: {"runs": [...]}, as `Workdir.record_provenance` writes it.
 """
 
@@ -28,7 +31,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unlearning_jax.metrics.accuracy import ALL, Change, Measure
+from unlearning_jax.metrics import Estimate
+from unlearning_jax.metrics.accuracy import ALL, Change
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -41,21 +45,24 @@ class Document:
   """
 
   stages: Sequence[str]
-  measures: Mapping[str, Mapping[str, Measure]]
+  measures: Mapping[str, Mapping[str, Estimate]]
   changes: Mapping[str, Mapping[str, Change]] = dataclasses.field(
     default_factory=dict
   )
   title: str = "Concept erasure"
   erased: Sequence[Mapping[str, str]] = ()
+  estimates: Sequence[Mapping[str, Any]] = ()
   pairs: Sequence[Mapping[str, Any]] = ()
   diagnostics: Mapping[str, Mapping[str, Any]] = dataclasses.field(
     default_factory=dict
   )
   notes: Sequence[str] = ()
+  heads: Sequence[str] = ()
+  protocol: str = ""
   provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   root: pathlib.Path = pathlib.Path()
 
-  def row(self, name: str) -> list[Measure] | None:
+  def row(self, name: str) -> list[Estimate] | None:
     """A measure under every stage, or None where a stage lacks it."""
     found = [self.measures[stage].get(name) for stage in self.stages]
     return None if None in found else found  # pyright: ignore
@@ -96,7 +103,7 @@ def read(source: Source) -> Document:
     if (root / "provenance.json").is_file():
       keys["provenance"] = json.loads((root / "provenance.json").read_text())
   _check(keys)
-  keys["measures"] = _by_name(Measure, keys["measures"])
+  keys["measures"] = _by_name(Estimate, keys["measures"])
   keys["changes"] = _by_name(Change, keys.get("changes", {}))
   return Document(**keys, root=root)
 
@@ -115,7 +122,7 @@ def label(group: str) -> str:
 
 
 def _by_name(
-  kind: type[Measure] | type[Change], stages: Mapping[str, Any]
+  kind: type[Estimate] | type[Change], stages: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
   found = {}
   for stage, numbers in stages.items():
