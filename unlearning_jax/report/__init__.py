@@ -52,9 +52,8 @@ def results_csv(source: Source) -> str:
   )
   document = read(source)
   for stage, measures in document.measures.items():
-    for m in measures.values():
-      numbers = [m.value, m.low, m.high, m.k, m.n]
-      writer.writerow([stage, *m.name.split("/"), *numbers])
+    for name, *numbers in measures.values():
+      writer.writerow([stage, *name.split("/"), *numbers])
   for one in document.estimates:
     name = [*one["name"].split("/", 2), "", ""][:3]
     numbers = [one[key] for key in ("value", "low", "high", "k", "n")]

@@ -6,7 +6,7 @@ The keys, which are also those of `summary.json`; all but `stages` and
   title: the page's heading.
   erased: [{"head": "object", "class": "star"}], as the judge calls them.
   stages: ["before", "UCE", "RECE"], the models compared; the first is the base.
-  measures: {stage: [an accuracy's `Estimate`, or its fields as list or dict]}.
+  measures: {stage: [accuracy.Measure, or its fields as a list or dict]}.
   estimates: [fields of the `Estimate` of any other metric, with its `stage`].
   changes: {stage: [accuracy.Change, likewise]}, each against the base.
   pairs: [{"prompt", "group", "seed", "images": {stage: path or uint8 array},
@@ -31,8 +31,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unlearning_jax.metrics import Estimate
-from unlearning_jax.metrics.accuracy import ALL, Change
+from unlearning_jax.metrics.accuracy import ALL, Change, Measure
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -45,7 +44,7 @@ class Document:
   """
 
   stages: Sequence[str]
-  measures: Mapping[str, Mapping[str, Estimate]]
+  measures: Mapping[str, Mapping[str, Measure]]
   changes: Mapping[str, Mapping[str, Change]] = dataclasses.field(
     default_factory=dict
   )
@@ -62,7 +61,7 @@ class Document:
   provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   root: pathlib.Path = pathlib.Path()
 
-  def row(self, name: str) -> list[Estimate] | None:
+  def row(self, name: str) -> list[Measure] | None:
     """A measure under every stage, or None where a stage lacks it."""
     found = [self.measures[stage].get(name) for stage in self.stages]
     return None if None in found else found  # pyright: ignore
@@ -103,7 +102,7 @@ def read(source: Source) -> Document:
     if (root / "provenance.json").is_file():
       keys["provenance"] = json.loads((root / "provenance.json").read_text())
   _check(keys)
-  keys["measures"] = _by_name(Estimate, keys["measures"])
+  keys["measures"] = _by_name(Measure, keys["measures"])
   keys["changes"] = _by_name(Change, keys.get("changes", {}))
   return Document(**keys, root=root)
 
@@ -122,12 +121,15 @@ def label(group: str) -> str:
 
 
 def _by_name(
-  kind: type[Estimate] | type[Change], stages: Mapping[str, Any]
+  kind: type[Measure] | type[Change], stages: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
   found = {}
   for stage, numbers in stages.items():
-    made = (kind(**n) if isinstance(n, Mapping) else kind(*n) for n in numbers)
-    found[stage] = {number.name: number for number in made}
+    plain = (
+      [n[field] for field in kind._fields] if isinstance(n, Mapping) else n
+      for n in numbers
+    )
+    found[stage] = {number.name: number for number in map(kind._make, plain)}
   return found
 
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from unlearning_jax.metrics import Estimate
 from unlearning_jax.metrics.accuracy import ALL, Change, Measure
 from unlearning_jax.report.document import Document, label
 from unlearning_jax.report.markup import (
@@ -282,7 +281,7 @@ def _row(
 
 
 def rate_cell(
-  m: Estimate | Measure, change: Change | None = None, class_: str | None = None
+  m: Measure, change: Change | None = None, class_: str | None = None
 ) -> Html:
   """A table's cell: the rate, its interval as a bar and in words, its counts.
 
