@@ -55,8 +55,9 @@ class Settings(common.Drawn):
     for name in self.metrics:
       metrics.load(name)
     judge, targets = common.load_judge(self), common.targets_of(self)
-    for target in targets if judge else ():
-      judge.find(target)
+    if judge is not None:
+      for target in targets:
+        judge.find(target)
 
 
 def rows(settings: Settings) -> Rows:
