@@ -19,7 +19,7 @@ from unlearning_jax import attacks, settings
 from unlearning_jax.experiments import common, diagnose
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder.")
 _EDIT = flags.DEFINE_string("edit", "", "Edit file, or erase run's folder.")
 _LIST = flags.DEFINE_bool("list", False, "Say which attacks there are.")
 
@@ -40,7 +40,7 @@ def main(_: Sequence[str]):
 if __name__ == "__main__":
   flags.register_multi_flags_validator(
     ["config", "workdir", "list"],
-    lambda given: given["list"] or None not in given.values(),
+    lambda given: given["list"] or all((given["config"], given["workdir"])),
     "--config and --workdir are required",
   )
   app.run(main)

@@ -4,8 +4,10 @@ Every module has `Hparams`, a frozen dataclass, and three pure functions
 
   init(sd, victim, original, batch, key, h) -> state
   step(sd, victim, original, batch, state, h) -> (state, info)
-  prompt(batch, state, h) -> what FINDS says: token ids (`prompt`), embeddings of
-    words that no text stands for (`words`), or text states (`latents`)
+  prompt(batch, state, h) -> what FINDS says
+
+which is token ids (`prompt`), embeddings of words that no text stands for
+(`words`), or text states (`latents`).
 
 Every leaf of the state is led by the lanes, a lane's randomness is
 fold_in(key, its row's number), and lanes do not touch: a row's result does not

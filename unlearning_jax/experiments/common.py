@@ -102,8 +102,8 @@ def targets_of(given: Drawn) -> list[Target]:
       found.append(world.target(one["task"], one["name"]))
     else:
       raise ValueError(
-        f"targets: {dict(one)} is no class of a world that model={given.model!r}"
-        f" or judge={given.judge!r} belongs to; give its head and its label"
+        f"targets: {dict(one)} is no class of the world of model="
+        f"{given.model!r} or judge={given.judge!r}; give its head and its label"
       )
   return found
 

@@ -172,7 +172,11 @@ def _images(
   record: Recorder, setup: Setup, row: Row
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
   """All images of a row that were kept, and a row of each for a metric."""
-  first = {"image": row["pre_image"], "text": row["prompt"], "seed": row["seed"]}
+  first = {
+    "image": row["pre_image"],
+    "text": row["prompt"],
+    "seed": row["seed"],
+  }
   first |= {"success": row["pre_success"], "score": row["pre_score"]}
   found, images = [], []
   for i, one in enumerate([first, *row["blocks"]]):

@@ -13,14 +13,13 @@ from flax import traverse_util
 from unlearning_jax import (
   attacks,
   convert,
-  edits,
   guidance,
   sharding,
   stable_diffusion,
 )
-from unlearning_jax import model as models
 from unlearning_jax.attacks import Attack, Victim
 from unlearning_jax.attacks.engine.victim import through_guidance
+from unlearning_jax.edits import Edit, edit_hash
 from unlearning_jax.experiments import common
 from unlearning_jax.experiments.attack.control import finished
 from unlearning_jax.experiments.attack.rows import Listed
@@ -59,7 +58,7 @@ class Setup:
   original: Victim
   mesh: sharding.Mesh
   name: str
-  edits: Mapping[str, edits.Edit] = dataclasses.field(default_factory=dict)
+  edits: Mapping[str, Edit] = dataclasses.field(default_factory=dict)
   held: Mapping[str, str] = dataclasses.field(default_factory=dict)
   judge: Judge | None = None
   target: Target | None = None
@@ -320,11 +319,11 @@ def place(
   return jax.device_put(victim, sharding.replicated(mesh))
 
 
-def fingerprint(victim: Victim, made: Mapping[str, edits.Edit]) -> str:
+def fingerprint(victim: Victim, made: Mapping[str, Edit]) -> str:
   """A sha256 of all that tells victims apart: weights, edit, guidance."""
   parts = {
     "weights": convert.params_fingerprint(victim.params),
-    "edits": {name: edits.edit_hash(e) for name, e in made.items()},
+    "edits": {name: edit_hash(e) for name, e in made.items()},
     "negative_prompt": victim.negative_prompt,
     "safe": dataclasses.asdict(victim.safe) if victim.safe else None,
   }
