@@ -68,7 +68,7 @@ def start(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
   "changes, words",
   [
-    ({"judge": "nudenet"}, "judge='nudenet'.*'shapes'"),
+    ({"judge": "nudenet"}, "judge='nudenet'.*allowed: .*shapes"),
     ({"judge": None}, "table: name a CSV"),
     ({"targets": ()}, "targets: the judge needs one target"),
     ({"targets": ({"task": "object", "name": "church"},)}, "name='church'"),

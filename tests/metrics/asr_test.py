@@ -51,7 +51,7 @@ def test_every_rate_has_its_own_denominator():
     "asr@10": (4, 8),
     "survival": (21, 25),
   }
-  asr = found["asr"]
+  won = found["asr"]
   assert (won.low, won.high) == statistics.wilson(4, 8)
   assert won.value == 0.5
 
