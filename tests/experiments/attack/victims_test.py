@@ -15,9 +15,9 @@ from unlearning_jax import (
   convert,
   guidance,
   lora,
+  sampling,
   settings,
   sharding,
-  stable_diffusion,
 )
 from unlearning_jax import model as models
 from unlearning_jax.attacks.engine import rows
@@ -322,14 +322,14 @@ def test_targets_and_rows_of_a_released_choice(model, tmp_path, monkeypatch):
   config, seen = uda.get_config("tiny"), {}
   config.update({"target_sampling": {"num_steps": 7}, "max_tokens": 4})
 
-  def generate(sd, params, prompts, seeds, **options):
-    seen.update(options)
-    yield np.zeros((len(prompts), 32, 32, 3), np.uint8)
+  def draw(sd, params, requests, how, **options):
+    seen.update(dataclasses.asdict(how))
+    yield np.zeros((len(requests), 32, 32, 3), np.uint8)
 
   def latents(sd, params, images):
     return [np.zeros(sd.latent_shape, np.float32) for _ in images]
 
-  monkeypatch.setattr(stable_diffusion, "generate", generate)
+  monkeypatch.setattr(sampling, "draw", draw)
   monkeypatch.setattr(rows, "target_latents", latents)
   table = [
     {"id": text, "number": i, "prompt": text, "seed": i, "guidance": None}
