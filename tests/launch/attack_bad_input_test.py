@@ -54,10 +54,8 @@ def start(monkeypatch, tmp_path):
     for flag, value in {
       "_CONFIG": config,
       "_WORKDIR": str(tmp_path / "run"),
-      "_DISTRIBUTED": False,
       "_EDIT": edit,
       "_CONTROL": beside,
-      "_LIST": False,
     }.items():
       monkeypatch.setattr(attack, flag, types.SimpleNamespace(value=value))
     attack.main([])

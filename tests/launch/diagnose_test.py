@@ -32,7 +32,6 @@ def start(monkeypatch, tmp_path):
       "_CONFIG": config,
       "_WORKDIR": str(folder),
       "_EDIT": "",
-      "_LIST": False,
     }.items():
       monkeypatch.setattr(diagnose, flag, types.SimpleNamespace(value=value))
     diagnose.main([])

@@ -106,11 +106,10 @@ def methods() -> tuple[str, ...]:
   return tuple(n for n in extensions.modules(__name__) if n != "engine")
 
 
-def listing() -> str:
+def listing() -> list[str]:
   """Every attack with what it is, a line each."""
   width = max(map(len, methods()))
-  found = {name: bind(name, {}).about for name in methods()}
-  return "\n".join(f"{name:{width}}  {about}" for name, about in found.items())
+  return [f"{name:{width}}  {bind(name, {}).about}" for name in methods()]
 
 
 def bind(method: str, hparams: Mapping[str, Any]) -> Attack:

@@ -318,7 +318,6 @@ def test_guidance_is_what_images_are_drawn_with(model, tmp_path):
 
 
 def test_targets_and_rows_of_a_released_choice(model, tmp_path, monkeypatch):
-  sd = model.sd
   config, seen = uda.get_config("tiny"), {}
   config.update({"target_sampling": {"num_steps": 7}, "max_tokens": 4})
 
