@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from unlearning_jax import metrics, statistics
@@ -25,6 +26,7 @@ def record(name, status, blocks=0, survived=True, score=0.5):
   }
 
 
+NONE = np.zeros((0, 1, 1, 3), np.uint8)
 ROWS = [
   record("a", "pre", score=0.95),
   record("b", "pre"),
@@ -108,7 +110,7 @@ def test_curves_are_means_over_the_rows_that_got_there():
 def test_the_metric_gives_the_same_rates_of_parts_that_are_merged():
   metric = metrics.load("asr")
   named = [row | {"model": "UCE"} for row in ROWS]
-  parts = [metric.update(metric.init(), None, named[i::3]) for i in range(3)]
+  parts = [metric.update(metric.init(), NONE, named[i::3]) for i in range(3)]
   # As another process would send it.
   parts = json.loads(json.dumps(parts))
   state = metric.merge(metric.merge(parts[2], parts[0]), parts[1])
