@@ -5,9 +5,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from unlearning_jax import data
 from unlearning_jax.concepts import check_choice, same_phrase
 from unlearning_jax.edits import Edit
-from unlearning_jax.shapes import captions, neighbours, vocabulary
+from unlearning_jax.shapes import captions, dataset, neighbours, vocabulary
 from unlearning_jax.shapes import prompts as erasure
 
 KINDS = ("in", "near", "far", "out", "same", "control")
@@ -34,11 +35,53 @@ class TuningSet:
   overlap: bool = False
 
 
-def words(edit: Edit | None) -> list[str]:
-  """Names and synonyms of the Shapes world's classes that an edit erased.
+def examples(
+  count: int, seed: int, only: str, without: str
+) -> list[data.Example]:
+  """The first renders of a seed that are of some classes and not of others.
 
-  Those that a concept says and its anchor does not: other classes are only in
-  the sentence around it.
+  Args:
+    count: how many.
+    seed: draws them.
+    only: as `object/circle+square,style/neon`; "" for any.
+    without: likewise, what none may show.
+
+  Raises:
+    ValueError: an unknown class, or there are not so many.
+  """
+  wanted, barred = (
+    vocabulary.parse_classes(text, f"data.{key}")
+    for key, text in (("only", only), ("without", without))
+  )
+  found = []
+  for index in range(200 * count):
+    drawn = dataset.example(index, seed, "train")
+    classes = vocabulary.labels(drawn.scene)
+    inside = all(classes[head] in values for head, values in wanted.items())
+    if inside and not any(classes[h] in v for h, v in barred.items()):
+      found.append(data.Example(drawn.image, drawn.caption))
+    if len(found) == count:
+      return found
+  raise ValueError(
+    f"data: only {len(found)} of {count} images are {wanted} without {barred}"
+  )
+
+
+def erased(edit: Edit | None) -> list[erasure.Target]:
+  """The concepts of the Shapes world that an edit erased."""
+  found = _classes(edit)
+  return [erasure.Target(*c) for c in found if c[1] != vocabulary.PLAIN]
+
+
+def words(edit: Edit | None) -> list[str]:
+  """Names and synonyms of the Shapes world's classes that an edit erased."""
+  return [phrase for found in _classes(edit) for phrase in _said(*found)]
+
+
+def _classes(edit: Edit | None) -> list[tuple[str, str]]:
+  """Those that a concept says and its anchor does not, by task and name.
+
+  Other classes are only in the sentence around it.
   """
   classes = [
     (task, name)
@@ -46,17 +89,21 @@ def words(edit: Edit | None) -> list[str]:
     for name in vocabulary.HEADS[task]
   ]
   found = []
-  for task, name in (*classes, ("unsafe", captions.HAZARD)):
-    said = captions.phrases(task, name)
-    named = [same_phrase(p) for p in said["explicit"] + said["synonyms"]]
-    pattern = re.compile(rf"\b({'|'.join(map(re.escape, named))})\b")
+  for named in (*classes, ("unsafe", captions.HAZARD)):
+    said = "|".join(map(re.escape, _said(*named)))
+    pattern = re.compile(rf"\b({said})\b")
     if any(
       pattern.search(same_phrase(concept.erase))
       and not pattern.search(same_phrase(concept.anchor))
       for concept in (edit.concepts if edit else ())
     ):
-      found += named
+      found.append(named)
   return found
+
+
+def _said(task: str, name: str) -> list[str]:
+  said = captions.phrases(task, name)
+  return [same_phrase(p) for p in said["explicit"] + said["synonyms"]]
 
 
 def tuning_set(
@@ -64,7 +111,7 @@ def tuning_set(
   params: Any,
   targets: Sequence[erasure.Target],
   kind: str,
-  neighbours_wanted: int,
+  neighbours_wanted: int = 4,
 ) -> TuningSet:
   """The renders of one kind of set, for what was erased.
 

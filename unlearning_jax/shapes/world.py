@@ -6,9 +6,15 @@ otherwise.
 
 from unlearning_jax import judges, shapes
 from unlearning_jax.shapes import judge as judge_
+from unlearning_jax.shapes import tuning_sets
 
 NAME = "shapes"
 model_folder = shapes.model_folder
+# What is tuned on, and what an edit erased.
+examples = tuning_sets.examples
+erased = tuning_sets.erased
+words = tuning_sets.words
+tuning_set = tuning_sets.tuning_set
 
 
 def judge() -> judges.Judge:
