@@ -14,40 +14,29 @@ defend an erasure, and where images come from.
 
 import functools
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags as absl_flags
+from unlearning_jax.launch import flags
 
-from unlearning_jax import settings, sharding
 from unlearning_jax.experiments import common, finetune
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
-_EDIT = flags.DEFINE_string("edit", None, "An edit, or an erase run's folder.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes.")
-_LIST = flags.DEFINE_bool("list", False, "Print the choices and end.")
+_CONFIG = flags.config()
+_WORKDIR = flags.workdir()
+_EDIT = absl_flags.DEFINE_string(
+  "edit", None, "An edit, or an erase run's folder."
+)
 
 
 def main(_):
   """Flags to settings to the run."""
-  if _LIST.value:
-    print(finetune.listed())
-    return
-  # The progress line is what a user follows; libraries only warn.
-  logging.set_verbosity(logging.WARNING)
-  sharding.initialize_distributed(_DISTRIBUTED.value)
-  config, path = _CONFIG.value, str(_WORKDIR.value)
-  given = settings.build(finetune.Settings, config.to_dict())
-  opener = functools.partial(common.workdir, path, config, finetune.Settings)
-  model = common.load_model(given)
+  settings = flags.settings(finetune.Settings, _CONFIG.value)
+  model = common.load_model(settings)
   if _EDIT.value:
     model = model.with_edit(common.read_edit(_EDIT.value, "--edit"))
-  finetune.run(given, opener, model)
+  opener = functools.partial(
+    common.workdir, _WORKDIR.value, _CONFIG.value, finetune.Settings
+  )
+  finetune.run(settings, opener, model)
 
 
 if __name__ == "__main__":
-  flags.register_multi_flags_validator(
-    ["config", "workdir", "list"],
-    lambda given: given["list"] or None not in given.values(),
-    "--config and --workdir are needed",
-  )
-  app.run(main)
+  flags.run(main, finetune.listed)

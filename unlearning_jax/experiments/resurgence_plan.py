@@ -17,7 +17,6 @@ from unlearning_jax.concepts import (
 from unlearning_jax.durable import JsonLines
 from unlearning_jax.edits import Edit
 from unlearning_jax.experiments import comparison, tuning
-from unlearning_jax.metrics import resurgence
 from unlearning_jax.schedules import SAMPLERS
 from unlearning_jax.shapes import captions, tuning_sets
 from unlearning_jax.shapes import prompts as erasure
@@ -213,7 +212,7 @@ def check(config: Any):
         f"algorithms.{name}.batch_size={algorithm.batch_size} is more than "
         f"data.count={algorithm.data.count} images"
       )
-  for key in resurgence.Counts.__dataclass_fields__:
+  for key in ("explicit", "words", "others", "tuned"):
     if config.counts[key] < 1:
       raise ValueError(f"counts.{key}={config.counts[key]}: at least 1")
   if config.judge != "shapes" or config.model != "shapes":
@@ -251,8 +250,13 @@ def _of_algorithm(name: str):
 
 def targets(config: Any, concept: str) -> list[erasure.Target]:
   """The classes of a concept, as the judge knows them."""
+  return [erasure.Target(**one) for one in given_targets(config, concept)]
+
+
+def given_targets(config: Any, concept: str) -> list[dict[str, str]]:
+  """The task and name of each class of a concept."""
   entry = config.concepts[concept]
-  return [erasure.Target(entry["task"], name) for name in entry["names"]]
+  return [{"task": entry["task"], "name": name} for name in entry["names"]]
 
 
 def concepts_of(entry: Mapping[str, Any]) -> tuple[Concept, ...]:

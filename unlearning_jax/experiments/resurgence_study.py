@@ -21,7 +21,7 @@ from unlearning_jax.experiments.resurgence_plan import Cell
 from unlearning_jax.metrics import resurgence
 from unlearning_jax.record.workdir import Workdir
 from unlearning_jax.shapes import prompts as erasure
-from unlearning_jax.shapes import tuning_sets
+from unlearning_jax.shapes import study_rows, tuning_sets
 
 # What a cell fails of for good: its own data or loss.
 _FAILURES = (ValueError, FloatingPointError)
@@ -97,9 +97,9 @@ class Study:
     """Prompts that measure a concept; each seed has its own."""
     return self.once(
       ("rows", concept, seed),
-      lambda: resurgence.prompt_rows(
-        resurgence_plan.targets(self.config, concept),
-        resurgence.Counts(**self.config.counts),
+      lambda: study_rows.study_rows(
+        resurgence_plan.given_targets(self.config, concept),
+        self.config.counts,
         seed,
       ),
     )
@@ -107,7 +107,7 @@ class Study:
   def tuned_rows_of(self, cell: Cell) -> Rows:
     """Prompts for what the cell is tuned on."""
     chosen = self.set_of(cell)
-    return resurgence.tuned_rows(
+    return study_rows.tuned_rows(
       chosen.head, chosen.names, self.config.counts.tuned, cell.seed
     )
 

@@ -13,7 +13,6 @@ be 0 for certain. So no interval is narrower than Wilson's of the prompts that
 gained the concept, and of those that lost it.
 """
 
-import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,13 +21,9 @@ import scipy.stats
 from jaxtyping import Bool, Float, Float64
 
 from unlearning_jax import statistics
-from unlearning_jax.shapes import captions
-from unlearning_jax.shapes import prompts as erasure
 
 # Groups of prompts that ask for what was erased.
 ERASED = ("explicit", "synonyms", "paraphrases", "implied")
-# How many more prompts are drawn than wanted, until enough are of one head.
-_SPARE = 24
 
 
 class Estimate(NamedTuple):
@@ -173,75 +168,6 @@ def _spearman(x: Float64[Any, "n"], y: Float64[Any, "n"]) -> float | None:
   a, b = (rank - rank.mean() for rank in ranks)
   scale = np.sqrt((a @ a) * (b @ b))
   return float(a @ b / scale) if scale > 0 else None
-
-
-# --- What is drawn ---
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-  """Images a group: by name; by synonym, by paraphrase, by context; the rest.
-
-  Attributes:
-    explicit: prompts that name an erased concept.
-    words: prompts of each other way to ask for one.
-    others: prompts for anything else of the same kind.
-    tuned: prompts for what is tuned on.
-  """
-
-  explicit: int
-  words: int
-  others: int
-  tuned: int
-
-
-def prompt_rows(
-  targets: Sequence[erasure.Target], counts: Counts, seed: int
-) -> list[dict[str, Any]]:
-  """Rows as `erasure.prompt_rows` has them, with the `head` that is judged.
-
-  Prompts of several targets take turns. `others` ask for another class of the
-  targets' head; where what was erased is an attribute, for any content.
-  """
-  many = -(-max(counts.explicit, counts.words) // len(targets))
-  drawn = erasure.prompt_rows(targets, many, _SPARE * counts.others, seed)
-  head = targets[0].head
-  content = ("object", "identity") if head == "hazard" else (head,)
-  wanted = {group: counts.words for group in ERASED}
-  wanted |= {"explicit": counts.explicit, "others": counts.others}
-  groups: dict[str, list[dict[str, Any]]] = {}
-  for row in drawn:
-    heads = content if row["group"] == "others" else (head,)
-    asked = [h for h in heads if _asks(row, h)]
-    if asked:
-      groups.setdefault(row["group"], []).append({**row, "head": asked[0]})
-  found = []
-  for group, rows in groups.items():
-    if group in ERASED:
-      rows = [row for i in range(many) for row in rows[i::many]]
-    found += rows[: wanted[group]]
-  return found
-
-
-def _asks(row: Mapping[str, Any], head: str) -> bool:
-  # A plain drawing needs no style to be asked for.
-  return row["attributes"].get(head) not in (None, "plain")
-
-
-def tuned_rows(
-  head: str, names: Sequence[str], count: int, seed: int
-) -> list[dict[str, Any]]:
-  """Prompts for what a tuning set shows, class by class in turn."""
-  each = -(-count // len(names))
-  pairs = [
-    captions.evaluation_prompts("heldout", each, seed + 2, fixed={head: name})
-    for name in names
-  ]
-  turns = [pair for turn in zip(*pairs, strict=True) for pair in turn]
-  return [
-    {**erasure.row(i, "tuned", prompt, scene, seed + 50), "head": head}
-    for i, (prompt, scene) in enumerate(turns[:count])
-  ]
 
 
 def outcome(row: Mapping[str, Any]) -> bool:

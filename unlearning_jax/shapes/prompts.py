@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from unlearning_jax import stable_diffusion
+from unlearning_jax import sampling, stable_diffusion
 from unlearning_jax.concepts import check_choice
+from unlearning_jax.judges import Judge
 from unlearning_jax.metrics.accuracy import judge_rows
 from unlearning_jax.shapes import captions, vocabulary
-from unlearning_jax.shapes.judge import Judge
 
 _NAMES = {
   "explicit": "explicit",
@@ -35,6 +35,12 @@ HEADS = {
 _FIRST_SEED = 10_000_000
 
 
+def erasable(task: str) -> tuple[str, ...]:
+  """The classes of a task; neither "plain" nor "safe" can be asked to go."""
+  classes = vocabulary.HEADS[HEADS[task]]
+  return classes[1:] if task in ("style", "unsafe") else classes
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
   """A concept of the Shapes world: a class of one of the judge's heads."""
@@ -44,10 +50,7 @@ class Target:
 
   def __post_init__(self):
     check_choice("task", self.task, HEADS)
-    classes = vocabulary.HEADS[self.head]
-    # Neither "plain" nor "safe" is a concept that can be asked to go away.
-    names = classes[1:] if self.task in ("style", "unsafe") else classes
-    check_choice(f"{self.task} name", self.name, names)
+    check_choice(f"{self.task} name", self.name, erasable(self.task))
 
   @property
   def head(self) -> str:
@@ -143,12 +146,12 @@ def judged_images(
     params: its parameters.
     rows: with `prompt`, `seed` and, if there is a judge, `attributes`.
     judge: adds `judged` to the rows; None only draws.
-    **options: of `stable_diffusion.generate`.
+    **options: of `sampling.generate`.
 
   Yields:
     (row, image), in order.
   """
-  batches = stable_diffusion.generate(
+  batches = sampling.generate(
     sd,
     dict(params),
     [row["prompt"] for row in rows],
@@ -160,5 +163,5 @@ def judged_images(
     part = [dict(row) for row in rows[done : done + len(images)]]
     done += len(images)
     if judge is not None:
-      part = judge_rows(part, judge(images), judge.heads)
+      part = judge_rows(part, judge(images), judge.labels)
     yield from zip(part, images, strict=True)

@@ -5,10 +5,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from unlearning_jax import data
 from unlearning_jax.concepts import check_choice, same_phrase
 from unlearning_jax.edits import Edit
-from unlearning_jax.shapes import captions, dataset, neighbours, vocabulary
+from unlearning_jax.shapes import captions, neighbours, vocabulary
 from unlearning_jax.shapes import prompts as erasure
 
 KINDS = ("in", "near", "far", "out", "same", "control")
@@ -35,42 +34,13 @@ class TuningSet:
   overlap: bool = False
 
 
-def examples(
-  count: int, seed: int, only: str, without: str
-) -> list[data.Example]:
-  """The first renders of a seed that are of some classes and not of others.
-
-  Args:
-    count: how many.
-    seed: draws them.
-    only: as `object/circle+square,style/neon`; "" for any.
-    without: likewise, what none may show.
-
-  Raises:
-    ValueError: an unknown class, or there are not so many.
-  """
-  wanted, barred = (
-    vocabulary.parse_classes(text, f"data.{key}")
-    for key, text in (("only", only), ("without", without))
-  )
-  found = []
-  for index in range(200 * count):
-    drawn = dataset.example(index, seed, "train")
-    classes = vocabulary.labels(drawn.scene)
-    inside = all(classes[head] in values for head, values in wanted.items())
-    if inside and not any(classes[h] in v for h, v in barred.items()):
-      found.append(data.Example(drawn.image, drawn.caption))
-    if len(found) == count:
-      return found
-  raise ValueError(
-    f"data: only {len(found)} of {count} images are {wanted} without {barred}"
-  )
-
-
-def erased(edit: Edit | None) -> list[erasure.Target]:
-  """The concepts of the Shapes world that an edit erased."""
-  found = _classes(edit)
-  return [erasure.Target(*c) for c in found if c[1] != vocabulary.PLAIN]
+def erased_by(edit: Edit | None) -> list[dict[str, str]]:
+  """The concepts of the Shapes world that an edit erased: task and name."""
+  return [
+    {"task": task, "name": name}
+    for task, name in _classes(edit)
+    if name != vocabulary.PLAIN
+  ]
 
 
 def words(edit: Edit | None) -> list[str]:
@@ -111,7 +81,7 @@ def tuning_set(
   params: Any,
   targets: Sequence[erasure.Target],
   kind: str,
-  neighbours_wanted: int = 4,
+  neighbours_wanted: int,
 ) -> TuningSet:
   """The renders of one kind of set, for what was erased.
 

@@ -91,7 +91,9 @@ def test_a_set_by_its_name(base):
   near, far = (data_of(f"shapes:{kind}", star) for kind in ("near", "far"))
   assert near.source == "shapes" and not near.flip
   assert near.without == far.without == "object/star"
-  wanted = WORLD.tuning_set(*base_of(base), WORLD.erased(star.edit), "near")
+  wanted = WORLD.tuning_set(
+    base.sd, base.params, WORLD.erased_by(star.edit), "near", 4
+  )
   assert near.only == wanted.only != far.only
   assert near.only.startswith("object/") and "star" not in near.only
   assert data_of("shapes:out", star).only.startswith("identity/")
@@ -103,10 +105,6 @@ def test_a_set_by_its_name(base):
     data_of("shapes:nearr", star)
   with pytest.raises(ValueError, match="nothing of shapes is erased"):
     data_of("shapes:near", base)
-
-
-def base_of(base):
-  return base.sd, base.params
 
 
 def test_files_by_their_path(base, tmp_path):

@@ -13,6 +13,9 @@ from unlearning_jax.experiments.finetune.settings import Data, Settings
 from unlearning_jax.model import Model
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
+# Classes that are near, or far.
+_NEIGHBOURS = 4
+
 
 def data_of(text: str, model: Model) -> Data:
   """What a short text says of images, in settings.
@@ -29,7 +32,7 @@ def data_of(text: str, model: Model) -> Data:
   source, colon, rest = text.partition(":")
   if source in extensions.worlds():
     world = extensions.world(source)
-    erased = world.erased(model.edit)
+    erased = world.erased_by(model.edit)
     if not erased and colon:
       raise ValueError(
         f"data={text!r}: nothing of {source} is erased in the model, so "
@@ -37,7 +40,9 @@ def data_of(text: str, model: Model) -> Data:
       )
     only = without = ""
     if erased:
-      found = world.tuning_set(model.sd, model.params, erased, rest or "in")
+      found = world.tuning_set(
+        model.sd, model.params, erased, rest or "in", _NEIGHBOURS
+      )
       only, without = found.only if colon else "", found.without
     return Data(source=source, flip=False, only=only, without=without)
   if colon and source == "tfds":

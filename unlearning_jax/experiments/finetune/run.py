@@ -18,16 +18,14 @@ from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder, training_log
 
 
-def listed() -> str:
-  """What may be said for `train`, `defence.kind` and `data.source`."""
-  return "\n".join(
-    f"{key}: {', '.join(names)}"
-    for key, names in (
-      ("train", finetune.TRAINABLE),
-      ("defence.kind", DEFENCES),
-      ("data.source", sources()),
-    )
-  )
+def listed() -> list[str]:
+  """Lines: what may be said for `train`, `defence.kind`, `data.source`."""
+  choices = {
+    "train": finetune.TRAINABLE,
+    "defence.kind": DEFENCES,
+    "data.source": sources(),
+  }
+  return [f"{key}: {', '.join(names)}" for key, names in choices.items()]
 
 
 def run(

@@ -1,0 +1,82 @@
+"""R_norm as a metric: how far each tuned model brought back what was erased.
+
+Rows name their model: `base`, `erased`, and whatever else is tuned. They are
+pairs: each model has drawn the same ids. See `metrics.resurgence`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unlearning_jax.metrics import Estimate, Metric, Row, resurgence
+
+BASE, GONE = "base", "erased"
+# Model -> id -> group, prompt, whether it shows what was asked for.
+State = Mapping[str, Mapping[str, tuple[str, str, bool]]]
+
+
+def update(state: State, images: Any, rows: Sequence[Row]) -> State:
+  """The state with more rows; those that ask for something else are left out.
+
+  Raises:
+    ValueError: a row that nobody judged.
+  """
+  del images
+  found: dict[str, dict[str, tuple[str, str, bool]]] = {}
+  for row in rows:
+    if row["group"] not in resurgence.ERASED:
+      continue
+    if "shown" not in row and "judged" not in row:
+      raise ValueError(f"r_norm: row {row['id']!r} is not judged; set a judge")
+    shown = row["shown"] if "shown" in row else resurgence.outcome(row)
+    one = (row["group"], row["prompt"], bool(shown))
+    found.setdefault(row["model"], {})[str(row["id"])] = one
+  return merge(state, found)
+
+
+def merge(first: State, second: State) -> State:
+  """Both together."""
+  models = dict.fromkeys((*first, *second))
+  return {m: {**first.get(m, {}), **second.get(m, {})} for m in models}
+
+
+def compute(state: State) -> list[Estimate]:
+  """R_norm of each tuned model by group of prompts, and why it has none."""
+  tuned = [model for model in sorted(state) if model not in (BASE, GONE)]
+  return [one for model in tuned for one in _of_model(state, model)]
+
+
+def _of_model(state: State, model: str) -> list[Estimate]:
+  mine = state[model]
+  groups = {group for group, _, _ in mine.values()}
+  if any(state.get(other, {}).keys() != mine.keys() for other in (BASE, GONE)):
+    failed = f"wants the same rows of {BASE}, {GONE} and {model}"
+    return [Estimate("r_norm", None, n=len(mine), model=model, failed=failed)]
+  found = []
+  for group in (g for g in resurgence.ERASED if g in groups):
+    ids = sorted(i for i, one in mine.items() if one[0] == group)
+    stages = [np.array([state[m][i][2] for i in ids]) for m in (BASE, GONE)]
+    prompts = [mine[i][1] for i in ids]
+    now, size = np.array([mine[i][2] for i in ids]), len(ids)
+    name, clusters = f"r_norm/{group}", len(set(prompts))
+    try:
+      back = resurgence.normalized(*stages, now, prompts)
+    except ValueError as error:
+      why = str(error)
+      found.append(Estimate(name, None, n=size, model=model, failed=why))
+      continue
+    found.append(
+      Estimate(
+        name,
+        *back,
+        n=size,
+        method="bootstrap, Wilson at the least",
+        clusters=clusters,
+        model=model,
+      )  # fmt: skip
+    )
+  return found
+
+
+METRIC = Metric("r_norm", dict, update, merge, compute, images=False)
