@@ -83,7 +83,7 @@ def _started(main: Callable[[list[str]], Any], argv: list[str]) -> Any:
     logging.set_verbosity(logging.WARNING)
     from unlearning_jax import sharding
 
-    sharding.initialize_distributed(flags.FLAGS["distributed"].value)
+    sharding.initialize_distributed(bool(flags.FLAGS["distributed"].value))
   return main(argv)
 
 

@@ -9,7 +9,7 @@ from tests.support.tunings import CAPTIONS, given, write_table
 from unlearning_jax import data, extensions, sharding
 from unlearning_jax import model as models
 from unlearning_jax.concepts import Concept, make_concepts
-from unlearning_jax.edits import Edit
+from unlearning_jax.edits import Edit, Fingerprint
 from unlearning_jax.experiments.finetune import (
   Data,
   check_batch,
@@ -17,7 +17,6 @@ from unlearning_jax.experiments.finetune import (
   data_of,
   examples,
 )
-from unlearning_jax.projections import base_fingerprint
 from unlearning_jax.shapes import builder, dataset
 
 WORLD = extensions.world("shapes")
@@ -82,8 +81,8 @@ def erased(base, *names):
   """As an erasure of some objects leaves it, but for its numbers."""
   concepts = make_concepts([f"a {name}" for name in names], "a circle")
   width = base.sd.context_shape[1]
-  print_ = base_fingerprint(base.params)
-  return base.with_edit(Edit(np.eye(width), print_, "uce", concepts, {}))
+  made = Fingerprint.of(base.params, "text")
+  return base.with_edit(Edit(np.eye(width), made, "uce", concepts, {}))
 
 
 def test_a_set_by_its_name(base):

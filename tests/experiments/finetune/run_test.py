@@ -9,13 +9,12 @@ import PIL.Image
 import pytest
 
 from tests.support import tunings
-from unlearning_jax import convert, finetune, sharding
+from unlearning_jax import finetune, sharding
 from unlearning_jax import model as models
 from unlearning_jax.concepts import make_concepts
-from unlearning_jax.edits import Edit, load_edit
+from unlearning_jax.edits import Edit, Fingerprint, load_edit
 from unlearning_jax.experiments import finetune as tuning
 from unlearning_jax.guidance import Guidance
-from unlearning_jax.projections import base_fingerprint
 from unlearning_jax.record import Memory, Workdir
 
 
@@ -166,7 +165,7 @@ def test_tuning_the_base_where_an_erased_model_is_meant(model, images):
   width = model.sd.context_shape[1]
   concepts = make_concepts(["star"], "circle")
   nothing = Edit(
-    np.eye(width), base_fingerprint(model.params), "uce", concepts, {}
+    np.eye(width), Fingerprint.of(model.params, "text"), "uce", concepts, {}
   )
   with pytest.raises(ValueError, match="uce: the model to tune is the base"):
     tuning.run(short("kv", images), unopened, model.with_edit(nothing))
@@ -182,7 +181,7 @@ def test_captions_may_not_say_what_was_erased(model, images):
   kernels = finetune.partition(model.params, "kv").trained
   path, leaf = next(iter(kernels.items()))
   edit = Edit(
-    None, convert.params_fingerprint(model.params), "uce",
+    None, Fingerprint.of(model.params), "uce",
     make_concepts(["c"], "d"), {}, {path: np.asarray(leaf) + 1},
   )  # fmt: skip
   erased = model.with_edit(edit)
@@ -195,7 +194,7 @@ def test_a_world_knows_other_words_for_what_was_erased(tmp_path):
   kernels = finetune.partition(base.params, "kv").trained
   path, leaf = next(iter(kernels.items()))
   edit = Edit(
-    None, convert.params_fingerprint(base.params), "uce",
+    None, Fingerprint.of(base.params), "uce",
     make_concepts(["star"], "fish"), {}, {path: np.asarray(leaf) + 1},
   )  # fmt: skip
   table = tunings.write_table(tmp_path, ["a fish", "a pentagram"])
