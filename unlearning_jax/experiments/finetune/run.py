@@ -1,7 +1,7 @@
 """The run: checks, cached data, training on from the last state, edits."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -54,35 +54,13 @@ def run(
   """
   here = jax.process_index(), jax.process_count()
   mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
-  if model.guidance is not None:
-    raise ValueError(
-      "finetune: guidance changes no weight, so there is nothing of it to tune "
-      "away; tune model.base, and give the result its guidance again"
-    )
+  found = _examples(settings, model, mesh)
   sd = parts.with_remat(model.sd, settings.remat)
   base, params, edit = model.params, model.weights, model.edit
-  if edit is not None:
-    parts.check_start(base, params, edit.method)
-  listed = images.examples(settings.data)
-  images.check_batch(settings, len(listed), mesh, here[1])
-  world = common.world_of(settings)
-  words = world.words(edit) if world else ()
-  images.check_overlap(listed, edit, settings.allow_overlap, words)
   part, step, state, frozen = parts.prepare(sd, params, edit, settings, mesh)
-
   record = opener()
-  record.record_provenance(
-    devices=sharding.describe_devices(),
-    base_fingerprint=convert.params_fingerprint(base),
-    seeds={"seed": settings.seed},
-    inputs={
-      **({common.stage_name(edit): edit_hash(edit)} if edit else {}),
-      "data": data.fingerprint(listed),
-      # Each shuffles its own share: other processes, other batches.
-      "processes": str(here[1]),
-    },
-  )
-  arrays = images.encode(sd, params, data.share(listed, *here), settings)
+  _begin(record, settings, model, found)
+  arrays = images.encode(sd, params, data.share(found, *here), settings)
   batches = data.Batches(arrays, settings.batch_size // here[1], settings.seed)
   saved, last = record.path / "checkpoints", settings.num_steps
   if checkpoints.latest_step(saved) is not None:
@@ -109,9 +87,48 @@ def run(
       on_metrics=log, on_state=on_state,
     )  # fmt: skip
   parts.export(record, part, state, settings)
-  record.save_summary({"steps": int(state.step), "examples": len(listed)})
+  record.save_summary({"steps": int(state.step), "examples": len(found)})
   record.mark_done()
   return edits(record)
+
+
+def _examples(
+  settings: Settings, model: Model, mesh: sharding.Mesh
+) -> list[data.Example]:
+  """What is tuned on, found to be innocent."""
+  if model.guidance is not None:
+    raise ValueError(
+      "finetune: guidance changes no weight, so there is nothing of it to tune "
+      "away; tune model.base, and give the result its guidance again"
+    )
+  if model.edit is not None:
+    parts.check_start(model.params, model.weights, model.edit.method)
+  found = images.examples(settings.data)
+  images.check_batch(settings, len(found), mesh, jax.process_count())
+  world = common.world_of(settings)
+  words = world.words(model.edit) if world else ()
+  images.check_overlap(found, model.edit, settings.allow_overlap, words)
+  return found
+
+
+def _begin(
+  record: Recorder,
+  settings: Settings,
+  model: Model,
+  found: Sequence[data.Example],
+):
+  edit = model.edit
+  record.record_provenance(
+    devices=sharding.describe_devices(),
+    base_fingerprint=convert.params_fingerprint(model.params),
+    seeds={"seed": settings.seed},
+    inputs={
+      **({common.stage_name(edit): edit_hash(edit)} if edit else {}),
+      "data": data.fingerprint(found),
+      # Each shuffles its own share: other processes, other batches.
+      "processes": str(jax.process_count()),
+    },
+  )
 
 
 def edits(record: Recorder) -> dict[int, pathlib.Path]:
