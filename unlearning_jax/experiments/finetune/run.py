@@ -54,9 +54,11 @@ def run(
   """
   here = jax.process_index(), jax.process_count()
   mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
-  found = _examples(settings, model, mesh)
   sd = parts.with_remat(model.sd, settings.remat)
   base, params, edit = model.params, model.weights, model.edit
+  if edit is not None:
+    parts.check_start(base, params, edit.method)
+  found = _examples(settings, model, mesh)
   part, step, state, frozen = parts.prepare(sd, params, edit, settings, mesh)
   record = opener()
   _begin(record, settings, model, found)
@@ -101,8 +103,6 @@ def _examples(
       "finetune: guidance changes no weight, so there is nothing of it to tune "
       "away; tune model.base, and give the result its guidance again"
     )
-  if model.edit is not None:
-    parts.check_start(model.params, model.weights, model.edit.method)
   found = images.examples(settings.data)
   images.check_batch(settings, len(found), mesh, jax.process_count())
   world = common.world_of(settings)
