@@ -37,7 +37,7 @@ class Drawn:
     title: of the page.
     judge: who looks at the images, see `judges.load`; None for nobody.
     metrics: what is computed besides the experiment's own, see `metrics.load`.
-    targets: what was erased, as the judge's world says it: task and name each.
+    targets: what was erased, see `targets_of`.
     grid: rows of each group whose images are kept for the page.
     batch_size: images drawn at once, rounded up to what devices share.
     sampling: how images are drawn.
