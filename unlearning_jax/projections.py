@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 from flax import traverse_util
 from jaxtyping import Array, Float, Float64
 
@@ -96,6 +95,8 @@ def leaves_digest(leaves: Mapping[str, Any]) -> str:
 @once
 def projection_gram(kernels: Kernels) -> Float64[np.ndarray, "d d"]:
   """S = sum over projections of W^T W, so that |W x|^2 sums to x^T S x."""
+  import scipy.linalg
+
   width = len(next(iter(kernels.values())))
   total = np.zeros((width, width), order="F")
   # Half of a symmetric product is half of the work.
