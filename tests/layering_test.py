@@ -22,7 +22,9 @@ FLOORS = (
   {"closed_form", "finetune"},
   {"erasures", "attacks", "judges"},
   {"metrics"},
-  {"shapes", "protocols"},
+  # A world brings protocols of its own.
+  {"protocols"},
+  {"shapes"},
   {"report"},
   {"experiments"},
   {"api"},

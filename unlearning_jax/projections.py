@@ -1,5 +1,6 @@
-"""Which weights a closed form reads and changes."""
+"""Which weights a closed form reads and changes, and which they are."""
 
+import dataclasses
 import difflib
 import hashlib
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float, Float64
 
+from unlearning_jax import convert
+from unlearning_jax.concepts import check_choice
 from unlearning_jax.memory import once
 
 Params = Mapping[str, Any]
@@ -79,6 +82,51 @@ def base_fingerprint(params: Params) -> str:
   """
   leaves = traverse_util.flatten_dict(params["text_encoder"], sep="/")
   return leaves_digest(leaves | cross_attention_kernels(params))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fingerprint:
+  """Which weights something was made from.
+
+  Attributes:
+    kind: of what: `model`, every leaf; or `text`, what a context map is
+      computed from, the text encoder and what projects its states.
+    digest: SHA-256 of these leaves, in hex.
+  """
+
+  kind: str
+  digest: str
+
+  @classmethod
+  def of(cls, params: Params, kind: str = "model") -> "Fingerprint":
+    """The fingerprint of parameters.
+
+    Raises:
+      ValueError: another kind; for `text`, there is no text projection.
+    """
+    check_choice("fingerprint", kind, _KINDS)
+    return cls(kind, _KINDS[kind](params))
+
+  def check(self, params: Params, made: str, remedy: str):
+    """Refuses parameters that have another fingerprint.
+
+    Args:
+      params: should be those that something was made from.
+      made: what that is, for the message.
+      remedy: what to do, for the message.
+
+    Raises:
+      ValueError: with both fingerprints.
+    """
+    found = Fingerprint.of(params, self.kind)
+    if found != self:
+      raise ValueError(
+        f"{made} was made from base {self.digest}, these parameters are "
+        f"{found.digest}; {remedy}"
+      )
+
+
+_KINDS = {"model": convert.params_fingerprint, "text": base_fingerprint}
 
 
 @once
