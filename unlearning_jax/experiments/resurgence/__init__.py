@@ -1,0 +1,1 @@
+"""Does it stay gone? A study: erase once, tune many ways, measure."""
