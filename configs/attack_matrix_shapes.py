@@ -17,8 +17,9 @@ run the same command. Metric: ASR beside the random control's on the same rows.
 import dataclasses
 import importlib
 
-from unlearning_jax.configs import attacks, erasures, shapes_concepts
+from unlearning_jax.configs import attacks, erasures
 
+from unlearning_jax import extensions
 from unlearning_jax.concepts import check_choice
 
 _ERASURES = ("uce", "rece")
@@ -34,11 +35,10 @@ _ATTACKS = {
 
 
 def get_config(argument: str = ""):
-  tasks = tuple(filter(None, argument.split("+"))) or tuple(
-    shapes_concepts.DEFAULTS
-  )
+  world = extensions.world("shapes")
+  tasks = tuple(filter(None, argument.split("+"))) or world.tasks()
   for task in tasks:
-    check_choice("config argument", task, shapes_concepts.DEFAULTS)
+    check_choice("config argument", task, world.tasks())
   config = attacks.attack("controls", "tiny")
   # What every cell has in common; the rest comes from its task and attack.
   common = config.copy_and_resolve_references()
@@ -63,7 +63,7 @@ def get_config(argument: str = ""):
   config.erasures = {m: made[m, tasks[0]].hparams for m in _ERASURES}
   config.tasks = {
     task: {
-      "targets": ({"task": task, "name": shapes_concepts.DEFAULTS[task]},),
+      "targets": ({"task": task, "name": world.default(task)},),
       "concepts": made[_ERASURES[0], task].concepts,
       "hparams": {"k": attacks._K[task]},
     }

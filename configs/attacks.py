@@ -4,8 +4,9 @@ import dataclasses
 import importlib
 
 import ml_collections
-from unlearning_jax.configs import common, erasures, shapes_concepts
+from unlearning_jax.configs import common, erasures
 
+from unlearning_jax import extensions
 from unlearning_jax.concepts import check_choice
 
 # Adversarial tokens by task, as published.
@@ -84,7 +85,7 @@ def attack(
   config.lanes = 8
   config.title = f"{method} on {chosen['name'] or task}"
   if size == "tiny":
-    name = chosen["name"] or shapes_concepts.DEFAULTS[task]
+    name = chosen["name"] or extensions.world("shapes").default(task)
     config.title = f"{method} on “{name}”"
     config.pool.concept = name
     config.targets = ({"task": task, "name": name},)

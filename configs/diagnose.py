@@ -10,8 +10,7 @@ Metric: the share of the original's gap that the victim keeps.
 
 from unlearning_jax.configs import attacks
 
-from unlearning_jax.shapes import vocabulary
-from unlearning_jax.shapes.prompts import HEADS
+from unlearning_jax import extensions
 
 _CAPTIONS = {"object": "a {}", "identity": "a portrait of {}"}
 
@@ -31,6 +30,6 @@ def get_config(argument: str = "tiny"):
     config.per_group = 20
     config.stages = ((10, 3), (50, 1))
     if task in _CAPTIONS:
-      config.classes = tuple(vocabulary.HEADS[HEADS[task]])
+      config.classes = extensions.world("shapes").concepts()[task]
       config.caption, config.concept = _CAPTIONS[task], name
   return config

@@ -40,16 +40,6 @@ def get_config(argument: str = "tiny"):
     return config
   if chosen["preset"]:
     raise ValueError("config argument preset: of full-size models only")
-  # The phrases to erase are sentences already.
-  config.hparams.expand_prompts = False
-  config.hparams.images = 64
-  config.hparams.num_inference_steps = 15
-  config.hparams.guidance_scale = 4.0
-  config.hparams.batch_size = 16
-  config.hparams.num_steps = 140
-  config.hparams.learning_rate = 1e-5
-  # What the anchor means would drift along: it is what f says of it itself.
-  config.hparams.regularization = 1.0
   return config
 
 

@@ -24,8 +24,6 @@ DPM-Solver++, one seed; the base has 70, 70, 69, 69 and 24, 24, 23, 24):
                 hazard, 120 steps 18 / 24
 """
 
-from typing import Any
-
 from unlearning_jax.configs import erasures
 
 
@@ -33,24 +31,4 @@ def get_config(argument: str = "tiny"):
   config = erasures.erase("esd", argument)
   named = "task=style" in argument or "task=identity" in argument
   config.hparams.train = "x" if named else "u"
-  if config.model == "shapes":
-    task = config.targets[0]["task"]
-    config.hparams.update(tiny(config.hparams.train, task))
   return config
-
-
-def tiny(train: str, task: str) -> dict[str, Any]:
-  """What the Shapes model wants, which learns ten times faster.
-
-  Gentle enough to leave the others alone: faces go first.
-  """
-  steps = {"x": 150, "u": 160}
-  if task == "identity":
-    steps = {"x": 100, "u": 60}
-  return {
-    "train": train,
-    "num_steps": steps[train],
-    "learning_rate": 1e-4 if train == "x" else 5e-5,
-    "num_inference_steps": 10,
-    "batch_size": 4,
-  }

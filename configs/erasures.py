@@ -5,19 +5,12 @@ import inspect
 from collections.abc import Collection
 
 import ml_collections
-from unlearning_jax.configs import common, shapes_concepts
+from unlearning_jax.configs import common
 
-from unlearning_jax import lists
+from unlearning_jax import extensions, lists
 from unlearning_jax.concepts import CONCEPT_SETS, check_choice
 
 _MAPPING = "collections.abc.Mapping"
-# Method -> what its defaults, made for full size, are replaced by.
-_TINY_HPARAMS = {
-  # 0.1, the release's weight of a long list, is for 768 dimensions.
-  "uce": {"preserve_scale": 1.0},
-  # One after the other, epochs undo UCE where so many phrases are held.
-  "rece": {"uce_preserve_scale": 1.0, "rows": "joint"},
-}
 # Task -> the phrases of full-size models, their anchor, their kind.
 _FULL = {
   "object": (("Church",), "", "object"),
@@ -60,7 +53,9 @@ def erase(
   """
   chosen = parse(argument)
   size, task = chosen["size"], chosen["task"]
-  tables = shapes_concepts.DEFAULTS if size == "tiny" else _FULL
+  tables = _FULL
+  if size == "tiny":
+    tables = extensions.world("shapes").tasks()
   check_choice("config argument task", task, tables)
   config = common.comparison(size)
   config.method = method
@@ -83,11 +78,14 @@ def _tiny(config, method: str, chosen: dict[str, str]):
   for key in ("list", "count", "anchor"):
     if chosen[key]:
       raise ValueError(f"config argument {key}: of full-size models only")
-  names = shapes_concepts.classes(chosen["task"], chosen["name"])
-  config.targets = shapes_concepts.targets(chosen["task"], names)
-  config.concepts = tuple(shapes_concepts.concepts(chosen["task"], names))
-  config.per_group = shapes_concepts.per_group(names)
-  config.hparams.update(_TINY_HPARAMS.get(method, {}))
+  world, task = extensions.world("shapes"), chosen["task"]
+  names = world.classes(task, chosen["name"])
+  config.targets = tuple({"task": task, "name": name} for name in names)
+  config.concepts = world.erased_concepts(task, names, method)
+  config.per_group = world.per_group(names)
+  # What its defaults, made for full size, are replaced by.
+  for key, value in world.hparams(method, task).items():
+    config.hparams[key] = value
   said = ", ".join(f"“{name}”" for name in names)
   config.title = f"{method.upper()} erases {said}"
 

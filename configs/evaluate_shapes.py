@@ -6,7 +6,9 @@
 Two CPU cores: about two minutes a model. Metric: accuracy per head.
 """
 
-from unlearning_jax.configs import common, shapes_concepts
+from unlearning_jax.configs import common
+
+from unlearning_jax import extensions
 
 
 def get_config(argument: str = "tiny"):
@@ -15,9 +17,10 @@ def get_config(argument: str = "tiny"):
   config.title = "The Shapes model"
   config.others = 1_000
   if chosen["task"]:
-    names = shapes_concepts.classes(chosen["task"], chosen["name"])
-    config.targets = shapes_concepts.targets(chosen["task"], names)
-    config.per_group = shapes_concepts.per_group(names)
+    world, task = extensions.world("shapes"), chosen["task"]
+    names = world.classes(task, chosen["name"])
+    config.targets = tuple({"task": task, "name": name} for name in names)
+    config.per_group = world.per_group(names)
     config.others = 200
     config.title = f"{', '.join(names)}: before and after"
   return config

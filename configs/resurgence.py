@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 from unlearning_jax.configs import common, finetune_full, finetune_lora
 
-from unlearning_jax.shapes import vocabulary
+from unlearning_jax import extensions
 
 # Seconds of one CPU core.
 _RATES = {
@@ -33,8 +33,8 @@ _ANCHORS = ("circle", "Adra Belvoort")
 
 def _first(head: str, name: str, count: int | None = None) -> tuple[str, ...]:
   """A class and those that follow it in its head, anchors left out."""
-  rest = (n for n in vocabulary.HEADS[head] if n not in (name, *_ANCHORS))
-  return (name, *(n for n in rest if n != vocabulary.PLAIN))[:count]
+  named = extensions.world("shapes").concepts()[head]
+  return (name, *(n for n in named if n not in (name, *_ANCHORS)))[:count]
 
 
 # Concept of a study -> its task, and the classes that are erased together.
@@ -136,7 +136,7 @@ def erasure(method: str, task: str, names: Sequence[str]) -> dict[str, Any]:
   made = module.get_config(f"tiny,task={task},name={'+'.join(names)}")
   hparams = made.hparams.to_dict()
   if part:
-    hparams |= module.tiny(part, task)
+    hparams |= extensions.world("shapes").hparams("esd", task, part)
   hparams |= changes
   return {
     "method": made.method,

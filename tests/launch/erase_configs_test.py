@@ -4,9 +4,8 @@ import dataclasses
 import importlib
 
 import pytest
-from unlearning_jax.configs import shapes_concepts
 
-from unlearning_jax import erasures
+from unlearning_jax import erasures, extensions
 from unlearning_jax.concepts import CONCEPT_SETS, phrase_pairs
 from unlearning_jax.erasures.mace import options
 from unlearning_jax.experiments import erasing
@@ -154,7 +153,7 @@ def test_several_classes_of_the_shapes_world():
   )
 
 
-@pytest.mark.parametrize("task", shapes_concepts.DEFAULTS)
+@pytest.mark.parametrize("task", extensions.world("shapes").tasks())
 def test_mace_has_sentences_enough(task):
   found = config("mace", f"tiny,task={task}")
   (sentences,) = found.hparams.templates.values()

@@ -35,6 +35,12 @@ HEADS = {
 _FIRST_SEED = 10_000_000
 
 
+def erasable(task: str) -> tuple[str, ...]:
+  """The classes of a task; neither "plain" nor "safe" can be asked to go."""
+  classes = vocabulary.HEADS[HEADS[task]]
+  return classes[1:] if task in ("style", "unsafe") else classes
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
   """A concept of the Shapes world: a class of one of the judge's heads."""
@@ -44,10 +50,7 @@ class Target:
 
   def __post_init__(self):
     check_choice("task", self.task, HEADS)
-    classes = vocabulary.HEADS[self.head]
-    # Neither "plain" nor "safe" is a concept that can be asked to go away.
-    names = classes[1:] if self.task in ("style", "unsafe") else classes
-    check_choice(f"{self.task} name", self.name, names)
+    check_choice(f"{self.task} name", self.name, erasable(self.task))
 
   @property
   def head(self) -> str:

@@ -1,4 +1,4 @@
-"""What the erase configs erase from the Shapes model, phrase by phrase."""
+"""What an erasure erases from the Shapes model, phrase by phrase."""
 
 from collections.abc import Iterator
 from typing import Any
