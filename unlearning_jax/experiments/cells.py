@@ -185,6 +185,8 @@ class Rows(Generic[C]):
     last: the id of a cell's last row.
     failure: the id of the row that says why a cell failed.
     folder: where a cell keeps what it would go on from.
+
+  Attributes:
     note: is told of every row.
   """
 
@@ -196,9 +198,9 @@ class Rows(Generic[C]):
     last: Callable[[C], str],
     failure: Callable[[Any], str],
     folder: Callable[[C], pathlib.Path],
-    note: Callable[[str], None] = lambda key: None,
   ):
-    self.run, self.failed, self.note = run, dict[C, str](), note
+    self.run, self.failed = run, dict[C, str]()
+    self.note: Callable[[str], None] = lambda key: None
     self.rows = {str(row["id"]): row for row in run.rows()}
     self._last, self._failure, self._folder = last, failure, folder
 

@@ -63,8 +63,30 @@ def render(document: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     _defences(conditions),
     _predictors(document["predictors"]),
     _table(document["conditions"], document["threshold"]),
+    _metrics(document["conditions"]),
     _missing(undefined, document["failed"]),
     sections.provenance(provenance),
+  )
+
+
+def printed(document: Mapping[str, Any]) -> str:
+  """The summary for the terminal."""
+  lines = [f"{'':42}{'erased':>8}  R_norm by name, then steps"]
+  for one in document["conditions"]:
+    first, *rest = one["steps"]
+    cells = [f"{first['groups']['explicit']['value']:8.2f}"]
+    for point in rest:
+      back = point["resurgence"]["explicit"]
+      cells.append(f"{point['step']:>5}: {_estimate(back)}")
+    lines.append(f"{one['condition']:42}" + "".join(cells))
+  counts = document["cells"]
+  lines.append(
+    f"{counts['measured']} of {counts['planned']} cells measured, "
+    f"{len(document['failed'])} failed"
+  )
+  failed = document["failed"]
+  return "\n".join(
+    [*lines, *(f"failed: {row['cell']}: {row['why']}" for row in failed)]
   )
 
 
@@ -266,6 +288,35 @@ def _table(conditions: Sequence[Curve], threshold: float) -> Html:
     ),
     _grid(head, rows),
   )
+
+
+def _metrics(curves: Sequence[Curve]) -> Html:
+  """The user's own metrics, if there are any."""
+  rows = [
+    _row(
+      c["condition"],
+      m["model"],
+      m["name"],
+      _number(m) + (f" {m['unit']}" if m["unit"] else ""),
+      m["n"],
+      m["failed"],
+    )
+    for c in curves
+    for m in c.get("metrics", ())
+  ]
+  if not rows:
+    return Html()
+  head = ("run", "model", "metric", "value", "n", "")
+  return join(element("h2", "Metrics"), _grid(head, rows))
+
+
+def _number(metric: Mapping[str, Any]) -> str:
+  if metric["value"] is None:
+    return "undefined"
+  text = f"{metric['value']:.4g}"
+  if metric["low"] is None:
+    return text
+  return f"{text} [{metric['low']:.4g}, {metric['high']:.4g}]"
 
 
 def _missing(

@@ -1,4 +1,4 @@
-"""Names of cells and rows: what was ever stored reads back as it was written."""
+"""Names of cells and rows: what was ever stored reads back."""
 
 import json
 import pathlib

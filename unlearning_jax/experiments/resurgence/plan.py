@@ -139,8 +139,8 @@ def described(
       "device-hours: "
       + ", ".join(f"{k} {v / 3600:.2f}" for k, v in spent.items())
       + f", together {sum(spent.values()) / 3600:.2f} "
-      + f"({own} of {len(rates)} rates measured in {folder}, the others are the "
-      "config's)",
+      + f"({own} of {len(rates)} rates measured in {folder}, the others are "
+      "the config's)",
       f"bytes: {edits / 2**20:.1f} MiB of edits, at most "
       f"{peak / 2**20:.1f} MiB of checkpoints at a time",
     ]

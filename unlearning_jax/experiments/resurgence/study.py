@@ -46,7 +46,6 @@ class Study:
     model: the base.
     judge: sees what it draws.
     given: erasures that are not made here, see `Settings.given`.
-    note: is told of every row.
   """
 
   settings: Settings
@@ -54,18 +53,18 @@ class Study:
   model: Model
   judge: Judge
   given: Mapping[str, Edit] = dataclasses.field(default_factory=dict)
-  note: Callable[[str], None] = lambda key: None
 
   def __post_init__(self):
     self.sd, self.base = self.model.sd, self.model.params
     self.mesh = own_mesh()
     self.metrics = [metrics.load(name) for name in self.settings.metrics]
+    run, algorithms = self.run, self.settings.algorithms
+    # Nothing here holds the study: its record is free when it is.
     self.store = cells.Rows[Cell](
-      self.run,
-      lambda cell: str(cell.at(self._algorithm(cell).num_steps)),
+      run,
+      lambda cell: str(cell.at(algorithms[cell.algorithm].num_steps)),
       lambda key: str(keys.Failure(key)),
-      lambda cell: self.run.path / "cells" / cell.file,
-      lambda key: self.note(key),
+      lambda cell: run.path / "cells" / cell.file,
     )
     self._timed = len(self.run.read_metrics())
     self._kept: dict[Hashable, Any] = {}
