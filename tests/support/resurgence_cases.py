@@ -5,7 +5,7 @@ from unlearning_jax.configs import resurgence
 
 from unlearning_jax import edits, finetune, settings
 from unlearning_jax.concepts import make_concepts
-from unlearning_jax.edits import Edit
+from unlearning_jax.edits import Edit, Fingerprint
 from unlearning_jax.experiments import cells
 from unlearning_jax.experiments.resurgence import (
   Settings,
@@ -122,7 +122,8 @@ def train(state, step, frozen, batches, key, *, num_steps, at, on_state, **_):
 def stubbed(monkeypatch, tmp_path):
   """Puts the stubs in, and opens the study as a fresh process would."""
   edit = Edit(
-    None, "base", "uce", make_concepts(["star"], "circle"), {},
+    None, Fingerprint("model", "base"), "uce",
+    make_concepts(["star"], "circle"), {},
     {f"unet/{KERNEL}": params(0.0)["unet"]["mid"]["attn2"]["to_k"]["kernel"]},
   )  # fmt: skip
   monkeypatch.setattr(tuning, "SAVE_AFTER", 0)

@@ -280,7 +280,7 @@ def erase(
     diagnostics=diagnostics,
   )
   if keep is not None:
-    keep(dataclasses.replace(gathered, base=edit.base))
+    keep(dataclasses.replace(gathered, base=edit.base.digest))
   return edit
 
 
