@@ -128,7 +128,7 @@ class Folders(Generic[C]):
     check: see `Store.check`.
   """
 
-  own = (Exception,)
+  own: tuple[type[Exception], ...] = (Exception,)
 
   def __init__(
     self,
@@ -190,7 +190,7 @@ class Rows(Generic[C]):
     note: is told of every row.
   """
 
-  own = (ValueError, FloatingPointError)
+  own: tuple[type[Exception], ...] = (ValueError, FloatingPointError)
 
   def __init__(
     self,

@@ -11,6 +11,7 @@
 """
 
 import dataclasses
+from typing import Any
 
 from unlearning_jax.metrics.study import Condition
 
@@ -150,7 +151,8 @@ def _named(text: str) -> Cell | Base | Erased | Edit | None:
   """The key without a mark; by how many parts it has, whatever they say."""
   first, *rest = text.split("/")
   if len(rest) == 5 and rest[-1].isdecimal():
-    return Cell(first, *rest[:-1], int(rest[-1]))
+    concept, set_, algorithm, defence, seed = rest
+    return Cell(first, concept, set_, algorithm, defence, int(seed))
   kinds = {"base": (Base, 1), "erased": (Erased, 2), "edit": (Edit, 2)}
   kind, names = kinds.get(first, (None, 0))
   if kind is None or not names < len(rest) <= names + 2:
@@ -158,7 +160,8 @@ def _named(text: str) -> Cell | Base | Erased | Edit | None:
   seed, more = rest[names], rest[names + 1 :]
   if not seed.isdecimal() or (kind is Edit and more):
     return None
-  return kind(*rest[:names], int(seed), *more)
+  values: list[Any] = [*rest[:names], int(seed), *more]
+  return kind(*values)
 
 
 def _file(*parts: object) -> str:

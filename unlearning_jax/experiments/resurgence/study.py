@@ -60,7 +60,7 @@ class Study:
     self.metrics = [metrics.load(name) for name in self.settings.metrics]
     run, algorithms = self.run, self.settings.algorithms
     # Nothing here holds the study: its record is free when it is.
-    self.store = cells.Rows[Cell](
+    self.store = cells.Rows[Any](
       run,
       lambda cell: str(cell.at(algorithms[cell.algorithm].num_steps)),
       lambda key: str(keys.Failure(key)),

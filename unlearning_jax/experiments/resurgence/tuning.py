@@ -104,7 +104,7 @@ class Tuning:
     )
     self.key = jax.random.key(self.own.seed + 1)
     phrases = [concept.erase for concept in self.edit.concepts]
-    self.states = finetune.phrase_states(study.sd, study.base, phrases)
+    self.states: Any = finetune.phrase_states(study.sd, study.base, phrases)
     if str(cell.at(0)) not in study.rows:
       before = self._predictors(arrays)
       study.store.record({"id": str(cell.at(0)), "predictors": before})
@@ -176,7 +176,7 @@ class Tuning:
     found = drift.weight_drift(study.base, self.erased, tuned, self.states)
     return {**found, "noise_gap": gap}
 
-  def _latents(self) -> np.ndarray:
+  def _latents(self) -> Any:
     """Latents of renders of what was erased, the same in all cells."""
     study = self.study
     own = study.tuning_of(dataclasses.replace(self.cell, tuning_set="same"))
