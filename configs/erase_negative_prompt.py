@@ -14,4 +14,4 @@ from unlearning_jax.configs import erasures
 
 
 def get_config(argument: str = "tiny"):
-  return erasures.guided("negative_prompt", argument)
+  return erasures.erase("negative_prompt", argument)

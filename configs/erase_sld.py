@@ -15,4 +15,4 @@ from unlearning_jax.configs import erasures
 
 
 def get_config(argument: str = "tiny"):
-  return erasures.guided("sld", argument)
+  return erasures.erase("sld", argument)

@@ -74,19 +74,6 @@ def erase(
   return config
 
 
-def guided(method: str, argument: str) -> ml_collections.ConfigDict:
-  """The config of a method that guides: phrases, as few as name the concept."""
-  config, chosen = erase(method, argument), parse(argument)
-  if chosen["size"] == "tiny":
-    task, kind = chosen["task"], config.concepts[0]["task"]
-    names = shapes_concepts.classes(task, chosen["name"])
-    config.concepts = tuple(
-      {"erase": phrase, "anchor": "", "preserve": (), "task": kind}
-      for phrase in shapes_concepts.explicit(task, names)
-    )
-  return config
-
-
 def _tiny(config, method: str, chosen: dict[str, str]):
   for key in ("list", "count", "anchor"):
     if chosen[key]:
