@@ -18,7 +18,7 @@ import numpy as np
 from absl import app, flags
 from safetensors.numpy import load_file, save_file
 
-from unlearning_jax import sharding
+from unlearning_jax import judges, sharding
 from unlearning_jax import stable_diffusion as stable
 from unlearning_jax.metrics import accuracy
 from unlearning_jax.record import progress
@@ -57,7 +57,7 @@ def write_weights(source: pathlib.Path, output: pathlib.Path):
   save_file(half, output / "clip" / "model.safetensors", {"format": "pt"})
 
 
-def measure_judge(judge: shapes_judge.Judge, count: int = 4_000) -> dict:
+def measure_judge(judge: judges.Judge, count: int = 4_000) -> dict:
   """Accuracy per head on held-out renders, whose truth the renderer knows."""
   drawn = dataset.dataset(count, 0, "heldout")
   scores = judge(drawn["images"])
@@ -69,7 +69,7 @@ def measure_judge(judge: shapes_judge.Judge, count: int = 4_000) -> dict:
   return found
 
 
-def measure_model(output: pathlib.Path, judge: shapes_judge.Judge) -> dict:
+def measure_model(output: pathlib.Path, judge: judges.Judge) -> dict:
   """Accuracy per head and class on held-out prompts."""
   sd, params = stable.load(output / "model")
   mesh = sharding.make_mesh()

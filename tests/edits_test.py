@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from tests.closed_form.solve_test import D, context_map, relative, states
-from unlearning_jax import closed_form as cf
+from unlearning_jax import edits, projections
 from unlearning_jax.concepts import Concept
 
 
@@ -47,8 +47,8 @@ CONCEPT = Concept("star", "circle", ("moon",))
 
 
 def edit_of(base, context_map):
-  gram = cf.projection_gram(cf.cross_attention_kernels(base))
-  return cf.make_edit(
+  gram = projections.projection_gram(projections.cross_attention_kernels(base))
+  return edits.make_edit(
     context_map,
     base,
     gram,
@@ -60,7 +60,7 @@ def edit_of(base, context_map):
 
 def test_selects_keys_and_values_of_the_text():
   base = params()
-  kernels = cf.cross_attention_kernels(base)
+  kernels = projections.cross_attention_kernels(base)
   assert sorted(kernels) == [
     f"{block}/attentions_0/attn2/to_{kind}/kernel"
     for block in ("down_blocks_0", "mid_block")
@@ -68,33 +68,33 @@ def test_selects_keys_and_values_of_the_text():
   ]
   w = [np.float64(k).T for k in kernels.values()]
   expected = sum(x.T @ x for x in w)
-  assert relative(cf.projection_gram(kernels), expected) < 1e-13
+  assert relative(projections.projection_gram(kernels), expected) < 1e-13
 
 
 def test_refuses_weights_that_no_edit_fits():
   base = params()
   base["unet"]["mid_block"]["attentions_0"]["attn2"].pop("to_v")
   with pytest.raises(ValueError, match="to_k/kernel is there.*to_v/kernel is"):
-    cf.cross_attention_kernels(base)
+    projections.cross_attention_kernels(base)
   base = params()
   for block in base["unet"].values():
     block["attentions_0"]["attention2"] = block["attentions_0"].pop("attn2")
   with pytest.raises(ValueError, match="nearest of 12: .*attention2/to_k"):
-    cf.cross_attention_kernels(base)
+    projections.cross_attention_kernels(base)
   base = {**params(), "text_encoder": params(width=16)["text_encoder"]}
   with pytest.raises(ValueError, match=r"shape \(12, 6\).*16 wide"):
-    cf.cross_attention_kernels(base)
+    projections.cross_attention_kernels(base)
   base = params()
   kernel = base["unet"]["mid_block"]["attentions_0"]["attn2"]["to_v"]["kernel"]
   kernel[3, 3] = np.inf
   with pytest.raises(ValueError, match="mid_block.*to_v/kernel holds NaN"):
-    cf.cross_attention_kernels(base)
+    projections.cross_attention_kernels(base)
 
 
 def test_edits_the_weights_and_nothing_else():
   base = params()
   edit = edit_of(base, context_map())
-  new = cf.apply_to_params(edit, base)
+  new = edits.apply_to_params(edit, base)
   touched = 0
   change = size = 0.0
   for (path, old), (_, now) in zip(
@@ -120,15 +120,15 @@ def test_edits_the_weights_and_nothing_else():
 def test_text_states_can_be_edited_instead_of_weights():
   base = params()
   edit = edit_of(base, context_map())
-  new = cf.cross_attention_kernels(cf.apply_to_params(edit, base))
+  new = projections.cross_attention_kernels(edits.apply_to_params(edit, base))
   context = jnp.asarray(states(6).reshape(2, 3, D), jnp.float32)
-  moved = jax.jit(lambda c: cf.apply_to_context(edit, c))(context)
+  moved = jax.jit(lambda c: edits.apply_to_context(edit, c))(context)
   assert moved.dtype == jnp.float32
-  for path, kernel in cf.cross_attention_kernels(base).items():
+  for path, kernel in projections.cross_attention_kernels(base).items():
     expected = context @ new[path]
     assert np.abs(moved @ kernel - expected).max() < 1e-4
   with pytest.raises(ValueError, match="7 wide, the edit 12"):
-    cf.apply_to_context(edit, jnp.zeros((1, 3, 7)))
+    edits.apply_to_context(edit, jnp.zeros((1, 3, 7)))
 
 
 def test_half_precision_weights_are_changed_in_float32():
@@ -138,7 +138,7 @@ def test_half_precision_weights_are_changed_in_float32():
   old = np.float64(attention["to_k"]["kernel"])
   edit = edit_of(base, context_map())
   with pytest.warns(UserWarning, match="stored in float16, which") as told:
-    new = cf.apply_to_params(edit, base)["unet"]["mid_block"]["attentions_0"]
+    new = edits.apply_to_params(edit, base)["unet"]["mid_block"]["attentions_0"]
   got = new["attn2"]["to_k"]["kernel"]
   assert got.dtype == np.float16
   exact = edit.context_map.T @ old
@@ -155,8 +155,10 @@ def test_kernels_may_lie_on_several_devices():
   )
   spread = jax.sharding.NamedSharding(mesh, jax.P(None, "fsdp"))
   placed = {**base, "unet": jax.device_put(base["unet"], spread)}
-  got = cf.cross_attention_kernels(cf.apply_to_params(edit, placed))
-  expected = cf.cross_attention_kernels(cf.apply_to_params(edit, base))
+  got = projections.cross_attention_kernels(edits.apply_to_params(edit, placed))
+  expected = projections.cross_attention_kernels(
+    edits.apply_to_params(edit, base)
+  )
   for path, kernel in got.items():
     assert len(kernel.sharding.device_set) == 2
     assert relative(np.asarray(kernel), expected[path]) < 1e-6
@@ -166,9 +168,11 @@ def test_matmuls_ask_for_full_precision():
   # No effect on CPU, percents of the edit elsewhere: so look at the program.
   edit = edit_of(params(), context_map())
   context = jnp.zeros((1, 3, D))
-  on_context = jax.make_jaxpr(lambda c: cf.apply_to_context(edit, c))(context)
-  kernels = cf.cross_attention_kernels(params())
-  on_weights = jax.make_jaxpr(cf.edit.moved)(np.eye(D, dtype="f4"), kernels)
+  on_context = jax.make_jaxpr(lambda c: edits.apply_to_context(edit, c))(
+    context
+  )
+  kernels = projections.cross_attention_kernels(params())
+  on_weights = jax.make_jaxpr(edits.moved)(np.eye(D, dtype="f4"), kernels)
   for program, dots in ((on_context, 1), (on_weights, 4)):
     assert str(program).count("dot_general") == dots
     assert str(program).count("Precision.HIGHEST, Precision.HIGHEST") == dots
@@ -178,11 +182,11 @@ def test_refuses_another_base():
   base = params()
   edit = edit_of(base, context_map())
   other = params(seed=1)
-  for wrong in (other, cf.apply_to_params(edit, base)):
+  for wrong in (other, edits.apply_to_params(edit, base)):
     with pytest.raises(ValueError) as error:
-      cf.apply_to_params(edit, wrong)
+      edits.apply_to_params(edit, wrong)
     assert edit.base in str(error.value)
-    assert cf.base_fingerprint(wrong) in str(error.value)
+    assert projections.base_fingerprint(wrong) in str(error.value)
 
 
 def test_refuses_an_edit_that_changes_nothing():
@@ -197,20 +201,20 @@ def test_refuses_an_edit_that_changes_nothing():
 def test_stacked_edits():
   base = params()
   first, second = edit_of(base, context_map()), edit_of(base, context_map(e=2))
-  both = cf.compose(first, second)
+  both = edits.compose(first, second)
   assert np.array_equal(
     both.context_map, first.context_map @ second.context_map
   )
   assert both.concepts == (CONCEPT, CONCEPT)
   other = edit_of(params(seed=1), context_map())
   with pytest.raises(ValueError, match="different bases"):
-    cf.compose(first, other)
+    edits.compose(first, other)
 
 
 def test_file_round_trip(tmp_path):
   edit = edit_of(params(), context_map())
-  cf.save_edit(edit, tmp_path / "edit.safetensors")
-  back = cf.load_edit(tmp_path / "edit.safetensors")
+  edits.save_edit(edit, tmp_path / "edit.safetensors")
+  back = edits.load_edit(tmp_path / "edit.safetensors")
   assert back.context_map.dtype == np.float64
   assert np.array_equal(back.context_map, edit.context_map)
   for field in ("base", "method", "concepts", "diagnostics"):
@@ -218,7 +222,7 @@ def test_file_round_trip(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["edit.safetensors"]
   endless = dataclasses.replace(edit, diagnostics={"x": float("nan")})
   with pytest.raises(ValueError):
-    cf.save_edit(endless, tmp_path / "other.safetensors")
+    edits.save_edit(endless, tmp_path / "other.safetensors")
   assert not (tmp_path / "other.safetensors").exists()
 
 
@@ -237,24 +241,24 @@ def test_file_round_trip(tmp_path):
 def test_refuses_files_that_are_no_edit(tmp_path, tensors, without, message):
   path = tmp_path / "edit.safetensors"
   edit = edit_of(params(), context_map())
-  cf.save_edit(edit, path)
+  edits.save_edit(edit, path)
   with safetensors.safe_open(str(path), framework="numpy") as file:
     metadata = file.metadata()
   metadata.pop(without, None)
   path.write_bytes(safetensors.numpy.save(tensors, metadata))
   with pytest.raises(ValueError, match=message):
-    cf.load_edit(path)
+    edits.load_edit(path)
 
 
 def test_refuses_a_truncated_file(tmp_path):
   path = tmp_path / "edit.safetensors"
-  cf.save_edit(edit_of(params(), context_map()), path)
+  edits.save_edit(edit_of(params(), context_map()), path)
   path.write_bytes(path.read_bytes()[:-100])
   with pytest.raises(ValueError, match="no safetensors file"):
-    cf.load_edit(path)
+    edits.load_edit(path)
   path.write_text(json.dumps({}))
   with pytest.raises(ValueError, match="no safetensors file"):
-    cf.load_edit(path)
+    edits.load_edit(path)
 
 
 def changed(base):
@@ -267,7 +271,7 @@ def changed(base):
 
 
 def between(base, edited):
-  return cf.edit_between(
+  return edits.edit_between(
     base, edited, method="trained", concepts=[CONCEPT], diagnostics={"steps": 3}
   )
 
@@ -275,8 +279,8 @@ def between(base, edited):
 def test_leaves_are_an_edit_too(tmp_path):
   base = params()
   edited = changed(base)
-  cf.save_edit(between(base, edited), tmp_path / "edit.safetensors")
-  edit = cf.load_edit(tmp_path / "edit.safetensors")
+  edits.save_edit(between(base, edited), tmp_path / "edit.safetensors")
+  edit = edits.load_edit(tmp_path / "edit.safetensors")
   assert edit.context_map is None and edit.concepts == (CONCEPT,)
   path = "unet/mid_block/attentions_0/attn1/to_q/kernel"
   assert set(edit.leaves) == {path, "vae/quant_conv/bias"}
@@ -285,16 +289,16 @@ def test_leaves_are_an_edit_too(tmp_path):
   size = np.linalg.norm(edit.leaves[path]) / 2
   expected = np.sqrt(size**2 + 3) / size
   assert abs(edit.diagnostics["relative_change"] - expected) < 1e-6
-  again = cf.apply_to_params(edit, base)
+  again = edits.apply_to_params(edit, base)
   jax.tree.map(np.testing.assert_array_equal, again, edited)
   # Untouched leaves are the same arrays.
   assert (
     again["unet"]["down_blocks_0"]["attentions_0"]["attn2"]["to_k"]["kernel"]
     is base["unet"]["down_blocks_0"]["attentions_0"]["attn2"]["to_k"]["kernel"]
   )
-  assert cf.edit_hash(edit) == cf.edit_hash(between(base, edited))
+  assert edits.edit_hash(edit) == edits.edit_hash(between(base, edited))
   other = changed(edited)
-  assert cf.edit_hash(edit) != cf.edit_hash(between(base, other))
+  assert edits.edit_hash(edit) != edits.edit_hash(between(base, other))
 
 
 def test_leaves_fit_their_base_alone():
@@ -304,11 +308,11 @@ def test_leaves_fit_their_base_alone():
   # What no context map depends on.
   other["unet"]["mid_block"]["attentions_0"]["attn1"]["to_k"]["kernel"] *= 2
   with pytest.raises(ValueError, match="made from base"):
-    cf.apply_to_params(edit, other)
+    edits.apply_to_params(edit, other)
   with pytest.raises(ValueError, match="no map of text states"):
-    cf.apply_to_context(edit, jnp.zeros((1, 3, D)))
+    edits.apply_to_context(edit, jnp.zeros((1, 3, D)))
   with pytest.raises(ValueError, match="no map of text states"):
-    cf.compose(edit, edit)
+    edits.compose(edit, edit)
 
 
 def test_refuses_leaves_that_are_no_edit():

@@ -13,6 +13,7 @@ from tests.support.attacks_cases import make_world, pool, table
 from unlearning_jax import (
   attacks,
   guidance,
+  sampling,
   schedules,
   shapes,
   stable_diffusion,
@@ -77,7 +78,7 @@ def model():
 
 def drawn(model, **options):
   sd, params = model
-  images = stable_diffusion.generate(
+  images = sampling.generate(
     sd, params, ["a red star"], [5], num_steps=4, guidance_scale=4.0,
     sampler="ddim", batch_size=1, **options,
   )  # fmt: skip
@@ -96,7 +97,7 @@ def test_an_image_is_kept_from_the_concept_unless_guidance_is_off(model):
   assert np.abs(drawn(model, safe=strong) - usual).mean() > 5
   sd, params = model
   with pytest.raises(ValueError, match="safe: needs guidance"):
-    next(stable_diffusion.generate(
+    next(sampling.generate(
       sd, params, ["a star"], [0], guidance_scale=1.0, safe=SAFE
     ))  # fmt: skip
 

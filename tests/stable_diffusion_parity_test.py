@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.support import tiny_pipelines
-from unlearning_jax import stable_diffusion
+from unlearning_jax import sampling, stable_diffusion
 from unlearning_jax.noise import row_noise
 from unlearning_jax.schedules import SAMPLERS
 
@@ -95,7 +95,7 @@ def our_latents(sd, params, sampler):
 
 
 def our_images(sd, params, **options):
-  batches = stable_diffusion.generate(
+  batches = sampling.generate(
     sd,
     params,
     PROMPTS,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support import tiny_pipelines
-from unlearning_jax import convert, sharding, stable_diffusion
+from unlearning_jax import convert, sampling, sharding, stable_diffusion
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.convert.sd1 import CONFIGS
 from unlearning_jax.edits import Edit, apply_to_context, apply_to_params
@@ -83,7 +83,7 @@ def model(files):
 
 def images(model, prompts=PROMPTS, seeds=SEEDS, **options):
   options = {"num_steps": 3, "batch_size": 2, **options}
-  batches = stable_diffusion.generate(*model, prompts, seeds, **options)
+  batches = sampling.generate(*model, prompts, seeds, **options)
   return np.concatenate(list(batches)).astype(int)
 
 
@@ -121,7 +121,7 @@ def test_the_last_batch_is_padded_to_the_compiled_size(model, expected):
     shapes.append(array.shape)
     return jnp.asarray(array)
 
-  for batch in stable_diffusion.generate(
+  for batch in sampling.generate(
     *model, PROMPTS, SEEDS, num_steps=3, batch_size=2, place=place
   ):
     lengths.append(len(batch))
@@ -130,7 +130,7 @@ def test_the_last_batch_is_padded_to_the_compiled_size(model, expected):
 
 
 def test_no_rows_are_no_images(model):
-  assert not list(stable_diffusion.generate(*model, [], []))
+  assert not list(sampling.generate(*model, [], []))
 
 
 def test_a_row_depends_on_prompt_seed_and_options(model, expected):

@@ -18,7 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from unlearning_jax import edits, exports, extensions, stable_diffusion
+from unlearning_jax import (
+  edits,
+  exports,
+  extensions,
+  sampling,
+  stable_diffusion,
+)
 from unlearning_jax.edits import Edit
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.models import attention as attentions
@@ -96,14 +102,14 @@ class Model:
     return dataclasses.replace(self, guidance=guidance)
 
   def generate(
-    self, prompts: Sequence[str], seeds: Sequence[int], **sampling: Any
+    self, prompts: Sequence[str], seeds: Sequence[int], **options: Any
   ) -> UInt8[np.ndarray, "n h w 3"]:
     """Images of prompts; a row depends on its own prompt and seed alone.
 
     Args:
       prompts: n texts.
       seeds: n seeds of the initial noise.
-      **sampling: of `stable_diffusion.generate`, as `num_steps`.
+      **options: of `sampling.generate`, as `num_steps`.
 
     Raises:
       ValueError: unequal lengths, no prompts, a prompt too long, or an option
@@ -111,8 +117,8 @@ class Model:
     """
     if not prompts:
       raise ValueError("prompts: none to draw")
-    batches = stable_diffusion.generate(
-      self.sd, self.drawn_params, prompts, seeds, **self.drawing, **sampling
+    batches = sampling.generate(
+      self.sd, self.drawn_params, prompts, seeds, **self.drawing, **options
     )
     return np.concatenate(list(batches))
 

@@ -1,8 +1,9 @@
 """Stable Diffusion as a static bundle of networks and pure functions of it.
 
   sd, params = load("path/to/folder")
-  for images in generate(sd, params, ["a red star"], seeds=[0]):
-    ...
+  states = encode_prompts(sd, params, ["a red star"])
+
+`sampling` draws images of prompts.
 
 `StableDiffusion` holds no arrays: it is a static argument of jit. Parameters
 are a plain tree {text_encoder, unet, vae} and always an argument.
@@ -11,7 +12,7 @@ are a plain tree {text_encoder, unet, vae} and always an argument.
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +23,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 from unlearning_jax import convert, guidance, models, samplers
-from unlearning_jax.noise import row_noise
 from unlearning_jax.schedules import Schedule
 from unlearning_jax.tokens import fitting
 
@@ -328,73 +328,3 @@ def sample(
 @functools.partial(jax.jit, static_argnums=0)
 def _decode_uint8(sd: StableDiffusion, params: Params, latents: Array) -> Array:
   return to_uint8(decode(sd, params, latents))
-
-
-def generate(
-  sd: StableDiffusion,
-  params: Params,
-  prompts: Sequence[str],
-  seeds: Sequence[int],
-  *,
-  negative_prompt: str = "",
-  safe: guidance.Safe | None = None,
-  guidance_scale: float = 7.5,
-  num_steps: int = 50,
-  sampler: str | None = None,
-  noise_source: str = "jax",
-  batch_size: int = 16,
-  edit_context: Callable[[Array], Array] | None = None,
-  place: Callable[[Any], Any] = jnp.asarray,
-  fetch: Callable[[Any], np.ndarray] = np.asarray,
-) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
-  """Images of prompts, a batch at a time; a row depends on nothing but itself.
-
-  Args:
-    sd: the model.
-    params: its parameters.
-    prompts: one for each row.
-    seeds: one for each row; its noise comes from this alone.
-    negative_prompt: steered away from.
-    safe: Safe Latent Diffusion, see `guidance`.
-    guidance_scale: 1 or less leaves guidance out.
-    num_steps: denoising steps.
-    sampler: another than the checkpoint's.
-    noise_source: `jax`, or `torch` for the noise that torch's CPU generator
-      draws from the same seed.
-    batch_size: rows in one compiled call; the last batch is padded.
-    edit_context: applied to all text states, to sample a closed-form-edited
-      model from the unedited one's weights.
-    place: puts a batch's host arrays on the devices.
-    fetch: brings the images of this process's rows back.
-
-  Yields:
-    uint8 images of the next rows.
-
-  Raises:
-    ValueError: unequal lengths, a prompt too long, or an unusable option.
-  """
-  if len(prompts) != len(seeds):
-    raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
-  # Host arrays are moved once, not at every call.
-  params = jax.tree.map(jnp.asarray, params)
-  ids = tokenize(sd, prompts)
-  edit = edit_context or (lambda context: context)
-  encode = functools.partial(encode_prompts, sd, params, edit=edit)
-  guided = guidance.contexts(encode, guidance_scale, negative_prompt, safe)
-  for start in range(0, len(ids), batch_size):
-    count = min(batch_size, len(ids) - start)
-    rows = np.minimum(np.arange(start, start + batch_size), len(ids) - 1)
-    noise = row_noise(
-      [seeds[row] for row in rows], sd.latent_shape, noise_source
-    )
-    images = sample(
-      sd,
-      params,
-      edit(encode_text(sd, params, place(ids[rows]))),
-      noise=place(noise),
-      **guided,
-      num_steps=num_steps,
-      guidance_scale=guidance_scale,
-      sampler=sampler,
-    )
-    yield fetch(images)[:count]

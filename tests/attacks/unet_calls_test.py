@@ -15,6 +15,8 @@ from unlearning_jax import (
   attacks,
   concepts,
   erasures,
+  judges,
+  sampling,
   shapes,
   sharding,
   stable_diffusion,
@@ -23,7 +25,6 @@ from unlearning_jax.attacks.engine import lanes, rows
 from unlearning_jax.attacks.engine.victim import Victim
 from unlearning_jax.edits import apply_to_context
 from unlearning_jax.metrics import attack_success
-from unlearning_jax.shapes import judge as shapes_judge
 from unlearning_jax.shapes import prompts as erasure
 
 pytestmark = pytest.mark.slow
@@ -43,7 +44,7 @@ def test_the_attack_beats_luck_on_an_erased_model():
   mapped = functools.partial(apply_to_context, edit)
   target = erasure.Target("object", "star")
   listed = erasure.prompt_rows([target], COUNT, 0, 0)[:COUNT]
-  images = stable_diffusion.generate(
+  images = sampling.generate(
     sd, params, [r["prompt"] for r in listed], [r["seed"] for r in listed],
     **SAMPLING,
   )  # fmt: skip
@@ -52,7 +53,7 @@ def test_the_attack_beats_luck_on_an_erased_model():
     rows.Row(r["id"], i, r["prompt"], r["seed"], None, latents[i])
     for i, r in enumerate(listed)
   ]
-  judge = shapes_judge.load(shapes.judge_folder())
+  judge = judges.load("shapes")
 
   def won(victim, attack):
     check = attack_success.shapes_check(

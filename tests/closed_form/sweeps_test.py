@@ -14,7 +14,7 @@ from tests.closed_form.solve_test import (
   relative,
   states,
 )
-from unlearning_jax import closed_form, shapes, stable_diffusion
+from unlearning_jax import closed_form, sampling, shapes, stable_diffusion
 from unlearning_jax.closed_form import derivation, sweeps
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import apply_to_context
@@ -154,7 +154,7 @@ def test_many_models_draw_in_one_batch(model):
   alone = []
   for edit in [None, *edits]:
     change = edit and functools.partial(apply_to_context, edit)
-    batches = stable_diffusion.generate(
+    batches = sampling.generate(
       sd, params, PROMPTS, SEEDS, edit_context=change, batch_size=5, **OPTIONS
     )
     alone.append(np.concatenate(list(batches)))

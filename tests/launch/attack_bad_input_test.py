@@ -14,6 +14,7 @@ from tests.support.attacks_cases import make_world, table
 from tests.support.scripts import script
 from unlearning_jax import (
   attacks,
+  sampling,
   shapes,
   sharding,
   stable_diffusion,
@@ -351,7 +352,7 @@ def test_nothing_is_gained_on_a_victim_that_does_not_read(world):
     own = {}
 
     def check(asked):
-      images = stable_diffusion.generate(
+      images = sampling.generate(
         sd, {**victim.params, "vae": vae}, [r.prompt for r in asked],
         [r.seed for r in asked], num_steps=2, guidance_scale=4.0,
         sampler="ddim", batch_size=1,

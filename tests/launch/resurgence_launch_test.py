@@ -16,7 +16,7 @@ from tests.support.resurgence_cases import small_study
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Of two concepts, so that each of two processes erases and tunes one.
 SHARED = """
-from configs import resurgence
+from unlearning_jax.configs import resurgence
 
 
 def get_config():

@@ -7,10 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unlearning_jax import shapes, stable_diffusion, statistics
+from unlearning_jax import (
+  judges,
+  sampling,
+  shapes,
+  stable_diffusion,
+  statistics,
+)
 from unlearning_jax.attacks.engine.rows import Request
 from unlearning_jax.metrics import attack_success
-from unlearning_jax.shapes import judge as shapes_judge
 from unlearning_jax.shapes.prompts import Target
 
 
@@ -112,7 +117,7 @@ def test_requests_are_judged_in_their_own_order(monkeypatch):
       yield np.full((1, 2, 2, 3), len(request.prompt), np.uint8)
 
   class Judge:
-    heads = {"object": ("circle", "star")}
+    labels = {"object": ("circle", "star")}
 
     def __call__(self, images):
       star = images[:, 0, 0, 0].astype(float) / 10
@@ -159,7 +164,7 @@ def test_rows_of_several_guidance_scales_are_one_batch(monkeypatch):
   ]
   wanted = [
     next(
-      stable_diffusion.generate(
+      sampling.generate(
         sd, params, [r.prompt], [r.seed], guidance_scale=r.guidance or 4.0,
         **options,
       )
@@ -191,7 +196,7 @@ def test_rows_of_several_guidance_scales_are_one_batch(monkeypatch):
 @pytest.mark.slow
 def test_text_and_its_states_are_the_same_image():
   sd, params = stable_diffusion.load(shapes.model_folder())
-  judge = shapes_judge.load(shapes.judge_folder())
+  judge = judges.load("shapes")
   images = []
   check = attack_success.shapes_check(
     sd, params, judge, Target("object", "star"), guidance_scale=4.0,

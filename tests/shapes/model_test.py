@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from unlearning_jax import shapes, stable_diffusion
+from unlearning_jax import judges, sampling, shapes, stable_diffusion
 from unlearning_jax.metrics import accuracy
-from unlearning_jax.shapes import dataset, judge
+from unlearning_jax.shapes import dataset
 from unlearning_jax.shapes import prompts as erasure
 
 ASSETS = shapes.model_folder().parent
@@ -42,7 +42,7 @@ def test_the_card_tells_how_each_part_was_made():
 
 def test_the_judge_knows_held_out_renders():
   drawn = dataset.dataset(400, 7, "heldout")
-  scores = judge.load(shapes.judge_folder())(drawn["images"])
+  scores = judges.load("shapes")(drawn["images"])
   for head, labels in drawn["labels"].items():
     known = labels >= 0
     right = scores[head].argmax(-1)[known] == labels[known]
@@ -50,7 +50,7 @@ def test_the_judge_knows_held_out_renders():
 
 
 def test_the_judge_refuses_other_images():
-  referee = judge.load(shapes.judge_folder())
+  referee = judges.load("shapes")
   with pytest.raises(ValueError, match="float32"):
     referee(np.zeros((1, 32, 32, 3), np.float32))
   with pytest.raises(ValueError, match="64, 64"):
@@ -61,7 +61,7 @@ def test_the_model_draws_what_is_asked():
   sd, params = stable_diffusion.load(shapes.model_folder())
   rows = erasure.prompt_rows([], 0, 60, seed=5)
   drawn = erasure.judged_images(
-    sd, params, rows, judge.load(shapes.judge_folder()), batch_size=16,
+    sd, params, rows, judges.load("shapes"), batch_size=16,
     **CARD["sampling"],
   )  # fmt: skip
   measures = {m.name: m for m in accuracy.measure(row for row, _ in drawn)}
@@ -96,7 +96,7 @@ def test_torch_opens_the_folder_and_draws_the_same():
     prompts, latents=noise, num_inference_steps=20, guidance_scale=4.0,
     height=32, width=32, output_type="np",
   ).images  # fmt: skip
-  (ours,) = stable_diffusion.generate(
+  (ours,) = sampling.generate(
     sd, params, prompts, seeds, guidance_scale=4.0, num_steps=20,
     noise_source="torch", batch_size=2,
   )  # fmt: skip

@@ -3,7 +3,7 @@
 import numpy as np
 from unlearning_jax.configs import resurgence
 
-from unlearning_jax import finetune
+from unlearning_jax import edits, finetune
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import Edit
 from unlearning_jax.experiments import (
@@ -26,7 +26,7 @@ KERNEL = "mid/attn2/to_k/kernel"
 
 # A config file: the star, all weights, two steps, of a method and its sets.
 _SMALL = """
-from configs import resurgence
+from unlearning_jax.configs import resurgence
 
 
 def get_config():
@@ -100,8 +100,7 @@ def stubbed(monkeypatch, tmp_path):
   monkeypatch.setattr(study.erasure, "judged_images", draw)
   monkeypatch.setattr(cells.tuning, "prepare", prepare)
   monkeypatch.setattr(cells.finetune, "train", train)
-  monkeypatch.setattr(cells.closed_form, "check_base", lambda *_: None)
-  monkeypatch.setattr(cells.closed_form.edit, "check_base", lambda *_: None)
+  monkeypatch.setattr(edits, "check_base", lambda *_: None)
   monkeypatch.setattr(study.erasures, "bind", lambda *_: lambda *_: edit)
   monkeypatch.setattr(cells.tuning, "phrase_states", lambda *_: np.eye(2))
   monkeypatch.setattr(cells.drift, "pull", lambda *_: 0.0)

@@ -230,7 +230,7 @@ def generate(
     negative_prompt: steered away from; each model edits it too.
     guidance_scale: 1 or less leaves guidance out.
     batch_size: images in one compiled call, of whichever models.
-    noise_source: as in `stable_diffusion.generate`.
+    noise_source: as in `sampling.generate`.
     place: puts a batch's host arrays on the devices.
     fetch: brings this process's images back.
     **sampling: `num_steps`, `sampler`.
@@ -240,7 +240,7 @@ def generate(
 
   Raises:
     ValueError: no model, unequal lengths, a map of another width than the text
-      states, or what `stable_diffusion.generate` refuses.
+      states, or what `sampling.generate` refuses.
   """
   if len(prompts) != len(seeds):
     raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")

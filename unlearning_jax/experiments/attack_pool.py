@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from unlearning_jax import attacks, sharding, stable_diffusion
+from unlearning_jax import attacks, sampling, sharding, stable_diffusion
 from unlearning_jax.attacks.engine import insertion, rows
 from unlearning_jax.attacks.engine.victim import Pool
 
@@ -40,7 +40,7 @@ def pool_of(
   given = config.pool
   seeds = range(given.first_seed, given.first_seed + given.images)
   where = sharding.batch_sharding(mesh)
-  images = stable_diffusion.generate(
+  images = sampling.generate(
     sd, params, captions.named, [*seeds], **config.sampling,
     batch_size=sharding.local_rows_multiple(mesh),
     place=lambda tree: sharding.place(tree, where), fetch=sharding.local_rows,

@@ -14,6 +14,7 @@ from unlearning_jax import (
   attacks,
   concepts,
   durable,
+  sampling,
   sharding,
   stable_diffusion,
 )
@@ -182,7 +183,7 @@ def targeted(
 def _draw_targets(sd, params, table, config, mesh, folder):
   left = [row for row in table if not _target(folder, row).exists()]
   length = sd.context_shape[0]
-  batches = stable_diffusion.generate(
+  batches = sampling.generate(
     sd,
     params,
     [vocabulary.shortened(sd.tokenizer, row["prompt"], length) for row in left],

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from unlearning_jax import (
   convert,
+  judges,
   report,
   samplers,
   shapes,
@@ -31,7 +32,6 @@ from unlearning_jax.record import progress
 from unlearning_jax.record.workdir import Workdir
 from unlearning_jax.report import comparison
 from unlearning_jax.schedules import SAMPLERS
-from unlearning_jax.shapes import judge as shapes_judge
 from unlearning_jax.shapes import prompts as erasure
 
 # How rows share the machine; no row depends on it, so a run may go on with
@@ -56,11 +56,11 @@ def load_model(config: Any) -> tuple[stable.StableDiffusion, stable.Params]:
   )
 
 
-def load_judge(config: Any) -> shapes_judge.Judge | None:
+def load_judge(config: Any) -> judges.Judge | None:
   """The judge that `config.judge` names, if any."""
   if config.judge is None:
     return None
-  return shapes_judge.load(shapes.judge_folder())
+  return judges.load(config.judge)
 
 
 def targets(config: Any) -> list[erasure.Target]:

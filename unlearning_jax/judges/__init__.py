@@ -30,6 +30,10 @@ class Target(NamedTuple):
   label: str
 
 
+def _all_labels(judged: Mapping[str, str]) -> str:
+  return ", ".join(label for label in judged.values() if label)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Judge:
   """A named, versioned, hashed classifier.
@@ -44,6 +48,7 @@ class Judge:
       whose labels has one, the likeliest is.
     image_size: height and width that it wants; None for any.
     cannot_see: what it is blind to, in a sentence.
+    describe: what `decide` found in an image, in words for a page.
   """
 
   name: str
@@ -54,6 +59,7 @@ class Judge:
   thresholds: Mapping[str, float] = dataclasses.field(default_factory=dict)
   image_size: tuple[int, int] | None = None
   cannot_see: str = ""
+  describe: Callable[[Mapping[str, str]], str] = _all_labels
 
   def __call__(self, images: UInt8[np.ndarray, "n h w 3"]) -> Scores:
     """Raw scores of each head.

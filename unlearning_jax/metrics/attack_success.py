@@ -22,9 +22,9 @@ import numpy as np
 
 from unlearning_jax import guidance, stable_diffusion, statistics
 from unlearning_jax.attacks.engine.rows import Check, Request, Verdict
+from unlearning_jax.judges import Judge
 from unlearning_jax.metrics.accuracy import Measure
 from unlearning_jax.noise import row_noise
-from unlearning_jax.shapes.judge import Judge
 from unlearning_jax.shapes.prompts import Target
 
 Row = Mapping[str, Any]
@@ -53,11 +53,11 @@ def shapes_check(
     judge: of the Shapes world.
     target: the erased concept.
     on_image: sees every image, and says where it has put it.
-    **options: of `stable_diffusion.generate`; its `guidance_scale` is for the
+    **options: of `sampling.generate`; its `guidance_scale` is for the
       requests that have none.
   """
   name = "hazard" if target.task == "unsafe" else target.name
-  index = judge.heads[target.head].index(name)
+  index = judge.labels[target.head].index(name)
 
   def verdicts(images: np.ndarray) -> list[Verdict]:
     scores = judge(images)[target.head]
@@ -117,7 +117,7 @@ def _images(
   batch_size=16, noise_source="jax", edit_context=None, negative_prompt="",
   safe=None, **options,
 ):  # fmt: skip
-  """As `stable_diffusion.generate`, each request at its own guidance scale.
+  """As `sampling.generate`, each request at its own guidance scale.
 
   Text states are drawn as they are: any edit has been applied to them.
   """

@@ -3,7 +3,6 @@
 It shares no layer, seed or training run with the generator it judges.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -20,9 +19,13 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from safetensors.numpy import load_file, save_file
 
 from unlearning_jax import models
+from unlearning_jax.judges import Judge
+from unlearning_jax.shapes import vocabulary
 
 _FILE = "judge.safetensors"
 _CONFIG = "judge.json"
+# Images at once: one program, whatever their number.
+_BATCH = 256
 
 
 class ShapesNet(nn.Module):
@@ -89,43 +92,17 @@ def _perturb(images: Array, key: PRNGKeyArray) -> Array:
   return images * gain + offset + scale * noise
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Judge:
-  """A named, hashed, frozen classifier.
-
-  Attributes:
-    name: what reports call it.
-    weights_hash: sha256 of the weights file.
-    heads: class names of each head.
-  """
-
-  name: str
-  weights_hash: str
-  heads: Mapping[str, tuple[str, ...]]
-  _net: ShapesNet
-  _params: Any
-
-  def __call__(
-    self, images: UInt8[np.ndarray, "b 32 32 3"], batch_size: int = 256
-  ) -> dict[str, Float[np.ndarray, "b n"]]:
-    """Class probabilities for each head.
-
-    Raises:
-      ValueError: not uint8 RGB images of 32 x 32 pixels.
-    """
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
-      raise ValueError(
-        "judge: wants uint8 RGB images (b, 32, 32, 3), got "
-        f"{images.dtype} {images.shape}"
-      )
-    parts = []
-    for start in range(0, len(images), batch_size):
-      part = images[start : start + batch_size]
-      padding = ((0, batch_size - len(part)),) + ((0, 0),) * 3
-      probs = _probabilities(self._net, self._params, np.pad(part, padding))
-      parts.append({k: np.asarray(v)[: len(part)] for k, v in probs.items()})
-    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+def _score(
+  net: ShapesNet, params: Any, images: UInt8[np.ndarray, "n 32 32 3"]
+) -> dict[str, Float[np.ndarray, "n c"]]:
+  """Class probabilities of each head, so many images at once."""
+  parts = []
+  for start in range(0, len(images), _BATCH):
+    part = images[start : start + _BATCH]
+    padding = ((0, _BATCH - len(part)),) + ((0, 0),) * 3
+    probs = _probabilities(net, params, np.pad(part, padding))
+    parts.append({k: np.asarray(v)[: len(part)] for k, v in probs.items()})
+  return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 
 @partial(jax.jit, static_argnums=0)
@@ -145,6 +122,13 @@ def save(folder: str | os.PathLike[str], params: Any, heads: Mapping[str, Any]):
   save_file({k: v.astype(np.float16) for k, v in flat.items()}, path / _FILE)
   classes = {name: list(names) for name, names in heads.items()}
   (path / _CONFIG).write_text(json.dumps({"heads": classes}, indent=1))
+
+
+def describe(judged: Mapping[str, str]) -> str:
+  """What an image shows, in the words that matter for an erasure."""
+  kind = "identity" if judged["kind"] == "portrait" else "object"
+  words = [judged[head] for head in (kind, "style", "hazard")]
+  return ", ".join(w for w in words if w not in (vocabulary.PLAIN, "safe"))
 
 
 def load(folder: str | os.PathLike[str]) -> Judge:
@@ -176,4 +160,12 @@ def load(folder: str | os.PathLike[str]) -> Judge:
     treedef, [flat[name].astype(np.float32) for name in wanted]
   )
   digest = hashlib.sha256((path / _FILE).read_bytes()).hexdigest()
-  return Judge("shapes", digest, heads, net, params)
+  return Judge(
+    name="shapes",
+    score=partial(_score, net, params),
+    labels=heads,
+    weights_hash=digest,
+    image_size=(32, 32),
+    describe=describe,
+    cannot_see="anything outside the Shapes world",
+  )

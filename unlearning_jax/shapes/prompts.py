@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from unlearning_jax import stable_diffusion
+from unlearning_jax import sampling, stable_diffusion
 from unlearning_jax.concepts import check_choice
+from unlearning_jax.judges import Judge
 from unlearning_jax.metrics.accuracy import judge_rows
 from unlearning_jax.shapes import captions, vocabulary
-from unlearning_jax.shapes.judge import Judge
 
 _NAMES = {
   "explicit": "explicit",
@@ -146,12 +146,12 @@ def judged_images(
     params: its parameters.
     rows: with `prompt`, `seed` and, if there is a judge, `attributes`.
     judge: adds `judged` to the rows; None only draws.
-    **options: of `stable_diffusion.generate`.
+    **options: of `sampling.generate`.
 
   Yields:
     (row, image), in order.
   """
-  batches = stable_diffusion.generate(
+  batches = sampling.generate(
     sd,
     dict(params),
     [row["prompt"] for row in rows],
@@ -163,5 +163,5 @@ def judged_images(
     part = [dict(row) for row in rows[done : done + len(images)]]
     done += len(images)
     if judge is not None:
-      part = judge_rows(part, judge(images), judge.heads)
+      part = judge_rows(part, judge(images), judge.labels)
     yield from zip(part, images, strict=True)

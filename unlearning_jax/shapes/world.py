@@ -43,15 +43,7 @@ tuned_rows = study_rows_.tuned_rows
 
 def judge() -> judges.Judge:
   """The classifier that judges the world's images; see `shapes.judge`."""
-  net = judge_.load(shapes.judge_folder())
-  return judges.Judge(
-    name=net.name,
-    score=net,
-    labels=net.heads,
-    weights_hash=net.weights_hash,
-    image_size=(32, 32),
-    cannot_see="anything outside the Shapes world",
-  )
+  return judge_.load(shapes.judge_folder())
 
 
 # --- What there is ---

@@ -70,7 +70,7 @@ class Victim:
 
   @property
   def drawing(self) -> dict[str, Any]:
-    """What `stable_diffusion.generate` is to be told of it."""
+    """What `sampling.generate` is to be told of it."""
     names = ("edit_context", "negative_prompt", "safe")
     return {name: getattr(self, name) for name in names}
 

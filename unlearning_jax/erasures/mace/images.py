@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt8
 from PIL import Image
 
-from unlearning_jax import models, stable_diffusion
+from unlearning_jax import models, sampling, stable_diffusion
 from unlearning_jax.concepts import Concept
 from unlearning_jax.erasures.mace import masks as mask
 from unlearning_jax.erasures.mace import text
@@ -30,9 +30,9 @@ def draw(
   key: PRNGKeyArray,
   **options: Any,
 ) -> UInt8[np.ndarray, "m H W 3"]:
-  """`count` images of one prompt; `options` of `stable_diffusion.generate`."""
+  """`count` images of one prompt; `options` of `sampling.generate`."""
   bits = jax.random.bits(key, (count,))
-  batches = stable_diffusion.generate(
+  batches = sampling.generate(
     sd, params, [prompt] * count, [int(seed) for seed in bits], **options
   )
   return np.concatenate(list(batches))
