@@ -1,4 +1,4 @@
-"""A negative prompt steers a model away from a concept; the argument says which.
+"""A negative prompt steers a model away from a concept that the argument names.
 
   python -m launch.erase --workdir=runs/negative \
     --config=configs/erase_negative_prompt.py:tiny,task=object,name=star

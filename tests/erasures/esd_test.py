@@ -9,6 +9,7 @@ from tests.stable_diffusion_test import make_files
 from tests.support import tiny_pipelines
 from unlearning_jax import samplers, stable_diffusion
 from unlearning_jax.concepts import make_concepts
+from unlearning_jax.edits import apply_to_params
 from unlearning_jax.erasures import esd
 
 CONCEPTS = make_concepts(["a b", "c"], ["d", ""])
@@ -140,14 +141,13 @@ def test_contexts(model):
 
 
 def train(model, **options):
-  return esd.erase(
-    *model,
-    CONCEPTS,
-    jax.random.key(0),
+  h = esd.Hparams(
     **{"num_steps": 40, "learning_rate": 3e-3, "num_inference_steps": 3}
     | {"train": "strict", "batch_size": 4}
-    | options,
+    | options
   )
+  edit = esd.erase(*model, CONCEPTS, jax.random.key(0), h)
+  return apply_to_params(edit, model[1])
 
 
 def gap(model, edited):

@@ -139,7 +139,7 @@ def _loss(
   sd: StableDiffusion,
   join: Callable[[Params, Params], Params],
   trained: Params,
-  frozen: Mapping[str, Params],
+  frozen: Mapping[str, Any],
   batch: Mapping[str, Array],
   key: PRNGKeyArray,
   **options: Any,

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from unlearning_jax import erasures, sharding
-from unlearning_jax.edits import Edit, edit_between, load_edit, save_edit
+from unlearning_jax.edits import Edit, load_edit, save_edit
 from unlearning_jax.experiments import comparison, resurgence_plan
 from unlearning_jax.experiments.resurgence_plan import Cell
 from unlearning_jax.metrics import resurgence
@@ -134,9 +134,7 @@ class Study:
       self._fail(failed, error)
       raise
     if not isinstance(made, Edit):
-      made = edit_between(
-        self.base, made, method=cell.method, concepts=phrases, diagnostics={}
-      )
+      raise ValueError(f"{cell.erasure}: guidance changes no weight to tune")
     self.time(cell.method, started)
     save_edit(made, path)
     return made

@@ -4,7 +4,7 @@ import importlib
 import time
 from typing import Any
 
-from unlearning_jax.record import progress, workdir
+from unlearning_jax.record import Recorder, progress
 
 
 class TrainingLog:
@@ -23,7 +23,7 @@ class TrainingLog:
 
   def __init__(
     self,
-    run: workdir.Workdir,
+    run: Recorder,
     name: str,
     num_steps: int,
     done: int,

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -175,10 +175,6 @@ class Fusion:
     for name in names:
       if names.count(name) > 1:
         raise ValueError(f"concept {name!r} is there twice")
-
-  def add(self, parts: Iterable[Part]) -> "Fusion":
-    """With more concepts."""
-    return dataclasses.replace(self, parts=(*self.parts, *parts))
 
   def drop(self, name: str) -> "Fusion":
     """Without a concept; ValueError if it is not there."""

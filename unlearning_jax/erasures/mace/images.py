@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt8
 from PIL import Image
 
-from unlearning_jax import models, sampling, stable_diffusion
+from unlearning_jax import models, sampling
 from unlearning_jax.concepts import Concept
 from unlearning_jax.erasures.mace import masks as mask
 from unlearning_jax.erasures.mace import text

@@ -38,7 +38,7 @@ def _shares(size: int, wanted: int) -> Float64[np.ndarray, "wanted size"]:
   return np.maximum(high - low, 0) * wanted / size
 
 
-def layer_sizes(sd: StableDiffusion) -> list[tuple[int, int]]:
+def layer_sizes(sd: StableDiffusion) -> list[tuple[int, ...]]:
   """Height and width of every level of the UNet, the finest first."""
   sizes = [tuple(sd.latent_size)]
   for _ in sd.unet.config.block_out_channels[1:]:
