@@ -79,6 +79,9 @@ setup(
   package_data={
     "unlearning_jax": ["report/style.css", "shapes/assets/**", "lists/*.txt"]
   },
+  entry_points={
+    "console_scripts": ["unlearning-jax=unlearning_jax.launch.main:main"]
+  },
   install_requires=CORE,
   extras_require=EXTRAS,
   classifiers=[

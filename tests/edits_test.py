@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,7 @@ def params(seed=0, width=D):
   }
 
 
+GOLDENS = pathlib.Path(__file__).parent / "goldens"
 CONCEPT = Concept("star", "circle", ("moon",))
 
 
@@ -185,7 +187,7 @@ def test_refuses_another_base():
   for wrong in (other, edits.apply_to_params(edit, base)):
     with pytest.raises(ValueError) as error:
       edits.apply_to_params(edit, wrong)
-    assert edit.base in str(error.value)
+    assert edit.base.digest in str(error.value)
     assert projections.base_fingerprint(wrong) in str(error.value)
 
 
@@ -318,3 +320,45 @@ def test_refuses_leaves_that_are_no_edit():
     dataclasses.replace(between(base, changed(base)), context_map=np.eye(3))
   with pytest.raises(ValueError, match="neither"):
     dataclasses.replace(edit_of(base, context_map()), context_map=None)
+
+
+def golden_params():
+  """Those that the goldens were made from."""
+  rng = np.random.default_rng(0)
+
+  def kernel(*shape):
+    return {"kernel": rng.normal(size=shape).astype(np.float32)}
+
+  unet = {"mid": {"attn2": {"to_k": kernel(4, 3), "to_v": kernel(4, 3)}}}
+  embedding = {"embedding": kernel(5, 4)["kernel"]}
+  text = {"text_model": {"embeddings": {"token_embedding": embedding}}}
+  vae = {"encoder": {"conv_in": kernel(1, 1, 3, 2)}}
+  return {"text_encoder": text, "unet": unet, "vae": vae}
+
+
+@pytest.mark.parametrize(
+  "name, kind, effect",
+  [
+    ("map", "text", "d853d01bea18a64d3be8321290ded9e45d02a8e081afc930b43086a3"),
+    ("leaves", "model", "c7fa61058106a97020d7b30dd025a447661e0be776b57ed974c9"),
+  ],
+)
+def test_files_of_before_are_read_and_written_as_they_are(
+  tmp_path, name, kind, effect
+):
+  """Their base is a bare digest; what it is of, the tensors say."""
+  old = GOLDENS / f"edit_{name}.safetensors"
+  edit, base = edits.load_edit(old), golden_params()
+  assert edit.base == edits.Fingerprint.of(base, kind)
+  assert edits.edit_hash(edit).startswith(effect)
+  edits.apply_to_params(edit, base)
+  edits.save_edit(edit, tmp_path / "edit.safetensors")
+  again = (tmp_path / "edit.safetensors").read_bytes()
+  assert sorted(again) == sorted(old.read_bytes())
+  with pytest.raises(ValueError, match=f"from base {edit.base.digest}, these"):
+    edits.apply_to_params(edit, edits.apply_to_params(edit, base))
+
+
+def test_a_fingerprint_has_a_known_kind():
+  with pytest.raises(ValueError, match="did you mean 'text'"):
+    edits.Fingerprint.of(golden_params(), "txt")

@@ -12,9 +12,13 @@ from tests.support import tiny_pipelines
 from unlearning_jax import convert, sampling, sharding, stable_diffusion
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.convert.sd1 import CONFIGS
-from unlearning_jax.edits import Edit, apply_to_context, apply_to_params
+from unlearning_jax.edits import (
+  Edit,
+  Fingerprint,
+  apply_to_context,
+  apply_to_params,
+)
 from unlearning_jax.noise import row_noise
-from unlearning_jax.projections import base_fingerprint
 
 PROMPTS = ["a b", "c", "ab d e", "", "f"]
 SEEDS = [5, 6, 7, 8, 2**40]
@@ -199,7 +203,7 @@ def test_edited_text_states_are_edited_weights(model):
   context_map = np.eye(24) + 0.3 * rng.normal(size=(24, 24)) / 24**0.5
   edit = Edit(
     context_map,
-    base_fingerprint(params),
+    Fingerprint.of(params, "text"),
     "test",
     make_concepts(["a"], "b"),
     {},

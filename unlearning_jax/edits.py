@@ -19,7 +19,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Float64
 
 from unlearning_jax import convert, durable
-from unlearning_jax.concepts import Concept
+from unlearning_jax.concepts import Concept, check_choice
 from unlearning_jax.projections import (
   Params,
   base_fingerprint,
@@ -32,13 +32,59 @@ _FORMAT = "unlearning_jax edit 1"
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
+@dataclasses.dataclass(frozen=True)
+class Fingerprint:
+  """Which weights something was made from.
+
+  Attributes:
+    kind: of what: `model`, every leaf; or `text`, what a context map is
+      computed from, the text encoder and what projects its states.
+    digest: SHA-256 of these leaves, in hex.
+  """
+
+  kind: str
+  digest: str
+
+  @classmethod
+  def of(cls, params: Params, kind: str = "model") -> "Fingerprint":
+    """The fingerprint of parameters.
+
+    Raises:
+      ValueError: another kind; for `text`, there is no text projection.
+    """
+    check_choice("fingerprint", kind, _KINDS)
+    return cls(kind, _KINDS[kind](params))
+
+  def check(self, params: Params, made: str, remedy: str):
+    """Refuses parameters that have another fingerprint.
+
+    Args:
+      params: should be those that something was made from.
+      made: what that is, for the message.
+      remedy: what to do, for the message.
+
+    Raises:
+      ValueError: with both fingerprints.
+    """
+    found = Fingerprint.of(params, self.kind)
+    if found != self:
+      raise ValueError(
+        f"{made} was made from base {self.digest}, these parameters are "
+        f"{found.digest}; {remedy}"
+      )
+
+
+_KINDS = {"model": convert.params_fingerprint, "text": base_fingerprint}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Edit:
   """What an erasure changed, and nothing else: a context map, or leaves.
 
   Attributes:
     context_map: T; W' = W T for every cross-attention key and value projection.
-    base: fingerprint of the model it was computed from.
+    base: fingerprint of the model it was computed from: of the text side, of
+      a context map, as that alone has to be the same.
     method: who made it, e.g. "uce2023".
     concepts: what was erased.
     diagnostics: numbers on the solve and on the change, plain JSON values.
@@ -46,7 +92,7 @@ class Edit:
   """
 
   context_map: Float64[np.ndarray, "d d"] | None
-  base: str
+  base: Fingerprint
   method: str
   concepts: tuple[Concept, ...]
   diagnostics: Mapping[str, Any]
@@ -103,7 +149,7 @@ def make_edit(
   moved = np.sum(change * (gram @ change)) / np.trace(gram)
   return Edit(
     context_map,
-    base_fingerprint(params),
+    Fingerprint.of(params, "text"),
     method,
     tuple(concepts),
     {**diagnostics, "relative_change": float(np.sqrt(moved))},
@@ -151,7 +197,7 @@ def edit_between(
   change = {"relative_change": float(np.sqrt(moved / size)) if size else 0.0}
   return Edit(
     None,
-    convert.params_fingerprint(params),
+    Fingerprint.of(params),
     method,
     tuple(concepts),
     {**diagnostics, "changed_leaves": len(leaves), **change},
@@ -174,14 +220,8 @@ def check_base(edit: Edit, params: Params):
   Raises:
     ValueError: with both fingerprints.
   """
-  # A map needs the text side alone to be the one it was made from.
-  of = base_fingerprint if edit.leaves == {} else convert.params_fingerprint
-  found = of(params)
-  if found != edit.base:
-    raise ValueError(
-      f"the {edit.method} edit was made from base {edit.base}, these "
-      f"parameters are {found}; apply it to its base, or erase again from them"
-    )
+  remedy = "apply it to its base, or erase again from them"
+  edit.base.check(params, f"the {edit.method} edit", remedy)
 
 
 def apply_to_params(edit: Edit, params: Params) -> dict[str, Any]:
@@ -302,7 +342,7 @@ def save_edit(edit: Edit, path: str | pathlib.Path) -> None:
   """Writes the edit as safetensors: map or leaves; the rest as metadata."""
   metadata = {
     "format": _FORMAT,
-    "base": edit.base,
+    "base": edit.base.digest,
     "method": edit.method,
     "concepts": json.dumps(describe(edit.concepts)),
     "diagnostics": json.dumps(dict(edit.diagnostics), allow_nan=False),
@@ -328,7 +368,8 @@ def load_edit(path: str | pathlib.Path) -> Edit:
   _check_tensors(path, context_map, tensors)
   return Edit(
     context_map,
-    metadata["base"],
+    # A file says its kind by what it holds.
+    Fingerprint("text" if tensors == {} else "model", metadata["base"]),
     metadata["method"],
     restore(json.loads(metadata["concepts"])),
     json.loads(metadata["diagnostics"]),

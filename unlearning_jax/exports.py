@@ -103,7 +103,7 @@ def low_rank(edit: Edit, params: Params, rank: int | None = None) -> Lora:
 def metadata(edit: Edit, **more: Any) -> dict[str, str]:
   """What a file's header says of the edit in it: text by text key."""
   found = {
-    "base": edit.base,
+    "base": edit.base.digest,
     "method": edit.method,
     "concepts": json.dumps(describe(edit.concepts)),
     "diagnostics": json.dumps(dict(edit.diagnostics), allow_nan=False),

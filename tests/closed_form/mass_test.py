@@ -13,7 +13,7 @@ from tests.support.closed_form_cases import relative
 from unlearning_jax import closed_form, shapes, sharding, stable_diffusion
 from unlearning_jax.closed_form import mass
 from unlearning_jax.concepts import Concept, make_concepts
-from unlearning_jax.edits import Edit, load_edit, save_edit
+from unlearning_jax.edits import Edit, Fingerprint, load_edit, save_edit
 from unlearning_jax.erasures import mace, uce
 
 WORDS = [
@@ -170,7 +170,7 @@ def test_a_list_is_written_once(model, tmp_path):
   held = [f"held phrase {i}" for i in range(300)]
   concepts = make_concepts([f"concept {i}" for i in range(300)], "x", held)
   concepts += (Concept("alone", "", ("other",)), Concept("bare"))
-  edit = Edit(np.eye(3), "b", "m", concepts, {})
+  edit = Edit(np.eye(3), Fingerprint("text", "b"), "m", concepts, {})
   path = tmp_path / "edit.safetensors"
   save_edit(edit, path)
   assert path.stat().st_size < 50_000

@@ -382,7 +382,7 @@ def test_statistics_refuse_what_does_not_fit(model):
   with pytest.raises(ValueError, match="concept='abc'.*did you mean 'ab'"):
     statistics(model, good).drop("abc")
   assert not statistics(model, good).drop(" AB").parts
-  with pytest.raises(ValueError, match="belong to base"):
+  with pytest.raises(ValueError, match="made from base"):
     statistics(model, good).solve(statistics(model, good).solve(params)[0])
   # Five token states do not span the space: nothing holds the rest.
   few = np.random.default_rng(0).normal(size=(5, cases.WIDTH))

@@ -16,7 +16,7 @@ from tests.support.resurgence_cases import finish, small_study, stubbed
 from tests.support.scripts import script
 from unlearning_jax import erasures, shapes, stable_diffusion
 from unlearning_jax.concepts import make_concepts
-from unlearning_jax.edits import Edit, save_edit
+from unlearning_jax.edits import Edit, Fingerprint, save_edit
 from unlearning_jax.experiments import resurgence_plan as plan
 from unlearning_jax.metrics import study as evaluators_study
 
@@ -36,8 +36,8 @@ def saved(path, erase="star", anchor="circle"):
   """An edit that changes one leaf of no model in particular."""
   kernel = np.zeros((2, 2), np.float32)
   edit = Edit(
-    None, "base", "elsewhere", make_concepts(erase, anchor), {},
-    {"unet/mid/attn2/to_k/kernel": kernel},
+    None, Fingerprint("model", "base"), "elsewhere",
+    make_concepts(erase, anchor), {}, {"unet/mid/attn2/to_k/kernel": kernel},
   )  # fmt: skip
   save_edit(edit, path)
   return edit
@@ -135,7 +135,7 @@ def test_an_edit_of_something_else(erase, anchor, words, tmp_path):
 def test_what_the_studies_erase_could_be_given(name, tmp_path):
   config = study(BLOCK | {"methods": ("uce",), "concepts": (name,)})
   concepts = plan.concepts_of(config.erasures[f"uce/{name}"])
-  edit = Edit(np.eye(2), "base", "uce", concepts, {})
+  edit = Edit(np.eye(2), Fingerprint("text", "base"), "uce", concepts, {})
   save_edit(edit, tmp_path / "edit.safetensors")
   plan.with_edits(config, [f"mine/{name}={tmp_path}"])
   assert list(plan.given(config)) == [f"mine/{name}"]

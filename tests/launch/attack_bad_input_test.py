@@ -22,7 +22,7 @@ from unlearning_jax import (
 from unlearning_jax.attacks.engine import lanes, rows, vocabulary
 from unlearning_jax.attacks.engine.victim import Victim
 from unlearning_jax.concepts import make_concepts
-from unlearning_jax.edits import Edit, save_edit
+from unlearning_jax.edits import Edit, Fingerprint, save_edit
 from unlearning_jax.experiments import attack_summary, attack_table
 from unlearning_jax.record import workdir
 
@@ -94,7 +94,11 @@ def test_settings(changes, words, start, tmp_path):
 def test_an_edit_and_another_victim(start, tmp_path):
   path = tmp_path / "edit.safetensors"
   identity = Edit(
-    np.eye(128), "base", "uce", make_concepts(["star"], "circle"), {}
+    np.eye(128),
+    Fingerprint("text", "base"),
+    "uce",
+    make_concepts(["star"], "circle"),
+    {},
   )
   save_edit(identity, path)
   with pytest.raises(ValueError, match="either --edit or --config.victim"):

@@ -18,9 +18,8 @@ from unlearning_jax import (
   stable_diffusion,
 )
 from unlearning_jax.concepts import make_concepts
-from unlearning_jax.edits import Edit
+from unlearning_jax.edits import Edit, Fingerprint
 from unlearning_jax.experiments import tuning
-from unlearning_jax.projections import base_fingerprint
 from unlearning_jax.shapes import dataset
 
 CONFIGS = {"full": finetune_full, "lora": finetune_lora}
@@ -222,7 +221,7 @@ def test_tuning_the_base_where_an_erased_model_is_meant(monkeypatch, tmp_path):
   finetune = script("finetune")
   sd, base = stable_diffusion.load(shapes.model_folder())
   nothing = Edit(
-    np.eye(sd.context_shape[1]), base_fingerprint(base), "uce",
+    np.eye(sd.context_shape[1]), Fingerprint.of(base, "text"), "uce",
     make_concepts(["star"], "circle"), {},
   )  # fmt: skip
   monkeypatch.setattr(

@@ -36,10 +36,15 @@ from unlearning_jax.concepts import (
   same_phrase,
 )
 from unlearning_jax.convert import reader
-from unlearning_jax.edits import Edit, describe, make_edit, restore
+from unlearning_jax.edits import (
+  Edit,
+  Fingerprint,
+  describe,
+  make_edit,
+  restore,
+)
 from unlearning_jax.projections import (
   Params,
-  base_fingerprint,
   cross_attention_kernels,
   projection_gram,
 )
@@ -169,12 +174,8 @@ def check_same_base(statistics: Statistics, params: Params) -> None:
   Raises:
     ValueError: with both fingerprints, and why an edited model will not do.
   """
-  found = base_fingerprint(params)
-  if found != statistics.base:
-    raise ValueError(
-      f"the statistics are of base {statistics.base}, these parameters are "
-      f"{found}. {_STACKING}"
-    )
+  base = Fingerprint("text", statistics.base)
+  base.check(params, "what the statistics hold", f"use its base. {_STACKING}")
 
 
 def add(statistics: Statistics, more: Statistics) -> Statistics:

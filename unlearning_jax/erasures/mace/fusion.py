@@ -12,9 +12,9 @@ from jaxtyping import Float64
 from unlearning_jax import closed_form, durable
 from unlearning_jax.closed_form import Sums
 from unlearning_jax.concepts import check_choice, same_phrase
+from unlearning_jax.edits import Fingerprint
 from unlearning_jax.lora import Adapters
 from unlearning_jax.projections import (
-  base_fingerprint,
   cross_attention_kernels,
   with_kernels,
 )
@@ -223,11 +223,9 @@ class Fusion:
         is not positive definite.
     """
     check_choice("fusion", how, FUSIONS)
-    found = base_fingerprint(params)
-    if found != self.base:
-      raise ValueError(
-        f"the adapters belong to base {self.base}, these parameters are {found}"
-      )
+    Fingerprint("text", self.base).check(
+      params, "the set of adapters", "use its base"
+    )
     kernels = cross_attention_kernels(params)
     for part in self.parts:
       check_adapters(part, kernels)

@@ -288,5 +288,5 @@ def erase(
     concepts=concepts,
     diagnostics=diagnostics,
   )
-  hooks.keep(dataclasses.replace(gathered, base=edit.base))
+  hooks.keep(dataclasses.replace(gathered, base=edit.base.digest))
   return edit

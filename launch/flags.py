@@ -1,0 +1,121 @@
+"""What launch scripts share: common flags, configs by name, and the start.
+
+_CONFIG = flags.config()
+_WORKDIR = flags.workdir()
+
+def main(_):
+  ...
+
+if __name__ == "__main__":
+  flags.run(main, listed)
+"""
+
+import importlib.util
+import pathlib
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+T = TypeVar("T")
+# A flag belongs to the script that asks for it, as --help shows it.
+flags.disclaim_key_flags()
+
+
+def config(
+  values: flags.FlagValues = flags.FLAGS,
+) -> flags.FlagHolder[ConfigDict]:
+  """Defines `--config`: a file, or the name of a shipped config."""
+  holder = config_flags.DEFINE_config_file(
+    "config",
+    help_string="A config file, or a shipped config's name; then, after a "
+    "colon, its options. --config.<key>=<value> changes a value.",
+    flag_values=values,
+  )
+  values["config"].parser = _ByName("config")
+  return holder
+
+
+def workdir(what: str = "The run's folder.") -> flags.FlagHolder[str]:
+  """Defines `--workdir`, and `--distributed`, which `run` reads."""
+  flags.DEFINE_bool("distributed", False, "Join other processes.")
+  return flags.DEFINE_string("workdir", None, what, required=True)
+
+
+def settings(cls: type[T], config: ConfigDict) -> T:
+  """The settings that a config's values make.
+
+  Raises:
+    ValueError: as `settings.build`.
+  """
+  from unlearning_jax.settings import build
+
+  return build(cls, config.to_dict())
+
+
+def run(
+  main: Callable[[list[str]], Any],
+  listed: Callable[[], Iterable[str]] | None = None,
+):
+  """Reads the flags and runs a script.
+
+  Args:
+    main: takes what is left of the command line.
+    listed: lines that `--list` prints, instead of running.
+  """
+  if listed is not None:
+    flags.DEFINE_bool("list", False, "Print what there is to choose from.")
+    if {"--list", "-list"} & set(sys.argv[1:]):
+      return print(*listed(), sep="\n")
+  if "config" in flags.FLAGS:
+    flags.mark_flag_as_required("config")
+  app.run(lambda argv: _started(main, argv))
+
+
+def _started(main: Callable[[list[str]], Any], argv: list[str]) -> Any:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  if "distributed" in flags.FLAGS:
+    # The progress line is what a user follows; libraries only warn.
+    logging.set_verbosity(logging.WARNING)
+    from unlearning_jax import sharding
+
+    sharding.initialize_distributed(bool(flags.FLAGS["distributed"].value))
+  return main(argv)
+
+
+def shipped() -> dict[str, pathlib.Path]:
+  """The configs that come with the package: name -> file."""
+  spec = importlib.util.find_spec("unlearning_jax.configs")
+  assert spec is not None and spec.submodule_search_locations
+  (folder,) = spec.submodule_search_locations
+  return {
+    path.stem: path
+    for path in sorted(pathlib.Path(folder).glob("*.py"))
+    if "\ndef get_config(" in path.read_text(encoding="utf-8")
+  }
+
+
+class _ByName(config_flags.ConfigFileFlagParser):
+  """Reads a config from its file or, if there is none, by its name."""
+
+  def parse(self, path: Any) -> Any:
+    """The config of `file-or-name[:options]`."""
+    name, colon, options = path.partition(":")
+    return super().parse(f"{_found(name)}{colon}{options}")
+
+
+def _found(name: str) -> str:
+  from unlearning_jax.concepts import check_choice
+
+  if pathlib.Path(name).is_file():
+    return name
+  known, given = shipped(), pathlib.Path(name)
+  # The way to it in the checkout is a name too, from any other folder.
+  if given.parent.name in ("", "configs") and given.suffix in ("", ".py"):
+    name = given.stem
+  check_choice("--config", name, list(known))
+  return str(known[name])
