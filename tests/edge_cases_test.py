@@ -10,7 +10,7 @@ from tests.support import closed_form_cases as cases
 from unlearning_jax.concepts import Concept, make_concepts
 from unlearning_jax.erasures import rece, time, uce
 
-METHODS = [uce.erase, rece.erase, time.erase]
+METHODS = [uce, rece, time]
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +18,15 @@ def model(tmp_path_factory):
   return cases.tiny(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(params=METHODS, ids=lambda m: m.__module__.split(".")[-1])
+@pytest.fixture(params=METHODS, ids=lambda m: m.__name__.split(".")[-1])
 def erase(request):
-  return request.param
+  """A method, called with its hyperparameters by name."""
+  method = request.param
+
+  def call(sd, params, concepts, **hparams):
+    return method.erase(sd, params, concepts, None, method.Hparams(**hparams))
+
+  return call
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_a_steps_loss_is_the_releases(preset, erase_from, model, monkeypatch):
 
   def caught(loss, tx, trained, frozen, batches, key, **options):
     taken.update(options, loss=loss, frozen=frozen, batch=batches[0])
-    return trained
+    return jax.tree.map(lambda leaf: leaf + 1, trained)
 
   def predict(sd, p, x, t, states):
     return network(

@@ -58,7 +58,10 @@ def test_what_trains(preset, model):
 def test_the_noise_level_of_the_scored_latents(preset, model, monkeypatch):
   """With a network that predicts nothing, DDIM scales by sqrt(a_s / a_t)."""
   sd, params = model
-  version = esd.PRESETS[preset]
+  h, version = (
+    esd.Hparams(preset, num_inference_steps=STEPS),
+    esd.PRESETS[preset],
+  )
   sampler = samplers.make_sampler(sd.schedule, STEPS, "ddim")
   monkeypatch.setattr(
     stable_diffusion, "predict_noise", lambda sd, p, x, t, c: jnp.zeros_like(x)
@@ -71,10 +74,9 @@ def test_the_noise_level_of_the_scored_latents(preset, model, monkeypatch):
   @jax.jit
   def scored(key):
     (x, t), _ = esd._loss(
-      sd, lambda t, f: None, sampler, version, {}, {
+      sd, lambda t, f: None, sampler, h, {}, {
         "params": {}, "original": {}, "contexts": contexts,
-      }, {"concept": jnp.zeros(1, jnp.int32)}, key, eta=1.0, guidance=3.0,
-      count=STEPS,
+      }, {"concept": jnp.zeros(1, jnp.int32)}, key,
     )  # fmt: skip
     noise = jax.random.normal(jax.random.split(key, 3)[0], x.shape)
     return (x / noise).mean(), t[0]
