@@ -47,7 +47,7 @@ def layer_sizes(sd: StableDiffusion) -> list[tuple[int, ...]]:
 
 
 def layer_mask(
-  mask: Bool[np.ndarray, "H W"], size: tuple[int, int], resize: str
+  mask: Bool[np.ndarray, "H W"], size: tuple[int, ...], resize: str
 ) -> Bool[np.ndarray, " q"]:
   """A mask at a layer's size, flat; where it had a cell, it keeps one.
 
