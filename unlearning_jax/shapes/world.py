@@ -31,8 +31,9 @@ SETS = tuning_sets.KINDS
 Given = Sequence[Mapping[str, str]]
 
 model_folder = shapes.model_folder
-# What an edit erased, in all words that call it so; no words for None.
+# What an edit erased: all words that call it so, and as targets.
 words = tuning_sets.words
+erased_by = tuning_sets.erased_by
 hparams = recipes.hparams
 per_group = erased.per_group
 # (task, what a config's argument `name` says): the classes that it stands for.
