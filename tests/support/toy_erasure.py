@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unlearning_jax import finetune
+from unlearning_jax import finetune, stable_diffusion
 from unlearning_jax.concepts import check_concepts
 from unlearning_jax.edits import edit_between
-from unlearning_jax.tokens import check_tokens
 
 CHANGES, NEEDS = ("unet/conv_out/bias",), "nothing"
 BATCHES = [{"wanted": np.full((1, 1), step, np.float32)} for step in range(9)]
@@ -28,7 +27,7 @@ def loss(trained, frozen, batch, key):
 
 def erase(sd, params, concepts, key, h, hooks):
   check_concepts(concepts)
-  check_tokens(sd.tokenizer, concepts, length=sd.context_shape[0])
+  stable_diffusion.tokenize(sd, [concept.erase for concept in concepts])
   part = finetune.subset(params, lambda path: path in CHANGES)
   trained = hooks.trainer(
     loss, TX, part.trained, {}, BATCHES, key, batch_size=1,
