@@ -96,7 +96,8 @@ def test_an_edited_model_is_not_erased_from_again(
   for name, value in {
     "_CONFIG": config,
     "_WORKDIR": str(tmp_path / "run"),
-    "_DISTRIBUTED": False,
+    "_EVERY": 100,
+    "_TENSORBOARD": False,
   }.items():
     monkeypatch.setattr(erase, name, types.SimpleNamespace(value=value))
   with pytest.raises(ValueError, match="erased star.*T1 T2 is not the joint"):

@@ -33,7 +33,6 @@ def start(monkeypatch, tmp_path):
     for flag, value in {
       "_CONFIG": config,
       "_WORKDIR": str(workdir),
-      "_DISTRIBUTED": False,
       "_EVERY": 100,
       "_TENSORBOARD": False,
     }.items():
