@@ -17,7 +17,8 @@ is not preserved instead. Seconds.
 
 from absl import flags as absl_flags
 from absl import logging
-from unlearning_jax.launch import flags
+
+from . import flags
 
 _FLAGS = absl_flags.FLAGS
 absl_flags.DEFINE_string(

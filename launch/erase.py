@@ -11,7 +11,8 @@ multiple of `--checkpoint_every` steps. `--list` says which methods there are.
 """
 
 from absl import flags as absl_flags
-from unlearning_jax.launch import flags
+
+from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()

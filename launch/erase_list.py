@@ -13,7 +13,8 @@ Write the edit for other tools with `launch.export`, draw with
 
 from absl import flags as absl_flags
 from absl import logging
-from unlearning_jax.launch import flags
+
+from . import flags
 
 _text, _number = absl_flags.DEFINE_string, absl_flags.DEFINE_float
 _text("model", None, "The base: shapes, a folder or a hub id.", required=True)

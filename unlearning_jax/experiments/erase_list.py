@@ -77,6 +77,13 @@ def run(settings: Settings) -> Edit:
   if scale is None:
     # The release counts the empty prompt, which it always preserves.
     scale = max(0.1, 1 / (1 + len(concepts[0].preserve))) if tail else 1.0
+  weights = mass.Weights(
+    tail=tail,
+    erase_scale=settings.erase_scale,
+    preserve_scale=scale,
+    lamb=settings.lamb,
+    caption_scale=settings.caption_scale,
+  )
   path = output.check_output(settings.output, overwrite=False)
   statistics.check_unedited(settings.model)
   base = model.load(settings.model)
@@ -85,13 +92,7 @@ def run(settings: Settings) -> Edit:
     base.params,
     sharding.make_mesh(),
     concepts,
-    mass.Weights(
-      tail=tail,
-      erase_scale=settings.erase_scale,
-      preserve_scale=scale,
-      lamb=settings.lamb,
-      caption_scale=settings.caption_scale,
-    ),
+    weights,
     captions,
     settings.cache,
     lambda done: logging.info("%d phrases", done),
