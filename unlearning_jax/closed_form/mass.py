@@ -29,7 +29,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from unlearning_jax import durable, sharding, stable_diffusion
@@ -65,7 +64,9 @@ def last_tokens(
 
 
 def _batches(
-  mesh: Mesh, columns: dict[str, np.ndarray], report: Callable[[int], None]
+  mesh: sharding.Mesh,
+  columns: dict[str, np.ndarray],
+  report: Callable[[int], None],
 ) -> Iterator[dict[str, Any]]:
   """Batches of one size over all devices; `weight` is 0 where filled up."""
   count = len(columns["ids"])
@@ -84,7 +85,7 @@ def _batches(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _encode(
-  mesh: Mesh, sd: StableDiffusion, params: Params, ids: Array
+  mesh: sharding.Mesh, sd: StableDiffusion, params: Params, ids: Array
 ) -> Array:
   """Text states, each device's phrases by themselves."""
   return sharding.map_rows(
@@ -143,7 +144,7 @@ _erase_rule, _hold_rule = (
 
 
 @functools.lru_cache(maxsize=8)
-def _together(mesh: Mesh) -> Callable[..., Any]:
+def _together(mesh: sharding.Mesh) -> Callable[..., Any]:
   """A function that adds up the devices' shares."""
   return jax.jit(
     lambda shares: jax.tree.map(lambda leaf: leaf.sum(0), shares),
@@ -154,7 +155,7 @@ def _together(mesh: Mesh) -> Callable[..., Any]:
 def _stream(
   sd: StableDiffusion,
   params: Params,
-  mesh: Mesh,
+  mesh: sharding.Mesh,
   columns: dict[str, np.ndarray],
   function: Any,
   same: dict[str, Any],
@@ -220,7 +221,7 @@ class Weights:
 def erase(
   sd: StableDiffusion,
   params: Params,
-  mesh: Mesh,
+  mesh: sharding.Mesh,
   concepts: Sequence[Concept],
   weights: Weights,
   captions: Sequence[str] = (),
@@ -283,7 +284,7 @@ def erase(
 def erased_sums(
   sd: StableDiffusion,
   params: Params,
-  mesh: Mesh,
+  mesh: sharding.Mesh,
   pairs: Sequence[tuple[str, str]],
   *,
   tail: bool = True,
@@ -332,7 +333,7 @@ def erased_sums(
 def held_sums(
   sd: StableDiffusion,
   params: Params,
-  mesh: Mesh,
+  mesh: sharding.Mesh,
   phrases: Sequence[str],
   *,
   tail: bool = True,

@@ -1,6 +1,7 @@
 """Erasing a list, one phrase or ten thousand, in one edit of UCE's."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 from absl import logging
@@ -56,7 +57,7 @@ class Settings:
     check_choice("--task", self.task, DEFAULT_ANCHORS)
     check_choice("--preset", self.preset, uce.PRESETS)
 
-  def concepts(self) -> list[Concept]:
+  def concepts(self) -> Sequence[Concept]:
     """What is erased, and what is held."""
     held = lists.load(self.preserve) if self.preserve else ()
     return make_concepts(lists.load(self.erase), self.anchor, held, self.task)
