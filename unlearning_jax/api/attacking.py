@@ -7,7 +7,7 @@ from typing import Any
 from unlearning_jax import attacks, settings
 from unlearning_jax.api.erasing import Subject, concept
 from unlearning_jax.api.results import Table, pivot
-from unlearning_jax.api.runs import Path, opener, page
+from unlearning_jax.api.runs import Path, opener, page, plain
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.experiments import attack as experiment
 from unlearning_jax.experiments.attack.control import Control
@@ -66,7 +66,7 @@ def attack(
     own = {key: own[key] for key in ("blocks", "kind", "k") if key in own}
     given = configured(model, subject, "controls", rows, own, changes)
     run, document = _run(given, model, folder)
-    beside = Control(control, run.rows(), settings.plain(given))
+    beside = Control(control, run.rows(), plain(given))
     by_model[control] = document["measures"]
   own = BUDGET | dict(hparams or {})
   given = configured(model, subject, method, rows, own, changes)

@@ -12,6 +12,7 @@ from unlearning_jax.api.runs import Path, opener, page
 from unlearning_jax.experiments import evaluate as experiment
 from unlearning_jax.experiments import returned
 from unlearning_jax.model import Model
+from unlearning_jax.report import comparison
 
 
 def grid(
@@ -120,8 +121,11 @@ def evaluate(
   named |= dict(zip(unique(models), models, strict=True))
   run = opener(out, given)()
   document = experiment.run(given, run, named)
+  # Of the many numbers those of the terminal's table; `summary` has them all.
+  wanted = comparison.shown_names(document)
   by_model: dict[str, list[Mapping[str, Any]]] = {
-    stage: list(found) for stage, found in document["measures"].items()
+    stage: [one for one in found if one["name"] in wanted]
+    for stage, found in document["measures"].items()
   }
   for one in document.get("estimates", ()):
     by_model.setdefault(one["stage"] or "all", []).append(one)

@@ -10,6 +10,7 @@ from typing import Any
 from unlearning_jax import model as models
 from unlearning_jax import settings as settings_
 from unlearning_jax.api.results import Table, pivot
+from unlearning_jax.durable import to_json
 from unlearning_jax.model import Model
 from unlearning_jax.record import Memory, Recorder, Workdir, read_rows
 
@@ -26,7 +27,12 @@ def opener(out: Path | None, given: Any) -> Callable[[], Recorder]:
   if out is None:
     return Memory
   free = settings_.free(type(given))
-  return lambda: Workdir(os.fspath(out), settings_.plain(given), free=free)
+  return lambda: Workdir(os.fspath(out), plain(given), free=free)
+
+
+def plain(given: Any) -> dict[str, Any]:
+  """Settings as a run's `config.json` has them."""
+  return json.loads(to_json(settings_.plain(given), "settings"))
 
 
 def page(run: Recorder) -> str:
