@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from unlearning_jax import extensions, protocols, settings
+from unlearning_jax import protocols, settings
 from unlearning_jax.api.erasing import Subject
 from unlearning_jax.api.results import Grid, Table, pivot
 from unlearning_jax.api.runs import Path, opener, page
@@ -43,7 +43,7 @@ def grid(
   names = unique(models)
   images = []
   for model in models:
-    own = _sampling(model) | options
+    own = settings.plain(returned.sampling_of(model)) | options
     drawn = model.generate(*map(list, zip(*asked, strict=True)), **own)
     shape = (len(prompts), len(seeds), *drawn.shape[1:])
     images.append(drawn.reshape(shape))
@@ -62,12 +62,6 @@ def grid(
     prompts=tuple(prompts),
     seeds=tuple(seeds),
   )
-
-
-def _sampling(model: Model) -> dict[str, Any]:
-  if model.source not in extensions.worlds():
-    return {}
-  return settings.plain(extensions.world(model.source).protocols()[0].sampling)
 
 
 def unique(models: Sequence[Model]) -> list[str]:

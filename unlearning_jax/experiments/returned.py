@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from unlearning_jax import extensions
+from unlearning_jax import extensions, protocols
 from unlearning_jax.experiments import common, drawing
 from unlearning_jax.metrics import r_norm
 from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder
+from unlearning_jax.sampling import Sampling
 from unlearning_jax.settings import Output
 
 
@@ -69,8 +70,15 @@ def settings_of(
     seed=seed,
     per_group=prompts,
     others=prompts,
-    sampling=world.protocols()[0].sampling,
+    sampling=sampling_of(erased),
   )
+
+
+def sampling_of(model: Model) -> Sampling:
+  """How the protocols of a model's world draw; the defaults without a world."""
+  listed = protocols.shipped().values()
+  found = [one.sampling for one in listed if one.model == model.source]
+  return found[0] if found else Sampling()
 
 
 def erased_classes(model: Model) -> list[str]:
