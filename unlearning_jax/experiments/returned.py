@@ -11,29 +11,11 @@ import numpy as np
 
 from unlearning_jax import extensions, protocols
 from unlearning_jax.experiments import common, drawing
+from unlearning_jax.experiments.drawing import Settings
 from unlearning_jax.metrics import r_norm
 from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder
 from unlearning_jax.sampling import Sampling
-from unlearning_jax.settings import Output
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(common.Drawn):
-  """What is drawn of every model.
-
-  Attributes:
-    per_group: prompts that name what was erased.
-    others: prompts in each other way to ask for it.
-  """
-
-  per_group: Output[int] = 50
-  others: Output[int] = 50
-
-  def __post_init__(self):
-    super().__post_init__()
-    if min(self.per_group, self.others) < 1:
-      raise ValueError(f"prompts={self.per_group}: must be at least 1")
 
 
 def settings_of(
@@ -49,8 +31,10 @@ def settings_of(
 
   Raises:
     ValueError: no embedded world knows the model; it erases none of its
-      classes.
+      classes; no prompts.
   """
+  if prompts < 1:
+    raise ValueError(f"prompts={prompts}: must be at least 1")
   if erased.source not in extensions.worlds():
     raise ValueError(
       f"resurgence: model={erased.source!r} is no embedded world "
