@@ -5,22 +5,23 @@ python -m launch.build_shapes --data_dir=data --config=tiny
 Two seconds for "tiny", two minutes on one core for "full".
 """
 
-from absl import app, flags, logging
+from absl import flags as absl_flags
+from absl import logging
+from unlearning_jax.launch import flags
 
-from unlearning_jax.shapes import builder
+from unlearning_jax import extensions
 
-_DATA_DIR = flags.DEFINE_string(
+_DATA_DIR = absl_flags.DEFINE_string(
   "data_dir", None, "The tfds root to write under.", required=True
 )
-_CONFIG = flags.DEFINE_string(
+_CONFIG = absl_flags.DEFINE_string(
   "config", "full", "full (60,000 + 4,000 images) or tiny (512 + 128)."
 )
 
 
-def main(argv: list[str]) -> None:
+def main(_):
   """Writes the dataset and says what lies where."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  builder = extensions.world("shapes", "builder")
   shapes = builder.build(_DATA_DIR.value, _CONFIG.value)
   for name, split in shapes.info.splits.items():
     logging.info("%s: %d images", name, split.num_examples)
@@ -28,4 +29,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  flags.run(main)
