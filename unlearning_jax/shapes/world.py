@@ -11,6 +11,7 @@ from typing import Any
 from unlearning_jax import judges, shapes
 from unlearning_jax.concepts import Concept, check_choice
 from unlearning_jax.data import Example
+from unlearning_jax.sampling import Sampling
 from unlearning_jax.shapes import (
   captions,
   dataset,
@@ -68,6 +69,11 @@ def default(task: str) -> str:
   """
   check_choice("task", task, erased.DEFAULTS)
   return erased.DEFAULTS[task]
+
+
+def heads() -> tuple[str, ...]:
+  """The judge's heads under which something can be erased."""
+  return tuple(prompts.HEADS.values())
 
 
 def target(task: str, name: str) -> judges.Target:
@@ -146,6 +152,23 @@ def prompt_rows(
   """Prompts that ask for targets, and some that do not; see `prompts`."""
   made = [prompts.Target(**one) for one in given]
   return prompts.prompt_rows(made, per_group, others, seed)
+
+
+def protocols() -> tuple[dict[str, Any], ...]:
+  """Fields of `Protocol`, for each class that can be erased: `shapes-star`."""
+  return tuple(
+    {
+      "name": f"{NAME}-{name.lower().replace(' ', '-')}",
+      "model": NAME,
+      "judge": NAME,
+      "targets": ({"task": task, "name": name},),
+      "per_group": 50,
+      "others": 200,
+      "sampling": Sampling(15, 4.0, "dpm++2m", "jax"),
+    }
+    for task, all_ in concepts().items()
+    for name in all_
+  )
 
 
 # --- To tune on ---
