@@ -5,22 +5,23 @@ python -m launch.build_shapes --data_dir=data --config=tiny
 Two seconds for "tiny", two minutes on one core for "full".
 """
 
-from absl import flags as absl_flags
 from absl import logging
-from unlearning_jax.launch import flags
+from absl.flags import DEFINE_string
 
-from unlearning_jax import extensions
+from . import flags
 
-_DATA_DIR = absl_flags.DEFINE_string(
+_DATA_DIR = DEFINE_string(
   "data_dir", None, "The tfds root to write under.", required=True
 )
-_CONFIG = absl_flags.DEFINE_string(
+_CONFIG = DEFINE_string(
   "config", "full", "full (60,000 + 4,000 images) or tiny (512 + 128)."
 )
 
 
 def main(_):
   """Writes the dataset and says what lies where."""
+  from unlearning_jax import extensions
+
   builder = extensions.world("shapes", "builder")
   shapes = builder.build(_DATA_DIR.value, _CONFIG.value)
   for name, split in shapes.info.splits.items():

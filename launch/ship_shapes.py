@@ -10,27 +10,26 @@ Two CPU cores: about five minutes.
 
 import pathlib
 
-from absl import flags as absl_flags
-from unlearning_jax.launch import flags
+from absl.flags import DEFINE_integer, DEFINE_string
 
-from unlearning_jax import extensions
+from . import flags
 
-_MODEL = absl_flags.DEFINE_string(
+_MODEL = DEFINE_string(
   "model", None, "Folder that training filled.", required=True
 )
-_RUNS = absl_flags.DEFINE_string(
+_RUNS = DEFINE_string(
   "runs", None, "Folder of the training runs.", required=True
 )
-_OUTPUT = absl_flags.DEFINE_string(
+_OUTPUT = DEFINE_string(
   "output", None, "The package's assets folder.", required=True
 )
-_PROMPTS = absl_flags.DEFINE_integer(
-  "prompts", 2_000, "Held-out prompts to draw."
-)
+_PROMPTS = DEFINE_integer("prompts", 2_000, "Held-out prompts to draw.")
 
 
 def main(_):
   """Flags to folders."""
+  from unlearning_jax import extensions
+
   folders = map(pathlib.Path, (_MODEL.value, _RUNS.value, _OUTPUT.value))
   extensions.world("shapes", "shipping").ship(*folders, _PROMPTS.value)
 

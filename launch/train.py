@@ -7,28 +7,27 @@
 import functools
 import pathlib
 
-from absl import flags as absl_flags
-from unlearning_jax.launch import flags
+from absl.flags import DEFINE_string
 
-from unlearning_jax import extensions
-from unlearning_jax.experiments import common
+from . import flags
 
-_TRAINING = extensions.world("shapes", "training_run")
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()
-_MODEL = absl_flags.DEFINE_string(
+_MODEL = DEFINE_string(
   "model", None, "Folder of the model being built.", required=True
 )
 
 
 def main(_):
   """Flags to settings to the run."""
-  settings = flags.settings(_TRAINING.Settings, _CONFIG.value)
-  opener = functools.partial(
-    common.workdir, _WORKDIR.value, _CONFIG.value, _TRAINING.Settings
-  )
-  _TRAINING.run(settings, opener, pathlib.Path(_MODEL.value))
+  from unlearning_jax import extensions
+  from unlearning_jax.experiments import common
+
+  training = extensions.world("shapes", "training_run")
+  config, cls = _CONFIG.value, training.Settings
+  opener = functools.partial(common.workdir, _WORKDIR.value, config, cls)
+  training.run(flags.settings(cls, config), opener, pathlib.Path(_MODEL.value))
 
 
 if __name__ == "__main__":
-  flags.run(main, lambda: _TRAINING.STAGES)
+  flags.run(main)
