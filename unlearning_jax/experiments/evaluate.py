@@ -75,7 +75,7 @@ def read_models(
   made = common.read_edits(paths)
   base = common.load_model(settings)
   return {comparison.BASE: base} | {
-    name: base.with_edit(edit) for name, edit in made.items()
+    name: common.with_made(base, one) for name, one in made.items()
   }
 
 
