@@ -1,5 +1,7 @@
 """A run's results as one HTML page that needs no other file, and as CSV."""
 
+from typing import Any
+
 from unlearning_jax.report import sections, tables
 from unlearning_jax.report.document import Source, read
 from unlearning_jax.report.markup import element
@@ -44,13 +46,15 @@ def results_csv(source: Source) -> str:
   A number that is no accuracy has the parts of its name in place of head, class
   and group.
   """
-  columns = ("stage", "head", "class", "group", *_NUMBERS)
-  document, lines = read(source), []
+  columns: tuple[str, ...] = ("stage", "head", "class", "group", *_NUMBERS)
+  document = read(source)
+  lines: list[list[Any]] = []
   for stage, measures in document.measures.items():
     for name, *numbers in measures.values():
       lines.append([stage, *name.split("/"), *numbers])
   for one in document.estimates:
     name = [*one["name"].split("/", 2), "", ""][:3]
     lines.append([one["stage"], *name, *(one[key] for key in _NUMBERS)])
-  rows = (dict(zip(columns, line, strict=True)) for line in lines)
-  return tables.to_csv(columns, rows)
+  return tables.to_csv(
+    columns, [dict(zip(columns, line, strict=True)) for line in lines]
+  )

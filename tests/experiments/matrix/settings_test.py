@@ -168,5 +168,5 @@ def test_a_matrix_that_cannot_be(change, edits, words):
 def test_a_hyperparameter_that_is_none():
   config = make_config()
   config.attacks.uda.hparams.iteration = 3
-  with pytest.raises(ValueError, match="did you mean iterations"):
+  with pytest.raises((TypeError, ValueError), match="did you mean iterations"):
     built(config)

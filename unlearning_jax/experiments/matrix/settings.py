@@ -106,6 +106,11 @@ class Settings:
       check_choice(f"attacks.{name}.control", own, self.columns)
     for method, hparams in self.erasures.items():
       erasures.bind(method, hparams)
+      if not erasures.module(method).CHANGES:
+        raise ValueError(
+          f"erasures.{method}: guides, no weight changes; a matrix attacks "
+          "edits; use launch.attack with --config.guidance"
+        )
     for task in self.tasks:
       for name in self.columns:
         own = self.attack(Cell(task, BASE, name))
@@ -186,7 +191,7 @@ def _check_plain(own: attack.Settings):
   Raises:
     ValueError: naming the key.
   """
-  kept = {"victim": own.victim, "words": own.words}
+  kept: dict[str, Any] = {"victim": own.victim, "words": own.words}
   guiding = dataclasses.asdict(own.guidance)
   kept |= {f"guidance.{key}": value for key, value in guiding.items()}
   kept["proxy.timesteps"] = own.proxy.timesteps
