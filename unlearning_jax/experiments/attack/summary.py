@@ -1,11 +1,5 @@
 """What an attack leaves behind: its rates, its control's, a page, a gallery."""
 
-<<<<<<< HEAD
-import dataclasses
-=======
-import csv
-import io
->>>>>>> main
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
