@@ -77,7 +77,12 @@ setup(
     "unlearning_jax.launch": "launch",
   },
   package_data={
-    "unlearning_jax": ["report/style.css", "shapes/assets/**", "lists/*.txt"]
+    "unlearning_jax": [
+      "report/style.css",
+      "shapes/assets/**",
+      "lists/*.txt",
+      "protocols/*.json",
+    ]
   },
   entry_points={
     "console_scripts": ["unlearning-jax=unlearning_jax.launch.main:main"]

@@ -26,7 +26,8 @@ from absl import app, flags
 from unlearning_jax import attacks, shapes, sharding, stable_diffusion
 from unlearning_jax.attacks import Victim
 from unlearning_jax.attacks.engine import lanes, rows
-from unlearning_jax.metrics import attack_success
+from unlearning_jax.experiments.attack import check as drawn_by
+from unlearning_jax.sampling import Sampling
 
 OUT = flags.DEFINE_string("out", None, "Where the JSON record goes.")
 LANES = flags.DEFINE_list("lanes", ["1", "8", "32"], "Rows side by side.")
@@ -53,9 +54,9 @@ def timed(sd: Any, victim: Victim, count: int, side_by_side: int) -> dict:
   )
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   drawn = []
-  check = attack_success.keep_images(
-    sd, victim.params, lambda *seen: drawn.append(seen[0].seed),
-    guidance_scale=4.0, num_steps=STEPS.value, sampler="lms",
+  how = Sampling(STEPS.value, guidance_scale=4.0, sampler="lms")
+  check = drawn_by.drawn(
+    sd, victim, how, lambda *seen: drawn.append(seen[0].seed),
     batch_size=side_by_side,
   )  # fmt: skip
 

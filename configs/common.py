@@ -1,11 +1,21 @@
 """Pieces that several configs share."""
 
+import dataclasses
+import typing
+from typing import Any
+
 import ml_collections
 
 from unlearning_jax.concepts import check_choice
 
 # What a config file's argument (`config.py:tiny`) may be.
 SIZES = ("tiny", "sd14", "sd21")
+# And the model of each.
+MODELS = {
+  "tiny": "shapes",
+  "sd14": "CompVis/stable-diffusion-v1-4",
+  "sd21": "stabilityai/stable-diffusion-2-1-base",
+}
 
 
 def parse(argument: str, **defaults: str) -> dict[str, str]:
@@ -26,6 +36,22 @@ def parse(argument: str, **defaults: str) -> dict[str, str]:
     found[key] = value
   check_choice("config argument size", found["size"], SIZES)
   return found
+
+
+def config_of(settings: Any) -> ml_collections.ConfigDict:
+  """Settings as a config; where they are None, it takes a value of its type."""
+  config = ml_collections.ConfigDict()
+  hints = typing.get_type_hints(type(settings))
+  for field in dataclasses.fields(settings):
+    value = getattr(settings, field.name)
+    if dataclasses.is_dataclass(value):
+      value = config_of(value)
+    elif value is None:
+      value = ml_collections.config_dict.placeholder(
+        typing.get_args(hints[field.name])[0]
+      )
+    config[field.name] = value
+  return config
 
 
 def comparison(size: str) -> ml_collections.ConfigDict:
@@ -58,10 +84,7 @@ def comparison(size: str) -> ml_collections.ConfigDict:
       "noise_source": "jax",
     }
     return config
-  config.model = {
-    "sd14": "CompVis/stable-diffusion-v1-4",
-    "sd21": "stabilityai/stable-diffusion-2-1-base",
-  }[size]
+  config.model = MODELS[size]
   config.judge = ml_collections.config_dict.placeholder(str)
   config.per_group = config.others = 0
   config.batch_size = 4
@@ -72,92 +95,4 @@ def comparison(size: str) -> ml_collections.ConfigDict:
     # The noise of the published scripts on a CPU generator.
     "noise_source": "torch",
   }
-  return config
-
-
-def train_shapes(stage: str) -> ml_collections.ConfigDict:
-  """What the four training stages of the Shapes model have in common."""
-  config = ml_collections.ConfigDict()
-  config.stage = stage
-  config.seed = 0
-  # A model folder whose weights this part starts from; "" starts afresh.
-  config.init = ""
-  # `without`: classes that are never seen, as `object/star,style/neon`.
-  config.data = {"size": 60_000, "seed": 0, "without": ""}
-  config.batch_size = 64
-  config.optimizer = {"learning_rate": 1e-3, "weight_decay": 0.01}
-  config.ema_decay = 0.995
-  config.log_every = 50
-  config.checkpoint_every = 500
-  return config
-
-
-def finetune(size: str) -> ml_collections.ConfigDict:
-  """What fine-tuning runs have in common: data, checkpoints, no defence.
-
-  On `tiny` the data are renders of the Shapes world; at full size a folder of
-  images with captions, `--config.data.path`.
-  """
-  placeholder = ml_collections.config_dict.placeholder
-  config = ml_collections.ConfigDict()
-  config.seed = 0
-  config.dtype = "float32" if size == "tiny" else "bfloat16"
-  config.attention = "auto"
-  config.remat = size != "tiny"
-  config.model = {
-    "tiny": "shapes",
-    "sd14": "CompVis/stable-diffusion-v1-4",
-    "sd21": "stabilityai/stable-diffusion-2-1-base",
-  }[size]
-  config.data = {
-    "source": "shapes" if size == "tiny" else "folder",
-    "path": "",
-    "caption": "text",
-    # Of a tfds dataset: source="tfds", its prepared folder as `path`.
-    "split": "train",
-    # A mirrored arrow points elsewhere, a mirrored photo is as good.
-    "flip": size != "tiny",
-    # Of the Shapes world: how many, and which, as `object/circle+square`.
-    "count": 250,
-    "seed": 1,
-    "only": "",
-    "without": "",
-  }
-  # Tune on captions that say what was erased.
-  config.allow_overlap = False
-  # Several targets, as "cross,ff/net_2", have commas between them.
-  config.lora = {"rank": 4, "alpha": placeholder(float), "targets": "attention"}
-  config.optimizer = {
-    "learning_rate": 1e-4,
-    "schedule": "cosine",
-    # Share of the steps.
-    "warmup": 0.0,
-    "weight_decay": 0.01,
-    "decay_all": True,
-    # 0 for none.
-    "clip_norm": 1.0,
-    "b2": 0.999,
-  }
-  config.loss = {"snr_gamma": placeholder(float), "caption_dropout": 0.0}
-  # None or 0 for no average.
-  config.ema_decay = placeholder(float)
-  config.num_steps = 1000
-  config.log_every = 10
-  # Dense at first: most of what comes back does so in the first hundred.
-  config.checkpoints = (5, 10, 20, 40, 70, 100, 200, 300, 500, 700, 1000)
-  # Steps between states to go on from, besides those at `checkpoints`.
-  config.checkpoint_every = 200
-  config.mesh = {"data": placeholder(int), "fsdp": 1}
-  # none, project, anchor or reassert; see finetune/defences.py.
-  config.defence = {
-    "kind": "none",
-    # `project` holds so many directions of the erased states, or else those
-    # that have so much of them.
-    "k": placeholder(int),
-    "energy": 0.99,
-    "centre": True,
-    # Of what was erased: in the loss of `anchor`, in what `reassert` solves.
-    "weight": 1.0,
-  }
-  config.tensorboard = False
   return config

@@ -13,19 +13,16 @@ time was not measured.
 Metric: loss; then `launch.evaluate` on the edits in `steps/`.
 """
 
-from unlearning_jax.configs import common
+from unlearning_jax.configs import finetunes
 
 
 def get_config(argument: str = "tiny"):
-  chosen = common.parse(argument, size="tiny", only="", without="")
-  config = common.finetune(chosen["size"])
-  config.train = "full"
-  config.data.only, config.data.without = chosen["only"], chosen["without"]
+  size, config = finetunes.parse("full", argument)
   config.batch_size, config.accumulate = 32, 4
   config.optimizer.schedule = "constant"
   config.optimizer.learning_rate = 1e-5
   config.ema_decay = 0.9999
-  if chosen["size"] == "tiny":
+  if size == "tiny":
     # The prototype's, for a network that learns ten times faster.
     config.optimizer.learning_rate = 1e-4
     config.batch_size, config.accumulate = 48, 1

@@ -13,16 +13,13 @@ torch diffusers loads. `tiny` is for a CPU: one core takes 0.15 s for a step of
 not timed. Metric: as `finetune_full.py`.
 """
 
-from unlearning_jax.configs import common
+from unlearning_jax.configs import finetunes
 
 
 def get_config(argument: str = "tiny"):
-  chosen = common.parse(argument, size="tiny", only="", without="")
-  config = common.finetune(chosen["size"])
-  config.train = "lora"
-  config.data.only, config.data.without = chosen["only"], chosen["without"]
+  size, config = finetunes.parse("lora", argument)
   config.batch_size, config.accumulate = 4, 4
-  if chosen["size"] == "tiny":
+  if size == "tiny":
     config.optimizer.learning_rate = 1e-3
     config.batch_size, config.accumulate = 48, 1
     config.num_steps = 150

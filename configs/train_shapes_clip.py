@@ -4,11 +4,11 @@
     --workdir=runs/clip --model=runs/shapes
 """
 
-from unlearning_jax.configs import common
+from unlearning_jax.configs import trainings
 
 
 def get_config():
-  config = common.train_shapes("clip")
+  config = trainings.stage("clip")
   config.num_steps = 600
   config.batch_size = 192
   config.tokenizer_captions = 20_000

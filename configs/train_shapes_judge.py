@@ -4,11 +4,11 @@
     --workdir=runs/judge --model=runs/shapes
 """
 
-from unlearning_jax.configs import common
+from unlearning_jax.configs import trainings
 
 
 def get_config():
-  config = common.train_shapes("judge")
+  config = trainings.stage("judge")
   # Another seed than the generator's, for weights, order and renders.
   config.seed = 1009
   config.data.seed = 1009

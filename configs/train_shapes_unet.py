@@ -4,11 +4,11 @@
     --workdir=runs/unet --model=runs/shapes
 """
 
-from unlearning_jax.configs import common
+from unlearning_jax.configs import trainings
 
 
 def get_config():
-  config = common.train_shapes("unet")
+  config = trainings.stage("unet")
   config.num_steps = 4_000
   config.optimizer.learning_rate = 1e-3
   config.ema_decay = 0.997

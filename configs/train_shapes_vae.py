@@ -4,11 +4,11 @@
     --workdir=runs/vae --model=runs/shapes
 """
 
-from unlearning_jax.configs import common
+from unlearning_jax.configs import trainings
 
 
 def get_config():
-  config = common.train_shapes("vae")
+  config = trainings.stage("vae")
   config.num_steps = 2_600
   config.optimizer.learning_rate = 2e-3
   config.loss = {"edge_weight": 0.5, "kl_weight": 1e-4}

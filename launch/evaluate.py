@@ -1,44 +1,59 @@
-"""Compares a model with closed-form edits of it, image by image.
+"""Compares a model with erased ones made of it, image by image.
 
   python -m launch.evaluate --config=configs/evaluate_shapes.py:tiny \
     --edits=runs/uce,runs/rece --workdir=runs/evaluation
+  python -m launch.evaluate --protocol=shapes-star --edits=runs/uce \
+    --workdir=runs/star
 
 Every model draws the same prompts from the same noise. Without `--edits` the
-base alone is measured.
+base alone is measured. A protocol is a frozen preset; `shapes-star~per_group=2`
+is another one, with its own name.
 """
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags as absl_flags
+from unlearning_jax.launch import flags
 
-from unlearning_jax import sharding
-from unlearning_jax.edits import check_base
-from unlearning_jax.experiments import comparison
-
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "The run's folder.", required=True
+_CONFIG = flags.config()
+_WORKDIR = flags.workdir()
+_EDITS = absl_flags.DEFINE_list(
+  "edits", [], "Edit files, or folders of erase runs."
 )
-_EDITS = flags.DEFINE_list("edits", [], "Edit files, or folders of erase runs.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes.")
+_PROTOCOL = absl_flags.DEFINE_string(
+  "protocol", None, "A protocol's name, in place of a config."
+)
+_JUDGE = absl_flags.DEFINE_string(
+  "judge", None, "Another judge than the config's, as package.module:name."
+)
+_METRICS = absl_flags.DEFINE_list(
+  "metrics", [], "More metrics, by name or as package.module:name."
+)
 
 
 def main(_):
-  """Checks, loads, compares."""
-  # The progress line is what a user follows; libraries only warn.
-  logging.set_verbosity(logging.WARNING)
-  sharding.initialize_distributed(_DISTRIBUTED.value)
-  config = _CONFIG.value
-  comparison.check(config)
-  edits = comparison.load_edits(_EDITS.value)
-  sd, params = comparison.load_model(config)
-  for edit in edits.values():
-    check_base(edit, params)
-  comparison.check_fits(config, sd)
-  run = comparison.open_run(_WORKDIR.value, config, params, edits)
-  comparison.compare(run, sd, params, edits, config)
-  run.mark_done()
+  """Builds the settings, reads the models, evaluates."""
+  from unlearning_jax.experiments import common, evaluate
+  from unlearning_jax.report import comparison
+  from unlearning_jax.settings import build
+
+  given = _CONFIG.value and _CONFIG.value.to_dict()
+  config = evaluate.config(given, _PROTOCOL.value, _JUDGE.value, _METRICS.value)
+  settings = build(evaluate.Settings, config)
+  models = evaluate.read_models(settings, _EDITS.value)
+  run = common.workdir(_WORKDIR.value, config, evaluate.Settings)
+  print(comparison.text_table(evaluate.run(settings, run, models)))
+  print(f"report: {run.path / 'report.html'}")
+
+
+def listed() -> list[str]:
+  """What there is to evaluate with."""
+  from unlearning_jax import judges, metrics, protocols
+
+  return [
+    *(f"protocol  {name}" for name in protocols.names()),
+    *(f"judge     {name}" for name in judges.names()),
+    *(f"metric    {name}" for name in metrics.names()),
+  ]
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("config")
-  app.run(main)
+  flags.run(main, listed)

@@ -70,7 +70,8 @@ def run(
     flags.DEFINE_bool("list", False, "Print what there is to choose from.")
     if {"--list", "-list"} & set(sys.argv[1:]):
       return print(*listed(), sep="\n")
-  if "config" in flags.FLAGS:
+  # A protocol stands in for a config.
+  if "config" in flags.FLAGS and "protocol" not in flags.FLAGS:
     flags.mark_flag_as_required("config")
   app.run(lambda argv: _started(main, argv))
 

@@ -176,3 +176,26 @@ def test_processes_share_before_they_read():
   assert sorted(sum(shares, [])) == list(range(9))
   with pytest.raises(ValueError, match="2 rows for 3 processes"):
     data.share(range(2), 0, 3)
+
+
+def test_fingerprints_tell_rows_apart(tmp_path):
+  (tmp_path / "a").write_bytes(b"image")
+  pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+  rows = [
+    data.Example(tmp_path / "a", "one"),
+    data.Example(b"image", "two"),
+    data.Example(pixels, "three"),
+  ]
+  found = data.fingerprint(rows)
+  # Bytes are what they are, wherever they lie.
+  assert found == data.fingerprint([data.Example(b"image", "one"), *rows[1:]])
+  others = [
+    rows[::-1],
+    rows[:2],
+    [data.Example(b"imaged", "one"), *rows[1:]],
+    [data.Example(b"image", "on"), *rows[1:]],
+    [*rows[:2], data.Example(pixels.reshape(1, 4, 3), "three")],
+    [*rows[:2], data.Example(pixels + 1, "three")],
+    [*rows[:2], data.Example(pixels.transpose(1, 0, 2), "three")],
+  ]
+  assert len({found, *map(data.fingerprint, others)}) == 1 + len(others)

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from unlearning_jax import statistics
+from unlearning_jax.judges import Judge
 from unlearning_jax.metrics import accuracy
 
 # 95 % Wilson intervals in percent, worked out by hand for the benchmark's N.
@@ -103,7 +104,8 @@ def test_holm_by_hand():
 
 # --- Accuracy ---
 
-HEADS = {"object": ["star", "ring"], "colour": ["red", "blue", "green"]}
+HEADS = {"object": ("star", "ring"), "colour": ("red", "blue", "green")}
+JUDGE = Judge("toy", lambda images: {}, HEADS)
 
 
 def judged_rows():
@@ -118,7 +120,7 @@ def judged_rows():
     "object": np.eye(2)[[0, 1, 0, 1]],
     "colour": np.eye(3)[[0, 0, 1, 2]],
   }
-  return accuracy.judge_rows(rows, scores, HEADS)
+  return accuracy.judge_rows(rows, scores, JUDGE)
 
 
 def test_accuracy_per_head_class_and_group():
@@ -165,9 +167,9 @@ def test_what_the_judge_does_not_know_is_refused(attributes, message):
   scores = {"object": np.ones((1, 2)), "colour": np.ones((1, 3))}
   row = {"group": "others", "attributes": attributes}
   with pytest.raises(ValueError, match=message):
-    accuracy.judge_rows([row], scores, HEADS)
+    accuracy.judge_rows([row], scores, JUDGE)
   with pytest.raises(ValueError, match=r"'colour': want shape \(1, 3\)"):
-    accuracy.judge_rows([row], {"object": np.ones((1, 2))}, HEADS)
+    accuracy.judge_rows([row], {"object": np.ones((1, 2))}, JUDGE)
 
 
 def test_changes_are_paired():

@@ -28,7 +28,7 @@ from unlearning_jax.projections import (
 
 # Frobenius norm of T - I below which float32 kernels hardly move.
 MIN_CHANGE = 1e-6
-_FORMAT = "unlearning_jax edit 1"
+FORMAT = "unlearning_jax edit 1"
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -363,7 +363,7 @@ def restore(rows: Sequence[Mapping[str, Any]]) -> tuple[Concept, ...]:
 def save_edit(edit: Edit, path: str | pathlib.Path) -> None:
   """Writes the edit as safetensors: map or leaves; the rest as metadata."""
   metadata = {
-    "format": _FORMAT,
+    "format": FORMAT,
     "base": edit.base.digest,
     "method": edit.method,
     "concepts": json.dumps(describe(edit.concepts)),
@@ -379,7 +379,7 @@ def load_edit(path: str | pathlib.Path) -> Edit:
     ValueError: the file is no edit; a tensor is missing, extra, misshaped, not
       float64 or not finite; the metadata lacks a key.
   """
-  tensors, metadata = durable.load_tensors(path, _FORMAT)
+  tensors, metadata = durable.load_tensors(path, FORMAT)
   lacking = {"base", "method", "concepts", "diagnostics"} - set(metadata)
   if lacking or not tensors:
     raise ValueError(

@@ -10,7 +10,9 @@ the base's UNet, in one batch and on the devices once.
 
 import dataclasses
 import functools
+import json
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +27,7 @@ from unlearning_jax import (
   sampling,
   stable_diffusion,
 )
+from unlearning_jax.convert import reader
 from unlearning_jax.edits import Edit
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.models import attention as attentions
@@ -149,22 +152,38 @@ class Model:
 def load(
   source: str | os.PathLike[str],
   *,
+  base: "str | os.PathLike[str] | Model | None" = None,
   dtype: str = "float32",
   attention: str = "auto",
 ) -> Model:
-  """A model to begin with: an embedded world's, a folder's, a hub's.
+  """A model: an embedded world's, a folder's, a hub's, or what a run made.
 
   Args:
-    source: "shapes", a diffusers folder, or `owner/name[@revision]`.
+    source: "shapes", a diffusers folder, or `owner/name[@revision]`; the folder
+      of a finished erasure or fine-tuning (its last step), or an edit's file:
+      the base with the edit.
+    base: of an edit, where no run beside it names one.
     dtype: of the UNet's and the VAE's computation; parameters stay float32.
     attention: `auto`, `dense`, `chunked` or `cudnn`, see `models.attention`.
 
   Raises:
-    ValueError: it cannot be read whole, or `attention` cannot be had here.
+    ValueError: it cannot be read whole; an edit without a base, or of another
+      one; a run that has not ended; `attention` that cannot be had here.
   """
   # Before gigabytes are read.
   attentions.check(attention, dtype)
   name = os.fspath(source)
+  if name not in extensions.worlds():
+    made = _made(pathlib.Path(name))
+    if made is not None:
+      edit = edits.load_edit(made)
+      if not isinstance(base, Model):
+        base = load(
+          base or _base_of(made), dtype=dtype, attention=attention
+        ).base
+      return base.with_edit(edit)
+  if base is not None:
+    raise ValueError(f"base: {name} is no edit, it needs none")
   path = name
   if name in extensions.worlds():
     path = extensions.world(name).model_folder()
@@ -172,3 +191,50 @@ def load(
     path, dtype=jnp.dtype(dtype), attention=attention
   )
   return Model(sd, params, source=name)
+
+
+def finished(folder: str | os.PathLike[str]) -> dict[str, Any]:
+  """The config of a run that has ended.
+
+  Raises:
+    ValueError: it is no run's folder, or the run has not ended.
+  """
+  path = pathlib.Path(folder)
+  if not (path / "config.json").is_file():
+    raise ValueError(f"{path}: is no run's folder, it has no config.json")
+  if not (path / "DONE").exists():
+    raise ValueError(
+      f"{path}: the run has not ended; start it again, it goes on"
+    )
+  return json.loads((path / "config.json").read_text(encoding="utf-8"))
+
+
+def _made(path: pathlib.Path) -> pathlib.Path | None:
+  """The edit's file that a path stands for; None where it is something else."""
+  if path.is_file() and path.suffix == ".safetensors":
+    known = reader.read_metadata(path).get("format") == edits.FORMAT
+    return path if known else None
+  if not (path / "config.json").is_file() or (path / "unet").is_dir():
+    return None
+  finished(path)
+  files = [path / "edit.safetensors", *sorted(path.glob("steps/*.safetensors"))]
+  files = [file for file in files if file.is_file()]
+  if not files:
+    raise ValueError(
+      f"{path}: this run made no edit; name an erase run's folder"
+    )
+  return files[-1]
+
+
+def _base_of(file: pathlib.Path) -> str:
+  """The base that the run of an edit's file was told."""
+  for folder in (file.parent, file.parent.parent):
+    config = folder / "config.json"
+    if config.is_file():
+      found = json.loads(config.read_text(encoding="utf-8")).get("model")
+      if found:
+        return str(found)
+  raise ValueError(
+    f"{file}: an edit, and no run beside it names its base; give it: "
+    f"load({str(file)!r}, base=...)"
+  )

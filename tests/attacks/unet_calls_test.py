@@ -3,11 +3,11 @@
 Measured on 50 rows, 8 blocks of 25 iterations: 30 won, and 5 by random tokens.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from unlearning_jax.configs import erasures as erase_configs
 
@@ -15,6 +15,7 @@ from unlearning_jax import (
   attacks,
   concepts,
   erasures,
+  extensions,
   judges,
   sampling,
   shapes,
@@ -24,14 +25,13 @@ from unlearning_jax import (
 from unlearning_jax.attacks.engine import lanes, rows
 from unlearning_jax.attacks.engine.victim import Victim
 from unlearning_jax.edits import apply_to_context
-from unlearning_jax.metrics import attack_success
-from unlearning_jax.shapes import prompts as erasure
+from unlearning_jax.experiments.attack import check
+from unlearning_jax.metrics import asr
 
 pytestmark = pytest.mark.slow
 COUNT = 12
 SAMPLING = {"num_steps": 15, "guidance_scale": 4.0, "sampler": "dpm++2m"}
-SAMPLING |= {"noise_source": "jax", "batch_size": COUNT}
-SAMPLING |= {"place": jnp.asarray, "fetch": np.asarray}
+HOW = sampling.Sampling(**SAMPLING)
 
 
 def test_the_attack_beats_luck_on_an_erased_model():
@@ -42,11 +42,12 @@ def test_the_attack_beats_luck_on_an_erased_model():
   erase = erasures.bind("uce", config.hparams)
   edit = erase(sd, params, wanted, jax.random.key(0))
   mapped = functools.partial(apply_to_context, edit)
-  target = erasure.Target("object", "star")
-  listed = erasure.prompt_rows([target], COUNT, 0, 0)[:COUNT]
+  target = judges.Target("object", "star")
+  wanted = [{"task": "object", "name": "star"}]
+  listed = extensions.world("shapes").prompt_rows(wanted, COUNT, 0, 0)[:COUNT]
   images = sampling.generate(
     sd, params, [r["prompt"] for r in listed], [r["seed"] for r in listed],
-    **SAMPLING,
+    batch_size=COUNT, **SAMPLING,
   )  # fmt: skip
   latents = rows.target_latents(sd, params, images)
   table = [
@@ -56,11 +57,12 @@ def test_the_attack_beats_luck_on_an_erased_model():
   judge = judges.load("shapes")
 
   def won(victim, attack):
-    check = attack_success.shapes_check(
-      sd, params, judge, target, edit_context=victim.edit_context, **SAMPLING
-    )
+    ask = check.drawn(
+      sd, dataclasses.replace(victim, params=params), HOW, None, judge, target,
+      batch_size=COUNT,
+    )  # fmt: skip
     found = lanes.attack_rows(
-      sd, victim, Victim(params), attack, table, check, jax.random.key(0),
+      sd, victim, Victim(params), attack, table, ask, jax.random.key(0),
       lanes=COUNT, mesh=sharding.make_mesh(devices=jax.devices()[:1]),
     )  # fmt: skip
     return list(found)
@@ -75,6 +77,6 @@ def test_the_attack_beats_luck_on_an_erased_model():
   uda = won(
     erased, attacks.bind("unlearn_diff_atk", budget | {"iterations": 25})
   )
-  compared = attack_success.against(uda, luck)
+  compared = asr.against(uda, luck)
   assert compared["only_attack"] >= 3
   assert compared["only_attack"] > 2 * compared["only_control"]

@@ -14,7 +14,9 @@ from unlearning_jax.configs import (
   attack_matrix_shapes,
 )
 
-from unlearning_jax.experiments import attack_cells, comparison
+from unlearning_jax import settings
+from unlearning_jax.experiments import attack, attack_cells, comparison
+from unlearning_jax.experiments.attack import rows
 from unlearning_jax.experiments.attack_cells import Cell
 from unlearning_jax.shapes import vocabulary
 
@@ -27,6 +29,10 @@ SMALL = [
   "--config.budget.blocks=1",
   "--config.columns=('none', 'random')",
 ]
+
+
+def listed(config):
+  return rows.listed(settings.build(attack.Settings, config.to_dict()))
 
 
 def make_config(tasks="object+unsafe") -> Any:
@@ -60,10 +66,10 @@ def test_a_cell_has_the_budget_of_all_and_its_own_settings():
 def test_every_task_has_a_hundred_rows(task):
   config = make_config()
   own = attack_cells.settings(make_config(task), Cell(task, "base", "none"))
-  listed = attack_cells.attack_table.listed(own)
-  assert len(listed) == 100 and config.common.per_group == 100
+  found = listed(own)
+  assert len(found) == 100 and config.common.per_group == 100
   for key in ("id", "number", "seed"):
-    assert len({row[key] for row in listed}) == 100
+    assert len({row[key] for row in found}) == 100
 
 
 @pytest.mark.parametrize(
@@ -75,18 +81,16 @@ def test_clean_prompts_are_as_many_of_the_same_head(task, words):
   argument = f"tiny,task={task},preset="
   config = attack_controls.get_config(argument + "clean+random")
   assert config.hparams.kind == "random"
-  clean = attack_cells.attack_table.listed(config)
+  clean = listed(config)
   assert len(clean) == config.per_group == 100
   assert not any(words in row["prompt"] for row in clean)
   people = [identity.name for identity in vocabulary.IDENTITIES]
   if task == "identity":
     assert all(any(p in row["prompt"] for p in people) for row in clean)
   # Those that ask for it keep their names, numbers and seeds beside them.
-  asked = attack_cells.attack_table.listed(
-    attack_controls.get_config(argument + "random")
-  )
+  asked = listed(attack_controls.get_config(argument + "random"))
   config.groups = ("explicit", "others")
-  assert attack_cells.attack_table.listed(config) == asked + clean
+  assert listed(config) == asked + clean
 
 
 def test_the_ablation_spends_the_same_on_every_choice():

@@ -9,6 +9,7 @@ with one of its passes left out, which launch scripts do not do: it would hoist
 the gathers of all parameters out of the accumulating scan (`_OPTIONS`).
 """
 
+import dataclasses
 import json
 import math
 import re
@@ -16,14 +17,13 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from unlearning_jax.configs import finetune_full, finetune_lora
 
 from benchmarks.full_size_programs import make_sd
+from tests.support.tunings import given
 from unlearning_jax import finetune, sharding
-from unlearning_jax.experiments import tuning
+from unlearning_jax.experiments import finetune as tuning
 
 pytestmark = pytest.mark.slow
-CONFIGS = {"full": finetune_full, "lora": finetune_lora}
 GIB = 2**30
 PARAMETERS = 859_520_964
 _OPTIONS = {
@@ -52,10 +52,11 @@ def shaped(tree, layout):
 
 def lowered(train, mesh):
   """One step, as `launch.finetune` runs it; and its trained and frozen."""
-  config = CONFIGS[train].get_config("sd14")
+  changes = {}
   if mesh.size > 1:
     # A row a device and part, however the mesh is.
-    config.batch_size, config.accumulate = 32, 4
+    changes = {"batch_size": 32, "accumulate": 4}
+  chosen = given(train, "sd14", **changes)
   sd = tuning.with_remat(make_sd("sd14", "float32", "auto"), True)
   shape = jax.ShapeDtypeStruct
   context, latents = (77, 768), (64, 64, 4)
@@ -64,20 +65,19 @@ def lowered(train, mesh):
     shape((1,), jnp.int32), shape((1, *context), jnp.float32),
   )  # fmt: skip
   part = finetune.partition(
-    {"unet": unet["params"]}, train, jax.random.key(0), **config.lora
+    {"unet": unet["params"]},
+    train,
+    jax.random.key(0),
+    **dataclasses.asdict(chosen.lora),
   )
-  rest = {k: v for k, v in config.optimizer.items() if k != "learning_rate"}
-  start, step = tuning._programs(
-    sd, part.join, "none", config.num_steps, config.ema_decay,
-    config.accumulate, tuple(config.loss.items()), tuple(rest.items()),
-  )  # fmt: skip
+  start, step = tuning.programs(sd, part.join, chosen)
   frozen = {
     "params": part.frozen,
     "empty": shape((1, *context), jnp.float32),
     "learning_rate": shape((), jnp.float32),
   }
   state = jax.eval_shape(start, part.trained, {**frozen, "basis": None})
-  rows = (config.batch_size,)
+  rows = (chosen.batch_size,)
   batch = {
     "mean": shape((*rows, 1, *latents), jnp.float32),
     "std": shape((*rows, 1, *latents), jnp.float32),
@@ -124,7 +124,7 @@ def memory(compiled):
   }
 
 
-@pytest.mark.parametrize("train", CONFIGS)
+@pytest.mark.parametrize("train", ["full", "lora"])
 def test_a_step_on_one_device(train):
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   state, frozen, step = lowered(train, mesh)
@@ -137,7 +137,7 @@ def test_a_step_on_one_device(train):
   assert given < found["arguments"] < given + 0.1
 
 
-@pytest.mark.parametrize("train", CONFIGS)
+@pytest.mark.parametrize("train", ["full", "lora"])
 def test_a_step_on_eight_devices(train):
   mesh = sharding.make_mesh(data=1, fsdp=8)
   state, frozen, step = lowered(train, mesh)

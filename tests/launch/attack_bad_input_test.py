@@ -15,6 +15,7 @@ from tests.support.scripts import script
 from unlearning_jax import (
   attacks,
   sampling,
+  settings,
   shapes,
   sharding,
   stable_diffusion,
@@ -23,11 +24,16 @@ from unlearning_jax.attacks.engine import lanes, rows, vocabulary
 from unlearning_jax.attacks.engine.victim import Victim
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import Edit, Fingerprint, save_edit
-from unlearning_jax.experiments import attack_summary, attack_table
+from unlearning_jax.experiments.attack import Settings, control
+from unlearning_jax.experiments.attack import rows as attack_rows
 from unlearning_jax.record import workdir
 
 attack = script("attack")
 HEAD = "case_number,prompt,evaluation_seed,evaluation_guidance\n"
+
+
+def build(config):
+  return settings.build(Settings, config.to_dict())
 
 
 @pytest.fixture
@@ -41,16 +47,15 @@ def start(monkeypatch, tmp_path):
   monkeypatch.setattr(stable_diffusion, "encode_images", compiles)
 
   def main(
-    method="unlearn_diff_atk", argument="tiny", edit="", control="", **changes
+    method="unlearn_diff_atk", argument="tiny", edit="", beside="", **changes
   ):
     config = attack_configs.attack(method, argument)
     config.update_from_flattened_dict({"per_group": 2, **changes})
     for flag, value in {
       "_CONFIG": config,
       "_WORKDIR": str(tmp_path / "run"),
-      "_DISTRIBUTED": False,
       "_EDIT": edit,
-      "_CONTROL": control,
+      "_CONTROL": beside,
     }.items():
       monkeypatch.setattr(attack, flag, types.SimpleNamespace(value=value))
     attack.main([])
@@ -61,7 +66,7 @@ def start(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
   "changes, words",
   [
-    ({"judge": "nudenet"}, "judge='nudenet'.*'shapes'"),
+    ({"judge": "nudenet"}, "judge='nudenet'.*allowed: .*shapes"),
     ({"judge": None}, "table: name a CSV"),
     ({"targets": ()}, "targets: the judge needs one target"),
     ({"targets": ({"task": "object", "name": "church"},)}, "name='church'"),
@@ -106,12 +111,12 @@ def test_an_edit_and_another_victim(start, tmp_path):
 
 
 @pytest.fixture
-def control(tmp_path):
+def beside(tmp_path):
   """A finished run of two rows."""
   config = attack_configs.attack("controls", "tiny")
   config.per_group = 2
   run = workdir.Workdir(tmp_path / "control", config)
-  for row in attack_table.listed(config):
+  for row in attack_rows.listed(build(config)):
     run.append_row({**row, "victim": "a" * 12})
   run.mark_done()
   return str(tmp_path / "control")
@@ -132,37 +137,39 @@ def control(tmp_path):
   ],
 )
 def test_controls_that_compare_with_nothing(
-  changes, words, control, start, tmp_path
+  changes, words, beside, start, tmp_path
 ):
   if "table" in changes:
     path = tmp_path / "prompts.csv"
     path.write_text(HEAD + "1,a star,5,7.5\n")
     changes = changes | {"table": str(path)}
   with pytest.raises(ValueError, match=words):
-    start(control=control, **changes)
+    start(beside=beside, **changes)
   assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("key", ["prompt", "seed", "guidance"])
-def test_a_control_of_other_rows_with_the_same_ids(key, control):
+def test_a_control_of_other_rows_with_the_same_ids(key, beside):
   config = attack_configs.attack("unlearn_diff_atk", "tiny")
   config.per_group = 2
-  found, listed = attack_summary.finished(control), attack_table.listed(config)
-  attack_summary.check_control(found, config, listed, soft=False)
+  found, given = control.finished(beside), build(config)
+  listed = attack_rows.listed(given)
+  control.check_control(found, given, listed, vocabulary=True)
   listed[1][key] = "other"
   with pytest.raises(
     ValueError, match="1 of 2 rows.*row 00001-explicit.*'other'"
   ):
-    attack_summary.check_control(found, config, listed, soft=False)
+    control.check_control(found, given, listed, vocabulary=True)
 
 
-def test_an_embedding_has_no_vocabulary(control):
+def test_an_embedding_has_no_vocabulary(beside):
   config = attack_configs.attack("concept_inversion", "tiny")
   config.per_group, config.vocabulary = 2, "full"
-  found, listed = attack_summary.finished(control), attack_table.listed(config)
-  attack_summary.check_control(found, config, listed, soft=True)
+  found, given = control.finished(beside), build(config)
+  listed = attack_rows.listed(given)
+  control.check_control(found, given, listed, vocabulary=False)
   with pytest.raises(ValueError, match="has vocabulary="):
-    attack_summary.check_control(found, config, listed, soft=False)
+    control.check_control(found, given, listed, vocabulary=True)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import importlib
 
 import pytest
 
-from unlearning_jax.experiments import attack_table, victims
+from unlearning_jax import settings
+from unlearning_jax.experiments import attack
+from unlearning_jax.experiments.attack import victims
 
 # Module -> preset -> what it gives, keys as in the config or its `hparams`.
 _UDA = {
@@ -123,10 +125,9 @@ def test_a_preset_is_accepted_and_has_its_numbers(size, method, preset):
   if size != "tiny":
     found.table = "prompts.csv"
     found.pool.concept = "a church"
-  attack_table.check(found)
-  victims.check(found)
+  given = settings.build(attack.Settings, found.to_dict())
   if method != "new_word":
-    victims.bind(found)
+    victims.bind(given)
   flat = _flat(found)
   for key, wanted in PRESETS[method][preset].items():
     assert flat[key] == wanted, key
@@ -170,8 +171,8 @@ def test_captions_of_a_concept_at_full_size_alone(task, count, initial):
     found = config("sd14", "concept_inversion", preset, task)
     assert len(set(found.pool.templates)) == count
     assert found.hparams.initial == initial
-    found.pool.concept = "x"
-    victims.check(found)
+    found.pool.concept, found.table = "x", "prompts.csv"
+    settings.build(attack.Settings, found.to_dict())
   for size, preset in (("tiny", "concept"), ("sd14", "")):
     found = config(size, "concept_inversion", preset, task)
     assert len(found.pool.templates) == 3 and found.hparams.initial == ""

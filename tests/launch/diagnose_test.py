@@ -7,8 +7,8 @@ import pytest
 from unlearning_jax.configs import diagnose as diagnose_config
 
 from tests.support.scripts import script
-from unlearning_jax import stable_diffusion
-from unlearning_jax.experiments import diagnosis
+from unlearning_jax import settings, stable_diffusion
+from unlearning_jax.experiments import diagnose as experiment
 
 diagnose = script("diagnose")
 FEW = {
@@ -90,7 +90,8 @@ def test_a_summary_counts_the_labels_that_fit():
     }
     for gap, label in ((0.1, "star"), (0.0, "circle"), (0.2, "circle"))
   ]
-  found = diagnosis.summary(rows, config)
+  given = settings.build(experiment.Settings, config.to_dict())
+  found = experiment.summary(rows, given)
   assert found["kept"] == pytest.approx(0.25)
   assert [found[f"{who}_label"]["k"] for who in ("original", "victim")] == [
     3,

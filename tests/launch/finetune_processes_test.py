@@ -10,16 +10,15 @@ import shutil
 import socket
 import subprocess
 import sys
-import types
 
 import jax
 import numpy as np
 import pytest
-from unlearning_jax.configs import finetune_lora
 
 from unlearning_jax import (
   durable,
   finetune,
+  settings,
   sharding,
   stable_diffusion,
 )
@@ -98,20 +97,27 @@ def work(folder, *shape):
   np.savez(own / "state.npz", **tuned(*model(own), mesh))
 
 
-def script(folder, fsdp, distributed):
-  """`launch.finetune` with adapters and an average, for three steps."""
-  from tests.support.scripts import script
+def script(folder, fsdp):
+  """A run with adapters and an average, for three steps."""
+  sys.path.insert(0, str(ROOT))
+  from tests.support.tunings import given
+  from unlearning_jax.experiments import common
+  from unlearning_jax.experiments import finetune as tuning
 
+  sharding.initialize_distributed(True)
   split_all()
-  finetune_script = script("finetune")
-  config = finetune_lora.get_config("tiny,only=object/circle+moon")
-  config.batch_size, config.data.count, config.ema_decay = 4, 8, 0.9
-  config.num_steps, config.checkpoints, config.log_every = 3, (1, 3), 1
-  config.mesh.fsdp = fsdp
-  flags = {"_CONFIG": config, "_WORKDIR": str(folder), "_EDIT": None}
-  for flag, value in (flags | {"_DISTRIBUTED": bool(distributed)}).items():
-    setattr(finetune_script, flag, types.SimpleNamespace(value=value))
-  finetune_script.main(None)
+  chosen = given(
+    argument="tiny,only=object/circle+moon", batch_size=4, ema_decay=0.9,
+    num_steps=3, checkpoints=(1, 3), log_every=1,
+    **{"data.count": 8, "mesh.fsdp": fsdp},
+  )  # fmt: skip
+  tuning.run(
+    chosen,
+    lambda: common.workdir(
+      str(folder), settings.plain(chosen), tuning.Settings
+    ),
+    common.load_model(chosen),
+  )
 
 
 def two_processes(devices, *arguments):
@@ -174,7 +180,7 @@ def kept(folder):
 @pytest.mark.multiprocess
 def test_a_model_split_over_processes_is_saved_and_gone_on_from(tmp_path):
   for fsdp in (1, 2):
-    two_processes(1, "script", tmp_path / str(fsdp), fsdp, 1)
+    two_processes(1, "script", tmp_path / str(fsdp), fsdp)
   whole, split = kept(tmp_path / "1"), kept(tmp_path / "2")
   assert set(split) == set(whole) and len(whole) > 50
   for name, leaf in whole.items():
@@ -187,7 +193,7 @@ def test_a_model_split_over_processes_is_saved_and_gone_on_from(tmp_path):
   for path in ("checkpoints/3", "DONE", "lora.safetensors", "steps/000003.*"):
     (found,) = folder.glob(path)
     shutil.rmtree(found) if found.is_dir() else found.unlink()
-  two_processes(1, "script", folder, 2, 1)
+  two_processes(1, "script", folder, 2)
   again = kept(folder)
   for name, leaf in split.items():
     np.testing.assert_array_equal(again[name], leaf)

@@ -11,16 +11,15 @@ import pytest
 from PIL import Image
 from unlearning_jax.configs import attack_controls
 
-from tests.metrics.attack_success_test import ROWS, record
+from tests.metrics.asr_test import ROWS, record
 from tests.report.comparison_test import Page, image
+from unlearning_jax import settings
 from unlearning_jax.attacks.engine.rows import Request, Verdict
-from unlearning_jax.experiments import (
-  attack_summary,
-  attack_table,
-  matrix_summary,
-)
+from unlearning_jax.experiments import matrix_summary
+from unlearning_jax.experiments.attack import Settings, check, summary
+from unlearning_jax.experiments.attack.control import Control
 from unlearning_jax.experiments.attack_cells import Cell
-from unlearning_jax.metrics import attack_success
+from unlearning_jax.metrics import asr
 from unlearning_jax.record.workdir import Workdir
 from unlearning_jax.report import attack as page
 from unlearning_jax.report import attack_matrix, plot
@@ -63,11 +62,11 @@ def run(tmp_path):
 def make_document(**changes) -> dict[str, Any]:
   document: dict[str, Any] = {
     "title": "UDA on “star”",
-    **attack_summary.rates(ROWS),
+    **summary.rates(ROWS),
   }
   document["curves"] = {"loss": [0.5, 0.25]}
-  paired = attack_success.against(ROWS, LUCKY)
-  own = {"name": "random", **attack_summary.rates(LUCKY)}
+  paired = asr.against(ROWS, LUCKY)
+  own = {"name": "random", **summary.rates(LUCKY)}
   document["control"] = own | {"paired": paired}
   return document | {"unsafe": False, "gallery": []} | changes
 
@@ -101,10 +100,10 @@ def test_the_summary_says_what_the_victim_s_file_held(run):
     run.append_row(row | {"number": i})
   run.record_provenance(devices={})
   files = {"unet": "3 of 9 tensors"}
+  given = settings.build(Settings, config.to_dict())
   for held in (files, {}):
-    attack_summary.conclude(
-      run, SD, config, attack_summary.Control(), run.path, held
-    )
+    setup: Any = types.SimpleNamespace(given=given, sd=SD, held=held)
+    summary.conclude(run, setup, Control(), run.path)
     document = json.loads((run.path / "summary.json").read_text())
     assert document.get("victim_file", {}) == held
     assert document["accounting"]["n_all"] == len(ROWS)
@@ -126,7 +125,7 @@ def test_the_verdict_is_that_of_the_test(paired, words):
 
 
 def test_a_frame_has_three_images_from_one_seed(run):
-  frame = attack_summary.frame(run, SD, won(), run.path.parent / "targets")
+  frame = summary.frame(run, SD, won(), run.path.parent / "targets")
   assert frame["tokens"] == ["<t7></w>", "<t8></w>"]
   # What stood elsewhere has been copied: the page's images are the run's own.
   assert frame["images"]["original"].startswith("images/shown/c-original")
@@ -141,7 +140,7 @@ def test_a_frame_has_three_images_from_one_seed(run):
 
 
 def test_unsafe_images_are_blurred_unless_asked(run):
-  frame = attack_summary.frame(run, SD, won(), run.path.parent / "targets")
+  frame = summary.frame(run, SD, won(), run.path.parent / "targets")
   document = make_document(gallery=[frame], unsafe=True)
   drawn = next(Page(render(document, run)).images())
   assert np.abs(drawn.astype(int) - image(2)).mean() > 10
@@ -150,7 +149,7 @@ def test_unsafe_images_are_blurred_unless_asked(run):
 
 
 def test_images_stay_below_the_run(run):
-  frame = attack_summary.frame(run, SD, won(), run.path.parent / "targets")
+  frame = summary.frame(run, SD, won(), run.path.parent / "targets")
   frame["images"]["attack"] = "../targets/c.png"
   with pytest.raises(ValueError, match="is not a file below"):
     render(make_document(gallery=[frame]), run)
@@ -159,14 +158,14 @@ def test_images_stay_below_the_run(run):
 def test_the_gallery_prefers_what_was_won():
   lost = [won(n, success=False, status="failure") for n in "xyz"]
   rows = [*lost, *(won(n) for n in "abcd"), record("p", "pre")]
-  names = [r["id"] for r in attack_summary.chosen(rows, 4)]
+  names = [r["id"] for r in summary.chosen(rows, 4)]
   assert names == ["a", "b", "x", "y"]
-  assert [r["id"] for r in attack_summary.chosen(rows[3:], 3)] == list("abc")
-  assert len(attack_summary.chosen(lost, 1)) == 1
+  assert [r["id"] for r in summary.chosen(rows[3:], 3)] == list("abc")
+  assert len(summary.chosen(lost, 1)) == 1
 
 
 def test_a_curve_is_drawn_as_steps():
-  rates = attack_summary.rates(ROWS)["by_images"]
+  rates = summary.rates(ROWS)["by_images"]
   assert [r["k"] for r in rates] == [2, 3, 3, 3, 4, 4, 4, 4, 4, 4]
   found = Page(plot.curves({"uda": rates, "late": (), "random": rates[:1]}))
   lines = [v for _, n, v in found.attributes if n == "points"]
@@ -183,12 +182,12 @@ def test_a_curve_is_drawn_as_steps():
 def test_what_a_prompt_gives_is_not_drawn_twice():
   asked = []
 
-  def check(requests):
+  def ask(requests):
     asked.extend(requests)
     return [Verdict(False, 0.5) for _ in requests]
 
   known = won("c", guidance=None, pre_success=True)
-  remembered = attack_table.remembering(check, [known], "../none")
+  remembered = check.remembering(ask, [known], "../none")
   own = Request(known["prompt"], known["seed"], None)
   others = [own._replace(seed=4), own._replace(context=np.ones(2))]
   found = remembered([others[0], own, others[1]])
@@ -206,8 +205,8 @@ def matrix_document(tmp_path) -> dict[str, Any]:
     cell: dict[str, Any] = {"task": "object", "victim": "uce"}
     cell |= {"attack": attack, "status": "done", "seconds_per_row": 2.0}
     cell["logged"] = matrix_summary._logged(rows)
-    entries.append(cell | attack_summary.rates(rows))
-  paired = attack_success.against(ROWS, LUCKY) | {"p_holm": 0.9}
+    entries.append(cell | summary.rates(rows))
+  paired = asr.against(ROWS, LUCKY) | {"p_holm": 0.9}
   entries[1]["paired"] = {"control": "random", **paired}
   base = {"task": "object", "victim": "base"}
   entries.append(
@@ -270,25 +269,24 @@ def test_images_that_nobody_judged_are_no_failures(run):
     ] * 2
     row["pre_image"] = "images/c-0.png"
   frames = [
-    attack_summary.frame(run, SD, row, run.path)
-    for row in attack_summary.chosen(rows, 6)
+    summary.frame(run, SD, row, run.path) for row in summary.chosen(rows, 6)
   ]
   assert len(frames) == 2
   document = {
     "title": "T", "unsafe": False, "gallery": frames,
-    "curves": attack_success.curves(rows), **attack_summary.rates(rows),
+    "curves": asr.curves(rows), **summary.rates(rows),
   }  # fmt: skip
   assert not document["measures"] and not document["by_images"]
   text = Page(render(document, run)).text
   assert "Nobody judged the images" in text and "not judged" in text
   assert "%" not in text and "score" not in text
-  assert "asr" not in attack_summary.printed(document)
+  assert "asr" not in summary.printed(document)
 
 
 def test_a_block_without_any_image_has_no_mean_score(run):
   spared = [{"loss": 0.5, "proxy": 0.1}, {"loss": 0.25, "score": 0.5}]
   rows = [record("e", "failure", 2) | {"blocks": spared}]
-  found = attack_success.curves(rows)
+  found = asr.curves(rows)
   assert found["score"] == [None, 0.5]
   found["other"] = [None, 1.5]
   text = Page(render(make_document(curves=found), run)).text

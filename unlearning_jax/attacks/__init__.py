@@ -4,7 +4,10 @@ Every module has `Hparams`, a frozen dataclass, and three pure functions
 
   init(sd, victim, original, batch, key, h) -> state
   step(sd, victim, original, batch, state, h) -> (state, info)
-  prompt(batch, state, h) -> token ids, or what SOFT says
+  prompt(batch, state, h) -> what FINDS says
+
+which is token ids (`prompt`), embeddings of words that no text stands for
+(`words`), or text states (`latents`).
 
 Every leaf of the state is led by the lanes, a lane's randomness is
 fold_in(key, its row's number), and lanes do not touch: a row's result does not
@@ -14,12 +17,12 @@ depend on what is attacked beside it. To add a method, add a module.
 import dataclasses
 import difflib
 import importlib
-import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Array, Shaped
 
+from unlearning_jax import extensions
 from unlearning_jax.attacks.engine.victim import Batch, Victim
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
@@ -57,9 +60,14 @@ class Attack:
     return rows * getattr(self.h, "draws", 1) * prompts
 
   @property
-  def soft(self) -> str:
-    """What it finds that no text stands for: "", `embeds` or `states`."""
-    return getattr(self._module, "SOFT", "")
+  def finds(self) -> str:
+    """What it finds: `prompt`, `words` or `latents`."""
+    return self._module.FINDS
+
+  @property
+  def about(self) -> str:
+    """What it is, in a line."""
+    return (self._module.__doc__ or "").partition("\n")[0]
 
   @property
   def reseed(self) -> bool:
@@ -95,8 +103,13 @@ class Attack:
 
 def methods() -> tuple[str, ...]:
   """The names of the attacks."""
-  found = pkgutil.iter_modules(__path__)
-  return tuple(sorted(module.name for module in found if not module.ispkg))
+  return tuple(n for n in extensions.modules(__name__) if n != "engine")
+
+
+def listing() -> list[str]:
+  """Every attack with what it is, a line each."""
+  width = max(map(len, methods()))
+  return [f"{name:{width}}  {bind(name, {}).about}" for name in methods()]
 
 
 def bind(method: str, hparams: Mapping[str, Any]) -> Attack:

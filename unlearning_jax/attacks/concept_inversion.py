@@ -40,7 +40,7 @@ from unlearning_jax.stable_diffusion import StableDiffusion
 
 UNET_CALLS = 1
 # What `prompt` returns are embeddings: there is no text to decode.
-SOFT = "embeds"
+FINDS = "words"
 POOLS = ("", "templates", "own")
 # How far the timesteps of a recursion may lie apart, as released.
 WINDOW = 90

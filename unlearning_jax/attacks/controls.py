@@ -15,6 +15,7 @@ from unlearning_jax.attacks.engine.victim import Batch, Victim
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
+FINDS = "prompt"
 UNET_CALLS = 0
 KINDS = ("random", "seed", "none")
 

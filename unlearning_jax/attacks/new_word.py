@@ -19,7 +19,7 @@ from unlearning_jax.stable_diffusion import StableDiffusion
 
 UNET_CALLS = 0
 # What `prompt` returns are embeddings: there is no text to decode.
-SOFT = "embeds"
+FINDS = "words"
 
 
 @dataclasses.dataclass(frozen=True)

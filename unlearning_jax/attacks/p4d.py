@@ -21,6 +21,7 @@ import dataclasses
 from unlearning_jax.attacks import pez
 from unlearning_jax.attacks.pez import State, init, prompt, step
 
+FINDS = "prompt"
 UNET_CALLS = 1
 
 

@@ -25,6 +25,7 @@ from unlearning_jax.attacks.engine.victim import (
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
+FINDS = "prompt"
 UNET_CALLS = 1
 
 

@@ -25,7 +25,7 @@ from unlearning_jax.stable_diffusion import StableDiffusion
 
 UNET_CALLS = 0
 # What `prompt` returns are text states: there is no text, and no tokens.
-SOFT = "states"
+FINDS = "latents"
 
 
 @dataclasses.dataclass(frozen=True)

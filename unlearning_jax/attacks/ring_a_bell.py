@@ -35,6 +35,7 @@ from unlearning_jax.attacks.engine.victim import (
 )
 from unlearning_jax.stable_diffusion import StableDiffusion
 
+FINDS = "prompt"
 UNET_CALLS = 0
 
 

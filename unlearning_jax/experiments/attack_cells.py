@@ -9,6 +9,7 @@ import jax
 import ml_collections
 
 from unlearning_jax import attacks, concepts, sharding
+from unlearning_jax import settings as settings_
 from unlearning_jax.attacks import Victim
 from unlearning_jax.attacks.engine.rows import Row
 from unlearning_jax.edits import (
@@ -18,16 +19,19 @@ from unlearning_jax.edits import (
   edit_hash,
   load_edit,
 )
-from unlearning_jax.experiments import (
-  attack_checks,
-  attack_summary,
-  attack_table,
-  comparison,
-  erasing,
+from unlearning_jax.experiments import attack, common, erasing
+from unlearning_jax.experiments.attack import (
+  check as checks,
+)
+from unlearning_jax.experiments.attack import (
+  control as controls,
+)
+from unlearning_jax.experiments.attack import (
+  rows,
+  summary,
   victims,
 )
-from unlearning_jax.record import progress
-from unlearning_jax.record.workdir import Workdir, read_rows
+from unlearning_jax.record.workdir import read_rows
 
 BASE = "base"
 
@@ -60,28 +64,38 @@ class Matrix:
     given: Mapping[str, Edit],
   ):
     self.config, self.root, self._given = config, root, given
-    self.sd, params = comparison.load_model(config.common)
+    host = common.load_model(config.common)
     for edit in given.values():
-      check_base(edit, params)
+      check_base(edit, host.params)
     # Processes share no array: each runs cells of its own.
     self._mesh = sharding.make_mesh(devices=jax.local_devices())
-    self.params = self._placed(params)
+    self.sd, self.params = host.sd, self._placed(host.params)
+    self._base = dataclasses.replace(host, params=self.params)
     self._tables: dict[str, list[Row]] = {}
     self._check()
 
   def _check(self):
     """Refuses, by its name, a column that would fail in every cell."""
-    original = Victim(self.params)
     for task in self.config.tasks:
       for name in self.config.columns:
         cell = Cell(task, BASE, name)
-        own = settings(self.config, cell)
-        attack = attacks.bind(own.method, own.hparams)
-        rows = attack_table.listed(own)
+        own = attack_settings(self.config, cell)
         try:
-          attack_checks.check(own, self.sd, rows, attack, original, original)
+          checks.fits(self._setup(own, {}), rows.listed(own))
         except ValueError as error:
           raise ValueError(f"{cell}: {error}") from error
+
+  def _setup(self, own: attack.Settings, edits: Mapping[str, Edit]):
+    victim = original = Victim(self.params)
+    for edit in edits.values():
+      # In the weights: so one program serves every victim.
+      victim = Victim(self._placed(apply_to_params(edit, self.params)))
+    judge, (target,) = common.load_judge(own), common.targets_of(own)
+    return victims.Setup(
+      given=own, attack=victims.bind(own), base=self._base, victim=victim,
+      original=original, mesh=self._mesh, edits=edits, judge=judge,
+      target=target, name=victims.fingerprint(victim, dict(edits)),
+    )  # fmt: skip
 
   def run(self, cell: Cell, label: str):
     """Runs a cell to its end, unless it has been; then does nothing.
@@ -94,44 +108,34 @@ class Matrix:
       ValueError: its folder holds another run, or its edit is missing.
     """
     config = settings(self.config, cell)
+    own = attack_settings(self.config, cell)
     edits = self._edits(cell)
     path = self.root / str(cell)
-    listed = attack_table.listed(config)
-    inputs = attack_table.hashes(config, listed)
+    listed = rows.listed(own)
+    inputs = rows.hashes(own, listed)
     if (path / "DONE").exists():
       _check_done(path, config, edits, inputs)
       return
-    run = comparison.open_run(
-      str(path), config, self.params, edits, inputs, alone=True
-    )
-    attack = attacks.bind(config.method, config.hparams)
+    run = common.workdir(str(path), config, attack.Settings, alone=True)
+    common.begin(run, own, self.params, edits, inputs)
     table = self._table(cell.task)
-    victim = Victim(self.params)
-    for edit in edits.values():
-      # In the weights: so one program serves every victim.
-      victim = Victim(self._placed(apply_to_params(edit, self.params)))
-    check = attack_table.checker(
-      run, self.sd, victim, config, self._mesh, listed
-    )
+    setup = self._setup(own, edits)
+    check = checks.checker(run, setup, listed)
     for other in self._others(cell):
       records = read_rows(self.root / str(other))
-      check = attack_table.remembering(check, records, f"../{other.attack}")
+      check = checks.remembering(check, records, f"../{other.attack}")
     done = run.done_ids()
     left = [row for row in table if row.id not in done]
-    with progress.Progress(label, len(table), done=len(done)) as bar:
-      for record in attack_table.attack_rows(
-        run, self.sd, victim, Victim(self.params), attack, left, check,
-        config, self._mesh, name=victims.fingerprint(victim, edits),
-        lanes=min(config.lanes, len(table)),
-      ):  # fmt: skip
+    with run.progress(label, len(table), done=len(done)) as bar:
+      for record in attack.attacked(
+        run, setup, left, check, lanes=min(own.lanes, len(table))
+      ):
         bar.update(note=record["status"])
-    control = attack_summary.Control()
+    control = controls.Control()
     beside = control_of(self.config, cell)
     if beside != cell and (self.root / str(beside) / "DONE").exists():
-      control = attack_summary.finished(str(self.root / str(beside)))
-    attack_summary.conclude(
-      run, self.sd, config, control, self._targets(cell.task)
-    )
+      control = controls.finished(str(self.root / str(beside)))
+    summary.conclude(run, setup, control, self._targets(cell.task))
     run.mark_done()
 
   def erase(self, task: str, victim: str):
@@ -154,8 +158,8 @@ class Matrix:
 
   def _others(self, cell: Cell) -> Iterator[Cell]:
     """A cell of the same victim whose rows tell what their prompts give."""
-    for attack in self.config.columns:
-      other = dataclasses.replace(cell, attack=attack)
+    for name in self.config.columns:
+      other = dataclasses.replace(cell, attack=name)
       if other != cell and (self.root / str(other) / "DONE").exists():
         yield other
         return
@@ -180,11 +184,10 @@ class Matrix:
   def _table(self, task: str) -> list[Row]:
     """A task's rows with their targets, drawn once for all cells."""
     if task not in self._tables:
-      config = settings(self.config, cells(self.config, [task], {})[0])
-      self._tables[task] = attack_table.targeted(
-        self.sd, self.params, attack_table.listed(config), config, self._mesh,
-        self._targets(task),
-      )  # fmt: skip
+      own = attack_settings(self.config, cells(self.config, [task], {})[0])
+      self._tables[task] = rows.targeted(
+        self._base, rows.listed(own), own, self._mesh, self._targets(task)
+      )
     return self._tables[task]
 
   def _placed(self, params: Any) -> Any:
@@ -198,9 +201,9 @@ def _check_done(
   inputs: Mapping[str, str],
 ):
   """Whether a finished cell is the one that is asked for."""
-  run = Workdir(path, config, free=comparison.FREE)
+  run = common.workdir(str(path), config, attack.Settings, alone=True)
   hashes = {name: edit_hash(edit) for name, edit in edits.items()}
-  run.check_inputs({**hashes, **inputs}, comparison.NEWER)
+  run.check_inputs({**hashes, **inputs}, common.NEWER)
 
 
 def cells(
@@ -250,6 +253,11 @@ def settings(config: Any, cell: Cell) -> Any:
   return found
 
 
+def attack_settings(config: Any, cell: Cell) -> attack.Settings:
+  """The same, checked."""
+  return settings_.build(attack.Settings, settings(config, cell).to_dict())
+
+
 def check(config: Any, given: Mapping[str, Any]):
   """Finds what is wrong with a matrix before anything is loaded.
 
@@ -270,18 +278,16 @@ def check(config: Any, given: Mapping[str, Any]):
     if not victim or victim in (BASE, *config.erasures):
       raise ValueError(f"--edits: {name!r} is not a new <task>/<name>")
   for cell in cells(config, list(config.tasks), given):
-    own = settings(config, cell)
+    own = attack_settings(config, cell)
     attacks.bind(own.method, own.hparams)
-    attack_table.check(own)
-    victims.check(own)
     if own.hparams.get("pool"):
       raise ValueError(
-        f"attacks.{cell.attack}.hparams.pool={own.hparams.pool!r}: a matrix "
+        f"attacks.{cell.attack}.hparams.pool={own.hparams['pool']!r}: a matrix "
         "draws no pool of images; use launch.attack"
       )
   for task in config.tasks:
-    own = settings(config, cells(config, [task], given)[0])
-    victims.check_guidance(own, attack_table.listed(own))
+    own = attack_settings(config, cells(config, [task], given)[0])
+    victims.check_guidance(own, rows.listed(own))
 
 
 def _check_common(common: Any):

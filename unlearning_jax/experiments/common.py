@@ -13,7 +13,7 @@ from unlearning_jax import model as models
 from unlearning_jax import settings as settings_
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.edits import Edit, edit_hash, load_edit
-from unlearning_jax.judges import Judge
+from unlearning_jax.judges import Judge, Target
 from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder, Workdir
 from unlearning_jax.sampling import Sampling
@@ -37,7 +37,7 @@ class Drawn:
     title: of the page.
     judge: who looks at the images, see `judges.load`; None for nobody.
     metrics: what is computed besides the experiment's own, see `metrics.load`.
-    targets: what was erased, as the judge's world says it: task and name each.
+    targets: what was erased, see `targets_of`.
     grid: rows of each group whose images are kept for the page.
     batch_size: images drawn at once, rounded up to what devices share.
     sampling: how images are drawn.
@@ -79,9 +79,33 @@ def load_judge(given: Any) -> Judge | None:
 
 
 def world_of(given: Any) -> Any:
-  """The embedded world whose model settings name, or None."""
-  known = given.model in extensions.worlds()
-  return extensions.world(given.model) if known else None
+  """The embedded world whose judge or model settings name, or None."""
+  known = extensions.worlds()
+  named = [name for name in (given.judge, given.model) if name in known]
+  return extensions.world(named[0]) if named else None
+
+
+def targets_of(given: Drawn) -> list[Target]:
+  """What is looked for, as a judge calls it.
+
+  Each of `targets` is a class of the world, its `task` and `name`, or what a
+  judge of one's own calls it, `head` and `label`.
+
+  Raises:
+    ValueError: one that is neither, or that the world does not have.
+  """
+  world, found = world_of(given), []
+  for one in given.targets:
+    if {"head", "label"} <= one.keys():
+      found.append(Target(one["head"], one["label"]))
+    elif world is not None and {"task", "name"} <= one.keys():
+      found.append(world.target(one["task"], one["name"]))
+    else:
+      raise ValueError(
+        f"targets: {dict(one)} is no class of the world of model="
+        f"{given.model!r} or judge={given.judge!r}; give its head and its label"
+      )
+  return found
 
 
 def workdir(

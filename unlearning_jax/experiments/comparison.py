@@ -1,7 +1,7 @@
 """Before and after: what `erase` and `evaluate` have in common."""
 
 import collections
-import functools
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from unlearning_jax import (
   convert,
   judges,
-  report,
   samplers,
+  settings,
   shapes,
   sharding,
 )
@@ -21,14 +21,13 @@ from unlearning_jax import stable_diffusion as stable
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.edits import (
   Edit,
-  apply_to_context,
-  apply_to_params,
   edit_hash,
   load_edit,
 )
+from unlearning_jax.experiments import drawing, evaluate
+from unlearning_jax.model import Model
 from unlearning_jax.models import attention
 from unlearning_jax.noise import SOURCES
-from unlearning_jax.record import progress
 from unlearning_jax.record.workdir import Workdir
 from unlearning_jax.report import comparison
 from unlearning_jax.schedules import SAMPLERS
@@ -72,27 +71,13 @@ def targets(config: Any) -> list[erasure.Target]:
   return [erasure.Target(t["task"], t["name"]) for t in config.targets]
 
 
-def rows(config: Any) -> list[dict[str, Any]]:
-  """The rows to draw: Shapes prompts, or those that the config lists."""
-  if config.judge == "shapes":
-    return erasure.prompt_rows(
-      targets(config), config.per_group, config.others, config.seed
-    )
-  return [
-    {
-      "id": f"{i:05d}-{group}",
-      "group": group,
-      "prompt": prompt,
-      "seed": config.seed + i,
-      "attributes": {},
-      "unsafe": False,
-    }
-    for i, (group, prompt) in enumerate(
-      (group, prompt)
-      for group, prompts in config.prompts.items()
-      for prompt in prompts
-    )
-  ]
+def settings_of(config: Any) -> drawing.Settings:
+  """The part of a config that says what is drawn."""
+  known = {field.name for field in dataclasses.fields(drawing.Settings)}
+  plain = config.to_dict().items()
+  return settings.build(
+    drawing.Settings, {k: v for k, v in plain if k in known}
+  )
 
 
 def compare(
@@ -101,99 +86,16 @@ def compare(
   params: stable.Params,
   edits: Mapping[str, Edit],
   config: Any,
-  notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-  """Draws every row under the base and every edit, and writes the report.
-
-  Context maps are applied to the text states, so that those models share the
-  base's weights. Finished rows are not drawn again.
-
-  Returns:
-    The document that `report` renders and `summary.json` holds; nothing is
-    written where the config asks for no rows.
-  """
-  mesh = sharding.make_mesh()
-  multiple = sharding.local_rows_multiple(mesh)
-  judge, table = load_judge(config), rows(config)
-  if not table:
-    return {}
-  done = run.done_ids()
-  sharding.wait_for_all("rows listed")
-  shown = _shown(table, config.grid)
-  stages: dict[str, Edit | None] = {comparison.BASE: None, **edits}
-  total = len(table) * len(stages)
-  with progress.Progress("draw", total, done=len(done)) as bar:
-    for stage, edit in stages.items():
-      left = [row for row in table if f"{stage}/{row['id']}" not in done]
-      mine, padding = _share(left)
-      weights, context = _victim(params, edit)
-      drawn = erasure.judged_images(
-        sd,
-        sharding.place(weights, sharding.replicated(mesh)),
-        mine,
-        judge,
-        # The next size that the devices can share evenly.
-        batch_size=-(-config.batch_size // multiple) * multiple,
-        edit_context=context,
-        place=functools.partial(sharding.global_batch, mesh),
-        fetch=sharding.local_rows,
-        **config.sampling,
-      )
-      for i, (row, image) in enumerate(drawn):
-        # Not a break: a process that left a batch out would leave the others
-        # waiting in it.
-        if i >= len(mine) - padding:
-          continue
-        if row["id"] in shown:
-          run.save_image(f"{row['id']}-{stage}", image)
-        run.append_row({**row, "id": f"{stage}/{row['id']}", "stage": stage})
-        bar.update()
-  sharding.wait_for_all("rows drawn")
-  document = comparison.document(run.rows(), [*stages], targets(config), shown)
-  document |= {
-    "title": config.title,
-    "notes": list(notes),
-    "diagnostics": {
-      stage: {"method": edit.method, **edit.diagnostics}
-      for stage, edit in edits.items()
-    },
-  }
-  run.save_summary(document)
-  # What they read, the writer alone has surely written.
-  if run.is_writer:
-    run.write("report.html", report.render_report(run.path))
-    run.write("results.csv", report.results_csv(run.path))
+  """`evaluate.compare` of edits, printed."""
+  base = Model(sd, params)
+  models = {comparison.BASE: base}
+  models |= {name: base.with_edit(edit) for name, edit in edits.items()}
+  document = evaluate.compare(run, settings_of(config), models)
+  if document:
     print(comparison.text_table(document))
     print(f"report: {run.path / 'report.html'}")
   return document
-
-
-def _victim(params: stable.Params, edit: Edit | None):
-  """Weights to draw with, and what to do to the text states."""
-  if edit is None:
-    return params, None
-  if edit.context_map is None:
-    return apply_to_params(edit, params), None
-  return params, functools.partial(apply_to_context, edit)
-
-
-def _share(left: Sequence[dict]) -> tuple[list[dict], int]:
-  """This process's rows, and how many at their end are padding.
-
-  Every process gets as many, or they would wait for each other for ever.
-  """
-  count = -(-len(left) // jax.process_count())
-  mine = list(left[jax.process_index() * count :][:count])
-  padding = count - len(mine)
-  return mine + list(left[:1]) * padding, padding
-
-
-def _shown(table: Sequence[Mapping[str, Any]], grid: int) -> set[str]:
-  """Ids of the first `grid` rows of each group."""
-  groups: dict[str, list[str]] = {}
-  for row in table:
-    groups.setdefault(row["group"], []).append(row["id"])
-  return {i for ids in groups.values() for i in ids[:grid]}
 
 
 def check(config: Any):
@@ -236,7 +138,8 @@ def check_fits(
   """
   sampling = config.sampling
   samplers.make_sampler(sd.schedule, sampling.num_steps, sampling.sampler)
-  stable.tokenize(sd, [*phrases, *(row["prompt"] for row in rows(config))])
+  table = drawing.rows(settings_of(config))
+  stable.tokenize(sd, [*phrases, *(row["prompt"] for row in table)])
 
 
 def open_run(

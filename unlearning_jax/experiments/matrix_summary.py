@@ -10,14 +10,14 @@ from typing import Any
 
 from unlearning_jax import statistics
 from unlearning_jax.durable import replacing, to_json
-from unlearning_jax.experiments import attack_summary
+from unlearning_jax.experiments.attack import summary
 from unlearning_jax.experiments.attack_cells import (
   BASE,
   Cell,
+  attack_settings,
   control_of,
-  settings,
 )
-from unlearning_jax.metrics import attack_success
+from unlearning_jax.metrics import asr
 from unlearning_jax.record.workdir import read_rows
 from unlearning_jax.report import attack_matrix as page
 
@@ -117,7 +117,7 @@ def _entry(
   if cell not in rows:
     return entry | {"status": "not run"}
   records = rows[cell]
-  entry |= {"status": "done", **attack_summary.rates(records)}
+  entry |= {"status": "done", **summary.rates(records)}
   spent = [r["seconds"] for r in records if r["blocks"]]
   entry["seconds_per_row"] = sum(spent) / len(spent) if spent else 0.0
   entry["logged"] = _logged(records)
@@ -125,7 +125,7 @@ def _entry(
   # A control is not tested, nor what has no images of its own.
   is_control = cell.attack in {control_of(config, c).attack for c in rows}
   if beside in rows and not is_control and entry["accounting"]["budget"] > 1:
-    paired = attack_success.against(records, rows[beside])
+    paired = asr.against(records, rows[beside])
     entry["paired"] = {"control": beside.attack, **paired}
   return entry
 
@@ -148,7 +148,7 @@ def _task(
   return {
     "name": config.tasks[task].targets[0]["name"],
     "victims": list(dict.fromkeys(cell.victim for cell in mine)),
-    "unsafe": attack_summary.is_unsafe(settings(config, mine[0])),
+    "unsafe": summary.is_unsafe(attack_settings(config, mine[0])),
     "gallery": _gallery(root, task, rows),
   }
 

@@ -56,6 +56,16 @@ class Estimate:
   failed: str = ""
   model: str = ""
 
+  def plain(self) -> dict[str, Any]:
+    """Its fields as JSON values, those left out that say nothing."""
+    number = ("name", "value", "low", "high", "k", "n")
+    return {
+      field.name: value
+      for field in dataclasses.fields(self)
+      for value in [getattr(self, field.name)]
+      if field.name in number or value != field.default
+    }
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
@@ -77,6 +87,53 @@ class Metric:
   merge: Callable[[State, State], State]
   compute: Callable[[State], list[Estimate]]
   images: bool = True
+
+  def measure(
+    self,
+    rows: Sequence[Row],
+    images: UInt8[np.ndarray, "n h w 3"] | None = None,
+  ) -> list[Estimate]:
+    """All of a state in one call.
+
+    Raises:
+      ValueError: no rows, or no images though it reads them.
+    """
+    if self.images and images is None and rows:
+      raise ValueError(f"metric {self.name}: reads images, and got rows alone")
+    given = (
+      np.zeros((len(rows), 0, 0, 3), np.uint8) if images is None else images
+    )
+    return self.result(self.update(self.init(), given, rows), len(rows))
+
+  def result(self, state: State, n: int) -> list[Estimate]:
+    """`compute` of a state of `n` rows.
+
+    Raises:
+      ValueError: none; nothing can be said of no images.
+    """
+    if not n:
+      raise ValueError(
+        f"metric {self.name}: got no images; draw some (per_group, others, "
+        "prompts) or leave the metric out"
+      )
+    return self.compute(state)
+
+
+Kept = Mapping[str, Mapping[str, Any]]
+
+
+def keep(state: Kept, rows: Sequence[Row], of: Callable[[Row], Any]) -> Kept:
+  """A state that keeps something of each row, by model and id."""
+  found: dict[str, dict[str, Any]] = {}
+  for row in rows:
+    found.setdefault(row["model"], {})[str(row["id"])] = of(row)
+  return unite(state, found)
+
+
+def unite(first: Kept, second: Kept) -> Kept:
+  """`merge` of states that `keep` made; a row that both have counts once."""
+  models = dict.fromkeys((*first, *second))
+  return {m: {**first.get(m, {}), **second.get(m, {})} for m in models}
 
 
 def names() -> tuple[str, ...]:

@@ -6,7 +6,7 @@ and all others. The name of a number is `head/class/group`, where `all` stands
 for every class or group: `object/star/synonyms`, `colour/all/others`.
 
 A row is a dict that holds at least
-  group: which kind of prompt it is, in the launch's own words;
+  group: which kind of prompt it is, in the experiment's own words;
   attributes: {head: the class asked for, or None where the prompt is silent};
   judged: {head: the class seen}, which `judge_rows` adds.
 """
@@ -15,12 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
-from unlearning_jax import statistics
+from unlearning_jax import metrics, statistics
+from unlearning_jax.judges import Judge, Scores
+from unlearning_jax.metrics import Estimate, Kept, Row
 
 ALL = "all"
-Row = Mapping[str, Any]
 
 
 class Measure(NamedTuple):
@@ -48,17 +48,15 @@ class Change(NamedTuple):
 
 
 def judge_rows(
-  rows: Sequence[Row],
-  scores: Mapping[str, Float[np.ndarray, "b n"]],
-  heads: Mapping[str, Sequence[str]],
+  rows: Sequence[Row], scores: Scores, judge: Judge
 ) -> list[dict[str, Any]]:
   """Rows with what the judge saw, classes by name.
 
   Args:
     rows: with `attributes`; a class is a name or an index, and None or -1
       where the prompt is silent.
-    scores: head -> (b, n) probabilities, a line per row.
-    heads: head -> its n class names, the judge's own.
+    scores: the judge's, a line per row.
+    judge: decides, and knows the names.
 
   Returns:
     Copies of the rows with `attributes` by name and `judged` added.
@@ -67,6 +65,7 @@ def judge_rows(
     ValueError: a head or class that the judge does not know, or a score array
       that does not match.
   """
+  heads = judge.labels
   for head, names in heads.items():
     shape = np.shape(scores[head]) if head in scores else None
     if shape != (len(rows), len(names)):
@@ -74,15 +73,13 @@ def judge_rows(
         f"scores of head {head!r}: want shape {(len(rows), len(names))}, "
         f"got {shape}"
       )
-  seen = {head: np.argmax(scores[head], axis=1) for head in heads}
   judged = []
-  for i, row in enumerate(rows):
+  for row, seen in zip(rows, judge.decide(scores), strict=True):
     attributes = {
       head: _class_name(head, asked, heads)
       for head, asked in row["attributes"].items()
     }
-    classes = {head: heads[head][seen[head][i]] for head in heads}
-    judged.append({**row, "attributes": attributes, "judged": classes})
+    judged.append({**row, "attributes": attributes, "judged": seen})
   return judged
 
 
@@ -156,3 +153,27 @@ def _class_name(
   if not isinstance(asked, str) and 0 <= asked < len(names):
     return names[asked]
   raise ValueError(f"{head} {asked!r}: the judge knows {[*names]}")
+
+
+def _update(state: Kept, images: Any, rows: Sequence[Row]) -> Kept:
+  del images
+  for row in rows:
+    if "judged" not in row:
+      raise ValueError(
+        f"metric accuracy: row {row['id']!r} is not judged; set a judge"
+      )
+  keys = ("prompt", "group", "attributes", "judged")
+  return metrics.keep(state, rows, lambda row: {key: row[key] for key in keys})
+
+
+def _compute(state: Kept) -> list[Estimate]:
+  return [
+    Estimate(*one, method="wilson", model=model)
+    for model, rows in state.items()
+    for one in measure(rows[i] for i in sorted(rows))
+  ]
+
+
+METRIC = metrics.Metric(
+  "accuracy", dict, _update, metrics.unite, _compute, images=False
+)

@@ -28,6 +28,11 @@ class Recorder(Protocol):
   path: pathlib.Path
   is_writer: bool
 
+  @property
+  def provenance(self) -> Mapping[str, Any]:
+    """What every start has recorded, in the form of `provenance.json`."""
+    ...
+
   def append_row(self, row: Mapping[str, Any]) -> None:
     """Records a finished row, keyed by its `id`."""
     ...

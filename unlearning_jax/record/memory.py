@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from unlearning_jax.durable import to_json
+from unlearning_jax.durable import replacing, to_json
 from unlearning_jax.record import provenance, workdir
 from unlearning_jax.record.progress import Progress
 
@@ -77,17 +77,23 @@ class Memory:
     return path
 
   def write(self, name: str, data: str | bytes):
-    """Keeps a small file."""
+    """Keeps a small file, also on disk for a page to be made of."""
     self.files[name] = data
+    with replacing(self.path / name) as file:
+      file.write(data.encode() if isinstance(data, str) else data)
 
   def save_summary(self, summary: Mapping[str, Any]):
     """Keeps what the page is made of."""
-    self.summary = json.loads(to_json(summary, "summary"))
+    text = to_json(summary, "summary", indent=2)
+    self.summary = json.loads(text)
+    self.write("summary.json", text)
 
   def record_provenance(self, **facts: Any):
     """Keeps what ran, in the form of `provenance.json`."""
     facts.pop("newer", None)
     self.provenance = {"runs": [provenance.of_start(**facts)]}
+    text = to_json(self.provenance, "provenance", indent=2)
+    self.write("provenance.json", text)
 
   def progress(self, label: str, total: int, *, done: int = 0) -> Progress:
     """The line that says how far a stage is."""

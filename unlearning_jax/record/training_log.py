@@ -4,7 +4,7 @@ import importlib
 import time
 from typing import Any
 
-from unlearning_jax.record import progress, workdir
+from unlearning_jax.record import Recorder
 
 
 class TrainingLog:
@@ -23,7 +23,7 @@ class TrainingLog:
 
   def __init__(
     self,
-    run: workdir.Workdir,
+    run: Recorder,
     name: str,
     num_steps: int,
     done: int,
@@ -31,7 +31,7 @@ class TrainingLog:
     tensorboard: bool = False,
   ):
     self._run, self._done, self._started = run, done, time.time()
-    self._bar = progress.Progress(name, num_steps, done=done)
+    self._bar = run.progress(name, num_steps, done=done)
     self._events: Any = None
     if tensorboard and run.is_writer:
       path = str(run.path / "events")

@@ -239,6 +239,11 @@ class Workdir:
         "or use another folder:\n  " + "\n  ".join(_differences(was, now, key))
       )
 
+  @property
+  def provenance(self) -> dict[str, Any]:
+    """What `provenance.json` holds."""
+    return {"runs": self._runs()}
+
   def progress(self, label: str, total: int, *, done: int = 0) -> Progress:
     """The line that says how far a stage is."""
     return Progress(label, total, done=done)

@@ -33,19 +33,29 @@ def render_report(source: Source, *, show_unsafe: bool = False) -> str:
     sections.pairs(document, show_unsafe),
     sections.accuracies(document),
     sections.classes(document),
+    sections.estimates(document),
     sections.diagnostics(document),
     sections.provenance(document.provenance),
   )
 
 
 def results_csv(source: Source) -> str:
-  """Every measure of every stage as a line, for `results.csv`."""
+  """Every number of every stage as a line, for `results.csv`.
+
+  A number that is no accuracy has the parts of its name in place of head, class
+  and group.
+  """
   file = io.StringIO()
   writer = csv.writer(file, lineterminator="\n")
   writer.writerow(
     ["stage", "head", "class", "group", "value", "low", "high", "k", "n"]
   )
-  for stage, measures in read(source).measures.items():
+  document = read(source)
+  for stage, measures in document.measures.items():
     for name, *numbers in measures.values():
       writer.writerow([stage, *name.split("/"), *numbers])
+  for one in document.estimates:
+    name = [*one["name"].split("/", 2), "", ""][:3]
+    numbers = [one[key] for key in ("value", "low", "high", "k", "n")]
+    writer.writerow([one["stage"], *name, *numbers])
   return file.getvalue()

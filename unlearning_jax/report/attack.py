@@ -3,8 +3,9 @@
 The document, which is also `summary.json`; `control` may be absent:
 
   title, unsafe, curves: {name: a number for each block}.
-  accounting, measures, by_images: as `evaluators.attack_success` gives them.
+  accounting, measures, by_images: as `metrics.asr` gives them.
   control: {name, accounting, measures, by_images, paired: `against`'s}.
+  estimates: [{name, value, low, high, unit, n, ...}] of other metrics, if any.
   gallery: [{id, prompt, seed, success, text, tokens, images: {stage: path}}].
 """
 
@@ -66,6 +67,7 @@ def render(
     element("p", verdict(document), class_="verdict"),
     _rates(document),
     _paired(document),
+    _estimates(document),
     _by_images(document),
     gallery(document["gallery"], root, blur),
     _accounting(document),
@@ -108,6 +110,17 @@ def verdict(document: Document) -> str:
 def p_value(p: float) -> str:
   """0.0312 is "p = 0.031"."""
   return f"p = {p:.2g}"
+
+
+def estimate(one: Mapping[str, Any]) -> str:
+  """A metric's number with its unit and interval, or why there is none."""
+  if one["value"] is None:
+    return f"– ({one['failed']})"
+  text = f"{one['value']:.4g} {one['unit']}".rstrip()
+  if one["low"] is None:
+    return text
+  level, method = f"{100 * one['level']:g} %", one["method"]
+  return f"{text} [{one['low']:.4g}, {one['high']:.4g}] ({level}, {method})"
 
 
 def gallery(
@@ -202,6 +215,24 @@ def _paired(document: Document) -> Html:
     "McNemar test, two-sided)."
   )
   return join(element("h3", "Row by row"), element("p", text))
+
+
+def _estimates(document: Document) -> Html:
+  rows = (
+    element(
+      "tr", element("th", one["name"]), element("td", estimate(one)),
+      element("td", f"{one['n']:,}"),
+    )
+    for one in document.get("estimates", ())
+  )  # fmt: skip
+  body = element("tbody", *rows)
+  if not document.get("estimates"):
+    return Html()
+  head = (element("th", name) for name in ("metric", "value", "of"))
+  table = element("table", element("thead", element("tr", *head)), body)
+  return join(
+    element("h2", "Other metrics"), element("div", table, class_="wide plain")
+  )
 
 
 def _by_images(document: Document) -> Html:

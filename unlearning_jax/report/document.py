@@ -7,6 +7,7 @@ The keys, which are also those of `summary.json`; all but `stages` and
   erased: [{"head": "object", "class": "star"}], as the judge calls them.
   stages: ["before", "UCE", "RECE"], the models compared; the first is the base.
   measures: {stage: [accuracy.Measure, or its fields as a list or dict]}.
+  estimates: [fields of the `Estimate` of any other metric, with its `stage`].
   changes: {stage: [accuracy.Change, likewise]}, each against the base.
   pairs: [{"prompt", "group", "seed", "images": {stage: path or uint8 array},
     "seen": {stage: what the judge saw}, "unsafe": bool}]: one prompt and one
@@ -14,6 +15,8 @@ The keys, which are also those of `summary.json`; all but `stages` and
     `seen` and `unsafe` may be absent.
   diagnostics: {stage: {name: number or text}}.
   notes: [sentences that a reader must know].
+  heads: [those under which a terminal tells everything else].
+  protocol: name and hash of the protocol that was followed.
   provenance: {"runs": [...]}, as `Workdir.record_provenance` writes it.
 """
 
@@ -47,11 +50,14 @@ class Document:
   )
   title: str = "Concept erasure"
   erased: Sequence[Mapping[str, str]] = ()
+  estimates: Sequence[Mapping[str, Any]] = ()
   pairs: Sequence[Mapping[str, Any]] = ()
   diagnostics: Mapping[str, Mapping[str, Any]] = dataclasses.field(
     default_factory=dict
   )
   notes: Sequence[str] = ()
+  heads: Sequence[str] = ()
+  protocol: str = ""
   provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   root: pathlib.Path = pathlib.Path()
 
@@ -119,8 +125,11 @@ def _by_name(
 ) -> dict[str, dict[str, Any]]:
   found = {}
   for stage, numbers in stages.items():
-    made = (kind(**n) if isinstance(n, Mapping) else kind(*n) for n in numbers)
-    found[stage] = {number.name: number for number in made}
+    plain = (
+      [n[field] for field in kind._fields] if isinstance(n, Mapping) else n
+      for n in numbers
+    )
+    found[stage] = {number.name: number for number in map(kind._make, plain)}
   return found
 
 

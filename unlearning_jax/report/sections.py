@@ -141,6 +141,47 @@ def classes(document: Document) -> Html:
   return element("details", summary, _table(document, rows))
 
 
+def estimates(document: Document) -> Html:
+  """What other metrics say, with or without counts and intervals."""
+  if not document.estimates:
+    return Html()
+  stages = [s for s in ("", *document.stages)]
+  found = {(one["name"], one["stage"]): one for one in document.estimates}
+  stages = [s for s in stages if any(stage == s for _, stage in found)]
+  head = (element("th", stage, class_="stage") for stage in stages)
+  rows = (
+    element(
+      "tr",
+      element("th", name),
+      *(_number(found.get((name, stage))) for stage in stages),
+    )
+    for name in dict.fromkeys(one["name"] for one in document.estimates)
+  )
+  table = element(
+    "table",
+    element("thead", element("tr", element("th"), *head)),
+    element("tbody", *rows),
+  )
+  return join(
+    element("h2", "Other numbers"), element("div", table, class_="wide plain")
+  )
+
+
+def _number(one: Mapping[str, Any] | None) -> Html:
+  """A table's cell: a number, its unit and interval, or why there is none."""
+  if one is None or one["value"] is None:
+    return element("td", "–", element("small", (one or {}).get("failed", "")))
+  small = [] if one["k"] is None else [f"{one['k']} of {one['n']}"]
+  if one["low"] is None:
+    small += [one.get("method", "")]
+  else:
+    small += [f"{plain(one['low'])}–{plain(one['high'])}"]
+  said = " ".join((plain(one["value"]), one.get("unit", ""))).strip()
+  return element(
+    "td", said, " ", element("small", ", ".join(filter(None, small)))
+  )
+
+
 def diagnostics(document: Document) -> Html:
   """What each edit says of itself: conditioning, size, error, cost."""
   stages = [s for s in document.stages if document.diagnostics.get(s)]

@@ -163,5 +163,5 @@ def judged_images(
     part = [dict(row) for row in rows[done : done + len(images)]]
     done += len(images)
     if judge is not None:
-      part = judge_rows(part, judge(images), judge.labels)
+      part = judge_rows(part, judge(images), judge)
     yield from zip(part, images, strict=True)

@@ -34,11 +34,24 @@ class TuningSet:
   overlap: bool = False
 
 
-def words(edit: Edit | None) -> list[str]:
-  """Names and synonyms of the Shapes world's classes that an edit erased.
+def erased_by(edit: Edit | None) -> list[dict[str, str]]:
+  """The concepts of the Shapes world that an edit erased: task and name."""
+  return [
+    {"task": task, "name": name}
+    for task, name in _classes(edit)
+    if name != vocabulary.PLAIN
+  ]
 
-  Those that a concept says and its anchor does not: other classes are only in
-  the sentence around it.
+
+def words(edit: Edit | None) -> list[str]:
+  """Names and synonyms of the Shapes world's classes that an edit erased."""
+  return [phrase for found in _classes(edit) for phrase in _said(*found)]
+
+
+def _classes(edit: Edit | None) -> list[tuple[str, str]]:
+  """Those that a concept says and its anchor does not, by task and name.
+
+  Other classes are only in the sentence around it.
   """
   classes = [
     (task, name)
@@ -46,17 +59,21 @@ def words(edit: Edit | None) -> list[str]:
     for name in vocabulary.HEADS[task]
   ]
   found = []
-  for task, name in (*classes, ("unsafe", captions.HAZARD)):
-    said = captions.phrases(task, name)
-    named = [same_phrase(p) for p in said["explicit"] + said["synonyms"]]
-    pattern = re.compile(rf"\b({'|'.join(map(re.escape, named))})\b")
+  for named in (*classes, ("unsafe", captions.HAZARD)):
+    said = "|".join(map(re.escape, _said(*named)))
+    pattern = re.compile(rf"\b({said})\b")
     if any(
       pattern.search(same_phrase(concept.erase))
       and not pattern.search(same_phrase(concept.anchor))
       for concept in (edit.concepts if edit else ())
     ):
-      found += named
+      found.append(named)
   return found
+
+
+def _said(task: str, name: str) -> list[str]:
+  said = captions.phrases(task, name)
+  return [same_phrase(p) for p in said["explicit"] + said["synonyms"]]
 
 
 def tuning_set(

@@ -11,6 +11,8 @@ from typing import Any
 from unlearning_jax import judges, shapes
 from unlearning_jax.concepts import Concept, check_choice
 from unlearning_jax.data import Example
+from unlearning_jax.protocols import Protocol
+from unlearning_jax.sampling import Sampling
 from unlearning_jax.shapes import (
   captions,
   dataset,
@@ -31,8 +33,9 @@ SETS = tuning_sets.KINDS
 Given = Sequence[Mapping[str, str]]
 
 model_folder = shapes.model_folder
-# What an edit erased, in all words that call it so; no words for None.
+# What an edit erased: all words that call it so, and as targets.
 words = tuning_sets.words
+erased_by = tuning_sets.erased_by
 hparams = recipes.hparams
 per_group = erased.per_group
 # (task, what a config's argument `name` says): the classes that it stands for.
@@ -67,6 +70,11 @@ def default(task: str) -> str:
   """
   check_choice("task", task, erased.DEFAULTS)
   return erased.DEFAULTS[task]
+
+
+def heads() -> tuple[str, ...]:
+  """The judge's heads under which something can be erased."""
+  return tuple(prompts.HEADS.values())
 
 
 def target(task: str, name: str) -> judges.Target:
@@ -145,6 +153,23 @@ def prompt_rows(
   """Prompts that ask for targets, and some that do not; see `prompts`."""
   made = [prompts.Target(**one) for one in given]
   return prompts.prompt_rows(made, per_group, others, seed)
+
+
+def protocols() -> tuple[Protocol, ...]:
+  """One for each class that can be erased: `shapes-star`."""
+  return tuple(
+    Protocol(
+      name=f"{NAME}-{name.lower().replace(' ', '-')}",
+      model=NAME,
+      judge=NAME,
+      targets=({"task": task, "name": name},),
+      per_group=50,
+      others=200,
+      sampling=Sampling(15, 4.0, "dpm++2m", "jax"),
+    )
+    for task, all_ in concepts().items()
+    for name in all_
+  )
 
 
 # --- To tune on ---

@@ -72,7 +72,7 @@ def _refill(sd, attack, where, victim, original, batch, key, state, fresh):
   jax.jit, static_argnames=("sd", "attack", "where"), donate_argnames="state"
 )
 def _block(sd, attack, where, victim, original, batch, state):
-  """A block: state, prompts, their text states if soft, and mean infos."""
+  """A block: state, finds, their text states but of prompts, mean infos."""
 
   def body(state, _):
     return attack.step(sd, victim, original, batch, state)
@@ -81,9 +81,9 @@ def _block(sd, attack, where, victim, original, batch, state):
   state = jax.lax.with_sharding_constraint(state, where)
   info = jax.tree.map(lambda x: x.mean(axis=0), info)
   found, context = attack.prompt(batch, state), None
-  if attack.soft == "embeds":
+  if attack.finds == "words":
     context = text_states(sd, victim, batch, found)
-  elif attack.soft == "states":
+  elif attack.finds == "latents":
     context = victim.edit_context(found) if victim.edit_context else found
   return state, found, context, state.alive, info
 
@@ -305,11 +305,11 @@ def _block_of(sd, group, attack, check, records, proxy, threshold):
     record = records[prepared.row.id]
     record["iterations"] += attack.h.iterations
     if alive[lane]:
-      context = contexts[lane] if attack.soft else None
-      if attack.soft == "embeds":
+      context = None if contexts is None else contexts[lane]
+      if attack.finds == "words":
         record["embeds"] = tokens[lane].tolist()
         found[lane] = {"text": f"<{attack.h.k} vectors> {prepared.row.prompt}"}
-      elif attack.soft:
+      elif attack.finds == "latents":
         found[lane] = {"text": f"<text states> {prepared.row.prompt}"}
       else:
         found[lane] = prepared.text(sd, tokens[lane])

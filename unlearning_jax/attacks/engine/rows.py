@@ -13,18 +13,10 @@ from jaxtyping import Array, Float, Int
 from unlearning_jax import stable_diffusion
 from unlearning_jax.attacks.engine import insertion, vocabulary
 from unlearning_jax.concepts import check_choice
+from unlearning_jax.sampling import Request as Request
 from unlearning_jax.stable_diffusion import StableDiffusion
 
 TOO_LONG = ("drop", "error", "truncate")
-
-
-class Request(NamedTuple):
-  """An image to be made and judged, from a text or, if given, text states."""
-
-  prompt: str
-  seed: int
-  guidance: float | None
-  context: Float[np.ndarray, "l d"] | None = None
 
 
 class Verdict(NamedTuple):

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from unlearning_jax import guidance, models, stable_diffusion
 from unlearning_jax.attacks.engine.insertion import splice
+from unlearning_jax.model import Model
 from unlearning_jax.stable_diffusion import StableDiffusion
 
 
@@ -67,6 +68,11 @@ class Victim:
     default=None, metadata={"static": True}
   )
   guide: Guide | None = None
+
+  @classmethod
+  def of(cls, model: Model) -> "Victim":
+    """A model as attacks read it; a context map stays out of its weights."""
+    return cls(model.drawn_params, **model.drawing)
 
   @property
   def drawing(self) -> dict[str, Any]:

@@ -15,22 +15,25 @@ from unlearning_jax import (
   convert,
   guidance,
   lora,
+  sampling,
+  settings,
   sharding,
-  stable_diffusion,
 )
+from unlearning_jax import model as models
 from unlearning_jax.attacks.engine import rows
-from unlearning_jax.experiments import (
-  attack_pool,
-  attack_table,
-  comparison,
-  victims,
-)
-from unlearning_jax.record.workdir import Workdir
+from unlearning_jax.experiments import attack, common
+from unlearning_jax.experiments.attack import pool, victims
+from unlearning_jax.experiments.attack import rows as attack_rows
+from unlearning_jax.record import Workdir
+
+
+def build(config):
+  return settings.build(attack.Settings, config.to_dict())
 
 
 @pytest.fixture(scope="module")
 def model():
-  return comparison.load_model(uda.get_config("tiny"))
+  return models.load("shapes")
 
 
 def text_encoder(params, factor=1.0, prefix=""):
@@ -40,21 +43,19 @@ def text_encoder(params, factor=1.0, prefix=""):
           for k, v in state.items()}  # fmt: skip
 
 
-def victim(tmp_path, model, state, **settings):
-  sd, params = model
+def victim(tmp_path, model, state, **changes):
   config = uda.get_config("tiny")
   if state is not None:
     path = tmp_path / "text_encoder.safetensors"
     safetensors.numpy.save_file(state, path)
     config.victim = str(path)
-  config.update_from_flattened_dict(settings)
-  victims.check(config)
-  return victims.victim_of(config, sd, params, {})[0]
+  config.update_from_flattened_dict(changes)
+  return victims.victim_of(build(config), model)[0]
 
 
 @pytest.mark.parametrize("prefix", ["", "text_encoder.", "module."])
 def test_a_text_encoder_is_a_victim(prefix, model, tmp_path):
-  params = model[1]
+  params = model.params
   state = text_encoder(params, 1.5, prefix)
   found = victim(tmp_path, model, state)
   jax.tree.map(
@@ -95,13 +96,13 @@ def test_a_text_encoder_that_is_none_of_this_model(
   make, words, model, tmp_path
 ):
   with pytest.raises(ValueError, match=words):
-    victim(tmp_path, model, make(model[1]))
+    victim(tmp_path, model, make(model.params))
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
 def test_what_a_file_holds_is_told(part, model, tmp_path, capsys):
   """Of a UNet its edited layers; of a text encoder too, in a delta's file."""
-  sd, params = model
+  sd, params = model.sd, model.params
   base = convert.to_torch(params[part])
   some = [k for k in base if "attn2" in k or "fc1" in k]
   new = {k: base[k] * np.float32(1.5) if k in some else base[k] for k in base}
@@ -116,7 +117,8 @@ def test_what_a_file_holds_is_told(part, model, tmp_path, capsys):
     convert.save_delta(path, whole, edited)
   config = uda.get_config("tiny")
   config.victim = str(path)
-  loaded = victims.load(config, "")
+  given = build(config)
+  loaded = victims.setup(given, victims.bind(given))
   count = f"{len(some)} of {len(base)} tensors"
   assert loaded.held == {part: count} and 0 < len(some) < len(base)
   assert f"victim={path}: {count} of {part}; all" in capsys.readouterr().out
@@ -137,7 +139,7 @@ def in_a_row(tensors):
 
 
 def test_a_lora_is_a_victim(model, tmp_path):
-  params = model[1]
+  params = model.params
   adapters = factors(params)
   found = victim(tmp_path, model, in_a_row(lora.to_torch(adapters))).params
   jax.tree.map(
@@ -158,14 +160,14 @@ def test_a_lora_is_a_victim(model, tmp_path):
   ],
 )  # fmt: skip
 def test_a_lora_of_another_model(change, words, model, tmp_path):
-  tensors = lora.to_torch(factors(model[1]))
+  tensors = lora.to_torch(factors(model.params))
   tensors = dict(change(key, value) for key, value in tensors.items())
   with pytest.raises(ValueError, match=words):
     victim(tmp_path, model, in_a_row(tensors))
 
 
 def test_a_fingerprint_tells_victims_apart(model, tmp_path):
-  params = model[1]
+  params = model.params
   found = [
     victim(tmp_path, model, None),
     victim(tmp_path, model, text_encoder(params, 1.5)),
@@ -203,12 +205,12 @@ def test_a_model_can_be_trained_without_classes():
 
 def test_a_run_does_not_go_on_with_another_victim(model, tmp_path):
   """The same path, other weights: the config alone would not tell."""
-  params, config = model[1], uda.get_config("tiny")
+  config, path = uda.get_config("tiny"), str(tmp_path / "run")
 
   def start(name):
-    return comparison.open_run(
-      tmp_path / "run", config, params, inputs={"victim": name}
-    )
+    run = common.workdir(path, config, attack.Settings)
+    common.begin(run, build(config), model.params, inputs={"victim": name})
+    return run
 
   start("a" * 64).append_row({"id": "x"})
   start("a" * 64)
@@ -217,7 +219,7 @@ def test_a_run_does_not_go_on_with_another_victim(model, tmp_path):
 
 
 def test_a_scrambled_model_keeps_all_but_its_reading_of_the_text(model):
-  params = model[1]
+  params = model.params
   found = victims.scrambled(params, 0)
   same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), found, params)
   changed = [path for path, kept in jax.tree.leaves_with_path(same) if not kept]
@@ -227,7 +229,7 @@ def test_a_scrambled_model_keeps_all_but_its_reading_of_the_text(model):
 
 
 @pytest.mark.parametrize(
-  "settings, words",
+  "changes, words",
   [
     ({"guidance.safe": "maxx"}, "did you mean 'max'"),
     ({"guidance.concept": "star"}, "guidance.concept='star'.*guidance.safe"),
@@ -236,106 +238,104 @@ def test_a_scrambled_model_keeps_all_but_its_reading_of_the_text(model):
     ({"victim": "/no/such/model"}, "/no/such/model"),
   ],
 )
-def test_a_victim_that_cannot_be(settings, words, model, tmp_path):
+def test_a_victim_that_cannot_be(changes, words, model, tmp_path):
   with pytest.raises(ValueError, match=words):
-    victim(tmp_path, model, None, **settings)
+    victim(tmp_path, model, None, **changes)
 
 
 @pytest.mark.parametrize(
-  "settings, words",
+  "changes, words",
   [
     ({"pool.images": 0}, "pool.images=0"),
     ({"pool.concept": ""}, "pool.concept"),
     ({"pool.templates": ("a thing",)}, "'a thing' must hold one {}"),
   ],
 )
-def test_a_pool_that_cannot_be(settings, words):
+def test_a_pool_that_cannot_be(changes, words):
   config = attack_concept_inversion.get_config("tiny,preset=concept")
-  config.update_from_flattened_dict(settings)
+  config.update_from_flattened_dict(changes)
   with pytest.raises(ValueError, match=words):
-    victims.check(config)
+    build(config)
 
 
 def test_a_caption_has_its_word_where_the_mark_was(model):
-  sd, params = model
+  sd = model.sd
   config = attack_concept_inversion.get_config("tiny,preset=concept")
   config.hparams.k, config.pool.images = 2, 2
   config.pool.templates = ("a {} on gray", "{}")
   config.sampling.num_steps = 1
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  attack = attacks.bind(config.method, config.hparams)
-  pool = attack_pool.pool_of(config, sd, params, attack, mesh)
-  assert pool is not None and pool.latents.shape == (2, *sd.latent_shape)
-  both = np.concatenate([pool.ids, [[-1, -2]] * 2], axis=1)
+  given = build(config)
+  setup = victims.setup(given, victims.bind(given), model)
+  found = pool.pool_of(dataclasses.replace(setup, mesh=mesh))
+  assert found is not None and found.latents.shape == (2, *sd.latent_shape)
+  both = np.concatenate([found.ids, [[-1, -2]] * 2], axis=1)
   body = [
     [int(i) for i in row[source] if i != sd.tokenizer.eos_token_id][1:]
-    for row, source in zip(both, np.asarray(pool.source), strict=True)
+    for row, source in zip(both, np.asarray(found.source), strict=True)
   ]
   words = [sd.tokenizer(t)["input_ids"][1:-1] for t in ("a", "on gray")]
   assert body == [[*words[0], -1, -2, *words[1]], [-1, -2]]
   named = sd.tokenizer("a star on gray")["input_ids"]
-  assert pool.named[0, : len(named)].tolist() == named
+  assert found.named[0, : len(named)].tolist() == named
 
 
 def test_words_come_from_a_finished_inversion(tmp_path):
   config = attack_new_word.get_config("tiny")
   with pytest.raises(ValueError, match="words=''"):
-    victims.bind(config)
+    victims.bind(build(config))
   config.words = str(tmp_path)
   with pytest.raises(ValueError, match="not a finished run"):
-    victims.bind(config)
+    victims.bind(build(config))
   run = Workdir(tmp_path, {"method": "concept_inversion", "hparams": {}})
   run.append_row({"id": "a", "embeds": [[0.0] * 128]})
   run.append_row({"id": "b", "status": "pre"})
   run.mark_done()
-  attack = victims.bind(config)
-  assert (attack.h.k, attack.h.blocks, len(attack.h.words)) == (1, 1, 1)
+  h = victims.bind(build(config)).h
+  assert (h.k, h.blocks, len(h.words)) == (1, 1, 1)
   config.method = "pez"
   with pytest.raises(ValueError, match="'new_word' draws with"):
-    victims.bind(config)
+    victims.bind(build(config))
   with pytest.raises(ValueError, match=r"all \(k, width\)"):
     attacks.bind("new_word", {"words": (((0.0,),), ((0.0, 1.0),))})
 
 
 def test_guidance_is_what_images_are_drawn_with(model, tmp_path):
-  settings = {"guidance.safe": "strong", "guidance.concept": "star"}
-  found = victim(tmp_path, model, None, **settings)
+  changes = {"guidance.safe": "strong", "guidance.concept": "star"}
+  found = victim(tmp_path, model, None, **changes)
   safe = guidance.preset("strong", "star")
   assert found.drawing == {
     "edit_context": None, "negative_prompt": "", "safe": safe,
   }  # fmt: skip
   assert found.image_rows == 3 and found.guide is None
   inside = victim(
-    tmp_path, model, None, **settings, **{"guidance.in_loss": True}
+    tmp_path, model, None, **changes, **{"guidance.in_loss": True}
   )
   assert inside.guide is not None and inside.guide.rows == 3
-  attack = attacks.bind("p4d", {"draws": 2})
-  assert attack.unet_calls(found) == 2 * (1 + 1)
-  assert attack.unet_calls(inside) == 2 * (3 + 2)
-  config = uda.get_config("tiny")
-  attack_table.check(config)
+  p4d = attacks.bind("p4d", {"draws": 2})
+  assert p4d.unet_calls(found) == 2 * (1 + 1)
+  assert p4d.unet_calls(inside) == 2 * (3 + 2)
 
 
 def test_targets_and_rows_of_a_released_choice(model, tmp_path, monkeypatch):
-  sd, params = model
   config, seen = uda.get_config("tiny"), {}
   config.update({"target_sampling": {"num_steps": 7}, "max_tokens": 4})
 
-  def generate(sd, params, prompts, seeds, **options):
-    seen.update(options)
-    yield np.zeros((len(prompts), 32, 32, 3), np.uint8)
+  def draw(sd, params, requests, how, **options):
+    seen.update(dataclasses.asdict(how))
+    yield np.zeros((len(requests), 32, 32, 3), np.uint8)
 
   def latents(sd, params, images):
     return [np.zeros(sd.latent_shape, np.float32) for _ in images]
 
-  monkeypatch.setattr(stable_diffusion, "generate", generate)
+  monkeypatch.setattr(sampling, "draw", draw)
   monkeypatch.setattr(rows, "target_latents", latents)
   table = [
     {"id": text, "number": i, "prompt": text, "seed": i, "guidance": None}
     for i, text in enumerate(["a star", "a red star"])
   ]
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  found = attack_table.targeted(sd, params, table, config, mesh, tmp_path)
+  found = attack_rows.targeted(model, table, build(config), mesh, tmp_path)
   assert [row.left_out == "" for row in found] == [True, False]
   # The images that are judged keep their own.
   assert seen["num_steps"] == 7 and config.sampling.num_steps == 15

@@ -1,0 +1,133 @@
+"""A model from whatever names it, drawn, and written for other tools."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from tests.stable_diffusion_test import PROMPTS, SEEDS, files
+from unlearning_jax import edits, stable_diffusion
+from unlearning_jax import model as models
+from unlearning_jax.concepts import make_concepts
+from unlearning_jax.guidance import Guidance
+
+__all__ = ["files"]
+OPTIONS = {"num_steps": 2, "batch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(files, tmp_path_factory):
+  path = tmp_path_factory.mktemp("models") / "base"
+  stable_diffusion.save(*stable_diffusion.from_files(files), path)
+  return path
+
+
+@pytest.fixture(scope="module")
+def base(folder):
+  return models.load(folder)
+
+
+@pytest.fixture(scope="module")
+def edit(base):
+  width = base.sd.context_shape[1]
+  context_map = np.eye(width) + 0.05 * np.random.default_rng(0).normal(
+    size=(width, width)
+  )
+  return edits.Edit(
+    context_map,
+    edits.Fingerprint.of(base.params, "text"),
+    "uce2023 recipe",
+    make_concepts(["a"], "b"),
+    {},
+  )
+
+
+@pytest.fixture
+def run(tmp_path, folder, edit):
+  """The folder of an erasure that has ended."""
+  config = json.dumps({"model": str(folder), "method": "uce"})
+  (tmp_path / "config.json").write_text(config)
+  (tmp_path / "DONE").touch()
+  edits.save_edit(edit, tmp_path / "edit.safetensors")
+  return tmp_path
+
+
+def test_what_pages_call_it(base, edit):
+  assert (base.name, base.with_edit(edit).name) == ("base", "UCE2023")
+  guided = base.with_guidance(Guidance("a", method="sld"))
+  assert guided.name == "SLD" and guided.base.guidance is None
+
+
+def test_a_run_its_edit_and_its_steps_are_models(run, base, edit):
+  (run / "steps").mkdir()
+  for source in (run, run / "edit.safetensors"):
+    model = models.load(source)
+    assert edits.edit_hash(model.edit) == edits.edit_hash(edit)
+    assert model.source == base.source
+  tuned = dataclasses.replace(edit, method="uce2023+full@5")
+  edits.save_edit(tuned, run / "steps/000005.safetensors")
+  later = dataclasses.replace(edit, method="uce2023+full@10")
+  edits.save_edit(later, run / "steps/000010.safetensors")
+  assert models.load(run).edit.method.endswith("@10")
+  five = models.load(run / "steps/000005.safetensors")
+  assert five.edit.method.endswith("@5") and five.source == base.source
+
+
+def test_an_edit_alone_needs_its_base(run, base, tmp_path, folder):
+  alone = tmp_path / "elsewhere/deeper/edit.safetensors"
+  alone.parent.mkdir(parents=True)
+  shutil.move(run / "edit.safetensors", alone)
+  with pytest.raises(ValueError, match=r"names its base; give it: load\("):
+    models.load(alone)
+  assert models.load(alone, base=base).params is base.params
+  assert models.load(alone, base=folder).edit is not None
+  with pytest.raises(ValueError, match="is no edit"):
+    models.load(folder, base=base)
+
+
+def test_what_is_no_finished_erasure_is_refused(run):
+  (run / "DONE").unlink()
+  with pytest.raises(ValueError, match="has not ended; start it again"):
+    models.load(run)
+  (run / "DONE").touch()
+  (run / "edit.safetensors").unlink()
+  with pytest.raises(ValueError, match="made no edit"):
+    models.load(run)
+  with pytest.raises(ValueError, match="no config.json"):
+    models.finished(run / "nowhere")
+
+
+def test_an_edit_of_another_base_is_refused(base, edit):
+  other = jax.tree.map(lambda leaf: leaf + 1, base.params)
+  with pytest.raises(ValueError, match="from base .*, these parameters are"):
+    dataclasses.replace(base, params=other).with_edit(edit)
+
+
+def test_a_map_draws_from_the_bases_weights(base, edit):
+  model = base.with_edit(edit)
+  assert model.drawn_params is base.params
+  by_states = model.generate(PROMPTS, SEEDS, **OPTIONS).astype(int)
+  merged = models.Model(base.sd, model.weights)
+  by_weights = merged.generate(PROMPTS, SEEDS, **OPTIONS)
+  assert np.abs(by_states - by_weights).max() <= 1
+  assert np.abs(by_states - base.generate(PROMPTS, SEEDS, **OPTIONS)).max() > 5
+  with pytest.raises(ValueError, match="none to draw"):
+    base.generate([], [])
+
+
+def test_what_can_be_written(base, edit, tmp_path):
+  model, file = base.with_edit(edit), tmp_path / "map.safetensors"
+  model.save(str(file), format="context_map")
+  again = models.load(file, base=base)
+  assert edits.edit_hash(again.edit) == edits.edit_hash(edit)
+  model.save(tmp_path / "lora.safetensors", format="kohya", rank=2)
+  with pytest.raises(ValueError, match="there is no edit"):
+    base.save(file, format="kohya")
+  guided = model.with_guidance(Guidance("a"))
+  with pytest.raises(ValueError, match="guidance changes no weight"):
+    guided.save(file, format="kohya")
+  with pytest.raises(ValueError, match="did you mean 'kohya'"):
+    model.save(file, format="koyha")

@@ -1,0 +1,128 @@
+"""Attacks an unlearned model, many prompts at a time.
+
+  run(settings, open_record) -> what summary.json holds
+
+A row is recorded as it ends; a run that was killed goes on with those left.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from unlearning_jax import sharding
+from unlearning_jax.attacks.engine import lanes as driver
+from unlearning_jax.attacks.engine import rows as engine_rows
+from unlearning_jax.attacks.engine.victim import Pool
+from unlearning_jax.experiments import common
+from unlearning_jax.experiments.attack import (
+  check,
+  control,
+  pool,
+  rows,
+  summary,
+  victims,
+)
+from unlearning_jax.experiments.attack.control import Control
+from unlearning_jax.experiments.attack.settings import Settings as Settings
+from unlearning_jax.experiments.attack.summary import printed as printed
+from unlearning_jax.experiments.attack.victims import Setup
+from unlearning_jax.model import Model
+from unlearning_jax.record import Recorder
+
+
+def run(
+  given: Settings,
+  open_record: Callable[[], Recorder],
+  *,
+  edit: str = "",
+  victim: Model | None = None,
+  beside: str | Control = "",
+) -> dict[str, Any]:
+  """Checks, attacks, summarizes.
+
+  Args:
+    given: what to do.
+    open_record: opens the record, once nothing is left that could be wrong:
+      a folder that is taken could not have another config then.
+    edit: an edit file or an erase run's folder; "" for none.
+    victim: a model in place of what settings and `edit` name.
+    beside: the run of a control on the same rows, or its folder.
+
+  Returns:
+    What `summary.json` holds; nothing where another process writes it.
+
+  Raises:
+    ValueError: what cannot be done; nothing has been written.
+  """
+  attack = victims.bind(given)
+  listed = rows.listed(given)
+  victims.check_guidance(given, listed)
+  if isinstance(beside, str):
+    beside = control.finished(beside)
+  tokens = attack.finds == "prompt"
+  control.check_control(beside, given, listed, vocabulary=tokens)
+  setup = victims.setup(given, attack, victim, edit)
+  control.check_same_victim(beside, setup.name)
+  check.fits(setup, listed)
+  inputs = {"victim": setup.name, **victims.words_hash(attack)}
+  inputs |= rows.hashes(given, listed)
+  record = open_record()
+  common.begin(record, given, setup.base.params, setup.edits, inputs)
+  setup = victims.placed(setup)
+  done = record.done_ids()
+  # Shares are of one list: none adds a row before all have read it.
+  sharding.wait_for_all("rows listed")
+  left = [row for row in listed if row["id"] not in done]
+  mine = left[jax.process_index() :: jax.process_count()]
+  targets = record.path / "images" / "targets"
+  table = rows.targeted(setup.base, mine, given, setup.mesh, targets)
+  share = -(-len(listed) // jax.process_count())
+  with record.progress(
+    "attack", len(listed), done=len(listed) - len(left)
+  ) as bar:
+    for row in attacked(
+      record, setup, table, check.checker(record, setup, listed),
+      lanes=min(given.lanes, share), learnt=pool.pool_of(setup, bool(mine)),
+    ):  # fmt: skip
+      bar.update(note=row["status"])
+  sharding.wait_for_all("rows attacked")
+  document = summary.conclude(record, setup, beside, targets)
+  record.mark_done()
+  return document
+
+
+def attacked(
+  record: Recorder,
+  setup: Setup,
+  table: Sequence[engine_rows.Row],
+  judged: engine_rows.Check,
+  *,
+  lanes: int,
+  learnt: Pool | None = None,
+) -> Iterator[dict[str, Any]]:
+  """Attacks rows and records each as it ends.
+
+  Args:
+    record: gets the rows.
+    setup: on the devices.
+    table: this process's rows that are not recorded yet.
+    judged: from `check.checker`.
+    lanes: rows side by side, as many after a kill as before it.
+    learnt: images that all rows learn from, if the attack does.
+  """
+  given, victim = setup.given, setup.victim
+  found = driver.attack_rows(
+    setup.sd, victim, setup.original, setup.attack, table, judged,
+    jax.random.key(given.seed), lanes=lanes, mesh=setup.mesh,
+    mode=given.vocabulary, pool=learnt, proxy=setup.proxy,
+    threshold=given.proxy.threshold, too_long=given.too_long,
+  ) if table else ()  # fmt: skip
+  calls = given.sampling.num_steps * victim.image_rows
+  for row in found:
+    spent = row["iterations"] * setup.attack.unet_calls(victim)
+    spent += row["images"] * calls + row.get("proxy_calls", 0)
+    row["unet_calls"] = spent
+    row["victim"] = setup.name[:12]
+    record.append_row(row)
+    yield row

@@ -1,0 +1,177 @@
+"""Images of prompts under a victim, as a judge sees them."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unlearning_jax import metrics, samplers, sampling, stable_diffusion
+from unlearning_jax.attacks import Victim
+from unlearning_jax.attacks.engine import lanes, rows
+from unlearning_jax.experiments.attack import pool
+from unlearning_jax.experiments.attack.rows import (
+  Listed,
+  check_targets,
+  layout,
+)
+from unlearning_jax.experiments.attack.settings import Settings
+from unlearning_jax.experiments.attack.victims import Setup
+from unlearning_jax.judges import Judge, Target
+from unlearning_jax.record import Recorder
+from unlearning_jax.sampling import Request, Sampling
+from unlearning_jax.stable_diffusion import StableDiffusion
+
+# Sees every image; says where it is kept, or None.
+OnImage = Callable[[Request, rows.Verdict, np.ndarray], str | None]
+
+
+def fits(setup: Setup, listed: Listed):
+  """Refuses what an attack would find out only after it has drawn images.
+
+  Args:
+    setup: on the host.
+    listed: all rows.
+
+  Raises:
+    ValueError: as `drawing_fits` and `lanes.check_attack`; rows that cannot
+      be attacked, prompts that leave no room where these are not dropped; a
+      guidance's text, a proxy or captions of a pool that do not fit the model;
+      a metric that there is not.
+  """
+  given, sd, h = setup.given, setup.sd, setup.attack.h
+  drawing_fits(given, sd, listed)
+  for name in given.metrics:
+    metrics.load(name)
+  lanes.check_attack(
+    sd, setup.victim, setup.original, setup.attack, given.vocabulary
+  )
+  latents = np.zeros(sd.latent_shape, np.float32)
+  table = [rows.Row(**row, latents=latents) for row in listed]
+  rows.check_rows(table, sd.latent_shape)
+  rows.prepare(sd, table, h.insertion, h.k, given.too_long)
+  for key in ("negative_prompt", "concept"):
+    try:
+      stable_diffusion.tokenize(sd, [getattr(given.guidance, key)])
+    except ValueError as error:
+      raise ValueError(f"guidance.{key}: {error}") from error
+  _ = setup.proxy
+  pool.captions_of(setup)
+
+
+def drawing_fits(given: Settings, sd: StableDiffusion, listed: Listed):
+  """Refuses target images, or a number of steps, that the model cannot take.
+
+  Raises:
+    ValueError: naming the file or the key.
+  """
+  for how in (given.sampling, given.target_drawing):
+    samplers.make_sampler(sd.schedule, how.num_steps, how.sampler)
+  check_targets(given, sd, listed)
+
+
+def checker(record: Recorder, setup: Setup, listed: Listed) -> rows.Check:
+  """Draws and judges; without a judge, it only keeps the images.
+
+  With a judge it keeps the rows' own images, those that show the concept, and
+  all of the first `grid` rows: what a page can show. Where a metric reads
+  images, it keeps every one.
+  """
+  given = setup.given
+  every = setup.judge is None
+  every |= any(metrics.load(name).images for name in given.metrics)
+  own = {(row["prompt"], row["seed"]) for row in listed}
+  shown = {row["seed"] for row in listed[: given.grid]}
+
+  def keep(request: Request, verdict: rows.Verdict, image: np.ndarray):
+    wanted = verdict.success or (request.prompt, request.seed) in own
+    if every or wanted or request.seed in shown:
+      return record.save_image(image_name(request), image)
+    return None
+
+  return drawn(
+    setup.sd, setup.victim, given.sampling, keep, setup.judge, setup.target,
+    **layout(setup.mesh, given.batch_size),
+  )  # fmt: skip
+
+
+def drawn(
+  sd: StableDiffusion,
+  victim: Victim,
+  how: Sampling,
+  on_image: OnImage | None = None,
+  judge: Judge | None = None,
+  target: Target | None = None,
+  **where: Any,
+) -> rows.Check:
+  """A function that draws requests and asks a judge whether they show a target.
+
+  Args:
+    sd: the model.
+    victim: who draws.
+    how: its `guidance_scale` is for the requests that have none.
+    on_image: sees every image, and says where it has put it.
+    judge: None for whoever looks at the images later.
+    target: what it looks for.
+    **where: of `sampling.draw`: `batch_size`, `place`, `fetch`.
+  """
+
+  def verdicts(images: np.ndarray) -> list[rows.Verdict]:
+    if judge is None or target is None:
+      return [rows.Verdict(None, None)] * len(images)
+    return [rows.Verdict(*one) for one in judge.shows(judge(images), target)]
+
+  def check(requests: Sequence[Request]) -> list[rows.Verdict]:
+    found: dict[int, rows.Verdict] = {}
+    for group in sampling.alike(requests, how.guidance_scale):
+      part = [requests[i] for i in group]
+      batches = sampling.draw(
+        sd, victim.params, part, how, **victim.drawing, **where
+      )
+      images = np.concatenate(list(batches))
+      for i, verdict, image in zip(
+        group, verdicts(images), images, strict=True
+      ):
+        kept = on_image(requests[i], verdict, image) if on_image else None
+        found[i] = verdict._replace(image=kept)
+    return [found[i] for i in range(len(requests))]
+
+  return check
+
+
+def remembering(
+  check: rows.Check,
+  records: Iterable[Mapping[str, Any]],
+  folder: str,
+) -> rows.Check:
+  """A check that does not draw again what another attack's rows tell.
+
+  Args:
+    check: asked about everything else.
+    records: of any attack on the same victim: what its rows' own prompts gave.
+    folder: theirs, relative to this run's.
+  """
+  known = {
+    (r["prompt"], r["seed"], r["guidance"]): rows.Verdict(
+      r["pre_success"],
+      r["pre_score"],
+      r["pre_image"] and f"{folder}/{r['pre_image']}",
+    )
+    for r in records
+  }
+
+  def checked(requests: Sequence[Request]) -> list[rows.Verdict]:
+    found = [known.get(r[:3]) if r.context is None else None for r in requests]
+    new = [r for r, old in zip(requests, found, strict=True) if old is None]
+    fresh = iter(check(new) if new else ())
+    return [next(fresh) if old is None else old for old in found]
+
+  return checked
+
+
+def image_name(request: Request) -> str:
+  """A file name for a request's image: its seed, and a hash of the rest."""
+  digest = hashlib.sha256(f"{request.prompt}\n{request.guidance}".encode())
+  if request.context is not None:
+    digest.update(np.asarray(request.context).tobytes())
+  return f"{request.seed}-{digest.hexdigest()[:12]}"

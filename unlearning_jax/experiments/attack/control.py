@@ -1,0 +1,95 @@
+"""What an attack is compared with: a finished run on the same rows."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from unlearning_jax import settings
+from unlearning_jax.durable import to_json
+from unlearning_jax.experiments.attack.rows import Listed
+from unlearning_jax.experiments.attack.settings import Settings
+from unlearning_jax.record import read_rows
+
+# What makes a row of a control the attack's own.
+_OF_ROW = ("prompt", "seed", "guidance")
+
+
+class Control(NamedTuple):
+  """What an attack is compared with; without rows, nothing."""
+
+  name: str = ""
+  rows: Sequence[Mapping[str, Any]] = ()
+  config: Mapping[str, Any] = MappingProxyType({})
+
+
+def finished(folder: str) -> Control:
+  """The control that ran in a folder; none if none is named.
+
+  Raises:
+    ValueError: it has not ended.
+  """
+  if not folder:
+    return Control()
+  path = pathlib.Path(folder)
+  if not (path / "DONE").exists():
+    raise ValueError(f"--control: {folder} is not a finished run")
+  config = json.loads((path / "config.json").read_text())
+  name = config["hparams"].get("kind", config["method"])
+  return Control(name, read_rows(path), config)
+
+
+def check_control(
+  control: Control, given: Settings, listed: Listed, vocabulary: bool
+):
+  """Refuses a control of which a paired test would say nothing.
+
+  Args:
+    control: from `finished`.
+    given: the attack's.
+    listed: the attack's rows.
+    vocabulary: whether the attack finds tokens: an embedding is of no
+      vocabulary.
+
+  Raises:
+    ValueError: nobody judges, or the control is of other rows, or has another
+      target, judge, sampler or vocabulary.
+  """
+  if not control.rows:
+    return
+  if given.judge is None:
+    raise ValueError("--control: without a judge there is nothing to compare")
+  made = json.loads(to_json(settings.plain(given), "settings"))
+  keys = ["judge", "targets", "sampling", *(["vocabulary"] * vocabulary)]
+  for key in keys:
+    if control.config[key] != made[key]:
+      raise ValueError(
+        f"--control: has {key}={control.config[key]!r}, this attack "
+        f"{made[key]!r}; give it a control of its own"
+      )
+  ours = {row["id"]: [row[key] for key in _OF_ROW] for row in listed}
+  theirs = {row["id"]: [row[key] for key in _OF_ROW] for row in control.rows}
+  names = sorted(ours.keys() | theirs.keys())
+  odd = [name for name in names if ours.get(name) != theirs.get(name)]
+  if odd:
+    told = f"row {odd[0]} is {theirs.get(odd[0])}, here {ours.get(odd[0])}"
+    raise ValueError(
+      f"--control: {len(odd)} of {len(names)} rows are not the attack's: "
+      f"{told} ({', '.join(_OF_ROW)}); run it with the attack's table, or "
+      "per_group, groups and seed"
+    )
+
+
+def check_same_victim(control: Control, victim: str):
+  """Refuses a control of another victim than this fingerprint's.
+
+  Raises:
+    ValueError: naming both.
+  """
+  others = {row["victim"] for row in control.rows} - {victim[:12]}
+  if others:
+    raise ValueError(
+      f"--control: is of another victim, {', '.join(sorted(others))}; this "
+      f"attack's is {victim[:12]}"
+    )

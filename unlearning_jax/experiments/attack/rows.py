@@ -1,0 +1,186 @@
+"""The rows of an attack and their targets: from a table, or a world's own."""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from unlearning_jax import (
+  concepts,
+  durable,
+  sampling,
+  sharding,
+)
+from unlearning_jax.attacks.engine import rows, vocabulary
+from unlearning_jax.experiments import common
+from unlearning_jax.experiments.attack.settings import Settings
+from unlearning_jax.model import Model
+from unlearning_jax.stable_diffusion import StableDiffusion
+
+# Of each row: id, number, prompt, seed, guidance.
+Listed = Sequence[Mapping[str, Any]]
+
+
+def listed(given: Settings) -> list[dict[str, Any]]:
+  """Every row of the run: id, number, prompt, seed, guidance.
+
+  Raises:
+    ValueError: the CSV that `table` names is not a table of prompts.
+  """
+  if given.table:
+    return [
+      {
+        "id": str(row.case_number),
+        "number": row.case_number,
+        "prompt": row.prompt,
+        "seed": row.seed,
+        "guidance": row.guidance,
+      }
+      for row in concepts.read_prompts(given.table)
+    ]
+  # Of all others a part is of the same head: portraits, three in ten.
+  count = 10 * given.per_group if "others" in given.groups else 0
+  world, targets = common.world_of(given), given.world_targets
+  drawn = world.prompt_rows(targets, given.per_group, count, given.seed)
+  heads = {target.head for target in world.targets(targets)}
+  own = [row for row in drawn if row["group"] != "others"]
+  rest = [
+    row
+    for row in drawn[len(own) :]
+    if any(row["attributes"][head] is not None for head in heads)
+  ]
+  return [
+    {
+      "id": row["id"],
+      "number": number,
+      "prompt": row["prompt"],
+      "seed": row["seed"],
+      "guidance": None,
+    }
+    for number, row in enumerate(own + rest[: given.per_group])
+    if row["group"] in given.groups
+  ]
+
+
+def check_targets(given: Settings, sd: StableDiffusion, listed: Listed):
+  """Refuses target images that are missing, damaged or of another size.
+
+  Raises:
+    ValueError: naming the file.
+  """
+  height, width = rows.image_size(sd)
+  for row in listed if given.target_images else ():
+    path = _target(given.target_images, row)
+    if not path.is_file():
+      raise ValueError(
+        f"target_images: no file {path}; each row needs its <id>.png, or leave "
+        "target_images empty to have the original model draw them"
+      )
+    try:
+      with Image.open(path) as image:
+        size = image.size
+        image.verify()
+    # What it raises of a damaged file depends on where the damage is.
+    except (OSError, SyntaxError, ValueError) as error:
+      raise ValueError(f"target_images: cannot read {path}: {error}") from error
+    if size != (width, height):
+      raise ValueError(
+        f"target_images: {path} is {size[0]}x{size[1]}; the model's images are "
+        f"{width}x{height}"
+      )
+
+
+def hashes(given: Settings, listed: Listed) -> dict[str, str]:
+  """A sha256 of the rows and of the target images that come from files."""
+  found = {}
+  if given.table:
+    text = json.dumps(listed)
+    found["table"] = hashlib.sha256(text.encode()).hexdigest()
+  if given.target_images:
+    digest = hashlib.sha256()
+    for row in listed:
+      image = _target(given.target_images, row).read_bytes()
+      digest.update(f"{row['id']} {len(image)}\n".encode() + image)
+    found["target_images"] = digest.hexdigest()
+  return found
+
+
+def targeted(
+  base: Model,
+  table: Listed,
+  given: Settings,
+  mesh: sharding.Mesh,
+  folder: pathlib.Path,
+) -> list[rows.Row]:
+  """The rows with the latents of their target images.
+
+  The original model draws them from each row's prompt and seed into `folder`,
+  those that are not there yet, with `target_sampling` if there is one;
+  `target_images` names another folder that has a `<id>.png` for each. Prompts
+  longer than `max_tokens` are left out of the attack.
+
+  Args:
+    base: the original model.
+    table: of `listed`, those that are left.
+    given: the run's.
+    mesh: of this process's devices.
+    folder: of the images.
+  """
+  if given.target_images:
+    folder = pathlib.Path(given.target_images)
+  else:
+    _draw_targets(base, table, given, mesh, folder)
+  images = (_read(_target(folder, row))[None] for row in table)
+  latents = rows.target_latents(base.sd, base.params, images)
+  found = [
+    rows.Row(**row, latents=x) for row, x in zip(table, latents, strict=True)
+  ]
+  return rows.limited(base.sd, found, given.max_tokens)
+
+
+def layout(
+  mesh: sharding.Mesh, batch_size: int | None = None
+) -> dict[str, Any]:
+  """How images are spread over this process's devices, for `sampling.draw`.
+
+  Args:
+    mesh: of these devices.
+    batch_size: rounded up to what they share; None for the least.
+  """
+  multiple = sharding.local_rows_multiple(mesh)
+  where = sharding.batch_sharding(mesh)
+  return {
+    "batch_size": -(-(batch_size or 1) // multiple) * multiple,
+    "place": lambda tree: sharding.place(tree, where),
+    "fetch": sharding.local_rows,
+  }
+
+
+def _draw_targets(base, table, given, mesh, folder):
+  left = [row for row in table if not _target(folder, row).exists()]
+  length, cut = base.sd.context_shape[0], vocabulary.shortened
+  asked = [
+    sampling.Request(cut(base.sd.tokenizer, row["prompt"], length), row["seed"])
+    for row in left
+  ]
+  batches = sampling.draw(
+    base.sd, base.params, asked, given.target_drawing,
+    **layout(mesh, given.batch_size),
+  ) if left else ()  # fmt: skip
+  images = (image for batch in batches for image in batch)
+  for row, image in zip(left, images, strict=True):
+    with durable.replacing(_target(folder, row)) as file:
+      Image.fromarray(image).save(file, format="png")
+
+
+def _target(folder: str | pathlib.Path, row: Mapping[str, Any]) -> pathlib.Path:
+  return pathlib.Path(folder) / f"{row['id']}.png"
+
+
+def _read(path: pathlib.Path) -> np.ndarray:
+  with Image.open(path) as image:
+    return np.asarray(image.convert("RGB"))

@@ -1,0 +1,201 @@
+"""What an attack can be told, and what of it cannot be."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from unlearning_jax import guidance, settings
+from unlearning_jax.attacks.engine import insertion, rows, vocabulary
+from unlearning_jax.concepts import check_choice
+from unlearning_jax.experiments import common
+from unlearning_jax.sampling import Sampling
+from unlearning_jax.settings import Free, Output
+
+# The last: prompts that ask for another class of the same head.
+GROUPS = ("explicit", "synonyms", "paraphrases", "implied", "others")
+# Where a caption of the pool has its word.
+MARK = "{}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guiding:
+  """What the victim is kept from while it samples.
+
+  Attributes:
+    negative_prompt: its images are steered away from it.
+    safe: Safe Latent Diffusion: weak, medium, strong or max; "" for none.
+    concept: what that keeps away; "" for the published one.
+    in_loss: the attack's loss goes through it.
+  """
+
+  negative_prompt: Output[str] = ""
+  safe: Output[str] = ""
+  concept: Output[str] = ""
+  in_loss: Output[bool] = False
+
+  def __post_init__(self):
+    if self.safe:
+      check_choice("guidance.safe", self.safe, guidance.PRESETS)
+    elif self.concept:
+      raise ValueError(
+        f"guidance.concept={self.concept!r}: is of Safe Latent Diffusion; set "
+        f"guidance.safe to one of {', '.join(guidance.PRESETS)}"
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Proxy:
+  """Diffusion Classifier before each image.
+
+  Attributes:
+    timesteps: how many it looks at; 0 leaves it out.
+    threshold: prompts that bring back less of the concept get no image.
+  """
+
+  timesteps: Output[int] = 0
+  threshold: Output[float] = 0.5
+
+  def __post_init__(self):
+    if self.timesteps < 0:
+      raise ValueError(
+        f"proxy.timesteps={self.timesteps}: must not be negative"
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pool:
+  """What `hparams.pool` learns from: images by the original model.
+
+  Attributes:
+    concept: what they show.
+    images: how many.
+    templates: their captions.
+    first_seed: of the first image; the others' follow.
+  """
+
+  concept: Output[str] = ""
+  images: Output[int] = 25
+  templates: Output[tuple[str, ...]] = ("a {}",)
+  first_seed: Output[int] = 1_000
+
+  def check(self):
+    """Refuses a pool that nothing can be learnt from; only where one is used.
+
+    Raises:
+      ValueError: naming the key.
+    """
+    if self.images < 1:
+      raise ValueError(f"pool.images={self.images}: must be at least 1")
+    for template in self.templates:
+      if template.count(MARK) != 1:
+        raise ValueError(
+          f"pool.templates: {template!r} must hold one {MARK}, where the word "
+          "goes"
+        )
+    if self.first_seed < 0:
+      raise ValueError(
+        f"pool.first_seed={self.first_seed}: must not be negative"
+      )
+    if not self.concept:
+      raise ValueError("pool.concept: name what the images show")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(common.Drawn):
+  """One attack on one victim.
+
+  Attributes:
+    method: the attack, see `attacks.methods`.
+    hparams: fields of its `Hparams`.
+    victim: another model than the original, or the UNet or text encoder of one,
+      or `scrambled`; "" for the edit's or the original itself.
+    guidance: what the victim is kept from.
+    proxy: what says whether a prompt is worth an image.
+    words: run of concept_inversion whose words `new_word` draws with.
+    pool: what `hparams.pool` learns from.
+    table: CSV of case_number, prompt, evaluation_seed, evaluation_guidance;
+      "" has the world's prompts.
+    target_images: folder of <id>.png; "" has the original model draw them.
+    target_sampling: how it draws them, other than by `sampling`.
+    max_tokens: longer prompts are counted and left alone; None for none.
+    vocabulary: ids that an attack may use, see `engine.vocabulary`.
+    too_long: what becomes of prompts that leave no room: counted as failures
+      (`drop`), the run refused (`error`), or cut to whole words (`truncate`).
+    groups: which of the world's prompts.
+    per_group: how many of each group.
+    lanes: rows side by side.
+    others: of a comparison; an attack has no use for it.
+    prompts: likewise.
+  """
+
+  method: Output[str]
+  hparams: Output[Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  victim: Output[str] = ""
+  guidance: Guiding = Guiding()
+  proxy: Proxy = Proxy()
+  words: Output[str] = ""
+  pool: Pool = Pool()
+  table: Output[str] = ""
+  target_images: Output[str] = ""
+  target_sampling: Output[Mapping[str, Any]] = dataclasses.field(
+    default_factory=dict
+  )
+  max_tokens: Output[int | None] = None
+  vocabulary: Output[str] = "roundtrip"
+  too_long: Output[str] = "drop"
+  groups: Output[tuple[str, ...]] = ("explicit",)
+  per_group: Output[int] = 100
+  lanes: Free[int] = 8
+  others: Free[int] = 0
+  prompts: Free[Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.judge and len(common.targets_of(self)) != 1:
+      raise ValueError("targets: the judge needs one target, what was erased")
+    if not self.table and not (self.judge and self.world_targets):
+      raise ValueError("table: name a CSV of prompts")
+    _ = self.target_drawing
+    check_choice("vocabulary", self.vocabulary, vocabulary.MODES)
+    check_choice("too_long", self.too_long, rows.TOO_LONG)
+    if "insertion" in self.hparams:
+      mode = self.hparams["insertion"]
+      check_choice("hparams.insertion", mode, insertion.MODES)
+    for group in self.groups:
+      check_choice("groups", group, GROUPS)
+    least = {key: getattr(self, key) for key in ("lanes", "per_group")}
+    for key in ("k", "blocks", "iterations"):
+      least[f"hparams.{key}"] = self.hparams.get(key, 1)
+    for key, value in least.items():
+      if value < 1:
+        raise ValueError(f"{key}={value}: must be at least 1")
+    if self.sampling.guidance_scale <= 1:
+      for key in ("safe", "negative_prompt", "in_loss"):
+        value = getattr(self.guidance, key)
+        if value:
+          raise ValueError(
+            f"guidance.{key}={value!r}: needs sampling.guidance_scale above "
+            f"1, got {self.sampling.guidance_scale}"
+          )
+    if self.hparams.get("pool", ""):
+      self.pool.check()
+
+  @property
+  def target_drawing(self) -> Sampling:
+    """How target images are drawn.
+
+    Raises:
+      ValueError: `target_sampling` has another key, or an unusable value.
+    """
+    own = {**settings.plain(self.sampling), **self.target_sampling}
+    return settings.build(Sampling, own, "target_sampling")
+
+  @property
+  def world_targets(self) -> list[Mapping[str, str]]:
+    """What of `targets` the world has prompts for: task and name."""
+    known = common.world_of(self) is not None
+    return [
+      {key: one[key] for key in ("task", "name")}
+      for one in self.targets
+      if known and "task" in one and "name" in one
+    ]

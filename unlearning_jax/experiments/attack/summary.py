@@ -1,0 +1,212 @@
+"""What an attack leaves behind: its rates, its control's, a page, a gallery."""
+
+import csv
+import dataclasses
+import io
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from unlearning_jax import metrics
+from unlearning_jax.experiments.attack.control import Control
+from unlearning_jax.experiments.attack.settings import Settings
+from unlearning_jax.experiments.attack.victims import Setup
+from unlearning_jax.metrics import asr
+from unlearning_jax.record import Recorder
+from unlearning_jax.report import attack as page
+from unlearning_jax.stable_diffusion import StableDiffusion
+
+Row = Mapping[str, Any]
+
+
+def conclude(
+  record: Recorder, setup: Setup, control: Control, targets: pathlib.Path
+) -> dict[str, Any]:
+  """Writes `summary.json`, `results.csv` and `report.html`.
+
+  Args:
+    record: with all rows.
+    setup: of the attack.
+    control: what to compare with.
+    targets: folder of the original model's images, `<id>.png`.
+
+  Returns:
+    What `summary.json` holds; nothing where another process writes it.
+  """
+  given = setup.given
+  records = sorted(record.rows(), key=lambda row: row["number"])
+  document = {"title": given.title, **rates(records)}
+  document["curves"] = asr.curves(records)
+  if control.rows:
+    compared = asr.against(records, control.rows)
+    own = {"name": control.name, **rates(control.rows)}
+    document["control"] = own | {"paired": compared}
+  if not record.is_writer:
+    return {}
+  if given.metrics:
+    found = estimates(record, setup, records)
+    document["estimates"] = [dataclasses.asdict(one) for one in found]
+  document["unsafe"] = is_unsafe(given)
+  if setup.held:
+    document["victim_file"] = dict(setup.held)
+  document["gallery"] = [
+    frame(record, setup.sd, row, targets) for row in chosen(records, given.grid)
+  ]
+  record.save_summary(document)
+  record.write("results.csv", to_csv(document["measures"]))
+  text = page.render(document, record.path, record.provenance)
+  record.write("report.html", text)
+  return document
+
+
+def rates(records: Sequence[Row]) -> dict[str, Any]:
+  """Counts, rates with their intervals, and the rate by number of images."""
+  return {
+    "accounting": asr.accounting(records),
+    "measures": [m._asdict() for m in asr.measure(records)],
+    "by_images": [m._asdict() for m in asr.by_images(records)],
+  }
+
+
+def estimates(
+  record: Recorder, setup: Setup, records: Sequence[Row]
+) -> Iterator[metrics.Estimate]:
+  """What the metrics of the settings say.
+
+  One that reads images sees each with a row of its own, of the group `prompt`
+  or `attack`; another sees the records.
+  """
+  for name in setup.given.metrics:
+    metric = metrics.load(name)
+    state = metric.init()
+    for row in records:
+      if metric.images:
+        images, seen = _images(record, setup, row)
+      else:
+        images, seen = np.zeros((0, 1, 1, 3), np.uint8), [_row(row)]
+      if seen:
+        state = metric.update(state, images, seen)
+    yield from metric.compute(state)
+
+
+def is_unsafe(given: Settings) -> bool:
+  """Whether images are blurred: also where nobody said what they show."""
+  tasks = {target.get("task", "unsafe") for target in given.targets}
+  return not tasks or "unsafe" in tasks
+
+
+def chosen(records: Iterable[Row], count: int) -> list[Row]:
+  """Rows to show: that the attack won or nobody judged, and up to two lost."""
+  seen = [
+    row for row in records if row["blocks"] and row["blocks"][-1].get("image")
+  ]
+  lost = [row for row in seen if row["success"] is False][:2]
+  won = [row for row in seen if row["success"] is not False]
+  return (won[: max(0, count - len(lost))] + lost)[:count]
+
+
+def frame(
+  record: Recorder, sd: StableDiffusion, row: Row, targets: pathlib.Path
+) -> dict[str, Any]:
+  """A row for the gallery: its texts, and three images from one seed."""
+  last = row["blocks"][-1]
+  images = {
+    "original": targets / f"{row['id']}.png",
+    "no attack": record.path / (row["pre_image"] or "-"),
+    "attack": record.path / last["image"],
+  }
+  keys = ("text", "score", "survived")
+  return {
+    **{key: row[key] for key in ("id", "prompt", "seed", "success")},
+    **{key: last[key] for key in keys if key in last},
+    "pre_score": row["pre_score"],
+    "attack_seed": last["seed"],
+    "block": len(row["blocks"]),
+    "tokens": _tokens(sd, last.get("ids", ())),
+    "images": {
+      stage: _own(record, path, f"shown/{row['id']}-{stage.replace(' ', '-')}")
+      for stage, path in images.items()
+      if path.is_file()
+    },
+  }
+
+
+def to_csv(measures: Iterable[Mapping[str, Any]]) -> str:
+  """Every rate as a line."""
+  file = io.StringIO()
+  keys = ["name", "value", "low", "high", "k", "n"]
+  writer = csv.DictWriter(file, keys, lineterminator="\n")
+  writer.writeheader()
+  writer.writerows(measures)
+  return file.getvalue()
+
+
+def printed(document: Mapping[str, Any]) -> str:
+  """The summary for the terminal; nothing where another process writes it."""
+  if not document:
+    return ""
+  lines = [document["title"]]
+  for m in document["measures"]:
+    share = f"{m['k']}/{m['n']}"
+    interval = f"[{m['low']:.2f}, {m['high']:.2f}]"
+    lines.append(f"{m['name']:12} {m['value']:.2f} {interval} {share:>9}")
+  for one in document.get("estimates", ()):
+    lines.append(f"{one['name']:12} {page.estimate(one)}")
+  lines.append(f"accounting: {document['accounting']}")
+  if "control" in document:
+    control = document["control"]
+    lines.append(f"against {control['name']}: {control['paired']}")
+  return "\n".join(lines)
+
+
+def _row(row: Row) -> dict[str, Any]:
+  """A record as a metric of rows alone reads it."""
+  own = {"group": "attack", "shown": row["success"], "score": asr.score(row)}
+  return {**row, **own, "model": row["victim"]}
+
+
+def _images(
+  record: Recorder, setup: Setup, row: Row
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+  """All images of a row that were kept, and a row of each for a metric."""
+  first = {
+    "image": row["pre_image"],
+    "text": row["prompt"],
+    "seed": row["seed"],
+  }
+  first |= {"success": row["pre_success"], "score": row["pre_score"]}
+  found, images = [], []
+  for i, one in enumerate([first, *row["blocks"]]):
+    if not one.get("image"):
+      continue
+    with Image.open(record.path / one["image"]) as image:
+      images.append(np.asarray(image.convert("RGB")))
+    found.append({
+      "id": f"{row['id']}/{i}", "model": row["victim"],
+      "group": "attack" if i else "prompt", "prompt": one["text"],
+      "seed": one["seed"], "shown": one["success"], "score": one["score"],
+    })  # fmt: skip
+  every = np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8)
+  if setup.judge is not None and found:
+    seen = setup.judge.decide(setup.judge(every))
+    found = [r | {"judged": j} for r, j in zip(found, seen, strict=True)]
+  return every, found
+
+
+def _tokens(sd: StableDiffusion, ids: Sequence[int]) -> list[str]:
+  """The tokens that were optimised, before any text was made of them."""
+  special = {sd.tokenizer.bos_token_id, sd.tokenizer.eos_token_id}
+  kept = [i for i in ids if i not in special]
+  return sd.tokenizer.convert_ids_to_tokens(kept)
+
+
+def _own(record: Recorder, path: pathlib.Path, name: str) -> str:
+  """The path within the run; an image from elsewhere is copied."""
+  path = path.resolve()
+  if path.is_relative_to(record.path.resolve()):
+    return path.relative_to(record.path.resolve()).as_posix()
+  with Image.open(path) as image:
+    return record.save_image(name, np.asarray(image.convert("RGB")))

@@ -1,0 +1,331 @@
+"""Whom an attack attacks, and what the attack starts with."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from unlearning_jax import (
+  attacks,
+  convert,
+  guidance,
+  sharding,
+  stable_diffusion,
+)
+from unlearning_jax.attacks import Attack, Victim
+from unlearning_jax.attacks.engine.victim import through_guidance
+from unlearning_jax.edits import Edit, edit_hash
+from unlearning_jax.experiments import common
+from unlearning_jax.experiments.attack.control import finished
+from unlearning_jax.experiments.attack.rows import Listed
+from unlearning_jax.experiments.attack.settings import Guiding, Settings
+from unlearning_jax.judges import Judge, Target
+from unlearning_jax.metrics.diffusion_classifier import Proxy
+from unlearning_jax.model import Model
+from unlearning_jax.projections import cross_attention_kernels
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
+
+SCRAMBLED = "scrambled"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Setup:
+  """All that an attack works with; `placed` puts it on the devices.
+
+  Attributes:
+    given: the settings.
+    attack: bound.
+    base: the model before unlearning.
+    victim: under attack.
+    original: `base`, as attacks read it.
+    mesh: of this process's own devices: processes share no array.
+    name: the victim's fingerprint.
+    edits: those that come from outside, by name.
+    held: component -> how much of it the victim's file holds.
+    judge: who looks at the images; None for nobody.
+    target: what it looks for.
+  """
+
+  given: Settings
+  attack: Attack
+  base: Model
+  victim: Victim
+  original: Victim
+  mesh: sharding.Mesh
+  name: str
+  edits: Mapping[str, Edit] = dataclasses.field(default_factory=dict)
+  held: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  judge: Judge | None = None
+  target: Target | None = None
+
+  @property
+  def sd(self) -> StableDiffusion:
+    """Of base and victim."""
+    return self.base.sd
+
+  @property
+  def proxy(self) -> Proxy | None:
+    """What says whether a prompt is worth an image, if it is asked for.
+
+    Raises:
+      ValueError: more timesteps than the model has, or one that predicts no
+        noise.
+    """
+    count = self.given.proxy.timesteps
+    if not count:
+      return None
+    key = jax.random.fold_in(jax.random.key(self.given.seed), 1)
+    try:
+      return Proxy(self.sd, self.victim, self.original, count, key)
+    except ValueError as error:
+      raise ValueError(f"proxy.timesteps={count}: {error}") from error
+
+
+def setup(
+  given: Settings,
+  attack: Attack,
+  model: Model | None = None,
+  edit: str = "",
+) -> Setup:
+  """Reads the model and its victim; nothing is on the devices yet.
+
+  Args:
+    given: the run's.
+    attack: from `bind`.
+    model: the victim; None reads what settings and `edit` name.
+    edit: an edit file or an erase run's folder; "" for none.
+
+  Raises:
+    ValueError: two victims or two guidances, a judge that does not know the
+      target, or as `victim_of`.
+  """
+  judge = common.load_judge(given)
+  target = None
+  if judge is not None:
+    (target,) = common.targets_of(given)
+    judge.find(target)
+  if model is not None and (edit or given.victim):
+    raise ValueError("victim: is given; leave settings.victim and edit empty")
+  if edit and given.victim:
+    raise ValueError("victim: give either --edit or --config.victim")
+  made = common.read_edits([edit] if edit else [])
+  if model is None:
+    model = common.load_model(given)
+    for one in made.values():
+      model = model.with_edit(one)
+  elif model.edit is not None:
+    made = {model.name: model.edit}
+  victim, held = victim_of(given, model)
+  return Setup(
+    given=given,
+    attack=attack,
+    base=model.base,
+    victim=victim,
+    original=Victim(model.params),
+    mesh=sharding.make_mesh(devices=jax.local_devices()),
+    name=fingerprint(victim, made),
+    edits=made,
+    held=held,
+    judge=judge,
+    target=target,
+  )
+
+
+def placed(host: Setup) -> Setup:
+  """The same on the devices; what victim and original share is there once."""
+  where = sharding.replicated(host.mesh)
+  params = sharding.place(host.base.params, where)
+  victim = place(host.victim, host.base.params, params, host.mesh)
+  return dataclasses.replace(
+    host,
+    base=dataclasses.replace(host.base, params=params),
+    victim=victim,
+    original=Victim(params),
+  )
+
+
+def check_guidance(given: Settings, listed: Listed):
+  """Refuses rows of a table whose images would not be guided as the loss is.
+
+  Raises:
+    ValueError: naming the row.
+  """
+  for row in listed:
+    if row["guidance"] is not None and row["guidance"] <= 1:
+      raise ValueError(
+        f"row {row['id']}: evaluation_guidance={row['guidance']} guides "
+        "nothing; must exceed 1"
+      )
+    scale = given.sampling.guidance_scale
+    if given.guidance.in_loss and row["guidance"] not in (None, scale):
+      raise ValueError(
+        f"row {row['id']}: evaluation_guidance={row['guidance']}, but the loss "
+        f"goes through sampling.guidance_scale={scale}: set "
+        "guidance.in_loss=False, or give this scale a table of its own"
+      )
+
+
+def bind(given: Settings) -> Attack:
+  """The attack, with the words of the run that `words` names.
+
+  Raises:
+    ValueError: as `attacks.bind`; or words for another method, none where they
+      are needed, or a run that learnt none.
+  """
+  hparams = dict(given.hparams)
+  if (given.method == "new_word") != bool(given.words):
+    raise ValueError(
+      f"words={given.words!r}: names the concept_inversion run whose words "
+      f"method 'new_word' draws with; method={given.method!r}"
+    )
+  if given.words:
+    found = finished(given.words).rows
+    hparams["words"] = tuple(
+      tuple(map(tuple, row["embeds"])) for row in found if "embeds" in row
+    )
+    if not hparams["words"]:
+      raise ValueError(f"words: the run {given.words} has learnt none")
+  return attacks.bind(given.method, hparams)
+
+
+def words_hash(attack: Attack) -> dict[str, str]:
+  """A sha256 of the words that `new_word` draws with; empty for others."""
+  words = getattr(attack.h, "words", None)
+  if words is None:
+    return {}
+  return {"words": hashlib.sha256(json.dumps(words).encode()).hexdigest()}
+
+
+def kept_from(given: Guiding) -> guidance.Guidance | None:
+  """What the settings keep the victim from, if anything."""
+  safe = None
+  if given.safe:
+    safe = guidance.preset(given.safe, given.concept or guidance.CONCEPT)
+  if safe is None and not given.negative_prompt.strip():
+    return None
+  return guidance.Guidance(given.negative_prompt, safe)
+
+
+def victim_of(given: Settings, model: Model) -> tuple[Victim, dict[str, str]]:
+  """The attacked model: the one named, or `model` with its edit.
+
+  `given.victim` is a model, or the part of one that differs: a UNet, a text
+  encoder, some layers, a LoRA, over `model`; or `scrambled`.
+
+  Returns:
+    The victim, and of each component that its file changes, how many tensors
+    that file holds.
+
+  Raises:
+    ValueError: a file none of whose tensors belong to the model, that changes
+      nothing, or with a part of a text encoder alone; another model's shapes;
+      a guided model and guidance in the settings too.
+  """
+  held = {}
+  original = Victim(model.params)
+  if given.victim == SCRAMBLED:
+    params = scrambled(model.params, given.seed)
+    model = dataclasses.replace(model, params=params)
+  elif given.victim:
+    params, held = _named(given, model)
+    model = dataclasses.replace(model, params=params)
+  guided = kept_from(given.guidance)
+  if guided is not None:
+    if model.guidance is not None:
+      raise ValueError(
+        "guidance: the victim is guided already; leave the settings' empty"
+      )
+    model = model.with_guidance(guided)
+  victim = Victim.of(model)
+  if given.guidance.in_loss:
+    scale = given.sampling.guidance_scale
+    victim = through_guidance(model.sd, victim, original, scale)
+  return victim, held
+
+
+def _named(given: Settings, model: Model) -> tuple[Params, dict[str, str]]:
+  """The parameters that `victim` names, and what its file holds, printed."""
+  params = model.params
+  states = {part: convert.to_torch(tree) for part, tree in params.items()}
+  base = dataclasses.replace(model.sd.files, states=states)
+  files = convert.load(given.victim, base)
+  other = stable_diffusion.from_files(files)[1]
+  held = {}
+  for part, old in states.items():
+    new = files.states[part]
+    # What the file does not hold is the base's own array.
+    missing = [name for name in old if new[name] is old[name]]
+    count = f"{len(old) - len(missing)} of {len(old)} tensors"
+    if len(missing) < len(old):
+      held[part] = count
+    # Edited layers of a UNet are published so; a text encoder is whole.
+    few = part == "text_encoder" and 0 < len(missing) < len(old)
+    if few and not convert.is_delta(given.victim):
+      raise ValueError(
+        f"victim={given.victim!r}: holds {count} of text_encoder, without "
+        f"{', '.join(missing[:3])}; give it whole. If it is meant to be laid "
+        "over the model: python -m launch.convert makes a folder of both"
+      )
+  if jax.tree.map(jnp.shape, other) != jax.tree.map(jnp.shape, params):
+    raise ValueError(f"victim={given.victim!r}: not of the model's shapes")
+  same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), other, params)
+  if all(jax.tree.leaves(same)):
+    raise ValueError(
+      f"victim={given.victim!r}: has the very weights of model="
+      f"{given.model!r}; leave it empty to attack the model itself"
+    )
+  if held and jax.process_index() == 0:
+    told = ", ".join(f"{count} of {part}" for part, count in held.items())
+    print(f"victim={given.victim}: {told}; all else is the model's")
+  # What they share is on the devices once.
+  shared = jax.tree.map(lambda s, a, b: b if s else a, same, other, params)
+  return shared, held
+
+
+def scrambled(params: Params, seed: int) -> Params:
+  """The model with its readers of the text drawn anew: no word means anything.
+
+  A control for attacks on embeddings: what they make this model draw, they
+  taught it. Keys and values of the cross-attention keep their spread.
+  """
+  leaves = traverse_util.flatten_dict(params["unet"], sep="/")
+  rng = np.random.default_rng([seed, 7])
+  kernels = cross_attention_kernels(params)
+  for path, kernel in sorted(kernels.items()):
+    drawn = rng.normal(size=kernel.shape) * np.asarray(kernel).std()
+    leaves[path] = drawn.astype(np.float32)
+  return {**params, "unet": traverse_util.unflatten_dict(leaves, sep="/")}
+
+
+def place(
+  victim: Victim, host: Params, there: Params, mesh: sharding.Mesh
+) -> Victim:
+  """The victim on the devices; what it shares with `host` is there already.
+
+  Args:
+    victim: on the host.
+    host: the original's parameters there.
+    there: the same on the devices.
+    mesh: of this process's devices.
+  """
+  pairs = zip(jax.tree.leaves(host), jax.tree.leaves(there), strict=True)
+  copies = {id(leaf): copy for leaf, copy in pairs}
+  victim = jax.tree.map(lambda leaf: copies.get(id(leaf), leaf), victim)
+  return jax.device_put(victim, sharding.replicated(mesh))
+
+
+def fingerprint(victim: Victim, made: Mapping[str, Edit]) -> str:
+  """A sha256 of all that tells victims apart: weights, edit, guidance."""
+  parts = {
+    "weights": convert.params_fingerprint(victim.params),
+    "edits": {name: edit_hash(e) for name, e in made.items()},
+    "negative_prompt": victim.negative_prompt,
+    "safe": dataclasses.asdict(victim.safe) if victim.safe else None,
+  }
+  text = json.dumps(parts, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,197 @@
+"""Asks an unlearned model itself what images of the concept show.
+
+See `metrics.diffusion_classifier`; rows and victims are those of `attack`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from unlearning_jax import attacks, stable_diffusion, statistics
+from unlearning_jax.attacks import Victim
+from unlearning_jax.attacks.engine import vocabulary
+from unlearning_jax.concepts import check_choice
+from unlearning_jax.experiments import attack, common
+from unlearning_jax.experiments.attack import check, rows, victims
+from unlearning_jax.metrics import diffusion_classifier
+from unlearning_jax.model import Model
+from unlearning_jax.record import Recorder
+from unlearning_jax.settings import Output
+from unlearning_jax.stable_diffusion import StableDiffusion
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(attack.Settings):
+  """Which images, and what they are held against.
+
+  Attributes:
+    timesteps: of the gap.
+    neutral: the prompt that says nothing.
+    criterion: of the errors, `l2` or `l1`.
+    stages: of the classifier, (timesteps, prompts kept).
+    classes: that it chooses from; none for no labels.
+    caption: of a class, which stands for the one {}.
+    concept: the class that the images show.
+  """
+
+  timesteps: Output[int] = 50
+  neutral: Output[str] = ""
+  criterion: Output[str] = "l2"
+  stages: Output[tuple[tuple[int, int], ...]] = ((50, 5), (500, 1))
+  classes: Output[tuple[str, ...]] = ()
+  caption: Output[str] = "{}"
+  concept: Output[str] = ""
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not self.classes:
+      return
+    check_choice("concept", self.concept, self.classes)
+    if self.caption.count("{}") != 1:
+      raise ValueError(
+        f"caption={self.caption!r}: must hold one {{}}, where the class goes"
+      )
+
+  @property
+  def gap(self) -> tuple[tuple[int, int], ...]:
+    """The one stage of neutral and own prompt."""
+    return ((self.timesteps, 1),)
+
+  @property
+  def captions(self) -> list[str]:
+    """One for each class."""
+    return [self.caption.format(name) for name in self.classes]
+
+
+def run(
+  given: Settings,
+  open_record: Callable[[], Recorder],
+  *,
+  edit: str = "",
+  victim: Model | None = None,
+) -> dict[str, Any]:
+  """Draws, denoises, summarizes.
+
+  Args:
+    given: what to do.
+    open_record: as in `attack.run`.
+    edit: an edit file or an erase run's folder; "" for none.
+    victim: a model in place of what settings and `edit` name.
+
+  Returns:
+    What `summary.json` holds.
+
+  Raises:
+    ValueError: what cannot be done; nothing has been written.
+  """
+  listed = rows.listed(given)
+  bound = attacks.bind(given.method, given.hparams)
+  setup = victims.setup(given, bound, victim, edit)
+  check_fits(given, setup.sd, listed)
+  record = open_record()
+  inputs = {"victim": setup.name, **rows.hashes(given, listed)}
+  common.begin(record, given, setup.base.params, setup.edits, inputs)
+  setup = victims.placed(setup)
+  left = [row for row in listed if row["id"] not in record.done_ids()]
+  targets = record.path / "images" / "targets"
+  table = rows.targeted(setup.base, left, given, setup.mesh, targets)
+  done = len(listed) - len(left)
+  models = {"original": setup.original, "victim": setup.victim}
+  with record.progress("diagnose", len(listed), done=done) as bar:
+    for row in table:
+      found = {
+        who: diagnosed(setup.sd, model, row.latents, row.prompt, given)
+        for who, model in models.items()
+      }
+      record.append_row({"id": row.id, "prompt": row.prompt, **found})
+      bar.update()
+  document = summary(record.rows(), given)
+  if setup.held:
+    document["victim_file"] = dict(setup.held)
+  record.save_summary(document)
+  record.mark_done()
+  return document
+
+
+def check_fits(given: Settings, sd: StableDiffusion, listed: rows.Listed):
+  """Finds what the model cannot do before it draws.
+
+  Raises:
+    ValueError: as `attack.check.drawing_fits`; more timesteps than the model
+      has, stages that are none, another criterion, or a caption too long.
+  """
+  check.drawing_fits(given, sd, listed)
+  diffusion_classifier.check(sd.schedule, given.gap, given.criterion)
+  if given.classes:
+    try:
+      diffusion_classifier.check(sd.schedule, given.stages, given.criterion)
+    except ValueError as error:
+      raise ValueError(f"stages: {error}") from error
+  stable_diffusion.tokenize(sd, [given.neutral, *given.captions])
+
+
+def diagnosed(
+  sd: StableDiffusion,
+  who: Victim,
+  latents: Float[np.ndarray, "h w c"],
+  prompt: str,
+  given: Settings,
+) -> dict[str, Any]:
+  """What a model makes of one image: `gap` and, given classes, `label`.
+
+  Args:
+    sd: the model.
+    who: the original or the victim.
+    latents: x_0 of the image.
+    prompt: the row's.
+    given: the settings.
+  """
+  key = jax.random.key(given.seed)
+
+  def race(prompts: Sequence[str], stages: tuple[tuple[int, int], ...]):
+    states = stable_diffusion.encode_prompts(
+      sd, who.params, prompts, who.edit_context
+    )
+    return diffusion_classifier.classify(
+      sd, who, jnp.asarray(latents), states, stages=stages, key=key,
+      criterion=given.criterion,
+    )  # fmt: skip
+
+  # As the image was drawn: a prompt that is too long is cut.
+  length = sd.context_shape[0]
+  prompt = vocabulary.shortened(sd.tokenizer, prompt, length)
+  pair = race([given.neutral, prompt], given.gap)
+  found: dict[str, Any] = {
+    "neutral_error": float(pair.errors[0]),
+    "error": float(pair.errors[1]),
+    "gap": float(pair.errors[0] - pair.errors[1]),
+  }
+  if given.classes:
+    winner = race(given.captions, given.stages)
+    found["label"] = given.classes[winner.index]
+  return found
+
+
+def summary(
+  records: Sequence[Mapping[str, Any]], given: Settings
+) -> dict[str, Any]:
+  """Mean gaps, the victim's share of the original's, and labels that fit."""
+  document: dict[str, Any] = {"title": given.title, "n": len(records)}
+  for who in ("original", "victim"):
+    gaps = [record[who]["gap"] for record in records]
+    document[f"{who}_gap"] = float(np.mean(gaps))
+    if given.classes:
+      k = sum(record[who]["label"] == given.concept for record in records)
+      low, high = statistics.wilson(k, len(records))
+      document[f"{who}_label"] = {
+        "value": k / len(records), "low": low, "high": high, "k": k,
+        "n": len(records),
+      }  # fmt: skip
+  if document["original_gap"] > 0:
+    document["kept"] = document["victim_gap"] / document["original_gap"]
+  return document

@@ -1,0 +1,154 @@
+"""Rows to draw, and rows drawn and judged: what evaluations are made of."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from unlearning_jax import judges, metrics, sampling, sharding
+from unlearning_jax.experiments import common
+from unlearning_jax.judges import Judge
+from unlearning_jax.metrics.accuracy import judge_rows
+from unlearning_jax.model import Model
+from unlearning_jax.settings import Output
+
+Rows = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(common.Drawn):
+  """What is drawn of every model.
+
+  Attributes:
+    prompts: group -> prompts of one's own, of a model that no world knows. A
+      group's name says what they ask for: `others` nothing that is looked for,
+      a label of the targets that one, any other the first target.
+    per_group: prompts of each target in each group, of a world.
+    others: prompts that ask for none of them, of a world.
+    protocol: name and hash of the protocol that these are, if any.
+  """
+
+  prompts: Output[Mapping[str, tuple[str, ...]]] = dataclasses.field(
+    default_factory=dict
+  )
+  per_group: Output[int] = 0
+  others: Output[int] = 0
+  protocol: Output[str] = ""
+
+  def __post_init__(self):
+    super().__post_init__()
+    for key in ("per_group", "others"):
+      if getattr(self, key) < 0:
+        raise ValueError(f"{key}={getattr(self, key)}: must not be negative")
+    asked = any(self.prompts.values())
+    if self.judge is None and not asked:
+      raise ValueError("prompts: the config has neither a judge nor prompts")
+    if common.world_of(self) is None and not asked:
+      raise ValueError(
+        f"prompts: model={self.model!r} is no embedded world, whose prompts "
+        "are known; give some"
+      )
+    for name in self.metrics:
+      metrics.load(name)
+    judge, targets = common.load_judge(self), common.targets_of(self)
+    if judge is not None:
+      for target in targets:
+        judge.find(target)
+
+
+def rows(settings: Settings) -> Rows:
+  """The rows to draw: prompts of one's own, or those of a world.
+
+  Of a world's prompts a judge that is not its own keeps what it has a head for.
+  """
+  world, own = common.world_of(settings), any(settings.prompts.values())
+  foreign = world is not None and settings.judge != world.NAME
+  if settings.judge is None or world is None or (foreign and own):
+    return _own_rows(settings)
+  drawn = world.prompt_rows(
+    [one for one in settings.targets if "task" in one],
+    settings.per_group, settings.others, settings.seed,
+  )  # fmt: skip
+  if foreign:
+    heads = judges.load(settings.judge).labels
+    for row in drawn:
+      asked = row["attributes"].items()
+      row["attributes"] = {h: label for h, label in asked if h in heads}
+  return drawn
+
+
+def _own_rows(settings: Settings) -> Rows:
+  targets = common.targets_of(settings) if settings.judge else []
+  pairs = [
+    (group, prompt)
+    for group, prompts in settings.prompts.items()
+    for prompt in prompts
+  ]
+  found = []
+  for i, (group, prompt) in enumerate(pairs):
+    asked = [t for t in targets if t.label == group] or targets[:1]
+    if group == "others":
+      asked = []
+    found.append(
+      {
+        "id": f"{i:05d}-{group}",
+        "group": group,
+        "prompt": prompt,
+        "seed": settings.seed + i,
+        "attributes": {t.head: t.label for t in asked},
+        "unsafe": False,
+      }
+    )
+  return found
+
+
+def judged(
+  settings: Settings, model: Model, judge: Judge | None, left: Rows
+) -> Iterator[tuple[Rows, UInt8[np.ndarray, "n h w 3"]]]:
+  """This process's share of rows, judged, with images, a batch at a time."""
+  mesh = sharding.make_mesh()
+  multiple = sharding.local_rows_multiple(mesh)
+  mine, padding = _share(left)
+  requests = [sampling.Request(row["prompt"], row["seed"]) for row in mine]
+  batches = sampling.draw(
+    model.sd,
+    sharding.place(model.drawn_params, sharding.replicated(mesh)),
+    requests,
+    settings.sampling,
+    # The next size that the devices can share evenly.
+    batch_size=-(-settings.batch_size // multiple) * multiple,
+    place=functools.partial(sharding.global_batch, mesh),
+    fetch=sharding.local_rows,
+    **model.drawing,
+  )
+  start, count = 0, len(mine) - padding
+  for images in batches:
+    part = [dict(row) for row in mine[start : start + len(images)]]
+    start += len(images)
+    real = len(part) - max(0, start - count)
+    # Not a break: a process that left a batch out would leave the others
+    # waiting in it.
+    if real < 1:
+      continue
+    part, images = part[:real], images[:real]
+    if judge is not None:
+      scores = judge(images)
+      part = judge_rows(part, scores, judge)
+      for i, row in enumerate(part):
+        row["scores"] = {head: s[i].tolist() for head, s in scores.items()}
+    yield part, images
+
+
+def _share(left: Sequence[dict]) -> tuple[list[dict], int]:
+  """This process's rows, and how many at their end are padding.
+
+  Every process gets as many, or they would wait for each other for ever.
+  """
+  count = -(-len(left) // jax.process_count())
+  mine = list(left[jax.process_index() * count :][:count])
+  padding = count - len(mine)
+  return mine + list(left[:1]) * padding, padding

@@ -1,0 +1,274 @@
+"""Evaluate: several models on the same prompts, from the same noise, judged.
+
+Base, erased, tuned and guided models are all `Model`s, the base first. A run
+ends with its table and its page. Erasures end in the same comparison.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unlearning_jax import (
+  convert,
+  durable,
+  edits,
+  protocols,
+  report,
+  samplers,
+  sharding,
+  stable_diffusion,
+)
+from unlearning_jax.experiments import common, drawing
+from unlearning_jax.experiments.drawing import Rows, Settings
+from unlearning_jax.experiments.tallies import Tallies
+from unlearning_jax.judges import Judge
+from unlearning_jax.metrics.accuracy import judge_rows
+from unlearning_jax.model import Model
+from unlearning_jax.record import Recorder
+from unlearning_jax.report import comparison
+
+
+def config(
+  given: Mapping[str, Any] | None,
+  protocol: str | None = None,
+  judge: str | None = None,
+  more: Sequence[str] = (),
+) -> dict[str, Any]:
+  """Plain settings, of a config or of a protocol.
+
+  Args:
+    given: a config's values.
+    protocol: a protocol's name, in its place.
+    judge: another than the config's.
+    more: metrics besides the config's.
+
+  Raises:
+    ValueError: neither or both; a protocol with another judge or metrics.
+  """
+  if (given is None) == (protocol is None):
+    raise ValueError("--config, --protocol: give one of them")
+  if protocol is not None:
+    if judge or more:
+      raise ValueError(
+        "--judge, --metrics: --protocol fixes both; take --config instead"
+      )
+    return protocols.find(protocol).config()
+  found = dict(given or {})
+  if judge:
+    found["judge"] = judge
+  if more:
+    found["metrics"] = (*found.get("metrics", ()), *more)
+  return found
+
+
+def read_models(
+  settings: Settings, paths: Sequence[str] = ()
+) -> dict[str, Model]:
+  """The base as `before`, and one of each edit or guidance by its method.
+
+  Raises:
+    ValueError: a model or an edit that cannot be read, or is of another base.
+  """
+  made = common.read_edits(paths)
+  base = common.load_model(settings)
+  return {comparison.BASE: base} | {
+    name: base.with_edit(edit) for name, edit in made.items()
+  }
+
+
+def run(
+  settings: Settings, recorder: Recorder, models: Mapping[str, Model]
+) -> dict[str, Any]:
+  """The whole experiment; see `compare`.
+
+  Args:
+    settings: what to draw.
+    recorder: keeps it; a record that was begun is gone on with.
+    models: by the names that pages show, the base first.
+
+  Returns:
+    The document that the page renders.
+
+  Raises:
+    ValueError: a prompt that is too long, steps that the sampler cannot take,
+      or a record of other models, another judge or other settings.
+  """
+  base = next(iter(models.values()))
+  for model in models.values():
+    check_fits(settings, model)
+  inputs = {
+    name: fingerprint(model, base) for name, model in [*models.items()][1:]
+  }
+  if settings.protocol:
+    name, _, digest = settings.protocol.partition(" ")
+    inputs[f"protocol {name}"] = digest
+  common.begin(recorder, settings, base.params, inputs=inputs)
+  document = compare(recorder, settings, models)
+  recorder.mark_done()
+  return document
+
+
+def fingerprint(model: Model, base: Model) -> str:
+  """What a record knows a model by, beside the base it is compared with."""
+  parts = []
+  if model.params is not base.params:
+    parts.append(convert.params_fingerprint(model.params))
+  if model.edit is not None:
+    parts.append(edits.edit_hash(model.edit))
+  if model.guidance is not None:
+    facts = durable.to_json(dataclasses.asdict(model.guidance), "guidance")
+    parts.append(hashlib.sha256(facts.encode()).hexdigest())
+  return " ".join(parts)
+
+
+def compare(
+  recorder: Recorder,
+  settings: Settings,
+  models: Mapping[str, Model],
+  notes: Sequence[str] = (),
+) -> dict[str, Any]:
+  """Draws and judges every row under every model, and writes the page.
+
+  Finished rows are not drawn again. Context maps are applied to the text
+  states, so that such models share the base's weights.
+
+  Args:
+    recorder: keeps rows, images, table and page.
+    settings: what to draw.
+    models: by the names that pages show, the base first.
+    notes: sentences for the page.
+
+  Returns:
+    The document that the page renders; nothing is written, and it is empty,
+    where the settings ask for no rows.
+  """
+  judge, table = common.load_judge(settings), drawing.rows(settings)
+  if not table:
+    return {}
+  base, stages = next(iter(models)), [*models]
+  tallies = Tallies(recorder, _metrics(settings))
+  done = recorder.done_ids()
+  sharding.wait_for_all("rows listed")
+  shown = _shown(table, settings.grid)
+  total = len(table) * len(models)
+  with recorder.progress("draw", total, done=len(done)) as bar:
+    for stage, model in models.items():
+      left = [row for row in table if f"{stage}/{row['id']}" not in done]
+      for part, images in drawing.judged(settings, model, judge, left):
+        tallies.update(images, [_of_model(r, stage, base) for r in part])
+        for row, image in zip(part, images, strict=True):
+          if row["id"] in shown:
+            recorder.save_image(f"{row['id']}-{stage}", image)
+          name = f"{stage}/{row['id']}"
+          recorder.append_row({**row, "id": name, "stage": stage})
+          bar.update()
+  sharding.wait_for_all("rows drawn")
+  found = recorder.rows()
+  estimates = tallies.estimates(
+    [
+      _of_model({**r, "id": r["id"].split("/", 1)[1]}, r["stage"], base)
+      for r in found
+    ]
+  )
+  document = comparison.document(
+    found, stages, common.targets_of(settings), shown, estimates,
+    judge.describe if judge else None,
+  )  # fmt: skip
+  if settings.protocol:
+    document["protocol"] = settings.protocol
+    notes = [f"Protocol {settings.protocol[:-52]}.", *notes]
+  document |= {
+    "title": settings.title,
+    "heads": _heads(settings, judge),
+    "notes": list(notes),
+    "diagnostics": {
+      stage: {"method": model.edit.method, **model.edit.diagnostics}
+      for stage, model in models.items()
+      if model.edit is not None
+    },
+  }
+  recorder.save_summary(document)
+  # What they read, the writer alone has surely written.
+  if recorder.is_writer:
+    recorder.write("report.html", report.render_report(recorder.path))
+    recorder.write("results.csv", report.results_csv(recorder.path))
+  return document
+
+
+def rejudged(found: Sequence[Mapping[str, Any]], judge: Judge) -> Rows:
+  """Rows of a run with what the judge sees by other thresholds, undrawn.
+
+  Args:
+    found: rows of a record, with `scores`.
+    judge: as it was, but for its thresholds.
+
+  Raises:
+    ValueError: a row without scores; other heads or labels than the judge's.
+  """
+  for row in found:
+    if "scores" not in row:
+      raise ValueError(f"row {row['id']!r} has no scores; draw it again")
+  scores = {
+    head: np.array([row["scores"][head] for row in found])
+    for head in (found[0]["scores"] if found else ())
+  }
+  return judge_rows(found, scores, judge) if found else []
+
+
+def check_fits(settings: Settings, model: Model, phrases: Sequence[str] = ()):
+  """Finds what a model cannot do, before anything is written or compiled.
+
+  Args:
+    settings: what is to be drawn.
+    model: who draws it.
+    phrases: what else must be short enough to encode.
+
+  Raises:
+    ValueError: a phrase or prompt is too long, the number of steps is none
+      that the sampler can take, or guidance that is left out at this scale.
+  """
+  options = settings.sampling
+  samplers.make_sampler(model.sd.schedule, options.num_steps, options.sampler)
+  spoken = [*phrases, *(row["prompt"] for row in drawing.rows(settings))]
+  if model.guidance is not None:
+    if options.guidance_scale <= 1:
+      raise ValueError(
+        f"sampling.guidance_scale={options.guidance_scale}: {model.name} acts "
+        "by guidance; take more than 1"
+      )
+    safe = model.guidance.safe
+    spoken += [model.guidance.negative_prompt, safe.concept if safe else ""]
+  stable_diffusion.tokenize(model.sd, spoken)
+
+
+def _metrics(settings: Settings) -> list[str]:
+  """Accuracy with a judge; what is seen with one that no world has."""
+  world, found = common.world_of(settings), [*settings.metrics]
+  if settings.judge is not None:
+    known = world is not None and settings.judge == world.NAME
+    found = ["accuracy", *([] if known else ["seen"]), *found]
+  return found
+
+
+def _heads(settings: Settings, judge: Judge | None) -> list[str]:
+  """The heads under which a terminal's table tells everything else."""
+  world = common.world_of(settings)
+  if world is not None and settings.judge == world.NAME:
+    return list(world.heads())
+  return list(judge.labels) if judge else []
+
+
+def _of_model(row: Mapping[str, Any], stage: str, base: str) -> dict[str, Any]:
+  """A row as metrics have it; to them the base is `base`, by whatever name."""
+  return {**row, "model": "base" if stage == base else stage}
+
+
+def _shown(table: Sequence[Mapping[str, Any]], grid: int) -> set[str]:
+  """Ids of the first `grid` rows of each group."""
+  groups: dict[str, list[str]] = {}
+  for row in table:
+    groups.setdefault(row["group"], []).append(row["id"])
+  return {i for ids in groups.values() for i in ids[:grid]}

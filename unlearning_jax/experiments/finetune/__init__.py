@@ -1,0 +1,67 @@
+"""Innocent tuning of a model, erased or not: does the concept come back?
+
+settings    what a run depends on, checked
+images      its captioned images
+parts       partition, step, first state; a state as a model
+run         the run
+"""
+
+from unlearning_jax.experiments.finetune.images import (
+  check_batch,
+  check_overlap,
+  data_of,
+  encode,
+  examples,
+)
+from unlearning_jax.experiments.finetune.parts import (
+  Prepared,
+  as_edit,
+  check_start,
+  export,
+  phrase_states,
+  prepare,
+  programs,
+  tuned_params,
+  with_remat,
+)
+from unlearning_jax.experiments.finetune.run import edits, listed, run
+from unlearning_jax.experiments.finetune.settings import (
+  DEFENCES,
+  Data,
+  Defence,
+  Lora,
+  Loss,
+  Mesh,
+  Optimizer,
+  Settings,
+  sources,
+)
+
+__all__ = [
+  "DEFENCES",
+  "Data",
+  "Defence",
+  "Lora",
+  "Loss",
+  "Mesh",
+  "Optimizer",
+  "Prepared",
+  "Settings",
+  "as_edit",
+  "check_batch",
+  "check_overlap",
+  "check_start",
+  "data_of",
+  "edits",
+  "encode",
+  "examples",
+  "export",
+  "listed",
+  "phrase_states",
+  "prepare",
+  "programs",
+  "run",
+  "sources",
+  "tuned_params",
+  "with_remat",
+]

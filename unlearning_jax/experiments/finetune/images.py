@@ -1,0 +1,149 @@
+"""The captioned images of a fine-tuning run: found, checked, encoded."""
+
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from unlearning_jax import data, extensions, finetune, sharding
+from unlearning_jax.concepts import same_phrase
+from unlearning_jax.edits import Edit
+from unlearning_jax.experiments.finetune.settings import Data, Settings
+from unlearning_jax.model import Model
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
+
+# Classes that are near, or far.
+_NEIGHBOURS = 4
+
+
+def data_of(text: str, model: Model) -> Data:
+  """What a short text says of images, in settings.
+
+  Args:
+    text: `shapes:near`, a world and one of its tuning sets for what the model's
+      edit erased; `shapes`, all of it but that; a folder with metadata; a CSV;
+      or `tfds:` and a prepared dataset's folder.
+    model: what is to be tuned.
+
+  Raises:
+    ValueError: none of these, or a set of a model in which nothing is erased.
+  """
+  source, colon, rest = text.partition(":")
+  if source in extensions.worlds():
+    world = extensions.world(source)
+    erased = world.erased_by(model.edit)
+    if not erased and colon:
+      raise ValueError(
+        f"data={text!r}: nothing of {source} is erased in the model, so "
+        f"nothing is near or far; give data={source!r}, or an erased model"
+      )
+    only = without = ""
+    if erased:
+      found = world.tuning_set(
+        model.sd, model.params, erased, rest or "in", _NEIGHBOURS
+      )
+      only, without = found.only if colon else "", found.without
+    return Data(source=source, flip=False, only=only, without=without)
+  if colon and source == "tfds":
+    return Data(source=source, path=rest, caption="caption")
+  path = pathlib.Path(text)
+  if not path.exists():
+    known = ", ".join(f"{name}:SET" for name in extensions.worlds())
+    raise ValueError(
+      f"data={text!r}: no such folder or CSV; give one, tfds:FOLDER, or {known}"
+    )
+  return Data(source="folder" if path.is_dir() else "csv", path=text)
+
+
+def examples(given: Data) -> list[data.Example]:
+  """The captioned images that settings name.
+
+  Raises:
+    ValueError: a folder that cannot be read, or a class that is unknown.
+  """
+  if given.source == "folder":
+    return data.image_folder(given.path, caption=given.caption)
+  if given.source == "csv":
+    return data.image_table(given.path, caption=given.caption)
+  if given.source == "tfds":
+    return data.prepared_dataset(given.path, given.split, caption=given.caption)
+  return extensions.world(given.source).examples(
+    given.count, given.seed, given.only, given.without
+  )
+
+
+def check_batch(
+  settings: Settings, images: int, mesh: sharding.Mesh, processes: int
+):
+  """Finds a batch that devices cannot share, or that the data cannot fill.
+
+  Raises:
+    ValueError: with the sizes that can.
+  """
+  shares = processes * sharding.local_rows_multiple(mesh)
+  # Of every part that gradients are added up over, each device has rows.
+  if settings.batch_size % (shares * settings.accumulate):
+    raise ValueError(
+      f"batch_size={settings.batch_size} with accumulate={settings.accumulate} "
+      f"is not a multiple of the {shares} device(s) that share it, times "
+      "accumulate; change either, or let fewer devices be seen"
+    )
+  if settings.batch_size > images // processes * processes:
+    raise ValueError(
+      f"batch_size={settings.batch_size} is more than the {images} images of "
+      f"the data, on {processes} process(es)"
+    )
+
+
+def check_overlap(
+  rows: Sequence[data.Example],
+  edit: Edit | None,
+  allowed: bool,
+  also: Sequence[str] = (),
+):
+  """Refuses captions that say what was erased: that is no innocent tuning.
+
+  Args:
+    rows: what is tuned on.
+    edit: whose concepts' phrases no caption may have.
+    allowed: accept them all the same.
+    also: other words for what was erased.
+
+  Raises:
+    ValueError: with the caption and the phrase.
+  """
+  if edit is None or allowed:
+    return
+  names = {same_phrase(concept.erase) for concept in edit.concepts}
+  names |= set(map(same_phrase, also))
+  if not names:
+    return
+  # In the plural too.
+  end = r"(?:s|(?:(?<=[sxzo])|(?<=[cs]h))es)?\b"
+  pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(names)))}){end}")
+  for row in rows:
+    if match := pattern.search(same_phrase(row.caption)):
+      raise ValueError(
+        f"the caption {row.caption!r} says {match[1]!r}, which was erased; "
+        "leave such images out, or set allow_overlap"
+      )
+
+
+def encode(
+  sd: StableDiffusion,
+  params: Params,
+  rows: Sequence[data.Example],
+  settings: Settings,
+) -> dict[str, np.ndarray]:
+  """The rows as the loss reads them, at the size of the model's images."""
+  scale = 2 ** (len(sd.vae.config.block_out_channels) - 1)
+  height, width = (scale * side for side in sd.latent_size)
+  return finetune.encode_examples(
+    sd,
+    params,
+    data.read_images(rows, (height, width)),
+    [row.caption for row in rows],
+    flip=settings.data.flip,
+    token_ids=settings.train == "text_encoder",
+  )

@@ -1,0 +1,268 @@
+"""What a fine-tuning run is made of: partition, step, first state, result."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from absl import logging
+
+from unlearning_jax import finetune, lora, models, sharding, stable_diffusion
+from unlearning_jax.edits import Edit, edit_between
+from unlearning_jax.experiments.finetune.settings import (
+  Loss,
+  Optimizer,
+  Settings,
+)
+from unlearning_jax.finetune import defences
+from unlearning_jax.record import Recorder
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
+
+Step = Callable[..., tuple[finetune.TrainState, finetune.Metrics]]
+
+
+class Prepared(NamedTuple):
+  """A run before its first step.
+
+  Attributes:
+    part: which parameters train.
+    step: the pure step; like runs share it.
+    state: the first state, laid out over the mesh.
+    frozen: what else the step reads.
+  """
+
+  part: finetune.Partition
+  step: Step
+  state: finetune.TrainState
+  frozen: dict[str, Any]
+
+
+def check_start(base: Params, params: Params, name: str):
+  """Refuses to tune the base where an erased model is meant.
+
+  Raises:
+    ValueError: no leaf differs.
+  """
+  before, after = map(jax.tree.leaves, (base, params))
+  same = (
+    a is b or np.array_equal(a, b) for a, b in zip(before, after, strict=True)
+  )
+  if all(same):
+    raise ValueError(
+      f"{name}: the model to tune is the base itself, nothing is erased in it; "
+      "give the edit of an erasure"
+    )
+
+
+def with_remat(sd: StableDiffusion, remat: bool) -> StableDiffusion:
+  """The model with a UNet that computes activations twice to save memory."""
+  config = dataclasses.replace(sd.unet.config, remat=remat)
+  return dataclasses.replace(sd, unet=models.UNet2DCondition(config))
+
+
+def phrase_states(
+  sd: StableDiffusion, params: Params, phrases: Sequence[str]
+) -> np.ndarray:
+  """All text states of some phrases, (n l, d)."""
+  ids = stable_diffusion.tokenize(sd, phrases)
+  states = np.asarray(stable_diffusion.encode_text(sd, params, ids))
+  return states.reshape(-1, states.shape[-1])
+
+
+def prepare(
+  sd: StableDiffusion,
+  params: Params,
+  edit: Edit | None,
+  settings: Settings,
+  mesh: sharding.Mesh,
+) -> Prepared:
+  """Partition, step, first state and frozen values of a run.
+
+  Args:
+    sd: the model.
+    params: its parameters, with the edit in them.
+    edit: the erasure that a defence holds.
+    settings: the run's.
+    mesh: over which the state lies, as `finetune.train` wants it.
+
+  Raises:
+    ValueError: a defence without an erasure; see `finetune.partition`.
+  """
+  key = jax.random.key(settings.seed)
+  # What the VAE does is in the cached latents already.
+  parts = {name: params[name] for name in ("text_encoder", "unet")}
+  part = finetune.partition(
+    parts, settings.train, key, **dataclasses.asdict(settings.lora)
+  )
+  ids = stable_diffusion.tokenize(sd, [""])
+  empty = stable_diffusion.encode_text(sd, params, ids)
+  trained, defence = part.trained, settings.defence
+  frozen: dict[str, Any] = {
+    "params": part.frozen,
+    "empty": ids if settings.train == "text_encoder" else empty,
+    "learning_rate": np.float32(settings.optimizer.learning_rate),
+  }
+  if defence.kind != "none":
+    if edit is None:
+      raise ValueError(
+        f"defence.kind={defence.kind!r}: nothing is erased in the model; give "
+        "an erased one (--edit), or defence.kind='none'"
+      )
+    states = phrase_states(sd, params, [c.erase for c in edit.concepts])
+    if defence.kind == "project":
+      mean = phrase_states(sd, params, [""]).mean(0)
+      basis = defences.erased_basis(
+        states, defence.k, mean if defence.centre else None, defence.energy
+      )
+      frozen["basis"] = np.asarray(basis, np.float32)
+      if settings.train == "lora":
+        trained = defences.outside(trained, basis)
+    elif defence.kind == "anchor":
+      frozen["anchor"] = defences.anchor(params, states)
+      frozen["anchor_weight"] = np.float32(defence.weight)
+  start, step = programs(sd, part.join, settings)
+  of_optimizer = {k: frozen.get(k) for k in ("learning_rate", "basis")}
+  state = _laid_out(start, mesh, trained, of_optimizer)
+  return Prepared(part, step, state, frozen)
+
+
+def _laid_out(
+  start: Callable[..., finetune.TrainState],
+  mesh: sharding.Mesh,
+  trained: Params,
+  frozen: dict[str, Any],
+) -> finetune.TrainState:
+  """The first state, of which no device ever has more than its share."""
+  trained = sharding.place(trained, sharding.param_sharding(mesh, trained))
+  shapes = jax.eval_shape(start, trained, frozen)
+  layout = sharding.param_sharding(mesh, shapes)
+  # Jitted: one program, not hundreds of small ones.
+  return jax.jit(start, out_shardings=layout)(trained, frozen)
+
+
+def programs(
+  sd: StableDiffusion, join: Callable[..., Params], settings: Settings
+) -> tuple[Callable[..., finetune.TrainState], Step]:
+  """First state and step, as functions of all in which like runs may differ.
+
+  Model, data, learning rate and what is defended are arguments: the same
+  functions come back for the next run, and it compiles nothing.
+  """
+  kind, optimizer = settings.defence.kind, settings.optimizer
+  # Clipping at 0 is for none, as a flag can say.
+  clip_norm = optimizer.clip_norm or None
+  optimizer = dataclasses.replace(
+    optimizer, learning_rate=0.0, clip_norm=clip_norm
+  )
+  return _programs(
+    sd, join, kind if kind in ("project", "anchor") else "none",
+    settings.num_steps, settings.ema_decay or None, settings.accumulate,
+    settings.loss, optimizer,
+  )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _programs(
+  sd: StableDiffusion,
+  join: Callable[..., Params],
+  kind: str,
+  num_steps: int,
+  ema_decay: float | None,
+  accumulate: int,
+  loss: Loss,
+  optimizer: Optimizer,
+) -> tuple[Callable[..., finetune.TrainState], Step]:
+  plain: finetune.Loss = functools.partial(
+    finetune.diffusion_loss, sd, join, **dataclasses.asdict(loss)
+  )
+  options = dataclasses.asdict(optimizer)
+  del options["learning_rate"]
+
+  def held(params: Any, frozen: Any, batch: Any, key: Any):
+    weight = frozen["anchor_weight"]
+    return defences.anchored(plain, join, weight)(params, frozen, batch, key)
+
+  def tx(frozen: Any) -> optax.GradientTransformation:
+    made = finetune.optimizer(frozen["learning_rate"], num_steps, **options)
+    if kind != "project":
+      return made
+    return optax.chain(made, defences.project(frozen["basis"]))
+
+  def step(state: Any, frozen: Any, batch: Any, key: Any):
+    one = finetune.make_step(
+      held if kind == "anchor" else plain, tx(frozen), ema_decay,
+      accumulate=accumulate,
+    )  # fmt: skip
+    return one(state, frozen, batch, key)
+
+  def start(trained: Any, frozen: Any) -> finetune.TrainState:
+    ema = ema_decay is not None
+    return finetune.init_state(trained, tx(frozen), ema=ema)
+
+  return start, step
+
+
+def _measured(state: finetune.TrainState, settings: Settings) -> Params:
+  """What was trained, on the host: its average, where there is one."""
+  return sharding.gather(state.ema if settings.ema_decay else state.params)
+
+
+def tuned_params(
+  sd: StableDiffusion,
+  params: Params,
+  part: finetune.Partition,
+  state: finetune.TrainState,
+  edit: Edit | None,
+  settings: Settings,
+) -> Params:
+  """The model that a state stands for; a collective, as `sharding.gather`."""
+  tuned = {**params, **part.join(_measured(state, settings), part.frozen)}
+  if settings.defence.kind != "reassert" or edit is None:
+    return tuned
+  kept = [phrase for c in edit.concepts for phrase in c.preserve]
+  return defences.reassert(
+    tuned,
+    params,
+    phrase_states(sd, params, [c.erase for c in edit.concepts]),
+    phrase_states(sd, params, sorted({"", *kept})),
+    weight=settings.defence.weight,
+  )
+
+
+def as_edit(base: Params, tuned: Params, edit: Edit | None, name: str) -> Edit:
+  """A tuned model as an edit of the base, named after erasure and tuning."""
+  method = f"{edit.method.split()[0]}+{name}" if edit else name
+  return edit_between(
+    base,
+    tuned,
+    method=method,
+    concepts=edit.concepts if edit else (),
+    diagnostics={},
+  )
+
+
+def export(
+  run: Recorder,
+  part: finetune.Partition,
+  state: finetune.TrainState,
+  settings: Settings,
+):
+  """Writes a LoRA run's adapters, as diffusers reads them.
+
+  They are those of the last `tuned_params`; a collective, as that is.
+  """
+  if settings.train != "lora":
+    return
+  if settings.defence.kind == "reassert":
+    logging.warning(
+      "no lora.safetensors: defence.kind='reassert' changes more than adapters "
+      "can say; export the last edit of steps/ instead"
+    )
+    return
+  adapters = _measured(state, settings)
+  if run.is_writer:
+    scale = float(part.frozen["lora/scale"])
+    lora.save(run.path / "lora.safetensors", adapters, scale)

@@ -1,0 +1,222 @@
+"""What a fine-tuning run depends on, checked before anything is loaded."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from unlearning_jax import extensions, finetune
+from unlearning_jax.concepts import check_choice
+from unlearning_jax.finetune.loop import SCHEDULES
+from unlearning_jax.record import training_log
+from unlearning_jax.settings import Free, Output
+
+# Besides the embedded worlds.
+FILES = ("folder", "csv", "tfds")
+DEFENCES = ("none", "project", "anchor", "reassert")
+
+
+def sources() -> tuple[str, ...]:
+  """Where captioned images can come from."""
+  return (*extensions.worlds(), *FILES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+  """Captioned images.
+
+  Attributes:
+    source: one of `sources`.
+    path: a folder with metadata, a CSV, or a dataset that tfds prepared.
+    caption: the key or column of the captions.
+    split: of a tfds dataset.
+    flip: mirror half of them. A mirrored photo is as good, a mirrored arrow
+      points elsewhere.
+    count: of a world's renders, how many.
+    seed: draws them.
+    only: which of them, as `object/circle+square,style/neon`.
+    without: which are left out.
+  """
+
+  source: Output[str] = "folder"
+  path: Output[str] = ""
+  caption: Output[str] = "text"
+  split: Output[str] = "train"
+  flip: Output[bool] = True
+  count: Output[int] = 250
+  seed: Output[int] = 1
+  only: Output[str] = ""
+  without: Output[str] = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lora:
+  """Low-rank adapters, of `train="lora"`; see `finetune.partition`."""
+
+  rank: Output[int] = 4
+  alpha: Output[float | None] = None
+  targets: Output[str | tuple[str, ...]] = "attention"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+  """AdamW; see `finetune.optimizer`. A `clip_norm` of 0 clips nothing."""
+
+  learning_rate: Output[float] = 1e-4
+  schedule: Output[str] = "cosine"
+  warmup: Output[float] = 0.0
+  weight_decay: Output[float] = 0.01
+  decay_all: Output[bool] = True
+  clip_norm: Output[float | None] = 1.0
+  b2: Output[float] = 0.999
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss:
+  """The denoising loss; see `finetune.diffusion_loss`."""
+
+  snr_gamma: Output[float | None] = None
+  caption_dropout: Output[float] = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+  """How devices share the work; see `sharding.make_mesh`."""
+
+  data: Free[int | None] = None
+  fsdp: Free[int] = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Defence:
+  """What keeps an erasure; see `finetune.defences`.
+
+  Attributes:
+    kind: one of `DEFENCES`.
+    k: `project` holds so many directions of the erased states;
+    energy: or else as many as have this share of them.
+    centre: take off what all prompts share first.
+    weight: of what was erased, in the loss of `anchor` or in what `reassert`
+      solves.
+  """
+
+  kind: Output[str] = "none"
+  k: Output[int | None] = None
+  energy: Output[float] = 0.99
+  centre: Output[bool] = True
+  weight: Output[float] = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """A fine-tuning run.
+
+  Attributes:
+    train: what does, one of `finetune.TRAINABLE`.
+    model: a world's name, a diffusers folder or a hub id.
+    dtype: of the networks' computation.
+    attention: see `models.attention`.
+    seed: of adapters, batches and noise.
+    remat: compute activations twice, to save memory.
+    data: what is tuned on.
+    allow_overlap: tune on captions that say what was erased.
+    lora: its adapters.
+    optimizer: how it steps.
+    loss: what it minimizes.
+    ema_decay: of the average that is measured; None or 0 for none.
+    batch_size: images a step, over all devices.
+    accumulate: parts that a batch is taken in, one after the other.
+    num_steps: where it ends.
+    checkpoints: steps at which the model is kept. Dense at first: most of what
+      comes back does so in the first hundred.
+    checkpoint_every: steps between states to go on from, besides those.
+    log_every: steps between lines of metrics.
+    mesh: how devices share the work.
+    defence: what keeps the erasure.
+    tensorboard: write events too.
+
+  Raises:
+    ValueError: what cannot be or would train nothing, by its key.
+  """
+
+  train: Output[str]
+  model: Output[str] = "shapes"
+  dtype: Output[str] = "float32"
+  attention: Output[str] = "auto"
+  seed: Output[int] = 0
+  remat: Free[bool] = False
+  data: Data = Data()
+  allow_overlap: Free[bool] = False
+  lora: Lora = Lora()
+  optimizer: Optimizer = Optimizer()
+  loss: Loss = Loss()
+  ema_decay: Output[float | None] = None
+  batch_size: Output[int] = 4
+  accumulate: Output[int] = 1
+  num_steps: Output[int] = 1000
+  checkpoints: Output[tuple[int, ...]] = (
+    5, 10, 20, 40, 70, 100, 200, 300, 500, 700, 1000,
+  )  # fmt: skip
+  checkpoint_every: Free[int] = 200
+  log_every: Free[int] = 10
+  mesh: Mesh = Mesh()
+  defence: Defence = Defence()
+  tensorboard: Free[bool] = False
+
+  def __post_init__(self):
+    check_choice("train", self.train, finetune.TRAINABLE)
+    check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+    check_choice("data.source", self.data.source, sources())
+    check_choice("defence.kind", self.defence.kind, DEFENCES)
+    check_choice("optimizer.schedule", self.optimizer.schedule, SCHEDULES)
+    if self.defence.kind != "none" and self.train == "text_encoder":
+      raise ValueError(
+        f"defence.kind={self.defence.kind!r} holds what text states are mapped "
+        "to; with train='text_encoder' the states themselves move"
+      )
+    for key, (fits, wanted) in _LIMITS.items():
+      value: Any = functools.reduce(getattr, key.split("."), self)
+      if value is not None and not (math.isfinite(value) and fits(value)):
+        raise ValueError(f"{key}={value}: must be {wanted}")
+    if self.tensorboard:
+      training_log.events_package()
+    late = [step for step in self.checkpoints if step > self.num_steps]
+    if late:
+      raise ValueError(f"checkpoints={late} beyond num_steps={self.num_steps}")
+    if self.batch_size % self.accumulate:
+      raise ValueError(
+        f"batch_size={self.batch_size} is not a multiple of "
+        f"accumulate={self.accumulate}"
+      )
+
+
+# Setting -> whether it may have a value, and what that would have to be. One
+# that is None is left out.
+_LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
+  "num_steps": (lambda x: x >= 1, "at least 1"),
+  "batch_size": (lambda x: x >= 1, "at least 1"),
+  "accumulate": (lambda x: x >= 1, "at least 1"),
+  "log_every": (lambda x: x >= 1, "at least 1"),
+  "checkpoint_every": (lambda x: x >= 1, "at least 1"),
+  "optimizer.learning_rate": (lambda x: x >= 0, "at least 0"),
+  # At 1 the rate would never be what it is meant to be.
+  "optimizer.warmup": (
+    lambda x: 0 <= x < 1,
+    "the share of the steps that rise, from 0 to below 1",
+  ),
+  "optimizer.weight_decay": (lambda x: x >= 0, "at least 0"),
+  "optimizer.clip_norm": (lambda x: x >= 0, "above 0, or 0 for no clipping"),
+  "optimizer.b2": (lambda x: 0 <= x < 1, "from 0 to below 1"),
+  "loss.snr_gamma": (lambda x: x > 0, "above 0; None weighs all steps alike"),
+  "loss.caption_dropout": (lambda x: 0 <= x <= 1, "a share, from 0 to 1"),
+  "ema_decay": (lambda x: 0 <= x <= 1, "up to 1, or 0 for no average"),
+  "lora.rank": (lambda x: x >= 1, "at least 1"),
+  "lora.alpha": (
+    lambda x: x > 0,
+    "above 0; None is the rank, for a scale of 1",
+  ),
+  "defence.k": (lambda x: x >= 1, "at least 1; None goes by defence.energy"),
+  "defence.energy": (lambda x: 0 < x <= 1, "above 0, at most 1"),
+  "defence.weight": (lambda x: x > 0, "above 0; defence.kind='none' is for 0"),
+}

@@ -1,0 +1,153 @@
+"""Metrics whose images are seen once, while they are drawn.
+
+  counts = Tallies(run, ["accuracy", "my_package.fid:METRIC"])
+  counts.update(images, rows)      # before the rows are recorded
+  counts.estimates(rows)           # of all rows, when all are drawn
+
+A metric that needs rows alone is computed from the record at the end. The state
+of one that reads images is saved beside the rows, before they are recorded: a
+run that is killed in between draws those rows again, and `update` skips them.
+So no row is lost and none counts twice. Each process saves its own state;
+`estimates` merges them all.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from unlearning_jax import durable, metrics
+from unlearning_jax.metrics import Estimate, Row, State
+from unlearning_jax.record import Recorder
+
+_ARRAY = "array "
+
+
+class Tallies:
+  """The states of several metrics over the rows of a run.
+
+  Args:
+    run: the record; states of an earlier start are taken up.
+    names: of the metrics, see `metrics.load`.
+
+  Raises:
+    ValueError: no such metric.
+  """
+
+  def __init__(self, run: Recorder, names: Sequence[str]):
+    self._metrics = {name: metrics.load(name) for name in dict.fromkeys(names)}
+    self._folder = run.path / "metrics"
+    self._seeing = [n for n, one in self._metrics.items() if one.images]
+    self._file = self._folder / f"{jax.process_index():05}.safetensors"
+    self._states, self._own = self._read(self._file)
+    # Rows that another process saw, on another number of them, stay its own.
+    self._seen = set(self._own)
+    for file in self._files():
+      self._seen |= set(self._read(file)[1])
+
+  def update(self, images: UInt8[np.ndarray, "n h w 3"], rows: Sequence[Row]):
+    """Adds images, and saves; rows that were counted are left out.
+
+    Args:
+      images: n of them.
+      rows: n, with `id` and `model`, not yet recorded.
+
+    Raises:
+      ValueError: what a metric refuses.
+    """
+    fresh = [i for i, row in enumerate(rows) if _key(row) not in self._seen]
+    if not (self._seeing and fresh):
+      return
+    part = [rows[i] for i in fresh]
+    for name in self._seeing:
+      metric = self._metrics[name]
+      self._states[name] = metric.update(
+        self._states[name], np.asarray(images)[fresh], part
+      )
+    keys = [_key(row) for row in part]
+    self._own += keys
+    self._seen |= set(keys)
+    self._save()
+
+  def estimates(self, rows: Sequence[Row]) -> dict[str, list[Estimate]]:
+    """Every metric's numbers, by the metric's name.
+
+    Args:
+      rows: all of the run, of all processes, each with `id` and `model`.
+
+    Raises:
+      ValueError: no rows; rows that were recorded without being seen.
+    """
+    found = {}
+    read = [self._read(file) for file in self._files()]
+    counted = {key for _, keys in read for key in keys}
+    for name, metric in self._metrics.items():
+      if not metric.images:
+        found[name] = metric.measure(rows)
+        continue
+      missing = sorted({_key(row) for row in rows} - counted)
+      if missing:
+        raise ValueError(
+          f"metric {name}: {len(missing)} rows of this run were drawn without "
+          f"it, as {missing[0]!r}; use another folder"
+        )
+      state = metric.init()
+      for states, _ in read:
+        state = metric.merge(state, states[name])
+      found[name] = metric.result(state, len(rows))
+    return found
+
+  def _files(self) -> list[pathlib.Path]:
+    return sorted(self._folder.glob("*.safetensors")) if self._seeing else []
+
+  def _read(self, file: pathlib.Path) -> tuple[dict[str, State], list[str]]:
+    states = {name: self._metrics[name].init() for name in self._seeing}
+    if not (self._seeing and file.exists()):
+      return states, []
+    arrays, text = durable.load_tensors(file)
+    held = json.loads(text["states"])
+    loaded = {n: unpacked(held[n], arrays) for n in states if n in held}
+    return states | loaded, json.loads(text["rows"])
+
+  def _save(self):
+    arrays: dict[str, np.ndarray] = {}
+    states = {n: packed(state, arrays) for n, state in self._states.items()}
+    text = {"states": json.dumps(states), "rows": json.dumps(self._own)}
+    durable.save_tensors(self._file, arrays, text)
+
+
+def _key(row: Row) -> str:
+  return f"{row['model']}/{row['id']}"
+
+
+def packed(state: State, arrays: dict[str, np.ndarray]) -> Any:
+  """A state as JSON, its arrays put aside under numbers.
+
+  Args:
+    state: nested mappings and sequences of arrays, numbers and texts.
+    arrays: what is put aside is added.
+  """
+  if isinstance(state, Mapping):
+    return {key: packed(value, arrays) for key, value in state.items()}
+  if isinstance(state, list | tuple):
+    return [packed(value, arrays) for value in state]
+  if isinstance(state, np.ndarray | np.generic | jax.Array):
+    name = f"{_ARRAY}{len(arrays)}"
+    arrays[name] = np.asarray(state)
+    return name
+  return state
+
+
+def unpacked(packed_state: Any, arrays: Mapping[str, np.ndarray]) -> State:
+  """What `packed` made, as it was; tuples have become lists."""
+  if isinstance(packed_state, Mapping):
+    return {k: unpacked(v, arrays) for k, v in packed_state.items()}
+  if isinstance(packed_state, list):
+    return [unpacked(value, arrays) for value in packed_state]
+  if isinstance(packed_state, str) and packed_state.startswith(_ARRAY):
+    return arrays[packed_state]
+  return packed_state
