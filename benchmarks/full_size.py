@@ -33,7 +33,7 @@ import jax
 from absl import app, flags, logging
 
 from unlearning_jax import durable, sharding
-from unlearning_jax.experiments import tuning
+from unlearning_jax.experiments import finetune as tuning
 
 GIB = 2**30
 ROWS = {

@@ -13,12 +13,13 @@ from unlearning_jax import (
   finetune,
   models,
   samplers,
+  settings,
   stable_diffusion,
 )
 from unlearning_jax.attacks.engine import insertion
 from unlearning_jax.attacks.engine.victim import Batch, Victim
 from unlearning_jax.convert.sd1 import CONFIGS
-from unlearning_jax.experiments import tuning
+from unlearning_jax.experiments import finetune as tuning
 from unlearning_jax.schedules import Schedule
 from unlearning_jax.stable_diffusion import StableDiffusion
 
@@ -151,17 +152,14 @@ def attack(sd: StableDiffusion, rows: int, like: Any) -> Program:
 def tune(train: str, sd: StableDiffusion, rows: int, like: Any) -> Program:
   """A step of `launch.finetune`, as its published protocol sets it."""
   config = TUNED[train].get_config("sd14")
+  given = settings.build(tuning.Settings, config.to_dict())
 
   def parted(params: Any) -> finetune.Partition:
     return finetune.partition(
       {"unet": params["unet"]}, train, jax.random.key(0), **config.lora
     )
 
-  rest = {k: v for k, v in config.optimizer.items() if k != "learning_rate"}
-  start, step = tuning._programs(
-    sd, parted(like).join, "none", config.num_steps, config.ema_decay, 1,
-    tuple(config.loss.items()), tuple(rest.items()),
-  )  # fmt: skip
+  start, step = tuning.programs(sd, parted(like).join, given)
   start = jax.jit(start)
 
   def arguments(params: Any):

@@ -6,11 +6,17 @@ import importlib
 import ml_collections
 from unlearning_jax.configs import common, erasures
 
-from unlearning_jax import extensions
+from unlearning_jax import extensions, settings
 from unlearning_jax.concepts import check_choice
+from unlearning_jax.experiments.attack import Settings
 
 # Adversarial tokens by task, as published.
 _K = {"object": 3, "style": 3, "identity": 3, "unsafe": 5}
+
+# What every attack's config has, with the settings' own defaults.
+_FROM_SETTINGS = ("victim", "guidance", "proxy", "words", "pool", "table")
+_FROM_SETTINGS += ("target_images", "vocabulary", "too_long", "groups", "lanes")
+_FROM_SETTINGS += ("metrics",)
 
 
 def parse(argument: str) -> dict[str, str]:
@@ -49,40 +55,11 @@ def attack(
   if "k" in config.hparams:
     config.hparams.k = _K[task]
   config.hparams.update(hparams)
-  # Another model than the original, or the UNet or text encoder of one; "" for
-  # the edit's or the original itself.
-  config.victim = ""
-  # What the victim is kept from while it samples: a negative prompt, or Safe
-  # Latent Diffusion (weak, medium, strong, max) from `concept`, "" for the
-  # published one. The attack's loss goes through it if `in_loss`.
-  config.guidance = {
-    "negative_prompt": "",
-    "safe": "",
-    "concept": "",
-    "in_loss": False,
-  }
-  # Diffusion Classifier on this many timesteps before each image: prompts that
-  # bring back less than the threshold get none; 0 leaves it out.
-  config.proxy = {"timesteps": 0, "threshold": 0.5}
-  # Run of concept_inversion whose words `new_word` draws with.
-  config.words = ""
-  # What `hparams.pool` learns from: images of `concept` in these captions.
-  config.pool = {
-    "concept": "",
-    "images": 25,
-    "templates": ("a {}", "a picture of a {}", "a drawing of a {}"),
-    "first_seed": 1_000,
-  }
-  # CSV of case_number, prompt, evaluation_seed, evaluation_guidance.
-  config.table = ""
-  # Folder of <id>.png; "" has the original model draw them.
-  config.target_images = ""
-  config.vocabulary = "roundtrip"
-  # What becomes of prompts that leave no room: counted as failures (`drop`),
-  # the run refused (`error`), or cut to whole words that fit (`truncate`).
-  config.too_long = "drop"
-  config.groups = ("explicit",)
-  config.lanes = 8
+  # What they are: `experiments.attack.settings`.
+  given = settings.plain(Settings(method=method, table="-")) | {"table": ""}
+  for key in _FROM_SETTINGS:
+    config[key] = given[key]
+  config.pool.templates = ("a {}", "a picture of a {}", "a drawing of a {}")
   config.title = f"{method} on {chosen['name'] or task}"
   if size == "tiny":
     name = chosen["name"] or extensions.world("shapes").default(task)

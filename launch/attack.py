@@ -14,7 +14,8 @@ import functools
 import pathlib
 
 from absl.flags import DEFINE_string
-from unlearning_jax.launch import flags
+
+from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()

@@ -12,7 +12,8 @@ between neutral and own prompt is near the original's has not lost the concept.
 import functools
 
 from absl.flags import DEFINE_string
-from unlearning_jax.launch import flags
+
+from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()

@@ -11,54 +11,47 @@ that the edit was made from.
 Seconds; `unet` and `folder` take as long as writing the model does.
 """
 
-from absl import app, flags, logging
+from absl import flags as absl_flags
+from absl import logging
 
-from unlearning_jax import exports as export
-from unlearning_jax import shapes, stable_diffusion
-from unlearning_jax.convert import output
-from unlearning_jax.edits import load_edit
+from . import flags
 
-_EDIT = flags.DEFINE_string("edit", None, "edit.safetensors.", required=True)
-_MODEL = flags.DEFINE_string(
-  "model",
-  None,
-  "Its base: shapes, a folder or a hub id.",
-  required=True,
+_EDIT = absl_flags.DEFINE_string(
+  "edit", None, "edit.safetensors, or the folder of its run.", required=True
 )
-_FORMAT = flags.DEFINE_enum(
-  "format", None, list(export.FORMATS), "What to write.", required=True
+_MODEL = absl_flags.DEFINE_string(
+  "model", None, "Its base: shapes, a folder or a hub id.", required=True
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Where to.", required=True)
-_DTYPE = flags.DEFINE_enum(
-  "dtype", "float32", list(output.DTYPES), "In which to write it."
-)
-_RANK = flags.DEFINE_integer(
+_FORMAT = absl_flags.DEFINE_string("format", None, "See above.", required=True)
+_OUTPUT = absl_flags.DEFINE_string("output", None, "Where to.", required=True)
+_DTYPE = absl_flags.DEFINE_string("dtype", "float32", "float32 or float16.")
+_RANK = absl_flags.DEFINE_integer(
   "rank", None, "Of a LoRA, at most; by default as many as it takes."
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the output.")
+_OVERWRITE = absl_flags.DEFINE_bool("overwrite", False, "Replace the output.")
 
 
-def main(argv: list[str]) -> None:
+def main(_):
   """Checks the flags, reads edit and base, writes."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  options = {
-    "dtype": _DTYPE.value,
-    "rank": _RANK.value,
-    "overwrite": _OVERWRITE.value,
-  }
-  export.check_export(_OUTPUT.value, _FORMAT.value, **options)
-  edit = load_edit(_EDIT.value)
-  path = _MODEL.value
-  sd, params = stable_diffusion.load(
-    shapes.model_folder() if path == "shapes" else path
-  )
-  facts = export.export(
-    _OUTPUT.value, _FORMAT.value, sd, edit, params, **options
-  )
+  from unlearning_jax import exports, model
+  from unlearning_jax.experiments import common
+
+  options = {"dtype": _DTYPE.value, "rank": _RANK.value}
+  options["overwrite"] = _OVERWRITE.value
+  exports.check_export(_OUTPUT.value, _FORMAT.value, **options)
+  edit = common.read_edit(_EDIT.value, "--edit")
+  made = model.load(_MODEL.value).with_edit(edit)
+  facts = made.save(_OUTPUT.value, _FORMAT.value, **options)
   told = ", ".join(f"{name} {value:.4g}" for name, value in facts.items())
   logging.info("%s edit written to %s: %s", edit.method, _OUTPUT.value, told)
 
 
+def listed() -> list[str]:
+  """The formats."""
+  from unlearning_jax import exports
+
+  return list(exports.FORMATS)
+
+
 if __name__ == "__main__":
-  app.run(main)
+  flags.run(main, listed)

@@ -15,9 +15,10 @@ defend an erasure, and where images come from.
 import functools
 
 from absl import flags as absl_flags
-from unlearning_jax.launch import flags
 
 from unlearning_jax.experiments import common, finetune
+
+from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()

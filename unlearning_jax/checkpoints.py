@@ -5,13 +5,14 @@ under its path (`params/unet/conv_in/kernel`), so that structure is the
 target's alone and every leaf that does not fit can be named.
 """
 
+import functools
 import os
 import pathlib
+from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 
 def save(
@@ -36,7 +37,7 @@ def save(
       name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
       for name, leaf in _flatten(tree).items()
     }
-    manager.save(step, args=ocp.args.StandardSave(flat))
+    manager.save(step, args=_orbax().args.StandardSave(flat))
 
 
 def latest_step(path: str | os.PathLike[str]) -> int | None:
@@ -84,14 +85,22 @@ def restore(
         f"checkpoint: step {step} in {path} does not fit:\n  "
         + "\n  ".join(problems)
       )
-    flat = manager.restore(step, args=ocp.args.StandardRestore(wanted))
+    flat = manager.restore(step, args=_orbax().args.StandardRestore(wanted))
   leaves = [flat[name] for name in wanted]
   return jax.tree.unflatten(jax.tree.structure(target), leaves)
 
 
-def _manager(
-  path: str | os.PathLike[str], keep_n: int | None = None
-) -> ocp.CheckpointManager:
+@functools.cache
+def _orbax() -> ModuleType:
+  # Half a second: only whoever trains waits for it.
+  import orbax.checkpoint
+
+  return orbax.checkpoint
+
+
+def _manager(path: str | os.PathLike[str], keep_n: int | None = None) -> Any:
+  """An orbax `CheckpointManager` of a folder."""
+  ocp = _orbax()
   options = ocp.CheckpointManagerOptions(
     max_to_keep=keep_n,
     enable_async_checkpointing=False,

@@ -18,11 +18,11 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float, Float64
 
-from unlearning_jax import convert, durable
-from unlearning_jax.concepts import Concept, check_choice
+from unlearning_jax import durable
+from unlearning_jax.concepts import Concept
 from unlearning_jax.projections import (
+  Fingerprint,
   Params,
-  base_fingerprint,
   cross_attention_kernels,
 )
 
@@ -30,51 +30,6 @@ from unlearning_jax.projections import (
 MIN_CHANGE = 1e-6
 FORMAT = "unlearning_jax edit 1"
 _HIGHEST = jax.lax.Precision.HIGHEST
-
-
-@dataclasses.dataclass(frozen=True)
-class Fingerprint:
-  """Which weights something was made from.
-
-  Attributes:
-    kind: of what: `model`, every leaf; or `text`, what a context map is
-      computed from, the text encoder and what projects its states.
-    digest: SHA-256 of these leaves, in hex.
-  """
-
-  kind: str
-  digest: str
-
-  @classmethod
-  def of(cls, params: Params, kind: str = "model") -> "Fingerprint":
-    """The fingerprint of parameters.
-
-    Raises:
-      ValueError: another kind; for `text`, there is no text projection.
-    """
-    check_choice("fingerprint", kind, _KINDS)
-    return cls(kind, _KINDS[kind](params))
-
-  def check(self, params: Params, made: str, remedy: str):
-    """Refuses parameters that have another fingerprint.
-
-    Args:
-      params: should be those that something was made from.
-      made: what that is, for the message.
-      remedy: what to do, for the message.
-
-    Raises:
-      ValueError: with both fingerprints.
-    """
-    found = Fingerprint.of(params, self.kind)
-    if found != self:
-      raise ValueError(
-        f"{made} was made from base {self.digest}, these parameters are "
-        f"{found.digest}; {remedy}"
-      )
-
-
-_KINDS = {"model": convert.params_fingerprint, "text": base_fingerprint}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

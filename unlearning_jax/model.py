@@ -125,13 +125,18 @@ class Model:
     )
     return np.concatenate(list(batches))
 
-  def save(self, path: str | os.PathLike[str], format: str, **options: Any):
+  def save(
+    self, path: str | os.PathLike[str], format: str, **options: Any
+  ) -> dict[str, Any]:
     """Writes the edit, or the edited model, for this or another tool.
 
     Args:
       path: a file or, of `folder`, a folder.
       format: one of `exports.FORMATS`.
       **options: of `exports.export`: `dtype`, `rank`, `overwrite`.
+
+    Returns:
+      What it cost, as `exports.export` says.
 
     Raises:
       ValueError: there is no edit, a guided model, or what `exports.export`

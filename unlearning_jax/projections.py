@@ -1,15 +1,17 @@
-"""Which weights a closed form reads and changes."""
+"""Which weights a closed form reads and changes, and which they are."""
 
+import dataclasses
 import difflib
 import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 from flax import traverse_util
 from jaxtyping import Array, Float, Float64
 
+from unlearning_jax import convert
+from unlearning_jax.concepts import check_choice
 from unlearning_jax.memory import once
 
 Params = Mapping[str, Any]
@@ -82,6 +84,51 @@ def base_fingerprint(params: Params) -> str:
   return leaves_digest(leaves | cross_attention_kernels(params))
 
 
+@dataclasses.dataclass(frozen=True)
+class Fingerprint:
+  """Which weights something was made from.
+
+  Attributes:
+    kind: of what: `model`, every leaf; or `text`, what a context map is
+      computed from, the text encoder and what projects its states.
+    digest: SHA-256 of these leaves, in hex.
+  """
+
+  kind: str
+  digest: str
+
+  @classmethod
+  def of(cls, params: Params, kind: str = "model") -> "Fingerprint":
+    """The fingerprint of parameters.
+
+    Raises:
+      ValueError: another kind; for `text`, there is no text projection.
+    """
+    check_choice("fingerprint", kind, _KINDS)
+    return cls(kind, _KINDS[kind](params))
+
+  def check(self, params: Params, made: str, remedy: str):
+    """Refuses parameters that have another fingerprint.
+
+    Args:
+      params: should be those that something was made from.
+      made: what that is, for the message.
+      remedy: what to do, for the message.
+
+    Raises:
+      ValueError: with both fingerprints.
+    """
+    found = Fingerprint.of(params, self.kind)
+    if found != self:
+      raise ValueError(
+        f"{made} was made from base {self.digest}, these parameters are "
+        f"{found.digest}; {remedy}"
+      )
+
+
+_KINDS = {"model": convert.params_fingerprint, "text": base_fingerprint}
+
+
 @once
 def leaves_digest(leaves: Mapping[str, Any]) -> str:
   """SHA-256 of leaves: their paths, shapes, types and bytes."""
@@ -96,6 +143,8 @@ def leaves_digest(leaves: Mapping[str, Any]) -> str:
 @once
 def projection_gram(kernels: Kernels) -> Float64[np.ndarray, "d d"]:
   """S = sum over projections of W^T W, so that |W x|^2 sums to x^T S x."""
+  import scipy.linalg
+
   width = len(next(iter(kernels.values())))
   total = np.zeros((width, width), order="F")
   # Half of a symmetric product is half of the work.

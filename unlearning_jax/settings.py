@@ -26,7 +26,8 @@ def build(cls: type[T], values: Mapping[str, Any], key: str = "") -> T:
   """An instance of `cls` from plain values, nested ones too.
 
   Args:
-    cls: a frozen dataclass.
+    cls: a frozen dataclass; fields may hold others, or tuples or mappings of
+      them.
     values: by field; what is missing has its default. Lists become tuples.
     key: where the values stand in a larger config, for messages.
 
@@ -42,11 +43,37 @@ def build(cls: type[T], values: Mapping[str, Any], key: str = "") -> T:
       near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
       hint = f"; did you mean {near[0]}?" if near else ""
       raise ValueError(f"{place}: no such setting of {cls.__name__}{hint}")
-    inner = _dataclass_in(hints[name])
-    if inner is not None and isinstance(value, Mapping):
-      value = build(inner, value, place)
-    found[name] = _frozen(value)
+    found[name] = _frozen(_built(hints[name], value, place))
   return cls(**found)
+
+
+def _built(hint: Any, value: Any, place: str) -> Any:
+  """A value with what its annotation says of settings in it."""
+  inner = _dataclass_in(hint)
+  if inner is not None and isinstance(value, Mapping):
+    return build(inner, value, place)
+  kind, items = typing.get_origin(hint), typing.get_args(hint)
+  inner = next(filter(None, map(_dataclass_in, items)), None)
+  if inner is None or kind in (None, typing.Union, types.UnionType):
+    return value
+  if isinstance(value, Mapping):
+    return {
+      name: _item(inner, one, f"{place}.{name}") for name, one in value.items()
+    }
+  return [
+    _item(inner, one, f"{place}[{i}]") if isinstance(one, Mapping) else one
+    for i, one in enumerate(value)
+  ]
+
+
+def _item(cls: type[T], value: Any, place: str) -> T:
+  """One of several settings; what it refuses says which it is."""
+  try:
+    return build(cls, value, place)
+  except ValueError as error:
+    if str(error).startswith(place):
+      raise
+    raise ValueError(f"{place}: {error}") from error
 
 
 def plain(settings: Any) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import transformers
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
 
@@ -106,9 +105,12 @@ def from_files(
   """
   if files.tokenizer is None:
     raise ValueError("model: it has no tokenizer; read the file over a base")
+  # Half a second, for one class.
+  from transformers import CLIPTokenizer
+
   configs = files.configs
   size = configs["unet"].get("sample_size") or 64
-  tokenizer = transformers.CLIPTokenizer.from_pretrained(str(files.tokenizer))
+  tokenizer = CLIPTokenizer.from_pretrained(str(files.tokenizer))
   sd = StableDiffusion(
     text_encoder=models.ClipTextModel.from_config(configs["text_encoder"]),
     unet=models.UNet2DCondition.from_config(

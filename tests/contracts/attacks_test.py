@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.support import compiled
 from tests.support.attacks_cases import PROMPTS, make_world, pool, table
 from unlearning_jax import attacks, sharding
 from unlearning_jax.attacks.engine import insertion, lanes, rows
@@ -99,6 +100,11 @@ def same(one, other):
 
 def test_every_method_has_a_row():
   assert set(attacks.methods()) == set(ATTACKS)
+  for row in ROWS:
+    assert row.values[0].finds in ("prompt", "words", "latents")
+  # What `--list` prints.
+  for line, name in zip(attacks.listing(), attacks.methods(), strict=True):
+    assert line.startswith(name) and len(line.split()) > 4
 
 
 # The first stands for all but in the slow tests: each compiles its programs.
@@ -112,6 +118,9 @@ FIRST_FAST = [
 def test_a_row_is_alone(attack, world):
   """Whatever runs beside it, in which lane, on how many devices."""
   whole = run(world, attack, by_hash)
+  with compiled.programs() as new:
+    same(whole, run(world, attack, by_hash))
+  assert not new, "a second call compiles nothing"
   same(whole, run(world, attack, by_hash, devices=8))
   backwards = table(world[0])[::-1]
   same(whole, run(world, attack, by_hash, table=backwards))
@@ -162,6 +171,7 @@ def test_devices_do_not_talk_within_a_block(world):
 
 @pytest.mark.parametrize("attack", FIRST_FAST)
 def test_a_failure_has_had_its_whole_budget(attack, world):
+  """Only the check declares success; no attack wins by its own word."""
   found = run(world, attack)
   for record in found.values():
     assert record["status"] == "failure" and not record["success"]

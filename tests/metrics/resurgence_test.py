@@ -129,8 +129,8 @@ def cell(condition, seed, erased, *values, pull=0.0, kind=""):
     for step, k in zip((5, 20, 50), values, strict=True)
   }
   return study.record(
-    condition, seed, right(20), right(erased), points, prompts,
-    {"pull": pull}, kind,
+    study.Condition.parse(condition), seed, right(20), right(erased), points,
+    prompts, {"pull": pull}, kind,
   )  # fmt: skip
 
 

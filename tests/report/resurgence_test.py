@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from tests.metrics.resurgence_test import cell
-from unlearning_jax.experiments import resurgence_table
+from unlearning_jax.experiments.resurgence import summary
 from unlearning_jax.metrics import study
 from unlearning_jax.report import charts, resurgence
 from unlearning_jax.report.charts import Point
@@ -109,7 +109,7 @@ def test_the_csv_has_every_group_step_and_seed():
   run = "esd_x/star/near/full"
   records = [cell(f"{run}/none", seed, 0, 2, 6, 12) for seed in (0, 1)]
   records += [cell(f"{run}/anchor", seed, 0, 1, 1, 2) for seed in (0, 1)]
-  text = resurgence_table.table(study.summarize(records, 0.3))
+  text = summary.table(study.summarize(records, 0.3))
   rows = list(csv.DictReader(io.StringIO(text)))
   # Two conditions; the base and four stages; six groups.
   assert len(rows) == 2 * 5 * 6

@@ -3,15 +3,21 @@
 import numpy as np
 from unlearning_jax.configs import resurgence
 
-from unlearning_jax import edits, finetune
+from unlearning_jax import edits, finetune, settings
 from unlearning_jax.concepts import make_concepts
-from unlearning_jax.edits import Edit
-from unlearning_jax.experiments import (
-  resurgence_cells,
-  resurgence_plan,
-  resurgence_study,
+from unlearning_jax.edits import Edit, Fingerprint
+from unlearning_jax.experiments import cells
+from unlearning_jax.experiments.resurgence import (
+  Settings,
+  plan,
+  study,
+  tuning,
+  with_edits,
 )
-from unlearning_jax.record import workdir
+from unlearning_jax.model import Model
+from unlearning_jax.record import Workdir
+from unlearning_jax.shapes import world
+from unlearning_jax.shapes.tuning_sets import TuningSet
 
 BLOCK = {
   "methods": ("uce",),
@@ -61,13 +67,37 @@ def value_of(tree):
   return float(tree["unet"]["mid"]["attn2"]["to_k"]["kernel"][0, 0])
 
 
-def draw(sd, tree, rows, judge, **options):
-  """The concept is seen where the kernel is above the row's own threshold."""
-  del sd, judge, options
-  for i, row in enumerate(rows):
-    asked = row["attributes"][row["head"]]
-    seen = value_of(tree) > 0.2 + 0.1 * (i % 7)
-    yield {**row, "judged": {row["head"]: asked if seen else "else"}}, None
+def draw(sd, tree, requests, how, **options):
+  """Images are white where the kernel is above the row's own threshold."""
+  del sd, how, options
+  seen = [value_of(tree) > 0.2 + 0.1 * (i % 7) for i in range(len(requests))]
+  yield np.uint8([[[[255 * bit] * 3]] for bit in seen])
+
+
+class Label:
+  """What a white image shows: whatever it was asked for."""
+
+  def __init__(self, image):
+    self._seen = bool(image.max())
+
+  def __eq__(self, asked):
+    return self._seen
+
+
+class FakeJudge:
+  """Sees what was asked for in white images, nothing in black ones."""
+
+  name, identity = "fake", "1"
+
+  def __call__(self, images):
+    return images
+
+  def decide(self, images):
+    heads = ("object", "identity", "style", "hazard")
+    return [dict.fromkeys(heads, Label(image)) for image in images]
+
+  def find(self, target):
+    return target and 0
 
 
 def prepare(sd, erased, edit, own, mesh):
@@ -92,47 +122,56 @@ def train(state, step, frozen, batches, key, *, num_steps, at, on_state, **_):
 def stubbed(monkeypatch, tmp_path):
   """Puts the stubs in, and opens the study as a fresh process would."""
   edit = Edit(
-    None, "base", "uce", make_concepts(["star"], "circle"), {},
+    None, Fingerprint("model", "base"), "uce",
+    make_concepts(["star"], "circle"), {},
     {f"unet/{KERNEL}": params(0.0)["unet"]["mid"]["attn2"]["to_k"]["kernel"]},
   )  # fmt: skip
-  cells, study = resurgence_cells, resurgence_study
-  monkeypatch.setattr(cells, "SAVE_AFTER", 0)
-  monkeypatch.setattr(study.erasure, "judged_images", draw)
-  monkeypatch.setattr(cells.tuning, "prepare", prepare)
-  monkeypatch.setattr(cells.finetune, "train", train)
+  monkeypatch.setattr(tuning, "SAVE_AFTER", 0)
+  monkeypatch.setattr(study.sampling, "draw", draw)
+  monkeypatch.setattr(tuning.finetune, "prepare", prepare)
+  monkeypatch.setattr(tuning.loop, "train", train)
   monkeypatch.setattr(edits, "check_base", lambda *_: None)
   monkeypatch.setattr(study.erasures, "bind", lambda *_: lambda *_: edit)
-  monkeypatch.setattr(cells.tuning, "phrase_states", lambda *_: np.eye(2))
-  monkeypatch.setattr(cells.drift, "pull", lambda *_: 0.0)
-  monkeypatch.setattr(cells.Tuning, "_drift", lambda *_: {"moved": 0.0})
-  monkeypatch.setattr(study.comparison, "load_judge", lambda _: None)
+  monkeypatch.setattr(tuning.finetune, "phrase_states", lambda *_: np.eye(2))
+  monkeypatch.setattr(tuning.drift, "pull", lambda *_: 0.0)
+  monkeypatch.setattr(tuning.Tuning, "_drift", lambda *_: {"moved": 0.0})
 
   def encode(sd, tree, listed, own):
     rng = np.random.default_rng(own.data.seed)
     states = np.stack([np.eye(2)] * len(listed))
     return {"mean": rng.random((len(listed), 1)), "context": states}
 
-  monkeypatch.setattr(cells.tuning, "encode", encode)
-  chosen = study.tuning_sets.TuningSet(
+  monkeypatch.setattr(tuning.finetune, "encode", encode)
+  chosen = TuningSet(
     "object/circle+moon", "object/star", "object", ("circle", "moon"), 0.5
   )
-  monkeypatch.setattr(study.tuning_sets, "tuning_set", lambda *_: chosen)
+  monkeypatch.setattr(world, "tuning_set", lambda *_: chosen)
 
-  def open_study(folder="run", base=1.0, **changes):
+  def open_study(folder="run", base=1.0, listed=(), record=None, **changes):
     config = resurgence.study([BLOCK], (1, 2, 4), COUNTS)
     with config.unlocked():
       for algorithm in config.algorithms.values():
         algorithm.data.count = algorithm.batch_size = 2
         algorithm.optimizer.learning_rate = 0.3
       config.update_from_flattened_dict(changes)
-    run = workdir.Workdir(tmp_path / folder, config)
-    return resurgence_study.Study(run, config, None, params(base))
+    values = with_edits(config.to_dict(), listed)
+    given = settings.build(Settings, values)
+    run = record or Workdir(
+      tmp_path / folder, values, free=settings.free(Settings)
+    )
+    model = Model(None, params(base))  # pyright: ignore
+    return study.Study(given, run, model, FakeJudge())  # pyright: ignore
 
   return open_study
 
 
-def finish(study):
-  cells = resurgence_plan.cells(study.config)
-  for pack in resurgence_plan.packs(study.config, cells):
-    resurgence_cells.finish(study, *pack)
-  return {row["id"]: row for row in study.run.rows()}
+def finish(opened, wanted=None):
+  """Runs cells of a study, all by default; its rows by id."""
+  given = opened.settings
+  cells.run(
+    opened.store,
+    given.cells if wanted is None else wanted,
+    lambda some: tuning.finish(opened, some),
+    pack=lambda left: plan.packs(given, left),
+  )
+  return {row["id"]: row for row in opened.run.rows()}

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float, Float64
 
 # Above it, float64 keeps fewer than six digits of the change.
@@ -87,6 +86,8 @@ def solve_spd(
     ValueError: naming `what`, if the matrix is not positive definite or so
       badly conditioned that the answer means little.
   """
+  import scipy.linalg
+
   try:
     # Transposed it is the same matrix, and laid out as LAPACK wants it.
     factor = scipy.linalg.cho_factor(matrix.T, lower=True)

@@ -128,6 +128,8 @@ def workdir(
     process_index=0 if alone else jax.process_index(),
     process_count=1 if alone else jax.process_count(),
     free=settings_.free(cls),
+    # Runs of older versions had none.
+    defaults={"metrics": ()},
   )
 
 

@@ -56,12 +56,14 @@ def _of_model(state: State, model: str) -> list[Estimate]:
   found = []
   for group in (g for g in resurgence.ERASED if g in groups):
     ids = sorted(i for i, one in mine.items() if one[0] == group)
-    stages = [np.array([state[m][i][2] for i in ids]) for m in (BASE, GONE)]
+    before, gone, now = (
+      np.array([state[m][i][2] for i in ids]) for m in (BASE, GONE, model)
+    )
     prompts = [mine[i][1] for i in ids]
-    now, size = np.array([mine[i][2] for i in ids]), len(ids)
-    name, clusters = f"r_norm/{group}", len(set(prompts))
+    size, name = len(ids), f"r_norm/{group}"
+    clusters = len(set(prompts))
     try:
-      back = resurgence.normalized(*stages, now, prompts)
+      back = resurgence.normalized(before, gone, now, prompts)
     except ValueError as error:
       why = str(error)
       found.append(Estimate(name, None, n=size, model=model, failed=why))
@@ -69,7 +71,9 @@ def _of_model(state: State, model: str) -> list[Estimate]:
     found.append(
       Estimate(
         name,
-        *back,
+        back.value,
+        back.low,
+        back.high,
         n=size,
         method="bootstrap, Wilson at the least",
         clusters=clusters,

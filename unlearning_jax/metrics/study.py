@@ -8,7 +8,7 @@ itself: a prompt that is drawn more than once, as few are, counts as often.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,8 +37,36 @@ WORDS = ("synonyms", "paraphrases")
 EARLY = ("reversion", "moved", "reversion_prompt", "output_gap", "noise_gap")
 
 
+class Condition(NamedTuple):
+  """What runs of all seeds have in common; `str` is its name."""
+
+  method: str
+  concept: str
+  tuning_set: str
+  algorithm: str
+  defence: str
+
+  def __str__(self) -> str:
+    return "/".join(self)
+
+  @property
+  def run(self) -> str:
+    """Its name without the defence."""
+    return "/".join(self[:-1])
+
+  @property
+  def undefended(self) -> "Condition":
+    """The same without a defence."""
+    return self._replace(defence="none")
+
+  @classmethod
+  def parse(cls, text: str) -> "Condition":
+    """The condition of a name."""
+    return cls(*text.split("/"))
+
+
 def record(
-  condition: str,
+  condition: Condition,
   seed: int,
   base: Row,
   erased: Row,
@@ -107,21 +135,21 @@ def summarize(
     `early` (the last step but one, and the share of the last value that was
     there by then, None of nothing).
   """
-  together: dict[str, list[Mapping[str, Any]]] = {}
+  together: dict[Condition, list[Mapping[str, Any]]] = {}
   for one in records:
     together.setdefault(one["condition"], []).append(one)
   found = []
   for name, cells in together.items():
     cells = sorted(cells, key=lambda cell: cell["seed"])
-    run, _, defence = name.rpartition("/")
-    plain = together.get(f"{run}/none", []) if defence != "none" else []
+    plain = name.undefended
+    plain = together.get(plain, []) if plain != name else []
     free = {cell["seed"]: cell["stages"] for cell in plain}
     found.append(_curve(name, cells, free, threshold))
   return found
 
 
 def _curve(
-  name: str,
+  name: Condition,
   cells: Sequence[Mapping[str, Any]],
   free: Mapping[int, Mapping[int, Any]],
   threshold: float,
@@ -163,7 +191,7 @@ def _curve(
         point["defended"] = _changes(others, stages)
     listed.append(point)
   found = {
-    "condition": name,
+    "condition": str(name),
     "seeds": sorted(cell["seed"] for cell in cells),
     "base": _rates([cell["base"] for cell in cells]),
     "steps": listed,
@@ -263,8 +291,8 @@ def predictors(
   runs = [
     (one, value)
     for one in records
-    if one["condition"].split("/")[2] not in ("same", "control")
-    and one["condition"].split("/")[4] == "none"
+    if one["condition"].tuning_set not in ("same", "control")
+    and one["condition"].defence == "none"
     and len(one["stages"]) > 1
     and (value := _own(one, max(one["stages"]))) is not None
   ]
@@ -303,5 +331,5 @@ def _predictor(one: Mapping[str, Any], name: str, when: str) -> float | None:
   return one["drift"][min(one["drift"])][name]
 
 
-def _erasure(one: Mapping[str, Any]) -> str:
-  return "/".join(one["condition"].split("/")[:2])
+def _erasure(one: Mapping[str, Any]) -> tuple[str, str]:
+  return one["condition"][:2]

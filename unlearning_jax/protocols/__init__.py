@@ -3,10 +3,13 @@
   find("shapes-star")                  # as it ships
   find("shapes-star~per_group=2")      # another one, with its own name and hash
 
-A module of this package has `protocols() -> Sequence[Protocol]`, as has
-`world.py` of an embedded world. `hashes.json` holds what each that ships was
-when it was frozen: one whose content has changed since is refused, and has to
-get another name. `freeze` adds those that are new:
+A module of this package, or `world.py` of an embedded world, has
+
+  protocols() -> fields of `Protocol`, a mapping for each
+
+`hashes.json` holds what each was when it was frozen: one whose content has
+changed since is refused, and has to get another name. `freeze` adds those that
+are new:
 
   python -c "from unlearning_jax import protocols; protocols.freeze()"
 """
@@ -91,7 +94,7 @@ def shipped() -> dict[str, Protocol]:
   places = [f"{__name__}.{name}" for name in extensions.modules(__name__)]
   modules = [importlib.import_module(place) for place in places]
   modules += [extensions.world(name) for name in extensions.worlds()]
-  found = [one for module in modules for one in module.protocols()]
+  found = [Protocol(**one) for m in modules for one in m.protocols()]
   return {one.name: one for one in found}
 
 

@@ -80,7 +80,7 @@ class Workdir:
     changes = [
       change
       for change in _differences(old, bound)
-      if change.partition(":")[0] not in free
+      if not _is_free(change.partition(":")[0], free)
     ]
     made = {entry.name for entry in self.path.iterdir()}
     if changes and made <= {"config.json", "provenance.json"}:
@@ -317,6 +317,11 @@ def _writable_folder(path: str | os.PathLike[str]) -> pathlib.Path:
   except OSError as error:
     raise ValueError(f"workdir: {folder} cannot be written: {error}") from error
   return folder
+
+
+def _is_free(key: str, free: Sequence[str]) -> bool:
+  """Whether a dotted key, or a mapping that it is in, may change."""
+  return any(f"{key}.".startswith(f"{one}.") for one in free)
 
 
 def _plain(config: Any) -> dict[str, Any]:

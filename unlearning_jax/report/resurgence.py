@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from unlearning_jax.metrics.study import Condition
 from unlearning_jax.report import sections
 from unlearning_jax.report.charts import Point, curves, heat_map
 from unlearning_jax.report.markup import Html, element, join
 from unlearning_jax.report.page import page
 
-# What a condition's name consists of.
-_METHOD, _CONCEPT, _SET, _ALGORITHM, _DEFENCE = range(5)
 _SETS = {
   "in": "same kind",
   "near": "nearest classes",
@@ -33,7 +32,7 @@ _PREDICTORS = {
   "output_gap": "gap of keys and values on erased prompts",
   "noise_gap": "gap of predicted noise on erased prompts",
 }
-Condition = Mapping[str, Any]
+Curve = Mapping[str, Any]
 
 
 def render(document: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
@@ -41,7 +40,7 @@ def render(document: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
 
   Args:
     document: `title`, `threshold`, `cells`, `failed`, `conditions` of
-      `evaluators.study.summarize`, `predictors` of `evaluators.study`.
+      `metrics.study.summarize`, `predictors` of `metrics.study`.
     provenance: as `Workdir.record_provenance` writes it.
   """
   conditions = [c for c in document["conditions"] if c["defined"]]
@@ -64,21 +63,43 @@ def render(document: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     _defences(conditions),
     _predictors(document["predictors"]),
     _table(document["conditions"], document["threshold"]),
+    _metrics(document["conditions"]),
     _missing(undefined, document["failed"]),
     sections.provenance(provenance),
   )
 
 
-def _parts(condition: Condition) -> list[str]:
-  return condition["condition"].split("/")
+def printed(document: Mapping[str, Any]) -> str:
+  """The summary for the terminal."""
+  lines = [f"{'':42}{'erased':>8}  R_norm by name, then steps"]
+  for one in document["conditions"]:
+    first, *rest = one["steps"]
+    cells = [f"{first['groups']['explicit']['value']:8.2f}"]
+    for point in rest:
+      back = point["resurgence"]["explicit"]
+      cells.append(f"{point['step']:>5}: {_estimate(back)}")
+    lines.append(f"{one['condition']:42}" + "".join(cells))
+  counts = document["cells"]
+  lines.append(
+    f"{counts['measured']} of {counts['planned']} cells measured, "
+    f"{len(document['failed'])} failed"
+  )
+  failed = document["failed"]
+  return "\n".join(
+    [*lines, *(f"failed: {row['cell']}: {row['why']}" for row in failed)]
+  )
+
+
+def _of(curve: Curve) -> Condition:
+  return Condition.parse(curve["condition"])
 
 
 def _verdict(document: Mapping[str, Any]) -> str:
   innocent = [
     c
     for c in document["conditions"]
-    if c["defined"] and _parts(c)[_SET] not in ("same", "control")
-    and _parts(c)[_DEFENCE] == "none"
+    if c["defined"] and _of(c).tuning_set not in ("same", "control")
+    and _of(c).defence == "none"
   ]  # fmt: skip
   back = [c for c in innocent if c["revival"] is not None]
   return (
@@ -94,28 +115,28 @@ def _point(entry: Mapping[str, Any]) -> Point | None:
   return back and Point(entry["step"], *(back[k] for k in Point._fields[1:]))
 
 
-def _order(conditions: Iterable[Condition], part: int) -> list[str]:
-  return list(dict.fromkeys(_parts(c)[part] for c in conditions))
+def _order(conditions: Iterable[Curve], part: str) -> list[str]:
+  return list(dict.fromkeys(getattr(_of(c), part) for c in conditions))
 
 
-def _plain(conditions: Iterable[Condition]) -> list[Condition]:
-  return [c for c in conditions if _parts(c)[_DEFENCE] == "none"]
+def _plain(conditions: Iterable[Curve]) -> list[Curve]:
+  return [c for c in conditions if _of(c).defence == "none"]
 
 
-def _heat(conditions: Sequence[Condition]) -> Html:
+def _heat(conditions: Sequence[Curve]) -> Html:
   found = []
-  for algorithm in _order(conditions, _ALGORITHM):
-    own = [c for c in _plain(conditions) if _parts(c)[_ALGORITHM] == algorithm]
+  for algorithm in _order(conditions, "algorithm"):
+    own = [c for c in _plain(conditions) if _of(c).algorithm == algorithm]
     cells = {}
     for c in own:
-      row = f"{_parts(c)[_METHOD]} of {_parts(c)[_CONCEPT]}"
-      cells[row, _SETS[_parts(c)[_SET]]] = _point(c["steps"][-1])
+      row = f"{_of(c).method} of {_of(c).concept}"
+      cells[row, _SETS[_of(c).tuning_set]] = _point(c["steps"][-1])
     if not cells:
       continue
     names = [
       f"{method} of {concept}"
-      for concept in _order(own, _CONCEPT)
-      for method in _order(own, _METHOD)
+      for concept in _order(own, "concept")
+      for method in _order(own, "method")
     ]
     rows = [name for name in names if any(row == name for row, _ in cells)]
     columns = [s for s in _SETS.values() if any(c == s for _, c in cells)]
@@ -128,20 +149,20 @@ def _heat(conditions: Sequence[Condition]) -> Html:
   )
 
 
-def _curves(conditions: Sequence[Condition]) -> Html:
-  methods = _order(conditions, _METHOD)
+def _curves(conditions: Sequence[Curve]) -> Html:
+  methods = _order(conditions, "method")
   classes = {method: f"s{i % 6}" for i, method in enumerate(methods, 1)}
   found: list[Any] = [element("h2", "When it came back, prompts by name")]
   key = (element("span", m, class_=classes[m]) for m in methods)
   found.append(element("p", *key, class_="legend"))
-  for concept in _order(conditions, _CONCEPT):
+  for concept in _order(conditions, "concept"):
     panels = {}
     for c in _plain(conditions):
-      parts = _parts(c)
-      if parts[_CONCEPT] == concept:
-        title = f"{parts[_ALGORITHM]}, {_SETS[parts[_SET]]}"
+      own = _of(c)
+      if own.concept == concept:
+        title = f"{own.algorithm}, {_SETS[own.tuning_set]}"
         points = [p for e in c["steps"] if (p := _point(e))]
-        panels.setdefault(title, {})[parts[_METHOD]] = points
+        panels.setdefault(title, {})[own.method] = points
     drawn = (
       element("figure", curves(title, series, classes))
       for title, series in sorted(panels.items())
@@ -151,19 +172,20 @@ def _curves(conditions: Sequence[Condition]) -> Html:
   return join(*found)
 
 
-def _defences(conditions: Sequence[Condition]) -> Html:
-  guarded = [c for c in conditions if _parts(c)[_DEFENCE] != "none"]
+def _defences(conditions: Sequence[Curve]) -> Html:
+  guarded = [c for c in conditions if _of(c).defence != "none"]
   by_name = {c["condition"]: c for c in conditions}
   rows = []
   for c in guarded:
-    *rest, kind = _parts(c)
-    plain = by_name.get("/".join([*rest, "none"]))
+    own = _of(c)
+    run, kind = own.run, own.defence
+    plain = by_name.get(str(own.undefended))
     for name, one in (("none", plain), (kind, c)):
       if one is not None:
         last = one["steps"][-1]
         rows.append(
           _row(
-            "/".join(rest) if name == "none" else "", name,
+            run if name == "none" else "", name,
             _estimate(last["resurgence"]["explicit"]),
             *_change(last.get("defended"), "explicit"),
             _rate(one["steps"][0]["groups"]["tuned"]),
@@ -223,7 +245,7 @@ def _predictors(found: Sequence[Mapping[str, Any]]) -> Html:
   )
 
 
-def _table(conditions: Sequence[Condition], threshold: float) -> Html:
+def _table(conditions: Sequence[Curve], threshold: float) -> Html:
   rows = []
   for c in conditions:
     first, last = c["steps"][0], c["steps"][-1]
@@ -268,8 +290,37 @@ def _table(conditions: Sequence[Condition], threshold: float) -> Html:
   )
 
 
+def _metrics(curves: Sequence[Curve]) -> Html:
+  """The user's own metrics, if there are any."""
+  rows = [
+    _row(
+      c["condition"],
+      m["model"],
+      m["name"],
+      _number(m) + (f" {m['unit']}" if m["unit"] else ""),
+      m["n"],
+      m["failed"],
+    )
+    for c in curves
+    for m in c.get("metrics", ())
+  ]
+  if not rows:
+    return Html()
+  head = ("run", "model", "metric", "value", "n", "")
+  return join(element("h2", "Metrics"), _grid(head, rows))
+
+
+def _number(metric: Mapping[str, Any]) -> str:
+  if metric["value"] is None:
+    return "undefined"
+  text = f"{metric['value']:.4g}"
+  if metric["low"] is None:
+    return text
+  return f"{text} [{metric['low']:.4g}, {metric['high']:.4g}]"
+
+
 def _missing(
-  undefined: Sequence[Condition], failed: Sequence[Mapping[str, str]]
+  undefined: Sequence[Curve], failed: Sequence[Mapping[str, str]]
 ) -> Html:
   rows = [
     _row(c["condition"], "the erasure took hardly anything away")

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import transformers
 from jaxtyping import Array, PRNGKeyArray, UInt8
 from safetensors.numpy import load_file, save_file
 
@@ -154,6 +153,8 @@ def _start(init: str, part: str, fresh: Any) -> Any:
 
 def tokenize(folder: str | os.PathLike[str], prompts: list[str]) -> np.ndarray:
   """Token ids (b, l) int32 of the folder's tokenizer, padded to its length."""
+  import transformers
+
   tokenizer = transformers.CLIPTokenizer.from_pretrained(
     str(pathlib.Path(folder) / "tokenizer")
   )

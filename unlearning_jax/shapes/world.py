@@ -11,7 +11,6 @@ from typing import Any
 from unlearning_jax import judges, shapes
 from unlearning_jax.concepts import Concept, check_choice
 from unlearning_jax.data import Example
-from unlearning_jax.protocols import Protocol
 from unlearning_jax.sampling import Sampling
 from unlearning_jax.shapes import (
   captions,
@@ -155,18 +154,18 @@ def prompt_rows(
   return prompts.prompt_rows(made, per_group, others, seed)
 
 
-def protocols() -> tuple[Protocol, ...]:
-  """One for each class that can be erased: `shapes-star`."""
+def protocols() -> tuple[dict[str, Any], ...]:
+  """Fields of `Protocol`, for each class that can be erased: `shapes-star`."""
   return tuple(
-    Protocol(
-      name=f"{NAME}-{name.lower().replace(' ', '-')}",
-      model=NAME,
-      judge=NAME,
-      targets=({"task": task, "name": name},),
-      per_group=50,
-      others=200,
-      sampling=Sampling(15, 4.0, "dpm++2m", "jax"),
-    )
+    {
+      "name": f"{NAME}-{name.lower().replace(' ', '-')}",
+      "model": NAME,
+      "judge": NAME,
+      "targets": ({"task": task, "name": name},),
+      "per_group": 50,
+      "others": 200,
+      "sampling": Sampling(15, 4.0, "dpm++2m", "jax"),
+    }
     for task, all_ in concepts().items()
     for name in all_
   )

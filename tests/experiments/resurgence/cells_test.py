@@ -7,11 +7,8 @@ import pytest
 
 from tests.support.resurgence_cases import Killed, finish, stubbed, train
 from unlearning_jax import checkpoints, sharding
-from unlearning_jax.experiments import (
-  resurgence_cells,
-  resurgence_plan,
-  resurgence_study,
-)
+from unlearning_jax.experiments.resurgence import study as studies
+from unlearning_jax.experiments.resurgence import tuning
 from unlearning_jax.record import workdir
 
 
@@ -23,10 +20,10 @@ def start(monkeypatch, tmp_path):
 def test_every_cell_is_measured_at_every_step(start):
   study = start()
   rows = finish(study)
-  cells = resurgence_plan.cells(study.config)
+  cells = study.settings.cells
   assert len(cells) == 4
   for cell in cells:
-    assert {f"{cell.id}@{step}" for step in (0, 1, 2, 4)} <= set(rows)
+    assert {str(cell.at(step)) for step in (0, 1, 2, 4)} <= set(rows)
   # The erasure and the base were measured once for all four.
   assert sum(key.startswith("erased/") for key in rows) == 3
   assert sum(key.startswith("base/") for key in rows) == 3
@@ -44,43 +41,43 @@ def test_every_cell_is_measured_at_every_step(start):
 
 
 def test_algorithms_tune_on_data_of_their_own(start, monkeypatch):
-  honest, sizes = resurgence_cells.data.Batches, []
+  honest, sizes = tuning.data.Batches, []
 
   def counted(arrays, *arguments):
     sizes.append(len(arrays["mean"]))
     return honest(arrays, *arguments)
 
-  monkeypatch.setattr(resurgence_cells.data, "Batches", counted)
+  monkeypatch.setattr(tuning.data, "Batches", counted)
   study = start(**{"algorithms.full.data.count": 3})
-  cells = resurgence_plan.cells(study.config)
+  cells = study.settings.cells
   finish(study)
-  counts = [study.config.algorithms[c.algorithm].data.count for c in cells]
+  counts = [study.settings.algorithms[c.algorithm].data.count for c in cells]
   assert sizes == counts and set(counts) == {2, 3}
 
 
 def test_rows_alone_are_gone_on_from(start, monkeypatch, tmp_path):
   whole = finish(start("whole"))
-  first, *rest = resurgence_plan.cells(start("first").config)
+  first, *rest = start("first").settings.cells
   half = start("half")
-  resurgence_cells.finish(half, first)
+  finish(half, [first])
   # What a repository keeps of a study: no edit, no checkpoint.
   kept = tmp_path / "kept"
   kept.mkdir()
   for name in ("config.json", "results.jsonl"):
     shutil.copy(half.run.path / name, kept)
-  bind, made = resurgence_study.erasures.bind, []
+  bind, made = studies.erasures.bind, []
 
   def counted(*arguments):
     made.append(arguments)
     return bind(*arguments)
 
-  monkeypatch.setattr(resurgence_study.erasures, "bind", counted)
   study = start("kept")
-  resurgence_cells.finish(study, first)
+  monkeypatch.setattr(studies.erasures, "bind", counted)
+  finish(study, [first])
   assert not made
   # An edit is made again when a cell that is left needs it, and once.
   for cell in rest:
-    resurgence_cells.finish(study, cell)
+    finish(study, [cell])
   assert len(made) == 1
   assert {row["id"]: row for row in study.run.rows()} == whole
 
@@ -124,10 +121,10 @@ def test_killed_anywhere_it_ends_with_the_same_rows(
 def test_what_is_soon_run_again_is_not_saved(start, monkeypatch):
   saved = []
   monkeypatch.setattr(checkpoints, "save", lambda *_: saved.append(0))
-  monkeypatch.setattr(resurgence_cells, "SAVE_AFTER", 600)
+  monkeypatch.setattr(tuning, "SAVE_AFTER", 600)
   rows = finish(start("quick"))
   assert not saved
-  monkeypatch.setattr(resurgence_cells, "SAVE_AFTER", 0)
+  monkeypatch.setattr(tuning, "SAVE_AFTER", 0)
   # After every step that is measured, but for the last.
   assert finish(start("slow")) == rows and len(saved) == 4 * 2
 
@@ -150,7 +147,7 @@ def test_a_cell_fails_alone_and_is_not_tried_again(
       raise error
     return train(state, step, frozen, batches, key, **options)
 
-  monkeypatch.setattr(resurgence_cells.finetune, "train", broken)
+  monkeypatch.setattr(tuning.loop, "train", broken)
   rows = finish(start())
   failed = {key: row for key, row in rows.items() if "failed" in row}
   assert set(failed) == {
@@ -158,14 +155,14 @@ def test_a_cell_fails_alone_and_is_not_tried_again(
   }
   assert all(words in row["failed"] for row in failed.values())
   assert "uce/star/near/full/none/0@4" in rows
-  monkeypatch.setattr(resurgence_cells.finetune, "train", train)
+  monkeypatch.setattr(tuning.loop, "train", train)
   assert finish(start()) == rows
 
 
 @pytest.mark.parametrize("broken", ["train", "erase"])
 def test_what_the_runtime_fails_of_is_tried_again(broken, start, monkeypatch):
   wanted, left = finish(start("whole")), [2]
-  cells, bind = resurgence_cells, resurgence_study.erasures.bind
+  bind = studies.erasures.bind
 
   def dying(function):
     def call(*arguments, **options):
@@ -178,17 +175,13 @@ def test_what_the_runtime_fails_of_is_tried_again(broken, start, monkeypatch):
 
   with monkeypatch.context() as patch:
     if broken == "train":
-      patch.setattr(cells.finetune, "train", dying(train))
+      patch.setattr(tuning.loop, "train", dying(train))
     else:
       left[0] = 0
-      patch.setattr(
-        resurgence_study.erasures, "bind", lambda *a: dying(bind(*a))
-      )
+      patch.setattr(studies.erasures, "bind", lambda *a: dying(bind(*a)))
     study = start("cut")
     rows = finish(study)
-  ended = [
-    study.ended(cell, rows) for cell in resurgence_plan.cells(study.config)
-  ]
+  ended = [study.store.ended(cell) for cell in study.settings.cells]
   assert ended == [broken == "train"] * 2 + [False] * 2
   assert not any("failed" in row for row in rows.values())
   del study  # Its rows are its own while it is there.
@@ -197,35 +190,34 @@ def test_what_the_runtime_fails_of_is_tried_again(broken, start, monkeypatch):
 
 def test_a_checkpoint_outlives_what_the_runtime_fails_of(start, monkeypatch):
   wanted = finish(start("whole"))
-  measure = resurgence_study.Study.measure
+  measure = studies.Study.measure
 
   def failing(study, key, *arguments, **options):
-    if key == "uce/star/near/lora/none/0@2":
+    if str(key) == "uce/star/near/lora/none/0@2":
       raise jax.errors.JaxRuntimeError("INTERNAL: a device was lost")
     measure(study, key, *arguments, **options)
 
-  monkeypatch.setattr(resurgence_study.Study, "measure", failing)
+  monkeypatch.setattr(studies.Study, "measure", failing)
   study = start("cut")
   finish(study)
   folder = study.run.path / "cells" / "uce-star-near-lora-none-0"
   assert checkpoints.latest_step(folder) == 1
   del study
-  monkeypatch.setattr(resurgence_study.Study, "measure", measure)
+  monkeypatch.setattr(studies.Study, "measure", measure)
   assert finish(start("cut")) == wanted and not folder.exists()
 
 
 def test_an_erasure_has_this_process_s_devices(start, monkeypatch):
-  cells, sizes = resurgence_study, []
-  bind = cells.erasures.bind
+  sizes, bind = [], studies.erasures.bind
 
   def erase(*arguments):
     sizes.append(sharding.make_mesh().size)
     return bind()(*arguments)
 
   study = start()
-  monkeypatch.setattr(cells.erasures, "bind", lambda *_: erase)
+  monkeypatch.setattr(studies.erasures, "bind", lambda *_: erase)
   monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
-  study.edit_of(resurgence_plan.cells(study.config)[0])
+  study.edit_of(study.settings.cells[0])
   assert sizes == [2] and sharding.make_mesh().size == 8
 
 
@@ -262,7 +254,7 @@ def test_an_erasure_that_fails_is_not_tried_again(start, monkeypatch):
     raise FloatingPointError("training: loss not finite at step 3")
 
   study = start()
-  monkeypatch.setattr(resurgence_study.erasures, "bind", lambda *_: diverge)
+  monkeypatch.setattr(studies.erasures, "bind", lambda *_: diverge)
   rows = finish(study)
   assert finish(start()) == rows and len(tried) == 1
   failed = [key for key, row in rows.items() if "failed" in row]

@@ -8,25 +8,23 @@ again.
 
 import dataclasses
 import itertools
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
-from unlearning_jax import checkpoints, data, finetune, sharding
+from unlearning_jax import checkpoints, data, sharding
+from unlearning_jax import finetune as loop
 from unlearning_jax.edits import Edit, apply_to_params
-from unlearning_jax.experiments import resurgence_plan, tuning
-from unlearning_jax.experiments.resurgence_plan import Cell
-from unlearning_jax.experiments.resurgence_study import (
-  Rows,
-  Study,
-)
+from unlearning_jax.experiments import finetune
+from unlearning_jax.experiments.cells import failing
+from unlearning_jax.experiments.resurgence import keys
+from unlearning_jax.experiments.resurgence.keys import Cell
+from unlearning_jax.experiments.resurgence.study import Rows, Study
 from unlearning_jax.finetune import drift, packed
-from unlearning_jax.shapes import captions
+from unlearning_jax.stable_diffusion import Params
 
 # Rows of a tuning set that the diagnostics before tuning read.
 _PROBES = 64
@@ -35,57 +33,46 @@ _PROBES = 64
 SAVE_AFTER = 60.0
 
 
-def finish(study: Study, *cells: Cell) -> None:
+def finish(study: Study, cells: Sequence[Cell]) -> None:
   """Runs cells to their end, or records why it cannot.
 
   Args:
     study: whose they are.
-    cells: several are tuned in one program, see `resurgence_plan.packs`.
+    cells: several are tuned in one program, see `plan.packs`.
   """
   tunings = []
-  try:
-    for cell in cells:
-      if not study.ended(cell):
-        with study.failing(cell):
-          tunings.append(_begin(study, cell))
-    # Together go those that are as far as each other.
-    for _, alike in itertools.groupby(
-      sorted(tunings, key=Tuning.step_done), Tuning.step_done
-    ):
-      _tune(study, list(alike))
-  except jax.errors.JaxRuntimeError as error:
-    why = str(error)  # Alone: with it go the frames, and what they hold.
-    names = ", ".join(cell.id for cell in cells)
-    logging.warning("%s: the next start tries again: %s", names, why)
-    return
   for cell in cells:
-    shutil.rmtree(study.folder(cell), ignore_errors=True)
+    with failing(study.store, cell):
+      tunings.append(_begin(study, cell))
+  # Together go those that are as far as each other.
+  for _, alike in itertools.groupby(
+    sorted(tunings, key=Tuning.step_done), Tuning.step_done
+  ):
+    _tune(study, list(alike))
 
 
 def _begin(study: Study, cell: Cell) -> "Tuning":
   """Measures all that comes before tuning."""
-  base = f"base/{cell.concept}/{cell.seed}"
   rows = study.rows_of(cell.concept, cell.seed)
   tuned = study.tuned_rows_of(cell)
-  study.measure(base, study.base, rows)
-  _check_floor(study, base)
+  study.measure(cell.base(), study.base, rows)
+  _check_floor(study, cell.base())
   edit = study.edit_of(cell)
   erased = apply_to_params(edit, study.base)
-  tuning.check_start(study.base, erased, cell.id)
-  study.measure(f"erased/{cell.erasure}", erased, rows)
-  chosen = cell.tuning_set
-  study.measure(f"{base}/{chosen}", study.base, tuned)
-  study.measure(f"erased/{cell.erasure}/{chosen}", erased, tuned)
+  finetune.check_start(study.base, erased, str(cell))
+  study.measure(cell.erased(), erased, rows)
+  study.measure(cell.base(cell.tuning_set), study.base, tuned)
+  study.measure(cell.erased(cell.tuning_set), erased, tuned)
   return Tuning(study, cell, edit, erased, [*rows, *tuned])
 
 
-def _check_floor(study: Study, base: str):
-  said = study.rows[base]["right"]["explicit"]
+def _check_floor(study: Study, base: keys.Base):
+  said, floor = study.rows[str(base)]["right"]["explicit"], study.settings.floor
   rate = said.count("1") / len(said)
-  if rate < study.config.floor:
+  if rate < floor:
     raise ValueError(
       f"the base shows the concept in {rate:.2f} of the images that ask for "
-      f"it, below floor={study.config.floor}: resurgence is undefined"
+      f"it, below floor={floor}: resurgence is undefined"
     )
 
 
@@ -104,64 +91,58 @@ class Tuning:
   study: Study
   cell: Cell
   edit: Edit
-  erased: Any
+  erased: Params
   rows: Rows
 
   def __post_init__(self):
     study, cell = self.study, self.cell
-    self.own = study.tuning_config(cell)
+    self.own = study.tuning_of(cell)
     arrays = self._arrays()
     self.batches = data.Batches(arrays, self.own.batch_size, self.own.seed)
-    self.part, self.step, self.state, self.frozen = tuning.prepare(
+    self.part, self.step, self.state, self.frozen = finetune.prepare(
       study.sd, self.erased, self.edit, self.own, study.mesh
     )
     self.key = jax.random.key(self.own.seed + 1)
     phrases = [concept.erase for concept in self.edit.concepts]
-    self.states: Any = tuning.phrase_states(study.sd, study.base, phrases)
-    if f"{cell.id}@0" not in study.rows:
+    self.states: Any = finetune.phrase_states(study.sd, study.base, phrases)
+    if str(cell.at(0)) not in study.rows:
       before = self._predictors(arrays)
-      study.record({"id": f"{cell.id}@0", "predictors": before})
+      study.store.record({"id": str(cell.at(0)), "predictors": before})
     # All processes of a run meet in a checkpoint; in a study they never do.
     self._keeps = jax.process_count() == 1
-    folder = study.folder(cell)
-    if self._keeps and checkpoints.latest_step(folder) is not None:
-      self.state = checkpoints.restore(folder, self.state)
+    self._folder = study.run.path / "cells" / cell.file
+    if self._keeps and checkpoints.latest_step(self._folder) is not None:
+      self.state = checkpoints.restore(self._folder, self.state)
     self._saved = time.monotonic()
 
   def step_done(self) -> int:
     """Steps that are behind it as it begins."""
     return int(self.state.step)
 
-  def measure(self, now: int, state: finetune.TrainState):
+  def measure(self, now: int, state: loop.TrainState):
     """Draws and judges the model of a state, and keeps the state if need be."""
     study, own = self.study, self.own
-    tuned = tuning.tuned_params(
+    tuned = finetune.tuned_params(
       study.sd, self.erased, self.part, state, self.edit, own
     )
     moved = self._drift(tuned)
-    study.measure(f"{self.cell.id}@{now}", tuned, self.rows, drift=moved)
+    study.measure(self.cell.at(now), tuned, self.rows, drift=moved)
     # After the row: a kill in between repeats the steps, not the row.
     late = time.monotonic() - self._saved >= SAVE_AFTER
     if self._keeps and late and now != own.num_steps:
-      checkpoints.save(study.folder(self.cell), now, state)
+      checkpoints.save(self._folder, now, state)
       self._saved = time.monotonic()
 
   def _arrays(self) -> Mapping[str, np.ndarray]:
     """The cell's images and captions as the loss reads them."""
     study, own = self.study, self.own
     # All of it: algorithms may differ in any of its keys.
-    key = tuple(own.data.items())
-    listed = study.once(("examples", key), lambda: tuning.examples(own))
-    words = [
-      word
-      for target in resurgence_plan.targets(study.config, self.cell.concept)
-      for group in ("explicit", "synonyms")
-      for word in captions.phrases(target.task, target.name)[group]
-    ]
-    tuning.check_overlap(listed, self.edit, own.allow_overlap, words)
+    listed = study.once(own.data, lambda: finetune.examples(own.data))
+    words = study.settings.words_of(self.cell.concept)
+    finetune.check_overlap(listed, self.edit, own.allow_overlap, words)
     return study.once(
-      ("arrays", key),
-      lambda: tuning.encode(study.sd, study.base, listed, own),
+      ("arrays", own.data),
+      lambda: finetune.encode(study.sd, study.base, listed, own),
     )
 
   def _predictors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -170,7 +151,7 @@ class Tuning:
     rows = np.arange(_PROBES) % len(arrays["mean"])
     probe: Any = {name: array[rows] for name, array in arrays.items()}
     said = arrays["context"].reshape(-1, self.states.shape[-1])
-    shared = tuning.phrase_states(study.sd, study.base, [""]).mean(0)
+    shared = finetune.phrase_states(study.sd, study.base, [""]).mean(0)
     return {
       **drift.edit_size(study.base, self.erased, self.states),
       "similarity": study.set_of(self.cell).similarity,
@@ -182,7 +163,7 @@ class Tuning:
       ),
     }  # fmt: skip
 
-  def _drift(self, tuned: Any) -> dict[str, float | None]:
+  def _drift(self, tuned: Params) -> dict[str, float | None]:
     """Where the weights went, and what they say of pictures of the concept."""
     study = self.study
     phrases = self.states.reshape(-1, *study.sd.context_shape)
@@ -195,14 +176,14 @@ class Tuning:
     found = drift.weight_drift(study.base, self.erased, tuned, self.states)
     return {**found, "noise_gap": gap}
 
-  def _latents(self) -> np.ndarray:
+  def _latents(self) -> Any:
     """Latents of renders of what was erased, the same in all cells."""
     study = self.study
-    own = study.tuning_config(dataclasses.replace(self.cell, tuning_set="same"))
+    own = study.tuning_of(dataclasses.replace(self.cell, tuning_set="same"))
     # Not the cell's seed: whichever cell comes first draws them for all.
-    own.data.count, own.data.seed = _PROBES, 1
-    shown = tuning.examples(own)
-    return tuning.encode(study.sd, study.base, shown, own)["mean"][:, 0]
+    chosen = dataclasses.replace(own.data, count=_PROBES, seed=1)
+    shown = finetune.examples(chosen)
+    return finetune.encode(study.sd, study.base, shown, own)["mean"][:, 0]
 
 
 def _tune(study: Study, tunings: Sequence[Tuning]):
@@ -227,8 +208,8 @@ def _tune(study: Study, tunings: Sequence[Tuning]):
     step, batches = first.step, first.batches
   else:
     state, step, frozen, batches = _packed(study, tunings)
-  with study.failing(first.cell):
-    finetune.train(
+  with failing(study.store, first.cell):
+    loop.train(
       state,
       step,
       frozen,
@@ -263,9 +244,9 @@ def _measure_pack(
 ):
   """Each run's measurements, but of those that have failed by now."""
   for i, one in enumerate(tunings):
-    if study.ended(one.cell):
+    if study.store.ended(one.cell):
       continue
-    with study.failing(one.cell):
+    with failing(study.store, one.cell):
       mine = packed.unpack(state, i)
       if not state.alive[i]:
         raise FloatingPointError(

@@ -12,7 +12,7 @@ from tests.support.resurgence_cases import (
   stubbed,
 )
 from unlearning_jax import finetune
-from unlearning_jax.experiments import resurgence_cells
+from unlearning_jax.experiments.resurgence import tuning
 from unlearning_jax.finetune import packed
 from unlearning_jax.record import workdir
 
@@ -28,7 +28,7 @@ def start(monkeypatch, tmp_path):
 def trained(start, monkeypatch):
   """Trains for real, by a step that pushes as the stub does, on one device."""
   del start  # Whose stubs it takes the place of.
-  monkeypatch.setattr(resurgence_cells.finetune, "train", TRAIN)
+  monkeypatch.setattr(tuning.loop, "train", TRAIN)
   device = jax.local_devices()[:1]
   monkeypatch.setattr(jax, "local_devices", lambda: device)
 
@@ -43,7 +43,7 @@ def trained(start, monkeypatch):
     part, _, state, frozen = prepare(*arguments)
     return part, step, state, {"empty": np.zeros(1), "rate": frozen["rate"]}
 
-  monkeypatch.setattr(resurgence_cells.tuning, "prepare", prepared)
+  monkeypatch.setattr(tuning.finetune, "prepare", prepared)
 
 
 @pytest.mark.usefixtures("trained")
@@ -55,7 +55,7 @@ def test_packed_cells_have_the_rows_they_have_alone(start, monkeypatch):
     made.append(len(states))
     return PACK(states)
 
-  monkeypatch.setattr(resurgence_cells.packed, "pack", counted)
+  monkeypatch.setattr(tuning.packed, "pack", counted)
   assert finish(start("packed", pack=2)) == alone and made == [2]
   # Killed between two cells of a pack; then they are not as far as each other.
   with monkeypatch.context() as patch:
@@ -77,15 +77,14 @@ def test_packed_cells_have_the_rows_they_have_alone(start, monkeypatch):
   devices = jax.devices()[:2]
   monkeypatch.setattr(jax, "local_devices", lambda: devices)
   block = BLOCK | {"sets": ("near", "control", "same")}
-  study = start("devices", pack=3, blocks=(block,))
-  study.config.algorithms.full = study.config.algorithms.lora
-  rows = finish(study)
+  changes = {"blocks": (block,), "algorithms.full.train": "lora"}
+  rows = finish(start("devices", pack=3, **changes))
   assert made[2:] == [4, 4] and alone.items() <= rows.items()
 
 
 @pytest.mark.usefixtures("trained")
 def test_a_packed_cell_fails_alone(start, monkeypatch):
-  alone, honest = finish(start("alone")), resurgence_cells.tuning.prepare
+  alone, honest = finish(start("alone")), tuning.finetune.prepare
 
   def breaking(sd, erased, edit, own, mesh):
     *parts, frozen = honest(sd, erased, edit, own, mesh)
@@ -93,7 +92,7 @@ def test_a_packed_cell_fails_alone(start, monkeypatch):
       frozen["rate"] = np.float32("nan")
     return *parts, frozen
 
-  monkeypatch.setattr(resurgence_cells.tuning, "prepare", breaking)
+  monkeypatch.setattr(tuning.finetune, "prepare", breaking)
   rows = finish(start("packed", pack=2))
   why = rows["uce/star/control/lora/none/0!"]["failed"]
   assert why.endswith("loss or gradient not finite at step 1")

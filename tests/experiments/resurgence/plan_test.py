@@ -3,8 +3,8 @@
 import json
 import pathlib
 import shutil
-import types
 
+import jax
 import pytest
 from unlearning_jax.configs import (
   finetune_resurgence_full,
@@ -12,11 +12,11 @@ from unlearning_jax.configs import (
   resurgence,
 )
 
-from tests.support.scripts import script
-from unlearning_jax import shapes, stable_diffusion
-from unlearning_jax.experiments import comparison
-from unlearning_jax.experiments import resurgence_plan as plan
-from unlearning_jax.record import workdir
+from unlearning_jax import settings, shapes, stable_diffusion
+from unlearning_jax.experiments import common
+from unlearning_jax.experiments import resurgence as studies
+from unlearning_jax.experiments.resurgence import Settings, plan
+from unlearning_jax.model import Model
 from unlearning_jax.shapes import tuning_sets, vocabulary
 from unlearning_jax.shapes.prompts import Target
 
@@ -28,13 +28,17 @@ BLOCK = {
   "defences": ("none",),
   "seeds": (0, 1),
 }
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 KEPT = ROOT / "benchmarks/results/resurgence_full"
 COUNTS = {"explicit": 8, "words": 4, "others": 6, "tuned": 2}
 
 
 def study(*blocks):
   return resurgence.study(blocks or [BLOCK], (5, 50), COUNTS)
+
+
+def built(config):
+  return settings.build(Settings, config.to_dict())
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +50,13 @@ def model():
   "module", [finetune_resurgence_full, finetune_resurgence_small]
 )
 def test_configs_are_sound(module):
-  config = module.get_config()
-  plan.check(config)
-  cells = plan.cells(config)
-  assert len({cell.id for cell in cells}) == len(cells) >= 10
+  cells = built(module.get_config()).cells
+  assert len(set(map(str, cells))) == len(cells) >= 10
 
 
 def test_the_full_study_asks_what_the_issue_asks():
   config = finetune_resurgence_full.get_config()
-  cells = plan.cells(config)
+  cells = built(config).cells
   assert {cell.method for cell in cells} >= set(resurgence.METHODS)
   assert {cell.algorithm for cell in cells} >= {"lora", "full"}
   assert {cell.tuning_set for cell in cells} == set(tuning_sets.KINDS)
@@ -82,8 +84,8 @@ def test_the_rows_in_the_repository_are_the_full_studys(tmp_path):
   for name in ("config.json", "results.jsonl"):
     shutil.copy(KEPT / name, tmp_path)
   config = finetune_resurgence_full.get_config()
-  run = workdir.Workdir(tmp_path, config, free=comparison.FREE)
-  known = {cell.id for cell in plan.cells(config)}
+  run = common.workdir(str(tmp_path), config, Settings)
+  known = {str(cell) for cell in built(config).cells}
   tuned = [row["id"] for row in run.rows() if "@" in row["id"]]
   assert tuned and all(key.partition("@")[0] in known for key in tuned)
   assert not any("failed" in row for row in run.rows())
@@ -91,12 +93,12 @@ def test_the_rows_in_the_repository_are_the_full_studys(tmp_path):
 
 def test_cells_come_once_block_by_block_and_seed_by_seed():
   again = BLOCK | {"seeds": (1, 0), "sets": ("near", "far")}
-  cells = plan.cells(study(BLOCK, again))
+  cells = built(study(BLOCK, again)).cells
   seeds = [cell.seed for cell in cells]
   assert seeds == [0] * 4 + [1] * 4 + [0] * 2 + [1] * 2
   assert {cell.tuning_set for cell in cells[8:]} == {"far"}
-  assert cells[0].id == "uce/star/near/lora/none/0"
-  assert cells[0].erasure == "uce/star/0"
+  assert str(cells[0]) == "uce/star/near/lora/none/0"
+  assert cells[0].edit.file == "uce-star-0"
   assert len(set(cells)) == len(cells)
 
 
@@ -105,10 +107,12 @@ def test_a_pack_is_of_lora_runs_of_a_method():
     "algorithms": ("lora", "full"), "defences": ("none", "project"),
   }  # fmt: skip
   config = study(whole)
-  cells = plan.cells(config)
-  assert plan.packs(config, cells) == [[cell] for cell in cells]
+  given = built(config)
+  cells = given.cells
+  assert plan.packs(given, cells) == [[cell] for cell in cells]
   config.pack = 3
-  found = plan.packs(config, cells)
+  given = built(config)
+  found = plan.packs(given, cells)
   assert sorted(sum(found, []), key=cells.index) == cells
   firsts = [cells.index(pack[0]) for pack in found]
   assert firsts == sorted(firsts)
@@ -122,7 +126,7 @@ def test_a_pack_is_of_lora_runs_of_a_method():
     sizes.setdefault(kind, []).append(len(pack))
   assert sizes["lora/none"] == [3, 3, 1, 1]
   assert set(sizes["lora/project"] + sizes["full/none"]) == {1}
-  said = plan.described(config, "none", dict.fromkeys((*config.rates,), 1))
+  said = plan.described(given, "none", (), dict.fromkeys(given.rates, 1))
   assert "5 compiled tuning programs: 3 x lora/none, full/none, " in said
 
 
@@ -133,18 +137,27 @@ def test_a_pack_is_of_lora_runs_of_a_method():
     ("blocks", (BLOCK | {"sets": ("naer",)},), "'naer'.*did you mean 'near'"),
     ("blocks", (BLOCK | {"methods": ("uec",)},), "'uec/star'.*'uce/star'"),
     ("blocks", (BLOCK | {"seeds": ()},), "'seeds' is missing or empty"),
-    ("blocks", (BLOCK | {"sedes": (1,)},), "'sedes'.*did you mean 'seeds'"),
+    (
+      "blocks",
+      (BLOCK | {"sedes": (1,)},),
+      r"blocks\[0\].sedes: .*did you mean seeds",
+    ),
     ("blocks", (BLOCK | {"defences": ("proj",)},), "'proj'.*none, project"),
     ("counts.explicit", 0, "counts.explicit=0"),
     ("concepts.star.names", ("strar",), "did you mean 'star'"),
     ("concepts.star.names", ("star", "star"), "listed twice"),
     ("concepts.star.names", (), "no class to erase"),
-    ("model", "my/sd14", "model='my/sd14'.*'shapes'"),
+    ("model", "my/sd14", "model.*'my/sd14'.*shapes"),
+    ("judge", None, "judge=None: .*name one"),
     ("algorithms.lora.data.count", 20, "batch_size=32 is more than .*count=20"),
     ("algorithms.lora.num_steps", 60, "the last must be num_steps=60"),
     ("algorithms.lora.defence.kind", "prject", "did you mean 'project'"),
     ("algorithms.lora.loss.snr_gamma", 0.0, "algorithms.lora: loss.snr_gamma="),
-    ("algorithms.lora.train", "text_encoder", "lora.train=.*launch.finetune"),
+    (
+      "algorithms.lora.train",
+      "text_encoder",
+      "algorithms.lora: train=.*launch.finetune",
+    ),
     ("sampling.sampler", "ddmi", "did you mean 'ddim'"),
     ("batch_size", 0, "at least 1"),
     ("pack", 0, "pack=0"),
@@ -155,7 +168,7 @@ def test_a_wrong_study_is_refused(key, value, words):
   with config.unlocked():
     config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=words):
-    plan.check(config)
+    built(config)
 
 
 @pytest.mark.parametrize(
@@ -166,41 +179,31 @@ def test_a_wrong_study_is_refused(key, value, words):
     ({}, None),
   ],
 )
-def test_devices_that_a_batch_cannot_be_split_over(
-  changes, words, monkeypatch, tmp_path
-):
+def test_devices_that_a_batch_cannot_be_split_over(changes, words, monkeypatch):
   """They would fail all cells for good; a report is written on any."""
-  resurgence_script = script("resurgence")
   config = study(BLOCK | {"algorithms": ("lora", "full")})
   config.algorithms.full.update(changes)
+  given = built(config)
 
   def loading(_):
     raise InterruptedError
 
-  monkeypatch.setattr(resurgence_script.comparison, "load_model", loading)
+  monkeypatch.setattr(common, "load_model", loading)
   for report in (False, True):
-    flags = {"_CONFIG": config, "_WORKDIR": str(tmp_path / "run")}
-    flags |= {"_DRY_RUN": False, "_REPORT": report, "_DISTRIBUTED": False}
-    flags |= {"_EDITS": []}
-    for flag, value in flags.items():
-      named = types.SimpleNamespace(value=value)
-      monkeypatch.setattr(resurgence_script, flag, named)
     refused = words is not None and not report
     with pytest.raises(
       ValueError if refused else InterruptedError,
       match=words if refused else None,
     ):
-      resurgence_script.main(None)
-  assert not (tmp_path / "run").exists()
+      studies.setup(given, report=report)
 
 
 def test_several_classes_are_erased_without_preserving_each_other():
   entry = resurgence.erasure("uce", *resurgence.CONCEPTS["objects 5"])
   names = resurgence.CONCEPTS["objects 5"][1]
   assert len(names) == 5 and "circle" not in names
-  concepts = plan.concepts_of(entry)
   for name in names:
-    assert any(name in concept.erase for concept in concepts)
+    assert any(name in erase for erase, _ in entry["pairs"])
     assert not any(name in phrase for phrase in entry["preserve"])
   assert "a circle" in entry["preserve"]
 
@@ -263,29 +266,40 @@ def test_a_set_that_would_be_empty(model):
 
 
 def test_costs_are_counted_and_measured_rates_win(tmp_path):
-  config = study()
-  rates = dict.fromkeys(config.rates, 0.0)
+  given = built(study())
+  rates = dict.fromkeys(given.rates, 0.0)
   # An image costs a second, all else nothing: cost counts images.
-  spent = plan.cost(config, plan.cells(config), rates | {"image": 1.0})
+  spent = plan.cost(given, rates | {"image": 1.0})
   each = 8 + 2 * 4 + 6
   # Two seeds of: the base, two erased models, four cells; each cell draws at
   # two checkpoints and what it tunes on beforehand.
   assert spent["measure"] == 2 * (each + 2 * each + 4 * (2 * (each + 2) + 2))
   assert spent["erase"] == spent["tune"] == 0
-  spent = plan.cost(config, plan.cells(config), rates | {"lora": 0.5})
+  spent = plan.cost(given, rates | {"lora": 0.5})
   assert spent["tune"] == 8 * 50 * 0.5
   lines = [
     {"what": "lora", "seconds": 3.0, "count": 10},
     {"what": "lora", "seconds": 1.0, "count": 10},
   ]
+  found, own = plan.measured_rates(given, lines)
+  assert found["lora"] == 0.2 and own == 1
+  assert found["uce"] == given.rates["uce"]
   text = "".join(json.dumps(line) + "\n" for line in lines)
   # A run that was killed as it wrote, or writes now.
   (tmp_path / "metrics.jsonl").write_text(text + text[:20])
-  found, own = plan.measured_rates(config, tmp_path)
-  assert found["lora"] == 0.2 and own == 1
-  assert found["full"] == config.rates.full
-  sizes = dict.fromkeys(config.rates, 2**20)
-  told = plan.described(config, str(tmp_path), sizes)
+  told = studies.described(given, str(tmp_path))
   assert "8 cells from 4 erased models, 4 conditions" in told
   assert "1 compiled tuning programs: lora/none" in told
-  assert "uce/star/near/lora/none/0" in told and "4.0 MiB of edits" in told
+  assert "uce/star/near/lora/none/0" in told and "(1 of " in told
+  # Two maps of 128 x 128 in float64, two UNets of 16.35 MiB in float32; two
+  # checkpoints, each of the UNet and Adam's two moments.
+  assert "bytes: 33.0 MiB of edits, at most 98.1 MiB of checkpoints" in told
+
+
+def test_a_given_edit_takes_no_room(model):
+  config = study(BLOCK | {"methods": ("uce", "mace")}).to_dict()
+  config["erasures"]["mace/star"] = {"edit": "somewhere"}
+  found = plan.sizes(settings.build(Settings, config), Model(*model))
+  unet = sum(x.nbytes for x in jax.tree.leaves(model[1]["unet"]))
+  wanted = {"uce": 8 * 128**2, "mace": 0, "lora": 3 * unet}
+  assert found == wanted

@@ -5,7 +5,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import types
 
 import jax
 import numpy as np
@@ -13,14 +12,13 @@ import pytest
 from unlearning_jax.configs import finetune_resurgence_small, resurgence
 
 from tests.support.resurgence_cases import finish, small_study, stubbed
-from tests.support.scripts import script
-from unlearning_jax import erasures, shapes, stable_diffusion
+from unlearning_jax import erasures, settings, shapes, stable_diffusion
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import Edit, Fingerprint, save_edit
-from unlearning_jax.experiments import resurgence_plan as plan
+from unlearning_jax.experiments.resurgence import Settings, plan, with_edits
 from unlearning_jax.metrics import study as evaluators_study
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 COUNTS = {"explicit": 4, "words": 2, "others": 2, "tuned": 2}
 BLOCK = {
   "methods": ("uce", "mace"),
@@ -44,58 +42,48 @@ def saved(path, erase="star", anchor="circle"):
 
 
 def study(*blocks):
-  return resurgence.study(blocks or [BLOCK], (1, 2), COUNTS)
+  return resurgence.study(blocks or [BLOCK], (1, 2), COUNTS).to_dict()
+
+
+def built(config, *edits):
+  return settings.build(Settings, with_edits(config, edits))
 
 
 def test_a_given_edit_is_tuned_in_all_ways_of_its_concept(tmp_path):
   saved(tmp_path / "edit.safetensors")
   far = BLOCK | {"concepts": ("star",), "sets": ("far",), "seeds": (0, 1)}
   config = study(BLOCK, far, BLOCK | {"concepts": ("quill",)})
-  before = config.to_dict()
-  plan.with_edits(config, [])
-  assert config.to_dict() == before
+  assert with_edits(config, []) is config
   # A run's folder will do, as elsewhere.
-  plan.with_edits(config, [f"mine/star={tmp_path}"])
-  plan.check(config)
-  assert [cell.id for cell in plan.cells(config)] == [
+  given = built(config, f"mine/star={tmp_path}")
+  assert [*map(str, given.cells)] == [
     "mine/star/near/lora/none/0",
     "mine/star/far/lora/none/0",
     "mine/star/far/lora/none/1",
   ]
-  (edit,) = plan.given(config).values()
+  (edit,) = given.given().values()
   assert edit.method == "elsewhere"
   # It is there: making it costs nothing.
-  spent = plan.cost(config, plan.cells(config), dict(config.rates))
+  spent = plan.cost(given, given.rates)
   assert spent["erase"] == 0 < spent["tune"]
   # Nor is it known how it was made.
-  assert plan.kind(config, plan.cells(config)[0]) == ""
+  assert plan.kind(given, given.cells[0]) == ""
 
 
 def test_kinds_of_erasure():
-  config = study(BLOCK | {"methods": resurgence.METHODS, "concepts": ("star",)})
-  kinds = {cell.method: plan.kind(config, cell) for cell in plan.cells(config)}
+  block = BLOCK | {"methods": resurgence.METHODS, "concepts": ("star",)}
+  given = built(study(block))
+  kinds = {cell.method: plan.kind(given, cell) for cell in given.cells}
   closed = [name for name, kind in kinds.items() if kind == "closed forms"]
   assert closed == ["uce", "rece", "mace"]
   assert set(kinds.values()) == set(evaluators_study.AMONG[1:])
 
 
-def test_a_given_edit_takes_no_room():
-  config = study(BLOCK | {"methods": ("mace",), "concepts": ("star",)})
-  with config.unlocked():
-    config.erasures["mine/star"] = {"edit": "somewhere"}
-  sd = types.SimpleNamespace(context_shape=(32, 128))
-  unet = {"unet": {"kernel": np.zeros(4, np.float32)}}
-  found = script("resurgence").sizes(config, sd, unet)
-  assert found == {"mine": 0, "mace": 16, "lora": 3 * 16}
-
-
 def test_an_edit_may_stand_in_a_config(tmp_path):
   saved(tmp_path / "a.safetensors")
   config = study(BLOCK | {"methods": ("uce",), "concepts": ("star",)})
-  with config.unlocked():
-    config.erasures = {"uce/star": {"edit": f"{tmp_path}/a.safetensors"}}
-  plan.check(config)
-  assert list(plan.given(config)) == ["uce/star"]
+  config["erasures"] = {"uce/star": {"edit": f"{tmp_path}/a.safetensors"}}
+  assert list(built(config).given()) == ["uce/star"]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +98,7 @@ def test_an_edit_may_stand_in_a_config(tmp_path):
 )
 def test_what_is_no_list_of_edits(listed, words):
   with pytest.raises(ValueError, match=words):
-    plan.with_edits(study(), listed)
+    with_edits(study(), listed)
 
 
 @pytest.mark.parametrize(
@@ -125,50 +113,37 @@ def test_what_is_no_list_of_edits(listed, words):
 def test_an_edit_of_something_else(erase, anchor, words, tmp_path):
   if erase:
     saved(tmp_path / "edit.safetensors", erase, anchor)
-  config = study()
-  plan.with_edits(config, [f"mine/star={tmp_path}/edit.safetensors"])
+  given = built(study(), f"mine/star={tmp_path}/edit.safetensors")
   with pytest.raises(ValueError, match=words):
-    plan.given(config)
+    given.given()
 
 
 @pytest.mark.parametrize("name", resurgence.CONCEPTS)
 def test_what_the_studies_erase_could_be_given(name, tmp_path):
   config = study(BLOCK | {"methods": ("uce",), "concepts": (name,)})
-  concepts = plan.concepts_of(config.erasures[f"uce/{name}"])
+  concepts = built(config).erasures[f"uce/{name}"].concepts
   edit = Edit(np.eye(2), Fingerprint("text", "base"), "uce", concepts, {})
   save_edit(edit, tmp_path / "edit.safetensors")
-  plan.with_edits(config, [f"mine/{name}={tmp_path}"])
-  assert list(plan.given(config)) == [f"mine/{name}"]
+  given = built(config, f"mine/{name}={tmp_path}")
+  assert list(given.given()) == [f"mine/{name}"]
 
 
 def test_the_study_tunes_what_was_given(monkeypatch, tmp_path):
   edit = saved(tmp_path / "edit.safetensors")
-  given = {"mine/star": edit}
-  start = stubbed(monkeypatch, tmp_path)
-
-  def opened():
-    made = start(erasures={"mine/star": {"edit": "edit"}})
-    blocks = [{**block, "methods": ("mine",)} for block in made.config.blocks]
-    with made.config.unlocked():
-      made.config.blocks = tuple(blocks)
-    made.given = given
-    return made
-
-  study = opened()
+  study = stubbed(monkeypatch, tmp_path)(listed=["mine/star=edit"])
+  study.given = {"mine/star": edit}
   rows = finish(study)
   assert rows["erased/mine/star/0"]["right"]["explicit"] == "0000"
   assert "mine/star/near/lora/none/0@4" in rows
   assert not any("failed" in row for row in rows.values())
   # It stays where it is.
   assert not (study.run.path / "edits").exists()
-  cell = plan.cells(study.config)[0]
-  assert study.edit_of(cell) is edit
+  assert study.edit_of(study.settings.cells[0]) is edit
 
 
 def test_the_small_study_of_another_concept():
-  config = finetune_resurgence_small.get_config("quill")
-  plan.check(config)
-  assert {cell.concept for cell in plan.cells(config)} == {"quill"}
+  given = built(finetune_resurgence_small.get_config("quill").to_dict())
+  assert {cell.concept for cell in given.cells} == {"quill"}
   with pytest.raises(ValueError, match="'quil'.*did you mean 'quill'"):
     finetune_resurgence_small.get_config("quil")
 
@@ -178,9 +153,10 @@ def test_the_small_study_of_another_concept():
 def test_an_erased_model_is_tuned_and_measured_from_the_command_line(tmp_path):
   (tmp_path / "config.py").write_text(small_study("mace", ("near",)))
   sd, base = stable_diffusion.load(shapes.model_folder())
-  entry = resurgence.erasure("uce", *resurgence.CONCEPTS["star"])
-  erase = erasures.bind(entry["method"], entry["hparams"])
-  made = erase(sd, base, plan.concepts_of(entry), jax.random.key(0))
+  block = BLOCK | {"methods": ("uce",), "concepts": ("star",)}
+  entry = built(study(block)).erasures["uce/star"]
+  erase = erasures.bind(entry.method, entry.hparams)
+  made = erase(sd, base, entry.concepts, jax.random.key(0))
   file = tmp_path / "edit.safetensors"
   save_edit(made, file)
 
@@ -200,12 +176,12 @@ def test_an_erased_model_is_tuned_and_measured_from_the_command_line(tmp_path):
   gone = rows["erased/mine/star/0"]["right"]["explicit"]
   assert gone.count("1") < rows["base/star/0"]["right"]["explicit"].count("1")
   # Another file under that name is another study.
-  weaker = erase(sd, base, plan.concepts_of(entry)[:1], jax.random.key(0))
+  weaker = erase(sd, base, entry.concepts[:1], jax.random.key(0))
   save_edit(weaker, file)
   result = started()
   assert result.returncode and "mine/star" in result.stderr
   # So is one of another base.
   other = {**base, "unet": jax.tree.map(lambda x: 2 * x, base["unet"])}
-  save_edit(erase(sd, other, plan.concepts_of(entry), jax.random.key(0)), file)
+  save_edit(erase(sd, other, entry.concepts, jax.random.key(0)), file)
   result = started()
   assert result.returncode and "was made from base" in result.stderr

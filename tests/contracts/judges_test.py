@@ -1,0 +1,108 @@
+"""What every judge promises. A new one is one row."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tests.support import toys
+from unlearning_jax import judges, record
+from unlearning_jax.experiments import common
+from unlearning_jax.judges import Target
+
+# Name, height and width of images.
+JUDGES = [
+  ("shapes", (32, 32)),
+  ("tests.support.toys:WARMTH", (16, 24)),
+]
+
+pytestmark = pytest.mark.parametrize("name, size", JUDGES)
+
+
+def images_of(size, n=5):
+  rng = np.random.default_rng(0)
+  return rng.integers(0, 256, (n, *size, 3), dtype=np.uint8)
+
+
+def test_every_label_has_a_score(name, size):
+  judge = judges.load(name)
+  scores = judge(images_of(size))
+  assert {h: s.shape for h, s in scores.items()} == {
+    head: (5, len(labels)) for head, labels in judge.labels.items()
+  }
+  assert judge.name and judge.version and judge.cannot_see
+
+
+def test_an_image_is_judged_alone(name, size):
+  judge, images = judges.load(name), images_of(size)
+  together, again = judge(images), judges.load(name)(images)
+  alone = [judge(images[i : i + 1]) for i in range(5)]
+  for head, scores in together.items():
+    np.testing.assert_array_equal(scores, again[head])
+    np.testing.assert_array_equal(
+      scores, np.concatenate([one[head] for one in alone])
+    )
+
+
+def test_devices_do_not_matter(name, size):
+  first, *_, last = jax.devices()
+  found = []
+  for device in (first, last):
+    with jax.default_device(device):
+      found.append(judges.load(name)(images_of(size)))
+  for head, scores in found[0].items():
+    np.testing.assert_array_equal(scores, found[1][head])
+
+
+def test_the_record_names_its_weights(name, size):
+  del size
+  judge, memory = judges.load(name), record.Memory(quiet=True)
+  common.begin(memory, common.Drawn(judge=name), {})
+  (run,) = memory.provenance["runs"]
+  assert run["judge_hashes"] == {judge.name: judge.identity}
+  assert len(judge.identity) == (64 if judge.weights_hash else len("version 1"))
+
+
+def test_other_images_are_refused(name, size):
+  judge, images = judges.load(name), images_of(size)
+  for wrong in (images[:0], images.astype(np.float32), images[..., :1]):
+    with pytest.raises(ValueError, match=f"judge {judge.name}: wants uint8"):
+      judge(wrong)
+  if judge.image_size:
+    with pytest.raises(ValueError, match="got uint8 .5, 31"):
+      judge(images[:, :31])
+
+
+def test_it_says_what_it_cannot_see(name, size):
+  del size
+  judge = judges.load(name)
+  head = next(iter(judge.labels))
+  for target in (Target("smell", "roses"), Target(head, "roses")):
+    with pytest.raises(ValueError, match=judge.cannot_see):
+      judge.find(target)
+
+
+def test_decisions_follow_thresholds(name, size):
+  judge, images = judges.load(name), images_of(size)
+  scores = judge(images)
+  head, labels = next(iter(judge.labels.items()))
+  strict = dataclasses.replace(judge, thresholds=dict.fromkeys(labels, 2.0))
+  assert {one[head] for one in strict.decide(scores)} == {""}
+  # Of those that are over theirs, the likeliest.
+  loose = dataclasses.replace(judge, thresholds=dict.fromkeys(labels, 0.0))
+  likeliest = [labels[i] for i in scores[head].argmax(axis=1)]
+  assert [one[head] for one in loose.decide(scores)] == likeliest
+  target = Target(head, labels[0])
+  assert all(seen for seen, _ in loose.shows(scores, target))
+  assert not any(seen for seen, _ in strict.shows(scores, target))
+  assert isinstance(judge.describe(judge.decide(scores)[0]), str)
+
+
+def test_the_toy_has_its_own_thresholds(name, size):
+  if name == "shapes":
+    return
+  levels = np.array([0, 128, 255], np.uint8)
+  images = np.broadcast_to(levels[:, None, None, None], (3, *size, 3))
+  seen = toys.WARMTH.decide(toys.WARMTH(images))
+  assert [one["warmth"] for one in seen] == ["cold", "", "warm"]

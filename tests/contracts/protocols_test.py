@@ -1,0 +1,89 @@
+"""What every protocol promises: its name says all that its numbers rest on."""
+
+import dataclasses
+
+import pytest
+from unlearning_jax.configs import evaluate_shapes
+
+from unlearning_jax import extensions, protocols
+from unlearning_jax.experiments import drawing, evaluate
+from unlearning_jax.settings import build
+
+STAR = "04b89520a6399c41d7b9bb6fa26657eafb00f172a5f0c7a3924ce8faa6082b31"
+
+
+@pytest.mark.parametrize("name", protocols.names())
+def test_a_shipped_protocol_is_what_was_frozen(name):
+  protocol = protocols.find(name)
+  assert protocols.frozen()[name] == protocol.hash
+  settings = build(evaluate.Settings, protocol.config())
+  assert settings.protocol == protocol.signed
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    protocol.others = 1  # pyright: ignore
+  for field, value in {
+    "others": 7,
+    "seed": 1,
+    "judge": "",
+    "model": "",
+  }.items():
+    other = dataclasses.replace(protocol, **{field: value})
+    assert other.hash != protocol.hash
+    with pytest.raises(ValueError, match=f"{name}.*content was changed"):
+      protocols.check(other)
+
+
+def test_every_class_of_the_world_has_one():
+  concepts = extensions.world("shapes").concepts()
+  assert len(protocols.names()) == sum(map(len, concepts.values()))
+  assert protocols.find("shapes-quill-estane").targets == (
+    {"task": "identity", "name": "Quill Estane"},
+  )
+
+
+def test_a_hash_never_moves():
+  assert protocols.find("shapes-star").hash == STAR
+  assert set(protocols.frozen()) == set(protocols.names())
+
+
+def test_a_change_is_another_protocol():
+  base = protocols.find("shapes-star")
+  small = protocols.find("shapes-star~per_group=2,num_steps=3")
+  assert small.name == "shapes-star~num_steps=3,per_group=2"
+  assert (small.per_group, small.sampling.num_steps) == (2, 3)
+  assert small.hash != base.hash and small.others == base.others
+  # The order of changes is nobody's.
+  assert protocols.find("shapes-star~num_steps=3,per_group=2") == small
+
+
+@pytest.mark.parametrize(
+  "name, message",
+  [
+    ("shapes-strar", "protocol='shapes-strar' is not known.*'shapes-star'"),
+    ("shapes-star~pergroup=2", "key='pergroup'.*did you mean 'per_group'"),
+    ("shapes-star~per_group=two", "per_group='two' is no int"),
+    ("shapes-star~sampler=fast", "sampling.sampler='fast' is not known"),
+  ],
+)
+def test_a_wrong_name_is_refused(name, message):
+  with pytest.raises(ValueError, match=message):
+    protocols.find(name)
+
+
+def test_one_name_with_two_contents_makes_no_table():
+  star = protocols.find("shapes-star")
+  other = dataclasses.replace(star, others=3)
+  protocols.agree([star.signed, "", star.signed])
+  with pytest.raises(
+    ValueError, match="'shapes-star': runs of .* make a table"
+  ):
+    protocols.agree([star.signed, other.signed])
+
+
+@pytest.mark.parametrize("task", extensions.world("shapes").tasks())
+def test_its_rows_are_those_of_the_config(task):
+  name = extensions.world("shapes").default(task)
+  given = evaluate_shapes.get_config(f"tiny,task={task},name={name}").to_dict()
+  ours = protocols.find(f"shapes-{name.lower().replace(' ', '-')}").config()
+  theirs, mine = (build(evaluate.Settings, one) for one in (given, ours))
+  assert drawing.rows(mine) == drawing.rows(theirs)
+  assert mine == dataclasses.replace(theirs, protocol=mine.protocol)

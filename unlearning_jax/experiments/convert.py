@@ -1,0 +1,124 @@
+"""Weights between the formats people publish; an edit is what differs."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from absl import logging
+
+from unlearning_jax import convert, extensions
+from unlearning_jax.concepts import check_choice, make_concepts
+from unlearning_jax.convert import ModelFiles, output
+from unlearning_jax.edits import edit_between, save_edit
+
+FORMATS = ("folder", "unet", "delta", "edit")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """What is read and what is written; finds what would fail in the end.
+
+  Attributes:
+    input: folder, file or hub id.
+    output: a folder or, of another format, a file.
+    base: what the input is a part or an edit of: an embedded world, a folder or
+      a hub id.
+    format: one of `FORMATS`.
+    erased: of an edit, the phrases that were erased.
+    task: of an edit, what kind these are.
+    dtype: in which to write, see `convert.output.DTYPES`.
+    variant: weights to read, as fp16.
+    ema: of a single file, averaged or trained UNet weights.
+    overwrite: whether the output may exist.
+
+  Raises:
+    ValueError: naming the flag.
+  """
+
+  input: str
+  output: str
+  base: str | None = None
+  format: str = "folder"
+  erased: Sequence[str] = ()
+  task: str = "object"
+  dtype: str = "float32"
+  variant: str | None = None
+  ema: bool | None = None
+  overwrite: bool = False
+
+  def __post_init__(self):
+    check_choice("--format", self.format, FORMATS)
+    if self.format in ("delta", "edit") and self.base is None:
+      raise ValueError(
+        f"--format={self.format} needs --base, the model before the edit"
+      )
+    if (self.format == "edit") != bool(self.erased):
+      raise ValueError(
+        f"--erased={list(self.erased)}: --format=edit, and no other, says what "
+        f"was erased; got --format={self.format}"
+      )
+    if self.format == "edit":
+      make_concepts(self.erased, task=self.task)
+      if self.dtype != "float32":
+        raise ValueError(f"--dtype={self.dtype}: an edit is of float32 weights")
+    single = pathlib.Path(self.input).is_file()
+    if self.format == "folder" and single and self.base is None:
+      raise ValueError(
+        f"--input={self.input} is a file, so it has no tokenizer; --base names "
+        "the folder to take it from"
+      )
+    if self.format != "folder" and not self.output.endswith(".safetensors"):
+      raise ValueError(
+        f"--output={self.output}: --format={self.format} writes a file that "
+        "ends in .safetensors"
+      )
+    output.check_output(self.output, self.overwrite)
+
+
+def run(given: Settings):
+  """Reads, checks every key against the model, and writes.
+
+  Raises:
+    ValueError: the input or its base cannot be read whole, or do not fit.
+  """
+  base = given.base
+  if base in extensions.worlds():
+    base = extensions.world(base).model_folder()
+  if given.format in ("delta", "edit") and base is not None:
+    base = convert.load(base, variant=given.variant)
+  model = convert.load(given.input, base, variant=given.variant, ema=given.ema)
+  convert.to_params(model)
+  _write(given, base if isinstance(base, ModelFiles) else model, model)
+  for component, state in model.states.items():
+    parameters = sum(value.size for value in state.values())
+    logging.info(
+      "%s: %d tensors, %d parameters", component, len(state), parameters
+    )
+  logging.info("written to %s", given.output)
+
+
+def _write(given: Settings, base: ModelFiles, model: ModelFiles):
+  dtype, overwrite = given.dtype, given.overwrite
+  if given.format == "folder":
+    convert.save_folder(given.output, model, dtype=dtype, overwrite=overwrite)
+  elif given.format == "unet":
+    convert.save_unet(given.output, model, dtype=dtype, overwrite=overwrite)
+  elif given.format == "delta":
+    names = convert.save_delta(
+      given.output, base, model, dtype=dtype, overwrite=overwrite
+    )
+    logging.info("%d tensors differ, the first is %s", len(names), names[0])
+  else:
+    edit = edit_between(
+      convert.to_params(base),
+      convert.to_params(model),
+      method="-".join(pathlib.Path(given.input).stem.split()),
+      concepts=make_concepts(given.erased, task=given.task),
+      diagnostics={},
+    )
+    save_edit(edit, given.output)
+    logging.info(
+      "%d leaves differ, by %.4g of their size",
+      edit.diagnostics["changed_leaves"],
+      edit.diagnostics["relative_change"],
+    )

@@ -1,0 +1,168 @@
+"""Names of what a study of resurgence has: of cells, and of their rows.
+
+  uce/star/near/lora/none/0       a cell: one tuning run
+  uce/star/near/lora/none/0@20    a row: the cell's model after 20 steps
+  base/star/0[/near]              a row: the base; of a tuning set's prompts
+  erased/uce/star/0[/near]        a row: the erased model, likewise
+  uce/star/near/lora/none/0!      a row: why the cell failed
+  edit/uce/star/0!                a row: why the erasure failed
+
+`str` of a key is its id and `parse` reads it; nothing else takes ids apart.
+"""
+
+import dataclasses
+from typing import Any
+
+from unlearning_jax.metrics.study import Condition
+
+
+def _joined(*parts: object) -> str:
+  return "/".join(str(part) for part in parts if part is not None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+  """What a method made of the base for one concept and seed."""
+
+  method: str
+  concept: str
+  seed: int
+
+  def __str__(self) -> str:
+    return _joined("edit", self.method, self.concept, self.seed)
+
+  @property
+  def file(self) -> str:
+    """Its file's name, without an ending."""
+    return _file(self.method, self.concept, self.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """The base's images of a concept, or of the prompts of a tuning set."""
+
+  concept: str
+  seed: int
+  tuning_set: str | None = None
+
+  def __str__(self) -> str:
+    return _joined("base", self.concept, self.seed, self.tuning_set)
+
+
+@dataclasses.dataclass(frozen=True)
+class Erased:
+  """The erased model's, likewise."""
+
+  method: str
+  concept: str
+  seed: int
+  tuning_set: str | None = None
+
+  def __str__(self) -> str:
+    return _joined(
+      "erased", self.method, self.concept, self.seed, self.tuning_set
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One tuning run of a study."""
+
+  method: str
+  concept: str
+  tuning_set: str
+  algorithm: str
+  defence: str
+  seed: int
+
+  def __str__(self) -> str:
+    return _joined(*dataclasses.astuple(self))
+
+  @property
+  def condition(self) -> Condition:
+    """What it shares with the same run under another seed."""
+    return Condition(*dataclasses.astuple(self)[:-1])
+
+  @property
+  def edit(self) -> Edit:
+    """The erasure that it starts from."""
+    return Edit(self.method, self.concept, self.seed)
+
+  def base(self, tuning_set: str | None = None) -> Base:
+    """What the base drew of its concept, or of its tuning set."""
+    return Base(self.concept, self.seed, tuning_set)
+
+  def erased(self, tuning_set: str | None = None) -> Erased:
+    """What the erased model drew, likewise."""
+    return Erased(self.method, self.concept, self.seed, tuning_set)
+
+  def at(self, step: int) -> "Point":
+    """Its model after so many steps."""
+    return Point(self, step)
+
+  @property
+  def file(self) -> str:
+    """The name of its folder."""
+    return _file(*dataclasses.astuple(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """A cell after some steps; after none, what is known before tuning."""
+
+  cell: Cell
+  step: int
+
+  def __str__(self) -> str:
+    return f"{self.cell}@{self.step}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+  """Why there is nothing more of a cell or an edit."""
+
+  of: Cell | Edit
+
+  def __str__(self) -> str:
+    return f"{self.of}!"
+
+
+Key = Cell | Point | Base | Erased | Edit | Failure
+
+
+def parse(text: str) -> Key:
+  """The key of an id.
+
+  Raises:
+    ValueError: it is none.
+  """
+  name, mark, step = text.rpartition("@")
+  found = _named(name if mark else text.removesuffix("!"))
+  if text.endswith("!") and isinstance(found, Cell | Edit):
+    found = Failure(found)
+  elif mark and isinstance(found, Cell) and step.isdecimal():
+    found = Point(found, int(step))
+  if found is None or str(found) != text:
+    raise ValueError(f"{text!r} names no cell or row of a study")
+  return found
+
+
+def _named(text: str) -> Cell | Base | Erased | Edit | None:
+  """The key without a mark; by how many parts it has, whatever they say."""
+  first, *rest = text.split("/")
+  if len(rest) == 5 and rest[-1].isdecimal():
+    concept, set_, algorithm, defence, seed = rest
+    return Cell(first, concept, set_, algorithm, defence, int(seed))
+  kinds = {"base": (Base, 1), "erased": (Erased, 2), "edit": (Edit, 2)}
+  kind, names = kinds.get(first, (None, 0))
+  if kind is None or not names < len(rest) <= names + 2:
+    return None
+  seed, more = rest[names], rest[names + 1 :]
+  if not seed.isdecimal() or (kind is Edit and more):
+    return None
+  values: list[Any] = [*rest[:names], int(seed), *more]
+  return kind(*values)
+
+
+def _file(*parts: object) -> str:
+  return "-".join(map(str, parts)).replace("/", "-").replace(" ", "_")

@@ -1,0 +1,132 @@
+"""A study of resurgence: checked, run, reported."""
+
+import dataclasses
+import functools
+import pathlib
+import shutil
+from collections.abc import Mapping
+
+from unlearning_jax import sharding, stable_diffusion
+from unlearning_jax.durable import JsonLines
+from unlearning_jax.edits import Edit, check_base
+from unlearning_jax.experiments import cells, common
+from unlearning_jax.experiments.resurgence import keys, plan, summary, tuning
+from unlearning_jax.experiments.resurgence.settings import Settings
+from unlearning_jax.experiments.resurgence.study import Study, own_mesh
+from unlearning_jax.judges import Judge, Target
+from unlearning_jax.model import Model
+from unlearning_jax.record import Recorder
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setup:
+  """All that a study works with.
+
+  Attributes:
+    settings: the study's.
+    model: the base.
+    judge: sees what is drawn.
+    given: erasures that are read, by their names in the settings.
+  """
+
+  settings: Settings
+  model: Model
+  judge: Judge
+  given: Mapping[str, Edit]
+
+
+def setup(settings: Settings, *, report: bool = False) -> Setup:
+  """Reads what a study starts from, and checks it before anything is written.
+
+  Args:
+    settings: the study's.
+    report: nothing will be run: any devices will do.
+
+  Raises:
+    ValueError: an edit of something else or of another base, devices that
+      cannot share a batch, a judge that does not know what was erased, a phrase
+      that is too long.
+  """
+  given = settings.given()
+  if not report:
+    # A cell that fails for want of it would never be tried again.
+    settings.check_devices(own_mesh())
+  model, judge = common.load_model(settings), common.load_judge(settings)
+  assert judge is not None  # Settings have refused that.
+  for edit in given.values():
+    check_base(edit, model.params)
+  entries = settings.erasures.values()
+  phrases = [text for one in entries for pair in one.pairs for text in pair]
+  stable_diffusion.tokenize(model.sd, phrases)
+  for concept in settings.concepts:
+    for target in settings.targets_of(concept):
+      judge.find(target)
+  return Setup(settings, model, judge, given)
+
+
+def described(settings: Settings, folder: str) -> str:
+  """What a study consists of and what it would cost.
+
+  Args:
+    settings: the study's.
+    folder: a run's, if there is one, for the rates that it has measured.
+  """
+  settings.given()
+  size = plan.sizes(settings, common.load_model(settings))
+  lines = JsonLines(pathlib.Path(folder) / "metrics.jsonl").read()
+  return plan.described(settings, folder, lines, size)
+
+
+def run(record: Recorder, made: Setup, *, report: bool = False):
+  """Runs what is left of a study, and writes its page.
+
+  Args:
+    record: of the run.
+    made: from `setup`.
+    report: only write the page, of what there is.
+
+  Raises:
+    ValueError: the record is of another model, judge or edit.
+  """
+  settings, wanted = made.settings, made.settings.cells
+  common.begin(record, settings, made.model.params, made.given)
+  study = Study(settings, record, made.model, made.judge, made.given)
+  _check_heads(study)
+  steps = {k: len(a.checkpoints) for k, a in settings.algorithms.items()}
+  points = sum(steps[cell.algorithm] for cell in wanted)
+  done = sum(map(_is_point, study.rows))
+  with record.progress("measure", points, done=done) as bar:
+    study.store.note = lambda key: bar.update(_is_point(key), key)
+    cells.run(
+      study.store,
+      # All cells that share a row are one process's: it is made once.
+      [] if report else cells.share(wanted, lambda c: (c.concept, c.seed)),
+      functools.partial(tuning.finish, study),
+      pack=functools.partial(plan.packs, settings),
+    )
+  sharding.wait_for_all("cells done")
+  # Whoever measured them: one that the runtime failed is left for a next start.
+  left = study.store.left(wanted)
+  if record.is_writer:
+    summary.write(study)
+  if not report and not left:
+    # A kill after a cell's last row leaves its checkpoints.
+    shutil.rmtree(record.path / "cells", ignore_errors=True)
+    record.mark_done()
+
+
+def _check_heads(study: Study):
+  """Refuses a judge that cannot tell what a prompt asks for, before any cell.
+
+  Raises:
+    ValueError: naming the judge and the class.
+  """
+  for concept, seed in {(c.concept, c.seed) for c in study.settings.cells}:
+    for row in study.rows_of(concept, seed):
+      study.judge.find(Target(row["head"], row["attributes"][row["head"]]))
+
+
+def _is_point(name: str) -> bool:
+  """Whether a row is of a tuned model."""
+  key = keys.parse(name)
+  return isinstance(key, keys.Point) and key.step > 0

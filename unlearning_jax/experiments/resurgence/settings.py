@@ -1,0 +1,340 @@
+"""What a study of resurgence is of, checked before anything is loaded."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unlearning_jax import erasures, extensions, sharding
+from unlearning_jax.concepts import (
+  Concept,
+  check_choice,
+  check_concepts,
+  same_phrase,
+)
+from unlearning_jax.edits import Edit
+from unlearning_jax.experiments import common, finetune
+from unlearning_jax.experiments import given as given_
+from unlearning_jax.experiments.resurgence import keys
+from unlearning_jax.judges import Target
+from unlearning_jax.settings import Free, Output
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+  """Cells: each method, concept, ... with each other.
+
+  Attributes:
+    methods: who erases; with each concept one of `Settings.erasures`.
+    concepts: of `Settings.concepts`.
+    sets: what is tuned on, kinds of the world's tuning sets.
+    algorithms: of `Settings.algorithms`.
+    defences: see `finetune.DEFENCES`.
+    seeds: of prompts, images, erasure and tuning.
+  """
+
+  methods: Output[tuple[str, ...]] = ()
+  concepts: Output[tuple[str, ...]] = ()
+  sets: Output[tuple[str, ...]] = ()
+  algorithms: Output[tuple[str, ...]] = ()
+  defences: Output[tuple[str, ...]] = ()
+  seeds: Output[tuple[int, ...]] = ()
+
+  def __post_init__(self):
+    for axis, values in dataclasses.asdict(self).items():
+      if not values:
+        raise ValueError(f"{axis!r} is missing or empty")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classes:
+  """A concept of a study: classes of one task that are erased together."""
+
+  task: Output[str]
+  names: Output[tuple[str, ...]]
+
+  def __post_init__(self):
+    if not self.names:
+      raise ValueError("names: no class to erase")
+    if len(set(self.names)) < len(self.names):
+      raise ValueError(f"names={self.names}: a class is listed twice")
+
+  @property
+  def targets(self) -> list[dict[str, str]]:
+    """Task and name of each, as the world wants them."""
+    return [{"task": self.task, "name": name} for name in self.names]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Erasure:
+  """How a concept is erased: by a method, or already, in a file.
+
+  Attributes:
+    edit: of the file, or of the run's folder that has it; "" to erase here.
+    method: see `erasures.methods`.
+    hparams: fields of its `Hparams`.
+    task: of the concepts.
+    pairs: what is erased, and its anchor, each.
+    preserve: what every one of them holds.
+  """
+
+  edit: Output[str] = ""
+  method: Output[str] = ""
+  hparams: Output[Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  task: Output[str] = ""
+  pairs: Output[tuple[tuple[str, str], ...]] = ()
+  preserve: Output[tuple[str, ...]] = ()
+
+  def __post_init__(self):
+    if not self.edit:
+      erasures.bind(self.method, self.hparams)
+      check_concepts(self.concepts)
+
+  @property
+  def concepts(self) -> tuple[Concept, ...]:
+    """What is erased."""
+    return tuple(
+      Concept(erase, anchor, self.preserve, self.task)
+      for erase, anchor in self.pairs
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counts:
+  """Images of one measurement.
+
+  Attributes:
+    explicit: prompts that name an erased concept.
+    words: prompts of each other way to ask for one.
+    others: prompts for anything else of the same kind.
+    tuned: prompts for what is tuned on.
+  """
+
+  explicit: Output[int]
+  words: Output[int]
+  others: Output[int]
+  tuned: Output[int]
+
+  def __post_init__(self):
+    for key, value in dataclasses.asdict(self).items():
+      if value < 1:
+        raise ValueError(f"counts.{key}={value}: at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(common.Drawn):
+  """A study: what is erased, how it is tuned, what is measured.
+
+  Attributes:
+    blocks: its cells, in the order in which they are run.
+    concepts: name -> classes.
+    erasures: `<method>/<concept>` -> how.
+    algorithms: name -> how it is tuned; a cell brings data, defence and seed.
+    counts: images of one measurement.
+    neighbours: how many classes are near or far.
+    pack: LoRA runs of a method that tune in one program, each as if alone.
+    rates: seconds of an erasure, a step, an image, for estimates.
+    revival: R_norm from which a concept counts as back.
+    floor: how often the base must show a concept, or nothing can come back.
+  """
+
+  blocks: Output[tuple[Block, ...]]
+  concepts: Output[Mapping[str, Classes]]
+  erasures: Output[Mapping[str, Erasure]]
+  algorithms: Output[Mapping[str, finetune.Settings]]
+  counts: Counts
+  neighbours: Output[int] = 4
+  pack: Free[int] = 1
+  rates: Free[Mapping[str, float]] = dataclasses.field(default_factory=dict)
+  revival: Output[float] = 0.3
+  floor: Output[float] = 0.5
+
+  def __post_init__(self):
+    super().__post_init__()
+    check_choice(
+      "model: a study's prompts are an embedded world's; model",
+      self.model,
+      extensions.worlds(),
+    )
+    if self.judge is None:
+      raise ValueError("judge=None: a study counts what a judge sees; name one")
+    for key in ("neighbours", "pack"):
+      if getattr(self, key) < 1:
+        raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
+    self._check_blocks()
+    for name in self.concepts:
+      with _of(f"concepts.{name}"):
+        self.targets_of(name)
+    for name, algorithm in self.algorithms.items():
+      with _of(f"algorithms.{name}"):
+        _check_algorithm(algorithm)
+
+  def _check_blocks(self):
+    if not self.blocks:
+      raise ValueError("blocks: the study has no cells")
+    known = {
+      "sets": self.world.SETS, "algorithms": self.algorithms,
+      "concepts": self.concepts, "defences": finetune.DEFENCES,
+    }  # fmt: skip
+    for block in self.blocks:
+      for axis, names in known.items():
+        for value in getattr(block, axis):
+          check_choice(f"blocks.{axis}", value, names)
+    for cell in self.cells:
+      check_choice("blocks.methods", erasure_of(cell), self.erasures)
+      try:
+        keys.parse(str(cell))
+      except ValueError as error:
+        raise ValueError(
+          f"blocks: {error}: names have no '/', '@' or '!', and seeds are not "
+          "negative"
+        ) from error
+
+  @property
+  def world(self) -> Any:
+    """What draws prompts and tuning sets, see `shapes.world`."""
+    return extensions.world(self.model)
+
+  @property
+  def cells(self) -> list[keys.Cell]:
+    """Every cell once: by block, in it by seed, and then by concept.
+
+    So a study that is cut short has fewer seeds and concepts, and compares all
+    methods on those that it has.
+    """
+    return list(
+      dict.fromkeys(
+        keys.Cell(method, concept, set_, algorithm, defence, seed)
+        for block in self.blocks
+        for seed in sorted(block.seeds)
+        for concept in block.concepts
+        for method in block.methods
+        for set_ in block.sets
+        for algorithm in block.algorithms
+        for defence in block.defences
+      )
+    )
+
+  def erasure(self, cell: keys.Cell) -> Erasure:
+    """How a cell's model was erased."""
+    return self.erasures[erasure_of(cell)]
+
+  def targets_of(self, concept: str) -> list[Target]:
+    """The classes of a concept, as the judge calls them."""
+    return self.world.targets(self.concepts[concept].targets)
+
+  def words_of(self, concept: str) -> list[str]:
+    """Names and synonyms of its classes."""
+    return [
+      word
+      for one in self.concepts[concept].targets
+      for group in ("explicit", "synonyms")
+      for word in self.world.phrases(**one)[group]
+    ]
+
+  def images_of(self, concept: str) -> int:
+    """Images of one measurement, those of the tuning set left out."""
+    counts = self.counts
+    words = 3 if self.concepts[concept].task == "unsafe" else 2
+    return counts.explicit + words * counts.words + counts.others
+
+  def check_devices(self, mesh: sharding.Mesh):
+    """Finds an algorithm whose batch the devices of a process cannot share.
+
+    Packed runs are whole on a device, but any of them may come to be alone.
+
+    Raises:
+      ValueError: naming the algorithm, with the sizes that can.
+    """
+    for name, algorithm in self.algorithms.items():
+      with _of(f"algorithms.{name}"):
+        finetune.check_batch(algorithm, algorithm.data.count, mesh, 1)
+
+  def given(self) -> dict[str, Edit]:
+    """Those of `erasures` that are read, not made, by their names there.
+
+    Raises:
+      ValueError: no such file; it erases other classes than its concept has.
+    """
+    found = {}
+    for name, entry in self.erasures.items():
+      if not entry.edit:
+        continue
+      edit = common.read_edit(entry.edit)
+      wanted = [same_phrase(word) for word in self.words_of(_concept(name))]
+      if set(self.world.words(edit)) != set(wanted):
+        erased = [concept.erase for concept in edit.concepts]
+        raise ValueError(
+          f"erasures.{name}: {entry.edit} erases {erased[:5]}, which is not "
+          f"what the concept is, {wanted}; name another edit or concept"
+        )
+      found[name] = edit
+    return found
+
+
+def erasure_of(cell: keys.Cell) -> str:
+  """The name of a cell's erasure in `Settings.erasures`."""
+  return f"{cell.method}/{cell.concept}"
+
+
+def _concept(erasure: str) -> str:
+  return erasure.partition("/")[2]
+
+
+def _check_algorithm(algorithm: finetune.Settings):
+  if algorithm.train == "text_encoder":
+    raise ValueError(
+      "train='text_encoder': a study keeps the text states of its captions, "
+      "which would move; tune another part, or use launch.finetune"
+    )
+  if algorithm.checkpoints[-1] != algorithm.num_steps:
+    raise ValueError(
+      f"checkpoints={algorithm.checkpoints}: the last must be "
+      f"num_steps={algorithm.num_steps}"
+    )
+  if algorithm.batch_size > algorithm.data.count:
+    raise ValueError(
+      f"batch_size={algorithm.batch_size} is more than "
+      f"data.count={algorithm.data.count} images"
+    )
+
+
+@contextlib.contextmanager
+def _of(key: str):
+  """Says in an error whose key it is."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"{key}: {error}") from error
+
+
+def with_edits(config: Mapping[str, Any], items: Sequence[str]) -> Any:
+  """The config of a study of given edits alone, in all ways of their concepts.
+
+  Args:
+    config: the study's, plain values.
+    items: of `<name>/<concept>=<path>`; where empty, nothing is changed.
+
+  Raises:
+    ValueError: not of that form; the name is a method of the study's, or the
+      concept none of its.
+  """
+  found = given_.listed(items, "<name>/<concept>")
+  if not found:
+    return config
+  methods = {name.partition("/")[0] for name in config["erasures"]}
+  for name, concept in found:
+    check_choice("--edits: concept", concept, config["concepts"])
+    if name in methods:
+      raise ValueError(
+        f"--edits: '{name}/{concept}': the study itself makes {name!r}; choose "
+        "another name"
+      )
+  blocks = [
+    {**block, "methods": (name,), "concepts": (concept,)}
+    for name, concept in found
+    for block in config["blocks"]
+    if concept in block["concepts"]
+  ]
+  taken = {"/".join(names): {"edit": path} for names, path in found.items()}
+  return {**config, "erasures": taken, "blocks": tuple(blocks)}

@@ -1,0 +1,224 @@
+"""A study under way: its rows, and what its cells share.
+
+Whatever is finished is a row of the run: a measurement, or why there is none.
+An erasure is made once and read back; so are prompts, images and latents.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from unlearning_jax import erasures, metrics, sampling, sharding
+from unlearning_jax.edits import Edit, edit_between, load_edit, save_edit
+from unlearning_jax.experiments import cells, finetune
+from unlearning_jax.experiments.resurgence import keys
+from unlearning_jax.experiments.resurgence.keys import Cell
+from unlearning_jax.experiments.resurgence.settings import Settings, erasure_of
+from unlearning_jax.judges import Judge
+from unlearning_jax.metrics import resurgence
+from unlearning_jax.model import Model
+from unlearning_jax.record import Recorder
+from unlearning_jax.sampling import Request
+from unlearning_jax.stable_diffusion import Params
+
+Rows = Sequence[Mapping[str, Any]]
+Measured = keys.Base | keys.Erased | keys.Point
+T = TypeVar("T")
+
+
+def own_mesh() -> sharding.Mesh:
+  """This process's devices: none shares arrays, each has its own cells."""
+  return sharding.make_mesh(devices=jax.local_devices())
+
+
+@dataclasses.dataclass(eq=False)
+class Study:
+  """A study under way.
+
+  Attributes:
+    settings: its own.
+    run: its record.
+    model: the base.
+    judge: sees what it draws.
+    given: erasures that are not made here, see `Settings.given`.
+  """
+
+  settings: Settings
+  run: Recorder
+  model: Model
+  judge: Judge
+  given: Mapping[str, Edit] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    self.sd, self.base = self.model.sd, self.model.params
+    self.mesh = own_mesh()
+    self.metrics = [metrics.load(name) for name in self.settings.metrics]
+    run, algorithms = self.run, self.settings.algorithms
+    # Nothing here holds the study: its record is free when it is.
+    self.store = cells.Rows[Any](
+      run,
+      lambda cell: str(cell.at(algorithms[cell.algorithm].num_steps)),
+      lambda key: str(keys.Failure(key)),
+      lambda cell: run.path / "cells" / cell.file,
+    )
+    self._timed = len(self.run.read_metrics())
+    self._kept: dict[Hashable, Any] = {}
+
+  @property
+  def rows(self) -> Mapping[str, dict[str, Any]]:
+    """All that is finished, by id."""
+    return self.store.rows
+
+  def _algorithm(self, cell: Cell) -> finetune.Settings:
+    return self.settings.algorithms[cell.algorithm]
+
+  # --- What cells share ---
+
+  def once(self, key: Hashable, make: Callable[[], T]) -> T:
+    """What `make` gave when this key was first asked for."""
+    if key not in self._kept:
+      self._kept[key] = make()
+    return self._kept[key]
+
+  def set_of(self, cell: Cell) -> Any:
+    """What the cell is tuned on, a world's `TuningSet`."""
+    chosen = self.settings
+    return self.once(
+      ("set", cell.concept, cell.tuning_set),
+      lambda: chosen.world.tuning_set(
+        self.sd,
+        self.base,
+        chosen.concepts[cell.concept].targets,
+        cell.tuning_set,
+        chosen.neighbours,
+      ),
+    )
+
+  def tuning_of(self, cell: Cell) -> finetune.Settings:
+    """The cell's own settings of fine-tuning."""
+    chosen, own = self.set_of(cell), self._algorithm(cell)
+    optimizer = own.optimizer
+    if cell.tuning_set == "control":
+      optimizer = dataclasses.replace(optimizer, learning_rate=0.0)
+    return dataclasses.replace(
+      own,
+      seed=cell.seed,
+      data=dataclasses.replace(
+        own.data,
+        seed=1 + cell.seed,
+        only=chosen.only,
+        without=chosen.without,
+      ),
+      allow_overlap=chosen.overlap,
+      defence=dataclasses.replace(own.defence, kind=cell.defence),
+      optimizer=optimizer,
+    )
+
+  def rows_of(self, concept: str, seed: int) -> Rows:
+    """Prompts that measure a concept; each seed has its own."""
+    settings = self.settings
+    return self.once(
+      ("rows", concept, seed),
+      lambda: settings.world.study_rows(
+        settings.concepts[concept].targets,
+        dataclasses.asdict(settings.counts),
+        seed,
+      ),
+    )
+
+  def tuned_rows_of(self, cell: Cell) -> Rows:
+    """Prompts for what the cell is tuned on."""
+    chosen, settings = self.set_of(cell), self.settings
+    return settings.world.tuned_rows(
+      chosen.head, chosen.names, settings.counts.tuned, cell.seed
+    )
+
+  def edit_of(self, cell: Cell) -> Edit:
+    """The erasure that the cell starts from: made once, then read back."""
+    name = erasure_of(cell)
+    if name in self.given:
+      return self.given[name]
+    path = self.run.path / "edits" / f"{cell.edit.file}.safetensors"
+    if path.exists():
+      return load_edit(path)
+    entry = self.settings.erasure(cell)
+    if why := self.store.rows.get(str(keys.Failure(cell.edit))):
+      raise ValueError(why["failed"])
+    started = time.monotonic()
+    erase = erasures.bind(entry.method, entry.hparams)
+    key = jax.random.key(cell.seed)
+    try:
+      # The other processes are at other erasures.
+      with sharding.alone():
+        made = erase(self.sd, self.base, entry.concepts, key)
+    except self.store.own as error:
+      self.store.fail(cell.edit, error)
+      raise
+    if not isinstance(made, Edit):
+      made = edit_between(
+        self.base, made, method=cell.method, concepts=entry.concepts,
+        diagnostics={},
+      )  # fmt: skip
+    self.time(cell.method, started)
+    save_edit(made, path)
+    return made
+
+  # --- Measuring ---
+
+  def measure(
+    self, key: Measured, params: Params, rows: Rows, **more: Any
+  ) -> None:
+    """Draws and judges the rows, and records who was right, group by group."""
+    if str(key) in self.rows:
+      return
+    started = time.monotonic()
+    right: dict[str, str] = {}
+    states = {metric.name: metric.init() for metric in self.metrics}
+    done = 0
+    for images in self._drawn(params, rows):
+      part = self._judged(key, rows[done : done + len(images)], images)
+      done += len(images)
+      for row in part:
+        said = "01"[resurgence.outcome(row)]
+        right[row["group"]] = right.get(row["group"], "") + said
+      for metric in self.metrics:
+        states[metric.name] = metric.update(states[metric.name], images, part)
+    self.time("image", started, len(rows))
+    kept = {"metrics": states} if states else {}
+    self.store.record({"id": str(key), "right": right, **kept, **more})
+
+  def _drawn(self, params: Params, rows: Rows):
+    multiple = sharding.local_rows_multiple(self.mesh)
+    return sampling.draw(
+      self.sd,
+      sharding.place(params, sharding.replicated(self.mesh)),
+      [Request(row["prompt"], row["seed"]) for row in rows],
+      self.settings.sampling,
+      batch_size=-(-self.settings.batch_size // multiple) * multiple,
+      place=functools.partial(sharding.global_batch, self.mesh),
+      fetch=sharding.local_rows,
+    )
+
+  def _judged(
+    self, key: Measured, rows: Rows, images: np.ndarray
+  ) -> list[dict[str, Any]]:
+    """Rows as metrics want them, with what the judge sees."""
+    of = {keys.Base: "base", keys.Erased: "erased"}.get(type(key), "")
+    seed = key.seed if not isinstance(key, keys.Point) else key.cell.seed
+    model = f"step {key.step}" if isinstance(key, keys.Point) else of
+    seen = self.judge.decide(self.judge(images))
+    return [
+      {**row, "id": f"{seed}/{row['id']}", "model": model, "judged": labels}
+      for row, labels in zip(rows, seen, strict=True)
+    ]
+
+  def time(self, what: str, started: float, count: int = 1):
+    """Keeps what work of a kind took since a moment, for later estimates."""
+    self._timed += 1
+    seconds = time.monotonic() - started
+    self.run.metrics(self._timed, what=what, seconds=seconds, count=count)

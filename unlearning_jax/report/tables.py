@@ -1,0 +1,36 @@
+"""Tables as CSV: columns and rows to text, for every experiment."""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+
+def to_csv(
+  columns: Sequence[str],
+  rows: Iterable[Mapping[str, Any]],
+  text: Callable[[Any], Any] = lambda value: value,
+) -> str:
+  """A line for each row, below one of the columns' names.
+
+  Args:
+    columns: the keys to write; a row may lack some and have others.
+    rows: by key; None is an empty cell.
+    text: how a value is written, as `short`; by default as `str` has it.
+  """
+  file = io.StringIO()
+  writer = csv.DictWriter(
+    file, columns, lineterminator="\n", extrasaction="ignore"
+  )
+  writer.writeheader()
+  writer.writerows(
+    {key: text(value) for key, value in row.items()} for row in rows
+  )
+  return file.getvalue()
+
+
+def short(value: Any) -> Any:
+  """Six digits of a number; of several one after the other."""
+  if isinstance(value, list):
+    return " ".join(str(short(one)) for one in value)
+  return f"{value:.6g}" if isinstance(value, float) else value
