@@ -126,26 +126,33 @@ def run_all(runs: list[Run]) -> None:
       started.kill()
 
 
+def slurm(processes: int, devices: int) -> list[dict[str, str]]:
+  """What SLURM would add to each process's environment."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  every = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+  if processes == 1:
+    return [every]
+  every |= {
+    "JAX_COORDINATOR_ADDRESS": address,
+    "SLURM_JOB_ID": "1",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_NTASKS": str(processes),
+  }
+  return [
+    every | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
+    for i in range(processes)
+  ]
+
+
 def start(
   name: str, arguments: list[str], processes: int = 1, devices: int = 1
 ) -> list[Run]:
   """Starts a script in so many processes, as SLURM would."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{free.getsockname()[1]}"
-  started = []
-  for i in range(processes):
-    env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    if processes > 1:
-      env |= {
-        "JAX_COORDINATOR_ADDRESS": address,
-        "SLURM_JOB_ID": "1",
-        "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_STEP_NUM_NODES": "1",
-        "SLURM_NTASKS": str(processes),
-        "SLURM_PROCID": str(i),
-        "SLURM_LOCALID": str(i),
-      }
-    distributed = ["--distributed"] if processes > 1 else []
-    started.append(Run(name, *arguments, *distributed, env=env))
-  return started
+  distributed = ["--distributed"] if processes > 1 else []
+  return [
+    Run(name, *arguments, *distributed, env=environment)
+    for environment in slurm(processes, devices)
+  ]
