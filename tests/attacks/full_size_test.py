@@ -77,7 +77,7 @@ def placed(tree, where):
 
 def test_a_step_costs_its_floor():
   """Dense attention: what is computed in chunks is computed twice."""
-  flops = lowered("dense").cost_analysis()["flops"]
+  flops = lowered("dense", 1).cost_analysis()["flops"]
   print(json.dumps({"tflop": flops / 1e12, "of_floor": flops / FLOOR}))
   assert abs(flops / FLOOR - 1) < 0.05
 
