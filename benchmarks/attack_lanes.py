@@ -63,7 +63,7 @@ def timed(sd: Any, victim: Victim, count: int, side_by_side: int) -> dict:
   def run(number: int, ask: rows.Check) -> list[str]:
     found = lanes.attack_rows(
       sd, victim, victim, attack, table(sd, number), ask, jax.random.key(0),
-      lanes=side_by_side, mesh=mesh,
+      lanes.Options(lanes=side_by_side, mesh=mesh),
     )  # fmt: skip
     return [record["status"] for record in found]
 

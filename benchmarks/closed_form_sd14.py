@@ -46,7 +46,7 @@ REPEATS = flags.DEFINE_integer("repeats", 5, "Warm runs; the median is told.")
 WIDTH = 768
 BLOCKS = (320,) * 5 + (640,) * 5 + (1280,) * 6
 START, END = 49406, 49407
-RECIPE = {"epochs": 3, "lam_r": 0.1, "erase_scale": 1.0, "lamb": 0.1}
+RECIPE = rece.Epochs(epochs=3, lam_r=0.1)
 
 
 def tokenizer() -> Any:
@@ -133,11 +133,11 @@ def textbook(
 
   # One subject token, an empty anchor: rows 1.. are sent to rows 0.. .
   now = edit(base, source[1:], target[:-1], target, 1.0, 0.5)
-  for _ in range(RECIPE["epochs"]):
-    m = RECIPE["lam_r"] * eye + sum(w.T @ w for w in now)
+  for _ in range(RECIPE.epochs):
+    m = RECIPE.lam_r * eye + sum(w.T @ w for w in now)
     n = sum(w.T @ w0 for w, w0 in zip(now, base, strict=True))
     derived = source @ (np.linalg.inv(m) @ n).T
-    now = edit(now, derived, target, target, 0.1, RECIPE["lamb"])
+    now = edit(now, derived, target, target, 0.1, RECIPE.lamb)
   return now
 
 
@@ -159,7 +159,7 @@ def stages(sd, params, concepts, record) -> tuple[Any, dict[str, Any]]:
   context_map, found = timed(
     record,
     "solve",
-    lambda: rece.solve(task, gram, 0.1 * task.held, uce_scales={}, **RECIPE),
+    lambda: rece.solve(task, gram, 0.1 * task.held, RECIPE, {}),
   )
   edit = timed(
     record,
@@ -209,7 +209,7 @@ def main(_):
   record: dict[str, list] = {}
 
   def whole(params):
-    edit = rece.erase(sd, params, concepts, recipe="nudity")
+    edit = rece.erase(sd, params, concepts, None, rece.Hparams(recipe="nudity"))
     return apply_to_params(edit, params)
 
   timed(record, "first call, compilation included", lambda: whole(params))

@@ -16,7 +16,6 @@ _K = {"object": 3, "style": 3, "identity": 3, "unsafe": 5}
 # What every attack's config has, with the settings' own defaults.
 _FROM_SETTINGS = ("victim", "guidance", "proxy", "words", "pool", "table")
 _FROM_SETTINGS += ("target_images", "vocabulary", "too_long", "groups", "lanes")
-_FROM_SETTINGS += ("metrics",)
 
 
 def parse(argument: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_collections
 
+from unlearning_jax import extensions, settings
 from unlearning_jax.concepts import check_choice
 
 # What a config file's argument (`config.py:tiny`) may be.
@@ -69,6 +70,8 @@ def comparison(size: str) -> ml_collections.ConfigDict:
   # Groups of prompts of one's own, for a model without a judge.
   config.prompts = ml_collections.ConfigDict()
   config.targets = ()
+  # More than accuracy: names, or one's own as package.module:name.
+  config.metrics = ()
   # Rows of each group whose images are kept for the report.
   config.grid = 6
   if size == "tiny":
@@ -77,12 +80,7 @@ def comparison(size: str) -> ml_collections.ConfigDict:
     config.per_group = 50
     config.others = 100
     config.batch_size = 50
-    config.sampling = {
-      "num_steps": 15,
-      "guidance_scale": 4.0,
-      "sampler": "dpm++2m",
-      "noise_source": "jax",
-    }
+    config.sampling = settings.plain(extensions.world("shapes").SAMPLING)
     return config
   config.model = MODELS[size]
   config.judge = ml_collections.config_dict.placeholder(str)

@@ -1,7 +1,8 @@
 """How the erase configs are put together."""
 
+import dataclasses
 import importlib
-import inspect
+import typing
 from collections.abc import Collection
 
 import ml_collections
@@ -10,7 +11,6 @@ from unlearning_jax.configs import common
 from unlearning_jax import extensions, lists
 from unlearning_jax.concepts import CONCEPT_SETS, check_choice
 
-_MAPPING = "collections.abc.Mapping"
 # Task -> the phrases of full-size models, their anchor, their kind.
 _FULL = {
   "object": (("Church",), "", "object"),
@@ -119,19 +119,15 @@ def _full(config, method: str, chosen: dict[str, str]):
 
 def _defaults(method: str) -> ml_collections.ConfigDict:
   """Every hyperparameter of the method, so that each can be overridden."""
-  module = importlib.import_module(f"unlearning_jax.erasures.{method}")
-  config = ml_collections.ConfigDict()
-  for name, parameter in inspect.signature(module.erase).parameters.items():
-    annotation = str(parameter.annotation)
-    # What no flag can say is no part of a config.
-    if "Callable" in annotation or annotation.startswith(_MAPPING):
+  cls = importlib.import_module(f"unlearning_jax.erasures.{method}").Hparams
+  config, hints = ml_collections.ConfigDict(), typing.get_type_hints(cls)
+  for name, value in dataclasses.asdict(cls()).items():
+    kinds = set(typing.get_args(hints[name]))
+    if value is None and not kinds & {str, int, float}:
+      # What no flag can say is no part of a config.
       continue
-    if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-      continue
-    value = parameter.default
     if value is None:
-      kind = str if "str" in annotation else float
-      kind = int if "int" in annotation else kind
+      kind = next(kind for kind in (int, str, float) if kind in kinds)
       value = ml_collections.config_dict.placeholder(kind)
     config[name] = value
   return config

@@ -112,7 +112,7 @@ def amended_fusion(params, folder, reweighted):
 def amended(sd, params, known, concepts, reweighted):
   """UCE's statistics with every change, and its edit."""
   if known is None:
-    known = uce.gather(sd, params, concepts, preset=_PRESET.value)
+    known = uce.gather(sd, params, concepts, uce.Hparams(preset=_PRESET.value))
   elif concepts:
     known = uce.extend(sd, params, known, concepts)
   if _REMOVE.value:

@@ -14,7 +14,9 @@ from ml_collections import config_flags
 
 from unlearning_jax import concepts, erasures, sharding
 from unlearning_jax.closed_form import statistics
-from unlearning_jax.experiments import comparison, erasing
+from unlearning_jax.edits import Edit
+from unlearning_jax.experiments import common, comparison, erase
+from unlearning_jax.model import Model
 from unlearning_jax.record import training_log
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -37,8 +39,12 @@ def main(_):
   config = _CONFIG.value
   # Everything that can be wrong is found before anything is written or
   # compiled.
-  erasures.bind(config.method, config.hparams)
-  phrases = erasing.wanted(config)
+  made_by = erasures.bind(config.method, config.hparams)
+  phrases = erase.wanted(
+    config.concepts,
+    config.preserve,
+    config.hparams.get("allow_conflict", False),
+  )
   pairs = concepts.phrase_pairs(
     phrases,
     expand=config.hparams.get("expand_prompts", False),
@@ -56,11 +62,15 @@ def main(_):
   cut = config.hparams.get("truncate", False)
   comparison.check_fits(config, sd, () if cut else spoken)
   run = comparison.open_run(_WORKDIR.value, config, params)
-  path = run.path / "edit.safetensors"
-  hooks = erasing.recorded(run, _EVERY.value, tensorboard=_TENSORBOARD.value)
-  edit = erasing.erase(path, sd, params, config, hooks)
-  erasing.tidy(run)
-  edits = {comparison.stage_name(edit): edit}
+  hooks = erase.recorded(run, _EVERY.value, tensorboard=_TENSORBOARD.value)
+  path = run.path / common.EDIT
+  model = Model(sd, params)
+  edit = erase.made(
+    path, model, made_by, phrases, config.seed, hooks, run.is_writer
+  )
+  erase.tidy(run)
+  # Guidance is drawn by nobody yet.
+  edits = {common.stage_name(edit): edit} if isinstance(edit, Edit) else {}
   comparison.compare(run, sd, params, edits, config)
   run.mark_done()
 

@@ -10,7 +10,7 @@ from tests.support import closed_form_cases as cases
 from unlearning_jax.concepts import Concept, make_concepts
 from unlearning_jax.erasures import rece, time, uce
 
-METHODS = [uce.erase, rece.erase, time.erase]
+METHODS = [uce, rece, time]
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +18,15 @@ def model(tmp_path_factory):
   return cases.tiny(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(params=METHODS, ids=lambda m: m.__module__.split(".")[-1])
+@pytest.fixture(params=METHODS, ids=lambda m: m.__name__.split(".")[-1])
 def erase(request):
-  return request.param
+  """A method, called with its hyperparameters by name."""
+  method = request.param
+
+  def call(sd, params, concepts, **hparams):
+    return method.erase(sd, params, concepts, None, method.Hparams(**hparams))
+
+  return call
 
 
 @pytest.mark.parametrize(
@@ -56,12 +62,17 @@ def test_scales(erase, model, name, value):
 def test_no_ridge_and_few_rows(model):
   # One row in 24 dimensions: A has rank 1.
   with pytest.raises(ValueError, match="lamb=0.0.*rank 1 of 24.*larger ridge"):
-    uce.erase(*model, make_concepts("dog"), preset="uce2025", lamb=0.0)
+    uce.erase(
+      *model,
+      make_concepts("dog"),
+      None,
+      uce.Hparams(preset="uce2025", lamb=0.0),
+    )
 
 
 def test_nothing_to_do(model):
   with pytest.raises(ValueError, match="changes nothing"):
-    uce.erase(*model, make_concepts("dog"), erase_scale=0.0)
+    uce.erase(*model, make_concepts("dog"), None, uce.Hparams(erase_scale=0.0))
 
 
 def test_a_chain_is_told_and_not_followed(erase, model):
@@ -73,7 +84,12 @@ def test_a_chain_is_told_and_not_followed(erase, model):
 def test_a_conflict_that_is_allowed_ends_in_between(model):
   conflict = [Concept("dog", "cat", ("Dog",))]
   options = {"preset": "uce2025", "erase_scale": 2.0, "preserve_scale": 3.0}
-  edit = uce.erase(*model, conflict, allow_conflict=True, lamb=0.5, **options)
+  edit = uce.erase(
+    *model,
+    conflict,
+    None,
+    uce.Hparams(allow_conflict=True, lamb=0.5, **options),
+  )
   dog, cat = (
     state.rows[state.last].astype(float)
     for state in uce.encode(*model, ["dog", "cat"])

@@ -200,19 +200,6 @@ def test_refuses_an_edit_that_changes_nothing():
     edit_of(params(), broken)
 
 
-def test_stacked_edits():
-  base = params()
-  first, second = edit_of(base, context_map()), edit_of(base, context_map(e=2))
-  both = edits.compose(first, second)
-  assert np.array_equal(
-    both.context_map, first.context_map @ second.context_map
-  )
-  assert both.concepts == (CONCEPT, CONCEPT)
-  other = edit_of(params(seed=1), context_map())
-  with pytest.raises(ValueError, match="different bases"):
-    edits.compose(first, other)
-
-
 def test_file_round_trip(tmp_path):
   edit = edit_of(params(), context_map())
   edits.save_edit(edit, tmp_path / "edit.safetensors")
@@ -313,8 +300,6 @@ def test_leaves_fit_their_base_alone():
     edits.apply_to_params(edit, other)
   with pytest.raises(ValueError, match="no map of text states"):
     edits.apply_to_context(edit, jnp.zeros((1, 3, D)))
-  with pytest.raises(ValueError, match="no map of text states"):
-    edits.compose(edit, edit)
 
 
 def test_refuses_leaves_that_are_no_edit():

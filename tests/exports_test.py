@@ -41,7 +41,7 @@ def model(tmp_path_factory):
   tiny_pipelines.write(folder)
   sd, params = stable_diffusion.load(folder)
   # One token a concept: an edit of low rank.
-  edit = uce.erase(sd, params, CONCEPTS, preset="uce2025")
+  edit = uce.erase(sd, params, CONCEPTS, None, uce.Hparams(preset="uce2025"))
   return folder, sd, params, edit
 
 
@@ -156,13 +156,13 @@ def test_the_rank_is_the_edits(model):
   lora = export.low_rank(edit, params)
   # Two concepts, a token each; the rest of T is the identity.
   assert len(lora.down) == 2 and lora.error < export.EXACT
-  tail = rece.erase(sd, params, CONCEPTS, epochs=1)
+  tail = rece.erase(sd, params, CONCEPTS, None, rece.Hparams(epochs=1))
   assert len(export.low_rank(tail, params).down) > 2
 
 
 def test_a_cut_lora_errs_as_it_says_and_no_other_errs_less(model):
   _, sd, params, _ = model
-  edit = uce.erase(sd, params, CONCEPTS)
+  edit = uce.erase(sd, params, CONCEPTS, None, uce.Hparams())
   kernels = cross_attention_kernels(params)
   change = edit.context_map - np.eye(len(edit.context_map))
   weights = [np.float64(k).T for k in kernels.values()]
@@ -317,7 +317,9 @@ def test_torch_files_hold_any_shape(tmp_path):
 @pytest.mark.e2e
 def test_the_launch_script(tmp_path):
   sd, params = stable_diffusion.load(shapes.model_folder())
-  edit = uce.erase(sd, params, make_concepts("star", "circle"))
+  edit = uce.erase(
+    sd, params, make_concepts("star", "circle"), None, uce.Hparams()
+  )
   save_edit(edit, tmp_path / "edit.safetensors")
 
   def run(*flags):

@@ -69,7 +69,9 @@ def test_a_failure_is_not_remembered():
 @pytest.mark.parametrize("module", [uce, rece])
 def test_a_model_is_hashed_once(module, tmp_path, monkeypatch):
   sd, params = cases.tiny(tmp_path)
-  edited = module.erase(sd, params, make_concepts("dog"))
+  edited = module.erase(
+    sd, params, make_concepts("dog"), None, module.Hparams()
+  )
   placed = jax.tree.map(jnp.asarray, params)
   hashed = []
 
@@ -81,7 +83,7 @@ def test_a_model_is_hashed_once(module, tmp_path, monkeypatch):
 
   monkeypatch.setattr(weights, "hashlib", Spy)
   for word in ("dog", "cat"):
-    edit = module.erase(sd, placed, make_concepts(word))
+    edit = module.erase(sd, placed, make_concepts(word), None, module.Hparams())
     apply_to_params(edit, placed)
   assert len(hashed) == 1
   # Wherever the weights are, they are the same.
@@ -93,7 +95,7 @@ def test_a_model_is_hashed_once(module, tmp_path, monkeypatch):
   kernel = other["unet"]["up_blocks_0"]["attn2"]["to_k"]
   kernel["kernel"] = kernel["kernel"].at[0, 0].set(np.nan)
   with pytest.raises(ValueError, match="up_blocks_0/attn2/to_k/kernel holds"):
-    module.erase(sd, other, make_concepts("dog"))
+    module.erase(sd, other, make_concepts("dog"), None, module.Hparams())
 
 
 def test_what_is_shared_cannot_be_changed():

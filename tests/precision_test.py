@@ -11,7 +11,7 @@ import pytest
 from tests.support import closed_form_cases as cases
 from unlearning_jax import edits as edit
 from unlearning_jax import stable_diffusion
-from unlearning_jax.closed_form import mass, sweeps
+from unlearning_jax.closed_form import mass
 
 HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
 
@@ -52,17 +52,13 @@ KERNELS = {"k": jnp.ones((4, 3), jnp.bfloat16)}
     (edit.storage_error, (SQUARE, KERNELS)),
     (mass._gram, (SQUARE[None], SQUARE[None])),
     (
-      sweeps.map_rows,
-      (SQUARE[None], jnp.zeros(2, jnp.int32), jnp.ones((2, 5, 4))),
-    ),
-    (
       lambda x: edit.apply_to_context(
         edit.Edit(2 * np.eye(4), "", "", (), {}), x
       ),
       (jnp.ones((2, 5, 4)),),
     ),
   ],
-  ids=["kernels", "storage", "sums", "rows", "context"],
+  ids=["kernels", "storage", "sums", "context"],
 )
 def test_sums_and_changes(function, arguments):
   found = asked(function, *arguments)

@@ -42,20 +42,31 @@ def test_short_phrases_are_left_alone(model):
 def test_is_what_the_kept_text_gives(module, model):
   anchor = {"uce": "a", "rece": ""}[module.__name__.split(".")[-1]]
   with pytest.raises(ValueError, match="43 tokens.*Shorten it"):
-    module.erase(*model, make_concepts(LONG, anchor))
+    module.erase(*model, make_concepts(LONG, anchor), None, module.Hparams())
   with pytest.warns(UserWarning, match="Kept"):
-    edit = module.erase(*model, make_concepts(LONG, anchor), truncate=True)
+    edit = module.erase(
+      *model, make_concepts(LONG, anchor), None, module.Hparams(truncate=True)
+    )
   # Its last subject token is the last that is kept: two rows are left.
-  short = module.erase(*model, make_concepts(KEPT, anchor))
+  short = module.erase(
+    *model, make_concepts(KEPT, anchor), None, module.Hparams()
+  )
   assert edit.diagnostics["erased_rows"] == 2
   assert np.array_equal(edit.context_map, short.context_map)
 
 
 def test_phrases_that_differ_only_in_what_is_cut(model):
   with pytest.raises(ValueError, match="are the same tokens"):
-    uce.erase(*model, make_concepts([LONG, KEPT + " l m"], "a"), truncate=True)
+    uce.erase(
+      *model,
+      make_concepts([LONG, KEPT + " l m"], "a"),
+      None,
+      uce.Hparams(truncate=True),
+    )
   with pytest.raises(ValueError, match="its anchor are the same tokens"):
-    uce.erase(*model, make_concepts(LONG, KEPT), truncate=True)
+    uce.erase(
+      *model, make_concepts(LONG, KEPT), None, uce.Hparams(truncate=True)
+    )
   with pytest.raises(ValueError, match="is preserved, but is the same tokens"):
     concepts = make_concepts(LONG, "a", preserve=[KEPT])
-    uce.erase(*model, concepts, truncate=True)
+    uce.erase(*model, concepts, None, uce.Hparams(truncate=True))

@@ -160,28 +160,6 @@ def edit_between(
   )
 
 
-def compose(first: Edit, second: Edit) -> Edit:
-  """Stacks two context maps of one base: W' = W T_first T_second.
-
-  This is not the joint edit of both: each was solved without the other.
-
-  Raises:
-    ValueError: they were made from different bases; one is no context map.
-  """
-  if first.base != second.base:
-    raise ValueError(
-      f"edits of different bases: {first.method} of "
-      f"{first.base.digest}, {second.method} of {second.base.digest}"
-    )
-  return Edit(
-    _map(first) @ _map(second),
-    first.base,
-    f"{first.method}+{second.method}",
-    first.concepts + second.concepts,
-    {"composed": [dict(first.diagnostics), dict(second.diagnostics)]},
-  )
-
-
 def _map(edit: Edit) -> Float64[np.ndarray, "d d"]:
   if edit.context_map is None:
     raise ValueError(

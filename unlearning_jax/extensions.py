@@ -69,3 +69,28 @@ def named(what: str, name: str, known: Sequence[str] | Iterable[str]) -> Any:
       f"{what}={name!r}: {error}; give package.module:name, importable from "
       "here"
     ) from error
+
+
+def module(what: str, name: str, package: str) -> Any:
+  """One of ours, or a user's own: `package.module`, `package.module:name`.
+
+  Args:
+    what: the setting, for messages.
+    name: what the user typed.
+    package: where ours are.
+
+  Raises:
+    ValueError: as `named`.
+  """
+  known = modules(package)
+  if ":" in name or not (name in known or "." in name):
+    return named(what, name, known)
+  try:
+    return importlib.import_module(
+      f"{package}.{name}" if name in known else name
+    )
+  except ModuleNotFoundError as error:
+    raise ValueError(
+      f"{what}={name!r}: {error}; give one of {', '.join(known)}, or a module "
+      "importable from here"
+    ) from error

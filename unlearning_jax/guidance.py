@@ -18,15 +18,19 @@ first. (The paper prints max for min; its code, and its text, bound mu by 1.)
 """
 
 import dataclasses
+import json
 import math
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from unlearning_jax import durable, settings
 from unlearning_jax.concepts import CONCEPT_SETS, Concept, check_choice
 
+_FORMAT = "unlearning_jax guidance 1"
 # The published settings: warmup, s_S, lambda, s_m, b.
 PRESETS = {
   "weak": (15, 200.0, 0.0, 0.0, 0.0),
@@ -170,3 +174,28 @@ def contexts(
   concept = encode([safe.concept])
   check(safe, negative, concept)
   return {"negative_context": negative, "safe": safe, "safe_context": concept}
+
+
+def save(guidance: Guidance, path: pathlib.Path):
+  """Writes it as JSON, whole or not at all."""
+  facts = {"format": _FORMAT, **dataclasses.asdict(guidance)}
+  with durable.replacing(path) as file:
+    file.write(durable.to_json(facts, "guidance", indent=2).encode())
+
+
+def load(path: pathlib.Path) -> Guidance:
+  """Reads what `save` wrote.
+
+  Raises:
+    ValueError: naming the file, if it is another, or holds what is refused.
+  """
+  try:
+    facts = json.loads(path.read_text())
+    if facts.pop("format", None) != _FORMAT:
+      raise ValueError(f"format: allowed is {_FORMAT!r}")
+    facts["concepts"] = tuple(
+      settings.build(Concept, row, "concepts") for row in facts["concepts"]
+    )
+    return settings.build(Guidance, facts)
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f"{path}: not a guidance file: {error}") from error

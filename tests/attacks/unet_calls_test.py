@@ -63,7 +63,9 @@ def test_the_attack_beats_luck_on_an_erased_model():
     )  # fmt: skip
     found = lanes.attack_rows(
       sd, victim, Victim(params), attack, table, ask, jax.random.key(0),
-      lanes=COUNT, mesh=sharding.make_mesh(devices=jax.devices()[:1]),
+      lanes.Options(
+        lanes=COUNT, mesh=sharding.make_mesh(devices=jax.devices()[:1])
+      ),
     )  # fmt: skip
     return list(found)
 

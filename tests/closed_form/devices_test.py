@@ -1,5 +1,7 @@
 """An edit of eight devices is the edit of one, in float64."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ from tests.support import mace_cases
 from tests.support.closed_form_cases import relative
 from unlearning_jax import closed_form, sharding
 from unlearning_jax.concepts import Concept, make_concepts
-from unlearning_jax.erasures import rece, time, uce
-from unlearning_jax.erasures.mace import options, stages
+from unlearning_jax.erasures import mace, rece, time, uce
+from unlearning_jax.erasures.mace import stages
 from unlearning_jax.projections import cross_attention_kernels
 
 CONCEPTS = make_concepts(["ab c", "xyz"], ["d", "e"], ["fg", "h i"])
@@ -53,7 +55,8 @@ def layouts(params):
 def test_maps(method, model, wide):
   sd, params = model
   one, eight = (
-    method.erase(sd, layout, CONCEPTS).context_map for layout in layouts(params)
+    method.erase(sd, layout, CONCEPTS, None, method.Hparams()).context_map
+    for layout in layouts(params)
   )
   assert np.abs(one - np.eye(len(one))).max() > 1e-2
   assert relative(eight, one) < 1e-12
@@ -62,16 +65,14 @@ def test_maps(method, model, wide):
 def test_refinement_and_fusion(model, wide):
   sd, params = model
   concepts = (Concept("xyz", "moon", ("dog",)), Concept("fish", "b", ("dog",)))
-  given = options.Options(
-    "fixed",
-    options.choose_preset("fixed"),
-    mace_cases.TEMPLATES,
-    3,
-    options.Prior(["art", "moon b"], None, 2.0, 0.5, 0.7, 1.0),
-    None,  # type: ignore
-    None,  # type: ignore
-    "closed_form",
-    None,
+  given = mace.Hparams(
+    templates=mace_cases.TEMPLATES,
+    num_prompts=3,
+    captions=["art", "moon b"],
+    domain_weight=2.0,
+    preserve_scale=0.5,
+    fuse_scale=0.7,
+    lamb=1.0,
   )
   rng = np.random.default_rng(0)
   adapters = {
@@ -88,7 +89,7 @@ def test_refinement_and_fusion(model, wide):
     foreign = begun.parts[0].__class__(
       "mine", closed_form.Sums.zero(cases.WIDTH), begun.prior, adapters
     )
-    whole = begun.add([foreign])
+    whole = dataclasses.replace(begun, parts=(*begun.parts, foreign))
     solved = cross_attention_kernels(whole.solve(layout)[0])
     found.append((whole.refine(layout)[0], solved))
   base = cross_attention_kernels(params)

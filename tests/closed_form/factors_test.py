@@ -104,6 +104,6 @@ def test_one_factorisation_and_two_more_an_epoch(concepts, monkeypatch):
   task = dataclasses.replace(task, pairs=task.pairs[:concepts])
   uce.solve(task)
   assert len(calls) == 1
-  options = {"epochs": 3, "lam_r": 0.1, "uce_scales": {}}
-  rece.solve(task, golden.gram, 0.1 * task.held, **options)
+  how = rece.Epochs(epochs=3, lam_r=0.1)
+  rece.solve(task, golden.gram, 0.1 * task.held, how, {})
   assert len(calls) == 1 + 1 + 2 * 3

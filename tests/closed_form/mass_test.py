@@ -80,7 +80,9 @@ def test_is_the_edit_of_uce(model, preset):
   concepts = make_concepts(WORDS[:20], "q", ["moon"])
   tail = uce.PRESETS[preset].tail
   got = mass.erase(*model, mesh(8), concepts, tail=tail, preserve_scale=0.5)
-  expected = uce.erase(*model, concepts, preset=preset, preserve_scale=0.5)
+  expected = uce.erase(
+    *model, concepts, None, uce.Hparams(preset=preset, preserve_scale=0.5)
+  )
   # float32 states of other batches.
   assert relative(got.context_map, expected.context_map) < 1e-3
   assert (got.method, got.base) == (expected.method, expected.base)

@@ -9,7 +9,7 @@ from tests.support.closed_form_cases import relative
 from unlearning_jax import closed_form
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import apply_to_params
-from unlearning_jax.erasures import uce
+from unlearning_jax.erasures import Hooks, uce
 from unlearning_jax.projections import cross_attention_kernels
 
 RNG = np.random.default_rng(3)
@@ -91,7 +91,12 @@ def test_erases_a_model(model, preset):
   concepts = make_concepts(["ab c", "xyz"], ["art", "d"], ["moon"], "art")
   kept = []
   edit = uce.erase(
-    sd, params, concepts, preset=preset, technique="tensor", keep=kept.append
+    sd,
+    params,
+    concepts,
+    None,
+    uce.Hparams(preset=preset, technique="tensor"),
+    Hooks(keep=kept.append),
   )
   # An edit of projections: nothing to solve again, and no map.
   assert not kept and edit.context_map is None
@@ -110,7 +115,10 @@ def test_erases_a_model(model, preset):
 def test_templates_are_phrases_of_their_own(model):
   concepts = make_concepts("xyz", "d", task="art")
   edit = uce.erase(
-    *model, concepts, technique="tensor", expand_prompts=True, preset="uce2025"
+    *model,
+    concepts,
+    None,
+    uce.Hparams(technique="tensor", expand_prompts=True, preset="uce2025"),
   )
   assert edit.diagnostics["erased_rows"] == 6
 
@@ -130,5 +138,8 @@ def test_scales_are_checked_before_anything_is_encoded(model):
   for name in ("erase_scale", "preserve_scale", "lamb"):
     with pytest.raises(ValueError, match=f"{name}=-1"):
       uce.erase(
-        *model, make_concepts("dog"), technique="tensor", **{name: -1.0}
+        *model,
+        make_concepts("dog"),
+        None,
+        uce.Hparams(technique="tensor", **{name: -1.0}),
       )

@@ -135,7 +135,7 @@ def test_file_round_trip(tmp_path):
 def test_an_edit_without_its_statistics_cannot_be_extended(tmp_path, model):
   with pytest.raises(ValueError, match="no such statistics.*not the joint"):
     statistics.load_statistics(tmp_path / "none.safetensors")
-  edit = uce.erase(*model, make_concepts("dog"))
+  edit = uce.erase(*model, make_concepts("dog"), None, uce.Hparams())
   save_edit(edit, tmp_path / "edit.safetensors")
   with pytest.raises(ValueError, match="format='unlearning_jax edit.*beside"):
     statistics.load_statistics(tmp_path / "edit.safetensors")
@@ -177,8 +177,8 @@ def test_spoiled_files_are_refused(tmp_path, spoil, monkeypatch):
 )
 def test_gathered_statistics_are_the_edit(model, hparams):
   concepts = make_concepts(["dog", "cat"], "owl", ["moon"])
-  stats = uce.gather(*model, concepts, **hparams)
-  edit = uce.erase(*model, concepts, **hparams)
+  stats = uce.gather(*model, concepts, uce.Hparams(**hparams))
+  edit = uce.erase(*model, concepts, None, uce.Hparams(**hparams))
   again = statistics.edit_of(stats, model[1])
   assert np.array_equal(again.context_map, edit.context_map)
   assert (again.method, again.base) == (edit.method, edit.base)
@@ -189,11 +189,14 @@ def test_gathered_statistics_are_the_edit(model, hparams):
 def test_extends_from_the_base_only(model):
   sd, params = model
   two = make_concepts(["dog", "cat"], "owl", ["moon"])
-  stats = uce.gather(sd, params, two[:1])
+  stats = uce.gather(sd, params, two[:1], uce.Hparams())
   more = uce.extend(sd, params, stats, two[1:])
   assert more.concepts == two and more.held_phrases == stats.held_phrases
   # Phrases encoded in batches of another size differ in float32's last bit.
-  assert relative(solved(more), solved(uce.gather(sd, params, two))) < 1e-3
+  assert (
+    relative(solved(more), solved(uce.gather(sd, params, two, uce.Hparams())))
+    < 1e-3
+  )
   edited = apply_to_params(statistics.edit_of(stats, params), params)
   for call in (
     lambda: uce.extend(sd, edited, stats, two[1:]),
@@ -219,10 +222,10 @@ def test_extending_is_erasing_from_scratch(
   monkeypatch.setattr(uce.text, "_BATCH", 1)
   three = make_concepts(["dog", "cat", "bee"], "owl", ["moon"])
   file = tmp_path / "statistics.safetensors"
-  uce.gather(*model, three[:1], **hparams).save(file)
+  uce.gather(*model, three[:1], uce.Hparams(**hparams)).save(file)
   known = statistics.load_statistics(file)
   more = uce.extend(*model, known, three[1:])
-  joint = uce.gather(*model, three, **hparams)
+  joint = uce.gather(*model, three, uce.Hparams(**hparams))
   assert np.array_equal(solved(more), solved(joint))
   one, other = (statistics.solution(s)[1] for s in (more, joint))
   assert one == other and more.concepts == joint.concepts
@@ -230,7 +233,9 @@ def test_extending_is_erasing_from_scratch(
 
 def test_an_earlier_file_extends_by_the_defaults(model, tmp_path):
   file = tmp_path / "statistics.safetensors"
-  uce.gather(*model, make_concepts("dog"), erase_scale=2.0).save(file)
+  uce.gather(*model, make_concepts("dog"), uce.Hparams(erase_scale=2.0)).save(
+    file
+  )
   tensors, metadata = durable.load_tensors(file)
   facts = json.loads(metadata["statistics"])
   assert facts.pop("erase_scale") == 2.0 and not facts.pop("expand_prompts")
@@ -244,7 +249,9 @@ def test_an_earlier_file_extends_by_the_defaults(model, tmp_path):
 
 
 def test_what_is_preserved_cannot_be_erased_in_addition(model, monkeypatch):
-  stats = uce.gather(*model, make_concepts("dog", "owl", ["Moon", "cat"]))
+  stats = uce.gather(
+    *model, make_concepts("dog", "owl", ["Moon", "cat"]), uce.Hparams()
+  )
   # Before anything is encoded.
   monkeypatch.setattr(uce.text, "encode", lambda *_: 1 / 0)
   with pytest.raises(
@@ -255,7 +262,9 @@ def test_what_is_preserved_cannot_be_erased_in_addition(model, monkeypatch):
 
 def test_an_edited_model_says_so(tmp_path):
   sd, params = stable_diffusion.load(shapes.model_folder())
-  edit = uce.erase(sd, params, make_concepts("star", "circle"))
+  edit = uce.erase(
+    sd, params, make_concepts("star", "circle"), None, uce.Hparams()
+  )
   statistics.check_unedited(shapes.model_folder())
   export.export(tmp_path / "model", "folder", sd, edit, params)
   export.export(tmp_path / "d.safetensors", "delta", sd, edit, params)

@@ -75,7 +75,7 @@ def run(
   wanted = [row for row in wanted if only is None or row.id in only]
   found = lanes.attack_rows(
     sd, victim, original, attack, wanted, check, jax.random.key(5),
-    lanes=count, mesh=mesh, pool=pool(sd, attack), **options,
+    lanes.Options(lanes=count, mesh=mesh, pool=pool(sd, attack), **options),
   )  # fmt: skip
   return {record["id"]: record for record in found}
 

@@ -1,24 +1,28 @@
 """What every erasure must do, whatever its paper: one row a method."""
 
-import inspect
+import dataclasses
+import fnmatch
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unlearning_jax import erasures, shapes, stable_diffusion
+from tests.support import compiled
+from unlearning_jax import erasures, guidance, shapes, sharding
+from unlearning_jax import stable_diffusion as stable
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import (
-  Edit,
   apply_to_context,
   apply_to_params,
   check_base,
-  edit_between,
   load_edit,
   save_edit,
 )
-from unlearning_jax.projections import cross_attention_kernels
+from unlearning_jax.experiments import erase
+from unlearning_jax.guidance import Guidance
+from unlearning_jax.record import Memory
 
 # Method -> hyperparameters of its row.
 ERASURES = {
@@ -30,7 +34,10 @@ ERASURES = {
     {"rows": "joint", "regulariser": "both", "tolerance": 0.01},
   ],
   "time": [{}, {"augment": False}],
-  # From here two steps, of the text projections alone.
+  "sld": [{}, {"preset": "max", "concept": "a moon"}],
+  "negative_prompt": [{}, {"prompt": "a moon"}],
+  "tests.support.toy_erasure": [{}],
+  # From here two steps.
   "mace": [
     {
       "num_prompts": 3,
@@ -40,92 +47,222 @@ ERASURES = {
       "mask_source": "full",
     }
   ],
-  "esd": [{"train": "strict", "num_steps": 2, "num_inference_steps": 2}],
+  "esd": [
+    {
+      "train": "strict",
+      "num_steps": 2,
+      "num_inference_steps": 2,
+      "batch_size": 8,
+    }
+  ],
   "concept_ablation": [
-    {"images": 2, "batch_size": 2, "num_steps": 2, "num_inference_steps": 2}
+    {"images": 8, "batch_size": 8, "num_steps": 2, "num_inference_steps": 2}
   ],
 }
-# Those that answer with a map of text states; the others change weights, by
-# training: their rows are slow tests.
+# Those that answer with a map of text states.
 MAPS = ("uce", "rece", "time")
-
-
-def cost(name):
-  return [] if name in MAPS else [pytest.mark.slow]
-
-
-def rows(names):
-  return [
-    pytest.param(name, hparams, id=f"{name}-{i}", marks=cost(name))
-    for name in names
-    for i, hparams in enumerate(ERASURES[name])
-  ]
-
-
+# Those that train a network for minutes: their rows are slow tests.
+SLOW = ("mace", "esd", "concept_ablation")
 # How near its anchor the concept must come, as a share of the way. RECE goes
 # on to erase derived states, and on so narrow a model gives some of it back.
 GAP = {"uce": 0.25, "rece": 0.75, "time": 0.25}
 CONCEPTS = make_concepts(["star", "red star"], "circle", ["moon"])
 
 
-@pytest.fixture(scope="module")
-def model():
-  return stable_diffusion.load(shapes.model_folder())
+def marked(name, *values, **options):
+  marks = [pytest.mark.slow] if name in SLOW else []
+  return pytest.param(name, *values, marks=marks, **options)
 
 
-def run(name, model, concepts=CONCEPTS, **hparams):
-  """The method's edit, as `launch.erase` makes it."""
-  module = __import__(f"unlearning_jax.erasures.{name}", fromlist=["erase"])
-  made = module.erase(*model, concepts, jax.random.key(0), **hparams)
-  if isinstance(made, Edit):
-    return made
-  return edit_between(
-    model[1], made, method=name, concepts=concepts, diagnostics={}
+def every(names=ERASURES):
+  """One test a method."""
+  return pytest.mark.parametrize("name", [marked(name) for name in names])
+
+
+def rows(names=ERASURES):
+  """One test a row."""
+  return pytest.mark.parametrize(
+    "name, row",
+    [
+      marked(name, row, id=f"{name}-{row}")
+      for name in names
+      for row in range(len(ERASURES[name]))
+    ],
   )
 
 
+@pytest.fixture(scope="module")
+def model():
+  return stable.load(shapes.model_folder())
+
+
+def run(name, row, model, concepts=CONCEPTS, hooks=erasures.NO_HOOKS):
+  method = erasures.bind(name, ERASURES[name][row])
+  return method(*model, concepts, jax.random.key(0), hooks)
+
+
+@pytest.fixture(scope="module")
+def made(model):
+  """What a row makes; made once."""
+  return functools.cache(lambda name, row=0: run(name, row, model))
+
+
 def same(first, second):
+  assert type(first) is type(second)
+  if isinstance(first, Guidance):
+    assert first == second
+    return
   assert first.tensors.keys() == second.tensors.keys()
   for name, value in first.tensors.items():
     np.testing.assert_array_equal(value, second.tensors[name])
+  assert (first.base, first.concepts) == (second.base, second.concepts)
 
 
 def states(model, edit, prompts):
   sd, params = model
-  ids = stable_diffusion.tokenize(sd, prompts)
-  context = stable_diffusion.encode_text(sd, params, ids)
-  if edit is None:
-    return np.asarray(context)
-  return np.asarray(apply_to_context(edit, context))
+  context = stable.encode_text(sd, params, stable.tokenize(sd, prompts))
+  return np.asarray(
+    context if edit is None else apply_to_context(edit, context)
+  )
 
 
 def test_every_method_has_a_row():
-  assert set(erasures.methods()) == set(ERASURES)
+  assert set(erasures.methods()) == {n for n in ERASURES if "." not in n}
 
 
-@pytest.mark.parametrize("name, hparams", rows(ERASURES))
-def test_only_text_projections_change(name, hparams, model):
-  params = model[1]
-  edited = apply_to_params(run(name, model, **hparams), params)
+@every()
+def test_hyperparameters_are_frozen_and_have_defaults(name):
+  h = erasures.bind(name, {}).h
+  field, *_ = dataclasses.fields(h)
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    setattr(h, field.name, 1)
+  assert erasures.module(name).NEEDS in erasures.NEEDS
+  with pytest.raises(ValueError, match=f"mean {field.name}"):
+    erasures.bind(name, {f"{field.name}s": 1})
+
+
+@rows()
+def test_only_what_it_declares_changes(name, row, model, made):
+  patterns, params = erasures.module(name).CHANGES, model[1]
+  edit = made(name, row)
+  if isinstance(edit, Guidance):
+    assert not patterns
+    return
+  edited = apply_to_params(edit, params)
   assert jax.tree.structure(edited) == jax.tree.structure(params)
-  changed = []
+  changed = 0
   old, new = (jax.tree_util.tree_leaves_with_path(p) for p in (params, edited))
   for (path, before), (_, after) in zip(old, new, strict=True):
     assert before.shape == after.shape and before.dtype == after.dtype
-    if after is not before:
-      changed.append(jax.tree_util.keystr(path, simple=True, separator="/"))
-      assert not np.array_equal(before, after)
-  expected = cross_attention_kernels(params)
-  assert sorted(changed) == sorted(f"unet/{path}" for path in expected)
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+      assert after is before
+    changed += not np.array_equal(before, after)
+  assert changed
+  check_base(edit, params)
 
 
-@pytest.mark.parametrize("name, hparams", rows(MAPS))
-def test_the_concept_moves_to_its_anchor_and_preserved_ones_stay(
-  name, hparams, model
+@rows()
+def test_a_second_call_gives_the_same_and_compiles_nothing(
+  name, row, model, made
 ):
-  edit = run(name, model, **hparams)
+  first = made(name, row)
+  with compiled.programs() as found:
+    again = run(name, row, model)
+  same(first, again)
+  assert not found
+
+
+@every()
+def test_one_device_is_as_good_as_eight(name, model, made, monkeypatch):
+  sd, params = model
+  spread = sharding.place(params, sharding.replicated(sharding.make_mesh()))
+  eight = run(name, 0, (sd, spread))
+  devices = jax.devices()[:1]
+  monkeypatch.setattr(jax, "local_devices", lambda *_, **__: devices)
+  with sharding.alone():
+    one = run(name, 0, model)
+  if isinstance(one, Guidance):
+    assert one == eight
+    return
+  for path, leaf in one.tensors.items():
+    base = np.eye(len(leaf)) if name in MAPS else at(params, path)
+    change = np.linalg.norm(leaf - base)
+    assert np.linalg.norm(eight.tensors[path] - leaf) < 1e-2 * change
+
+
+def at(params, path):
+  """A leaf of the parameters, by the path that an edit gives it."""
+  for key in path.split("/"):
+    params = params[key]
+  return np.asarray(params)
+
+
+class Killed(Exception):
+  pass
+
+
+@every([name for name in ERASURES if name not in MAPS])
+def test_killed_and_resumed_is_undisturbed(name, model, made):
+  record, steps = Memory(quiet=True), []
+
+  class Dying:
+    """Batches that end in a kill, the first time."""
+
+    def __init__(self, batches):
+      self.batches = batches
+
+    def __getitem__(self, step):
+      steps.append(step)
+      if steps == [0, 1]:
+        raise Killed
+      return self.batches[step]
+
+  hooks = erase.recorded(record, 1)
+
+  def trainer(loss, tx, trained, frozen, batches, *rest, **options):
+    batches = Dying(batches)
+    return hooks.trainer(loss, tx, trained, frozen, batches, *rest, **options)
+
+  dying = dataclasses.replace(hooks, trainer=trainer)
+  try:
+    run(name, 0, model, hooks=dying)
+  except Killed:
+    assert steps == [0, 1]
+  same(made(name), run(name, 0, model, hooks=dying))
+  assert steps in ([], [0, 1, 1])
+  erase.tidy(record)
+
+
+@every()
+def test_it_survives_its_file(name, made, tmp_path):
+  first = made(name)
+  if isinstance(first, Guidance):
+    guidance.save(first, tmp_path / "guidance.json")
+    same(first, guidance.load(tmp_path / "guidance.json"))
+    return
+  save_edit(first, tmp_path / "edit.safetensors")
+  same(first, load_edit(tmp_path / "edit.safetensors"))
+
+
+@every()
+def test_phrases_that_cannot_be_erased(name, model):
+  for concepts, word in (
+    ([], "concept"),
+    (make_concepts("star " * 60, "circle"), "token"),
+  ):
+    with pytest.raises(ValueError, match=word):
+      run(name, 0, model, concepts)
+
+
+@rows(MAPS)
+def test_the_concept_moves_to_its_anchor_and_preserved_ones_stay(
+  name, row, model, made
+):
   prompts = ["star", "circle", "moon"]
-  before, after = (states(model, e, prompts)[:, 1] for e in (None, edit))
+  before, after = (
+    states(model, edit, prompts)[:, 1] for edit in (None, made(name, row))
+  )
   # The last subject token of "star" now means what that of "circle" meant.
   gap = np.linalg.norm(after[0] - before[1])
   assert gap < GAP[name] * np.linalg.norm(before[0] - before[1])
@@ -133,59 +270,34 @@ def test_the_concept_moves_to_its_anchor_and_preserved_ones_stay(
   assert moved[2] < 0.5 * moved[0]
 
 
-@pytest.mark.parametrize("name, hparams", rows(MAPS))
-def test_weights_and_text_states_are_the_same_edit(name, hparams, model):
-  sd, params = model
-  edit = run(name, model, **hparams)
-  edited = apply_to_params(edit, params)
-  context = states(model, None, ["a red star", "a house"])
+@pytest.fixture(scope="module")
+def predict(model):
+  """What the UNet makes of the same noise, by parameters and text states."""
+  sd, _ = model
   noise = np.random.default_rng(0).normal(size=(2, *sd.latent_shape))
-  predict = jax.jit(
-    lambda p, c: stable_diffusion.predict_noise(
-      sd, p, jnp.asarray(noise, jnp.float32), jnp.array([900, 20]), c
+  return jax.jit(
+    lambda params, context: stable.predict_noise(
+      sd, params, jnp.float32(noise), jnp.array([900, 20]), context
     )
   )
-  by_weights = np.asarray(predict(edited, context))
+
+
+@rows(MAPS)
+def test_weights_and_text_states_are_the_same_edit(
+  name, row, model, made, predict
+):
+  params, edit = model[1], made(name, row)
+  context = states(model, None, ["a red star", "a house"])
+  by_weights = np.asarray(predict(apply_to_params(edit, params), context))
   by_states = predict(params, apply_to_context(edit, context))
   base = np.asarray(predict(params, context))
   assert np.abs(by_weights - base).max() > 1e-3
   np.testing.assert_allclose(by_weights, by_states, atol=2e-5)
 
 
-@pytest.mark.parametrize("name, hparams", rows(ERASURES))
-def test_the_same_call_gives_the_same_edit(name, hparams, model):
-  first, second = (run(name, model, **hparams) for _ in range(2))
-  same(first, second)
-  assert first.base == second.base
-  check_base(first, model[1])
-
-
-@pytest.mark.parametrize(
-  "name", [pytest.param(name, marks=cost(name)) for name in ERASURES]
-)
-def test_an_edit_survives_its_file(name, model, tmp_path):
-  edit = run(name, model, **ERASURES[name][0])
-  save_edit(edit, tmp_path / "edit.safetensors")
-  again = load_edit(tmp_path / "edit.safetensors")
-  same(edit, again)
-  assert (again.concepts, again.base) == (edit.concepts, edit.base)
-
-
-@pytest.mark.parametrize("name", ERASURES)
-def test_hyperparameters_are_keywords_with_defaults(name):
-  module = __import__(f"unlearning_jax.erasures.{name}", fromlist=["erase"])
-  parameters = list(inspect.signature(module.erase).parameters.values())
-  assert [p.name for p in parameters[:4]] == ["sd", "params", "concepts", "key"]
-  for parameter in parameters[4:]:
-    assert parameter.kind is parameter.KEYWORD_ONLY
-    assert parameter.default is not parameter.empty
-
-
-@pytest.mark.parametrize("name", ERASURES)
-def test_phrases_that_cannot_be_erased(name, model):
-  for concepts, word in (
-    ([], "concept"),
-    (make_concepts("star " * 60, "circle"), "token"),
-  ):
-    with pytest.raises(ValueError, match=word):
-      run(name, model, concepts)
+def test_a_module_of_ones_own_that_is_not_there():
+  for name in ("tests.support.toy_erasur", "tests.support:toy_erasur"):
+    with pytest.raises(ValueError, match="method=.tests.support.toy_erasur."):
+      erasures.bind(name, {})
+  whole = erasures.bind("tests.support.toy_erasure", {})
+  assert isinstance(whole, erasures.Erasure) and whole.h.num_steps == 2

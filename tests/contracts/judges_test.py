@@ -61,7 +61,13 @@ def test_the_record_names_its_weights(name, size):
   common.begin(memory, common.Drawn(judge=name), {})
   (run,) = memory.provenance["runs"]
   assert run["judge_hashes"] == {judge.name: judge.identity}
-  assert len(judge.identity) == (64 if judge.weights_hash else len("version 1"))
+  assert judge.identity.startswith(judge.weights_hash or "version 1")
+  # Neither other thresholds nor another version go on with its rows.
+  label = next(iter(judge.labels.values()))[0]
+  others = ({"thresholds": {label: 0.123}}, {"version": "2"})
+  for changes in others:
+    assert dataclasses.replace(judge, **changes).identity != judge.identity
+  assert name != "shapes" or len(judge.identity) == 64
 
 
 def test_other_images_are_refused(name, size):

@@ -14,6 +14,7 @@ METRICS = [
   ("accuracy", False),
   ("seen", False),
   ("r_norm", False),
+  ("asr", False),
   ("tests.support.toys:BRIGHTNESS", True),
 ]
 
@@ -34,6 +35,10 @@ def drawn():
       "attributes": {"object": "star", "colour": None},
       "judged": {"object": "star" if rng.random() < share else "ring"},
     }
+    # Of an attack's rows, what its success is made of.
+    | {"status": "success", "success": i < 10 * share, "pre_success": i == 0}
+    | {"pre_score": 0.5, "budget": 3, "images": 2, "iterations": 4}
+    | {"blocks": [{"score": i / 11, "survived": True}]}
     for model, share in {"base": 0.9, "erased": 0.2, "tuned": 0.6}.items()
     for i in range(11)
   ]

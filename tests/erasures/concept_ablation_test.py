@@ -11,7 +11,8 @@ from tests.stable_diffusion_test import make_files
 from tests.support import tiny_pipelines
 from unlearning_jax import stable_diffusion
 from unlearning_jax.concepts import make_concepts
-from unlearning_jax.erasures import concept_ablation
+from unlearning_jax.edits import apply_to_params
+from unlearning_jax.erasures import concept_ablation, in_turn
 
 CONCEPTS = make_concepts(["a b", "c"], ["d", "e"])
 SMALL = {
@@ -37,9 +38,9 @@ def states(model, phrases):
 
 
 def erase(model, **options):
-  return concept_ablation.erase(
-    *model, CONCEPTS, jax.random.key(0), **SMALL | options
-  )
+  h = concept_ablation.Hparams(**SMALL | options)
+  edit = concept_ablation.erase(*model, CONCEPTS, jax.random.key(0), h)
+  return apply_to_params(edit, model[1])
 
 
 def gap(model, edited):
@@ -72,7 +73,7 @@ def test_anchor_images_are_samples(model):
   anchors, empty = states(model, ["d", "e", "f"]), states(model, [""])
   key, options = jax.random.key(3), {"num_steps": 2, "sampler": "ddim"}
   drawn = concept_ablation.draw_anchors(
-    sd, params, anchors, empty, 5, key, **options
+    sd, params, anchors, empty, 5, key, in_turn, **options
   )
   assert drawn["pair"].tolist() == [0, 1, 2, 0, 1]
   # The last row fills the batch up, so that one program draws any number.

@@ -14,7 +14,8 @@ from tests.stable_diffusion_test import TINY, make_files
 from unlearning_jax import stable_diffusion
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.convert.sd1 import CONFIGS
-from unlearning_jax.erasures import esd
+from unlearning_jax.edits import apply_to_params
+from unlearning_jax.erasures import Hooks, esd
 
 CONCEPTS = make_concepts(["a b"])
 COUNT = 10
@@ -91,7 +92,7 @@ def test_a_steps_loss_is_the_releases(preset, erase_from, model, monkeypatch):
 
   def caught(loss, tx, trained, frozen, batches, key, **options):
     taken.update(options, loss=loss, frozen=frozen, batch=batches[0])
-    return trained
+    return jax.tree.map(lambda leaf: leaf + 1, trained)
 
   def predict(sd, p, x, t, states):
     return network(
@@ -102,10 +103,20 @@ def test_a_steps_loss_is_the_releases(preset, erase_from, model, monkeypatch):
 
   monkeypatch.setattr(stable_diffusion, "predict_noise", predict)
   esd.erase(
-    sd, params, CONCEPTS, jax.random.key(0), preset=preset, train="strict",
-    eta=ETA, erase_from=erase_from, start_guidance=GUIDANCE,
-    num_inference_steps=COUNT, trainer=caught,
-  )  # fmt: skip
+    sd,
+    params,
+    CONCEPTS,
+    jax.random.key(0),
+    esd.Hparams(
+      preset=preset,
+      train="strict",
+      eta=ETA,
+      erase_from=erase_from,
+      start_guidance=GUIDANCE,
+      num_inference_steps=COUNT,
+    ),
+    Hooks(trainer=caught),
+  )
   assert taken["num_steps"] == {"reference2025": 200}.get(preset, 1000)
   assert taken["batch_size"] == 1
 
@@ -155,10 +166,16 @@ def test_a_steps_loss_is_the_releases(preset, erase_from, model, monkeypatch):
 @pytest.mark.parametrize("preset", esd.PRESETS)
 def test_one_step_of_each(preset, model):
   sd, params = model
-  made = esd.erase(
-    sd, params, CONCEPTS, jax.random.key(0), preset=preset, train="strict",
-    num_steps=1, num_inference_steps=2,
-  )  # fmt: skip
+  edit = esd.erase(
+    sd,
+    params,
+    CONCEPTS,
+    jax.random.key(0),
+    esd.Hparams(
+      preset=preset, train="strict", num_steps=1, num_inference_steps=2
+    ),
+  )
+  made = apply_to_params(edit, params)
   moved = np.abs(weight(made) - weight(params))
   # Adam's first step is the rate, whatever the gradient.
   rate = 5e-5 if preset == "reference2025" else 1e-5

@@ -9,6 +9,7 @@ from tests.stable_diffusion_test import make_files
 from tests.support import tiny_pipelines
 from unlearning_jax import samplers, stable_diffusion
 from unlearning_jax.concepts import make_concepts
+from unlearning_jax.edits import apply_to_params
 from unlearning_jax.erasures import esd
 
 CONCEPTS = make_concepts(["a b", "c"], ["d", ""])
@@ -57,7 +58,10 @@ def test_what_trains(preset, model):
 def test_the_noise_level_of_the_scored_latents(preset, model, monkeypatch):
   """With a network that predicts nothing, DDIM scales by sqrt(a_s / a_t)."""
   sd, params = model
-  version = esd.PRESETS[preset]
+  h, version = (
+    esd.Hparams(preset, num_inference_steps=STEPS),
+    esd.PRESETS[preset],
+  )
   sampler = samplers.make_sampler(sd.schedule, STEPS, "ddim")
   monkeypatch.setattr(
     stable_diffusion, "predict_noise", lambda sd, p, x, t, c: jnp.zeros_like(x)
@@ -70,10 +74,9 @@ def test_the_noise_level_of_the_scored_latents(preset, model, monkeypatch):
   @jax.jit
   def scored(key):
     (x, t), _ = esd._loss(
-      sd, lambda t, f: None, sampler, version, {}, {
+      sd, lambda t, f: None, sampler, h, {}, {
         "params": {}, "original": {}, "contexts": contexts,
-      }, {"concept": jnp.zeros(1, jnp.int32)}, key, eta=1.0, guidance=3.0,
-      count=STEPS,
+      }, {"concept": jnp.zeros(1, jnp.int32)}, key,
     )  # fmt: skip
     noise = jax.random.normal(jax.random.split(key, 3)[0], x.shape)
     return (x / noise).mean(), t[0]
@@ -140,14 +143,13 @@ def test_contexts(model):
 
 
 def train(model, **options):
-  return esd.erase(
-    *model,
-    CONCEPTS,
-    jax.random.key(0),
+  h = esd.Hparams(
     **{"num_steps": 40, "learning_rate": 3e-3, "num_inference_steps": 3}
     | {"train": "strict", "batch_size": 4}
-    | options,
+    | options
   )
+  edit = esd.erase(*model, CONCEPTS, jax.random.key(0), h)
+  return apply_to_params(edit, model[1])
 
 
 def gap(model, edited):

@@ -12,10 +12,10 @@ from tests.support import mace_cases
 from unlearning_jax import models
 from unlearning_jax.concepts import Concept
 from unlearning_jax.edits import apply_to_params
-from unlearning_jax.erasures import mace
+from unlearning_jax.erasures import Hooks, mace
 from unlearning_jax.erasures.mace import images as image
 from unlearning_jax.metrics.harmonic import harmonic
-from unlearning_jax.projections import base_fingerprint, cross_attention_kernels
+from unlearning_jax.projections import cross_attention_kernels
 
 pytestmark = pytest.mark.slow
 
@@ -42,8 +42,8 @@ def erase(model, concepts=CONCEPTS, **changes):
   """The edit and the statistics."""
   states = []
   key = jax.random.key(0)
-  hparams = {**SMALL, **changes, "keep": states.append}
-  return mace.erase(*model, concepts, key, **hparams), states[0]
+  h, hooks = mace.Hparams(**SMALL | changes), Hooks(keep=states.append)
+  return mace.erase(*model, concepts, key, h, hooks), states[0]
 
 
 @pytest.fixture(scope="module")
@@ -99,27 +99,6 @@ def test_dropping_a_concept_leaves_the_others_adapter(model, both):
     )
     assert cases.relative(alone[path] - kernel, fused - kernel) < 1e-4
     assert cases.relative(with_both[path] - kernel, fused - kernel) > 1e-2
-
-
-def test_a_foreign_adapter_is_fused(model, both):
-  sd, params = model
-  adapters = both[1].parts[0].adapters
-  part = mace.foreign_part(sd, params, "mine", adapters, ["a dog", "dog"])
-  prior = mace.preserved_gram(sd, params, ["art", "moon"])
-  state = mace.Fusion(base_fingerprint(params), (part,), prior, 0.0, 0.1, 1e-3)
-  kernels = cross_attention_kernels(params)
-  fused = cross_attention_kernels(state.solve(params)[0])
-  ours = cases.states_of(sd, params, "dog")[0]
-  for path in set(kernels) - mace_cases.LAST:
-    kernel = kernels[path]
-    change = np.float64(adapters[path]["down"] @ adapters[path]["up"])
-    wanted = ours @ change
-    gap = cases.relative(ours @ (np.float64(fused[path]) - kernel), wanted)
-    assert gap < 0.2
-  both_ways = both[1].add([part])
-  assert [p.name for p in both_ways.parts] == ["xyz", "fish", "mine"]
-  with pytest.raises(ValueError, match="'mine': no prompts"):
-    mace.foreign_part(sd, params, "mine", adapters, [])
 
 
 def test_tasks_are_mixed_and_a_style_has_no_mask(model):

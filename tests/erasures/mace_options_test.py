@@ -1,7 +1,5 @@
 """MACE's settings concept by concept, and what is refused before any work."""
 
-import inspect
-
 import jax
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ from PIL import Image
 from tests.support import mace_cases
 from unlearning_jax.concepts import Concept
 from unlearning_jax.erasures import mace
-from unlearning_jax.erasures.mace import options, stages
+from unlearning_jax.erasures.mace import stages
 
 # One of each kind; to `Concept` people are objects.
 MIXED = (
@@ -32,33 +30,32 @@ def unencoded(monkeypatch):
   monkeypatch.setattr(stages, "speak", lambda *_: 1 / 0)
 
 
-def collected(**hparams):
-  defaults = inspect.signature(mace.erase).parameters.items()
-  defaults = {name: parameter.default for name, parameter in defaults}
-  return options.collect({**defaults, **hparams})
-
-
 def test_each_kind_is_trained_by_its_own_recipe():
-  training = collected(recipe={"ann  bee": "identity"}).training
+  training = mace.Hparams(recipe={"ann  bee": "identity"})
   training.check(MIXED)
-  found = [training.of(concept) for concept in MIXED]
+  found = [training.recipe_of(concept) for concept in MIXED]
   assert [r.learning_rate for r in found] == [1e-5, 1e-4, 1e-4, 1e-5]
   assert [r.num_steps for r in found] == [50, 50, 50, 120]
   assert [r.focal for r in found] == [True, True, True, False]
   # Pairs too, for phrases that no config's dictionary can have as keys.
-  pairs = collected(recipe=(("Ann Bee", "identity"),)).training
-  assert [pairs.of(concept) for concept in MIXED] == found
-  by_task = collected().training
-  assert by_task.of(MIXED[1]) == found[0]
-  for_all = collected(recipe="identity").training
-  assert {for_all.of(concept) for concept in MIXED} == {found[1]}
+  pairs = mace.Hparams(recipe=(("Ann Bee", "identity"),))
+  assert [pairs.recipe_of(concept) for concept in MIXED] == found
+  by_task = mace.Hparams()
+  assert by_task.recipe_of(MIXED[1]) == found[0]
+  for_all = mace.Hparams(recipe="identity")
+  assert {for_all.recipe_of(concept) for concept in MIXED} == {found[1]}
 
 
 def test_recipes_that_cannot_be(model, unencoded):
   with pytest.raises(ValueError, match="recipe of 'ann'='identitty'.*'identi"):
-    collected(recipe={"Ann": "identitty"})
+    mace.Hparams(recipe={"Ann": "identitty"})
   with pytest.raises(ValueError, match="recipe of concept='ann be'.*'ann bee'"):
-    mace.erase(*model, MIXED, jax.random.key(0), recipe={"Ann Be": "identity"})
+    mace.erase(
+      *model,
+      MIXED,
+      jax.random.key(0),
+      mace.Hparams(recipe={"Ann Be": "identity"}),
+    )
 
 
 def write(folder, name, images, masks=()):
@@ -88,8 +85,7 @@ def test_files_are_checked_before_anything_is_encoded(
         *model,
         (Concept("xyz", "moon"), Concept(name, "b")),
         jax.random.key(0),
-        data=str(tmp_path),
-        mask_source="png",
+        mace.Hparams(data=str(tmp_path), mask_source="png"),
       )
   given = {"xyz": (images, np.zeros_like(masks))}
   for changes, message in (
@@ -98,11 +94,18 @@ def test_files_are_checked_before_anything_is_encoded(
   ):
     with pytest.raises(ValueError, match=message):
       mace.erase(
-        *model, MIXED[:1], jax.random.key(0), mask_source="analytic",
-        **{"examples": {"xyz": (images, masks)}, **changes},
-      )  # fmt: skip
+        *model,
+        MIXED[:1],
+        jax.random.key(0),
+        mace.Hparams(
+          mask_source="analytic",
+          **{"examples": {"xyz": (images, masks)}, **changes},
+        ),
+      )
   with pytest.raises(ZeroDivisionError):
     mace.erase(
-      *model, MIXED[:1], jax.random.key(0), data=str(tmp_path),
-      mask_source="png",
-    )  # fmt: skip
+      *model,
+      MIXED[:1],
+      jax.random.key(0),
+      mace.Hparams(data=str(tmp_path), mask_source="png"),
+    )

@@ -1,7 +1,5 @@
 """What MACE's captions hold, however many there are: not the concept."""
 
-import inspect
-
 import jax
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ from tests.support.closed_form_cases import relative
 from unlearning_jax import shapes, stable_diffusion
 from unlearning_jax.concepts import Concept
 from unlearning_jax.erasures import mace
-from unlearning_jax.erasures.mace import options, stages, text
+from unlearning_jax.erasures.mace import stages, text
 from unlearning_jax.projections import cross_attention_kernels
 from unlearning_jax.shapes import captions, vocabulary
 
@@ -32,14 +30,12 @@ def many():
 
 def started(model, **hparams):
   """The words of the concept, and the statistics without adapters."""
-  defaults = inspect.signature(mace.erase).parameters.items()
-  hparams = {
-    **{name: parameter.default for name, parameter in defaults},
-    "templates": {"object": TEMPLATES},
-    "num_prompts": len(TEMPLATES),
-    **hparams,
-  }
-  given, key = options.collect(hparams), jax.random.key(0)
+  given, key = (
+    mace.Hparams(
+      templates={"object": TEMPLATES}, num_prompts=len(TEMPLATES), **hparams
+    ),
+    jax.random.key(0),
+  )
   said = stages.speak(*model, CONCEPTS, key, given)
   return said, stages.start(*model, CONCEPTS, said, given)
 

@@ -26,7 +26,13 @@ def test_joint_epochs_do_not_bring_the_concept_back():
 
   def gap(method, **hparams):
     """How far the star is from the circle, as a share of what it was."""
-    edit = method.erase(sd, params, concepts, uce_preserve_scale=1.0, **hparams)
+    edit = method.erase(
+      sd,
+      params,
+      concepts,
+      None,
+      method.Hparams(uce_preserve_scale=1.0, **hparams),
+    )
     left = edit.context_map @ star - circle
     return np.sqrt(
       left @ gram @ left / ((star - circle) @ gram @ (star - circle))

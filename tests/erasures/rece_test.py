@@ -25,11 +25,8 @@ def solve(golden, epochs):
     golden.task("uce2023", s["uce"]["preserve"]),
     golden.gram,
     s["preserve_scale"] * golden.held(s["preserve"]),
-    epochs=epochs,
-    lam_r=s["lam_r"],
-    erase_scale=s["erase_scale"],
-    lamb=s["lamb"],
-    uce_scales={},
+    rece.Epochs(epochs, s["lam_r"], s["erase_scale"], s["lamb"]),
+    {},
   )
 
 
@@ -84,8 +81,7 @@ def test_equals_a_loop_over_weights():
     start,
     [tuple(x) for x in pairs],
     sums,
-    erase_scale=0.9,
-    **scales,
+    rece.Epochs(erase_scale=0.9, **scales),
   )
   expected = explicit(weights, pairs, held, start, e=0.9, p=0.4, **scales)
   for w, new in zip(weights, expected, strict=True):
@@ -161,16 +157,15 @@ def test_regularisers_minimise_their_objectives():
     derivation.derive(gram, reached, c, lam, "standard")
 
 
-def joint(golden, epochs, **more):
+def joint(golden, epochs, rows="sequential", **more):
   s = golden.settings
   return rece.solve(
     golden.task("uce2023", s["uce"]["preserve"]),
     golden.gram,
     s["preserve_scale"] * golden.held(s["preserve"]),
-    epochs=epochs,
-    lam_r=s["lam_r"],
-    uce_scales={},
-    **more,
+    rece.Epochs(epochs, s["lam_r"], **more),
+    {},
+    rows,
   )
 
 
@@ -234,11 +229,11 @@ def test_long_derived_states_are_told():
 def test_no_epoch_is_uce(model):
   sd, params = model
   concepts = make_concepts("dog", preserve=["cat"])
-  start = uce.erase(sd, params, concepts)
-  none = rece.erase(sd, params, concepts, epochs=0)
+  start = uce.erase(sd, params, concepts, None, uce.Hparams())
+  none = rece.erase(sd, params, concepts, None, rece.Hparams(epochs=0))
   assert np.array_equal(none.context_map, start.context_map)
   assert none.diagnostics["epochs"] == []
-  one = rece.erase(sd, params, concepts, epochs=1)
+  one = rece.erase(sd, params, concepts, None, rece.Hparams(epochs=1))
   assert relative(one.context_map, start.context_map) > 1e-3
 
 
@@ -256,7 +251,7 @@ def test_no_epoch_is_uce(model):
 @pytest.mark.filterwarnings("ignore:epoch 0")
 def test_published_recipes(model, task, recipe, epochs, lam_r):
   found = rece.erase(
-    *model, make_concepts("dog", task=task), recipe=recipe
+    *model, make_concepts("dog", task=task), None, rece.Hparams(recipe=recipe)
   ).diagnostics
   assert (len(found["epochs"]), found["lam_r"]) == (epochs, lam_r)
 
@@ -273,8 +268,10 @@ def test_published_recipes(model, task, recipe, epochs, lam_r):
 def test_erases_as_the_release_does(model, task, erase, held):
   sd, params = model
   concepts = make_concepts(erase, preserve=["moon"], task=task)
-  edit = rece.erase(sd, params, concepts, epochs=2, lam_r=0.1)
-  start = uce.erase(sd, params, concepts)
+  edit = rece.erase(
+    sd, params, concepts, None, rece.Hparams(epochs=2, lam_r=0.1)
+  )
+  start = uce.erase(sd, params, concepts, None, uce.Hparams())
 
   def rows(phrase):
     return cases.states_of(sd, params, phrase)[0]
@@ -307,8 +304,8 @@ def test_presets_of_the_start(model):
       {"lamb": 0.3, "preserve_scale": 0.2},
     ),
   ):
-    got = rece.erase(*model, concepts, epochs=0, **kwargs)
-    expected = uce.erase(*model, concepts, **start)
+    got = rece.erase(*model, concepts, None, rece.Hparams(epochs=0, **kwargs))
+    expected = uce.erase(*model, concepts, None, uce.Hparams(**start))
     assert np.array_equal(got.context_map, expected.context_map)
 
 
@@ -317,12 +314,15 @@ def test_rho_is_free_of_units(model):
   concepts = make_concepts("dog")
   scaled = {**params, "unet": _times(params["unet"], 4.0)}
   maps = [
-    rece.erase(sd, p, concepts, rho=0.05).context_map for p in (params, scaled)
+    rece.erase(sd, p, concepts, None, rece.Hparams(rho=0.05)).context_map
+    for p in (params, scaled)
   ]
   assert relative(maps[1], maps[0]) < 1e-9
   gram = projection_gram(cross_attention_kernels(params))
   lam_r = 0.05 * np.trace(gram) / len(gram)
-  same = rece.erase(sd, params, concepts, lam_r=lam_r).context_map
+  same = rece.erase(
+    sd, params, concepts, None, rece.Hparams(lam_r=lam_r)
+  ).context_map
   assert relative(same, maps[0]) < 1e-12
 
 
@@ -348,7 +348,7 @@ def test_work_does_not_grow_with_epochs(model, monkeypatch):
     lambda *a: (phrases.extend(map(tuple, np.asarray(a[2]))), encode(*a))[1],
   )
   concepts = make_concepts(["dog", "cat"], preserve=["moon"])
-  rece.erase(sd, params, concepts, epochs=3, lam_r=0.1)
+  rece.erase(sd, params, concepts, None, rece.Hparams(epochs=3, lam_r=0.1))
   assert len(solves) == 1 + 2 * 3
   assert len(phrases) == len(set(phrases)) == 4  # dog cat moon and ""
 
@@ -379,6 +379,6 @@ def test_bad_input_is_refused_before_anything_is_encoded(model, monkeypatch):
     (dog, {"uce_preserve_scale": -1.0}, "uce_preserve_scale=-1"),
   ):
     with pytest.raises(ValueError, match=message):
-      rece.erase(*model, concepts, **hparams)
+      rece.erase(*model, concepts, None, rece.Hparams(**hparams))
   with pytest.raises(ValueError, match="lam_r=-1"):
     derivation.derive(np.eye(2), np.eye(2), np.ones((1, 2)), -1.0)

@@ -65,7 +65,11 @@ def test_equals_the_textbook(model, augment):
   sd, params = model
   (concept,) = concepts = make_concepts("xyz", "ab c xyz")
   edit = time.erase(
-    sd, params, concepts, preset="reference", augment=augment, lamb=0.3
+    sd,
+    params,
+    concepts,
+    None,
+    time.Hparams(preset="reference", augment=augment, lamb=0.3),
   )
   pairs = [
     (sentence.format(concept.erase), sentence.format(concept.anchor))
@@ -103,4 +107,4 @@ def test_what_cannot_be_edited(model):
     ([], {}, "no concept"),
   ):
     with pytest.raises(ValueError, match=message):
-      time.erase(*model, concepts, **hparams)
+      time.erase(*model, concepts, None, time.Hparams(**hparams))

@@ -12,8 +12,10 @@ from unlearning_jax import exports as export
 from unlearning_jax.closed_form import Sums, statistics
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import apply_to_params, edit_between, save_edit
-from unlearning_jax.erasures import mace, uce
-from unlearning_jax.experiments import comparison, erasing
+from unlearning_jax.erasures import bind, mace, uce
+from unlearning_jax.experiments import comparison
+from unlearning_jax.experiments import erase as making
+from unlearning_jax.model import Model
 from unlearning_jax.projections import (
   base_fingerprint,
   cross_attention_kernels,
@@ -33,7 +35,14 @@ def test_erasing_writes_the_statistics(model, tmp_path):
   sd, params = model
   config = erasures.erase("uce", "tiny,task=identity")
   run = comparison.open_run(str(tmp_path / "run"), config, params)
-  edit = erasing.erase(run.path / "edit.safetensors", sd, params, config)
+  edit = making.made(
+    run.path / "edit.safetensors",
+    Model(sd, params),
+    bind(config.method, config.hparams),
+    making.wanted(config.concepts),
+    config.seed,
+    making.keeping(run.path, True),
+  )
   kept = statistics.load_statistics(run.path / "statistics.safetensors")
   again = statistics.edit_of(kept, params)
   assert np.array_equal(again.context_map, edit.context_map)
@@ -74,7 +83,9 @@ def test_an_edited_model_is_not_erased_from_again(
   way, model, converted, tmp_path, monkeypatch
 ):
   sd, params = model
-  edit = uce.erase(sd, params, make_concepts("star", "circle"))
+  edit = uce.erase(
+    sd, params, make_concepts("star", "circle"), None, uce.Hparams()
+  )
   ends = ["" if name == "folder" else ".safetensors" for name in way]
   paths = [str(tmp_path / f"{i}{end}") for i, end in enumerate(ends)]
   export.export(paths[0], way[0], sd, edit, params)
@@ -125,9 +136,9 @@ def started(monkeypatch, tmp_path):
 def test_what_cannot_be_added_is_refused_before_the_model_is_read(
   model, tmp_path, started, monkeypatch
 ):
-  uce.gather(*model, make_concepts("star", "circle", ["a heart"])).save(
-    tmp_path / "statistics.safetensors"
-  )
+  uce.gather(
+    *model, make_concepts("star", "circle", ["a heart"]), uce.Hparams()
+  ).save(tmp_path / "statistics.safetensors")
   monkeypatch.setattr(stable_diffusion, "load", lambda _: 1 / 0)
   known = {"STATISTICS": str(tmp_path)}
   for flags, message in (

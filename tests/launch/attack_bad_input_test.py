@@ -294,8 +294,10 @@ def run(world, table, victim=None, **options):
     lanes.attack_rows(
       sd, victim or own, original, attack_, table,
       lambda asked: [rows.Verdict(False, 0.5) for _ in asked],
-      jax.random.key(0), lanes=2,
-      mesh=sharding.make_mesh(devices=jax.devices()[:1]), **options,
+      jax.random.key(0),
+      lanes.Options(
+        lanes=2, mesh=sharding.make_mesh(devices=jax.devices()[:1]), **options
+      ),
     )
   )  # fmt: skip
 
@@ -377,8 +379,10 @@ def test_nothing_is_gained_on_a_victim_that_does_not_read(world):
 
     found = lanes.attack_rows(
       sd, victim, original, attacks.bind(method, hparams), table(sd), check,
-      jax.random.key(0), lanes=2,
-      mesh=sharding.make_mesh(devices=jax.devices()[:1]),
+      jax.random.key(0),
+      lanes.Options(
+        lanes=2, mesh=sharding.make_mesh(devices=jax.devices()[:1])
+      ),
     )  # fmt: skip
     return {record["id"]: record["success"] for record in found}
 

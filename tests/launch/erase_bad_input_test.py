@@ -99,7 +99,7 @@ def test_a_wrong_config_argument(argument, start):
 
 
 def test_an_unknown_hyperparameter_names_the_nearest(start, tmp_path):
-  with pytest.raises(TypeError, match="'lamd'.*did you mean lamb"):
+  with pytest.raises(ValueError, match="hparams.lamd: .*did you mean lamb"):
     start(**{"hparams.lamd": 1.0})
   assert not any(tmp_path.iterdir())
 
@@ -117,11 +117,7 @@ def test_a_hyperparameter_that_the_method_refuses(
 ):
   with pytest.raises(ValueError, match=message):
     start(**changes)
-  # Enough to see what was tried; the next start may have another config.
-  written = {file.name for file in (tmp_path / "run").iterdir()}
-  assert written == {"config.json", "provenance.json"}
-  with pytest.raises(AssertionError, match="text is encoded"):
-    start()
+  assert not any(tmp_path.iterdir())
 
 
 def damaged(folder, change):

@@ -1,6 +1,5 @@
 """Every published setting has a config, and the config has its numbers."""
 
-import dataclasses
 import importlib
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from unlearning_jax import erasures, extensions
 from unlearning_jax.concepts import CONCEPT_SETS, phrase_pairs
 from unlearning_jax.erasures.mace import options
-from unlearning_jax.experiments import erasing
+from unlearning_jax.experiments import erase
 
 ESD = {
   "preset": "fixed", "eta": 1.0, "start_guidance": 3.0, "batch_size": 1,
@@ -107,6 +106,10 @@ def config(method, argument):
   return module.get_config(argument)
 
 
+def wanted(found):
+  return erase.wanted(found.concepts, found.preserve)
+
+
 @pytest.mark.parametrize(
   "method, argument, hparams, count, anchor, held", PUBLISHED
 )
@@ -118,22 +121,22 @@ def test_published_settings(method, argument, hparams, count, anchor, held):
   assert (found.concepts[0]["anchor"], found.preserve) == (anchor, held)
   # Templates are asked for only where the task has some.
   phrase_pairs(
-    erasing.wanted(found),
+    wanted(found),
     expand=found.hparams.get("expand_prompts", False),
     template_anchors=True,
   )
 
 
 def test_a_list_is_held_but_for_what_is_erased():
-  wanted = erasing.wanted(config("uce", "sd14,task=style"))
-  assert [c.erase for c in wanted] == list(CONCEPT_SETS["artists"])
+  found = wanted(config("uce", "sd14,task=style"))
+  assert [c.erase for c in found] == list(CONCEPT_SETS["artists"])
   # All five are among the 1,734.
-  assert len(wanted[0].preserve) == 1_729
-  assert wanted[0].preserve == wanted[1].preserve
+  assert len(found[0].preserve) == 1_729
+  assert found[0].preserve == found[1].preserve
   one = config("uce", "sd14,task=style")
   one.preserve = "artists_1735"
   with pytest.raises(ValueError, match="did you mean 'artists_1734'"):
-    erasing.wanted(one)
+    wanted(one)
 
 
 def test_several_classes_of_the_shapes_world():
@@ -201,8 +204,6 @@ def test_a_config_may_tell_each_concepts_recipe():
   found = config("mace", "sd14,name=A B+bird")
   with found.ignore_type():
     found.hparams.recipe = {"A B": "identity"}
-  erasures.bind("mace", found.hparams)
-  names = [field.name for field in dataclasses.fields(options.Training)]
-  training = options.Training(**{name: found.hparams[name] for name in names})
-  recipes = [training.of(concept) for concept in erasing.wanted(found)]
+  h = erasures.bind("mace", found.hparams).h
+  recipes = [h.recipe_of(concept) for concept in wanted(found)]
   assert recipes == [options.RECIPES["identity"], options.RECIPES["object"]]

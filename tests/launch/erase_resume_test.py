@@ -13,9 +13,9 @@ import numpy as np
 import optax
 import pytest
 
-from unlearning_jax import erasures, finetune
+from unlearning_jax import finetune
 from unlearning_jax.edits import edit_hash, load_edit
-from unlearning_jax.experiments import erasing
+from unlearning_jax.experiments import erase
 from unlearning_jax.record.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -56,7 +56,7 @@ def test_a_killed_training_ends_with_the_same_weights(
   killed_at, tmp_path, capfd
 ):
   def trainer(name):
-    return erasing.recorded(Workdir(tmp_path / name, {}), 2)["trainer"]
+    return erase.recorded(Workdir(tmp_path / name, {}), 2).trainer
 
   wanted = train(finetune.train_erasure)
   np.testing.assert_array_equal(train(trainer("whole")), wanted)
@@ -73,7 +73,7 @@ def test_a_killed_training_ends_with_the_same_weights(
 
 def test_what_was_drawn_is_not_drawn_again(tmp_path):
   run = Workdir(tmp_path, {})
-  hooks, made = erasing.recorded(run, 2), []
+  hooks, made = erase.recorded(run, 2), []
 
   def make(i):
     if len(made) == 2:
@@ -82,25 +82,15 @@ def test_what_was_drawn_is_not_drawn_again(tmp_path):
     return np.full((2, 1), i, np.float32)
 
   with pytest.raises(Killed):
-    hooks["collect"]("anchors", 3, make)
+    hooks.collect("anchors", 3, make)
   made[:] = []
-  found = hooks["collect"]("anchors", 3, make)
+  found = hooks.collect("anchors", 3, make)
   assert made == [2] and np.array_equal(np.ravel(found), [0, 0, 1, 1, 2, 2])
-  train(hooks["trainer"])
+  train(hooks.trainer)
   kept = {path.name for path in tmp_path.iterdir()}
-  erasing.tidy(run)
+  erase.tidy(run)
   left = {path.name for path in tmp_path.iterdir()}
   assert kept - left == {"checkpoints", "drawn"}
-
-
-def test_who_has_hooks():
-  having = {
-    method
-    for method in erasures.methods()
-    if "trainer" in erasures.hyperparameters(method)
-  }
-  assert having == {"esd", "concept_ablation"}
-  assert "collect" in erasures.hyperparameters("concept_ablation")
 
 
 @pytest.mark.e2e

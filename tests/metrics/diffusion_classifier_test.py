@@ -141,9 +141,11 @@ def test_a_poor_prompt_gets_no_image_but_the_last_does(world):
 
   attack = attacks.bind("controls", {"k": 2, "blocks": 4})
   found = lanes.attack_rows(
-    sd, victim, original, attack, table(sd)[:2], check, KEY, lanes=2,
-    mesh=sharding.make_mesh(devices=jax.devices()[:1]),
-    proxy=Stub([0.1, 0.7, 0.4, 0.2]), threshold=0.5,
+    sd, victim, original, attack, table(sd)[:2], check, KEY,
+    lanes.Options(
+      lanes=2, mesh=sharding.make_mesh(devices=jax.devices()[:1]),
+      proxy=Stub([0.1, 0.7, 0.4, 0.2]), threshold=0.5,
+    ),
   )  # fmt: skip
   for record in found:
     assert record["status"] == "failure" and record["images"] == 3

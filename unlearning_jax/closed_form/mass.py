@@ -127,6 +127,23 @@ def _hold(same: Any, rows: dict[str, Array], tail: bool) -> Any:
   return {"gram": gram, "cross": jnp.zeros_like(gram), "rows": count}
 
 
+# One program for every list.
+_adding = functools.lru_cache(maxsize=8)(sharding.add_row_sums)
+_erase_rule, _hold_rule = (
+  {tail: functools.partial(rule, tail=tail) for tail in (True, False)}
+  for rule in (_erase, _hold)
+)
+
+
+@functools.lru_cache(maxsize=8)
+def _together(mesh: Any) -> Callable[..., Any]:
+  """A function that adds up the devices' shares."""
+  return jax.jit(
+    lambda shares: jax.tree.map(lambda leaf: leaf.sum(0), shares),
+    out_shardings=sharding.replicated(mesh),
+  )
+
+
 def _stream(
   sd: Any,
   params: Any,
@@ -142,7 +159,7 @@ def _stream(
   encoder = sharding.place(encoder, sharding.replicated(mesh))
   # Text states stay float32: only sums are made in float64.
   with jax.enable_x64(True):
-    add = sharding.add_row_sums(mesh, function)
+    add = _adding(mesh, function)
     split = sharding.batch_sharding(mesh)
     totals = sharding.place(
       {
@@ -159,10 +176,7 @@ def _stream(
     with jax.enable_x64(True):
       totals = add(totals, same, rows)
   with jax.enable_x64(True):
-    total = jax.jit(
-      lambda x: jax.tree.map(lambda leaf: leaf.sum(0), x),
-      out_shardings=sharding.replicated(mesh),
-    )(totals)
+    total = _together(mesh)(totals)
     gram, cross = np.asarray(total["gram"]), np.asarray(total["cross"])
     if not (np.isfinite(gram).all() and np.isfinite(cross).all()):
       raise ValueError("text states of the list: NaN or infinity")
@@ -290,7 +304,7 @@ def erased_sums(
     "anchor_last": last_tokens(sd, anchor_ids)[which].astype(np.int32),
   }
   same = {"anchors": np.concatenate(states)}
-  function = functools.partial(_erase, tail=tail)
+  function = _erase_rule[tail]
   gram, cross, rows = _stream(sd, params, mesh, columns, function, same, report)
   return Sums(gram, cross, erased=rows)
 
@@ -330,7 +344,7 @@ def held_sums(
     if sharding.on_all_processes(path.exists()):
       return _read(path, text_width(params))
   last = last_tokens(sd, ids).astype(np.int32)
-  function = functools.partial(_hold, tail=tail)
+  function = _hold_rule[tail]
   columns = {"ids": ids, "last": last}
   gram, cross, rows = _stream(sd, params, mesh, columns, function, {}, report)
   if path is not None and jax.process_index() == 0:

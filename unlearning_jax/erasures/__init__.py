@@ -2,64 +2,132 @@
 
 Every module has
 
-  erase(sd, params, concepts, key, **hparams) -> Edit | Params
+  Hparams     a frozen dataclass with defaults, which checks itself
+  CHANGES     patterns of the leaves that may differ, as "unet/*/attn2/*"
+  NEEDS       what it learns from besides phrases: prompts, images or nothing
+  erase(sd, params, concepts, key, h, hooks) -> Edit | Guidance
 
-that returns what changed. To add a method, add a module.
+To add a method, add a module. A module of one's own is named by its dotted
+path, or by `package.module:name` of an object that has these four.
 """
 
-import difflib
-import functools
-import importlib
-import inspect
-import pkgutil
-from collections.abc import Callable, Mapping
-from typing import Any
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from unlearning_jax.concepts import check_choice
+import numpy as np
+from jaxtyping import PRNGKeyArray
 
-_ARGUMENTS = ("sd", "params", "concepts", "key")
+from unlearning_jax import extensions, finetune, settings
+from unlearning_jax.concepts import Concept
+from unlearning_jax.edits import Edit
+from unlearning_jax.guidance import Guidance
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
+
+NEEDS = ("prompts", "images", "nothing")
+
+
+class Saved(Protocol):
+  """Statistics that a re-solve starts from."""
+
+  def save(self, path: pathlib.Path) -> None:
+    """Writes them."""
+
+
+def in_turn(
+  name: str, count: int, make: Callable[[int], np.ndarray]
+) -> list[np.ndarray]:
+  """`make` of 0 to `count` - 1; others may keep them, under `name`."""
+  del name
+  return [make(i) for i in range(count)]
+
+
+def _drop(statistics: Saved):
+  del statistics
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+  """What a caller may do about the parts of an erasure that take long.
+
+  Attributes:
+    keep: is given the statistics for a re-solve, where the method has them.
+    collect: called as `in_turn`, to keep images that are made once.
+    trainer: called as `finetune.train_erasure`, to record and to resume.
+  """
+
+  keep: Callable[[Saved], None] = _drop
+  collect: Callable[..., list[np.ndarray]] = in_turn
+  trainer: Callable[..., Params] = finetune.train_erasure
+
+
+NO_HOOKS = Hooks()
+
+
+@dataclasses.dataclass(frozen=True)
+class Erasure:
+  """A method with its hyperparameters.
+
+  Attributes:
+    method: its module's name.
+    h: the module's `Hparams`.
+  """
+
+  method: str
+  h: Any
+
+  def __call__(
+    self,
+    sd: StableDiffusion,
+    params: Params,
+    concepts: Sequence[Concept],
+    key: PRNGKeyArray,
+    hooks: Hooks = NO_HOOKS,
+  ) -> Edit | Guidance:
+    """Erases `concepts`; see the module's `erase`."""
+    erase = module(self.method).erase
+    return erase(sd, params, concepts, key, self.h, hooks)
 
 
 def methods() -> tuple[str, ...]:
   """The names of the erasure methods."""
-  names = (module.name for module in pkgutil.iter_modules(__path__))
-  return tuple(sorted(n for n in names if not n.startswith("_")))
+  return extensions.modules(__name__)
 
 
-def hyperparameters(method: str) -> tuple[str, ...]:
-  """The names of a method's hyperparameters.
+def module(method: str) -> Any:
+  """What erases: one of our modules, or a user's own.
 
   Raises:
-    ValueError: unknown method; names the nearest.
+    ValueError: unknown method, names the nearest; a module that cannot be
+      imported.
   """
-  check_choice("method", method, methods())
-  module = importlib.import_module(f"{__name__}.{method}")
-  names = inspect.signature(module.erase).parameters
-  return tuple(name for name in names if name not in _ARGUMENTS)
+  return extensions.module("method", method, __name__)
 
 
-def bind(method: str, hparams: Mapping[str, Any]) -> Callable[..., Any]:
-  """The method's `erase` with its hyperparameters, checked before any work.
+def bind(method: str, hparams: Mapping[str, Any]) -> Erasure:
+  """The method with its hyperparameters, checked before any work.
 
   Args:
-    method: a name from `methods()`.
-    hparams: keyword arguments of that module's `erase`.
-
-  Returns:
-    A function of (sd, params, concepts, key).
+    method: a name from `methods()`, or a module of one's own.
+    hparams: fields of that module's `Hparams`.
 
   Raises:
-    ValueError: unknown method; names the nearest.
-    TypeError: unknown hyperparameter; names the accepted ones.
+    ValueError: unknown method or hyperparameter, names the nearest; or an
+      unusable value.
   """
-  accepted = hyperparameters(method)
-  module = importlib.import_module(f"{__name__}.{method}")
-  for name in hparams:
-    if name not in accepted:
-      near = difflib.get_close_matches(name, accepted, n=1, cutoff=0.4)
-      hint = f"; did you mean {near[0]}?" if near else ""
-      raise TypeError(
-        f"{method} has no hyperparameter {name!r}; accepted: "
-        f"{', '.join(accepted)}{hint}"
-      )
-  return functools.partial(module.erase, **hparams)
+  made = settings.build(module(method).Hparams, hparams, "hparams")
+  return Erasure(method, made)
+
+
+def check_predicts_noise(sd: StableDiffusion, method: str):
+  """Refuses a model whose network predicts anything else.
+
+  Raises:
+    ValueError: naming the method.
+  """
+  found = sd.schedule.prediction_type
+  if found != "epsilon":
+    raise ValueError(
+      f"{method}: the model's prediction_type is {found!r}; allowed: 'epsilon'"
+    )

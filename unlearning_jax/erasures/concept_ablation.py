@@ -17,6 +17,7 @@ The release can also train the concept's token embedding alone; this does not.
 Reference: Kumari et al., ICCV 2023, https://arxiv.org/abs/2303.13516
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from unlearning_jax import finetune, stable_diffusion
@@ -35,18 +37,57 @@ from unlearning_jax.concepts import (
   phrase_pairs,
 )
 from unlearning_jax.data import Batches
+from unlearning_jax.edits import Edit, edit_between
+from unlearning_jax.erasures import NO_HOOKS, Hooks, check_predicts_noise
 from unlearning_jax.schedules import add_noise
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
-Params = dict[str, Any]
 LOSSES = ("model", "noise")
 TRAINED = ("kv", "cross", "full")
 # Images drawn in one batch.
 _ROWS = 16
-Collect = Callable[[str, int, Callable[[int], np.ndarray]], list[np.ndarray]]
+CHANGES = ("unet/*",)
+NEEDS = "images"
+
+
+@dataclasses.dataclass(frozen=True)
+class Hparams:
+  """Concept Ablation's hyperparameters.
+
+  Attributes:
+    loss: "model" or "noise".
+    train: "kv", "cross" (cross-attention) or "full" (the UNet).
+    images: anchor images to draw, over all concepts.
+    expand_prompts: add the task's templates ("image of ...").
+    regularization: weight of the anchors' own loss.
+    num_steps: of training.
+    learning_rate: of AdamW for a batch of one; the release multiplies it by
+      the batch size, and so is it here.
+    batch_size: images in one step.
+    num_inference_steps: of drawing an anchor image, by DDIM.
+    guidance_scale: of drawing an anchor image.
+  """
+
+  loss: str = "model"
+  train: str = "kv"
+  images: int = 1000
+  expand_prompts: bool = True
+  regularization: float = 0.0
+  num_steps: int = 100
+  learning_rate: float = 2e-6
+  batch_size: int = 8
+  num_inference_steps: int = 100
+  guidance_scale: float = 6.0
+
+  def __post_init__(self):
+    check_choice("loss", self.loss, LOSSES)
+    check_choice("train", self.train, TRAINED)
+    if not 1 <= (batch_size := self.batch_size) <= self.images:
+      raise ValueError(f"{batch_size=}; allowed: 1 to images={self.images}")
 
 
 def ablating_loss(
-  sd: stable_diffusion.StableDiffusion,
+  sd: StableDiffusion,
   params: Params,
   latents: Float[Array, "b h w c"],
   noise: Float[Array, "b h w c"],
@@ -95,9 +136,9 @@ def _hold_start(call, args, kwargs, context):
 
 
 def _loss(
-  sd: stable_diffusion.StableDiffusion,
-  join: Callable[[Any, Any], Params],
-  trained: Any,
+  sd: StableDiffusion,
+  join: Callable[[Params, Params], Params],
+  trained: Params,
   frozen: Mapping[str, Any],
   batch: Mapping[str, Array],
   key: PRNGKeyArray,
@@ -118,22 +159,14 @@ def _loss(
   return value, {}
 
 
-def in_turn(
-  name: str, count: int, make: Callable[[int], np.ndarray]
-) -> list[np.ndarray]:
-  """`make` of 0 to `count` - 1; others may keep them, under `name`."""
-  del name
-  return [make(i) for i in range(count)]
-
-
 def draw_anchors(
-  sd: stable_diffusion.StableDiffusion,
+  sd: StableDiffusion,
   params: Params,
   anchors: Float[Array, "n l d"],
   empty: Float[Array, "1 l d"],
   images: int,
   key: PRNGKeyArray,
-  collect: Collect = in_turn,
+  collect: Callable[..., list[np.ndarray]],
   **sampling: Any,
 ) -> dict[str, np.ndarray]:
   """Latents of `images` images of the anchors, in turn: `latents` and `pair`.
@@ -169,34 +202,28 @@ def _pairs(concepts: Sequence[Concept], expand: bool) -> list[tuple[str, str]]:
   ]
 
 
-def _check(sd: stable_diffusion.StableDiffusion, concepts: Sequence[Concept]):
-  check_concepts(concepts)
-  if sd.schedule.prediction_type != "epsilon":
-    raise ValueError(
-      "Concept Ablation: the model's prediction_type is "
-      f"{sd.schedule.prediction_type!r}; allowed: 'epsilon'"
-    )
+@functools.lru_cache(maxsize=8)
+def _training(
+  sd: StableDiffusion, join: Callable[[Params, Params], Params], h: Hparams
+) -> tuple[finetune.Loss, optax.GradientTransformation]:
+  """Loss and optimizer: the same objects again, the same program."""
+  tx = finetune.optimizer(
+    h.learning_rate * h.batch_size, h.num_steps, schedule="constant", warmup=0,
+    decay_all=True, clip_norm=None, b2=0.999,
+  )  # fmt: skip
+  return functools.partial(
+    _loss, sd, join, loss=h.loss, regularization=h.regularization
+  ), tx
 
 
 def erase(
-  sd: stable_diffusion.StableDiffusion,
+  sd: StableDiffusion,
   params: Params,
   concepts: Sequence[Concept],
   key: PRNGKeyArray,
-  *,
-  loss: str = "model",
-  train: str = "kv",
-  images: int = 1000,
-  expand_prompts: bool = True,
-  regularization: float = 0.0,
-  num_steps: int = 100,
-  learning_rate: float = 2e-6,
-  batch_size: int = 8,
-  num_inference_steps: int = 100,
-  guidance_scale: float = 6.0,
-  collect: Callable[..., list[np.ndarray]] = in_turn,
-  trainer: Callable[..., Params] = finetune.train_erasure,
-) -> Params:
+  h: Hparams,
+  hooks: Hooks = NO_HOOKS,
+) -> Edit:
   """Erases `concepts` by Concept Ablation; what they preserve is unused.
 
   Args:
@@ -204,55 +231,42 @@ def erase(
     params: its parameters.
     concepts: what to erase, and towards what.
     key: for the anchors' images, noise and timesteps.
-    loss: "model" or "noise".
-    train: "kv", "cross" (cross-attention) or "full" (the UNet).
-    images: anchor images to draw, over all concepts.
-    expand_prompts: add the task's templates ("image of ...").
-    regularization: weight of the anchors' own loss.
-    num_steps: of training.
-    learning_rate: of AdamW for a batch of one; the release multiplies it by
-      the batch size, and so is it here.
-    batch_size: images in one step.
-    num_inference_steps: of drawing an anchor image, by DDIM.
-    guidance_scale: of drawing an anchor image.
-    collect: called as `in_turn`, to keep what is drawn.
-    trainer: called as `finetune.train_erasure`, to record and to resume.
+    h: the hyperparameters.
+    hooks: `collect` and `trainer` are used.
 
   Raises:
-    ValueError: a concept, a name or a number that is not usable; a model that
-      predicts no noise.
+    ValueError: a concept that is not usable; a model that predicts no noise.
     FloatingPointError: the training diverges.
   """
-  check_choice("loss", loss, LOSSES)
-  check_choice("train", train, TRAINED)
-  _check(sd, concepts)
-  if not 1 <= batch_size <= images:
-    raise ValueError(f"{batch_size=}; allowed: 1 to images={images}")
-  erased, anchors = zip(*_pairs(concepts, expand_prompts), strict=True)
+  check_concepts(concepts)
+  check_predicts_noise(sd, "Concept Ablation")
+  erased, anchors = zip(*_pairs(concepts, h.expand_prompts), strict=True)
   concept, anchor, empty = (
     stable_diffusion.encode_text(sd, params, stable_diffusion.tokenize(sd, p))
     for p in (erased, anchors, [""])
   )
   keys = jax.random.split(key)
   drawn = draw_anchors(
-    sd, params, anchor, empty, images, keys[0], collect, sampler="ddim",
-    num_steps=num_inference_steps, guidance_scale=guidance_scale,
+    sd, params, anchor, empty, h.images, keys[0], hooks.collect,
+    sampler="ddim", num_steps=h.num_inference_steps,
+    guidance_scale=h.guidance_scale,
   )  # fmt: skip
-  part = finetune.partition({"unet": params["unet"]}, train)
-  tx = finetune.optimizer(
-    learning_rate * batch_size, num_steps, schedule="constant", warmup=0,
-    decay_all=True, clip_norm=None, b2=0.999,
-  )  # fmt: skip
-  trained = trainer(
-    functools.partial(
-      _loss, sd, part.join, loss=loss, regularization=regularization
-    ),
+  part = finetune.partition({"unet": params["unet"]}, h.train)
+  loss, tx = _training(sd, part.join, h)
+  trained = hooks.trainer(
+    loss,
     tx,
     part.trained,
     {"params": part.frozen, "concept": concept, "anchor": anchor},
-    Batches(drawn, batch_size, int(jax.random.bits(keys[1]) >> 1)),
+    Batches(drawn, h.batch_size, int(jax.random.bits(keys[1]) >> 1)),
     keys[1],
-    batch_size=batch_size,
-    num_steps=num_steps,
+    batch_size=h.batch_size,
+    num_steps=h.num_steps,
   )
-  return {**params, **part.join(trained, part.frozen)}
+  return edit_between(
+    params,
+    {**params, **part.join(trained, part.frozen)},
+    method="concept_ablation",
+    concepts=concepts,
+    diagnostics={},
+  )

@@ -28,17 +28,18 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from unlearning_jax import finetune, samplers, stable_diffusion
 from unlearning_jax.concepts import Concept, check_choice, check_concepts
-
-Params = dict[str, Any]
+from unlearning_jax.edits import Edit, edit_between
+from unlearning_jax.erasures import NO_HOOKS, Hooks, check_predicts_noise
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,8 @@ PRESETS = {
 }
 _NORM = re.compile(r"/(norm\d?|conv_norm_out)/")
 _ENDS = ("unet/time_embedding/", "unet/conv_norm_out/", "unet/conv_out/")
+CHANGES = ("unet/*",)
+NEEDS = "nothing"
 # What is trained -> its paths. ESD-x is for styles and names, ESD-u for nudity
 # and whole classes of objects.
 TRAINED: dict[str, Callable[[str], bool]] = {
@@ -69,6 +72,48 @@ TRAINED: dict[str, Callable[[str], bool]] = {
   "self": lambda path: "/attn1/" in path,
   "full": lambda path: True,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Hparams:
+  """ESD's hyperparameters.
+
+  Attributes:
+    preset: "fixed", "reference" or "reference2025".
+    train: "x" cross-attention, "u" all but that, "strict" its keys and values,
+      "self" self-attention, "full" everything.
+    eta: strength, in the paper's convention whatever the preset.
+    erase_from: erase the concept from this one only, as "cowboy hat" from
+      "cowboy": f reads it, and 1 + eta is taken off f*(erase_from).
+    use_anchor: start from each concept's anchor instead of the empty prompt.
+    start_guidance: of the partial trajectory.
+    num_inference_steps: of a whole trajectory.
+    num_steps: of training; None for the preset's.
+    learning_rate: of Adam; None for the preset's.
+    batch_size: trajectories in one step; with one alone, one device trains.
+  """
+
+  preset: str = "fixed"
+  train: str = "x"
+  eta: float = 1.0
+  erase_from: str | None = None
+  use_anchor: bool = False
+  start_guidance: float = 3.0
+  num_inference_steps: int = 50
+  num_steps: int | None = None
+  learning_rate: float | None = None
+  batch_size: int = 1
+
+  def __post_init__(self):
+    check_choice("preset", self.preset, PRESETS)
+    check_choice("train", self.train, TRAINED)
+    eta, batch_size, erase_from = self.eta, self.batch_size, self.erase_from
+    if not (math.isfinite(eta) and eta >= 0) or batch_size < 1:
+      raise ValueError(
+        f"{eta=}, {batch_size=}; allowed: at least 0, at least 1"
+      )
+    if self.use_anchor and erase_from is not None:
+      raise ValueError(f"use_anchor: {erase_from=} is where it starts from")
 
 
 def trains(train: str, preset: Preset) -> Callable[[str], bool]:
@@ -87,7 +132,7 @@ def trains(train: str, preset: Preset) -> Callable[[str], bool]:
 
 
 def erasing_loss(
-  sd: stable_diffusion.StableDiffusion,
+  sd: StableDiffusion,
   params: Params,
   original: Params,
   latents: Float[Array, "b h w c"],
@@ -121,7 +166,7 @@ def erasing_loss(
 
 
 def partial_trajectory(
-  sd: stable_diffusion.StableDiffusion,
+  sd: StableDiffusion,
   params: Params,
   sampler: samplers.Sampler,
   noise: Float[Array, "b h w c"],
@@ -148,19 +193,18 @@ def partial_trajectory(
 
 
 def _loss(
-  sd: stable_diffusion.StableDiffusion,
-  join: Callable[[Any, Any], Params],
+  sd: StableDiffusion,
+  join: Callable[[Params, Params], Params],
   sampler: samplers.Sampler,
-  preset: Preset,
-  trained: Any,
-  frozen: Mapping[str, Any],
+  h: Hparams,
+  trained: Params,
+  frozen: Mapping[str, Params],
   batch: Mapping[str, Array],
   key: PRNGKeyArray,
-  *,
-  eta: float,
-  guidance: float,
-  count: int,
 ) -> tuple[Float[Array, ""], finetune.Metrics]:
+  preset = PRESETS[h.preset]
+  # PNDM calls the network once more than it has steps; that is not drawn.
+  count = h.num_inference_steps
   params = join(trained, frozen["params"])
   original = join(frozen["original"], frozen["params"])
   of_row = jax.tree.map(lambda leaf: leaf[batch["concept"]], frozen["contexts"])
@@ -183,11 +227,12 @@ def _loss(
   # Constants to the gradient: it does not go through the sampler.
   walker = jax.lax.stop_gradient(walker)
   state = partial_trajectory(
-    sd, walker, sampler, noise, of_row, first, stop, guidance
+    sd, walker, sampler, noise, of_row, first, stop, h.start_guidance
   )
   latents = sampler.scale(sampler.latents(state), at)
   latents = jax.lax.stop_gradient(latents)
   t = jnp.full((rows,), t)
+  eta = h.eta if h.erase_from is None else 1 + h.eta
   return erasing_loss(sd, params, original, latents, t, of_row, eta), {}
 
 
@@ -206,7 +251,7 @@ class _Draws:
 
 
 def encode_contexts(
-  sd: stable_diffusion.StableDiffusion,
+  sd: StableDiffusion,
   params: Params,
   concepts: Sequence[Concept],
   erase_from: str | None = None,
@@ -227,42 +272,32 @@ def encode_contexts(
   }
 
 
-def _check(
-  sd: stable_diffusion.StableDiffusion,
-  concepts: Sequence[Concept],
-  preset: str,
-  eta: float,
-  batch_size: int,
-):
-  check_choice("preset", preset, PRESETS)
-  check_concepts(concepts)
-  if sd.schedule.prediction_type != "epsilon":
-    raise ValueError(
-      f"ESD: the model's prediction_type is {sd.schedule.prediction_type!r}; "
-      "allowed: 'epsilon'"
-    )
-  if not (math.isfinite(eta) and eta >= 0) or batch_size < 1:
-    raise ValueError(f"{eta=}, {batch_size=}; allowed: at least 0, at least 1")
+@functools.lru_cache(maxsize=8)
+def _training(
+  sd: StableDiffusion, join: Callable[[Params, Params], Params], h: Hparams
+) -> tuple[finetune.Loss, optax.GradientTransformation, int]:
+  """Loss, optimizer and steps: the same objects again, the same program."""
+  version = PRESETS[h.preset]
+  steps = version.num_steps if h.num_steps is None else h.num_steps
+  rate = version.learning_rate if h.learning_rate is None else h.learning_rate
+  tx = finetune.optimizer(
+    rate, steps, schedule="constant", warmup=0, weight_decay=0,
+    clip_norm=None, b2=0.999,
+  )  # fmt: skip
+  sampler = samplers.make_sampler(
+    sd.schedule, h.num_inference_steps, version.sampler
+  )
+  return functools.partial(_loss, sd, join, sampler, h), tx, steps
 
 
 def erase(
-  sd: stable_diffusion.StableDiffusion,
+  sd: StableDiffusion,
   params: Params,
   concepts: Sequence[Concept],
   key: PRNGKeyArray,
-  *,
-  preset: str = "fixed",
-  train: str = "x",
-  eta: float = 1.0,
-  erase_from: str | None = None,
-  use_anchor: bool = False,
-  start_guidance: float = 3.0,
-  num_inference_steps: int = 50,
-  num_steps: int | None = None,
-  learning_rate: float | None = None,
-  batch_size: int = 1,
-  trainer: Callable[..., Params] = finetune.train_erasure,
-) -> Params:
+  h: Hparams,
+  hooks: Hooks = NO_HOOKS,
+) -> Edit:
   """Erases `concepts` by ESD; several take turns, what they preserve is unused.
 
   Args:
@@ -270,58 +305,35 @@ def erase(
     params: its parameters.
     concepts: what to erase.
     key: for noise, timesteps and turns.
-    preset: "fixed", "reference" or "reference2025".
-    train: "x" cross-attention, "u" all but that, "strict" its keys and values,
-      "self" self-attention, "full" everything.
-    eta: strength, in the paper's convention whatever the preset.
-    erase_from: erase the concept from this one only, as "cowboy hat" from
-      "cowboy": f reads it, and 1 + eta is taken off f*(erase_from).
-    use_anchor: start from each concept's anchor instead of the empty prompt.
-    start_guidance: of the partial trajectory.
-    num_inference_steps: of a whole trajectory.
-    num_steps: of training; None for the preset's.
-    learning_rate: of Adam; None for the preset's.
-    batch_size: trajectories in one step; with one alone, one device trains.
-    trainer: called as `finetune.train_erasure`, to record and to resume.
+    h: the hyperparameters.
+    hooks: `trainer` is used.
 
   Raises:
-    ValueError: a concept or a name that is not usable; a model that predicts
-      no noise.
+    ValueError: a concept that is not usable; a model that predicts no noise.
     FloatingPointError: the training diverges.
   """
-  _check(sd, concepts, preset, eta, batch_size)
-  if use_anchor and erase_from is not None:
-    raise ValueError(f"use_anchor: {erase_from=} is where it starts from")
-  version = PRESETS[preset]
+  check_concepts(concepts)
+  check_predicts_noise(sd, "ESD")
+  version = PRESETS[h.preset]
   part = finetune.subset(
-    {"unet": params["unet"]}, trains(train, version), train
+    {"unet": params["unet"]}, trains(h.train, version), h.train
   )
-  contexts = encode_contexts(sd, params, concepts, erase_from, use_anchor)
-  steps = version.num_steps if num_steps is None else num_steps
-  rate = version.learning_rate if learning_rate is None else learning_rate
-  tx = finetune.optimizer(
-    rate, steps, schedule="constant", warmup=0, weight_decay=0,
-    clip_norm=None, b2=0.999,
-  )  # fmt: skip
-  loss = functools.partial(
-    _loss,
-    sd,
-    part.join,
-    samplers.make_sampler(sd.schedule, num_inference_steps, version.sampler),
-    version,
-    eta=eta if erase_from is None else 1 + eta,
-    guidance=start_guidance,
-    # PNDM calls the network once more than it has steps; that is not drawn.
-    count=num_inference_steps,
-  )
-  trained = trainer(
+  contexts = encode_contexts(sd, params, concepts, h.erase_from, h.use_anchor)
+  loss, tx, steps = _training(sd, part.join, h)
+  trained = hooks.trainer(
     loss,
     tx,
     part.trained,
     {"params": part.frozen, "original": part.trained, "contexts": contexts},
-    _Draws(len(concepts), batch_size, int(jax.random.bits(key))),
+    _Draws(len(concepts), h.batch_size, int(jax.random.bits(key))),
     key,
-    batch_size=batch_size,
+    batch_size=h.batch_size,
     num_steps=steps,
   )
-  return {**params, **part.join(trained, part.frozen)}
+  return edit_between(
+    params,
+    {**params, **part.join(trained, part.frozen)},
+    method="esd",
+    concepts=concepts,
+    diagnostics={},
+  )

@@ -24,13 +24,14 @@ more than a given share of the concept back.
 Reference: https://arxiv.org/abs/2407.12383
 """
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, Float64
+from jaxtyping import Float, Float64, PRNGKeyArray
 
 from unlearning_jax import closed_form
 from unlearning_jax.closed_form.derivation import (
@@ -40,8 +41,9 @@ from unlearning_jax.closed_form.derivation import (
 )
 from unlearning_jax.concepts import Concept, check_choice, check_concepts
 from unlearning_jax.edits import Edit, make_edit
-from unlearning_jax.erasures import uce
+from unlearning_jax.erasures import NO_HOOKS, Hooks, uce
 from unlearning_jax.projections import cross_attention_kernels, projection_gram
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 # Published per kind of concept. "hard" objects are those that UCE leaves
 # recognisable (church, garbage truck), "easy" the others (English springer,
@@ -65,9 +67,102 @@ PRESETS = {
   "paper": {"lamb": 0.1, "preserve_scale": 0.1},
 }
 ROWS = ("sequential", "joint")
+CHANGES = ("unet/*/attn2/to_[kv]/kernel",)
+NEEDS = "nothing"
 # A derived state this many times longer than the concept's own is no longer a
 # text state: lam_r is too small.
 _LONG = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Hparams:
+  """RECE's hyperparameters.
+
+  Attributes:
+    preset: coefficients of the UCE start, "reference" (the release) or "paper".
+    recipe: one of `RECIPES`; None for that of the concepts' task.
+    epochs: instead of the recipe's; 0 is UCE alone.
+    lam_r: of the derivation, in units of S, instead of the recipe's.
+    rho: lam_r free of units, lam_r = rho trace(S) / d; an extension.
+    erase_scale: e of an epoch.
+    preserve_scale: p of an epoch.
+    lamb: ridge of an epoch.
+    regulariser: of the derivation; another than "zero" is not the published.
+    rows: "sequential", or "joint", which solves for all rows from the base.
+    tolerance: stop where derived states bring back no more than this share.
+    uce_preserve_scale: p of the start; None for the preset's.
+    uce_lamb: ridge of the start; None for the preset's.
+    truncate: as `uce.Hparams`.
+  """
+
+  preset: str = "reference"
+  recipe: str | None = None
+  epochs: int | None = None
+  lam_r: float | None = None
+  rho: float | None = None
+  erase_scale: float = 1.0
+  preserve_scale: float = 0.1
+  lamb: float = 0.1
+  regulariser: str = "zero"
+  rows: str = "sequential"
+  tolerance: float = 0.0
+  uce_preserve_scale: float | None = None
+  uce_lamb: float | None = None
+  truncate: bool = False
+
+  def __post_init__(self):
+    check_choice("rows", self.rows, ROWS)
+    check_choice("regulariser", self.regulariser, REGULARISERS)
+    check_choice("preset", self.preset, PRESETS)
+    if self.recipe:
+      check_choice("recipe", self.recipe, RECIPES)
+    closed_form.check_scales(
+      uce_lamb=self.uce_scales["lamb"] or 0.0,
+      uce_preserve_scale=self.uce_scales["preserve_scale"] or 0.0,
+      preserve_scale=self.preserve_scale,
+      erase_scale=self.erase_scale,
+      lamb=self.lamb,
+      tolerance=self.tolerance,
+    )
+    epochs = _given(self.epochs, 0)
+    if not isinstance(epochs, int) or epochs < 0:
+      raise ValueError(f"epochs={epochs!r}; allowed: whole numbers from 0")
+    if self.lam_r is not None and self.rho is not None:
+      raise ValueError(
+        f"lam_r={self.lam_r} and rho={self.rho}: give one of them"
+      )
+    for name in ("lam_r", "rho"):
+      value = _given(getattr(self, name), 1.0)
+      if not (np.isfinite(value) and value > 0):
+        raise ValueError(f"{name}={value}; allowed: finite numbers above 0")
+
+  @property
+  def uce_scales(self) -> dict[str, float | None]:
+    """The arguments of `uce.solve`."""
+    published = PRESETS[self.preset]
+    given = {"preserve_scale": self.uce_preserve_scale, "lamb": self.uce_lamb}
+    return {k: published[k] if v is None else v for k, v in given.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Epochs:
+  """How RECE goes on from UCE.
+
+  Attributes:
+    epochs: how often to derive and erase, at most.
+    lam_r: of the derivation.
+    erase_scale: e of the erasing step.
+    lamb: ridge of the erasing step.
+    regulariser: of the derivation.
+    tolerance: stop where `escape` is no more than this.
+  """
+
+  epochs: int
+  lam_r: float
+  erase_scale: float = 1.0
+  lamb: float = 0.1
+  regulariser: str = "zero"
+  tolerance: float = 0.0
 
 
 def refine(
@@ -75,14 +170,8 @@ def refine(
   start: Float64[np.ndarray, "d d"],
   pairs: Sequence[tuple[Float[np.ndarray, "l d"], Float[np.ndarray, "l d"]]],
   held: closed_form.Sums,
-  *,
-  epochs: int,
-  lam_r: float,
-  erase_scale: float = 1.0,
-  lamb: float = 0.1,
-  regulariser: str = "zero",
+  how: Epochs,
   joint: tuple[closed_form.Sums, float] | None = None,
-  tolerance: float = 0.0,
 ) -> tuple[Float64[np.ndarray, "d d"], list[dict[str, float]]]:
   """RECE's epochs, from a context map to a context map.
 
@@ -91,14 +180,9 @@ def refine(
     start: P to begin with, UCE's.
     pairs: (states, anchor's states) of every concept, all rows.
     held: sums of the preserved rows.
-    epochs: how often to derive and erase, at most.
-    lam_r: of the derivation.
-    erase_scale: e of the erasing step.
-    lamb: ridge of the erasing step.
-    regulariser: of the derivation.
+    how: the epochs.
     joint: the start's sums and ridge; then derived rows are added to them and
-      all are solved anew from the base, `held` and `lamb` are not used.
-    tolerance: stop where `escape` is no more than this.
+      all are solved anew from the base, `held` and `how.lamb` are not used.
 
   Returns:
     P, and per epoch `derived_norm` |C'| / |C|; how far the derived states are
@@ -117,11 +201,11 @@ def refine(
   reached, report = start, []
   # Called only where another epoch needs it.
   products = functools.partial(Products.of, gram, start)
-  for epoch in range(epochs):
+  for epoch in range(how.epochs):
     through = products()
-    derived = derive_from(through, states, lam_r, regulariser, anchors)
+    derived = derive_from(through, states, how.lam_r, how.regulariser, anchors)
     length = float(np.linalg.norm(derived) / np.linalg.norm(states))
-    _warn_if_long(epoch, length, lam_r)
+    _warn_if_long(epoch, length, how.lam_r)
     # What the UNet sees of a row x is W x. The sequential targets are the
     # edited projections' own, the joint ones the base's.
     target = anchors if joint else anchors @ reached.T
@@ -133,16 +217,16 @@ def refine(
       "escape": before / whole if whole else 0.0,
     }
     report.append(found)
-    if found["escape"] <= tolerance:
+    if found["escape"] <= how.tolerance:
       break
     if joint:
-      sums = closed_form.erase_sums(derived, anchors, erase_scale)
+      sums = closed_form.erase_sums(derived, anchors, how.erase_scale)
       joint = (joint[0] + sums, joint[1])
       reached, diagnostics = closed_form.solve(*joint)
       products = functools.partial(Products.of, gram, reached)
     else:
-      pair = (derived, anchors, erase_scale)
-      step, diagnostics = closed_form.solve_rows([pair], held, lamb)
+      pair = (derived, anchors, how.erase_scale)
+      step, diagnostics = closed_form.solve_rows([pair], held, how.lamb)
       reached = step.after(reached)
       products = functools.partial(through.after, step)
     after = _seen(gram, derived @ reached.T - target)
@@ -171,65 +255,35 @@ def solve(
   task: uce.Task,
   gram: Float64[np.ndarray, "d d"],
   held: closed_form.Sums,
-  *,
-  epochs: int,
-  lam_r: float,
-  erase_scale: float = 1.0,
-  lamb: float = 0.1,
-  regulariser: str = "zero",
+  how: Epochs,
+  uce_scales: Mapping[str, float | None],
   rows: str = "sequential",
-  tolerance: float = 0.0,
-  uce_scales: Mapping[str, Any],
 ) -> tuple[Float64[np.ndarray, "d d"], dict[str, Any]]:
   """UCE, then RECE's epochs, on encoded phrases; arguments as `refine`.
 
   `rows` is one of `ROWS`, `uce_scales` are those of `uce.solve`. Diagnostics
   are UCE's and, under "epochs", one record an epoch.
   """
-  start, diagnostics = uce.solve(task, **uce_scales)
+  scales: dict[str, Any] = dict(uce_scales)
+  start, diagnostics = uce.solve(task, **scales)
   joint = None
   if rows == "joint":
     joint = diagnostics["preserve_scale"] * task.held
     for pair in task.pairs:
       joint += closed_form.erase_sums(*uce.paired_rows(*pair), 1.0)
-    joint = (joint, uce_scales.get("lamb", 0.5))
+    joint = (joint, scales.get("lamb", 0.5))
   pairs = [(source.rows, target.rows) for source, target in task.pairs]
-  context_map, report = refine(
-    gram,
-    start,
-    pairs,
-    held,
-    epochs=epochs,
-    lam_r=lam_r,
-    erase_scale=erase_scale,
-    lamb=lamb,
-    regulariser=regulariser,
-    joint=joint,
-    tolerance=tolerance,
-  )
-  return context_map, {**diagnostics, "lam_r": lam_r, "epochs": report}
+  context_map, report = refine(gram, start, pairs, held, how, joint)
+  return context_map, {**diagnostics, "lam_r": how.lam_r, "epochs": report}
 
 
 def erase(
-  sd: Any,
-  params: Any,
+  sd: StableDiffusion,
+  params: Params,
   concepts: Sequence[Concept],
-  key: Array | None = None,
-  *,
-  preset: str = "reference",
-  recipe: str | None = None,
-  epochs: int | None = None,
-  lam_r: float | None = None,
-  rho: float | None = None,
-  erase_scale: float = 1.0,
-  preserve_scale: float = 0.1,
-  lamb: float = 0.1,
-  regulariser: str = "zero",
-  rows: str = "sequential",
-  tolerance: float = 0.0,
-  uce_preserve_scale: float | None = None,
-  uce_lamb: float | None = None,
-  truncate: bool = False,
+  key: PRNGKeyArray | None,
+  h: Hparams,
+  hooks: Hooks = NO_HOOKS,
 ) -> Edit:
   """Erases `concepts` by UCE and RECE's epochs.
 
@@ -238,61 +292,57 @@ def erase(
     params: its parameters.
     concepts: what to erase; all of one task.
     key: unused, RECE draws nothing.
-    preset: coefficients of the UCE start, "reference" (the release) or "paper".
-    recipe: one of `RECIPES`; None for that of the concepts' task.
-    epochs: instead of the recipe's; 0 is UCE alone.
-    lam_r: of the derivation, in units of S, instead of the recipe's.
-    rho: lam_r free of units, lam_r = rho trace(S) / d; an extension.
-    erase_scale: e of an epoch.
-    preserve_scale: p of an epoch.
-    lamb: ridge of an epoch.
-    regulariser: of the derivation; another than "zero" is not the published.
-    rows: "sequential", or "joint", which solves for all rows from the base.
-    tolerance: stop where derived states bring back no more than this share.
-    uce_preserve_scale: p of the start; None for the preset's.
-    uce_lamb: ridge of the start; None for the preset's.
-    truncate: as `uce.erase`.
+    h: the hyperparameters.
+    hooks: unused, nothing takes long.
 
   Raises:
-    ValueError: as `uce.erase`; the concepts are of several tasks; lam_r and rho
-      are both given; epochs, lam_r or rho is out of range.
+    ValueError: as `uce.erase`; the concepts are of several tasks.
   """
-  del key
-  check_choice("rows", rows, ROWS)
-  check_choice("regulariser", regulariser, REGULARISERS)
+  del key, hooks
   kind = _one_task(concepts)
-  check_choice("recipe", recipe := recipe or _RECIPE_OF_TASK[kind], RECIPES)
-  start = _start(preset, uce_preserve_scale, uce_lamb)
-  epochs, lam_r = _schedule(RECIPES[recipe], epochs, lam_r, rho)
-  step = {"erase_scale": erase_scale, "lamb": lamb, "tolerance": tolerance}
-  closed_form.check_scales(preserve_scale=preserve_scale, **step)
+  recipe = h.recipe or _RECIPE_OF_TASK[kind]
   kernels = cross_attention_kernels(params)
-  task = uce.encode_task(sd, params, concepts, truncate=truncate)
+  task = uce.encode_task(sd, params, concepts, truncate=h.truncate)
   gram = projection_gram(kernels)
-  if rho is not None:
-    lam_r = rho * float(np.trace(gram)) / len(gram)
   context_map, diagnostics = solve(
     task,
     gram,
-    preserve_scale * _held(sd, params, task, kind),
-    epochs=epochs,
-    lam_r=lam_r,
-    regulariser=regulariser,
-    rows=rows,
-    uce_scales=start,
-    **step,
+    h.preserve_scale * _held(sd, params, task, kind),
+    _epochs(h, recipe, gram),
+    h.uce_scales,
+    h.rows,
   )
   return make_edit(
     context_map,
     params,
     gram,
-    method=f"{'rece' + '-joint' * (rows == 'joint')} {preset} {recipe}",
+    method=f"{'rece' + '-joint' * (h.rows == 'joint')} {h.preset} {recipe}",
     concepts=concepts,
     diagnostics=diagnostics,
   )
 
 
-def _held(sd: Any, params: Any, task: uce.Task, kind: str) -> closed_form.Sums:
+def _epochs(
+  h: Hparams, recipe: str, gram: Float64[np.ndarray, "d d"]
+) -> Epochs:
+  """The recipe's epochs, but for what is given instead."""
+  published = RECIPES[recipe]
+  lam_r = float(_given(h.lam_r, published["lam_r"]))
+  if h.rho is not None:
+    lam_r = h.rho * float(np.trace(gram)) / len(gram)
+  return Epochs(
+    _given(h.epochs, published["epochs"]),
+    lam_r,
+    h.erase_scale,
+    h.lamb,
+    h.regulariser,
+    h.tolerance,
+  )
+
+
+def _held(
+  sd: StableDiffusion, params: Params, task: uce.Task, kind: str
+) -> closed_form.Sums:
   """The preserved rows of an epoch, each with weight 1."""
   repeats = len(task.pairs) - 1
   if kind != "unsafe" or not repeats:
@@ -302,39 +352,7 @@ def _held(sd: Any, params: Any, task: uce.Task, kind: str) -> closed_form.Sums:
   return task.held + float(repeats) * closed_form.preserve_sums(empty.rows, 1.0)
 
 
-def _start(
-  preset: str, preserve_scale: float | None, lamb: float | None
-) -> dict[str, Any]:
-  """The arguments of `uce.solve`."""
-  check_choice("preset", preset, PRESETS)
-  published: Mapping[str, Any] = PRESETS[preset]
-  preserve_scale = _given(preserve_scale, published["preserve_scale"])
-  lamb = float(_given(lamb, published["lamb"]))
-  closed_form.check_scales(
-    uce_lamb=lamb, uce_preserve_scale=_given(preserve_scale, 0.0)
-  )
-  return {"preserve_scale": preserve_scale, "lamb": lamb}
-
-
-def _schedule(
-  recipe: Mapping[str, Any],
-  epochs: int | None,
-  lam_r: float | None,
-  rho: float | None,
-) -> tuple[int, float]:
-  epochs = _given(epochs, recipe["epochs"])
-  if not isinstance(epochs, int) or epochs < 0:
-    raise ValueError(f"epochs={epochs!r}; allowed: whole numbers from 0")
-  if lam_r is not None and rho is not None:
-    raise ValueError(f"lam_r={lam_r} and rho={rho}: give one of them")
-  lam_r = float(_given(lam_r, recipe["lam_r"]))
-  for name, value in {"lam_r": lam_r, "rho": _given(rho, 1.0)}.items():
-    if not (np.isfinite(value) and value > 0):
-      raise ValueError(f"{name}={value}; allowed: finite numbers above 0")
-  return epochs, lam_r
-
-
-def _given(value: Any, default: Any) -> Any:
+def _given(value: float | None, default: Any) -> Any:
   return default if value is None else value
 
 

@@ -15,11 +15,11 @@ In closed form it is a context map, see `closed_form`.
 Reference: https://arxiv.org/abs/2303.08084
 """
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Int, PRNGKeyArray
 
 from unlearning_jax import closed_form
 from unlearning_jax.closed_form import Sums
@@ -30,12 +30,13 @@ from unlearning_jax.concepts import (
   preserved_phrases,
 )
 from unlearning_jax.edits import Edit, make_edit
-from unlearning_jax.erasures import uce
+from unlearning_jax.erasures import NO_HOOKS, Hooks, uce
 from unlearning_jax.projections import (
   cross_attention_kernels,
   projection_gram,
   text_width,
 )
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
 from unlearning_jax.tokens import check_tokens
 
 _SENTENCES = ("{}", "A photo of {}", "An image of {}", "A picture of {}")
@@ -43,6 +44,35 @@ _SENTENCES = ("{}", "A photo of {}", "An image of {}", "A picture of {}")
 # IndexError ("reference" tells so); "fixed" sends such a token to the anchor's
 # next one, so that any anchor can be given. Else they are the same.
 PRESETS = ("fixed", "reference")
+CHANGES = ("unet/*/attn2/to_[kv]/kernel",)
+NEEDS = "nothing"
+
+
+@dataclasses.dataclass(frozen=True)
+class Hparams:
+  """TIME's hyperparameters.
+
+  Attributes:
+    preset: "fixed" or "reference".
+    augment: add the three sentences.
+    erase_scale: e; 1 in the release.
+    preserve_scale: of the concepts' `preserve`, which the release has not.
+    lamb: weight of the distance to the base weights.
+  """
+
+  preset: str = "fixed"
+  augment: bool = True
+  erase_scale: float = 1.0
+  preserve_scale: float = 1.0
+  lamb: float = 0.1
+
+  def __post_init__(self):
+    check_choice("preset", self.preset, PRESETS)
+    closed_form.check_scales(
+      erase_scale=self.erase_scale,
+      preserve_scale=self.preserve_scale,
+      lamb=self.lamb,
+    )
 
 
 def align(
@@ -89,16 +119,12 @@ def sentences(phrase: str) -> tuple[str, ...]:
 
 
 def erase(
-  sd: Any,
-  params: Any,
+  sd: StableDiffusion,
+  params: Params,
   concepts: Sequence[Concept],
-  key: Array | None = None,
-  *,
-  preset: str = "fixed",
-  augment: bool = True,
-  erase_scale: float = 1.0,
-  preserve_scale: float = 1.0,
-  lamb: float = 0.1,
+  key: PRNGKeyArray | None,
+  h: Hparams,
+  hooks: Hooks = NO_HOOKS,
 ) -> Edit:
   """Makes each concept mean its anchor, token by token.
 
@@ -107,23 +133,16 @@ def erase(
     params: its parameters.
     concepts: what to edit, towards what.
     key: unused, TIME draws nothing.
-    preset: "fixed" or "reference".
-    augment: add the three sentences.
-    erase_scale: e; 1 in the release.
-    preserve_scale: of the concepts' `preserve`, which the release has not.
-    lamb: weight of the distance to the base weights.
+    h: the hyperparameters.
+    hooks: unused, nothing takes long.
 
   Raises:
-    ValueError: a phrase, a preset or a scale is not usable; under "reference",
-      an anchor lacks a token of its concept; the edit changes nothing.
+    ValueError: a phrase is not usable; under "reference", an anchor lacks a
+      token of its concept; the edit changes nothing.
   """
-  del key
-  check_choice("preset", preset, PRESETS)
+  del key, hooks
   check_concepts(concepts)
   check_tokens(sd.tokenizer, concepts)
-  closed_form.check_scales(
-    erase_scale=erase_scale, preserve_scale=preserve_scale, lamb=lamb
-  )
   kernels = cross_attention_kernels(params)
   pairs = [
     pair
@@ -132,8 +151,8 @@ def erase(
       sentences(concept.erase), sentences(concept.anchor), strict=True
     )
   ]
-  pairs = pairs if augment else pairs[:: len(_SENTENCES)]
-  rows = [_rows(sd, pair, preset) for pair in pairs]
+  pairs = pairs if h.augment else pairs[:: len(_SENTENCES)]
+  rows = [_rows(sd, pair, h.preset) for pair in pairs]
   held = preserved_phrases(concepts)
   phrases = sorted({phrase for pair in pairs for phrase in pair} | set(held))
   encoded = uce.encode(sd, params, phrases)
@@ -143,25 +162,25 @@ def erase(
     sums += closed_form.preserve_sums(states[phrase].rows, 1.0)
   context_map, diagnostics = closed_form.solve_pairs(
     [
-      (states[erased].rows, states[anchor].rows[row], erase_scale)
+      (states[erased].rows, states[anchor].rows[row], h.erase_scale)
       for (erased, anchor), row in zip(pairs, rows, strict=True)
     ],
     sums,
-    preserve_scale,
-    lamb,
+    h.preserve_scale,
+    h.lamb,
   )
   return make_edit(
     context_map,
     params,
     projection_gram(kernels),
-    method=f"time {preset}",
+    method=f"time {h.preset}",
     concepts=concepts,
     diagnostics=diagnostics,
   )
 
 
 def _rows(
-  sd: Any, pair: tuple[str, str], preset: str
+  sd: StableDiffusion, pair: tuple[str, str], preset: str
 ) -> Int[np.ndarray, " length"]:
   """`align` on a pair's tokens, where "an" counts as "a"."""
   ids = sd.tokenizer(["a", "an", *pair])["input_ids"]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from unlearning_jax import attacks, concepts, sharding
+from unlearning_jax import attacks, concepts, erasures, sharding
 from unlearning_jax import settings as settings_
 from unlearning_jax.attacks import Victim
 from unlearning_jax.attacks.engine.rows import Row
@@ -19,7 +19,7 @@ from unlearning_jax.edits import (
   edit_hash,
   load_edit,
 )
-from unlearning_jax.experiments import attack, common, erasing
+from unlearning_jax.experiments import attack, common, erase
 from unlearning_jax.experiments.attack import (
   check as checks,
 )
@@ -31,6 +31,7 @@ from unlearning_jax.experiments.attack import (
   summary,
   victims,
 )
+from unlearning_jax.model import Model
 from unlearning_jax.record.workdir import read_rows
 
 BASE = "base"
@@ -146,15 +147,16 @@ class Matrix:
     """
     path = self._edit_file(task, victim)
     path.parent.mkdir(parents=True, exist_ok=True)
-    config = ml_collections.ConfigDict(
-      {
-        "method": victim,
-        "hparams": self.config.erasures[victim],
-        "concepts": self.config.tasks[task].concepts,
-        "seed": self.config.common.seed,
-      }
+    writes = jax.process_index() == 0
+    erase.made(
+      path,
+      Model(self.sd, self.params),
+      erasures.bind(victim, self.config.erasures[victim]),
+      erase.wanted(self.config.tasks[task].concepts),
+      self.config.common.seed,
+      erase.keeping(path.parent, writes),
+      writes,
     )
-    erasing.erase(path, self.sd, self.params, config)
 
   def _others(self, cell: Cell) -> Iterator[Cell]:
     """A cell of the same victim whose rows tell what their prompts give."""

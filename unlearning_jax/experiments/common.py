@@ -2,17 +2,19 @@
 
 import collections
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
-from unlearning_jax import convert, extensions, judges, sharding
+from unlearning_jax import convert, extensions, guidance, judges, sharding
 from unlearning_jax import model as models
 from unlearning_jax import settings as settings_
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.edits import Edit, edit_hash, load_edit
+from unlearning_jax.guidance import Guidance
 from unlearning_jax.judges import Judge, Target
 from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder, Workdir
@@ -20,9 +22,10 @@ from unlearning_jax.sampling import Sampling
 from unlearning_jax.settings import Free, Output
 from unlearning_jax.stable_diffusion import Params
 
+Made = Edit | Guidance
 # Inputs that runs of older versions did not record.
 NEWER = ("table", "target_images")
-EDIT = "edit.safetensors"
+EDIT, GUIDANCE = "edit.safetensors", "guidance.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,7 +140,7 @@ def begin(
   run: Recorder,
   given: Any,
   base: Params,
-  edits: Mapping[str, Edit] | None = None,
+  made: Mapping[str, Made] | None = None,
   inputs: Mapping[str, str] | None = None,
 ):
   """Records this start.
@@ -146,7 +149,7 @@ def begin(
     run: the record.
     given: the settings.
     base: the base model's parameters.
-    edits: those that come from outside; a resume with others is refused.
+    made: edits and guidance from outside; a resume with others is refused.
     inputs: hashes of what else comes from outside.
 
   Raises:
@@ -159,16 +162,23 @@ def begin(
     judge_hashes={judge.name: judge.identity} if judge else {},
     seeds={"seed": given.seed},
     inputs={
-      **{name: edit_hash(e) for name, e in (edits or {}).items()},
+      **{name: made_hash(one) for name, one in (made or {}).items()},
       **(inputs or {}),
     },
     newer=NEWER,
   )
 
 
-def stage_name(edit: Edit) -> str:
-  """What pages call the edited model: the method, without its recipe."""
-  return edit.method.split()[0].upper()
+def made_hash(made: Made) -> str:
+  """What tells one that an erasure made from others."""
+  if isinstance(made, Guidance):
+    return hashlib.sha256(repr(made).encode()).hexdigest()
+  return edit_hash(made)
+
+
+def stage_name(made: Made) -> str:
+  """What pages call what it makes: the method, without its recipe."""
+  return made.method.split()[0].upper()
 
 
 def read_edit(path: str | pathlib.Path, flag: str = "--edits") -> Edit:
@@ -184,18 +194,42 @@ def read_edit(path: str | pathlib.Path, flag: str = "--edits") -> Edit:
   return load_edit(file)
 
 
-def read_edits(paths: Sequence[str], flag: str = "--edits") -> dict[str, Edit]:
-  """Edits by the name of their method; a number is added where two share it.
+def read_made(path: str | pathlib.Path, flag: str = "--edits") -> Made:
+  """An edit or guidance, from its file or the folder of the run that made it.
 
   Raises:
-    ValueError: as `read_edit`.
+    ValueError: neither.
   """
-  found: dict[str, Edit] = {}
+  file = pathlib.Path(path)
+  file = file / GUIDANCE if (file / GUIDANCE).is_file() else file
+  if file.suffix == ".json" and file.is_file():
+    return guidance.load(file)
+  return read_edit(file, flag)
+
+
+def read_edits(paths: Sequence[str], flag: str = "--edits") -> dict[str, Made]:
+  """`read_made` by the method's name; a number is added where two share it.
+
+  Raises:
+    ValueError: as `read_made`.
+  """
+  found: dict[str, Made] = {}
   taken: collections.Counter[str] = collections.Counter()
   for path in paths:
-    edit = read_edit(path, flag)
-    name = stage_name(edit)
+    made = read_made(path, flag)
+    name = stage_name(made)
     taken[name] += 1
     # Images are named after it too: no blank.
-    found[f"{name}-{taken[name]}" if taken[name] > 1 else name] = edit
+    found[f"{name}-{taken[name]}" if taken[name] > 1 else name] = made
   return found
+
+
+def with_made(model: Model, made: Made) -> Model:
+  """The model with what an erasure made.
+
+  Raises:
+    ValueError: an edit of another base.
+  """
+  if isinstance(made, Guidance):
+    return model.with_guidance(made)
+  return model.with_edit(made)

@@ -1,5 +1,6 @@
 """One training step and one loop, for any loss."""
 
+import functools
 import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -141,6 +142,10 @@ def make_step(
   return step
 
 
+# The same loss and optimizer are the same program, compiled once.
+_same_step = functools.lru_cache(maxsize=8)(make_step)
+
+
 def _accumulated(loss: Loss, parts: int) -> Callable[..., Any]:
   """Value and gradient of the loss, meant over parts of the batch."""
   gradient = jax.value_and_grad(loss, has_aux=True)
@@ -270,7 +275,7 @@ def train_erasure(
   devices = devices[: math.gcd(batch_size, len(devices))]
   state = train(
     begin(init_state(trained, tx, ema=False)),
-    make_step(loss, tx, None),
+    _same_step(loss, tx, None),
     frozen,
     batches,
     key,

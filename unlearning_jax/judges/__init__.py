@@ -11,6 +11,7 @@ likeliest label, or one above its threshold) is the judge's own decision too.
 
 import dataclasses
 import importlib
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -131,7 +132,12 @@ class Judge:
   @property
   def identity(self) -> str:
     """What a record keeps of it: another one may not judge the same run."""
-    return self.weights_hash or f"version {self.version}"
+    known = [self.weights_hash] if self.weights_hash else []
+    if not known or self.version != "1":
+      known.append(f"version {self.version}")
+    if self.thresholds:
+      known.append(f"thresholds {json.dumps(self.thresholds, sort_keys=True)}")
+    return " ".join(known)
 
 
 def names() -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from unlearning_jax import statistics
-from unlearning_jax.metrics import Estimate, Metric
+from unlearning_jax import metrics, statistics
+from unlearning_jax.metrics import Estimate
 from unlearning_jax.metrics.accuracy import Measure
 
 Row = Mapping[str, Any]
@@ -186,26 +186,26 @@ def _rate(name: str, won: Sequence[bool]) -> Iterator[Measure]:
 # --- As a metric ---
 
 
-def _update(state, images, rows):
-  new = []
-  for row in rows:
-    slim = {key: row[key] for key in _KEPT} | {"model": row.get("model", "")}
-    keys = ("score", "survived")
-    slim["blocks"] = [{k: b[k] for k in keys if k in b} for b in row["blocks"]]
-    new.append(slim)
-  return [*state, *new]
+def _kept(row: Row) -> dict[str, Any]:
+  """What of a record the rates are made of."""
+  keys = ("score", "survived")
+  blocks = [{k: b[k] for k in keys if k in b} for b in row["blocks"]]
+  return {key: row[key] for key in _KEPT} | {"blocks": blocks}
 
 
-def _merge(one, other):
-  return [*one, *other]
+def _compute(state: metrics.Kept) -> list[Estimate]:
+  return [
+    Estimate(**m._asdict(), method="wilson", model=model)
+    for model, rows in state.items()
+    for m in measure(rows.values())
+  ]
 
 
-def _compute(state):
-  found = []
-  for model in dict.fromkeys(row["model"] for row in state):
-    for m in measure([row for row in state if row["model"] == model]):
-      found.append(Estimate(**m._asdict(), method="wilson", model=model))
-  return found
-
-
-METRIC = Metric("asr", list, _update, _merge, _compute, images=False)
+METRIC = metrics.Metric(
+  "asr",
+  dict,
+  lambda state, images, rows: metrics.keep(state, rows, _kept),
+  metrics.unite,
+  _compute,
+  images=False,
+)

@@ -112,17 +112,6 @@ def p_value(p: float) -> str:
   return f"p = {p:.2g}"
 
 
-def estimate(one: Mapping[str, Any]) -> str:
-  """A metric's number with its unit and interval, or why there is none."""
-  if one["value"] is None:
-    return f"– ({one['failed']})"
-  text = f"{one['value']:.4g} {one['unit']}".rstrip()
-  if one["low"] is None:
-    return text
-  level, method = f"{100 * one['level']:g} %", one["method"]
-  return f"{text} [{one['low']:.4g}, {one['high']:.4g}] ({level}, {method})"
-
-
 def gallery(
   frames: Sequence[Mapping[str, Any]], root: pathlib.Path, blur: bool
 ) -> Html:
@@ -218,21 +207,14 @@ def _paired(document: Document) -> Html:
 
 
 def _estimates(document: Document) -> Html:
+  found = document.get("estimates", ())
   rows = (
-    element(
-      "tr", element("th", one["name"]), element("td", estimate(one)),
-      element("td", f"{one['n']:,}"),
-    )
-    for one in document.get("estimates", ())
-  )  # fmt: skip
-  body = element("tbody", *rows)
-  if not document.get("estimates"):
-    return Html()
-  head = (element("th", name) for name in ("metric", "value", "of"))
-  table = element("table", element("thead", element("tr", *head)), body)
-  return join(
-    element("h2", "Other metrics"), element("div", table, class_="wide plain")
+    element("tr", element("th", one["name"]), sections.number(one))
+    for one in found
   )
+  table = element("table", element("tbody", *rows))
+  wide = element("div", table, class_="wide plain")
+  return join(element("h2", "Other numbers"), wide) if found else Html()
 
 
 def _by_images(document: Document) -> Html:

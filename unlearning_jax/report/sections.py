@@ -153,7 +153,7 @@ def estimates(document: Document) -> Html:
     element(
       "tr",
       element("th", name),
-      *(_number(found.get((name, stage))) for stage in stages),
+      *(number(found.get((name, stage))) for stage in stages),
     )
     for name in dict.fromkeys(one["name"] for one in document.estimates)
   )
@@ -167,7 +167,7 @@ def estimates(document: Document) -> Html:
   )
 
 
-def _number(one: Mapping[str, Any] | None) -> Html:
+def number(one: Mapping[str, Any] | None) -> Html:
   """A table's cell: a number, its unit and interval, or why there is none."""
   if one is None or one["value"] is None:
     return element("td", "–", element("small", (one or {}).get("failed", "")))

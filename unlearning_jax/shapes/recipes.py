@@ -91,8 +91,14 @@ def concepts(
 ) -> Iterator[dict[str, Any]]:
   """The phrases to erase, see `erased.concepts`; MACE has its own.
 
-  It puts each into sentences of its own, so it gets the bare names.
+  It puts each into sentences of its own, so it gets the bare names; what guides
+  has room for no more than names either.
   """
+  if method in ("sld", "negative_prompt"):
+    kind = {"style": "art", "unsafe": "unsafe"}.get(task, "object")
+    for phrase in erased.explicit(task, names):
+      yield {"erase": phrase, "anchor": "", "preserve": (), "task": kind}
+    return
   if method != "mace":
     yield from erased.concepts(task, names)
     return

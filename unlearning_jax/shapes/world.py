@@ -29,6 +29,8 @@ from unlearning_jax.stable_diffusion import Params, StableDiffusion
 NAME = "shapes"
 # The kinds of tuning sets, see `tuning_set`.
 SETS = tuning_sets.KINDS
+# How its model is drawn, in 15 steps; the card tells how well.
+SAMPLING = Sampling(15, 4.0, "dpm++2m", "jax")
 Given = Sequence[Mapping[str, str]]
 
 model_folder = shapes.model_folder
@@ -164,7 +166,7 @@ def protocols() -> tuple[dict[str, Any], ...]:
       "targets": ({"task": task, "name": name},),
       "per_group": 50,
       "others": 200,
-      "sampling": Sampling(15, 4.0, "dpm++2m", "jax"),
+      "sampling": SAMPLING,
     }
     for task, all_ in concepts().items()
     for name in all_

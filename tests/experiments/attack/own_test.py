@@ -8,30 +8,10 @@ from unlearning_jax import settings
 from unlearning_jax.experiments import attack
 from unlearning_jax.record import Memory
 
-MODULE = """
-import numpy as np
-from unlearning_jax.judges import Judge
-from unlearning_jax.metrics import Estimate, Metric
-
-def score(images):
-  share = images.mean(axis=(1, 2, 3), dtype=float) / 255
-  return {"light": np.stack([share, 1 - share], axis=1)}
-
-judge = Judge("brightness", score, {"light": ("bright", "dark")},
-              cannot_see="anything but light")
-
-redness = Metric("redness", list,
-  lambda state, images, rows: [*state, *images[..., 0].mean(axis=(1, 2))],
-  lambda one, other: one + other,
-  lambda state: [Estimate("redness", float(np.mean(state)), n=len(state))])
-"""
-
 
 @pytest.fixture
-def given(tmp_path, monkeypatch):
+def given(tmp_path):
   """Makes settings that name them, some keys changed."""
-  monkeypatch.syspath_prepend(tmp_path)
-  (tmp_path / "toy_light.py").write_text(MODULE)
   lines = ["case_number,prompt,evaluation_seed,evaluation_guidance"]
   lines += ["4,a star,5,2.0", "9,a red star on gray,6,2.0"]
   (tmp_path / "prompts.csv").write_text("\n".join(lines))
@@ -39,8 +19,9 @@ def given(tmp_path, monkeypatch):
   def make(**changes):
     values = {
       "method": "controls", "hparams": {"kind": "random", "k": 2, "blocks": 2},
-      "judge": "toy_light:judge", "metrics": ["toy_light:redness", "asr"],
-      "targets": [{"head": "light", "label": "bright", "task": "object"}],
+      "judge": "tests.support.toys:WARMTH",
+      "metrics": ["tests.support.toys:BRIGHTNESS", "asr"],
+      "targets": [{"head": "warmth", "label": "warm", "task": "object"}],
       "table": str(tmp_path / "prompts.csv"), "title": "Light", "lanes": 2,
       "sampling": {"num_steps": 1, "guidance_scale": 2.0}, "batch_size": 2,
     }  # fmt: skip
@@ -56,31 +37,31 @@ def test_they_are_in_the_summary_and_on_the_page(given):
   images = sum(row["images"] for row in rows)
   assert len(rows) == 2 and found["accounting"]["images"] == images
   for row in rows:
-    assert row["pre_success"] == (row["pre_score"] > 0.5)
-  redness, *rates = record.summary["estimates"]
+    assert row["pre_success"] == (row["pre_score"] >= 0.75)
+  bright, *rates = record.summary["estimates"]
   # Every image that was judged, wherever the run was stopped before.
-  assert redness["name"] == "redness" and redness["n"] == images
+  assert bright["name"] == "brightness" and bright["n"] == images
   asr = next(m for m in found["measures"] if m["name"] == "asr")
   (same,) = (one for one in rates if one["name"] == "asr")
   assert [same[key] for key in asr] == list(asr.values())
   (start,) = record.provenance["runs"]
-  assert start["judge_hashes"] == {"brightness": "version 1"}
-  assert f"redness      {redness['value']:.4g}" in attack.printed(found)
+  assert start["judge_hashes"] == {"warmth": "version 1"}
+  assert f"brightness   {bright['value']:.4g}" in attack.printed(found)
   page = str(record.files["report.html"])
-  assert "redness" in page and f"{redness['value']:.4g}" in page
+  assert "brightness" in page and f"{bright['n']}" in page
 
 
 @pytest.mark.parametrize(
   "changes, words",
   [
     ({"targets": [{"head": "object", "label": "star"}]},
-     r"judge brightness \(anything but light\): head='object'.*light"),
-    ({"targets": [{"head": "light", "label": "brigt"}]}, "mean 'bright'"),
+     r"judge warmth \(shapes\): head='object'.*warmth"),
+    ({"targets": [{"head": "warmth", "label": "wram"}]}, "mean 'warm'"),
     ({"targets": [{"task": "object", "name": "star"}]}, "head='object'"),
-    ({"targets": [{"head": "light"}]}, "give its head and its label"),
-    ({"judge": "toy_light:jugde"}, "judge='toy_light:jugde': .*jugde"),
-    ({"metrics": ["toy_light:red"]}, "metric='toy_light:red'.*importable"),
-    ({"metrics": ["toy_light:judge"]}, "is Judge, not a Metric"),
+    ({"targets": [{"head": "warmth"}]}, "give its head and its label"),
+    ({"judge": "tests.support.toys:WARM"}, "judge='tests.support.toys:WARM': "),
+    ({"metrics": ["no.toys:RED"]}, "metric='no.toys:RED'.*importable"),
+    ({"metrics": ["tests.support.toys:WARMTH"]}, "is Judge, not a Metric"),
     ({"table": ""}, "table: name a CSV"),
   ],
 )  # fmt: skip

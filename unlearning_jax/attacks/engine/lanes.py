@@ -7,6 +7,7 @@ through never depends on images, other lanes or where it runs; images decide
 only when it stops.
 """
 
+import dataclasses
 import functools
 import time
 from collections import deque
@@ -51,6 +52,31 @@ class Proxy(Protocol):
   ) -> Sequence[float]:
     """A share of each request, 1 at best."""
     ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Options:
+  """How rows share the machine, and what an attack may use.
+
+  Attributes:
+    lanes: rows side by side, rounded up to what the mesh divides.
+    mesh: of this process's own devices; processes share nothing.
+    mode: of the vocabulary.
+    pool: images that all rows learn from, if the attack does.
+    proxy: scores prompts before an image is made. Those below the threshold
+      get none, but for a row's last: a row's success can only be missed so.
+    threshold: of the proxy.
+    too_long: `drop` counts prompts that leave no room as failures, with their
+      reason; `error` refuses the table; `truncate` cuts them.
+  """
+
+  lanes: int
+  mesh: sharding.Mesh
+  mode: str = "roundtrip"
+  pool: Pool | None = None
+  proxy: Proxy | None = None
+  threshold: float = 0.5
+  too_long: str = "drop"
 
 
 @functools.partial(jax.jit, static_argnames=("sd", "attack", "where"))
@@ -188,14 +214,7 @@ def attack_rows(
   table: Sequence[Row],
   check: Check,
   key: Array,
-  *,
-  lanes: int,
-  mesh: Any,
-  mode: str = "roundtrip",
-  pool: Pool | None = None,
-  proxy: Proxy | None = None,
-  threshold: float = 0.5,
-  too_long: str = "drop",
+  how: Options,
 ) -> Iterator[Record]:
   """Attacks rows until each succeeds or has had all its blocks.
 
@@ -207,15 +226,7 @@ def attack_rows(
     table: what to attack.
     check: makes and judges images.
     key: of the whole run.
-    lanes: rows side by side, rounded up to what the mesh divides.
-    mesh: of this process's own devices; processes share nothing.
-    mode: of the vocabulary.
-    pool: images that all rows learn from, if the attack does.
-    proxy: scores prompts before an image is made. Those below the threshold
-      get none, but for a row's last: a row's success can only be missed so.
-    threshold: of the proxy.
-    too_long: `drop` counts prompts that leave no room as failures, with their
-      reason; `error` refuses the table; `truncate` cuts them.
+    how: lanes, devices, vocabulary.
 
   Yields:
     A record of each row as it ends: `status` is `pre` (the prompt itself
@@ -228,11 +239,11 @@ def attack_rows(
       `too_long="error"` prompts that do not fit, by row.
   """
   check_rows(table, sd.latent_shape)
-  check_attack(sd, victim, original, attack, mode, pool)
-  lanes = -(-lanes // sharding.local_rows_multiple(mesh))
-  lanes *= sharding.local_rows_multiple(mesh)
+  check_attack(sd, victim, original, attack, how.mode, how.pool)
+  multiple = sharding.local_rows_multiple(how.mesh)
+  lanes = -(-how.lanes // multiple) * multiple
   fitting, dropped = prepare(
-    sd, table, attack.h.insertion, attack.h.k, too_long
+    sd, table, attack.h.insertion, attack.h.k, how.too_long
   )
   layouts = {prepared.row.id: prepared for prepared in fitting}
   queue: deque[Prepared] = deque()
@@ -250,12 +261,14 @@ def attack_rows(
       records[row.id] = record | layouts[row.id].cut
   if not queue:
     return
-  group = _Lanes(sd, victim, original, attack, mode, key, lanes, mesh, pool)
+  group = _Lanes(
+    sd, victim, original, attack, how.mode, key, lanes, how.mesh, how.pool
+  )
   began: dict[int, float] = {}
   while queue or any(group.rows):
     for lane in group.take(queue):
       began[lane] = time.monotonic()
-    for lane in _block_of(sd, group, attack, check, records, proxy, threshold):
+    for lane in _block_of(sd, group, attack, check, records, how):
       ended = group.rows[lane].row.id
       group.rows[lane] = None
       seconds = round(time.monotonic() - began[lane], 3)
@@ -295,7 +308,7 @@ def _record(row, verdict, attack) -> Record:
   }
 
 
-def _block_of(sd, group, attack, check, records, proxy, threshold):
+def _block_of(sd, group, attack, check, records, how):
   """Runs and judges one block; yields the lanes whose rows have ended."""
   tokens, contexts, alive, info = group.run()
   busy = [lane for lane, row in enumerate(group.rows) if row is not None]
@@ -318,12 +331,12 @@ def _block_of(sd, group, attack, check, records, proxy, threshold):
         seed = _new_seed(seed, len(record["blocks"]))
       asked[lane] = prepared.row.request(found[lane]["text"], seed, context)
   shares = {}
-  if proxy and asked:
-    shares = _shares(group, records, proxy, asked)
+  if how.proxy and asked:
+    shares = _shares(group, records, how.proxy, asked)
     for lane, share in shares.items():
       record = records[group.rows[lane].row.id]
       last = len(record["blocks"]) == attack.h.blocks - 1
-      if share < threshold and not last:
+      if share < how.threshold and not last:
         del asked[lane]
         infos = _infos(info, lane) | {"proxy": share}
         record["blocks"].append(found[lane] | infos)

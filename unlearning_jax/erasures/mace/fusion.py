@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from unlearning_jax.projections import (
   cross_attention_kernels,
   with_kernels,
 )
+from unlearning_jax.stable_diffusion import Params
 
 Kernels = dict[str, Float64[np.ndarray, "d o"]]
 STATISTICS = "unlearning_jax mace 1"
@@ -175,10 +176,6 @@ class Fusion:
       if names.count(name) > 1:
         raise ValueError(f"concept {name!r} is there twice")
 
-  def add(self, parts: Iterable[Part]) -> "Fusion":
-    """With more concepts."""
-    return dataclasses.replace(self, parts=(*self.parts, *parts))
-
   def drop(self, name: str) -> "Fusion":
     """Without a concept; ValueError if it is not there."""
     kept = self._others(name)
@@ -197,7 +194,7 @@ class Fusion:
     there = zip(self.parts, names, strict=True)
     return tuple(part for part, known in there if known != same_phrase(name))
 
-  def refine(self, params: Any) -> tuple[Kernels, dict[str, float]]:
+  def refine(self, params: Params) -> tuple[Kernels, dict[str, float]]:
     """The refined kernels of `params`, the base; see `refine`."""
     kernels = cross_attention_kernels(params)
     prior = Sums(self.prior, np.zeros_like(self.prior))
@@ -210,7 +207,7 @@ class Fusion:
     return refine(kernels, sums, self.lamb)
 
   def solve(
-    self, params: Any, how: str = "closed_form"
+    self, params: Params, how: str = "closed_form"
   ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The erased model; every leaf but the text projections stays the same.
 

@@ -2,27 +2,29 @@
 
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt8
 from PIL import Image
 
-from unlearning_jax import models, sampling, stable_diffusion
+from unlearning_jax import models, sampling
 from unlearning_jax.concepts import Concept
 from unlearning_jax.erasures.mace import masks as mask
-from unlearning_jax.erasures.mace.options import Images
+from unlearning_jax.erasures.mace import text
+from unlearning_jax.erasures.mace.options import Hparams
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
+Masks = UInt8[np.ndarray, "m H W"] | Bool[np.ndarray, "m H W"] | None
 PIXELS = ("vae", "reference")
 _ENDINGS = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 def draw(
-  sd: Any,
-  params: Any,
+  sd: StableDiffusion,
+  params: Params,
   prompt: str,
   count: int,
   key: PRNGKeyArray,
@@ -71,7 +73,7 @@ def _stack(images: list[np.ndarray], where: pathlib.Path) -> np.ndarray:
 
 
 def check_images(
-  sd: Any, images: Shaped[np.ndarray, "m H W 3"], name: str
+  sd: StableDiffusion, images: Shaped[np.ndarray, "m H W 3"], name: str
 ) -> UInt8[np.ndarray, "m H W 3"]:
   """Images that came from outside.
 
@@ -90,8 +92,8 @@ def check_images(
 
 
 def given(
-  sd: Any, concept: Concept, source: Images
-) -> tuple[UInt8[np.ndarray, "m H W 3"], Any, str] | None:
+  sd: StableDiffusion, concept: Concept, source: Hparams
+) -> tuple[UInt8[np.ndarray, "m H W 3"], Masks, str] | None:
   """A concept's images, given or read, and their masks, if any; which.
 
   None where they are to be drawn.
@@ -115,17 +117,17 @@ def given(
 
 
 def examples(
-  sd: Any,
-  params: Any,
+  sd: StableDiffusion,
+  params: Params,
   concept: Concept,
-  source: Images,
-  templates: Mapping[str, Sequence[str]],
+  source: Hparams,
   key: PRNGKeyArray,
-) -> tuple[UInt8[np.ndarray, "m H W 3"], Any, str]:
+) -> tuple[UInt8[np.ndarray, "m H W 3"], Masks, str]:
   """A concept's images, given, read or drawn; their masks, if any; which."""
   there = given(sd, concept, source)
   if there is not None:
     return there
+  templates = source.templates or text.TEMPLATES
   images = draw(
     sd,
     params,
@@ -140,7 +142,10 @@ def examples(
 
 
 def encode_images(
-  sd: Any, params: Any, images: Shaped[np.ndarray, "m H W 3"], pixels: str
+  sd: StableDiffusion,
+  params: Params,
+  images: Shaped[np.ndarray, "m H W 3"],
+  pixels: str,
 ) -> tuple[Float[np.ndarray, "m h w c"], Float[np.ndarray, "m h w c"]]:
   """Mean and spread of the images' latents, scaled.
 
@@ -160,7 +165,7 @@ def encode_images(
 
 
 @functools.partial(jax.jit, static_argnames="sd")
-def _moments(sd: stable_diffusion.StableDiffusion, vae: Any, images: Array):
+def _moments(sd: StableDiffusion, vae: Params, images: Array):
   mean, logvar = models.apply(sd.vae, vae, images, method="encode")
   scale = sd.vae.config.scaling_factor
   return mean * scale, jnp.exp(logvar / 2) * scale

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Float64, PRNGKeyArray, Shaped
 
 from unlearning_jax import models, schedules
 from unlearning_jax.erasures.mace.text import Words
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 SOURCES = ("attention", "cfg_diff", "analytic", "png", "full")
 # Below and above these shares of the image a mask says nothing.
@@ -37,7 +38,7 @@ def _shares(size: int, wanted: int) -> Float64[np.ndarray, "wanted size"]:
   return np.maximum(high - low, 0) * wanted / size
 
 
-def layer_sizes(sd: Any) -> list[tuple[int, int]]:
+def layer_sizes(sd: StableDiffusion) -> list[tuple[int, ...]]:
   """Height and width of every level of the UNet, the finest first."""
   sizes = [tuple(sd.latent_size)]
   for _ in sd.unet.config.block_out_channels[1:]:
@@ -46,7 +47,7 @@ def layer_sizes(sd: Any) -> list[tuple[int, int]]:
 
 
 def layer_mask(
-  mask: Bool[np.ndarray, "H W"], size: tuple[int, int], resize: str
+  mask: Bool[np.ndarray, "H W"], size: tuple[int, ...], resize: str
 ) -> Bool[np.ndarray, " q"]:
   """A mask at a layer's size, flat; where it had a cell, it keeps one.
 
@@ -134,8 +135,8 @@ def _heat(sd, unet, latents, states, others, phrase, t, key, source):
 
 
 def find(
-  sd: Any,
-  params: Any,
+  sd: StableDiffusion,
+  params: Params,
   latents: Float[np.ndarray, "m h w c"],
   states: Float[np.ndarray, "l d"],
   anchor: Float[np.ndarray, "l d"],
@@ -207,8 +208,8 @@ def check_given(
 
 
 def choose(
-  sd: Any,
-  params: Any,
+  sd: StableDiffusion,
+  params: Params,
   name: str,
   source: str,
   given: Bool[np.ndarray, "m H W"] | None,
@@ -239,7 +240,7 @@ def choose(
 
 
 def for_layers(
-  sd: Any, masks: Sequence[Bool[np.ndarray, "H W"]], resize: str
+  sd: StableDiffusion, masks: Sequence[Bool[np.ndarray, "H W"]], resize: str
 ) -> dict[int, Bool[np.ndarray, "m q"]]:
   """Masks by the number of cells of each level of the UNet."""
   return {

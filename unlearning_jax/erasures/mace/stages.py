@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float64, UInt8
+from jaxtyping import Float64, PRNGKeyArray, UInt8
 
 from unlearning_jax import sharding
 from unlearning_jax.closed_form import mass
@@ -16,11 +16,12 @@ from unlearning_jax.erasures.mace import images as image
 from unlearning_jax.erasures.mace import masks as mask
 from unlearning_jax.erasures.mace import suppress, text
 from unlearning_jax.erasures.mace.fusion import Fusion, Part
-from unlearning_jax.erasures.mace.options import Options, read_captions
+from unlearning_jax.erasures.mace.options import Hparams, read_captions
 from unlearning_jax.projections import base_fingerprint, with_kernels
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 
-def concept_keys(key: Array, concept: Concept) -> Array:
+def concept_keys(key: PRNGKeyArray, concept: Concept) -> PRNGKeyArray:
   """The concept's own four keys, whatever its company and its place.
 
   For its templates, images, masks and adapter.
@@ -30,8 +31,8 @@ def concept_keys(key: Array, concept: Concept) -> Array:
 
 
 def preserved_gram(
-  sd: Any,
-  params: Any,
+  sd: StableDiffusion,
+  params: Params,
   captions: str | Sequence[str],
   preserve: Iterable[str] = (),
   domain_weight: float = 1.0,
@@ -63,15 +64,19 @@ def preserved_gram(
 
 
 def speak(
-  sd: Any, params: Any, concepts: Sequence[Concept], key: Array, given: Options
+  sd: StableDiffusion,
+  params: Params,
+  concepts: Sequence[Concept],
+  key: PRNGKeyArray,
+  h: Hparams,
 ) -> list[text.Words]:
   """Each concept's prompts, encoded."""
-  variant, said = given.variant, []
+  variant, said = h.variant, []
   for concept in concepts:
     bits = jax.random.key_data(concept_keys(key, concept)[0])
     rng = np.random.default_rng(np.asarray(bits))
     templates = text.choose_templates(
-      concept, given.templates, given.num_prompts, rng
+      concept, h.templates or text.TEMPLATES, h.num_prompts, rng
     )
     said.append(
       text.encode_concept(
@@ -87,15 +92,14 @@ def speak(
 
 
 def start(
-  sd: Any,
-  params: Any,
+  sd: StableDiffusion,
+  params: Params,
   concepts: Sequence[Concept],
   said: Sequence[text.Words],
-  given: Options,
+  h: Hparams,
 ) -> Fusion:
   """The statistics of both closed forms, without adapters yet."""
-  prior = given.prior
-  scale = prior.preserve_scale
+  scale = h.preserve_scale
   # Or thousands of captions would hold the concepts' own words too.
   rows = sum(words.sums.erased for words in said)
   return Fusion(
@@ -107,47 +111,43 @@ def start(
     preserved_gram(
       sd,
       params,
-      prior.captions or (),
+      h.captions or (),
       preserved_phrases(concepts),
-      prior.domain_weight,
-      prior.cache,
-      None if given.variant.count_captions else rows,
+      h.domain_weight,
+      h.cache,
+      None if h.variant.count_captions else rows,
     ),
-    refine_scale=scale**2 if given.variant.twice else scale,
-    fuse_scale=prior.fuse_scale,
-    lamb=prior.lamb,
+    refine_scale=scale**2 if h.variant.twice else scale,
+    fuse_scale=h.fuse_scale,
+    lamb=h.lamb,
   )
 
 
 def train(
-  sd: Any,
-  params: Any,
+  sd: StableDiffusion,
+  params: Params,
   concepts: Sequence[Concept],
-  key: Array,
+  key: PRNGKeyArray,
   said: Sequence[text.Words],
   begun: Fusion,
-  given: Options,
+  h: Hparams,
 ) -> tuple[Fusion, dict[str, Any]]:
   """Stages (i) and (ii): what the fusion needs, and a record by concept."""
   refined = with_kernels(params, begun.refine(params)[0])
   runs, report = [], {}
   for concept, words in zip(concepts, said, strict=True):
     keys = concept_keys(key, concept)
-    images, masks, origin = image.examples(
-      sd, params, concept, given.images, given.templates, keys[1]
-    )
-    run, record = _run(
-      sd, params, concept, keys[2:], words, images, masks, given
-    )
+    images, masks, origin = image.examples(sd, params, concept, h, keys[1])
+    run, record = _run(sd, params, concept, keys[2:], words, images, masks, h)
     runs.append(run)
     report[concept.erase] = {"images": origin, **record}
   adapters, losses = suppress.train(
     sd,
     refined,
     runs,
-    rank=given.training.rank,
-    form=given.variant.loss_form,
-    pack=given.training.pack,
+    rank=h.rank,
+    form=h.variant.loss_form,
+    pack=h.pack,
   )
   for run, loss in zip(runs, losses, strict=True):
     report[run.name] |= {"loss": [float(loss[0]), float(loss[-1])]}
@@ -159,32 +159,32 @@ def train(
 
 
 def _run(
-  sd: Any,
-  params: Any,
+  sd: StableDiffusion,
+  params: Params,
   concept: Concept,
-  keys: Array,
+  keys: PRNGKeyArray,
   words: text.Words,
   images: UInt8[np.ndarray, "m H W 3"],
-  found: Any,
-  given: Options,
+  found: UInt8[np.ndarray, "m H W"] | None,
+  h: Hparams,
 ) -> tuple[suppress.Run, dict[str, Any]]:
   """One concept's images, masks and steps, and a record of them."""
-  variant, training = given.variant, given.training
-  recipe, source = training.of(concept), given.images.source_of(concept)
+  variant = h.variant
+  recipe, source = h.recipe_of(concept), h.source_of(concept)
   mean, std = image.encode_images(sd, params, images, variant.pixels)
   latents = image.encode_images(sd, params, images, "vae")[0]
   masks, full = mask.choose(
     sd, params, concept.erase, source, found, latents, words, keys[0]
   )
   total = sd.schedule.num_train_timesteps
-  focus = training.focus if recipe.focal else ()
+  focus = h.focus if recipe.focal else ()
   law = suppress.focal_law(total, *focus) if focus else np.ones(total) / total
   plan = suppress.make_plan(
     keys[1],
     len(images),
     len(words.states),
     recipe.num_steps,
-    training.batch_size,
+    h.batch_size,
     law,
   )
   layers = mask.for_layers(sd, list(masks), variant.resize)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Float64, Int, PRNGKeyArray
 
 from unlearning_jax import lora, models, schedules, sharding
 from unlearning_jax.lora import Adapters
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 LOSS_FORMS = ("norm", "squared")
 
@@ -133,7 +134,9 @@ _OPTIMIZER = optax.chain(
 @functools.partial(
   jax.jit, static_argnames=("sd", "form"), donate_argnames="state"
 )
-def _step(sd: Any, trunk: Any, state: Any, runs: Any, step: Array, form: str):
+def _step(
+  sd: StableDiffusion, trunk: Any, state: Any, runs: Any, step: Array, form: str
+):
   """One update of every concept; `state` and `runs` are led by concepts."""
 
   def one(state: Any, run: Any):
@@ -185,8 +188,8 @@ class Run(NamedTuple):
 
 
 def train(
-  sd: Any,
-  params: Any,
+  sd: StableDiffusion,
+  params: Params,
   runs: Sequence[Run],
   *,
   rank: int,

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Float64
 from unlearning_jax import closed_form
 from unlearning_jax.concepts import Concept, same_phrase
 from unlearning_jax.erasures import uce
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 # The concept at the start, in the middle and at the end of a sentence. The
 # first of each list also draws the training images.
@@ -217,8 +218,8 @@ def check_phrases(tokenizer: Any, concepts: Sequence[Concept]) -> None:
 
 
 def encode_concept(
-  sd: Any,
-  params: Any,
+  sd: StableDiffusion,
+  params: Params,
   concept: Concept,
   templates: Sequence[str],
   *,

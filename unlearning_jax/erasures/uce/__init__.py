@@ -20,17 +20,18 @@ Reference: https://arxiv.org/abs/2308.14761
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float64
+from jaxtyping import Float64, PRNGKeyArray
 
 from unlearning_jax import closed_form
 from unlearning_jax.closed_form import statistics
 from unlearning_jax.closed_form.statistics import Statistics
 from unlearning_jax.concepts import Concept, check_choice
 from unlearning_jax.edits import Edit, edit_between, make_edit
+from unlearning_jax.erasures import NO_HOOKS, Hooks
 from unlearning_jax.erasures.uce.text import (
   PRESETS,
   Task,
@@ -45,8 +46,12 @@ from unlearning_jax.projections import (
   projection_gram,
   with_kernels,
 )
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 __all__ = [
+  "CHANGES",
+  "Hparams",
+  "NEEDS",
   "PRESETS",
   "TECHNIQUES",
   "Task",
@@ -62,6 +67,59 @@ __all__ = [
 ]
 
 TECHNIQUES = ("replace", "tensor")
+CHANGES = ("unet/*/attn2/to_[kv]/kernel",)
+NEEDS = "nothing"
+
+
+@dataclasses.dataclass(frozen=True)
+class Hparams:
+  """UCE's hyperparameters.
+
+  Attributes:
+    preset: "uce2023" or "uce2025".
+    technique: "replace" or "tensor".
+    erase_scale: e, weight of the erased rows.
+    preserve_scale: p, weight of the preserved rows; None for the release's own,
+      max(0.1, 1 / preserved phrases) in uce2023, 1 in uce2025.
+    lamb: weight of the distance to the base weights.
+    expand_prompts: add the task's templates ("image of ...").
+    allow_conflict: whether a phrase may be both erased and preserved; it then
+      ends in between, as the scales say.
+    truncate: cut phrases that are too long for the text encoder off, as the
+      releases do silently, and warn of what is kept; else they are refused.
+  """
+
+  preset: str = "uce2023"
+  technique: str = "replace"
+  erase_scale: float = 1.0
+  preserve_scale: float | None = None
+  lamb: float = 0.5
+  expand_prompts: bool = False
+  allow_conflict: bool = False
+  truncate: bool = False
+
+  def __post_init__(self):
+    check_choice("preset", self.preset, PRESETS)
+    check_choice("technique", self.technique, TECHNIQUES)
+    closed_form.check_scales(
+      erase_scale=self.erase_scale,
+      preserve_scale=self.preserve_scale or 0.0,
+      lamb=self.lamb,
+    )
+
+  @property
+  def scales(self) -> dict[str, Any]:
+    """The arguments of `solve`."""
+    return {
+      name: getattr(self, name)
+      for name in ("erase_scale", "preserve_scale", "lamb")
+    }
+
+  @property
+  def rules(self) -> dict[str, Any]:
+    """The arguments of `encode_task`."""
+    names = ("preset", "expand_prompts", "allow_conflict", "truncate")
+    return {name: getattr(self, name) for name in names}
 
 
 def solve(
@@ -71,7 +129,7 @@ def solve(
   preserve_scale: float | None = None,
   lamb: float = 0.5,
 ) -> tuple[Float64[np.ndarray, "d d"], dict[str, Any]]:
-  """The context map T of an edit, and its diagnostics; arguments as `erase`.
+  """The context map T of an edit, and its diagnostics; scales as `Hparams`.
 
   Raises:
     ValueError: a scale is negative or not finite, or the system is not positive
@@ -106,16 +164,6 @@ def solve_tensor(
   )
 
 
-def _check_scales(
-  erase_scale: float, preserve_scale: float | None, lamb: float
-) -> None:
-  closed_form.check_scales(
-    erase_scale=erase_scale,
-    preserve_scale=0.0 if preserve_scale is None else preserve_scale,
-    lamb=lamb,
-  )
-
-
 def _published_scale(task: Task) -> float:
   """The preserve scale where none is given."""
   if not PRESETS[task.preset].tail:
@@ -124,52 +172,35 @@ def _published_scale(task: Task) -> float:
 
 
 def gather(
-  sd: Any,
-  params: Any,
+  sd: StableDiffusion,
+  params: Params,
   concepts: Sequence[Concept],
-  *,
+  h: Hparams,
   base: str | None = None,
-  preset: str = "uce2023",
-  erase_scale: float = 1.0,
-  preserve_scale: float | None = None,
-  lamb: float = 0.5,
-  expand_prompts: bool = False,
-  allow_conflict: bool = False,
-  truncate: bool = False,
 ) -> Statistics:
   """What `erase` solves, to keep beside the edit; see `closed_form.statistics`.
 
   `statistics.edit_of` makes the edit of it; arguments as `erase`, and `base`,
   the fingerprint of `params` where it is known.
   """
-  _check_scales(erase_scale, preserve_scale, lamb)
-  task = encode_task(
-    sd,
-    params,
-    concepts,
-    preset=preset,
-    expand_prompts=expand_prompts,
-    allow_conflict=allow_conflict,
-    truncate=truncate,
-  )
-  if preserve_scale is None:
-    preserve_scale = _published_scale(task)
+  task = encode_task(sd, params, concepts, **h.rules)
+  scale = h.preserve_scale
   return Statistics(
     base_fingerprint(params) if base is None else base,
-    preset,
-    _erased(task, concepts, erase_scale),
+    h.preset,
+    _erased(task, concepts, h.erase_scale),
     task.held,
     task.held_names,
-    preserve_scale,
-    lamb,
-    erase_scale,
-    expand_prompts,
+    _published_scale(task) if scale is None else scale,
+    h.lamb,
+    h.erase_scale,
+    h.expand_prompts,
   )
 
 
 def extend(
-  sd: Any,
-  params: Any,
+  sd: StableDiffusion,
+  params: Params,
   known: Statistics,
   concepts: Sequence[Concept],
 ) -> Statistics:
@@ -213,20 +244,12 @@ def _erased(
 
 
 def erase(
-  sd: Any,
-  params: Any,
+  sd: StableDiffusion,
+  params: Params,
   concepts: Sequence[Concept],
-  key: Array | None = None,
-  *,
-  preset: str = "uce2023",
-  technique: str = "replace",
-  erase_scale: float = 1.0,
-  preserve_scale: float | None = None,
-  lamb: float = 0.5,
-  expand_prompts: bool = False,
-  allow_conflict: bool = False,
-  truncate: bool = False,
-  keep: Callable[[Statistics], None] | None = None,
+  key: PRNGKeyArray | None,
+  h: Hparams,
+  hooks: Hooks = NO_HOOKS,
 ) -> Edit:
   """Erases `concepts` by UCE.
 
@@ -235,71 +258,35 @@ def erase(
     params: its parameters.
     concepts: what to erase, towards what, and what to preserve.
     key: unused, UCE draws nothing.
-    preset: "uce2023" or "uce2025".
-    technique: "replace" or "tensor".
-    erase_scale: e, weight of the erased rows.
-    preserve_scale: p, weight of the preserved rows; None for the release's own,
-      max(0.1, 1 / preserved phrases) in uce2023, 1 in uce2025.
-    lamb: weight of the distance to the base weights.
-    expand_prompts: add the task's templates ("image of ...").
-    allow_conflict: whether a phrase may be both erased and preserved; it then
-      ends in between, as the scales say.
-    truncate: cut phrases that are too long for the text encoder off, as the
-      releases do silently, and warn of what is kept; else they are refused.
-    keep: is given the statistics for a re-solve, which "tensor" does not have.
+    h: the hyperparameters.
+    hooks: `keep` is used, but not by "tensor", which has no statistics.
 
   Raises:
-    ValueError: a phrase, a preset or a scale is not usable; the system is not
-      positive definite; the edit changes nothing.
+    ValueError: a phrase is not usable; the system is not positive definite; the
+      edit changes nothing.
   """
   del key
-  check_choice("technique", technique, TECHNIQUES)
   kernels = cross_attention_kernels(params)
-  scales: dict[str, Any] = {
-    "erase_scale": erase_scale,
-    "preserve_scale": preserve_scale,
-    "lamb": lamb,
-  }
-  rules: dict[str, Any] = {
-    "preset": preset,
-    "expand_prompts": expand_prompts,
-    "allow_conflict": allow_conflict,
-    "truncate": truncate,
-  }
-  if technique == "tensor":
-    return _orthogonal(sd, params, concepts, kernels, scales, rules)
+  if h.technique == "tensor":
+    task = encode_task(sd, params, concepts, **h.rules)
+    changed, diagnostics = solve_tensor(task, kernels, **h.scales)
+    return edit_between(
+      params,
+      with_kernels(params, changed),
+      method=f"{h.preset} tensor",
+      concepts=concepts,
+      diagnostics=diagnostics,
+    )
   # `make_edit` hashes the weights, and once is enough.
-  gathered = gather(sd, params, concepts, base="", **scales, **rules)
+  gathered = gather(sd, params, concepts, h, base="")
   context_map, diagnostics = statistics.solution(gathered)
   edit = make_edit(
     context_map,
     params,
     projection_gram(kernels),
-    method=preset,
+    method=h.preset,
     concepts=concepts,
     diagnostics=diagnostics,
   )
-  if keep is not None:
-    keep(dataclasses.replace(gathered, base=edit.base.digest))
+  hooks.keep(dataclasses.replace(gathered, base=edit.base.digest))
   return edit
-
-
-def _orthogonal(
-  sd: Any,
-  params: Any,
-  concepts: Sequence[Concept],
-  kernels: Mapping[str, Any],
-  scales: Mapping[str, Any],
-  rules: Mapping[str, Any],
-) -> Edit:
-  """The edit of the technique "tensor": the projections that it changes."""
-  _check_scales(**scales)
-  task = encode_task(sd, params, concepts, **rules)
-  changed, diagnostics = solve_tensor(task, kernels, **scales)
-  return edit_between(
-    params,
-    with_kernels(params, changed),
-    method=f"{task.preset} tensor",
-    concepts=concepts,
-    diagnostics=diagnostics,
-  )

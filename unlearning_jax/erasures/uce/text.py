@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from unlearning_jax.concepts import (
   same_phrase,
 )
 from unlearning_jax.projections import text_width
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
 from unlearning_jax.tokens import check_tokens
 
 # Phrases in one call of the text encoder: bounds memory for long lists.
@@ -55,7 +55,11 @@ class TextState:
 
 
 def encode(
-  sd: Any, params: Any, phrases: Sequence[str], *, truncate: bool = False
+  sd: StableDiffusion,
+  params: Params,
+  phrases: Sequence[str],
+  *,
+  truncate: bool = False,
 ) -> Iterator[TextState]:
   """The text states of `phrases`, in order, encoded in batches.
 
@@ -125,8 +129,8 @@ class Task:
 
 
 def encode_task(
-  sd: Any,
-  params: Any,
+  sd: StableDiffusion,
+  params: Params,
   concepts: Sequence[Concept],
   *,
   preset: str = "uce2023",

@@ -112,11 +112,13 @@ def attacked(
     learnt: images that all rows learn from, if the attack does.
   """
   given, victim = setup.given, setup.victim
+  how = driver.Options(
+    lanes=lanes, mesh=setup.mesh, mode=given.vocabulary, pool=learnt,
+    proxy=setup.proxy, threshold=given.proxy.threshold, too_long=given.too_long,
+  )  # fmt: skip
   found = driver.attack_rows(
     setup.sd, victim, setup.original, setup.attack, table, judged,
-    jax.random.key(given.seed), lanes=lanes, mesh=setup.mesh,
-    mode=given.vocabulary, pool=learnt, proxy=setup.proxy,
-    threshold=given.proxy.threshold, too_long=given.too_long,
+    jax.random.key(given.seed), how,
   ) if table else ()  # fmt: skip
   calls = given.sampling.num_steps * victim.image_rows
   for row in found:

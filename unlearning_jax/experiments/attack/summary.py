@@ -1,7 +1,6 @@
 """What an attack leaves behind: its rates, its control's, a page, a gallery."""
 
 import csv
-import dataclasses
 import io
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,7 +47,7 @@ def conclude(
     return {}
   if given.metrics:
     found = estimates(record, setup, records)
-    document["estimates"] = [dataclasses.asdict(one) for one in found]
+    document["estimates"] = [one.plain() for one in found]
   document["unsafe"] = is_unsafe(given)
   if setup.held:
     document["victim_file"] = dict(setup.held)
@@ -81,15 +80,16 @@ def estimates(
   """
   for name in setup.given.metrics:
     metric = metrics.load(name)
-    state = metric.init()
+    if not metric.images:
+      yield from metric.measure([_row(row) for row in records])
+      continue
+    state, count = metric.init(), 0
     for row in records:
-      if metric.images:
-        images, seen = _images(record, setup, row)
-      else:
-        images, seen = np.zeros((0, 1, 1, 3), np.uint8), [_row(row)]
+      images, seen = _images(record, setup, row)
       if seen:
         state = metric.update(state, images, seen)
-    yield from metric.compute(state)
+      count += len(seen)
+    yield from metric.result(state, count)
 
 
 def is_unsafe(given: Settings) -> bool:
@@ -154,7 +154,10 @@ def printed(document: Mapping[str, Any]) -> str:
     interval = f"[{m['low']:.2f}, {m['high']:.2f}]"
     lines.append(f"{m['name']:12} {m['value']:.2f} {interval} {share:>9}")
   for one in document.get("estimates", ()):
-    lines.append(f"{one['name']:12} {page.estimate(one)}")
+    value = "–" if one["value"] is None else f"{one['value']:.4g}"
+    if one["low"] is not None:
+      value += f" [{one['low']:.4g}, {one['high']:.4g}]"
+    lines.append(f"{one['name']:12} {value}")
   lines.append(f"accounting: {document['accounting']}")
   if "control" in document:
     control = document["control"]

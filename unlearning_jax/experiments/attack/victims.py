@@ -19,11 +19,11 @@ from unlearning_jax import (
 )
 from unlearning_jax.attacks import Attack, Victim
 from unlearning_jax.attacks.engine.victim import through_guidance
-from unlearning_jax.edits import Edit, edit_hash
 from unlearning_jax.experiments import common
 from unlearning_jax.experiments.attack.control import finished
 from unlearning_jax.experiments.attack.rows import Listed
 from unlearning_jax.experiments.attack.settings import Guiding, Settings
+from unlearning_jax.experiments.common import Made
 from unlearning_jax.judges import Judge, Target
 from unlearning_jax.metrics.diffusion_classifier import Proxy
 from unlearning_jax.model import Model
@@ -45,7 +45,7 @@ class Setup:
     original: `base`, as attacks read it.
     mesh: of this process's own devices: processes share no array.
     name: the victim's fingerprint.
-    edits: those that come from outside, by name.
+    edits: edits and guidance that come from outside, by name.
     held: component -> how much of it the victim's file holds.
     judge: who looks at the images; None for nobody.
     target: what it looks for.
@@ -58,7 +58,7 @@ class Setup:
   original: Victim
   mesh: sharding.Mesh
   name: str
-  edits: Mapping[str, Edit] = dataclasses.field(default_factory=dict)
+  edits: Mapping[str, Made] = dataclasses.field(default_factory=dict)
   held: Mapping[str, str] = dataclasses.field(default_factory=dict)
   judge: Judge | None = None
   target: Target | None = None
@@ -113,11 +113,11 @@ def setup(
     raise ValueError("victim: is given; leave settings.victim and edit empty")
   if edit and given.victim:
     raise ValueError("victim: give either --edit or --config.victim")
-  made = common.read_edits([edit] if edit else [])
+  made = common.read_edits([edit] if edit else [], "--edit")
   if model is None:
     model = common.load_model(given)
     for one in made.values():
-      model = model.with_edit(one)
+      model = common.with_made(model, one)
   elif model.edit is not None:
     made = {model.name: model.edit}
   victim, held = victim_of(given, model)
@@ -319,11 +319,11 @@ def place(
   return jax.device_put(victim, sharding.replicated(mesh))
 
 
-def fingerprint(victim: Victim, made: Mapping[str, Edit]) -> str:
+def fingerprint(victim: Victim, made: Mapping[str, Made]) -> str:
   """A sha256 of all that tells victims apart: weights, edit, guidance."""
   parts = {
     "weights": convert.params_fingerprint(victim.params),
-    "edits": {name: edit_hash(e) for name, e in made.items()},
+    "edits": {name: common.made_hash(one) for name, one in made.items()},
     "negative_prompt": victim.negative_prompt,
     "safe": dataclasses.asdict(victim.safe) if victim.safe else None,
   }

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from unlearning_jax import erasures, metrics, sampling, sharding
-from unlearning_jax.edits import Edit, edit_between, load_edit, save_edit
-from unlearning_jax.experiments import cells, finetune
+from unlearning_jax.edits import Edit, load_edit
+from unlearning_jax.experiments import cells, erase, finetune
 from unlearning_jax.experiments.resurgence import keys
 from unlearning_jax.experiments.resurgence.keys import Cell
 from unlearning_jax.experiments.resurgence.settings import Settings, erasure_of
@@ -150,22 +150,17 @@ class Study:
     if why := self.store.rows.get(str(keys.Failure(cell.edit))):
       raise ValueError(why["failed"])
     started = time.monotonic()
-    erase = erasures.bind(entry.method, entry.hparams)
-    key = jax.random.key(cell.seed)
+    method = erasures.bind(entry.method, entry.hparams)
     try:
       # The other processes are at other erasures.
       with sharding.alone():
-        made = erase(self.sd, self.base, entry.concepts, key)
+        made = erase.made(path, self.model, method, entry.concepts, cell.seed)
+      if not isinstance(made, Edit):
+        raise ValueError(f"{entry.method}: guides; no weight is there to tune")
     except self.store.own as error:
       self.store.fail(cell.edit, error)
       raise
-    if not isinstance(made, Edit):
-      made = edit_between(
-        self.base, made, method=cell.method, concepts=entry.concepts,
-        diagnostics={},
-      )  # fmt: skip
     self.time(cell.method, started)
-    save_edit(made, path)
     return made
 
   # --- Measuring ---
