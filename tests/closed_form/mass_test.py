@@ -1,14 +1,11 @@
 """Sums of long lists, streamed and sharded, against one phrase at a time."""
 
-import pathlib
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
 
 from tests.support import closed_form_cases as cases
+from tests.support import scripts
 from tests.support.closed_form_cases import relative
 from unlearning_jax import closed_form, shapes, sharding, stable_diffusion
 from unlearning_jax.closed_form import mass
@@ -224,16 +221,11 @@ def test_the_launch_script(tmp_path):
   (tmp_path / "erase.txt").write_text("star\nheart\n")
   (tmp_path / "keep.txt").write_text("a house\n")
   out = tmp_path / "edit.safetensors"
-  done = subprocess.run(
-    [sys.executable, "-m", "launch.erase_list", "--model=shapes"]
-    + [f"--erase={tmp_path / 'erase.txt'}", "--anchor=circle"]
-    + [f"--captions={tmp_path / 'keep.txt'}", f"--cache={tmp_path / 'cache'}"]
-    + [f"--output={out}"],
-    capture_output=True,
-    text=True,
-    cwd=pathlib.Path(__file__).parents[2],
-  )
-  assert done.returncode == 0, done.stderr
+  scripts.run(
+    "erase_list", "--model=shapes", "--anchor=circle", f"--output={out}",
+    f"--erase={tmp_path / 'erase.txt'}", f"--cache={tmp_path / 'cache'}",
+    f"--captions={tmp_path / 'keep.txt'}",
+  ).finish()  # fmt: skip
   edit = load_edit(out)
   assert [c.erase for c in edit.concepts] == ["star", "heart"]
   assert edit.diagnostics["captions"] == 1
