@@ -2,8 +2,8 @@
 
 Every module has `Hparams`, a frozen dataclass, and three pure functions
 
-  init(sd, victim, original, batch, key, h) -> state
-  step(sd, victim, original, batch, state, h) -> (state, info)
+  init(problem, key, h) -> state
+  step(problem, state, h) -> (state, info)
   prompt(batch, state, h) -> what FINDS says
 
 which is token ids (`prompt`), embeddings of words that no text stands for
@@ -23,9 +23,8 @@ from typing import Any
 from jaxtyping import Array, Shaped
 
 from unlearning_jax import extensions
-from unlearning_jax.attacks.engine.victim import Batch, Victim
+from unlearning_jax.attacks.engine.victim import Batch, Problem, Victim
 from unlearning_jax.concepts import check_choice
-from unlearning_jax.stable_diffusion import StableDiffusion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,27 +73,13 @@ class Attack:
     """Whether every image gets a new seed."""
     return getattr(self.h, "reseed", False)
 
-  def init(
-    self,
-    sd: StableDiffusion,
-    victim: Victim,
-    original: Victim,
-    batch: Batch,
-    key: Array,
-  ) -> Any:
+  def init(self, problem: Problem, key: Array) -> Any:
     """The lanes before their first iteration."""
-    return self._module.init(sd, victim, original, batch, key, self.h)
+    return self._module.init(problem, key, self.h)
 
-  def step(
-    self,
-    sd: StableDiffusion,
-    victim: Victim,
-    original: Victim,
-    batch: Batch,
-    state: Any,
-  ) -> tuple[Any, dict[str, Array]]:
+  def step(self, problem: Problem, state: Any) -> tuple[Any, dict[str, Array]]:
     """One iteration of every lane, with what can be logged of it."""
-    return self._module.step(sd, victim, original, batch, state, self.h)
+    return self._module.step(problem, state, self.h)
 
   def prompt(self, batch: Batch, state: Any) -> Shaped[Array, "b k ..."]:
     """The adversarial tokens, or embeddings, as they stand."""

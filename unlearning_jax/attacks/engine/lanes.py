@@ -34,6 +34,7 @@ from unlearning_jax.attacks.engine.rows import (
 from unlearning_jax.attacks.engine.victim import (
   Batch,
   Pool,
+  Problem,
   Victim,
   text_states,
 )
@@ -81,7 +82,7 @@ class Options:
 
 @functools.partial(jax.jit, static_argnames=("sd", "attack", "where"))
 def _start(sd, attack, where, victim, original, batch, key):
-  state = attack.init(sd, victim, original, batch, key)
+  state = attack.init(Problem(sd, victim, original, batch), key)
   return jax.lax.with_sharding_constraint(state, where)
 
 
@@ -89,7 +90,7 @@ def _start(sd, attack, where, victim, original, batch, key):
   jax.jit, static_argnames=("sd", "attack", "where"), donate_argnames="state"
 )
 def _refill(sd, attack, where, victim, original, batch, key, state, fresh):
-  new = attack.init(sd, victim, original, batch, key)
+  new = attack.init(Problem(sd, victim, original, batch), key)
   state = keep_lanes(fresh, new, state)
   return jax.lax.with_sharding_constraint(state, where)
 
@@ -99,9 +100,10 @@ def _refill(sd, attack, where, victim, original, batch, key, state, fresh):
 )
 def _block(sd, attack, where, victim, original, batch, state):
   """A block: state, finds, their text states but of prompts, mean infos."""
+  problem = Problem(sd, victim, original, batch)
 
   def body(state, _):
-    return attack.step(sd, victim, original, batch, state)
+    return attack.step(problem, state)
 
   state, info = jax.lax.scan(body, state, length=attack.h.iterations)
   state = jax.lax.with_sharding_constraint(state, where)
@@ -202,8 +204,11 @@ def check_attack(
     pool = Pool(latents, text, text, text)  # type: ignore[arg-type]
   number = np.zeros(1, np.uint32)
   batch = Batch(ids, number, text, text, latents, pool)  # type: ignore[arg-type]
-  init = functools.partial(attack.init, sd)
-  jax.eval_shape(init, victim, original, batch, jax.random.key(0))
+
+  def init(*arrays):
+    return attack.init(Problem(sd, *arrays), jax.random.key(0))
+
+  jax.eval_shape(init, victim, original, batch)
 
 
 def attack_rows(
