@@ -11,7 +11,8 @@ is another one, with its own name.
 """
 
 from absl import flags as absl_flags
-from unlearning_jax.launch import flags
+
+from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()

@@ -4,8 +4,6 @@ Base, erased, tuned and guided models are all `Model`s, the base first. A run
 ends with its table and its page. Erasures end in the same comparison.
 """
 
-import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +11,6 @@ import numpy as np
 
 from unlearning_jax import (
   convert,
-  durable,
-  edits,
   protocols,
   report,
   samplers,
@@ -116,11 +112,8 @@ def fingerprint(model: Model, base: Model) -> str:
   parts = []
   if model.params is not base.params:
     parts.append(convert.params_fingerprint(model.params))
-  if model.edit is not None:
-    parts.append(edits.edit_hash(model.edit))
-  if model.guidance is not None:
-    facts = durable.to_json(dataclasses.asdict(model.guidance), "guidance")
-    parts.append(hashlib.sha256(facts.encode()).hexdigest())
+  made = (one for one in (model.edit, model.guidance) if one is not None)
+  parts += map(common.made_hash, made)
   return " ".join(parts)
 
 
@@ -185,9 +178,10 @@ def compare(
     "heads": _heads(settings, judge),
     "notes": list(notes),
     "diagnostics": {
-      stage: {"method": model.edit.method, **model.edit.diagnostics}
+      stage: {"method": made.method, **getattr(made, "diagnostics", {})}
       for stage, model in models.items()
-      if model.edit is not None
+      for made in (model.edit, model.guidance)
+      if made is not None
     },
   }
   recorder.save_summary(document)
