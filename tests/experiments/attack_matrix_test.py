@@ -209,7 +209,7 @@ def test_a_finished_cell_of_another_table(tmp_path):
 def test_a_hyperparameter_that_is_none():
   config = make_config()
   config.attacks.uda.hparams.iteration = 3
-  with pytest.raises(TypeError, match="did you mean iterations"):
+  with pytest.raises(ValueError, match="did you mean iterations"):
     attack_cells.check(config, {})
 
 
