@@ -70,8 +70,9 @@ def run(
     flags.DEFINE_bool("list", False, "Print what there is to choose from.")
     if {"--list", "-list"} & set(sys.argv[1:]):
       return print(*listed(), sep="\n")
-  # A protocol stands in for a config.
-  if "config" in flags.FLAGS and "protocol" not in flags.FLAGS:
+  named = flags.FLAGS.flag_values_dict()
+  # A protocol, or a default, stands in for a config.
+  if named.get("config", "") is None and "protocol" not in named:
     flags.mark_flag_as_required("config")
   app.run(lambda argv: _started(main, argv))
 

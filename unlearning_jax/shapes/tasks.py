@@ -144,7 +144,7 @@ def unet(config: Any, data: Mapping[str, Any], folder: pathlib.Path) -> Task:
   )
 
 
-def _start(init: str, part: str, fresh: Mapping[str, Any]) -> Params:
+def _start(init: str, part: str, fresh: Mapping[str, Any]) -> Mapping[str, Any]:
   """A part's first parameters: those of the model `init`, if one is named."""
   if not init:
     return fresh
