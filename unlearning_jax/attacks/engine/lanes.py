@@ -7,12 +7,11 @@ through never depends on images, other lanes or where it runs; images decide
 only when it stops.
 """
 
-import dataclasses
 import functools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,10 +22,10 @@ from unlearning_jax import sharding
 from unlearning_jax.attacks import Attack
 from unlearning_jax.attacks.engine import vocabulary
 from unlearning_jax.attacks.engine.lane_state import keep_lanes
+from unlearning_jax.attacks.engine.options import Options as Options
 from unlearning_jax.attacks.engine.rows import (
   Check,
   Prepared,
-  Request,
   Row,
   check_rows,
   prepare,
@@ -41,43 +40,6 @@ from unlearning_jax.attacks.engine.victim import (
 from unlearning_jax.stable_diffusion import StableDiffusion
 
 Record = dict[str, Any]
-
-
-class Proxy(Protocol):
-  """Says how promising prompts are, as `metrics.diffusion_classifier`."""
-
-  timesteps: int
-
-  def __call__(
-    self, rows: Sequence[Row], requests: Sequence[Request]
-  ) -> Sequence[float]:
-    """A share of each request, 1 at best."""
-    ...
-
-
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Options:
-  """How rows share the machine, and what an attack may use.
-
-  Attributes:
-    lanes: rows side by side, rounded up to what the mesh divides.
-    mesh: of this process's own devices; processes share nothing.
-    mode: of the vocabulary.
-    pool: images that all rows learn from, if the attack does.
-    proxy: scores prompts before an image is made. Those below the threshold
-      get none, but for a row's last: a row's success can only be missed so.
-    threshold: of the proxy.
-    too_long: `drop` counts prompts that leave no room as failures, with their
-      reason; `error` refuses the table; `truncate` cuts them.
-  """
-
-  lanes: int
-  mesh: sharding.Mesh
-  mode: str = "roundtrip"
-  pool: Pool | None = None
-  proxy: Proxy | None = None
-  threshold: float = 0.5
-  too_long: str = "drop"
 
 
 @functools.partial(jax.jit, static_argnames=("sd", "attack", "where"))
