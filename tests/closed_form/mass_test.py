@@ -76,7 +76,9 @@ def test_eight_devices_give_the_edit_of_one(model, count):
 def test_is_the_edit_of_uce(model, preset):
   concepts = make_concepts(WORDS[:20], "q", ["moon"])
   tail = uce.PRESETS[preset].tail
-  got = mass.erase(*model, mesh(8), concepts, tail=tail, preserve_scale=0.5)
+  got = mass.erase(
+    *model, mesh(8), concepts, mass.Weights(tail=tail, preserve_scale=0.5)
+  )
   expected = uce.erase(
     *model, concepts, None, uce.Hparams(preset=preset, preserve_scale=0.5)
   )
@@ -151,8 +153,8 @@ def test_captions_hold_what_many_erasures_would_overwrite():
       params,
       sharding.make_mesh(),
       make_concepts(erased, "circle"),
-      captions=captions,
-      caption_scale=scale,
+      mass.Weights(caption_scale=scale),
+      captions,
     )
     moved.append(relative(rows @ edit.context_map.T, rows))
     left.append(closed_form.residual(edit.context_map, pairs))
@@ -208,7 +210,9 @@ def test_a_long_phrase_is_refused_before_any_is_encoded(
   long = {which: "a " * 60}
   concept = Concept(long.get("erased", "b"), long.get("anchor", "q"), ("c",))
   with pytest.raises(ValueError, match="tokens, start and end included"):
-    mass.erase(*model, mesh(1), [concept], captions=[long.get("captions", "d")])
+    mass.erase(
+      *model, mesh(1), [concept], mass.Weights(), [long.get("captions", "d")]
+    )
 
 
 @pytest.mark.e2e
