@@ -35,8 +35,8 @@ def get_config():
 # As `python -m launch.resurgence`, at once with what is saved after a minute.
 SAVING = """
 import runpy
-from launch.shared import resurgence_cells
-resurgence_cells.SAVE_AFTER = 0
+from unlearning_jax.experiments.resurgence import tuning
+tuning.SAVE_AFTER = 0
 runpy.run_module("launch.resurgence", run_name="__main__")
 """
 
