@@ -14,7 +14,8 @@ import pathlib
 import sys
 
 from absl.flags import DEFINE_list
-from unlearning_jax.launch import flags
+
+from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir("The matrix's folder.")

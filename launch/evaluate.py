@@ -41,8 +41,10 @@ def main(_):
   settings = build(evaluate.Settings, config)
   models = evaluate.read_models(settings, _EDITS.value)
   run = common.workdir(_WORKDIR.value, config, evaluate.Settings)
-  print(comparison.text_table(evaluate.run(settings, run, models)))
-  print(f"report: {run.path / 'report.html'}")
+  document = evaluate.run(settings, run, models)
+  if run.is_writer:
+    print(comparison.text_table(document))
+    print(f"report: {run.path / 'report.html'}")
 
 
 def listed() -> list[str]:

@@ -10,6 +10,7 @@ if __name__ == "__main__":
   flags.run(main, listed)
 """
 
+import dataclasses
 import importlib.util
 import pathlib
 import sys
@@ -54,6 +55,19 @@ def settings(cls: type[T], config: ConfigDict) -> T:
   from unlearning_jax.settings import build
 
   return build(cls, config.to_dict())
+
+
+def built(cls: type[T]) -> T:
+  """The settings that flags of the same names make.
+
+  Raises:
+    ValueError: as the class.
+  """
+  names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore
+  values = {name: flags.FLAGS[name].value for name in names}
+  return cls(
+    **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+  )
 
 
 def run(

@@ -15,7 +15,8 @@ concept, instead of the study's own: `--edits=<name>/<concept>=<path>`.
 """
 
 from absl.flags import DEFINE_bool, DEFINE_list
-from unlearning_jax.launch import flags
+
+from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()

@@ -36,17 +36,13 @@ SEPARATE = {"models", "sharding", "erasures", "attacks", "judges", "shapes"}
 MOST_ANY = 0.105
 # What is still to be shortened.
 LONG = {
-  *("amend", "attack_matrix", "erase", "erase_list", "resurgence"),
+  *("attack_matrix", "resurgence"),
   *("ship_shapes", "train"),
 }
 MANY = {
   "attack_rows",
-  "erase",
   "generate",
   "_loss",
-  "refine",
-  "solve",
-  "gather",
 }
 MANY |= {"train", "train_erasure"}
 # Only launch/ decides where a run is kept and with what flags.

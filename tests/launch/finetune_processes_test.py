@@ -7,7 +7,6 @@ import functools
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.support import scripts
 from unlearning_jax import (
   durable,
   finetune,
@@ -124,19 +124,9 @@ def script(folder, fsdp):
 
 def two_processes(devices, *arguments):
   """Runs this file in two processes, to their end."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{free.getsockname()[1]}"
   started = []
-  for i in range(2):
-    environment = os.environ | {
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-      "PYTHONPATH": str(ROOT),
-      "JAX_COORDINATOR_ADDRESS": address,
-      "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost",
-      "SLURM_STEP_NUM_NODES": "1", "SLURM_NTASKS": "2",
-      "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i),
-    }  # fmt: skip
+  for added in scripts.slurm(2, devices):
+    environment = os.environ | added | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, __file__, *map(str, arguments)]
     started.append(
       subprocess.Popen(
