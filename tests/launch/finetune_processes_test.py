@@ -135,7 +135,7 @@ def two_processes(devices, *arguments):
     )
   try:
     for process in started:
-      _, errors = process.communicate(timeout=540)
+      _, errors = process.communicate(timeout=900)
       assert process.returncode == 0, errors[-3000:]
   finally:
     for process in started:
