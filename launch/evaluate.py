@@ -16,9 +16,7 @@ from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()
-_EDITS = absl_flags.DEFINE_list(
-  "edits", [], "Edit files, or folders of erase runs."
-)
+_EDITS = absl_flags.DEFINE_list("edits", [], "Edits, or erase runs' folders.")
 _PROTOCOL = absl_flags.DEFINE_string(
   "protocol", None, "A protocol's name, in place of a config."
 )
@@ -26,7 +24,7 @@ _JUDGE = absl_flags.DEFINE_string(
   "judge", None, "Another judge than the config's, as package.module:name."
 )
 _METRICS = absl_flags.DEFINE_list(
-  "metrics", [], "More metrics, by name or as package.module:name."
+  "metrics", [], "More metrics, named likewise."
 )
 
 
@@ -41,8 +39,10 @@ def main(_):
   settings = build(evaluate.Settings, config)
   models = evaluate.read_models(settings, _EDITS.value)
   run = common.workdir(_WORKDIR.value, config, evaluate.Settings)
-  print(comparison.text_table(evaluate.run(settings, run, models)))
-  print(f"report: {run.path / 'report.html'}")
+  document = evaluate.run(settings, run, models)
+  if run.is_writer:
+    print(comparison.text_table(document))
+    print(f"report: {run.path / 'report.html'}")
 
 
 def listed() -> list[str]:

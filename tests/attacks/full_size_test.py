@@ -16,7 +16,7 @@ import pytest
 from benchmarks.full_size_programs import make_sd
 from unlearning_jax import sharding
 from unlearning_jax.attacks import unlearn_diff_atk
-from unlearning_jax.attacks.engine.victim import Batch, Victim
+from unlearning_jax.attacks.engine.victim import Batch, Problem, Victim
 
 pytestmark = pytest.mark.slow
 FLOOR = 1.71e12
@@ -50,17 +50,19 @@ def lowered(attention, lanes=1, mesh=None):
   sd = make_sd("sd14", "float32", attention)
   victim, batch = abstract(sd, lanes)
   h = unlearn_diff_atk.Hparams(k=K)
-  start = functools.partial(unlearn_diff_atk.init, sd, h=h)
+  start = functools.partial(unlearn_diff_atk.init, h=h)
   # The original takes no part in this loss.
-  state = jax.eval_shape(start, victim, None, batch, key=jax.random.key(0))
-  step = functools.partial(unlearn_diff_atk.step, sd, h=h)
+  state = jax.eval_shape(
+    start, Problem(sd, victim, None, batch), key=jax.random.key(0)
+  )
+  step = functools.partial(unlearn_diff_atk.step, h=h)
   if mesh:
     # As the driver lays them out: rows are shared out, all else is everywhere.
     every, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     victim, words = placed((victim, batch.vocabulary), every)
     batch, state = placed((batch, state), split)
     batch = batch._replace(vocabulary=words)
-  return jax.jit(step).lower(victim, None, batch, state)
+  return jax.jit(step).lower(Problem(sd, victim, None, batch), state)
 
 
 def compiled(*arguments):

@@ -2,18 +2,15 @@
 
 import csv
 import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
 from unlearning_jax.configs import attack_matrix_shapes
 
+from tests.support import scripts
 from unlearning_jax import settings
 from unlearning_jax.experiments.matrix import Cell, Matrix, Settings
 from unlearning_jax.record import Workdir
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 SMALL = [
   "--config.common.per_group=2",
   "--config.common.lanes=2",
@@ -69,11 +66,9 @@ def test_a_finished_cell_of_another_table(tmp_path):
 
 
 def launch(folder, *more):
-  command = [sys.executable, "-m", "launch.attack_matrix"]
-  command += ["--config=configs/attack_matrix_shapes.py:object"]
-  command += [f"--workdir={folder}", *SMALL, *more]
-  return subprocess.run(
-    command, cwd=ROOT, capture_output=True, text=True, timeout=900
+  config = "--config=configs/attack_matrix_shapes.py:object"
+  return scripts.run(
+    "attack_matrix", config, f"--workdir={folder}", *SMALL, *more
   )
 
 

@@ -17,8 +17,6 @@ from unlearning_jax.edits import (
   Edit,
   apply_to_params,
   check_base,
-  edit_hash,
-  load_edit,
 )
 from unlearning_jax.experiments import (
   attack,
@@ -31,6 +29,7 @@ from unlearning_jax.experiments.attack import check as checks
 from unlearning_jax.experiments.attack import control as controls
 from unlearning_jax.experiments.attack import rows, victims
 from unlearning_jax.experiments.attack import summary as summaries
+from unlearning_jax.experiments.common import Made
 from unlearning_jax.experiments.matrix import summary
 from unlearning_jax.experiments.matrix.settings import (
   BASE,
@@ -38,6 +37,7 @@ from unlearning_jax.experiments.matrix.settings import (
   Erased,
   Settings,
 )
+from unlearning_jax.guidance import Guidance
 from unlearning_jax.record import read_rows
 from unlearning_jax.stable_diffusion import Params
 
@@ -188,12 +188,15 @@ class Matrix:
     record.mark_done()
 
   def _setup(
-    self, own: attack.Settings, edits: Mapping[str, Edit]
+    self, own: attack.Settings, edits: Mapping[str, Made]
   ) -> victims.Setup:
     victim = original = Victim(self._base.params)
-    for edit in edits.values():
+    for made in edits.values():
+      if isinstance(made, Guidance):
+        victim = Victim.of(self._base.with_guidance(made))
+        continue
       # In the weights: so one program serves every victim.
-      edited = apply_to_params(edit, self._base.params)
+      edited = apply_to_params(made, self._base.params)
       victim = Victim(self._placed(edited))
     judge, (target,) = common.load_judge(own), common.targets_of(own)
     return victims.Setup(
@@ -210,7 +213,9 @@ class Matrix:
       str(self.store.folder(cell)), self.settings.config(cell),
       attack.Settings, alone=True,
     )  # fmt: skip
-    hashes = {name: edit_hash(e) for name, e in self._edits(cell).items()}
+    hashes = {
+      name: common.made_hash(one) for name, one in self._edits(cell).items()
+    }
     inputs = rows.hashes(own, rows.listed(own))
     record.check_inputs({**hashes, **inputs}, common.NEWER)
 
@@ -222,16 +227,18 @@ class Matrix:
         yield other
         return
 
-  def _edits(self, cell: Cell) -> dict[str, Edit]:
+  def _edits(self, cell: Cell) -> dict[str, Made]:
     one = Erased(cell.task, cell.victim)
     if cell.victim == BASE:
       return {}
     if one in self._given:
       return {str(one): self._given[one]}
     file = self._edit_file(one)
+    guided = file.with_name(common.GUIDANCE)
+    file = guided if guided.exists() else file
     if not file.exists():
       raise ValueError(f"{one}: no edit {file}; its erasure has failed")
-    return {str(one): load_edit(file)}
+    return {str(one): common.read_made(file)}
 
   def _edit_file(self, one: Erased) -> pathlib.Path:
     return self.root / one.task / one.victim / common.EDIT
