@@ -34,7 +34,7 @@ def main(_):
   from unlearning_jax.report import comparison
   from unlearning_jax.settings import build
 
-  given = _CONFIG.value and _CONFIG.value.to_dict()
+  given = _CONFIG.value.to_dict() if _CONFIG.value else None
   config = evaluate.config(given, _PROTOCOL.value, _JUDGE.value, _METRICS.value)
   settings = build(evaluate.Settings, config)
   models = evaluate.read_models(settings, _EDITS.value)

@@ -14,15 +14,15 @@ An erased model from elsewhere is tuned and measured as the config says of its
 concept, instead of the study's own: `--edits=<name>/<concept>=<path>`.
 """
 
+import importlib
+
 from absl.flags import DEFINE_bool, DEFINE_list
 
 from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()
-_EDITS = DEFINE_list(
-  "edits", [], "A study of these alone: <name>/<concept>=<path>."
-)
+_EDITS = DEFINE_list("edits", [], "A study of these: <name>/<concept>=<path>.")
 _DRY_RUN = DEFINE_bool("dry_run", False, "Only say what would be done.")
 _REPORT = DEFINE_bool("report", False, "Only write the report.")
 
@@ -44,13 +44,13 @@ def main(_: list[str]):
 
 def listed() -> list[str]:
   """What the configs of studies can erase, tune and tune on."""
-  from unlearning_jax.configs import resurgence
-
   from unlearning_jax import extensions
 
+  config = importlib.import_module("unlearning_jax.configs.resurgence")
+
   kinds = {
-    "concepts": resurgence.CONCEPTS,
-    "methods": [*resurgence.METHODS, *resurgence.VARIANTS],
+    "concepts": config.CONCEPTS,
+    "methods": [*config.METHODS, *config.VARIANTS],
     "sets": extensions.world("shapes").SETS,
   }
   return [f"{kind}: {', '.join(names)}" for kind, names in kinds.items()]
