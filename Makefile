@@ -8,8 +8,9 @@ DEMO ?= task=object,name=star
 EDIT_ONLY := --config.per_group=0 --config.others=0
 # More flags for pytest: make test PYTEST="-k workdir -x".
 PYTEST ?=
-# A file's tests share compiled programs: they stay in one process.
-WORKERS := -n 2 --dist loadfile
+# A file's tests share compiled programs: they stay in one process. The files go
+# in the order of tests/conftest.py, the longest first.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 ifeq ($(filter $(VERSION),3.11 3.12 3.13),)

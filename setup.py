@@ -31,6 +31,8 @@ CORE = [
   "tqdm>=4.66",
 ]
 
+NOTEBOOK = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
+
 EXTRAS = {
   "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
   "tpu": ["jax[tpu]>=0.10.2,<0.13"],
@@ -40,7 +42,9 @@ EXTRAS = {
   "judges": ["onnxruntime>=1.20", "nudenet>=3.4"],
   "report": ["matplotlib>=3.9"],
   "tensorboard": ["tensorboardX>=2.6"],
+  "notebook": NOTEBOOK,
   "test": [
+    *NOTEBOOK,
     "beartype>=0.22",
     # Loads adapters into torch diffusers; needs torch.
     'peft>=0.17; python_version == "3.11"',

@@ -17,7 +17,7 @@ from unlearning_jax import (
   stable_diffusion,
 )
 from unlearning_jax.attacks.engine import insertion
-from unlearning_jax.attacks.engine.victim import Batch, Victim
+from unlearning_jax.attacks.engine.victim import Batch, Problem, Victim
 from unlearning_jax.convert.sd1 import CONFIGS
 from unlearning_jax.experiments import finetune as tuning
 from unlearning_jax.schedules import Schedule
@@ -128,11 +128,11 @@ def attack(sd: StableDiffusion, rows: int, like: Any) -> Program:
   """A step of UnlearnDiffAtk with all tokens allowed."""
   del like
   method = attacks.bind("unlearn_diff_atk", {"k": K})
-  start = jax.jit(functools.partial(method.init, sd))
+  start = jax.jit(method.init)
   length, size = sd.context_shape[0], sd.text_encoder.config.vocab_size
 
   def step(state: Any, victim: Victim, batch: Batch):
-    return method.step(sd, victim, None, batch, state)  # type: ignore
+    return method.step(Problem(sd, victim, None, batch), state)  # type: ignore
 
   def arguments(params: Any):
     victim = Victim({name: params[name] for name in ("text_encoder", "unet")})
@@ -144,7 +144,8 @@ def attack(sd: StableDiffusion, rows: int, like: Any) -> Program:
       jnp.broadcast_to(source, (rows, length)),
       normal(0, (rows, *sd.latent_shape)),
     )
-    return start(victim, None, batch, jax.random.key(0)), victim, batch
+    problem = Problem(sd, victim, None, batch)  # type: ignore
+    return start(problem, jax.random.key(0)), victim, batch
 
   return Program(step, arguments, carries=True)
 

@@ -5,22 +5,24 @@ python -m launch.build_shapes --data_dir=data --config=tiny
 Two seconds for "tiny", two minutes on one core for "full".
 """
 
-from absl import app, flags, logging
+from absl import logging
+from absl.flags import DEFINE_string
 
-from unlearning_jax.shapes import builder
+from . import flags
 
-_DATA_DIR = flags.DEFINE_string(
+_DATA_DIR = DEFINE_string(
   "data_dir", None, "The tfds root to write under.", required=True
 )
-_CONFIG = flags.DEFINE_string(
+_CONFIG = DEFINE_string(
   "config", "full", "full (60,000 + 4,000 images) or tiny (512 + 128)."
 )
 
 
-def main(argv: list[str]) -> None:
+def main(_):
   """Writes the dataset and says what lies where."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  from unlearning_jax import extensions
+
+  builder = extensions.world("shapes", "builder")
   shapes = builder.build(_DATA_DIR.value, _CONFIG.value)
   for name, split in shapes.info.splits.items():
     logging.info("%s: %d images", name, split.num_examples)
@@ -28,4 +30,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  flags.run(main)

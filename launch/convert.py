@@ -23,9 +23,6 @@ Stable Diffusion 1 in float32, folder to folder, peaks at 7 GiB of memory; a
 delta or an edit holds two models.
 """
 
-import dataclasses
-from typing import Any
-
 from absl import flags as absl_flags
 
 from . import flags
@@ -48,9 +45,7 @@ def main(_):
   """Checks the flags, then converts."""
   from unlearning_jax.experiments import convert
 
-  names = [field.name for field in dataclasses.fields(convert.Settings)]
-  given: dict[str, Any] = {n: absl_flags.FLAGS[n].value for n in names}
-  convert.run(convert.Settings(**given))
+  convert.run(flags.built(convert.Settings))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ is another one, with its own name.
 """
 
 from absl import flags as absl_flags
-from unlearning_jax.launch import flags
+
+from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()
-_EDITS = absl_flags.DEFINE_list(
-  "edits", [], "Edit files, or folders of erase runs."
-)
+_EDITS = absl_flags.DEFINE_list("edits", [], "Edits, or erase runs' folders.")
 _PROTOCOL = absl_flags.DEFINE_string(
   "protocol", None, "A protocol's name, in place of a config."
 )
@@ -25,7 +24,7 @@ _JUDGE = absl_flags.DEFINE_string(
   "judge", None, "Another judge than the config's, as package.module:name."
 )
 _METRICS = absl_flags.DEFINE_list(
-  "metrics", [], "More metrics, by name or as package.module:name."
+  "metrics", [], "More metrics, named likewise."
 )
 
 
@@ -35,13 +34,15 @@ def main(_):
   from unlearning_jax.report import comparison
   from unlearning_jax.settings import build
 
-  given = _CONFIG.value and _CONFIG.value.to_dict()
+  given = _CONFIG.value.to_dict() if _CONFIG.value else None
   config = evaluate.config(given, _PROTOCOL.value, _JUDGE.value, _METRICS.value)
   settings = build(evaluate.Settings, config)
   models = evaluate.read_models(settings, _EDITS.value)
   run = common.workdir(_WORKDIR.value, config, evaluate.Settings)
-  print(comparison.text_table(evaluate.run(settings, run, models)))
-  print(f"report: {run.path / 'report.html'}")
+  document = evaluate.run(settings, run, models)
+  if run.is_writer:
+    print(comparison.text_table(document))
+    print(f"report: {run.path / 'report.html'}")
 
 
 def listed() -> list[str]:

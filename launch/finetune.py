@@ -14,21 +14,19 @@ defend an erasure, and where images come from.
 
 import functools
 
-from absl import flags as absl_flags
-
-from unlearning_jax.experiments import common, finetune
+from absl.flags import DEFINE_string
 
 from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()
-_EDIT = absl_flags.DEFINE_string(
-  "edit", None, "An edit, or an erase run's folder."
-)
+_EDIT = DEFINE_string("edit", None, "An edit, or an erase run's folder.")
 
 
 def main(_):
   """Flags to settings to the run."""
+  from unlearning_jax.experiments import common, finetune
+
   settings = flags.settings(finetune.Settings, _CONFIG.value)
   model = common.load_model(settings)
   if _EDIT.value:
@@ -39,5 +37,12 @@ def main(_):
   finetune.run(settings, opener, model)
 
 
+def listed() -> list[str]:
+  """What may train, what defends an erasure, where images come from."""
+  from unlearning_jax.experiments import finetune
+
+  return finetune.listed()
+
+
 if __name__ == "__main__":
-  flags.run(main, finetune.listed)
+  flags.run(main, listed)

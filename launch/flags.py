@@ -10,6 +10,7 @@ if __name__ == "__main__":
   flags.run(main, listed)
 """
 
+import dataclasses
 import importlib.util
 import pathlib
 import sys
@@ -56,6 +57,19 @@ def settings(cls: type[T], config: ConfigDict) -> T:
   return build(cls, config.to_dict())
 
 
+def built(cls: type[T]) -> T:
+  """The settings that flags of the same names make.
+
+  Raises:
+    ValueError: as the class.
+  """
+  names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore
+  values = {name: flags.FLAGS[name].value for name in names}
+  return cls(
+    **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+  )
+
+
 def run(
   main: Callable[[list[str]], Any],
   listed: Callable[[], Iterable[str]] | None = None,
@@ -70,8 +84,9 @@ def run(
     flags.DEFINE_bool("list", False, "Print what there is to choose from.")
     if {"--list", "-list"} & set(sys.argv[1:]):
       return print(*listed(), sep="\n")
-  # A protocol stands in for a config.
-  if "config" in flags.FLAGS and "protocol" not in flags.FLAGS:
+  named = flags.FLAGS.flag_values_dict()
+  # A protocol, or a default, stands in for a config.
+  if named.get("config", "") is None and "protocol" not in named:
     flags.mark_flag_as_required("config")
   app.run(lambda argv: _started(main, argv))
 

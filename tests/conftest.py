@@ -25,3 +25,33 @@ import jax  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 8)
 # A (b,) added to a (b, c) by accident is an error, not a broadcast.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Slowest first, as measured: a worker that meets one of these last ends alone.
+LONGEST = (
+  "full_size_test.py",
+  "contracts/attacks_test.py",
+  "launch/attack_processes_test.py",
+  "launch/attack_launch_test.py",
+  "finetune/full_size_test.py",
+  "launch/processes_test.py",
+  "finetune/model_test.py",
+  "attacks/full_size_test.py",
+  "launch/finetune_processes_test.py",
+  "launch/scripts_test.py",
+  "launch/resurgence_launch_test.py",
+  "convert/full_size_test.py",
+  "packaging_test.py",
+  "attacks/gcg_test.py",
+  "guidance_test.py",
+  "stable_diffusion_test.py",
+  "benchmarks_test.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+  ranks = {name: rank for rank, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: ranks.get(_name(item), len(ranks)))
+
+
+def _name(item):
+  return item.path.relative_to(ROOT / "tests").as_posix()

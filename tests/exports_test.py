@@ -1,9 +1,6 @@
 """Exported edits opened by torch diffusers must draw what ours draws."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +9,7 @@ import pytest
 import safetensors
 from safetensors.numpy import load_file
 
-from tests.support import tiny_pipelines
+from tests.support import scripts, tiny_pipelines
 from unlearning_jax import (
   convert,
   lora,
@@ -326,13 +323,8 @@ def test_the_launch_script(tmp_path):
   save_edit(edit, tmp_path / "edit.safetensors")
 
   def run(*flags):
-    return subprocess.run(
-      [sys.executable, "-m", "launch.export", "--model=shapes"]
-      + [f"--edit={tmp_path / 'edit.safetensors'}", *flags],
-      capture_output=True,
-      text=True,
-      cwd=pathlib.Path(__file__).parents[1],
-    )
+    edit = f"--edit={tmp_path / 'edit.safetensors'}"
+    return scripts.run("export", "--model=shapes", edit, *flags)
 
   out = tmp_path / "lora.safetensors"
   done = run("--format=kohya", f"--output={out}", "--rank=4")

@@ -1,14 +1,14 @@
 """Stable Diffusion 1.4 at its real size, random weights, against torch.
 
-Each stage runs in a process of its own, so that memory is given back and its
-peak can be measured. torch writes a folder and what it computes from it; we
-open the folder as a user would. Measured on 2 busy CPU cores: see `PEAK_GIB`.
+torch, and each of our halves, run in a process of their own, so that memory is
+given back and its peak can be measured. torch writes a folder and what it
+computes from it; we open the folder as a user would. For 2 busy CPU cores: see
+`PEAK_GIB`.
 """
 
 import concurrent.futures
 import json
 import multiprocessing
-import os
 import resource
 import shutil
 import time
@@ -53,8 +53,6 @@ def torch_model(part):
   import torch
   import transformers
 
-  # The other tests' torch is kept to one thread.
-  torch.set_num_threads(os.cpu_count())
   torch.manual_seed(0)
   if part == "text_encoder":
     config = transformers.CLIPTextConfig(**CONFIGS[part])
@@ -115,6 +113,10 @@ def torch_unet(folder):
   out = unet(latents, torch.tensor([321]), context).sample
   (out - noise).square().mean().backward()
   return {"prediction": to_numpy(out), "gradient": context.grad.numpy()}
+
+
+def torch_all(folder):
+  return torch_text_and_vae(folder) | torch_unet(folder)
 
 
 def our_text_and_vae(folder):
@@ -210,7 +212,7 @@ def error(ours, theirs):
 def torch_halves(tmp_path_factory):
   """A model folder, and what torch computes from it."""
   folder = tmp_path_factory.mktemp("sd14")
-  expected = alone(torch_text_and_vae, folder)[0] | alone(torch_unet, folder)[0]
+  expected, _ = alone(torch_all, folder)
   tiny_pipelines.write_tokenizer(folder / "tokenizer")
   (folder / "scheduler").mkdir()
   scheduler = folder / "scheduler" / "scheduler_config.json"

@@ -20,7 +20,11 @@ from unlearning_jax import (
 )
 from unlearning_jax.attacks import concept_inversion
 from unlearning_jax.attacks.engine import losses, rows
-from unlearning_jax.attacks.engine.victim import Batch, through_guidance
+from unlearning_jax.attacks.engine.victim import (
+  Batch,
+  Problem,
+  through_guidance,
+)
 from unlearning_jax.convert.sd1 import CONFIGS
 
 SAFE = guidance.Safe("a star", 2, 3.0, 0.1, 0.3, 0.4)
@@ -329,9 +333,9 @@ def test_an_inversion_through_a_recursion(world):
     {"k": 2, "draws": 2, "recursion": 4, "loss": "match"},
   )
   victim = guided(world, 3.0, safe=SAFE)
-  state = attack.init(sd, victim, original, batch, jax.random.key(0))
-  step = jax.jit(lambda *args: attack.step(sd, *args))
-  new, info = step(victim, original, batch, state)
+  state = attack.init(Problem(sd, victim, original, batch), jax.random.key(0))
+  step = jax.jit(attack.step)
+  new, info = step(Problem(sd, victim, original, batch), state)
   assert np.isfinite(info["loss"]).all() and new.alive.all()
   moved = np.abs(new.embeds - state.embeds).max(axis=(1, 2))
   np.testing.assert_allclose(moved, attack.h.learning_rate, rtol=0.1)
@@ -345,13 +349,15 @@ def test_what_an_inversion_needs(world):
   ):
     attack = attacks.bind("concept_inversion", hparams)
     with pytest.raises(ValueError, match=words):
-      attack.init(sd, victim, original, batch, jax.random.key(0))
+      attack.init(Problem(sd, victim, original, batch), jax.random.key(0))
   attack = attacks.bind("concept_inversion", {"loss": "match"})
   with pytest.raises(ValueError, match="guidance.negative_prompt=''.*safe"):
-    attack.init(sd, guided(world, 3.0), original, batch, jax.random.key(0))
+    attack.init(
+      Problem(sd, guided(world, 3.0), original, batch), jax.random.key(0)
+    )
   for fields in ({"negative_prompt": "a star"}, {"safe": SAFE}):
     kept = guided(world, 3.0, **fields)
-    attack.init(sd, kept, original, batch, jax.random.key(0))
+    attack.init(Problem(sd, kept, original, batch), jax.random.key(0))
   with pytest.raises(ValueError, match="recursion=1"):
     attacks.bind("concept_inversion", {"recursion": 1})
   short = schedules.Schedule.from_config(
@@ -360,10 +366,8 @@ def test_what_an_inversion_needs(world):
   attack = attacks.bind("concept_inversion", {"recursion": 35})
   kept = guided(world, 3.0, safe=SAFE)
   with pytest.raises(ValueError, match="the model has 90"):
-    attack.init(
-      dataclasses.replace(sd, schedule=short), kept, original, batch,
-      jax.random.key(0),
-    )  # fmt: skip
+    other = dataclasses.replace(sd, schedule=short)
+    attack.init(Problem(other, kept, original, batch), jax.random.key(0))
 
 
 @pytest.mark.slow
@@ -371,14 +375,16 @@ def test_a_pool_is_learnt_from_and_the_rows_images_are_not(world):
   sd, victim, original, batch = world
   h = {"k": 2, "draws": 2, "pool": "templates"}
   attack = attacks.bind("concept_inversion", h)
-  step = jax.jit(lambda *args: attack.step(sd, victim, original, *args))
+  step = jax.jit(attack.step)
 
   def after(latents, shift):
     images = pool(sd, attack)
     images = images._replace(latents=images.latents + shift)
     rows_ = batch._replace(pool=images, latents=latents)
-    state = attack.init(sd, victim, original, rows_, jax.random.key(0))
-    return np.asarray(step(rows_, state)[0].embeds)
+    state = attack.init(Problem(sd, victim, original, rows_), jax.random.key(0))
+    return np.asarray(
+      step(Problem(sd, victim, original, rows_), state)[0].embeds
+    )
 
   first = after(batch.latents, 0)
   np.testing.assert_array_equal(first, after(batch.latents + 1, 0))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.stable_diffusion_test import PROMPTS, SEEDS, files
-from unlearning_jax import edits, stable_diffusion
+from unlearning_jax import edits, guidance, stable_diffusion
 from unlearning_jax import model as models
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.guidance import Guidance
@@ -74,6 +74,14 @@ def test_a_run_its_edit_and_its_steps_are_models(run, base, edit):
   assert models.load(run).edit.method.endswith("@10")
   five = models.load(run / "steps/000005.safetensors")
   assert five.edit.method.endswith("@5") and five.source == base.source
+
+
+def test_a_guided_run_is_a_guided_model(run, base):
+  (run / "edit.safetensors").unlink()
+  guided = Guidance("a", method="negative_prompt")
+  guidance.save(guided, run / "guidance.json")
+  assert models.load(run).guidance == guided
+  assert models.load(run).edit is None
 
 
 def test_an_edit_alone_needs_its_base(run, base, tmp_path, folder):

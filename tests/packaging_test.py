@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -13,7 +14,7 @@ SHIPPED = ("unlearning_jax", "configs", "launch")
 SCRIPTS = sorted(
   path.stem
   for path in (ROOT / "launch").glob("*.py")
-  if "__main__" in path.read_text()
+  if "__main__" in path.read_text() and path.stem != "main"
 )
 JUNK = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
 
@@ -26,14 +27,70 @@ def run(*command, cwd):
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-  """A fresh environment with the wheel and the core dependencies only."""
-  folder = tmp_path_factory.mktemp("fresh")
-  source = folder / "source"
+def source(tmp_path_factory):
+  """What a wheel is built of, and nothing else."""
+  source = tmp_path_factory.mktemp("checkout") / "source"
   for name in SHIPPED:
     shutil.copytree(ROOT / name, source / name, ignore=JUNK)
   for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
     shutil.copy(ROOT / name, source)
+  return source
+
+
+@pytest.fixture(scope="module")
+def command(source, tmp_path_factory):
+  """`unlearning-jax` out of a wheel, beside the packages of this environment.
+
+  Their editable install of the checkout is left out: a .pth names the folder of
+  packages, and no .pth in there is followed.
+  """
+  folder = tmp_path_factory.mktemp("wheel")
+  python = folder / "venv/bin/python"
+  for line in (
+    [sys.executable, "-m", "venv", folder / "venv"],
+    [
+      *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"),
+      *("--no-build-isolation", "--wheel-dir", folder, source),
+    ],
+    [
+      *(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"),
+      *("--find-links", folder, "unlearning_jax"),
+    ],
+  ):
+    code, _, errors = run(*line, cwd=folder)
+    assert code == 0, errors
+  here = pathlib.Path(jax.__file__).parents[1]
+  (packages_folder(python) / "beside.pth").write_text(f"{here}\n")
+  return python.with_name("unlearning-jax")
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_the_command_works_from_any_folder(command, tmp_path):
+  python = command.with_name("python")
+  there = {path.name for path in packages_folder(python).iterdir()}
+  assert "unlearning_jax" in there and not {"launch", "configs"} & there
+  code, output, errors = run(command, "--list", cwd=tmp_path)
+  assert code == 0 and "erase" in output, errors
+  config = "--config=erase_uce:tiny,task=object,name=star"
+  small = ("--config.per_group=0", "--config.others=0", "--workdir=uce")
+  code, _, errors = run(command, "erase", config, *small, cwd=tmp_path)
+  assert code == 0, errors
+  assert (tmp_path / "uce/edit.safetensors").is_file()
+  assert (tmp_path / "uce/DONE").is_file()
+  where = "import unlearning_jax as ul; print(ul.__file__, ul.methods())"
+  _, output, errors = run(python, "-c", where, cwd=tmp_path)
+  assert str(packages_folder(python)) in output, errors
+  code, _, errors = run(command, "erase", "--config=erase_uc", cwd=tmp_path)
+  assert code and "did you mean 'erase_uce'" in errors
+  code, _, errors = run(command, "erasee", cwd=tmp_path)
+  assert code and "did you mean 'erase'" in errors
+
+
+@pytest.fixture(scope="module")
+def installed(source, tmp_path_factory):
+  """A fresh environment with the wheel and the core dependencies only."""
+  folder = tmp_path_factory.mktemp("fresh")
   python = folder / "venv/bin/python"
   for command in (
     [sys.executable, "-m", "venv", folder / "venv"],
@@ -51,17 +108,23 @@ def packages_folder(python):
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_the_wheel_holds_every_file(installed):
-  def files(root):
+def test_the_wheel_holds_every_file(installed, source):
+  def files(*roots):
     return {
-      path.relative_to(root).as_posix(): path.read_bytes()
-      for name in SHIPPED
-      for path in (root / name).rglob("*")
+      path.relative_to(root.parent).as_posix(): path.read_bytes()
+      for root in roots
+      for path in root.rglob("*")
       if path.is_file() and "__pycache__" not in path.parts
     }
 
-  source = installed.parents[2] / "source"
-  want, got = files(source), files(packages_folder(installed))
+  package = packages_folder(installed) / "unlearning_jax"
+  want = files(*(source / name for name in SHIPPED))
+  # The two folders of scripts and configs lie within it, and nowhere else.
+  inner = [package / name for name in SHIPPED[1:]]
+  got = files(package, *inner)
+  for name in [*got]:
+    if name.split("/")[1] in SHIPPED:
+      del got[name]
   assert sorted(got) == sorted(want)
   assert got == want
 
@@ -90,7 +153,7 @@ def test_every_module_imports_without_torch_and_tensorflow(installed):
 @pytest.mark.e2e
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_launch_script_explains_itself(installed, script):
-  command = (installed, "-m", f"launch.{script}", "--help")
+  command = (installed.with_name("unlearning-jax"), script, "--help")
   code, output, errors = run(*command, cwd=installed.parent)
   # absl's --help exits with 1.
   assert code in (0, 1) and "Traceback" not in errors, errors

@@ -1,13 +1,81 @@
 """Erase, attack, fine-tune, evaluate: concept unlearning in diffusion models.
 
-Import the module that answers your question, for example
-`from unlearning_jax import stable_diffusion`; nothing is loaded before that.
+  import unlearning_jax as ul
+
+  model = ul.load("shapes")
+  star = ul.concept(model, "star")
+  erased = ul.erase(model, star, method="rece")
+  ul.grid([model, erased], ["a red star", "a blue moon"], seeds=[0, 1])
+
+`dir(ul)` lists what there is; nothing is loaded before it is used. Some names
+are packages too: `ul.attacks()` lists attacks, `ul.attacks.bind` is in the
+package.
 """
 
+import importlib
 import os
+import sys
+import types
+from typing import TYPE_CHECKING, Any
 
 # transformers tells whoever has no torch that its models are missing. Only its
 # tokenizers are used here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 __version__ = "0.1.0"
+_NAMES = (
+  "Concept", "Model", "attack", "concept", "erase", "evaluate", "grid",
+  "judge", "load", "methods", "metric", "open", "protocol", "resurgence",
+)  # fmt: skip
+# Packages that are called like what they hold.
+_CALLED = ("attacks", "concepts", "finetune", "protocols")
+
+if TYPE_CHECKING:
+  from unlearning_jax.api import (  # noqa: F401
+    Concept,
+    Model,
+    attack,
+    concept,
+    erase,
+    evaluate,
+    grid,
+    judge,
+    load,
+    methods,
+    metric,
+    open,
+    protocol,
+    resurgence,
+  )
+
+
+class _Called(types.ModuleType):
+  """A package that can be called, as the function of its name in `api`."""
+
+  def __call__(self, *args: Any, **options: Any) -> Any:
+    name = self.__name__.rpartition(".")[2]
+    api = importlib.import_module(f"{__name__}.api")
+    return getattr(api, name)(*args, **options)
+
+
+class _Lazy(types.ModuleType):
+  """This package: its functions are imported when they are asked for."""
+
+  def __getattr__(self, name: str) -> Any:
+    if name in _NAMES:
+      return getattr(importlib.import_module(f"{__name__}.api"), name)
+    if name in _CALLED:
+      return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+  def __setattr__(self, name: str, value: Any):
+    # Python sets every imported submodule as an attribute.
+    if name in _CALLED and isinstance(value, types.ModuleType):
+      value.__class__ = _Called
+    super().__setattr__(name, value)
+
+  def __dir__(self) -> list[str]:
+    return sorted((*_NAMES, *_CALLED, "__version__"))
+
+
+sys.modules[__name__].__class__ = _Lazy

@@ -133,7 +133,7 @@ class JsonLines:
       os.close(self._file)
 
 
-def to_json(value: Any, what: str, indent: int | None = None) -> str:
+def to_json(value: object, what: str, indent: int | None = None) -> str:
   """JSON text of plain, numpy and JAX values.
 
   Raises:

@@ -333,7 +333,7 @@ def load_edit(path: str | pathlib.Path) -> Edit:
 
 
 def _check_tensors(
-  path: Any,
+  path: str | pathlib.Path,
   context_map: np.ndarray | None,
   leaves: Mapping[str, np.ndarray],
 ):

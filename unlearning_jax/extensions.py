@@ -36,14 +36,18 @@ def worlds() -> tuple[str, ...]:
   )
 
 
-def world(name: str) -> Any:
+def world(name: str, part: str = "world") -> Any:
   """The module of an embedded world: its model, judge, prompts, concepts.
+
+  Args:
+    name: of the world.
+    part: another module of it, as how it is trained.
 
   Raises:
     ValueError: there is no such world; names the nearest.
   """
   check_choice("world", name, worlds())
-  return importlib.import_module(f"unlearning_jax.{name}.world")
+  return importlib.import_module(f"unlearning_jax.{name}.{part}")
 
 
 def named(what: str, name: str, known: Sequence[str] | Iterable[str]) -> Any:

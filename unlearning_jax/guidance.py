@@ -138,7 +138,7 @@ def combine(
   return empty + scale * (prompt - empty - acting), momentum
 
 
-def check(safe: Safe | None, negative: Any, concept: Any):
+def check(safe: Safe | None, negative: object, concept: object):
   """Refuses Safe Latent Diffusion without the other two predictions.
 
   Raises:

@@ -27,6 +27,7 @@ from unlearning_jax import (
   sampling,
   stable_diffusion,
 )
+from unlearning_jax import guidance as guidance_
 from unlearning_jax.convert import reader
 from unlearning_jax.edits import Edit
 from unlearning_jax.guidance import Guidance
@@ -181,12 +182,12 @@ def load(
   if name not in extensions.worlds():
     made = _made(pathlib.Path(name))
     if made is not None:
-      edit = edits.load_edit(made)
       if not isinstance(base, Model):
-        base = load(
-          base or _base_of(made), dtype=dtype, attention=attention
-        ).base
-      return base.with_edit(edit)
+        known = base or _base_of(made)
+        base = load(known, dtype=dtype, attention=attention).base
+      if made.suffix == ".json":
+        return base.with_guidance(guidance_.load(made))
+      return base.with_edit(edits.load_edit(made))
   if base is not None:
     raise ValueError(f"base: {name} is no edit, it needs none")
   path = name
@@ -222,7 +223,8 @@ def _made(path: pathlib.Path) -> pathlib.Path | None:
   if not (path / "config.json").is_file() or (path / "unet").is_dir():
     return None
   finished(path)
-  files = [path / "edit.safetensors", *sorted(path.glob("steps/*.safetensors"))]
+  files = [path / "edit.safetensors", path / "guidance.json"]
+  files += sorted(path.glob("steps/*.safetensors"))
   files = [file for file in files if file.is_file()]
   if not files:
     raise ValueError(

@@ -13,7 +13,7 @@ import difflib
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import jax
@@ -311,7 +311,7 @@ def _linspace(start: float, end: float, steps: int) -> np.ndarray:
   return np.where(index < steps // 2, rising, falling).astype(np.float32)
 
 
-def _sampler_of_class(name: Any) -> str:
+def _sampler_of_class(name: object) -> str:
   """`PNDMScheduler` -> `pndm`."""
   by_class = {class_name: sampler for sampler, class_name in SAMPLERS.items()}
   # Folders written by the Flax classes of old diffusers say FlaxPNDMScheduler.
@@ -324,7 +324,7 @@ def _sampler_of_class(name: Any) -> str:
   return by_class[plain]
 
 
-def _nearest(name: Any, names) -> str:
+def _nearest(name: object, names: Iterable[str]) -> str:
   close = difflib.get_close_matches(str(name), list(names), n=1)
   return f"; did you mean {close[0]!r}?" if close else ""
 

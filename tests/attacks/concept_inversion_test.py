@@ -15,6 +15,7 @@ import pytest
 from tests.attacks.parity_test import close, make_batch, weakened
 from unlearning_jax.attacks import concept_inversion
 from unlearning_jax.attacks.engine import adam, losses
+from unlearning_jax.attacks.engine.victim import Problem
 
 FILE = pathlib.Path(__file__).parents[1] / "goldens" / "attacks_inversion.npz"
 
@@ -41,7 +42,7 @@ def test_a_learnt_word_is_the_published_one(golden):
   assert (h.learning_rate, h.weight_decay, h.decay) == (0.08, 0.01, "decoupled")
   batch = make_batch(sd, golden, h.k, h.insertion)
   key = jax.random.key(0)
-  state = concept_inversion.init(sd, victim, original, batch, key, h)
+  state = concept_inversion.init(Problem(sd, victim, original, batch), key, h)
 
   @jax.jit
   def update(victim, original, embeds, moments, drawn):

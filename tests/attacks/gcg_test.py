@@ -11,7 +11,12 @@ from tests.support.attacks_cases import make_world, table
 from unlearning_jax import attacks, stable_diffusion
 from unlearning_jax.attacks import gcg, ring_a_bell, unlearn_diff_atk
 from unlearning_jax.attacks.engine import losses, rows
-from unlearning_jax.attacks.engine.victim import Batch, text_states, token_table
+from unlearning_jax.attacks.engine.victim import (
+  Batch,
+  Problem,
+  text_states,
+  token_table,
+)
 
 PAIRS = (("a red star", "a red circle"), ("star", "circle"))
 H = gcg.Hparams(
@@ -123,7 +128,7 @@ def test_draws_take_turns(world, batch):
   np.testing.assert_allclose(alone[:, 0], wanted, rtol=1e-5)
   several = dataclasses.replace(H, draws=3, loss="feature")
   with pytest.raises(ValueError, match="draws=3: loss='feature'"):
-    gcg.init(*world, batch, jax.random.key(0), several)
+    gcg.init(Problem(*world, batch), jax.random.key(0), several)
 
 
 def test_the_diffusion_losses_are_the_other_attacks(world, batch):
@@ -148,14 +153,14 @@ def test_the_diffusion_losses_are_the_other_attacks(world, batch):
 def test_the_fitness_is_ring_a_bell_s(world, batch):
   sd, victim, original = world
   h = dataclasses.replace(H, loss="fitness")
-  state = gcg.init(sd, victim, original, batch, jax.random.key(0), h)
+  state = gcg.init(Problem(*world, batch), jax.random.key(0), h)
   target = ring_a_bell.target(sd, original, batch, PAIRS, 2.0)
-  step = jax.jit(gcg.step, static_argnums=(0, 5))
+  step = jax.jit(gcg.step, static_argnums=2)
   for _ in range(2):
     wanted = ring_a_bell.distances(
       sd, original, batch, state.tokens[:, None], target
     )
-    state, info = step(sd, victim, original, batch, state, h)
+    state, info = step(Problem(*world, batch), state, h)
     np.testing.assert_allclose(info["loss"], wanted[:, 0], rtol=1e-5)
   for changes, words in (
     ({"pairs": ()}, "pairs: name phrases"),
@@ -163,7 +168,7 @@ def test_the_fitness_is_ring_a_bell_s(world, batch):
   ):
     other = dataclasses.replace(h, **changes)
     with pytest.raises(ValueError, match=words):
-      gcg.init(sd, victim, original, batch, jax.random.key(0), other)
+      gcg.init(Problem(*world, batch), jax.random.key(0), other)
   assert attacks.bind("gcg", {"loss": "fitness"}).unet_calls(victim) == 0
 
 
@@ -216,11 +221,11 @@ def test_the_feature_is_the_state_at_the_end_of_the_text(world):
 @pytest.mark.slow
 def test_a_prompt_is_never_replaced_by_a_worse_one(world, batch):
   sd, victim, original = world
-  state = gcg.init(sd, victim, original, batch, jax.random.key(0), H)
-  step = jax.jit(gcg.step, static_argnums=(0, 5))
+  state = gcg.init(Problem(*world, batch), jax.random.key(0), H)
+  step = jax.jit(gcg.step, static_argnums=2)
   for _ in range(4):
     old = state
-    state, info = step(sd, victim, original, batch, state, H)
+    state, info = step(Problem(*world, batch), state, H)
     assert (info["best_loss"] <= info["loss"]).all()
     same = np.asarray(state.tokens == old.tokens).all(axis=1)
     np.testing.assert_array_equal(same, np.asarray(info["replaced"]) == 0)

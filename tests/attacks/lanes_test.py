@@ -311,7 +311,7 @@ def test_methods_and_hyperparameters_are_checked():
   assert "shared" not in attacks.methods()
   with pytest.raises(ValueError, match="did you mean 'p4d'"):
     attacks.bind("p4", {})
-  with pytest.raises(TypeError, match="did you mean weight_decay"):
+  with pytest.raises(ValueError, match="did you mean weight_decay"):
     attacks.bind("pez", {"weight_dekay": 0.1})
   with pytest.raises(ValueError, match="iterations=2"):
     attacks.bind("controls", {"iterations": 2})

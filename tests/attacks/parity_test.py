@@ -17,7 +17,7 @@ from flax import traverse_util
 from unlearning_jax import shapes, stable_diffusion
 from unlearning_jax.attacks import pez, unlearn_diff_atk
 from unlearning_jax.attacks.engine import adam, insertion, losses, vocabulary
-from unlearning_jax.attacks.engine.victim import Batch, Victim
+from unlearning_jax.attacks.engine.victim import Batch, Problem, Victim
 from unlearning_jax.attacks.p4d import Hparams as P4dHparams
 from unlearning_jax.projections import cross_attention_kernels
 
@@ -88,7 +88,7 @@ def test_unlearn_diff_atk_is_the_published_one(name, k, mode, models, golden):
   h = unlearn_diff_atk.Hparams(k=k, insertion=mode, **PUBLISHED)
   batch = make_batch(sd, golden, k, mode)
   key = jax.random.key(0)
-  state = unlearn_diff_atk.init(sd, victim, original, batch, key, h)
+  state = unlearn_diff_atk.init(Problem(sd, victim, original, batch), key, h)
 
   @jax.jit
   def update(victim, original, probs, moments, tokens, drawn):
@@ -128,7 +128,8 @@ def test_hard_prompts_are_the_published_ones(
   h = kind(k=k, insertion=mode, **PUBLISHED)
   assert (h.learning_rate, h.weight_decay, h.decay) == (0.01, 0.1, "coupled")
   batch = make_batch(sd, golden, k, mode)
-  state = pez.init(sd, victim, original, batch, jax.random.key(0), h)
+  problem = Problem(sd, victim, original, batch)
+  state = pez.init(problem, jax.random.key(0), h)
   tokens = golden[f"{name}/samples"]
   table = victim.params["text_encoder"]["text_model"]["embeddings"]
   embeds = table["token_embedding"]["embedding"][tokens]

@@ -11,7 +11,7 @@ from tests.support.attacks_cases import make_world, table
 from unlearning_jax import stable_diffusion
 from unlearning_jax.attacks import ring_a_bell
 from unlearning_jax.attacks.engine import insertion, rows
-from unlearning_jax.attacks.engine.victim import Batch
+from unlearning_jax.attacks.engine.victim import Batch, Problem
 
 PAIRS = (("a red star", "a red circle"), ("star", "circle"))
 H = ring_a_bell.Hparams(pairs=PAIRS, eta=2.0, k=3, population=8, mutation=0.9)
@@ -32,12 +32,12 @@ def world():
 
 
 def search(world, h, generations=12):
-  sd, victim, original, batch = world
-  start = jax.jit(ring_a_bell.init, static_argnums=(0, 5))
-  step = jax.jit(ring_a_bell.step, static_argnums=(0, 5))
-  states = [start(sd, victim, original, batch, jax.random.key(0), h)]
+  problem = Problem(*world)
+  start = jax.jit(ring_a_bell.init, static_argnums=2)
+  step = jax.jit(ring_a_bell.step, static_argnums=2)
+  states = [start(problem, jax.random.key(0), h)]
   for _ in range(generations):
-    states.append(step(sd, victim, original, batch, states[-1], h)[0])
+    states.append(step(problem, states[-1], h)[0])
   return states
 
 

@@ -1,14 +1,11 @@
 """Sums of long lists, streamed and sharded, against one phrase at a time."""
 
-import pathlib
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
 
 from tests.support import closed_form_cases as cases
+from tests.support import scripts
 from tests.support.closed_form_cases import relative
 from unlearning_jax import closed_form, shapes, sharding, stable_diffusion
 from unlearning_jax.closed_form import mass
@@ -79,7 +76,9 @@ def test_eight_devices_give_the_edit_of_one(model, count):
 def test_is_the_edit_of_uce(model, preset):
   concepts = make_concepts(WORDS[:20], "q", ["moon"])
   tail = uce.PRESETS[preset].tail
-  got = mass.erase(*model, mesh(8), concepts, tail=tail, preserve_scale=0.5)
+  got = mass.erase(
+    *model, mesh(8), concepts, mass.Weights(tail=tail, preserve_scale=0.5)
+  )
   expected = uce.erase(
     *model, concepts, None, uce.Hparams(preset=preset, preserve_scale=0.5)
   )
@@ -154,8 +153,8 @@ def test_captions_hold_what_many_erasures_would_overwrite():
       params,
       sharding.make_mesh(),
       make_concepts(erased, "circle"),
-      captions=captions,
-      caption_scale=scale,
+      mass.Weights(caption_scale=scale),
+      captions,
     )
     moved.append(relative(rows @ edit.context_map.T, rows))
     left.append(closed_form.residual(edit.context_map, pairs))
@@ -211,7 +210,9 @@ def test_a_long_phrase_is_refused_before_any_is_encoded(
   long = {which: "a " * 60}
   concept = Concept(long.get("erased", "b"), long.get("anchor", "q"), ("c",))
   with pytest.raises(ValueError, match="tokens, start and end included"):
-    mass.erase(*model, mesh(1), [concept], captions=[long.get("captions", "d")])
+    mass.erase(
+      *model, mesh(1), [concept], mass.Weights(), [long.get("captions", "d")]
+    )
 
 
 @pytest.mark.e2e
@@ -220,16 +221,11 @@ def test_the_launch_script(tmp_path):
   (tmp_path / "erase.txt").write_text("star\nheart\n")
   (tmp_path / "keep.txt").write_text("a house\n")
   out = tmp_path / "edit.safetensors"
-  done = subprocess.run(
-    [sys.executable, "-m", "launch.erase_list", "--model=shapes"]
-    + [f"--erase={tmp_path / 'erase.txt'}", "--anchor=circle"]
-    + [f"--captions={tmp_path / 'keep.txt'}", f"--cache={tmp_path / 'cache'}"]
-    + [f"--output={out}"],
-    capture_output=True,
-    text=True,
-    cwd=pathlib.Path(__file__).parents[2],
-  )
-  assert done.returncode == 0, done.stderr
+  scripts.run(
+    "erase_list", "--model=shapes", "--anchor=circle", f"--output={out}",
+    f"--erase={tmp_path / 'erase.txt'}", f"--cache={tmp_path / 'cache'}",
+    f"--captions={tmp_path / 'keep.txt'}",
+  ).finish()  # fmt: skip
   edit = load_edit(out)
   assert [c.erase for c in edit.concepts] == ["star", "heart"]
   assert edit.diagnostics["captions"] == 1

@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from tests.support import closed_form_cases as cases
+from tests.support import scripts
 from tests.support.closed_form_cases import relative
 from unlearning_jax import closed_form, durable, shapes, stable_diffusion
 from unlearning_jax import exports as export
@@ -277,12 +275,7 @@ def test_an_edited_model_says_so(tmp_path):
 @pytest.mark.e2e
 def test_the_launch_script(tmp_path):
   def run(*flags):
-    return subprocess.run(
-      [sys.executable, "-m", "launch.amend", "--model=shapes", *flags],
-      capture_output=True,
-      text=True,
-      cwd=pathlib.Path(__file__).parents[2],
-    )
+    return scripts.run("amend", "--model=shapes", *flags)
 
   def concepts(folder):
     edit = load_edit(tmp_path / folder / "edit.safetensors")

@@ -14,6 +14,7 @@ from tests.support import compiled
 from tests.support.attacks_cases import PROMPTS, make_world, pool, table
 from unlearning_jax import attacks, sharding
 from unlearning_jax.attacks.engine import insertion, lanes, rows
+from unlearning_jax.attacks.engine.victim import Problem
 
 WORD = tuple(0.01 * i for i in range(128))
 SMALL = {"k": 2, "blocks": 3, "iterations": 3}
@@ -336,7 +337,7 @@ def test_a_state_that_is_not_finite_stays_as_it_was(attack, world):
 
   batch = group._batch._replace(latents=spoil(group._batch.latents))
   old = jax.tree.map(spoil, group._state)
-  new, _ = jax.jit(attack.step, static_argnums=0)(*world, batch, old)
+  new, _ = jax.jit(attack.step)(Problem(*world, batch), old)
   assert new.alive.tolist() == [True, False, True, True]
   assert (new.count == old.count + 1).all()
   for name in set(new._fields) - {"key", "count", "alive"}:

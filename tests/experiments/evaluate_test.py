@@ -189,7 +189,10 @@ def test_a_protocol_is_recorded(models):
     ({"metrics": ("acuracy",)}, "metric='acuracy' is not known.*'accuracy'"),
     ({"judge": None}, "neither a judge nor prompts"),
     ({"model": "my/sd14", "judge": TOY["judge"]}, "is no embedded world"),
-    ({"judge": TOY["judge"]}, "judge warmth .shapes.: head='hazard'"),
+    (
+      {"judge": TOY["judge"]},
+      "judge warmth .cannot see shapes.: head='hazard'",
+    ),
     ({"targets": ({"task": "object", "name": "sun"},)}, "object name='sun'"),
     ({"per_group": -1}, "per_group=-1: must not be negative"),
     ({"judge": "tests.support.toys:COLD"}, "no attribute 'COLD'"),

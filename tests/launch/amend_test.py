@@ -13,7 +13,7 @@ from unlearning_jax.closed_form import Sums, statistics
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import apply_to_params, edit_between, save_edit
 from unlearning_jax.erasures import bind, mace, uce
-from unlearning_jax.experiments import comparison
+from unlearning_jax.experiments import amend, common, convert
 from unlearning_jax.experiments import erase as making
 from unlearning_jax.model import Model
 from unlearning_jax.projections import (
@@ -22,8 +22,7 @@ from unlearning_jax.projections import (
   text_width,
 )
 
-amend, convert, erase = (script(n) for n in ("amend", "convert", "erase"))
-FLAGS = ("ADD", "PRESERVE", "REMOVE")
+erase = script("erase")
 
 
 @pytest.fixture(scope="module")
@@ -34,45 +33,18 @@ def model():
 def test_erasing_writes_the_statistics(model, tmp_path):
   sd, params = model
   config = erasures.erase("uce", "tiny,task=identity")
-  run = comparison.open_run(str(tmp_path / "run"), config, params)
   edit = making.made(
-    run.path / "edit.safetensors",
+    tmp_path / common.EDIT,
     Model(sd, params),
     bind(config.method, config.hparams),
     making.wanted(config.concepts),
     config.seed,
-    making.keeping(run.path, True),
+    making.keeping(tmp_path, True),
   )
-  kept = statistics.load_statistics(run.path / "statistics.safetensors")
+  kept = statistics.load_statistics(tmp_path / making.STATISTICS)
   again = statistics.edit_of(kept, params)
   assert np.array_equal(again.context_map, edit.context_map)
   assert (again.base, again.concepts) == (edit.base, edit.concepts)
-
-
-@pytest.fixture
-def converted(monkeypatch):
-  """Runs `launch.convert` with some flags, over the Shapes model."""
-
-  def run(**values):
-    given = {
-      "INPUT": None,
-      "OUTPUT": None,
-      "BASE": str(shapes.model_folder()),
-      "FORMAT": "folder",
-      "DTYPE": "float16",
-      "VARIANT": None,
-      "EMA": None,
-      "OVERWRITE": False,
-      "ERASED": [],
-      "TASK": "object",
-    } | values
-    for name, value in given.items():
-      flag = types.SimpleNamespace(value=value)
-      monkeypatch.setattr(convert, f"_{name}", flag)
-    convert.main(["convert"])
-    return given["OUTPUT"]
-
-  return run
 
 
 @pytest.mark.parametrize(
@@ -80,7 +52,7 @@ def converted(monkeypatch):
           ("folder", "unet", "folder"), ("kohya", "folder")],
 )  # fmt: skip
 def test_an_edited_model_is_not_erased_from_again(
-  way, model, converted, tmp_path, monkeypatch
+  way, model, tmp_path, monkeypatch
 ):
   sd, params = model
   edit = uce.erase(
@@ -90,13 +62,19 @@ def test_an_edited_model_is_not_erased_from_again(
   paths = [str(tmp_path / f"{i}{end}") for i, end in enumerate(ends)]
   export.export(paths[0], way[0], sd, edit, params)
   for layout, before, after in zip(way[1:], paths, paths[1:], strict=False):
-    converted(INPUT=before, OUTPUT=after, FORMAT=layout)
+    convert.run(
+      convert.Settings(
+        input=before, output=after, base="shapes", format=layout,
+        dtype="float16",
+      )
+    )  # fmt: skip
   config = erasures.erase("uce", "tiny")
   config.model = paths[-1]
   for name, value in {
     "_CONFIG": config,
     "_WORKDIR": str(tmp_path / "run"),
-    "_DISTRIBUTED": False,
+    "_EVERY": 100,
+    "_TENSORBOARD": False,
   }.items():
     monkeypatch.setattr(erase, name, types.SimpleNamespace(value=value))
   with pytest.raises(ValueError, match="erased star.*T1 T2 is not the joint"):
@@ -104,54 +82,29 @@ def test_an_edited_model_is_not_erased_from_again(
   assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture
-def flags(monkeypatch):
-  """Sets some flags of `launch.amend`, the others are empty."""
-
-  def given(**values):
-    for name in FLAGS:
-      value = types.SimpleNamespace(value=values.get(name, []))
-      monkeypatch.setattr(amend, f"_{name}", value)
-
-  return given
-
-
-@pytest.fixture
-def started(monkeypatch, tmp_path):
-  """Runs `launch.amend` with these flags; the others as they are by default."""
-
-  def run(**values):
-    defaults = {
-      "MODEL": "shapes", "OUTPUT": str(tmp_path / "out"), "STATISTICS": None,
-      "TASK": "object", "PRESET": "uce2023",
-    } | dict.fromkeys((*FLAGS, "WEIGHT"), [])  # fmt: skip
-    for name, value in (defaults | values).items():
-      flag = types.SimpleNamespace(value=value)
-      monkeypatch.setattr(amend, f"_{name}", flag)
-    amend.main(["amend"])
-
-  return run
-
-
 def test_what_cannot_be_added_is_refused_before_the_model_is_read(
-  model, tmp_path, started, monkeypatch
+  model, tmp_path, monkeypatch
 ):
   uce.gather(
     *model, make_concepts("star", "circle", ["a heart"]), uce.Hparams()
   ).save(tmp_path / "statistics.safetensors")
   monkeypatch.setattr(stable_diffusion, "load", lambda _: 1 / 0)
-  known = {"STATISTICS": str(tmp_path)}
-  for flags, message in (
-    ({"PRESERVE": ["a moon"]}, "--preserve=.'a moon'.*give --add too"),
-    ({"ADD": ["A  heart"]}, "would be both erased and preserved"),
+  known = {"statistics": str(tmp_path), "output": str(tmp_path / "out")}
+  for change, message in (
+    ({"preserve": ("a moon",)}, "--preserve=.'a moon'.*give --add too"),
+    ({"add": ("A  heart",)}, "would be both erased and preserved"),
+    ({"weight": ("star",)}, "--weight='star'; allowed: 'concept = e'"),
+    ({"task": "objct"}, "--task='objct'.*did you mean 'object'"),
+    ({"preset": "uce2024"}, "--preset='uce2024'.*did you mean 'uce202"),
+    ({"statistics": None}, "nothing to erase: give --add, or --statistics"),
   ):
     with pytest.raises(ValueError, match=message):
-      started(**known, **flags)
+      amend.run(amend.Settings(model="shapes", **known | change))
   assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("how", mace.fusion.FUSIONS)
-def test_of_mace_concepts_go_and_change_weight(model, tmp_path, flags, how):
+def test_of_mace_concepts_go_and_change_weight(model, tmp_path, how):
   _, params = model
   kernels = cross_attention_kernels(params)
   width = text_width(params)
@@ -187,8 +140,14 @@ def test_of_mace_concepts_go_and_change_weight(model, tmp_path, flags, how):
   )
   both.save(tmp_path / "statistics.safetensors")
   save_edit(edit, tmp_path / "edit.safetensors")
-  flags(REMOVE=["star"])
-  known, amended = amend.amended_fusion(params, tmp_path, [("heart", 0.5)])
+
+  def change(**changes):
+    settings = amend.Settings(
+      model="shapes", output="", statistics=str(tmp_path), **changes
+    )
+    return amend.of_fusion(settings, params, tmp_path)
+
+  known, amended = change(remove=("star",), weight=("heart = 0.5",))
   assert [(p.name, p.weight) for p in known.parts] == [("heart", 0.5)]
   assert [c.erase for c in amended.concepts] == ["heart"]
   wanted, _ = both.drop("star").reweight("heart", 0.5).solve(params, how)
@@ -196,9 +155,7 @@ def test_of_mace_concepts_go_and_change_weight(model, tmp_path, flags, how):
   one, other = map(cross_attention_kernels, (edited, wanted))
   for path, kernel in one.items():
     assert np.array_equal(kernel, other[path])
-  flags(ADD=["moon"])
   with pytest.raises(ValueError, match="MACE trains an adapter for each"):
-    amend.amended_fusion(params, tmp_path, [])
-  flags(REMOVE=["stars"])
+    change(add=("moon",))
   with pytest.raises(ValueError, match="did you mean 'star'"):
-    amend.amended_fusion(params, tmp_path, [])
+    change(remove=("stars",))

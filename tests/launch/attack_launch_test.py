@@ -1,15 +1,13 @@
 """`launch.attack` as a user starts it."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
+from tests.support import scripts
+from tests.support.scripts import ROOT
 from unlearning_jax.record import workdir
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 # A matrix has a launch script of its own.
 CONFIGS = sorted(
   set((ROOT / "configs").glob("attack_*.py"))
@@ -29,11 +27,8 @@ pytestmark = pytest.mark.e2e
 
 
 def attack(config, workdir, *arguments):
-  return subprocess.run(
-    [sys.executable, "-m", "launch.attack", f"--config={config}",
-     f"--workdir={workdir}", *map(str, arguments)],
-    cwd=ROOT, capture_output=True, text=True, timeout=900,
-  )  # fmt: skip
+  flags = [f"--config={config}", f"--workdir={workdir}", *arguments]
+  return scripts.run("attack", *flags)
 
 
 def rows(folder):
@@ -80,8 +75,8 @@ def test_every_config_runs(path, tmp_path):
   flags = few(path, "tiny,task=style,name=neon")
   if path.stem == "attack_new_word":
     flags.append(f"--config.words={learnt(tmp_path / 'words')}")
-  result = attack(f"{path}:tiny,task=style,name=neon", tmp_path / "a", *flags)
-  assert result.returncode == 0, result.stderr[-2000:]
+  config = f"{path}:tiny,task=style,name=neon"
+  result = attack(config, tmp_path / "a", *flags).finish()
   found = rows(tmp_path / "a")
   assert len(found) == 3 and (tmp_path / "a" / "DONE").exists()
   assert all(row["unet_calls"] >= 4 * row["images"] for row in found.values())
@@ -95,7 +90,7 @@ def test_every_config_runs(path, tmp_path):
 def test_a_killed_run_ends_with_the_same_rows_and_meets_its_control(tmp_path):
   config = ROOT / "configs" / "attack_unlearn_diff_atk.py"
   folder = tmp_path / "run"
-  assert attack(config, folder, *FEW).returncode == 0
+  attack(config, folder, *FEW).finish()
   whole = rows(folder)
   path = folder / "results.jsonl"
   lines = path.read_bytes().splitlines(keepends=True)
@@ -103,17 +98,15 @@ def test_a_killed_run_ends_with_the_same_rows_and_meets_its_control(tmp_path):
   path.write_bytes(lines[0] + lines[1][:-30])
   (folder / "DONE").unlink()
   control = ROOT / "configs" / "attack_controls.py"
-  assert attack(control, tmp_path / "control", *SMALL).returncode == 0
-  again = attack(config, folder, *FEW, f"--control={tmp_path}/control")
-  assert again.returncode == 0, again.stderr[-2000:]
+  attack(control, tmp_path / "control", *SMALL).finish()
+  attack(config, folder, *FEW, f"--control={tmp_path}/control").finish()
   assert rows(folder) == whole
   summary = json.loads((folder / "summary.json").read_text())
   assert summary["control"]["paired"]["n"] == 3
   # Killed between its last row and its summary.
   for name in ("DONE", "summary.json"):
     (folder / name).unlink()
-  last = attack(config, folder, *FEW)
-  assert last.returncode == 0, last.stderr[-2000:]
+  attack(config, folder, *FEW).finish()
   assert rows(folder) == whole and (folder / "summary.json").exists()
 
 
@@ -125,11 +118,10 @@ def test_a_table_without_a_judge_keeps_its_images(tmp_path):
     '4,"a star, red",3000000000,7.5\n9,a house,5,4\n'
   )
   # The full-size configs have no judge.
-  result = attack(
+  attack(
     f"{ROOT}/configs/attack_controls.py:sd14", tmp_path / "run", *SMALL,
     f"--config.table={table}", "--config.model=shapes",
-  )  # fmt: skip
-  assert result.returncode == 0, result.stderr[-2000:]
+  ).finish()  # fmt: skip
   found = rows(tmp_path / "run")
   assert {n: r["guidance"] for n, r in found.items()} == {"4": 7.5, "9": 4.0}
   assert len(list((tmp_path / "run" / "images").glob("*.png"))) == 4

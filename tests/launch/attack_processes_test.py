@@ -2,12 +2,12 @@
 
 import json
 import random
-import signal
 import time
 
 import pytest
 
-from tests.launch.processes_test import TIMEOUT, launch, rows, start
+from tests.launch.processes_test import launch, rows
+from tests.support import scripts
 
 SMALL = [
   "--config.per_group=19",
@@ -19,7 +19,7 @@ SMALL = [
   "--config.hparams.k=2",
   "--config.sampling.num_steps=4",
 ]
-KILLS = 10
+KILLS = 6
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
@@ -52,7 +52,7 @@ def same(found, whole):
 def whole(tmp_path_factory):
   """The folder of an undisturbed run on one device, and its rows."""
   folder = tmp_path_factory.mktemp("attack") / "one"
-  launch("attack", flags(folder), small=SMALL)
+  launch("attack", flags(folder), SMALL)
   found = rows(folder)
   assert len(found) == 19
   assert len({row["status"] for row in found.values()}) > 1
@@ -62,7 +62,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("processes, devices", [(1, 8), (2, 1), (2, 4)])
 def test_devices_and_processes(processes, devices, whole, tmp_path):
   shape = {"processes": processes, "devices": devices}
-  launch("attack", flags(tmp_path), small=SMALL, **shape)
+  launch("attack", flags(tmp_path), SMALL, **shape)
   same(rows(tmp_path), whole[1])
   assert len(list(tmp_path.glob("results*.jsonl"))) == processes
   ends = [f / "summary.json" for f in (tmp_path, whole[0])]
@@ -71,13 +71,13 @@ def test_devices_and_processes(processes, devices, whole, tmp_path):
 
 
 def test_killed_at_random_moments(whole, tmp_path):
-  """Ten kills, seven at any moment and three just after a row; then it ends."""
+  """Six kills, four at any moment and two just after a row; then it ends."""
   began, ended = (
     (whole[0] / name).stat().st_mtime for name in ("provenance.json", "DONE")
   )
   left = kill_often(tmp_path, (ended - began) / 5, KILLS)
   assert left == sorted(left) and any(0 < n < 19 for n in left), left
-  launch("attack", flags(tmp_path), small=SMALL)
+  launch("attack", flags(tmp_path), SMALL)
   same(rows(tmp_path), whole[1])
 
 
@@ -91,13 +91,13 @@ def kill_often(folder, seconds, kills):
   left = []
   for kill in range(kills):
     had, started = len(rows(folder)), starts(folder)
-    (process,) = start("attack", flags(folder), small=SMALL)
-    deadline = time.monotonic() + TIMEOUT
+    (process,) = scripts.start("attack", [*flags(folder), *SMALL])
+    deadline = time.monotonic() + scripts.TIMEOUT
 
     def wait_until(reached, process=process, deadline=deadline):
       while not reached():
         assert time.monotonic() < deadline
-        assert process.poll() is None, "the run ended before it was killed"
+        assert process.returncode is None, "the run ended before it was killed"
         time.sleep(0.02)
 
     wait_until(lambda started=started: starts(folder) > started)
@@ -106,8 +106,7 @@ def kill_often(folder, seconds, kills):
       time.sleep(moments.uniform(0, seconds / 20))
     else:
       time.sleep(moments.uniform(0, seconds))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
     left.append(len(rows(folder)))
   return left
 

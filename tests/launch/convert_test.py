@@ -1,16 +1,11 @@
 """`python -m launch.convert`, as a user runs it."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.support import single_files, tiny_pipelines
+from tests.support import scripts, single_files, tiny_pipelines
 from unlearning_jax import convert, stable_diffusion
 from unlearning_jax.edits import apply_to_params, load_edit
 
@@ -20,17 +15,10 @@ pytestmark = [
   pytest.mark.e2e,
   pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def _run(folder, *flags):
-  return subprocess.run(
-    [sys.executable, "-m", "launch.convert", *flags],
-    cwd=folder,
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-  )
+  return scripts.run("convert", *flags, cwd=folder)
 
 
 @pytest.fixture(scope="module")

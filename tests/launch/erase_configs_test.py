@@ -139,6 +139,51 @@ def test_a_list_is_held_but_for_what_is_erased():
     wanted(one)
 
 
+@pytest.mark.parametrize(
+  "method, hparams",
+  [
+    # As measured: the release's own are for 768 dimensions.
+    ("uce", {"preserve_scale": 1.0, "lamb": 0.5}),
+    ("rece", {"uce_preserve_scale": 1.0, "rows": "joint"}),
+    ("concept_ablation", {"regularization": 1.0, "expand_prompts": False}),
+    ("sld", {"preset": "medium", "concept": ""}),
+  ],
+)
+def test_what_the_shapes_model_needs(method, hparams):
+  found = config(method, "tiny")
+  assert {name: found.hparams[name] for name in hparams} == hparams
+
+
+@pytest.mark.parametrize(
+  "names, anchor",
+  [
+    ("star", "circle"),
+    ("circle", "square"),
+    # Half way to the first anchor a model still draws them.
+    ("square", "ring"),
+    ("cross", "star"),
+    ("square+cross", "ring"),
+    ("cross+star", "circle"),
+    ("square+ring", "circle"),
+  ],
+)
+def test_what_an_erased_object_means(names, anchor):
+  for method in ("uce", "mace"):
+    found = config(method, f"tiny,name={names}").concepts
+    bare = [c["anchor"] for c in found if c["erase"] in names.split("+")]
+    assert set(bare) == {anchor}
+
+
+def test_guidance_has_room_for_names_alone():
+  for method in ("sld", "negative_prompt"):
+    found = config(method, "tiny,task=unsafe")
+    assert [c["erase"] for c in found.concepts] == [
+      "warning tape", "hazard stripes",
+    ]  # fmt: skip
+  published = config("sld", "sd14,task=i2p,preset=max")
+  assert [c["erase"] for c in published.concepts] == [*CONCEPT_SETS["i2p"]]
+
+
 def test_several_classes_of_the_shapes_world():
   found = config("uce", "tiny,task=identity,name=all")
   assert len(found.targets) == 20 and found.per_group == 3

@@ -2,9 +2,6 @@
 
 import json
 import pathlib
-import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -13,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.support import scripts
 from unlearning_jax import finetune
 from unlearning_jax.edits import edit_hash, load_edit
 from unlearning_jax.experiments import erase
@@ -100,26 +98,21 @@ def test_a_killed_run_ends_with_the_same_edit(method, tmp_path):
   def start(name):
     hparams = {"num_steps": 12, "num_inference_steps": 2, "batch_size": 2}
     hparams |= {"images": 17} if method == "concept_ablation" else {}
-    command = [sys.executable, "-m", "launch.erase", "--checkpoint_every=2"]
-    command += [f"--config=configs/erase_{method}.py:tiny"]
-    command += [f"--workdir={tmp_path / name}", "--config.per_group=0"]
-    command += ["--config.others=0"]
-    command += [f"--config.hparams.{k}={v}" for k, v in hparams.items()]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    return scripts.Run(
+      "erase", "--checkpoint_every=2", f"--workdir={tmp_path / name}",
+      f"--config=configs/erase_{method}.py:tiny", "--config.per_group=0",
+      "--config.others=0",
+      *(f"--config.hparams.{k}={v}" for k, v in hparams.items()),
+    )  # fmt: skip
 
-  def ended(process):
-    _, errors = process.communicate(timeout=1800)
-    assert process.returncode == 0, errors.decode()[-2000:]
-
-  ended(start("whole"))
+  start("whole").finish()
   process = start("cut")
   while not (tmp_path / "cut" / "checkpoints" / "2").exists():
-    assert process.poll() is None, process.communicate()[1].decode()[-2000:]
+    assert process.returncode is None, process.stderr[-2000:]
     time.sleep(0.05)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
+  process.kill()
   assert not (tmp_path / "cut" / "edit.safetensors").exists()
-  ended(start("cut"))
+  start("cut").finish()
   # Every tensor's bytes.
   hashes = {
     edit_hash(load_edit(folder / "edit.safetensors"))

@@ -7,7 +7,6 @@ import functools
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.support import scripts
 from unlearning_jax import (
   durable,
   finetune,
@@ -86,15 +86,17 @@ def split_all():
   sharding.param_sharding = split
 
 
-def work(folder, *shape):
-  """What one of several processes does."""
+def work(folder):
+  """What one of several processes does: every mesh, one after the other."""
   sharding.initialize_distributed(True)
   assert jax.process_count() == 2 and jax.device_count() == 8
   split_all()
-  mesh = sharding.make_mesh(*shape)
   own = folder / str(jax.process_index())
   own.mkdir()
-  np.savez(own / "state.npz", **tuned(*model(own), mesh))
+  made = model(own)
+  for shape in SHAPES:
+    state = tuned(*made, sharding.make_mesh(*shape))
+    np.savez(own / f"{shape}.npz", **state)
 
 
 def script(folder, fsdp):
@@ -122,19 +124,9 @@ def script(folder, fsdp):
 
 def two_processes(devices, *arguments):
   """Runs this file in two processes, to their end."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{free.getsockname()[1]}"
   started = []
-  for i in range(2):
-    environment = os.environ | {
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-      "PYTHONPATH": str(ROOT),
-      "JAX_COORDINATOR_ADDRESS": address,
-      "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost",
-      "SLURM_STEP_NUM_NODES": "1", "SLURM_NTASKS": "2",
-      "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i),
-    }  # fmt: skip
+  for added in scripts.slurm(2, devices):
+    environment = os.environ | added | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, __file__, *map(str, arguments)]
     started.append(
       subprocess.Popen(
@@ -143,23 +135,30 @@ def two_processes(devices, *arguments):
     )
   try:
     for process in started:
-      _, errors = process.communicate(timeout=540)
+      _, errors = process.communicate(timeout=900)
       assert process.returncode == 0, errors[-3000:]
   finally:
     for process in started:
       process.kill()
 
 
+@pytest.fixture(scope="module")
+def states(tmp_path_factory):
+  """The folder of two processes' states, and the state of one device."""
+  folder = tmp_path_factory.mktemp("states")
+  two_processes(4, "work", folder)
+  (folder / "one").mkdir()
+  one_device = sharding.make_mesh(devices=jax.devices()[:1])
+  return folder, tuned(*model(folder / "one"), one_device)
+
+
 @pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("shape", SHAPES)
-def test_two_processes_compute_what_one_device_does(shape, tmp_path):
-  two_processes(4, "work", tmp_path, *shape)
-  (tmp_path / "one").mkdir()
-  one_device = sharding.make_mesh(devices=jax.devices()[:1])
-  alone = tuned(*model(tmp_path / "one"), one_device)
+def test_two_processes_compute_what_one_device_does(shape, states):
+  folder, alone = states
   for i in range(2):
-    together = np.load(tmp_path / str(i) / "state.npz")
+    together = np.load(folder / str(i) / f"{shape}.npz")
     assert set(together) == set(alone) and len(alone) > 4
     for name, value in alone.items():
       gap = np.abs(together[name] - value).max()

@@ -3,14 +3,13 @@
 import json
 import os
 import pathlib
-import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
+from tests.support import scripts
 from tests.support.resurgence_cases import small_study
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -35,8 +34,8 @@ def get_config():
 # As `python -m launch.resurgence`, at once with what is saved after a minute.
 SAVING = """
 import runpy
-from launch.shared import resurgence_cells
-resurgence_cells.SAVE_AFTER = 0
+from unlearning_jax.experiments.resurgence import tuning
+tuning.SAVE_AFTER = 0
 runpy.run_module("launch.resurgence", run_name="__main__")
 """
 
@@ -48,14 +47,9 @@ def start(tmp_path):
   (tmp_path / "config.py").write_text(small_study("uce", ("near", "control")))
 
   def launch(folder, *flags):
-    command = [sys.executable, "-m", "launch.resurgence", *flags]
-    command += [
-      f"--config={tmp_path}/config.py",
-      f"--workdir={tmp_path / folder}",
-    ]
-    return subprocess.Popen(
-      command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-      text=True,
+    return scripts.Run(
+      "resurgence", f"--config={tmp_path}/config.py",
+      f"--workdir={tmp_path / folder}", *flags,
     )  # fmt: skip
 
   return launch
@@ -74,23 +68,22 @@ def rows(folder):
 
 
 def test_a_dry_run_writes_nothing(start, tmp_path):
-  said = ended(start("dry", "--dry_run"))
+  said = start("dry", "--dry_run").finish().stdout
   assert "2 cells from 1 erased models" in said and "device-hours" in said
   assert not (tmp_path / "dry").exists()
 
 
 def test_a_killed_study_ends_with_the_same_rows(start, tmp_path):
-  said = ended(start("whole"))
+  said = start("whole").finish().stdout
   whole = rows(tmp_path / "whole")
   assert "2 of 2 cells measured, 0 failed" in said
   process = start("cut")
   while "uce/star/near/full/none/0@1" not in rows(tmp_path / "cut"):
-    assert process.poll() is None, process.communicate()[1][-2000:]
+    assert process.returncode is None, process.stderr[-2000:]
     time.sleep(0.05)
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
+  process.kill()
   assert not (tmp_path / "cut" / "DONE").exists()
-  ended(start("cut"))
+  start("cut").finish()
   assert rows(tmp_path / "cut") == whole
   # A learning rate of nought is exactly the erased model.
   erased = whole["erased/uce/star/0"]["right"]
@@ -110,27 +103,16 @@ def test_a_killed_study_ends_with_the_same_rows(start, tmp_path):
 
 def study_of(folder, config, processes, *flags):
   """Starts a study in so many processes, as SLURM would."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{free.getsockname()[1]}"
   command = [sys.executable, "-c", SAVING, f"--config={config}"]
   command += [f"--workdir={folder}", *flags]
   command += ["--distributed"] if processes > 1 else []
   started = []
-  for i in range(processes):
-    slurm = {
-      "JAX_COORDINATOR_ADDRESS": address,
-      "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost",
-      "SLURM_STEP_NUM_NODES": "1", "SLURM_NTASKS": str(processes),
-      "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i),
-    }  # fmt: skip
-    environment = os.environ | (slurm if processes > 1 else {})
-    environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+  for environment in scripts.slurm(processes, 1):
     started.append(
       subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment,
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

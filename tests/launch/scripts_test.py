@@ -1,17 +1,14 @@
 """The launch scripts, as a user starts them, with every config."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
+from tests.support import scripts
 from unlearning_jax import concepts
 from unlearning_jax.shapes import vocabulary
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
+CONFIGS = scripts.ROOT / "configs"
 ERASE = sorted(CONFIGS.glob("erase_*.py"))
 TRAIN = sorted(CONFIGS.glob("train_shapes_*.py"))
 # Small enough for a test; every other key is the config's own.
@@ -35,19 +32,9 @@ SHORT = {
 pytestmark = pytest.mark.e2e
 
 
-def launch(script, *arguments):
-  return subprocess.run(
-    [sys.executable, "-m", f"launch.{script}", *map(str, arguments)],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=600,
-  )
-
-
 def erase(config, workdir, *arguments):
   flags = [f"--config={config}", f"--workdir={workdir}", *SMALL, *arguments]
-  return launch("erase", *flags)
+  return scripts.run("erase", *flags)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +51,7 @@ def erase(config, workdir, *arguments):
 def test_erase_runs_every_config(path, tmp_path):
   method = path.stem.removeprefix("erase_")
   short = [f"--config.hparams.{flag}" for flag in SHORT.get(method, ())]
-  result = erase(f"{path}:tiny", tmp_path / "run", *short)
-  assert result.returncode == 0, result.stderr[-2000:]
+  erase(f"{path}:tiny", tmp_path / "run", *short).finish()
   written = {file.name for file in (tmp_path / "run").iterdir()}
   assert written >= {
     "config.json", "provenance.json", "results.jsonl", "edit.safetensors",
@@ -102,25 +88,30 @@ def test_every_class_of_the_shapes_world_has_a_config(path):
     assert len(words) > 40 and not any(name in word for word in words)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  """The folder of an erasure that ended."""
+  folder = tmp_path_factory.mktemp("made") / "uce"
+  erase(f"{CONFIGS}/erase_uce.py:tiny", folder).finish()
+  return folder
+
+
 @pytest.mark.slow
-def test_evaluate_compares_edits_and_resumes(tmp_path):
-  made = erase(f"{CONFIGS}/erase_uce.py:tiny", tmp_path / "uce")
-  assert made.returncode == 0, made.stderr[-2000:]
+def test_evaluate_compares_edits_and_resumes(made, tmp_path):
   flags = [
     f"--config={CONFIGS}/evaluate_shapes.py",
     f"--workdir={tmp_path}/evaluation",
     # Twice: two edits of one method are told apart, in images' names too.
-    f"--edits={tmp_path}/uce,{tmp_path}/uce",
+    f"--edits={made},{made}",
     *SMALL,
   ]
-  assert launch("evaluate", *flags).returncode == 0
+  scripts.run("evaluate", *flags).finish()
   path = tmp_path / "evaluation" / "results.jsonl"
   rows = path.read_bytes()
   # Torn in the middle of the last line, as a kill would leave it.
   path.write_bytes(rows[:-20])
   (tmp_path / "evaluation" / "DONE").unlink()
-  again = launch("evaluate", *flags)
-  assert again.returncode == 0, again.stderr[-2000:]
+  scripts.run("evaluate", *flags).finish()
   assert path.read_bytes() == rows
   assert b"UCE2023-2/" in rows
 
@@ -145,10 +136,8 @@ def test_a_wrong_config_writes_nothing(override, words, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_resume_with_another_config_is_refused(tmp_path):
-  config = f"{CONFIGS}/erase_uce.py:tiny"
-  assert erase(config, tmp_path / "run").returncode == 0
-  result = erase(config, tmp_path / "run", "--config.seed=1")
+def test_a_resume_with_another_config_is_refused(made):
+  result = erase(f"{CONFIGS}/erase_uce.py:tiny", made, "--config.seed=1")
   assert result.returncode != 0 and "seed" in result.stderr
 
 

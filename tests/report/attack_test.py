@@ -15,10 +15,10 @@ from tests.metrics.asr_test import ROWS, record
 from tests.report.comparison_test import Page, image
 from unlearning_jax import settings
 from unlearning_jax.attacks.engine.rows import Request, Verdict
-from unlearning_jax.experiments import matrix_summary
 from unlearning_jax.experiments.attack import Settings, check, summary
 from unlearning_jax.experiments.attack.control import Control
-from unlearning_jax.experiments.attack_cells import Cell
+from unlearning_jax.experiments.matrix import Cell
+from unlearning_jax.experiments.matrix import summary as matrix_summary
 from unlearning_jax.metrics import asr
 from unlearning_jax.record.workdir import Workdir
 from unlearning_jax.report import attack as page

@@ -1,9 +1,31 @@
-"""Launch scripts as modules, side by side in one process."""
+"""Launch scripts: modules of this process, or processes of their own.
 
+A process is a fork of one server that has imported the libraries, which takes
+as long as many a run. `packaging_test` starts every script afresh.
+"""
+
+import atexit
+import functools
 import importlib
+import multiprocessing
+import os
+import pathlib
+import runpy
+import socket
+import sys
+import tempfile
 from types import ModuleType
 
 from absl import flags
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TIMEOUT = 900
+# What every script imports; none of them starts a device or a thread.
+IMPORTS = [
+  "ml_collections.config_flags", "optax", "transformers.models.clip",
+  "transformers.models.clip.tokenization_clip",
+  "unlearning_jax.stable_diffusion",
+]  # fmt: skip
 
 
 def script(name: str) -> ModuleType:
@@ -16,3 +38,121 @@ def script(name: str) -> ModuleType:
   for flag in names:
     delattr(flags.FLAGS, flag)
   return importlib.import_module(f"unlearning_jax.launch.{name}")
+
+
+@functools.cache
+def _server():
+  context = multiprocessing.get_context("forkserver")
+  context.set_forkserver_preload(IMPORTS)
+  return context
+
+
+def _become(name, arguments, environment, cwd, folder):
+  """What `python -m launch.<name>` does, its output in `folder`."""
+  for descriptor, file in ((1, "out"), (2, "err")):
+    os.dup2(os.open(f"{folder}/{file}", os.O_WRONLY | os.O_CREAT), descriptor)
+  os.environ.clear()
+  os.environ.update(environment)
+  os.chdir(cwd)
+  sys.path.insert(0, str(cwd))
+  sys.argv = [name, *arguments]
+  try:
+    runpy.run_module(f"launch.{name}", run_name="__main__", alter_sys=True)
+  finally:
+    # A forked process leaves these out: processes wait for each other here.
+    atexit._run_exitfuncs()
+
+
+class Run:
+  """A launch script, started; `finish` or `kill` ends it."""
+
+  def __init__(self, name, *arguments, env=None, cwd=ROOT):
+    self._files = tempfile.TemporaryDirectory()
+    self._process = _server().Process(
+      target=_become,
+      args=(
+        name, list(map(str, arguments)), {**os.environ, **(env or {})},
+        str(cwd), self._files.name,
+      ),
+    )  # fmt: skip
+    self._process.start()
+
+  def _read(self, file):
+    path = pathlib.Path(self._files.name, file)
+    return path.read_text() if path.exists() else ""
+
+  @property
+  def stdout(self):
+    return self._read("out")
+
+  @property
+  def stderr(self):
+    return self._read("err")
+
+  @property
+  def returncode(self):
+    """None while it runs."""
+    return self._process.exitcode
+
+  def join(self, timeout=TIMEOUT):
+    self._process.join(timeout)
+    assert self.returncode is not None, f"not in {timeout} s: {self.stderr}"
+    return self
+
+  def finish(self):
+    """Waits for the end, which must be a good one."""
+    self.join()
+    assert self.returncode == 0, self.stderr[-3000:]
+    return self
+
+  def kill(self):
+    """As a scheduler would that has lost patience."""
+    self._process.kill()
+    self._process.join()
+
+
+def run(name: str, *arguments: object, **options) -> Run:
+  """Runs a script to its end, good or bad."""
+  return Run(name, *arguments, **options).join()
+
+
+def run_all(runs: list[Run]) -> None:
+  """Waits for all to end well; none outlives one that did not."""
+  try:
+    for started in runs:
+      started.finish()
+  finally:
+    for started in runs:
+      started.kill()
+
+
+def slurm(processes: int, devices: int) -> list[dict[str, str]]:
+  """What SLURM would add to each process's environment."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  every = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+  if processes == 1:
+    return [every]
+  every |= {
+    "JAX_COORDINATOR_ADDRESS": address,
+    "SLURM_JOB_ID": "1",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_NTASKS": str(processes),
+  }
+  return [
+    every | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
+    for i in range(processes)
+  ]
+
+
+def start(
+  name: str, arguments: list[str], processes: int = 1, devices: int = 1
+) -> list[Run]:
+  """Starts a script in so many processes, as SLURM would."""
+  distributed = ["--distributed"] if processes > 1 else []
+  return [
+    Run(name, *arguments, *distributed, env=environment)
+    for environment in slurm(processes, devices)
+  ]

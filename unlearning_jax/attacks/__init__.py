@@ -2,8 +2,8 @@
 
 Every module has `Hparams`, a frozen dataclass, and three pure functions
 
-  init(sd, victim, original, batch, key, h) -> state
-  step(sd, victim, original, batch, state, h) -> (state, info)
+  init(problem, key, h) -> state
+  step(problem, state, h) -> (state, info)
   prompt(batch, state, h) -> what FINDS says
 
 which is token ids (`prompt`), embeddings of words that no text stands for
@@ -15,17 +15,14 @@ depend on what is attacked beside it. To add a method, add a module.
 """
 
 import dataclasses
-import difflib
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Array, Shaped
 
-from unlearning_jax import extensions
-from unlearning_jax.attacks.engine.victim import Batch, Victim
+from unlearning_jax import extensions, settings
+from unlearning_jax.attacks.engine.victim import Batch, Problem, Victim
 from unlearning_jax.concepts import check_choice
-from unlearning_jax.stable_diffusion import StableDiffusion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +37,12 @@ class Attack:
   method: str
   h: Any
 
-  @property
-  def _module(self) -> Any:
-    return importlib.import_module(f"{__name__}.{self.method}")
-
   def unet_calls(self, victim: Victim) -> int:
     """UNet rows of one iteration; a backward pass is not counted."""
     loss = getattr(self.h, "loss", "denoise")
-    if not self._module.UNET_CALLS:
+    if not _module(self.method).UNET_CALLS:
       return 0
-    if loss in getattr(self._module, "TEXT_LOSSES", ()):
+    if loss in getattr(_module(self.method), "TEXT_LOSSES", ()):
       return 0
     guide = victim.guide
     rows = 1 if guide is None else guide.rows
@@ -62,43 +55,29 @@ class Attack:
   @property
   def finds(self) -> str:
     """What it finds: `prompt`, `words` or `latents`."""
-    return self._module.FINDS
+    return _module(self.method).FINDS
 
   @property
   def about(self) -> str:
     """What it is, in a line."""
-    return (self._module.__doc__ or "").partition("\n")[0]
+    return (_module(self.method).__doc__ or "").partition("\n")[0]
 
   @property
   def reseed(self) -> bool:
     """Whether every image gets a new seed."""
     return getattr(self.h, "reseed", False)
 
-  def init(
-    self,
-    sd: StableDiffusion,
-    victim: Victim,
-    original: Victim,
-    batch: Batch,
-    key: Array,
-  ) -> Any:
+  def init(self, problem: Problem, key: Array) -> Any:
     """The lanes before their first iteration."""
-    return self._module.init(sd, victim, original, batch, key, self.h)
+    return _module(self.method).init(problem, key, self.h)
 
-  def step(
-    self,
-    sd: StableDiffusion,
-    victim: Victim,
-    original: Victim,
-    batch: Batch,
-    state: Any,
-  ) -> tuple[Any, dict[str, Array]]:
+  def step(self, problem: Problem, state: Any) -> tuple[Any, dict[str, Array]]:
     """One iteration of every lane, with what can be logged of it."""
-    return self._module.step(sd, victim, original, batch, state, self.h)
+    return _module(self.method).step(problem, state, self.h)
 
   def prompt(self, batch: Batch, state: Any) -> Shaped[Array, "b k ..."]:
     """The adversarial tokens, or embeddings, as they stand."""
-    return self._module.prompt(batch, state, self.h)
+    return _module(self.method).prompt(batch, state, self.h)
 
 
 def methods() -> tuple[str, ...]:
@@ -116,22 +95,20 @@ def bind(method: str, hparams: Mapping[str, Any]) -> Attack:
   """The method with its hyperparameters, checked before any work.
 
   Args:
-    method: a name from `methods()`.
+    method: a name from `methods()`, or a module of one's own.
     hparams: fields of that module's `Hparams`.
 
   Raises:
-    ValueError: unknown method, names the nearest; or an unusable value.
-    TypeError: unknown hyperparameter; names the accepted ones.
+    ValueError: unknown method or hyperparameter, names the nearest; or an
+      unusable value.
   """
-  check_choice("method", method, methods())
-  module = importlib.import_module(f"{__name__}.{method}")
-  accepted = [field.name for field in dataclasses.fields(module.Hparams)]
-  for name in hparams:
-    if name not in accepted:
-      near = difflib.get_close_matches(name, accepted, n=1, cutoff=0.4)
-      hint = f"; did you mean {near[0]}?" if near else ""
-      raise TypeError(
-        f"{method} has no hyperparameter {name!r}; accepted: "
-        f"{', '.join(accepted)}{hint}"
-      )
-  return Attack(method, module.Hparams(**hparams))
+  return Attack(
+    method, settings.build(_module(method).Hparams, hparams, "hparams")
+  )
+
+
+def _module(method: str) -> Any:
+  if not {".", ":"} & set(method):
+    # A package of helpers is none.
+    check_choice("method", method, methods())
+  return extensions.module("method", method, __name__)

@@ -31,6 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 from unlearning_jax.attacks.engine import adam, lane_state, losses
 from unlearning_jax.attacks.engine.victim import (
   Batch,
+  Problem,
   Victim,
   text_states,
   token_table,
@@ -100,14 +101,7 @@ class State(NamedTuple):
   moments: adam.Moments
 
 
-def init(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
-  key: Array,
-  h: Hparams,
-) -> State:
+def init(problem: Problem, key: Array, h: Hparams) -> State:
   """The initial word's embeddings, the same in every lane.
 
   Raises:
@@ -115,6 +109,7 @@ def init(
       initial word of several tokens; a pool, guidance or negative prompt that
       is not there.
   """
+  sd, victim, _, batch = problem
   losses.check(h, h.loss, sd.schedule)
   if h.pool and batch.pool is None:
     raise ValueError(f"pool={h.pool!r}: the run has no images of the concept")
@@ -152,14 +147,10 @@ def init(
 
 
 def step(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
-  state: State,
-  h: Hparams,
+  problem: Problem, state: State, h: Hparams
 ) -> tuple[State, dict[str, Array]]:
   """One iteration of every lane; a lane that is not finite stays as it was."""
+  sd, victim, original, batch = problem
   drawn = losses.draw(sd, state.key, state.count, h)
   keys = jax.vmap(jax.random.fold_in)(state.key, state.count)
   loss, gradient = slope(

@@ -11,9 +11,8 @@ import jax
 from jaxtyping import Array, Bool, Int
 
 from unlearning_jax.attacks.engine import lane_state
-from unlearning_jax.attacks.engine.victim import Batch, Victim
+from unlearning_jax.attacks.engine.victim import Batch, Problem
 from unlearning_jax.concepts import check_choice
-from unlearning_jax.stable_diffusion import StableDiffusion
 
 FINDS = "prompt"
 UNET_CALLS = 0
@@ -65,29 +64,17 @@ class State(NamedTuple):
   alive: Bool[Array, " b"]
 
 
-def init(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
-  key: Array,
-  h: Hparams,
-) -> State:
+def init(problem: Problem, key: Array, h: Hparams) -> State:
   """No image yet."""
-  del sd, victim, original, h
-  return State(*lane_state.begin(key, batch))
+  del h
+  return State(*lane_state.begin(key, problem.batch))
 
 
 def step(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
-  state: State,
-  h: Hparams,
+  problem: Problem, state: State, h: Hparams
 ) -> tuple[State, dict[str, Array]]:
   """Nothing but the count."""
-  del sd, victim, original, batch, h
+  del problem, h
   return state._replace(count=state.count + 1), {}
 
 

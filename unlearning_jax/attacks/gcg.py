@@ -32,6 +32,7 @@ from unlearning_jax.attacks import ring_a_bell
 from unlearning_jax.attacks.engine import insertion, lane_state, losses
 from unlearning_jax.attacks.engine.victim import (
   Batch,
+  Problem,
   Victim,
   text_states,
   token_table,
@@ -85,21 +86,14 @@ class State(NamedTuple):
   tokens: Int[Array, "b k"]
 
 
-def init(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
-  key: Array,
-  h: Hparams,
-) -> State:
+def init(problem: Problem, key: Array, h: Hparams) -> State:
   """Tokens drawn at random.
 
   Raises:
     ValueError: a hyperparameter, or a model, that the loss is not made for;
       no pairs, or a phrase that is too long.
   """
-  del victim
+  sd, _, original, batch = problem
   text = h.loss in TEXT_LOSSES
   losses.check(h, "denoise" if text else h.loss, sd.schedule)
   if text and h.draws > 1:
@@ -114,14 +108,10 @@ def init(
 
 
 def step(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
-  state: State,
-  h: Hparams,
+  problem: Problem, state: State, h: Hparams
 ) -> tuple[State, dict[str, Array]]:
   """One iteration of every lane; a lane that is not finite stays as it was."""
+  sd, victim, original, batch = problem
   drawn = losses.draw(sd, state.key, state.count, h)
   target = None
   if h.loss == "fitness":

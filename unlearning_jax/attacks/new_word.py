@@ -14,8 +14,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from unlearning_jax.attacks.engine import lane_state
-from unlearning_jax.attacks.engine.victim import Batch, Victim, token_table
-from unlearning_jax.stable_diffusion import StableDiffusion
+from unlearning_jax.attacks.engine.victim import (
+  Batch,
+  Problem,
+  token_table,
+)
 
 UNET_CALLS = 0
 # What `prompt` returns are embeddings: there is no text to decode.
@@ -64,20 +67,13 @@ class State(NamedTuple):
   alive: Bool[Array, " b"]
 
 
-def init(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
-  key: Array,
-  h: Hparams,
-) -> State:
+def init(problem: Problem, key: Array, h: Hparams) -> State:
   """No image yet.
 
   Raises:
     ValueError: no words, or of another model's width.
   """
-  del sd, original
+  victim, batch = problem.victim, problem.batch
   width = token_table(victim).shape[1]
   if not h.words or len(h.words[0][0]) != width:
     raise ValueError(
@@ -89,15 +85,10 @@ def init(
 
 
 def step(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
-  state: State,
-  h: Hparams,
+  problem: Problem, state: State, h: Hparams
 ) -> tuple[State, dict[str, Array]]:
   """The next word."""
-  del sd, victim, original, batch, h
+  del problem, h
   return state._replace(count=state.count + 1), {}
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from unlearning_jax.attacks.engine import adam, lane_state, losses
 from unlearning_jax.attacks.engine.victim import (
   Batch,
+  Problem,
   Victim,
   text_states,
   token_table,
@@ -62,19 +63,13 @@ class State(NamedTuple):
   moments: adam.Moments
 
 
-def init(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
-  key: Array,
-  h: Hparams,
-) -> State:
+def init(problem: Problem, key: Array, h: Hparams) -> State:
   """Embeddings of tokens drawn at random.
 
   Raises:
     ValueError: a hyperparameter, or a model, that the loss is not made for.
   """
+  sd, victim, original, batch = problem
   losses.check(h, h.loss, sd.schedule)
   check_choice("decay", h.decay, adam.DECAYS)
   lanes = lane_state.begin(key, batch)
@@ -86,14 +81,10 @@ def init(
 
 
 def step(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
-  state: State,
-  h: Hparams,
+  problem: Problem, state: State, h: Hparams
 ) -> tuple[State, dict[str, Array]]:
   """One iteration of every lane; a lane that is not finite stays as it was."""
+  sd, victim, original, batch = problem
   drawn = losses.draw(sd, state.key, state.count, h)
   loss, gradient = embedding_gradient(
     sd, victim, original, batch, state, drawn, h

@@ -20,8 +20,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unlearning_jax.attacks import ring_a_bell
 from unlearning_jax.attacks.engine import lane_state
-from unlearning_jax.attacks.engine.victim import Batch, Victim, text_states
-from unlearning_jax.stable_diffusion import StableDiffusion
+from unlearning_jax.attacks.engine.victim import (
+  Batch,
+  Problem,
+  text_states,
+)
 
 UNET_CALLS = 0
 # What `prompt` returns are text states: there is no text, and no tokens.
@@ -66,20 +69,13 @@ class State(NamedTuple):
   concept: Float[Array, "b l d"]
 
 
-def init(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
-  key: Array,
-  h: Hparams,
-) -> State:
+def init(problem: Problem, key: Array, h: Hparams) -> State:
   """The prompt's own states.
 
   Raises:
     ValueError: no pairs, or a phrase that is too long.
   """
-  del victim
+  sd, _, original, batch = problem
   states = text_states(sd, original, batch)
   along = ring_a_bell.concept(sd, original, h.pairs)
   along = jnp.broadcast_to(along, states.shape)
@@ -87,15 +83,10 @@ def init(
 
 
 def step(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
-  state: State,
-  h: Hparams,
+  problem: Problem, state: State, h: Hparams
 ) -> tuple[State, dict[str, Array]]:
   """The next eta."""
-  del sd, victim, original, batch, h
+  del problem, h
   return lane_state.advance(state, (state.states, state.concept)), {}
 
 

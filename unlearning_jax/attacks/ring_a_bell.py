@@ -29,6 +29,7 @@ from unlearning_jax import stable_diffusion
 from unlearning_jax.attacks.engine import lane_state
 from unlearning_jax.attacks.engine.victim import (
   Batch,
+  Problem,
   Victim,
   text_states,
   token_table,
@@ -83,20 +84,13 @@ class State(NamedTuple):
   target: Float[Array, "b l d"]
 
 
-def init(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
-  key: Array,
-  h: Hparams,
-) -> State:
+def init(problem: Problem, key: Array, h: Hparams) -> State:
   """A population drawn at random.
 
   Raises:
     ValueError: no pairs, or a phrase that is too long.
   """
-  del victim
+  sd, _, original, batch = problem
   lanes = lane_state.begin(key, batch)
   tokens = lane_state.random_tokens(lanes[0], batch, (h.population, h.k))
   wanted = target(sd, original, batch, h.pairs, h.eta)
@@ -153,15 +147,10 @@ def distances(
 
 
 def step(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
-  state: State,
-  h: Hparams,
+  problem: Problem, state: State, h: Hparams
 ) -> tuple[State, dict[str, Array]]:
   """One generation of every lane; one that is not finite stays as it was."""
-  del victim
+  sd, _, original, batch = problem
   keys = jax.vmap(jax.random.fold_in)(state.key, state.count)
   size = len(batch.vocabulary)
   order = jnp.argsort(state.distance, axis=1)[:, : h.population // 2]

@@ -22,7 +22,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from unlearning_jax.attacks.engine import adam, lane_state, losses, simplex
-from unlearning_jax.attacks.engine.victim import Batch, Victim, token_table
+from unlearning_jax.attacks.engine.victim import (
+  Batch,
+  Problem,
+  Victim,
+  token_table,
+)
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
@@ -62,20 +67,13 @@ class State(NamedTuple):
   moments: adam.Moments
 
 
-def init(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
-  key: Array,
-  h: Hparams,
-) -> State:
+def init(problem: Problem, key: Array, h: Hparams) -> State:
   """Uniform distributions over the vocabulary.
 
   Raises:
     ValueError: a hyperparameter, or a model, that the loss is not made for.
   """
-  del victim, original
+  sd, batch = problem.sd, problem.batch
   losses.check(h, "denoise", sd.schedule)
   check_choice("decay", h.decay, adam.DECAYS)
   lanes, size = len(batch.number), len(batch.vocabulary)
@@ -84,14 +82,10 @@ def init(
 
 
 def step(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
-  state: State,
-  h: Hparams,
+  problem: Problem, state: State, h: Hparams
 ) -> tuple[State, dict[str, Array]]:
   """One iteration of every lane; a lane that is not finite stays as it was."""
+  sd, victim, original, batch = problem
   keys = losses.draw_key(state.key, state.count, h)
   keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
   tokens = jax.vmap(jax.random.categorical)(keys, jnp.log(state.probs))

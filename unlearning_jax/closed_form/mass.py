@@ -18,6 +18,7 @@ is to hold text as it really occurs: sums of captions, as `held_sums` makes them
 of any list, are one more d x d matrix.
 """
 
+import dataclasses
 import functools
 import hashlib
 import pathlib
@@ -44,13 +45,16 @@ from unlearning_jax.projections import (
   projection_gram,
   text_width,
 )
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
 from unlearning_jax.tokens import check_tokens
 
 PER_DEVICE = 16
 _FORMAT = "unlearning_jax preserve sums 1"
 
 
-def last_tokens(sd: Any, ids: Int[np.ndarray, "n l"]) -> Int[np.ndarray, " n"]:
+def last_tokens(
+  sd: StableDiffusion, ids: Int[np.ndarray, "n l"]
+) -> Int[np.ndarray, " n"]:
   """Index of each phrase's last token; 0 of an empty phrase.
 
   Before the first end-of-text token: where padding has the same id, argmax
@@ -60,7 +64,9 @@ def last_tokens(sd: Any, ids: Int[np.ndarray, "n l"]) -> Int[np.ndarray, " n"]:
 
 
 def _batches(
-  mesh: Any, columns: dict[str, np.ndarray], report: Callable[[int], None]
+  mesh: sharding.Mesh,
+  columns: dict[str, np.ndarray],
+  report: Callable[[int], None],
 ) -> Iterator[dict[str, Any]]:
   """Batches of one size over all devices; `weight` is 0 where filled up."""
   count = len(columns["ids"])
@@ -78,7 +84,9 @@ def _batches(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode(mesh: Any, sd: Any, params: Any, ids: Array) -> Array:
+def _encode(
+  mesh: sharding.Mesh, sd: StableDiffusion, params: Params, ids: Array
+) -> Array:
   """Text states, each device's phrases by themselves."""
   return sharding.map_rows(
     mesh,
@@ -136,7 +144,7 @@ _erase_rule, _hold_rule = (
 
 
 @functools.lru_cache(maxsize=8)
-def _together(mesh: Any) -> Callable[..., Any]:
+def _together(mesh: sharding.Mesh) -> Callable[..., Any]:
   """A function that adds up the devices' shares."""
   return jax.jit(
     lambda shares: jax.tree.map(lambda leaf: leaf.sum(0), shares),
@@ -145,9 +153,9 @@ def _together(mesh: Any) -> Callable[..., Any]:
 
 
 def _stream(
-  sd: Any,
-  params: Any,
-  mesh: Any,
+  sd: StableDiffusion,
+  params: Params,
+  mesh: sharding.Mesh,
   columns: dict[str, np.ndarray],
   function: Any,
   same: dict[str, Any],
@@ -183,18 +191,40 @@ def _stream(
     return gram, cross, int(total["rows"])
 
 
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """How much each part of the objective weighs.
+
+  Attributes:
+    tail: rows as in uce2023, the empty prompt held too; else as in uce2025.
+    erase_scale: e.
+    preserve_scale: p.
+    lamb: the ridge.
+    caption_scale: how much all captions weigh, in weights of all erased rows.
+  """
+
+  tail: bool = True
+  erase_scale: float = 1.0
+  preserve_scale: float = 0.1
+  lamb: float = 0.5
+  caption_scale: float = 1.0
+
+  def __post_init__(self):
+    check_scales(
+      erase_scale=self.erase_scale,
+      preserve_scale=self.preserve_scale,
+      lamb=self.lamb,
+      caption_scale=self.caption_scale,
+    )
+
+
 def erase(
-  sd: Any,
-  params: Any,
-  mesh: Any,
+  sd: StableDiffusion,
+  params: Params,
+  mesh: sharding.Mesh,
   concepts: Sequence[Concept],
-  *,
-  tail: bool = True,
-  erase_scale: float = 1.0,
-  preserve_scale: float = 0.1,
-  lamb: float = 0.5,
+  weights: Weights,
   captions: Sequence[str] = (),
-  caption_scale: float = 1.0,
   cache: str | pathlib.Path | None = None,
   report: Callable[[int], None] = lambda done: None,
 ) -> Edit:
@@ -205,25 +235,16 @@ def erase(
     params: its parameters.
     mesh: from `sharding.make_mesh`.
     concepts: what to erase, towards what, and what to preserve.
-    tail: uce2023, the empty prompt held too; else uce2025.
-    erase_scale: e.
-    preserve_scale: p.
-    lamb: the ridge.
+    weights: of the objective.
     captions: text as it really occurs, held in addition.
-    caption_scale: how much all captions weigh, in weights of all erased rows.
     cache: as in `held_sums`.
     report: as in `erased_sums`.
 
   Raises:
-    ValueError: as `erased_sums`; a concept that is not usable; a scale out of
-      range; a system that is not positive definite; no change.
+    ValueError: as `erased_sums`; a concept that is not usable; a system that is
+      not positive definite; no change.
   """
-  check_scales(
-    erase_scale=erase_scale,
-    preserve_scale=preserve_scale,
-    lamb=lamb,
-    caption_scale=caption_scale,
-  )
+  tail, scale = weights.tail, weights.erase_scale
   check_concepts(concepts)
   check_tokens(sd.tokenizer, concepts)
   kernels = cross_attention_kernels(params)
@@ -235,14 +256,14 @@ def erase(
   keep = functools.partial(
     held_sums, sd, params, mesh, tail=tail, cache=cache, report=report
   )
-  sums = preserve_scale * keep(held)
+  sums = weights.preserve_scale * keep(held)
   erased = erased_sums(sd, params, mesh, pairs, tail=tail, report=report)
-  sums += erase_scale * erased
+  sums += scale * erased
   if captions:
     usual = keep(captions)
-    share = caption_scale * erase_scale * erased.erased / usual.preserved
+    share = weights.caption_scale * scale * erased.erased / usual.preserved
     sums += share * usual
-  context_map, diagnostics = solve(sums, lamb)
+  context_map, diagnostics = solve(sums, weights.lamb)
   return make_edit(
     context_map,
     params,
@@ -253,17 +274,17 @@ def erase(
       **diagnostics,
       "erased_rows": sums.erased,
       "preserved_rows": sums.preserved,
-      "preserve_scale": preserve_scale,
+      "preserve_scale": weights.preserve_scale,
       "captions": len(captions),
-      "caption_scale": caption_scale,
+      "caption_scale": weights.caption_scale,
     },
   )
 
 
 def erased_sums(
-  sd: Any,
-  params: Any,
-  mesh: Any,
+  sd: StableDiffusion,
+  params: Params,
+  mesh: sharding.Mesh,
   pairs: Sequence[tuple[str, str]],
   *,
   tail: bool = True,
@@ -310,9 +331,9 @@ def erased_sums(
 
 
 def held_sums(
-  sd: Any,
-  params: Any,
-  mesh: Any,
+  sd: StableDiffusion,
+  params: Params,
+  mesh: sharding.Mesh,
   phrases: Sequence[str],
   *,
   tail: bool = True,
@@ -353,7 +374,7 @@ def held_sums(
   return Sums(gram, cross, preserved=rows)
 
 
-def _key(params: Any, ids: Int[np.ndarray, "n l"], tail: bool) -> str:
+def _key(params: Params, ids: Int[np.ndarray, "n l"], tail: bool) -> str:
   """SHA-256 of all that preserve sums depend on."""
   encoder = traverse_util.flatten_dict(params["text_encoder"], sep="/")
   known = f"{tail} {ids.shape} {leaves_digest(encoder)}"

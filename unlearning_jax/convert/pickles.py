@@ -309,7 +309,7 @@ def _view(name: str, tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
   return np.asarray(view, order="C")
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
   kind = value if isinstance(value, type) else type(value)
   if issubclass(kind, _Inert):
     return f"a {kind.__name__} object"

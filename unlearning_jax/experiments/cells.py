@@ -81,7 +81,7 @@ def run(
   pack: Callable[[Sequence[C]], Iterable[Sequence[C]]] = lambda left: (
     [cell] for cell in left
   ),
-  after: Callable[[], None] = lambda: None,
+  after: Callable[[], object] = lambda: None,
 ) -> None:
   """Runs this process's cells to their end.
 

@@ -84,7 +84,9 @@ def load_judge(given: Any) -> Judge | None:
 def world_of(given: Any) -> Any:
   """The embedded world whose judge or model settings name, or None."""
   known = extensions.worlds()
-  named = [name for name in (given.judge, given.model) if name in known]
+  # A fine-tuning has no judge.
+  asked = (getattr(given, "judge", None), given.model)
+  named = [name for name in asked if name in known]
   return extensions.world(named[0]) if named else None
 
 

@@ -20,18 +20,128 @@ from unlearning_jax import (
   lists,
   sharding,
 )
+from unlearning_jax.closed_form import statistics
 from unlearning_jax.concepts import Concept
 from unlearning_jax.edits import Edit, save_edit
 from unlearning_jax.erasures import NO_HOOKS, Erasure, Hooks
-from unlearning_jax.experiments import common
+from unlearning_jax.experiments import common, drawing, evaluate
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder, training_log
+from unlearning_jax.report.comparison import BASE
+from unlearning_jax.settings import Output
 from unlearning_jax.stable_diffusion import Params
 
 STATISTICS = "statistics.safetensors"
 # What a killed run goes on from, in its folder.
 _STATES, _DRAWN = "checkpoints", "drawn"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(drawing.Settings):
+  """An erasure, and what is drawn before and after it.
+
+  Attributes:
+    method: see `erasures.bind`.
+    hparams: fields of its `Hparams`.
+    concepts: what to erase, fields of `Concept` each.
+    preserve: name of a list that is held too.
+  """
+
+  method: Output[str]
+  hparams: Output[Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  concepts: Output[tuple[Mapping[str, Any], ...]] = ()
+  preserve: Output[str] = ""
+
+  def __post_init__(self):
+    super().__post_init__()
+    # Whether all that is said in them can be is found now.
+    self.spoken()
+
+  @functools.cached_property
+  def erasure(self) -> Erasure:
+    """The method with its hyperparameters."""
+    return erasures.bind(self.method, self.hparams)
+
+  @functools.cached_property
+  def phrases(self) -> tuple[Concept, ...]:
+    """What is erased, and what each phrase holds."""
+    conflict = getattr(self.erasure.h, "allow_conflict", False)
+    return wanted(self.concepts, self.preserve, conflict)
+
+  def spoken(self) -> list[str]:
+    """All that the text encoder must have room for."""
+    h = self.erasure.h
+    pairs = concepts.phrase_pairs(
+      self.phrases,
+      expand=getattr(h, "expand_prompts", False),
+      template_anchors=False,
+    )
+    if getattr(h, "truncate", False):
+      return []
+    held = concepts.preserved_phrases(self.phrases)
+    return [*(text for pair in pairs for text in pair), *held]
+
+
+def run(
+  settings: Settings,
+  open_record: Callable[[], Recorder],
+  model: Model | None = None,
+  every: int = 100,
+  tensorboard: bool = False,
+) -> tuple[Model, dict[str, Any]]:
+  """The whole experiment: erases, draws before and after, writes the page.
+
+  Args:
+    settings: what to erase, and what to draw.
+    open_record: called when all that can be wrong has been checked.
+    model: the base; None reads what the settings name.
+    every: steps between states to go on from.
+    tensorboard: write events too.
+
+  Returns:
+    The erased model, and the document that the page renders.
+
+  Raises:
+    ValueError: a model that was edited before, or that cannot be read; what
+      it cannot draw; what the method refuses; a record of another run.
+    FloatingPointError: a training diverges.
+  """
+  erasure, phrases = settings.erasure, settings.phrases
+  if tensorboard:
+    training_log.events_package()
+  if model is None:
+    statistics.check_unedited(settings.model)
+    model = common.load_model(settings)
+  if model.edit is not None or model.guidance is not None:
+    raise ValueError(
+      f"model: {model.name} was erased from before; erase all concepts "
+      "together, from `model.base`"
+    )
+  evaluate.check_fits(settings, model, settings.spoken())
+  if not erasures.module(settings.method).CHANGES:
+    # Guidance is made in no time: whether it can be drawn is known now.
+    key = jax.random.key(settings.seed)
+    guided = erasure(model.sd, model.params, phrases, key)
+    evaluate.check_fits(settings, common.with_made(model, guided))
+  record = open_record()
+  common.begin(record, settings, model.params)
+  found = made(
+    record.path / common.EDIT,
+    model,
+    erasure,
+    phrases,
+    settings.seed,
+    recorded(record, every, tensorboard=tensorboard),
+    record.is_writer,
+  )
+  tidy(record)
+  erased = common.with_made(model, found)
+  document = evaluate.compare(
+    record, settings, {BASE: model, common.stage_name(found): erased}
+  )
+  record.mark_done()
+  return erased, document
 
 
 def made(
@@ -105,9 +215,9 @@ def wanted(
 def keeping(folder: pathlib.Path, writes: bool) -> Hooks:
   """Hooks that keep the statistics, from which `launch.amend` goes on."""
 
-  def keep(statistics: erasures.Saved):
+  def keep(found: erasures.Saved):
     if writes:
-      statistics.save(folder / STATISTICS)
+      found.save(folder / STATISTICS)
 
   return Hooks(keep=keep)
 

@@ -90,7 +90,7 @@ class Judge:
     Raises:
       ValueError: the judge does not know the head or the label.
     """
-    blind = f" ({self.cannot_see})" if self.cannot_see else ""
+    blind = f" (cannot see {self.cannot_see})" if self.cannot_see else ""
     what = f"judge {self.name}{blind}: "
     check_choice(f"{what}head", target.head, list(self.labels))
     names = self.labels[target.head]

@@ -22,6 +22,7 @@ from unlearning_jax import extensions
 
 Row = Mapping[str, Any]
 State = Any
+Images = UInt8[np.ndarray, "n h w 3"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Metric:
 
   name: str
   init: Callable[[], State]
-  update: Callable[[State, UInt8[np.ndarray, "n h w 3"], Sequence[Row]], State]
+  update: Callable[[State, Images, Sequence[Row]], State]
   merge: Callable[[State, State], State]
   compute: Callable[[State], list[Estimate]]
   images: bool = True
@@ -91,7 +92,7 @@ class Metric:
   def measure(
     self,
     rows: Sequence[Row],
-    images: UInt8[np.ndarray, "n h w 3"] | None = None,
+    images: Images | None = None,
   ) -> list[Estimate]:
     """All of a state in one call.
 

@@ -11,14 +11,14 @@ A row is a dict that holds at least
   judged: {head: the class seen}, which `judge_rows` adds.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from unlearning_jax import metrics, statistics
 from unlearning_jax.judges import Judge, Scores
-from unlearning_jax.metrics import Estimate, Kept, Row
+from unlearning_jax.metrics import Estimate, Images, Kept, Row
 
 ALL = "all"
 
@@ -127,7 +127,9 @@ def _is_right(row: Row, head: str) -> bool:
   return row["judged"][head] == row["attributes"][head]
 
 
-def _cells(rows: Iterable[Row], value: Any = _is_right) -> dict[str, list[Any]]:
+def _cells(
+  rows: Iterable[Row], value: Callable[[Row, str], Any] = _is_right
+) -> dict[str, list[Any]]:
   cells: dict[str, list[Any]] = {}
   for row in rows:
     for head, asked in row["attributes"].items():
@@ -155,7 +157,7 @@ def _class_name(
   raise ValueError(f"{head} {asked!r}: the judge knows {[*names]}")
 
 
-def _update(state: Kept, images: Any, rows: Sequence[Row]) -> Kept:
+def _update(state: Kept, images: Images, rows: Sequence[Row]) -> Kept:
   del images
   for row in rows:
     if "judged" not in row:

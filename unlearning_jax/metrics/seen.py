@@ -5,14 +5,13 @@ The number's name is `seen head/label/group`; as `accuracy`, of all groups too.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from unlearning_jax import metrics, statistics
-from unlearning_jax.metrics import Estimate, Kept, Row
+from unlearning_jax.metrics import Estimate, Images, Kept, Row
 from unlearning_jax.metrics.accuracy import ALL
 
 
-def _update(state: Kept, images: Any, rows: Sequence[Row]) -> Kept:
+def _update(state: Kept, images: Images, rows: Sequence[Row]) -> Kept:
   del images
   for row in rows:
     if "judged" not in row:

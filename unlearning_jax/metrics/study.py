@@ -18,6 +18,8 @@ from unlearning_jax.metrics.harmonic import harmonic
 from unlearning_jax.metrics.resurgence import ERASED
 
 Row = Mapping[str, Any]
+# Of each group, whether its images were right.
+Bits = Mapping[str, np.ndarray]
 # What is known of a run before it is tuned, and early on.
 BEFORE = (
   "relative_change", "key_value_share", "prompt_change", "similarity",
@@ -214,13 +216,13 @@ def _value(point: Mapping[str, Any]) -> float | None:
   return back and back["value"]
 
 
-def _pooled(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _pooled(parts: Sequence[Bits]) -> dict[str, np.ndarray]:
   return {
     group: np.concatenate([part[group] for part in parts]) for group in parts[0]
   }
 
 
-def _rates(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+def _rates(parts: Sequence[Bits]) -> dict[str, Any]:
   """Rates of what seeds had right, pooled, and how many each of them had."""
   return {
     group: _rate(bits) | {"by_seed": [int(part[group].sum()) for part in parts]}
@@ -229,8 +231,8 @@ def _rates(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
 
 
 def _changes(
-  before: Sequence[Mapping[str, np.ndarray]],
-  after: Sequence[Mapping[str, np.ndarray]],
+  before: Sequence[Bits],
+  after: Sequence[Bits],
 ) -> dict[str, dict[str, Any]]:
   """What changed from one model to the other, image by image, by group."""
   found = {}
@@ -253,7 +255,7 @@ def _rate(bits: np.ndarray) -> dict[str, float]:
 
 
 def _resurgence(
-  base: Any, erased: Any, now: Any, prompts: Any, group: str
+  base: Bits, erased: Bits, now: Bits, prompts: Row, group: str
 ) -> dict[str, float] | None:
   before, gone = base[group], erased[group]
   if before.mean() - gone.mean() < MIN_TAKEN:

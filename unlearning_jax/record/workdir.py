@@ -231,7 +231,7 @@ class Workdir:
     file = self.path / "provenance.json"
     return json.loads(file.read_text())["runs"] if file.exists() else []
 
-  def _check_same(self, key: str, was: Any, now: Any):
+  def _check_same(self, key: str, was: object, now: object):
     if was != now:
       raise ValueError(
         f"workdir: {self.path} was started with {key} that differ from "
@@ -330,7 +330,7 @@ def _plain(config: Any) -> dict[str, Any]:
   return json.loads(to_json(config, "config"))
 
 
-def _differences(old: Any, new: Any, key: str = "") -> list[str]:
+def _differences(old: object, new: object, key: str = "") -> list[str]:
   if old == new:
     return []
   if isinstance(old, dict) and isinstance(new, dict):

@@ -1,12 +1,13 @@
 """A run's results as one HTML page that needs no other file, and as CSV."""
 
-import csv
-import io
+from typing import Any
 
-from unlearning_jax.report import sections
+from unlearning_jax.report import sections, tables
 from unlearning_jax.report.document import Source, read
 from unlearning_jax.report.markup import element
 from unlearning_jax.report.page import page
+
+_NUMBERS = ("value", "low", "high", "k", "n")
 
 
 def render_report(source: Source, *, show_unsafe: bool = False) -> str:
@@ -45,17 +46,15 @@ def results_csv(source: Source) -> str:
   A number that is no accuracy has the parts of its name in place of head, class
   and group.
   """
-  file = io.StringIO()
-  writer = csv.writer(file, lineterminator="\n")
-  writer.writerow(
-    ["stage", "head", "class", "group", "value", "low", "high", "k", "n"]
-  )
+  columns: tuple[str, ...] = ("stage", "head", "class", "group", *_NUMBERS)
   document = read(source)
+  lines: list[list[Any]] = []
   for stage, measures in document.measures.items():
     for name, *numbers in measures.values():
-      writer.writerow([stage, *name.split("/"), *numbers])
+      lines.append([stage, *name.split("/"), *numbers])
   for one in document.estimates:
     name = [*one["name"].split("/", 2), "", ""][:3]
-    numbers = [one[key] for key in ("value", "low", "high", "k", "n")]
-    writer.writerow([one["stage"], *name, *numbers])
-  return file.getvalue()
+    lines.append([one["stage"], *name, *(one[key] for key in _NUMBERS)])
+  return tables.to_csv(
+    columns, [dict(zip(columns, line, strict=True)) for line in lines]
+  )

@@ -86,14 +86,19 @@ def _pair(
   }
 
 
-def text_table(document: Mapping[str, Any]) -> str:
-  """Numbers for the terminal: what was erased, everything else, metrics."""
+def shown_names(document: Mapping[str, Any]) -> list[str]:
+  """The measures that a terminal shows: what was erased, everything else."""
   wanted = [
     f"{target['head']}/{target['class']}/{group}"
     for target in document["erased"]
     for group in ("explicit", "synonyms", "paraphrases", "implied")
   ]
-  wanted += [f"{head}/all/others" for head in document["heads"]]
+  return wanted + [f"{head}/all/others" for head in document["heads"]]
+
+
+def text_table(document: Mapping[str, Any]) -> str:
+  """Numbers for the terminal: what was erased, everything else, metrics."""
+  wanted = shown_names(document)
   stages = document["stages"]
   lines = [f"{'':32}" + "".join(f"{stage:>22}" for stage in stages)]
   for name in wanted:

@@ -373,14 +373,14 @@ def _change(changes: Mapping[str, Any] | None, group: str) -> tuple[str, str]:
   return f"{found['lost']}, {found['gained']}", f"{found['p']:.1g}"
 
 
-def _seeds(first: Any, last: Any, group: str) -> str:
+def _seeds(first: Curve, last: Curve, group: str) -> str:
   before, after = (
     " ".join(map(str, x["groups"][group]["by_seed"])) for x in (first, last)
   )
   return f"{before} → {after}"
 
 
-def _arrow(first: Any, last: Any, group: str) -> str:
+def _arrow(first: Curve, last: Curve, group: str) -> str:
   before, after = (x["groups"].get(group) for x in (first, last))
   if before is None or after is None:
     return "–"

@@ -228,7 +228,7 @@ def provenance(document: Mapping[str, Any]) -> Html:
 # --- Pieces ---
 
 
-def _figure(document: Document, pair: Any, blur: bool) -> Html:
+def _figure(document: Document, pair: Mapping[str, Any], blur: bool) -> Html:
   shown = []
   for i, stage in enumerate(document.stages):
     image = document.image(pair["images"][stage])

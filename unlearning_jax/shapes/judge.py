@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from unlearning_jax import models
 from unlearning_jax.judges import Judge
 from unlearning_jax.shapes import vocabulary
+from unlearning_jax.stable_diffusion import Params
 
 _FILE = "judge.safetensors"
 _CONFIG = "judge.json"
@@ -52,7 +53,7 @@ class ShapesNet(nn.Module):
 
 def loss(
   net: ShapesNet,
-  params: Any,
+  params: Params,
   frozen: Any,
   batch: Mapping[str, Array],
   key: PRNGKeyArray,
@@ -93,7 +94,7 @@ def _perturb(images: Array, key: PRNGKeyArray) -> Array:
 
 
 def _score(
-  net: ShapesNet, params: Any, images: UInt8[np.ndarray, "n 32 32 3"]
+  net: ShapesNet, params: Params, images: UInt8[np.ndarray, "n 32 32 3"]
 ) -> dict[str, Float[np.ndarray, "n c"]]:
   """Class probabilities of each head, so many images at once."""
   parts = []
@@ -106,12 +107,14 @@ def _score(
 
 
 @partial(jax.jit, static_argnums=0)
-def _probabilities(net: ShapesNet, params: Any, images: Array):
+def _probabilities(net: ShapesNet, params: Params, images: Array):
   logits = models.apply(net, params, images.astype(jnp.float32) / 127.5 - 1)
   return {name: jax.nn.softmax(value) for name, value in logits.items()}
 
 
-def save(folder: str | os.PathLike[str], params: Any, heads: Mapping[str, Any]):
+def save(
+  folder: str | os.PathLike[str], params: Params, heads: Mapping[str, Any]
+):
   """Writes the judge's float16 weights and its classes."""
   path = pathlib.Path(folder)
   path.mkdir(parents=True, exist_ok=True)

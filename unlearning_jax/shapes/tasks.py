@@ -24,6 +24,7 @@ from unlearning_jax.schedules import Schedule
 from unlearning_jax.shapes import training
 from unlearning_jax.shapes.tokenizer import train_tokenizer
 from unlearning_jax.shapes.tower import Projections
+from unlearning_jax.stable_diffusion import Params
 
 _WEIGHTS = {
   "text_encoder": "model.safetensors",
@@ -55,7 +56,7 @@ def vae(config: Any, data: Mapping[str, Any], folder: pathlib.Path) -> Task:
   """The autoencoder, on images alone."""
   net = models.AutoencoderKL.from_config(config.vae)
 
-  def finish(params: Any):
+  def finish(params: Params):
     mean, _ = _moments(net, params, data["images"][:4096])
     # Stable Diffusion's convention: scaled latents have unit variance.
     scaled = dict(config.vae, scaling_factor=float(1 / mean.std()))
@@ -96,7 +97,7 @@ def clip(config: Any, data: Mapping[str, Any], folder: pathlib.Path) -> Task:
       "clip": towers.init(keys[1], image, pooled)["params"],
     }
 
-  def finish(params: Any):
+  def finish(params: Params):
     _write(folder, "text_encoder", text_config, params["text_encoder"])
     _write(folder, "clip", dict(config.tower), params["clip"])
 
@@ -122,7 +123,7 @@ def unet(config: Any, data: Mapping[str, Any], folder: pathlib.Path) -> Task:
   states: Any = functools.partial(_states, text, text_params)
   context = states(tokenize(folder, list(data["captions"])))
 
-  def finish(params: Any):
+  def finish(params: Params):
     _write(folder, "unet", dict(config.unet), params)
     _write_pipeline(folder, dict(config.scheduler))
 
@@ -143,7 +144,7 @@ def unet(config: Any, data: Mapping[str, Any], folder: pathlib.Path) -> Task:
   )
 
 
-def _start(init: str, part: str, fresh: Any) -> Any:
+def _start(init: str, part: str, fresh: Mapping[str, Any]) -> Mapping[str, Any]:
   """A part's first parameters: those of the model `init`, if one is named."""
   if not init:
     return fresh
@@ -162,7 +163,9 @@ def tokenize(folder: str | os.PathLike[str], prompts: list[str]) -> np.ndarray:
   return np.asarray(out["input_ids"], np.int32)
 
 
-def _moments(net: models.AutoencoderKL, params: Any, images: UInt8[Array, "n"]):
+def _moments(
+  net: models.AutoencoderKL, params: Params, images: UInt8[Array, "n"]
+):
   """Mean and standard deviation of the posterior, unscaled."""
 
   @jax.jit
@@ -176,7 +179,7 @@ def _moments(net: models.AutoencoderKL, params: Any, images: UInt8[Array, "n"]):
   )
 
 
-def _states(net: models.ClipTextModel, params: Any, ids: Any) -> np.ndarray:
+def _states(net: models.ClipTextModel, params: Params, ids: Any) -> np.ndarray:
   encode = jax.jit(lambda batch: models.apply(net, params, batch)[0])
   return np.concatenate([s.astype(np.float16) for s in _map(encode, ids)])
 
@@ -186,7 +189,7 @@ def _map(function: Callable, rows: Any, size: int = 500):
     yield jax.tree.map(np.asarray, function(rows[start : start + size]))
 
 
-def _write(folder: pathlib.Path, part: str, config: Mapping, params: Any):
+def _write(folder: pathlib.Path, part: str, config: Mapping, params: Params):
   path = folder / part
   path.mkdir(parents=True, exist_ok=True)
   state = {
@@ -198,7 +201,7 @@ def _write(folder: pathlib.Path, part: str, config: Mapping, params: Any):
   (path / "config.json").write_text(json.dumps(plain, indent=2) + "\n")
 
 
-def _read(folder: pathlib.Path, part: str, model: Any) -> tuple[dict, Any]:
+def _read(folder: pathlib.Path, part: str, model: Any) -> tuple[dict, Params]:
   config = json.loads((folder / part / "config.json").read_text())
   net = model.from_config(config)
   if part == "vae":

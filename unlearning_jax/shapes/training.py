@@ -15,6 +15,7 @@ from unlearning_jax.models import (
 )
 from unlearning_jax.schedules import Schedule, add_noise
 from unlearning_jax.shapes.tower import Projections
+from unlearning_jax.stable_diffusion import Params
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
@@ -22,7 +23,7 @@ Metrics = dict[str, Float[Array, ""]]
 
 def vae_loss(
   vae: AutoencoderKL,
-  params: Any,
+  params: Params,
   frozen: Any,
   batch: Batch,
   key: PRNGKeyArray,
@@ -54,7 +55,7 @@ def vae_loss(
 def clip_loss(
   text_encoder: ClipTextModel,
   projections: Projections,
-  params: Any,
+  params: Params,
   frozen: Any,
   batch: Batch,
   key: PRNGKeyArray,
@@ -80,7 +81,7 @@ def clip_loss(
 def unet_loss(
   unet: UNet2DCondition,
   schedule: Schedule,
-  params: Any,
+  params: Params,
   frozen: Any,
   batch: Batch,
   key: PRNGKeyArray,

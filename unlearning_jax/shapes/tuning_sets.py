@@ -3,12 +3,12 @@
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from unlearning_jax.concepts import check_choice, same_phrase
 from unlearning_jax.edits import Edit
 from unlearning_jax.shapes import captions, neighbours, vocabulary
 from unlearning_jax.shapes import prompts as erasure
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 KINDS = ("in", "near", "far", "out", "same", "control")
 
@@ -77,8 +77,8 @@ def _said(task: str, name: str) -> list[str]:
 
 
 def tuning_set(
-  sd: Any,
-  params: Any,
+  sd: StableDiffusion,
+  params: Params,
   targets: Sequence[erasure.Target],
   kind: str,
   neighbours_wanted: int,

@@ -9,7 +9,6 @@ import safetensors.numpy
 from unlearning_jax.configs import attack_concept_inversion, attack_new_word
 from unlearning_jax.configs import attack_unlearn_diff_atk as uda
 
-from tests.support.scripts import script
 from unlearning_jax import (
   attacks,
   convert,
@@ -181,26 +180,6 @@ def test_a_fingerprint_tells_victims_apart(model, tmp_path):
   names = [victims.fingerprint(v, {}) for v in found]
   assert len(set(names)) == len(names)
   assert victims.fingerprint(victim(tmp_path, model, None), {}) == names[0]
-
-
-def test_a_model_can_be_trained_without_classes():
-  data = {
-    "label_object": np.array([3, 0, 3, -1]),
-    "label_hazard": np.array([0, 1, 1, 0]),
-    "images": np.arange(4),
-  }
-  train = script("train")
-  kept = train.without(data, "object/star")
-  np.testing.assert_array_equal(kept["images"], [1, 3])
-  kept = train.without(data, "object/star,hazard/hazard")
-  np.testing.assert_array_equal(kept["images"], [3])
-  assert train.without(data, "") is data
-  for what, words in (
-    ("object/sta", "object in data.without 'sta'.*nearest: 'star'"),
-    ("shape/x", "head in data.without 'shape'"),
-  ):
-    with pytest.raises(ValueError, match=words):
-      train.without(data, what)
 
 
 def test_a_run_does_not_go_on_with_another_victim(model, tmp_path):

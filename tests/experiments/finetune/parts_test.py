@@ -14,6 +14,8 @@ from unlearning_jax import model as models
 from unlearning_jax.concepts import Concept
 from unlearning_jax.edits import Edit
 from unlearning_jax.experiments import finetune as tuning
+from unlearning_jax.experiments.finetune import parts
+from unlearning_jax.experiments.finetune.settings import Defence
 from unlearning_jax.projections import cross_attention_kernels
 from unlearning_jax.record import Memory
 
@@ -146,14 +148,14 @@ def ended(model, **changes):
 
 
 def defended(chosen, **options):
-  return dataclasses.replace(chosen, defence=tuning.Defence(**options))
+  return dataclasses.replace(chosen, defence=Defence(**options))
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
 def test_the_adapters_are_the_model_that_is_measured(ema_decay, model):
   sd, params = model
   run, part, state, chosen = ended(model, ema_decay=ema_decay)
-  tuning.export(run, part, state, chosen)
+  parts.export(run, part, state, chosen)
   adapters = lora.load(run.path / "lora.safetensors", params)
   measured = tuning.tuned_params(sd, params, part, state, None, chosen)
   merged = lora.merge({"unet": params["unet"]}, adapters)
@@ -183,6 +185,6 @@ def test_reassertion_has_the_weight_that_is_asked_for(model):
 
 def test_what_adapters_cannot_say_is_not_exported(model, caplog):
   run, part, state, chosen = ended(model)
-  tuning.export(run, part, state, defended(chosen, kind="reassert"))
+  parts.export(run, part, state, defended(chosen, kind="reassert"))
   assert not (run.path / "lora.safetensors").exists()
   assert "no lora.safetensors: defence.kind='reassert'" in caplog.text

@@ -1,16 +1,14 @@
 """A study of an erased model that others made."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 from unlearning_jax.configs import finetune_resurgence_small, resurgence
 
+from tests.support import scripts
 from tests.support.resurgence_cases import finish, small_study, stubbed
 from unlearning_jax import erasures, settings, shapes, stable_diffusion
 from unlearning_jax.concepts import make_concepts
@@ -161,14 +159,12 @@ def test_an_erased_model_is_tuned_and_measured_from_the_command_line(tmp_path):
   save_edit(made, file)
 
   def started():
-    return subprocess.run(
-      [sys.executable, "-m", "launch.resurgence", f"--workdir={tmp_path}/run",
-       f"--config={tmp_path}/config.py", f"--edits=mine/star={file}"],
-      cwd=ROOT, capture_output=True, text=True, env=os.environ,
+    return scripts.run(
+      "resurgence", f"--workdir={tmp_path}/run", f"--edits=mine/star={file}",
+      f"--config={tmp_path}/config.py",
     )  # fmt: skip
 
-  result = started()
-  assert result.returncode == 0, result.stderr[-2000:]
+  result = started().finish()
   assert "1 of 1 cells measured, 0 failed" in result.stdout
   lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
   rows = {row["id"]: row for row in map(json.loads, lines)}

@@ -16,6 +16,7 @@ from unlearning_jax import settings, shapes, stable_diffusion
 from unlearning_jax.experiments import common
 from unlearning_jax.experiments import resurgence as studies
 from unlearning_jax.experiments.resurgence import Settings, plan
+from unlearning_jax.judges import Judge
 from unlearning_jax.model import Model
 from unlearning_jax.shapes import tuning_sets, vocabulary
 from unlearning_jax.shapes.prompts import Target
@@ -84,6 +85,8 @@ def test_the_rows_in_the_repository_are_the_full_studys(tmp_path):
   for name in ("config.json", "results.jsonl"):
     shutil.copy(KEPT / name, tmp_path)
   config = finetune_resurgence_full.get_config()
+  # What no row depends on may change.
+  config.pack, config.batch_size, config.rates.lora = 8, 13, 9.0
   run = common.workdir(str(tmp_path), config, Settings)
   known = {str(cell) for cell in built(config).cells}
   tuned = [row["id"] for row in run.rows() if "@" in row["id"]]
@@ -196,6 +199,27 @@ def test_devices_that_a_batch_cannot_be_split_over(changes, words, monkeypatch):
       match=words if refused else None,
     ):
       studies.setup(given, report=report)
+
+
+BLIND = Judge(
+  "blind", lambda images: {}, {"object": ("circle",)}, cannot_see="stars"
+)
+
+
+def test_a_judge_of_ones_own_that_does_not_know_what_was_erased():
+  config = study()
+  config.judge = f"{__name__}:BLIND"
+  with pytest.raises(ValueError, match=r"judge blind \(stars\): .*'star'"):
+    studies.setup(built(config), report=True)
+
+
+@pytest.mark.parametrize("method", ["sld", "negative_prompt"])
+def test_a_method_that_changes_no_weight_has_nothing_to_tune(method):
+  config = study(BLOCK | {"methods": ("uce",)}).to_dict()
+  config["erasures"]["uce/star"] |= {"method": method, "hparams": {}}
+  words = f"erasures.uce/star: method='{method}': .*nothing to tune"
+  with pytest.raises(ValueError, match=words):
+    settings.build(Settings, config)
 
 
 def test_several_classes_are_erased_without_preserving_each_other():

@@ -7,12 +7,11 @@ through never depends on images, other lanes or where it runs; images decide
 only when it stops.
 """
 
-import dataclasses
 import functools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,10 +22,10 @@ from unlearning_jax import sharding
 from unlearning_jax.attacks import Attack
 from unlearning_jax.attacks.engine import vocabulary
 from unlearning_jax.attacks.engine.lane_state import keep_lanes
+from unlearning_jax.attacks.engine.options import Options as Options
 from unlearning_jax.attacks.engine.rows import (
   Check,
   Prepared,
-  Request,
   Row,
   check_rows,
   prepare,
@@ -34,6 +33,7 @@ from unlearning_jax.attacks.engine.rows import (
 from unlearning_jax.attacks.engine.victim import (
   Batch,
   Pool,
+  Problem,
   Victim,
   text_states,
 )
@@ -42,46 +42,9 @@ from unlearning_jax.stable_diffusion import StableDiffusion
 Record = dict[str, Any]
 
 
-class Proxy(Protocol):
-  """Says how promising prompts are, as `metrics.diffusion_classifier`."""
-
-  timesteps: int
-
-  def __call__(
-    self, rows: Sequence[Row], requests: Sequence[Request]
-  ) -> Sequence[float]:
-    """A share of each request, 1 at best."""
-    ...
-
-
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Options:
-  """How rows share the machine, and what an attack may use.
-
-  Attributes:
-    lanes: rows side by side, rounded up to what the mesh divides.
-    mesh: of this process's own devices; processes share nothing.
-    mode: of the vocabulary.
-    pool: images that all rows learn from, if the attack does.
-    proxy: scores prompts before an image is made. Those below the threshold
-      get none, but for a row's last: a row's success can only be missed so.
-    threshold: of the proxy.
-    too_long: `drop` counts prompts that leave no room as failures, with their
-      reason; `error` refuses the table; `truncate` cuts them.
-  """
-
-  lanes: int
-  mesh: sharding.Mesh
-  mode: str = "roundtrip"
-  pool: Pool | None = None
-  proxy: Proxy | None = None
-  threshold: float = 0.5
-  too_long: str = "drop"
-
-
 @functools.partial(jax.jit, static_argnames=("sd", "attack", "where"))
 def _start(sd, attack, where, victim, original, batch, key):
-  state = attack.init(sd, victim, original, batch, key)
+  state = attack.init(Problem(sd, victim, original, batch), key)
   return jax.lax.with_sharding_constraint(state, where)
 
 
@@ -89,7 +52,7 @@ def _start(sd, attack, where, victim, original, batch, key):
   jax.jit, static_argnames=("sd", "attack", "where"), donate_argnames="state"
 )
 def _refill(sd, attack, where, victim, original, batch, key, state, fresh):
-  new = attack.init(sd, victim, original, batch, key)
+  new = attack.init(Problem(sd, victim, original, batch), key)
   state = keep_lanes(fresh, new, state)
   return jax.lax.with_sharding_constraint(state, where)
 
@@ -99,9 +62,10 @@ def _refill(sd, attack, where, victim, original, batch, key, state, fresh):
 )
 def _block(sd, attack, where, victim, original, batch, state):
   """A block: state, finds, their text states but of prompts, mean infos."""
+  problem = Problem(sd, victim, original, batch)
 
   def body(state, _):
-    return attack.step(sd, victim, original, batch, state)
+    return attack.step(problem, state)
 
   state, info = jax.lax.scan(body, state, length=attack.h.iterations)
   state = jax.lax.with_sharding_constraint(state, where)
@@ -202,8 +166,11 @@ def check_attack(
     pool = Pool(latents, text, text, text)  # type: ignore[arg-type]
   number = np.zeros(1, np.uint32)
   batch = Batch(ids, number, text, text, latents, pool)  # type: ignore[arg-type]
-  init = functools.partial(attack.init, sd)
-  jax.eval_shape(init, victim, original, batch, jax.random.key(0))
+
+  def init(*arrays):
+    return attack.init(Problem(sd, *arrays), jax.random.key(0))
+
+  jax.eval_shape(init, victim, original, batch)
 
 
 def attack_rows(

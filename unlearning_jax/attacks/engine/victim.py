@@ -1,7 +1,7 @@
 """The model under attack, and the rows it is attacked with."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -127,6 +127,27 @@ class Batch(NamedTuple):
     return self._replace(
       **{name: jnp.repeat(getattr(self, name), count, axis=0) for name in led}
     )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """What the lanes solve; `sd, victim, original, batch = problem`.
+
+  Attributes:
+    sd: the model; static.
+    victim: under attack.
+    original: the model before unlearning.
+    batch: a row a lane.
+  """
+
+  sd: StableDiffusion = dataclasses.field(metadata={"static": True})
+  victim: Victim
+  original: Victim
+  batch: Batch
+
+  def __iter__(self) -> Iterator[Any]:
+    return iter((self.sd, self.victim, self.original, self.batch))
 
 
 def through_guidance(

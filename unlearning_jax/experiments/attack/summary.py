@@ -1,7 +1,5 @@
 """What an attack leaves behind: its rates, its control's, a page, a gallery."""
 
-import csv
-import io
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +14,7 @@ from unlearning_jax.experiments.attack.victims import Setup
 from unlearning_jax.metrics import asr
 from unlearning_jax.record import Recorder
 from unlearning_jax.report import attack as page
+from unlearning_jax.report import tables
 from unlearning_jax.stable_diffusion import StableDiffusion
 
 Row = Mapping[str, Any]
@@ -136,12 +135,7 @@ def frame(
 
 def to_csv(measures: Iterable[Mapping[str, Any]]) -> str:
   """Every rate as a line."""
-  file = io.StringIO()
-  keys = ["name", "value", "low", "high", "k", "n"]
-  writer = csv.DictWriter(file, keys, lineterminator="\n")
-  writer.writeheader()
-  writer.writerows(measures)
-  return file.getvalue()
+  return tables.to_csv(["name", "value", "low", "high", "k", "n"], measures)
 
 
 def printed(document: Mapping[str, Any]) -> str:

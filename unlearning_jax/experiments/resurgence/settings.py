@@ -88,6 +88,11 @@ class Erasure:
   def __post_init__(self):
     if not self.edit:
       erasures.bind(self.method, self.hparams)
+      if not erasures.module(self.method).CHANGES:
+        raise ValueError(
+          f"method={self.method!r}: guides and changes no weight, there is "
+          "nothing to tune; choose a method that makes an edit"
+        )
       check_concepts(self.concepts)
 
   @property

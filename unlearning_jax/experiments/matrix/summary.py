@@ -1,7 +1,5 @@
 """The table of a matrix of attacks, from what its cells have recorded."""
 
-import csv
-import io
 import json
 import os
 import pathlib
@@ -11,16 +9,14 @@ from typing import Any
 from unlearning_jax import statistics
 from unlearning_jax.durable import replacing, to_json
 from unlearning_jax.experiments.attack import summary
-from unlearning_jax.experiments.attack_cells import (
-  BASE,
-  Cell,
-  attack_settings,
-  control_of,
-)
+from unlearning_jax.experiments.cells import Folders
+from unlearning_jax.experiments.matrix.settings import BASE, Cell, Settings
 from unlearning_jax.metrics import asr
-from unlearning_jax.record.workdir import read_rows
+from unlearning_jax.record import read_rows
 from unlearning_jax.report import attack_matrix as page
+from unlearning_jax.report import tables
 
+Rows = Mapping[Cell, Sequence[Mapping[str, Any]]]
 _SHOWN = 3
 _COUNTS = ("n_all", "n_pre", "n_attacked", "n_success", "n_failure")
 _COUNTS += ("n_numerical", "budget", "images", "iterations")
@@ -29,33 +25,32 @@ _LOGGED = ("loss", "gradient_rms", "confidence")
 _RATES = ("pre_asr", "asr", "sure", "conditional", "survival")
 
 
-def conclude(config: Any, root: pathlib.Path, listed: Sequence[Cell]) -> str:
+def conclude(
+  settings: Settings, store: Folders[Cell], listed: Sequence[Cell]
+) -> str:
   """Writes `summary.json`, `results.csv` and `report.html` into the root.
 
   Args:
-    config: the matrix's.
-    root: its folder.
+    settings: the matrix's.
+    store: where its cells are.
     listed: its cells; those that have not ended are told as such.
 
   Returns:
     The table for the terminal.
   """
-  rows = {
-    cell: read_rows(root / str(cell))
-    for cell in listed
-    if (root / str(cell) / "DONE").exists()
-  }
-  found = [_entry(config, root, cell, rows) for cell in listed]
+  root = store.root
+  rows = {c: read_rows(store.folder(c)) for c in listed if store.ended(c)}
+  found = [_entry(settings, store, cell, rows) for cell in listed]
   compared = {str(i): e["paired"] for i, e in enumerate(found) if "paired" in e}
   held = statistics.holm({i: paired["p"] for i, paired in compared.items()})
   for i, p in held.items():
     compared[i]["p_holm"] = p
   document = {
-    "title": config.title,
-    "control": config.control,
-    "attacks": list(config.columns),
+    "title": settings.title,
+    "control": settings.control,
+    "attacks": list(settings.columns),
     "tasks": {
-      task: _task(config, root, task, rows, listed) for task in config.tasks
+      task: _task(settings, root, task, rows, listed) for task in settings.tasks
     },
     "cells": found,
   }
@@ -83,11 +78,7 @@ def to_csv(found: Sequence[Mapping[str, Any]]) -> str:
     keys += [f"{name}{end}" for end in ("", "_low", "_high", "_k", "_n")]
   paired = ("control", "both", "only_attack", "only_control", "p", "p_holm")
   keys += [*paired, "equal_budget", *_LOGGED, "seconds_per_row", "error"]
-  file = io.StringIO()
-  writer = csv.DictWriter(
-    file, keys, lineterminator="\n", extrasaction="ignore"
-  )
-  writer.writeheader()
+  lines = []
   for cell in found:
     counts = dict(cell.get("accounting", {}))
     line = {**cell, **counts, "dropped": len(counts.get("dropped", ()))}
@@ -96,24 +87,19 @@ def to_csv(found: Sequence[Mapping[str, Any]]) -> str:
       line[m["name"]] = m["value"]
       for end in ("low", "high", "k", "n"):
         line[f"{m['name']}_{end}"] = m[end]
-    writer.writerow(line)
-  return file.getvalue()
+    lines.append(line)
+  return tables.to_csv(keys, lines)
 
 
 def _entry(
-  config: Any,
-  root: pathlib.Path,
-  cell: Cell,
-  rows: Mapping[Cell, Sequence[Mapping[str, Any]]],
+  settings: Settings, store: Folders[Cell], cell: Cell, rows: Rows
 ) -> dict[str, Any]:
   """What the table says of a cell."""
   entry: dict[str, Any] = {
     "task": cell.task, "victim": cell.victim, "attack": cell.attack,
   }  # fmt: skip
-  failed = root / str(cell) / "failed.txt"
-  if failed.exists():
-    lines = failed.read_text().strip().splitlines()
-    return entry | {"status": "failed", "error": lines[-1]}
+  if why := store.why(cell):
+    return entry | {"status": "failed", "error": why}
   if cell not in rows:
     return entry | {"status": "not run"}
   records = rows[cell]
@@ -121,9 +107,9 @@ def _entry(
   spent = [r["seconds"] for r in records if r["blocks"]]
   entry["seconds_per_row"] = sum(spent) / len(spent) if spent else 0.0
   entry["logged"] = _logged(records)
-  beside = control_of(config, cell)
+  beside = settings.control_of(cell)
   # A control is not tested, nor what has no images of its own.
-  is_control = cell.attack in {control_of(config, c).attack for c in rows}
+  is_control = cell.attack in {settings.control_of(c).attack for c in rows}
   if beside in rows and not is_control and entry["accounting"]["budget"] > 1:
     paired = asr.against(records, rows[beside])
     entry["paired"] = {"control": beside.attack, **paired}
@@ -138,26 +124,22 @@ def _logged(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _task(
-  config: Any,
+  settings: Settings,
   root: pathlib.Path,
   task: str,
-  rows: Mapping[Cell, Sequence[Mapping[str, Any]]],
+  rows: Rows,
   listed: Sequence[Cell],
 ) -> dict[str, Any]:
   mine = [cell for cell in listed if cell.task == task]
   return {
-    "name": config.tasks[task].targets[0]["name"],
+    "name": settings.tasks[task].targets[0]["name"],
     "victims": list(dict.fromkeys(cell.victim for cell in mine)),
-    "unsafe": summary.is_unsafe(attack_settings(config, mine[0])),
+    "unsafe": summary.is_unsafe(settings.attack(mine[0])),
     "gallery": _gallery(root, task, rows),
   }
 
 
-def _gallery(
-  root: pathlib.Path,
-  task: str,
-  rows: Mapping[Cell, Sequence[Mapping[str, Any]]],
-) -> list[dict[str, Any]]:
+def _gallery(root: pathlib.Path, task: str, rows: Rows) -> list[dict[str, Any]]:
   """A few rows of each erased victim, under every attack."""
   found = []
   mine = [c for c in rows if c.task == task and c.victim != BASE]
@@ -181,7 +163,13 @@ def _gallery(
   return found
 
 
-def _frame(root, task, victim, name, attacked) -> dict[str, Any]:
+def _frame(
+  root: pathlib.Path,
+  task: str,
+  victim: str,
+  name: str,
+  attacked: Mapping[Cell, Mapping[str, Mapping[str, Any]]],
+) -> dict[str, Any]:
   """One prompt and one seed: the original, the erased, and every attack."""
   rows = {
     c: records[name] for c, records in attacked.items() if name in records

@@ -1,0 +1,119 @@
+"""A matrix of attacks: what it refuses at once, and a whole small one."""
+
+import csv
+import json
+
+import pytest
+from unlearning_jax.configs import attack_matrix_shapes
+
+from tests.support import scripts
+from unlearning_jax import settings
+from unlearning_jax.experiments.matrix import Cell, Matrix, Settings
+from unlearning_jax.record import Workdir
+
+SMALL = [
+  "--config.common.per_group=2",
+  "--config.common.lanes=2",
+  "--config.common.batch_size=2",
+  "--config.common.sampling.num_steps=2",
+  "--config.budget.blocks=1",
+  "--config.columns=('none', 'random')",
+]
+
+
+def make_config(tasks="object"):
+  return attack_matrix_shapes.get_config(tasks)
+
+
+def built(config) -> Settings:
+  return settings.build(Settings, config.to_dict())
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    ({"attacks.uda.hparams.noise": "frosen"}, "base/uda: noise='frosen'"),
+    ({"attacks.p4d.hparams.timesteps": "up"}, "base/p4d: timesteps='up'"),
+    ({"attacks.uda.hparams.decay": "none"}, "base/uda: decay='none'"),
+    ({"tasks.object.hparams.k": 80}, "base/none: .*too_long='error'"),
+    ({"common.sampling.num_steps": 0}, "base/none: num_steps=0"),
+  ],
+)
+def test_a_column_that_would_fail_in_every_cell(change, words, tmp_path):
+  """Told by what makes the matrix, before an erasure or a cell."""
+  config = make_config("object")
+  config.common.per_group, config.common.too_long = 2, "error"
+  config.attacks.none.hparams.kind = "random"
+  config.update_from_flattened_dict(change)
+  given = built(config)
+  with pytest.raises(ValueError, match=words):
+    Matrix(given, tmp_path, {})
+  assert not [*tmp_path.iterdir()]
+
+
+def test_a_finished_cell_of_another_table(tmp_path):
+  config = make_config()
+  config.common.per_group, config.columns = 2, ("none", "random")
+  matrix = Matrix(built(config), tmp_path, {})
+  for name, inputs in {"none": {}, "random": {"table": "a"}}.items():
+    cell = Cell("object", "base", name)
+    run = Workdir(tmp_path / str(cell), matrix.settings.config(cell))
+    run.record_provenance(devices={}, inputs=inputs)
+    run.mark_done()
+  matrix.store.check(Cell("object", "base", "none"))
+  with pytest.raises(ValueError, match="inputs.table: 'a' -> "):
+    matrix.store.check(Cell("object", "base", "random"))
+
+
+def launch(folder, *more):
+  config = "--config=configs/attack_matrix_shapes.py:object"
+  return scripts.run(
+    "attack_matrix", config, f"--workdir={folder}", *SMALL, *more
+  )
+
+
+def state(folder):
+  """When each cell's rows were last written, and how often it started."""
+  return {
+    path.parent.relative_to(folder): (
+      path.stat().st_mtime_ns,
+      len(json.loads((path.parent / "provenance.json").read_text())["runs"]),
+    )
+    for path in folder.rglob("results.jsonl")
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_a_failing_cell_does_not_stop_the_others(tmp_path):
+  # Rows of nobody knows what: this cell cannot be opened.
+  odd = tmp_path / "object/uce/random/results.jsonl"
+  odd.parent.mkdir(parents=True)
+  odd.write_text('{"id": "a"}\n')
+  result = launch(tmp_path)
+  assert result.returncode != 0 and "1 cells failed" in result.stderr
+  with open(tmp_path / "results.csv") as file:
+    table = {(r["victim"], r["attack"]): r for r in csv.DictReader(file)}
+  failed = {key for key, row in table.items() if row["status"] == "failed"}
+  assert failed == {("uce", "random")} and len(table) == 6
+  assert "no config.json" in table["uce", "random"]["error"]
+  done = [row for row in table.values() if row["status"] == "done"]
+  assert len(done) == 5 and all(row["n_all"] == "2" for row in done)
+  odd.unlink()
+  before = state(tmp_path)
+  # Mended, the cell runs; the five others are left as they are.
+  result = launch(tmp_path)
+  assert result.returncode == 0, result.stderr[-2000:]
+  after = state(tmp_path)
+  assert len(after) == 6 and {k: after[k] for k in before} == before
+  assert "6 of 6 cells are done" in result.stdout
+  # Targets and the rows' own images were drawn once, by the first attack.
+  assert len(list((tmp_path / "object/targets").glob("*.png"))) == 2
+  lines = (odd.parent / "results.jsonl").read_text().splitlines()
+  for row in map(json.loads, lines):
+    assert row["pre_image"].startswith("../none/images/")
+  # A finished cell is not taken for another: the config that differs is named.
+  result = launch(tmp_path, "--config.budget.blocks=2")
+  assert result.returncode != 0 and "6 cells failed" in result.stderr
+  assert "hparams.blocks: 1 -> 2" in (odd.parent / "failed.txt").read_text()
+  assert state(tmp_path) == after

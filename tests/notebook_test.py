@@ -1,0 +1,50 @@
+"""The README's lines of Python, run in a notebook as a user would."""
+
+import pathlib
+import re
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
+# The same lines, of fewer images and steps.
+SMALLER = {
+  'protocol="shapes-star"': 'protocol="shapes-star~per_group=1,others=2"',
+  'control="random"': 'control="random", rows=2, '
+  'hparams={"blocks": 1, "iterations": 2}',
+  "steps=100": "steps=2, batch_size=8",
+  "erased, tuned)": "erased, tuned, prompts=2)",
+}
+
+
+def lines():
+  """The statements of the README's block, one a cell."""
+  (block,) = re.findall(
+    r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
+  )
+  for large, small in SMALLER.items():
+    assert block.count(large) == 1, large
+    block = block.replace(large, small)
+  return [line for line in block.splitlines() if line]
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_the_lines_of_the_readme_run_in_a_notebook(tmp_path):
+  cells = [nbformat.v4.new_code_cell(line) for line in lines()]
+  notebook = nbformat.v4.new_notebook(cells=cells)
+  nbclient.NotebookClient(
+    notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}
+  ).execute()
+  shown = {
+    cell.source.split("(")[0]: out.data["text/html"]
+    for cell in notebook.cells
+    for out in cell.outputs
+    if out.output_type == "execute_result" and "text/html" in out.data
+  }
+  assert shown["ul.grid"].count("<img") == 8
+  assert "object/star/explicit" in shown["ul.evaluate"]
+  assert "random" in shown["ul.attack"] and "asr" in shown["ul.attack"]
+  assert "r_norm/explicit" in shown["ul.resurgence"]
+  assert (tmp_path / "star.safetensors").is_file()

@@ -1,0 +1,198 @@
+"""Concepts to erase, with what their world knows of them, and erasing them."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from unlearning_jax import concepts, erasures, extensions, lists
+from unlearning_jax.api.runs import Path, opener
+from unlearning_jax.concepts import Concept, check_choice
+from unlearning_jax.edits import Edit
+from unlearning_jax.experiments import common
+from unlearning_jax.experiments import erase as experiment
+from unlearning_jax.model import Model
+from unlearning_jax.settings import Output
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """What shall be erased: its phrases, and how its world calls it.
+
+  Attributes:
+    name: what it is called.
+    concepts: a phrase each, with anchor and preserved phrases.
+    task: object, style, identity or unsafe, in an embedded world; else the
+      kind of concept.
+    world: the embedded world that knows it; "" for none.
+  """
+
+  name: str
+  concepts: tuple[Concept, ...]
+  task: str
+  world: str = ""
+
+  @property
+  def target(self) -> dict[str, str]:
+    """As configs name it.
+
+    Raises:
+      ValueError: no world knows it, so no judge looks for it.
+    """
+    if not self.world:
+      raise ValueError(
+        f"concept {self.name!r}: no embedded world knows it, so no judge looks "
+        f"for it; give a judge and its head: judge=..., target={{'head': ..., "
+        f"'label': {self.name!r}}}"
+      )
+    return {"task": self.task, "name": self.name}
+
+  def __repr__(self) -> str:
+    first = self.concepts[0]
+    held = len(concepts.preserved_phrases(self.concepts))
+    more = f" and {len(self.concepts) - 1} more phrases" * (
+      len(self.concepts) > 1
+    )
+    source = f"filled in by {self.world}" if self.world else "as given"
+    return (
+      f"{self.task} {self.name!r}: {first.erase!r} -> {first.anchor!r}{more}, "
+      f"{held} phrases preserved ({source})"
+    )
+
+
+def concept(
+  model: Model,
+  name: str,
+  *,
+  anchor: str | None = None,
+  preserve: str | Sequence[str] | None = None,
+  task: str = "object",
+) -> Subject:
+  """A concept with what is known of it; its repr says what was filled in.
+
+  Args:
+    model: of an embedded world, the world's classes are known: phrases,
+      anchors and what must be preserved are filled in.
+    name: a class of that world, or any phrase for another model.
+    anchor: what it shall mean instead; None for the world's, or the task's
+      published one.
+    preserve: phrases to hold, or the name of a published list; None for the
+      world's, or none.
+    task: of a phrase that no world knows: object, art or unsafe.
+
+  Raises:
+    ValueError: no such class, with the nearest; a blank phrase or an anchor
+      that says the same.
+  """
+  held = lists.load(preserve) if isinstance(preserve, str) else preserve
+  if model.source in extensions.worlds():
+    world = extensions.world(model.source)
+    listed = world.concept(name)
+    if anchor is not None or held is not None:
+      listed = tuple(
+        dataclasses.replace(
+          one,
+          anchor=one.anchor if anchor is None else anchor,
+          preserve=one.preserve if held is None else tuple(held),
+        )
+        for one in listed
+      )
+    return Subject(name, listed, world.task_of(name), model.source)
+  listed = concepts.make_concepts(name, anchor, held or (), task)
+  return Subject(name, listed, task)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """An erasure, as its record keeps it.
+
+  Attributes:
+    model: the base.
+    method: who erases.
+    hparams: of the method.
+    concepts: fields of `Concept` each.
+    seed: of all that it draws.
+    judge: none: nothing is drawn.
+  """
+
+  model: Output[str]
+  method: Output[str]
+  hparams: Output[dict[str, Any]]
+  concepts: Output[tuple[dict[str, Any], ...]]
+  seed: Output[int] = 0
+  judge: Output[str | None] = None
+
+
+def erase(
+  model: Model,
+  subject: Subject | Concept | Sequence[Concept] | str,
+  method: str = "uce",
+  *,
+  seed: int = 0,
+  out: Path | None = None,
+  **hparams: Any,
+) -> Model:
+  """Erases a concept; `ul.methods()` lists who can.
+
+  In an embedded world the method gets the recipe that was measured there, as
+  in the shipped configs: its phrases, its scales.
+
+  Args:
+    model: the base; nothing may have been erased from it.
+    subject: from `ul.concept`, or its name; or concepts of one's own, which
+      are taken as they are.
+    method: the erasure.
+    seed: of all that it draws.
+    out: a folder that keeps the edit; None keeps it in memory.
+    **hparams: of the method, other than the recipe's or its defaults.
+
+  Returns:
+    The model with the edit, or kept from it by guidance.
+
+  Raises:
+    ValueError: something was erased already; an unknown method or
+      hyperparameter, with the nearest; what the method refuses.
+  """
+  if model.edit is not None or model.guidance is not None:
+    raise ValueError(
+      f"erase: {model.name} is erased already, and an edit of an edit is not "
+      "the joint edit; erase everything at once from model.base"
+    )
+  check_choice("method", method, erasures.methods())
+  if isinstance(subject, str):
+    subject = concept(model, subject)
+  recipe: dict[str, Any] = {}
+  if isinstance(subject, Concept):
+    listed: Sequence[Concept] = (subject,)
+  elif isinstance(subject, Subject):
+    listed = subject.concepts
+    if subject.world:
+      world = extensions.world(subject.world)
+      recipe = dict(world.hparams(method, subject.task))
+      # A method's own phrases, unless they were changed by hand.
+      if listed == world.concept(subject.name):
+        listed = world.concept(subject.name, method)
+  else:
+    listed = tuple(subject)
+  chosen = recipe | hparams
+  bound = erasures.bind(method, chosen)
+  concepts.check_concepts(
+    listed, allow_conflict=chosen.get("allow_conflict", False)
+  )
+  given = Settings(
+    model=model.source,
+    method=method,
+    hparams=chosen,
+    concepts=tuple(dataclasses.asdict(one) for one in listed),
+    seed=seed,
+  )
+  run = opener(out, given)()
+  common.begin(run, given, model.params)
+  made = experiment.made(
+    run.path / common.EDIT, model, bound, listed, seed,
+    experiment.recorded(run, 100),
+  )  # fmt: skip
+  experiment.tidy(run)
+  run.mark_done()
+  if isinstance(made, Edit):
+    return model.with_edit(made)
+  return model.with_guidance(made)

@@ -1,0 +1,176 @@
+"""Images side by side, evaluations, and what came back by tuning."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unlearning_jax import protocols, settings
+from unlearning_jax.api.erasing import Subject
+from unlearning_jax.api.results import Grid, Table, pivot
+from unlearning_jax.api.runs import Path, opener, page
+from unlearning_jax.experiments import evaluate as experiment
+from unlearning_jax.experiments import returned
+from unlearning_jax.model import Model
+from unlearning_jax.report import comparison
+
+
+def grid(
+  models: Model | Sequence[Model],
+  prompts: str | Sequence[str],
+  seeds: Sequence[int] = (0,),
+  **options: Any,
+) -> Grid:
+  """Images of every prompt and seed by every model.
+
+  Args:
+    models: one or several of one base.
+    prompts: one or several.
+    seeds: of the initial noise, the same for all models.
+    **options: of `sampling.generate`, as `num_steps`. In an embedded world they
+      default to the world's own, 15 steps at guidance 4; elsewhere to 50 steps
+      at guidance 7.5.
+
+  Raises:
+    ValueError: no models, prompts or seeds; a prompt that is too long.
+  """
+  models = [models] if isinstance(models, Model) else list(models)
+  prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+  for what, listed in (("models", models), ("seeds", list(seeds))):
+    if not listed:
+      raise ValueError(f"grid: no {what}")
+  asked = [(prompt, seed) for prompt in prompts for seed in seeds]
+  names = unique(models)
+  images = []
+  for model in models:
+    own = settings.plain(returned.sampling_of(model)) | options
+    drawn = model.generate(*map(list, zip(*asked, strict=True)), **own)
+    shape = (len(prompts), len(seeds), *drawn.shape[1:])
+    images.append(drawn.reshape(shape))
+  rows = tuple(
+    {"model": name, "prompt": prompt, "seed": seed}
+    for name in names
+    for prompt, seed in asked
+  )
+  return Grid(
+    f"{len(models)} models, {len(prompts)} prompts, seeds {list(seeds)}",
+    ("model", "prompts"),
+    tuple((name, ", ".join(prompts)) for name in names),
+    rows,
+    images=np.stack(images),
+    names=tuple(names),
+    prompts=tuple(prompts),
+    seeds=tuple(seeds),
+  )
+
+
+def unique(models: Sequence[Model]) -> list[str]:
+  """A name for each model; a number is added where two share one."""
+  found: list[str] = []
+  for model in models:
+    count = sum(name.split("-")[0] == model.name for name in found)
+    found.append(f"{model.name}-{count + 1}" if count else model.name)
+  return found
+
+
+def evaluate(
+  model: Model | Sequence[Model],
+  *,
+  base: Model | None = None,
+  protocol: str,
+  judge: str | None = None,
+  metrics: Sequence[str] = (),
+  out: Path | None = None,
+  **changes: Any,
+) -> Table:
+  """Draws a protocol's prompts by base and models, and judges the images.
+
+  Args:
+    model: one or several of one base.
+    base: None for the model's own.
+    protocol: what is drawn and judged, as `shapes-star`; `ul.protocols()`.
+    judge: another than the protocol's, `ul.judge`.
+    metrics: more of them, as `r_norm` or `package.module:name`.
+    out: a folder that keeps the run; None keeps it in memory.
+    **changes: other settings of the evaluation, as `per_group`. With these, a
+      judge or metrics, it is that protocol no longer, and is not signed so.
+
+  Returns:
+    The numbers of base and models with their intervals; `rows` has each image.
+
+  Raises:
+    ValueError: an unknown protocol, judge, metric or setting; models of other
+      bases.
+  """
+  models = [model] if isinstance(model, Model) else list(model)
+  values = protocols.find(protocol).config()
+  if judge is not None:
+    changes["judge"] = judge
+  if metrics:
+    changes["metrics"] = (*values["metrics"], *metrics)
+  if changes:
+    values |= {"protocol": "", **changes}
+  given = settings.build(experiment.Settings, values)
+  named = {"before": (base or models[0]).base}
+  named |= dict(zip(unique(models), models, strict=True))
+  run = opener(out, given)()
+  document = experiment.run(given, run, named)
+  # Of the many numbers those of the terminal's table; `summary` has them all.
+  wanted = comparison.shown_names(document)
+  by_model: dict[str, list[Mapping[str, Any]]] = {
+    stage: [one for one in found if one["name"] in wanted]
+    for stage, found in document["measures"].items()
+  }
+  for one in document.get("estimates", ()):
+    by_model.setdefault(one["stage"] or "all", []).append(one)
+  return pivot(
+    document["title"],
+    by_model,
+    rows=tuple(run.rows()),
+    summary=document,
+    page=page(run),
+  )
+
+
+def resurgence(
+  base: Model,
+  erased: Model,
+  tuned: Model | Sequence[Model],
+  *,
+  subject: Subject | str | None = None,
+  prompts: int = 50,
+  seed: int = 0,
+  out: Path | None = None,
+) -> Table:
+  """How far tuning brought an erased concept back: R_norm, 0 to 1.
+
+  Args:
+    base: before the erasure.
+    erased: after it.
+    tuned: one or several models that were tuned after it.
+    subject: what was erased; None reads it from the erased model's edit.
+    prompts: that name it, and as many words of each other way to ask for it.
+    seed: draws them.
+    out: a folder that keeps the run; None keeps it in memory.
+
+  Raises:
+    ValueError: a model that no embedded world knows; nothing was erased.
+  """
+  tuned = [tuned] if isinstance(tuned, Model) else list(tuned)
+  name = subject.name if isinstance(subject, Subject) else subject
+  given = returned.settings_of(erased, name, prompts, seed)
+  names = unique(tuned)
+  run = opener(out, given)()
+  found = returned.run(
+    given, run, base, erased, dict(zip(names, tuned, strict=True))
+  )
+  by_model = {
+    name: [one for one in found if one["model"] == name] for name in names
+  }
+  return pivot(
+    f"R_norm of {', '.join(t['name'] for t in given.targets)}: 0 stayed away, "
+    "1 is back as if never erased",
+    by_model,
+    rows=tuple(run.rows()),
+    summary={"estimates": found},
+  )

@@ -1,0 +1,65 @@
+"""What there is: methods, attacks, protocols, concepts, judges, metrics."""
+
+from unlearning_jax import attacks as attacks_
+from unlearning_jax import erasures, extensions, judges, lists, metrics
+from unlearning_jax import protocols as protocols_
+from unlearning_jax.judges import Judge
+from unlearning_jax.metrics import Metric
+from unlearning_jax.protocols import Protocol
+
+
+def methods() -> tuple[str, ...]:
+  """The names of the erasures, for `ul.erase(..., method=)`."""
+  return erasures.methods()
+
+
+def attacks() -> tuple[str, ...]:
+  """The names of the attacks, for `ul.attack(..., method=)`."""
+  return attacks_.methods()
+
+
+def protocols() -> tuple[str, ...]:
+  """The names of the protocols, for `ul.evaluate(..., protocol=)`."""
+  return protocols_.names()
+
+
+def concepts(source: str = "") -> dict[str, tuple[str, ...]]:
+  """What can be erased by name.
+
+  Args:
+    source: an embedded world, as "shapes": its classes by task; "" for the
+      published lists of phrases, by name.
+
+  Raises:
+    ValueError: there is no such world; names the nearest.
+  """
+  if source:
+    return extensions.world(source).concepts()
+  return {name: lists.load(name) for name in lists.names()}
+
+
+def judge(name: str) -> Judge:
+  """A judge by its name, or a user's own, `package.module:name`.
+
+  Raises:
+    ValueError: no such judge, with the nearest.
+  """
+  return judges.load(name)
+
+
+def metric(name: str) -> Metric:
+  """A metric by its name, or a user's own, `package.module:name`.
+
+  Raises:
+    ValueError: no such metric, with the nearest.
+  """
+  return metrics.load(name)
+
+
+def protocol(name: str) -> Protocol:
+  """A protocol by its name, as `shapes-star` or `shapes-star~per_group=2`.
+
+  Raises:
+    ValueError: no such protocol, with the nearest; one that was changed.
+  """
+  return protocols_.find(name)

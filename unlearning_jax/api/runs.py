@@ -1,0 +1,95 @@
+"""Runs: where they are kept, and finished ones opened again."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from unlearning_jax import model as models
+from unlearning_jax import settings as settings_
+from unlearning_jax.api.results import Table, pivot
+from unlearning_jax.durable import to_json
+from unlearning_jax.model import Model
+from unlearning_jax.record import Memory, Recorder, Workdir, read_rows
+
+Path = str | os.PathLike[str]
+
+
+def opener(out: Path | None, given: Any) -> Callable[[], Recorder]:
+  """Opens the record of a run: a folder, or memory.
+
+  Args:
+    out: the folder; None for memory.
+    given: the run's settings.
+  """
+  if out is None:
+    return Memory
+  free = settings_.free(type(given))
+  return lambda: Workdir(os.fspath(out), plain(given), free=free)
+
+
+def plain(given: Any) -> dict[str, Any]:
+  """Settings as a run's `config.json` has them."""
+  return json.loads(to_json(settings_.plain(given), "settings"))
+
+
+def page(run: Recorder) -> str:
+  """A run's page, HTML; "" where it has none."""
+  if isinstance(run, Memory):
+    return str(run.files.get("report.html", ""))
+  file = run.path / "report.html"
+  return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Run(Table):
+  """A finished run, read from its folder.
+
+  Attributes:
+    path: the folder.
+    config: what it ran with.
+  """
+
+  path: pathlib.Path = pathlib.Path()
+  config: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def model(self) -> Model:
+    """What an erasure or tuning made: the base in its config with the edit.
+
+    Raises:
+      ValueError: the run made no edit.
+    """
+    return models.load(self.path)
+
+
+def open(folder: Path) -> Run:
+  """Opens a finished run: its rows, its summary, its page, its model.
+
+  Args:
+    folder: of a script's `--workdir`, or a verb's `out`.
+
+  Raises:
+    ValueError: it is no run's folder, or the run has not ended.
+  """
+  path = pathlib.Path(folder)
+  config = models.finished(path)
+  file = path / "summary.json"
+  summary = json.loads(file.read_text()) if file.exists() else {}
+  by_model = summary.get("measures", {})
+  if not isinstance(by_model, dict):
+    by_model = {summary.get("title", path.name): by_model}
+  table = pivot(config.get("title") or path.name, by_model)
+  html = path / "report.html"
+  return Run(
+    table.title,
+    table.columns,
+    table.lines,
+    tuple(read_rows(path)),
+    summary,
+    html.read_text(encoding="utf-8") if html.exists() else "",
+    path=path,
+    config=config,
+  )

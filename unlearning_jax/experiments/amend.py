@@ -1,0 +1,170 @@
+"""Amending: concepts of a UCE or MACE edit come, go, or change weight."""
+
+import dataclasses
+import pathlib
+
+from unlearning_jax.closed_form import statistics
+from unlearning_jax.closed_form.statistics import Statistics
+from unlearning_jax.concepts import (
+  DEFAULT_ANCHORS,
+  Concept,
+  check_choice,
+  make_concepts,
+)
+from unlearning_jax.convert import output, reader
+from unlearning_jax.edits import Edit, edit_between, load_edit, save_edit
+from unlearning_jax.erasures import mace, uce
+from unlearning_jax.experiments import common
+from unlearning_jax.experiments.erase import STATISTICS
+from unlearning_jax.model import Model, load
+from unlearning_jax.stable_diffusion import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """What changes, and where it is kept.
+
+  Attributes:
+    model: the base.
+    output: a new folder.
+    statistics: folder of an earlier amendment or erasure; None for a first one.
+    add: "concept" or "concept -> anchor" each.
+    preserve: phrases that are held beside those that are added.
+    remove: concepts that are given back.
+    weight: "concept = e" each.
+    task: of the added concepts.
+    preset: of a first one, see `uce.PRESETS`.
+  """
+
+  model: str
+  output: str
+  statistics: str | None = None
+  add: tuple[str, ...] = ()
+  preserve: tuple[str, ...] = ()
+  remove: tuple[str, ...] = ()
+  weight: tuple[str, ...] = ()
+  task: str = "object"
+  preset: str = "uce2023"
+
+  def __post_init__(self):
+    check_choice("--task", self.task, DEFAULT_ANCHORS)
+    check_choice("--preset", self.preset, uce.PRESETS)
+    self.weights()
+    if not self.concepts() and self.statistics is None:
+      raise ValueError(
+        "nothing to erase: give --add, or --statistics to change"
+      )
+    if self.preserve and not self.add:
+      raise ValueError(
+        f"--preserve={[*self.preserve]}: phrases are held beside a concept "
+        "that comes; give --add too"
+      )
+
+  def concepts(self) -> list[Concept]:
+    """What is added."""
+    found = []
+    for text in self.add:
+      erase, arrow, anchor = text.partition("->")
+      anchor = anchor.strip() if arrow else None
+      found += make_concepts(erase.strip(), anchor, self.preserve, self.task)
+    return found
+
+  def weights(self) -> list[tuple[str, float]]:
+    """(concept, e) of what changes weight.
+
+    Raises:
+      ValueError: a text of another form.
+    """
+    pairs = []
+    for text in self.weight:
+      phrase, _, value = text.rpartition("=")
+      try:
+        pairs.append((phrase.strip(), float(value)))
+      except ValueError as error:
+        raise ValueError(
+          f"--weight={text!r}; allowed: 'concept = e'"
+        ) from error
+    return pairs
+
+
+def run(settings: Settings) -> Edit:
+  """Solves once more, and keeps the edit and what the next change needs.
+
+  Raises:
+    ValueError: an output that is there; statistics that are not, or of another
+      base; a change that cannot be.
+  """
+  output.check_output(settings.output, overwrite=False)
+  before, known, fused = pathlib.Path(settings.statistics or ""), None, False
+  if settings.statistics is not None:
+    file = before / STATISTICS
+    found = reader.read_metadata(file) if file.is_file() else {}
+    fused = found.get("format") == mace.STATISTICS
+    known = None if fused else statistics.load_statistics(file)
+  if known is not None:
+    statistics.check_more(known, settings.concepts())
+  statistics.check_unedited(settings.model)
+  model = load(settings.model)
+  if fused:
+    changed, edit = of_fusion(settings, model.params, before)
+  else:
+    changed, edit = of_rows(settings, model, known)
+  folder = pathlib.Path(settings.output)
+  changed.save(folder / STATISTICS)
+  save_edit(edit, folder / common.EDIT)
+  return edit
+
+
+def of_fusion(
+  settings: Settings, params: Params, folder: pathlib.Path
+) -> tuple[mace.Fusion, Edit]:
+  """MACE's statistics without what goes, at the new weights, and its edit.
+
+  Args:
+    settings: what changes.
+    params: the base.
+    folder: of the erasure.
+
+  Raises:
+    ValueError: something is added; a concept that is not there.
+  """
+  if settings.add or settings.preserve:
+    raise ValueError(
+      "--add, --preserve: MACE trains an adapter for each concept upon what is "
+      "preserved; run launch.erase for the whole list"
+    )
+  known = mace.load_fusion(folder / STATISTICS)
+  before = load_edit(folder / common.EDIT)
+  for name in settings.remove:
+    known = known.drop(name)
+  for name, weight in settings.weights():
+    known = known.reweight(name, weight)
+  # The run's own: a mean of adapters is not solved, and has no diagnostics.
+  mean = before.diagnostics.get("fusion") == {}
+  erased, found = known.solve(params, "mean" if mean else "closed_form")
+  left = [part.name for part in known.parts]
+  edit = edit_between(
+    params,
+    erased,
+    method=before.method,
+    concepts=[c for c in before.concepts if c.erase in left],
+    diagnostics=found,
+  )
+  return known, edit
+
+
+def of_rows(
+  settings: Settings, model: Model, known: Statistics | None
+) -> tuple[Statistics, Edit]:
+  """UCE's statistics with every change, and its edit."""
+  sd, params, concepts = model.sd, model.params, settings.concepts()
+  if known is None:
+    h = uce.Hparams(preset=settings.preset)
+    known = uce.gather(sd, params, concepts, h)
+  elif concepts:
+    known = uce.extend(sd, params, known, concepts)
+  if settings.remove:
+    known = statistics.remove(known, *settings.remove)
+  for phrase, weight in settings.weights():
+    known = statistics.reweight(known, phrase, weight)
+  return known, statistics.edit_of(known, params)

@@ -1,0 +1,257 @@
+"""A matrix of attacks: its victims are erased, its cells run, its table made.
+
+A cell is a folder, `<task>/<victim>/<attack>`, as `launch.attack` leaves it.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+
+from unlearning_jax import attacks, erasures, sharding
+from unlearning_jax.attacks import Victim
+from unlearning_jax.attacks.engine.rows import Row
+from unlearning_jax.edits import (
+  Edit,
+  apply_to_params,
+  check_base,
+)
+from unlearning_jax.experiments import (
+  attack,
+  cells,
+  common,
+  erase,
+)
+from unlearning_jax.experiments import given as given_
+from unlearning_jax.experiments.attack import check as checks
+from unlearning_jax.experiments.attack import control as controls
+from unlearning_jax.experiments.attack import rows, victims
+from unlearning_jax.experiments.attack import summary as summaries
+from unlearning_jax.experiments.common import Made
+from unlearning_jax.experiments.matrix import summary
+from unlearning_jax.experiments.matrix.settings import (
+  BASE,
+  Cell,
+  Erased,
+  Settings,
+)
+from unlearning_jax.guidance import Guidance
+from unlearning_jax.record import read_rows
+from unlearning_jax.stable_diffusion import Params
+
+Given = Mapping[Erased, Edit]
+
+
+def read_given(settings: Settings, items: Sequence[str]) -> dict[Erased, Edit]:
+  """Victims from elsewhere.
+
+  Args:
+    settings: the matrix's.
+    items: of `<task>/<name>=<path>`.
+
+  Raises:
+    ValueError: not of that form, not new, or no such file.
+  """
+  listed = given_.listed(items, "<task>/<name>")
+  paths = {Erased(*names): path for names, path in listed.items()}
+  settings.check_given(paths)
+  return {one: common.read_edit(path) for one, path in paths.items()}
+
+
+def run(settings: Settings, root: pathlib.Path, given: Given) -> int:
+  """Checks, erases, attacks cell by cell, summarizes after each.
+
+  Args:
+    settings: the matrix's.
+    root: its folder.
+    given: victims from elsewhere, from `read_given`.
+
+  Returns:
+    How many of this process's cells have failed.
+
+  Raises:
+    ValueError: a column that would fail in every cell, an edit of another base.
+  """
+  matrix = Matrix(settings, root, given)
+  made = [Erased(t, m) for t in settings.tasks for m in settings.erasures]
+  first = jax.process_index() == 0
+  cells.run(
+    cells.Folders[Erased](root, common.EDIT),
+    made if first else [],
+    matrix.erase,
+  )
+  sharding.wait_for_all("erased")
+  cells.run(
+    matrix.store,
+    cells.share(matrix.cells),
+    matrix.run,
+    # A page of all rows takes seconds: only where there is news.
+    after=matrix.conclude if first else lambda: None,
+  )
+  sharding.wait_for_all("attacked")
+  if first:
+    print(matrix.conclude())
+  return len(matrix.store.failed)
+
+
+class Matrix:
+  """All cells, and what they share: a model, its targets, their own images.
+
+  Args:
+    settings: its own.
+    root: its folder.
+    given: victims from elsewhere.
+
+  Raises:
+    ValueError: as `run`.
+  """
+
+  def __init__(self, settings: Settings, root: pathlib.Path, given: Given):
+    self.settings, self.root, self._given = settings, root, given
+    self.cells = settings.cells(given)
+    self.store = cells.Folders[Cell](root, check=self._check_done)
+    host = common.load_model(settings.attack(self.cells[0]))
+    for edit in given.values():
+      check_base(edit, host.params)
+    # Processes share no array: each runs cells of its own.
+    self._mesh = sharding.make_mesh(devices=jax.local_devices())
+    self._base = dataclasses.replace(host, params=self._placed(host.params))
+    self._table = functools.cache(self._targeted)
+    self._check()
+
+  def _check(self):
+    """Refuses, by its name, a column that would fail in every cell."""
+    for cell in self.cells:
+      if cell.victim == BASE:
+        own = self.settings.attack(cell)
+        try:
+          checks.fits(self._setup(own, {}), rows.listed(own))
+        except ValueError as error:
+          raise ValueError(f"{cell}: {error}") from error
+
+  def conclude(self) -> str:
+    """Writes the table of what there is; the text for the terminal."""
+    return summary.conclude(self.settings, self.store, self.cells)
+
+  def erase(self, some: Sequence[Erased]):
+    """Makes the edit of a victim.
+
+    Raises:
+      ValueError: the erasure cannot do that.
+    """
+    (one,) = some
+    path = self._edit_file(one)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    erase.made(
+      path,
+      self._base,
+      erasures.bind(one.victim, self.settings.erasures[one.victim]),
+      self.settings.tasks[one.task].concepts,
+      self.settings.common["seed"],
+      erase.keeping(path.parent, True),
+    )
+
+  def run(self, some: Sequence[Cell]):
+    """Runs a cell to its end.
+
+    Raises:
+      ValueError: its folder holds another run, or its edit is missing.
+    """
+    (cell,) = some
+    own, edits = self.settings.attack(cell), self._edits(cell)
+    listed = rows.listed(own)
+    record = common.workdir(
+      str(self.store.folder(cell)), self.settings.config(cell),
+      attack.Settings, alone=True,
+    )  # fmt: skip
+    inputs = rows.hashes(own, listed)
+    common.begin(record, own, self._base.params, edits, inputs)
+    table, setup = self._table(cell.task), self._setup(own, edits)
+    check = checks.checker(record, setup, listed)
+    for other in self._others(cell):
+      records = read_rows(self.store.folder(other))
+      check = checks.remembering(check, records, f"../{other.attack}")
+    done = record.done_ids()
+    left = [row for row in table if row.id not in done]
+    label = f"{self.cells.index(cell) + 1}/{len(self.cells)} {cell}"
+    with record.progress(label, len(table), done=len(done)) as bar:
+      for row in attack.attacked(
+        record, setup, left, check, lanes=min(own.lanes, len(table))
+      ):
+        bar.update(note=row["status"])
+    control, beside = controls.Control(), self.settings.control_of(cell)
+    if beside != cell and self.store.ended(beside):
+      control = controls.finished(str(self.store.folder(beside)))
+    summaries.conclude(record, setup, control, self._targets(cell.task))
+    record.mark_done()
+
+  def _setup(
+    self, own: attack.Settings, edits: Mapping[str, Made]
+  ) -> victims.Setup:
+    victim = original = Victim(self._base.params)
+    for made in edits.values():
+      if isinstance(made, Guidance):
+        victim = Victim.of(self._base.with_guidance(made))
+        continue
+      # In the weights: so one program serves every victim.
+      edited = apply_to_params(made, self._base.params)
+      victim = Victim(self._placed(edited))
+    judge, (target,) = common.load_judge(own), common.targets_of(own)
+    return victims.Setup(
+      given=own, attack=attacks.bind(own.method, own.hparams), base=self._base,
+      victim=victim, original=original, mesh=self._mesh, edits=edits,
+      judge=judge, target=target,
+      name=victims.fingerprint(victim, dict(edits)),
+    )  # fmt: skip
+
+  def _check_done(self, cell: Cell):
+    """Refuses a finished cell that is not the one that is asked for."""
+    own = self.settings.attack(cell)
+    record = common.workdir(
+      str(self.store.folder(cell)), self.settings.config(cell),
+      attack.Settings, alone=True,
+    )  # fmt: skip
+    hashes = {
+      name: common.made_hash(one) for name, one in self._edits(cell).items()
+    }
+    inputs = rows.hashes(own, rows.listed(own))
+    record.check_inputs({**hashes, **inputs}, common.NEWER)
+
+  def _others(self, cell: Cell) -> Iterator[Cell]:
+    """A cell of the same victim whose rows tell what their prompts give."""
+    for name in self.settings.columns:
+      other = dataclasses.replace(cell, attack=name)
+      if other != cell and self.store.ended(other):
+        yield other
+        return
+
+  def _edits(self, cell: Cell) -> dict[str, Made]:
+    one = Erased(cell.task, cell.victim)
+    if cell.victim == BASE:
+      return {}
+    if one in self._given:
+      return {str(one): self._given[one]}
+    file = self._edit_file(one)
+    guided = file.with_name(common.GUIDANCE)
+    file = guided if guided.exists() else file
+    if not file.exists():
+      raise ValueError(f"{one}: no edit {file}; its erasure has failed")
+    return {str(one): common.read_made(file)}
+
+  def _edit_file(self, one: Erased) -> pathlib.Path:
+    return self.root / one.task / one.victim / common.EDIT
+
+  def _targets(self, task: str) -> pathlib.Path:
+    return self.root / task / "targets"
+
+  def _targeted(self, task: str) -> list[Row]:
+    """A task's rows with their targets, drawn once for all cells."""
+    own = self.settings.attack(Cell(task, BASE, self.settings.columns[0]))
+    return rows.targeted(
+      self._base, rows.listed(own), own, self._mesh, self._targets(task)
+    )
+
+  def _placed(self, params: Params) -> Params:
+    return sharding.place(params, sharding.replicated(self._mesh))

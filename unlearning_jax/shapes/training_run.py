@@ -1,0 +1,193 @@
+"""Trains one part of the Shapes model, from its last checkpoint on."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from unlearning_jax import checkpoints, finetune, sharding
+from unlearning_jax.concepts import check_choice
+from unlearning_jax.data import Batches
+from unlearning_jax.record import Recorder, training_log
+from unlearning_jax.settings import Free, Output
+from unlearning_jax.shapes import dataset, judge, tasks, vocabulary
+
+# Stage -> settings that it cannot do without.
+STAGES = {
+  "judge": (),
+  "vae": ("vae", "loss"),
+  "clip": ("text_encoder", "tower", "tokenizer_captions"),
+  "unet": ("unet", "scheduler", "loss"),
+}
+Part = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+  """Renders: how many, of which seed, without which classes."""
+
+  size: Output[int] = 60_000
+  seed: Output[int] = 0
+  without: Output[str] = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+  """AdamW with a cosine; see `finetune.optimizer`."""
+
+  learning_rate: Output[float] = 1e-3
+  weight_decay: Output[float] = 0.01
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """One stage of the Shapes model's training.
+
+  Attributes:
+    stage: one of `STAGES`.
+    num_steps: where it ends.
+    seed: of weights and batches.
+    init: a model folder whose weights it starts from; "" starts afresh.
+    data: what it sees.
+    batch_size: renders a step.
+    optimizer: how it steps.
+    ema_decay: of the average that is kept.
+    log_every: steps between lines of metrics.
+    checkpoint_every: steps between states to go on from.
+    loss: options of the stage's loss.
+    vae: the autoencoder, as a diffusers folder describes it.
+    unet: the noise predictor, likewise.
+    text_encoder: the text encoder, likewise.
+    scheduler: the noise schedule, likewise.
+    tower: the image tower's options.
+    tokenizer_captions: captions that the tokenizer is made from.
+  """
+
+  stage: Output[str]
+  num_steps: Output[int]
+  seed: Output[int] = 0
+  init: Output[str] = ""
+  data: Data = Data()
+  batch_size: Output[int] = 64
+  optimizer: Optimizer = Optimizer()
+  ema_decay: Output[float] = 0.995
+  log_every: Free[int] = 50
+  checkpoint_every: Free[int] = 500
+  loss: Output[Part | None] = None
+  vae: Output[Part | None] = None
+  unet: Output[Part | None] = None
+  text_encoder: Output[Part | None] = None
+  scheduler: Output[Part | None] = None
+  tower: Output[Part | None] = None
+  tokenizer_captions: Output[int | None] = None
+
+  def __post_init__(self):
+    check_choice("stage", self.stage, STAGES)
+    vocabulary.parse_classes(self.data.without, "data.without")
+    for key in ("num_steps", "batch_size", "log_every", "checkpoint_every"):
+      if getattr(self, key) < 1:
+        raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
+    for key in STAGES[self.stage]:
+      if getattr(self, key) is None:
+        raise ValueError(f"{key}: stage={self.stage!r} needs it")
+
+
+def renders(given: Data, cache: pathlib.Path) -> dict[str, np.ndarray]:
+  """The rendered training set, drawn once and kept beside the model."""
+  path = cache / f"renders-{given.size}-{given.seed}.npz"
+  if not path.exists():
+    drawn = dataset.dataset(
+      given.size, given.seed, "train", processes=os.cpu_count() or 1
+    )
+    labels = {f"label_{k}": v for k, v in drawn["labels"].items()}
+    part = path.with_suffix(".part.npz")
+    np.savez(part, images=drawn["images"], captions=drawn["captions"], **labels)
+    part.rename(path)
+  with np.load(path) as stored:
+    return dict(stored)
+
+
+def without(data: dict[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
+  """The training set without some classes: for a model that never saw them.
+
+  What an attack on embeddings brings back from such a model, it taught it:
+  the control of Concept Inversion.
+
+  Args:
+    data: from `renders`.
+    what: as `object/star+cross,style/neon`; "" leaves nothing out.
+
+  Raises:
+    ValueError: no such head or class.
+  """
+  if not what:
+    return data
+  barred = vocabulary.parse_classes(what, "data.without")
+  kept = ~np.any(
+    [np.isin(data[f"label_{h}"], list(v)) for h, v in barred.items()], axis=0
+  )
+  return {key: values[kept] for key, values in data.items()}
+
+
+def _judge(
+  given: Settings, data: Mapping[str, np.ndarray], folder: pathlib.Path
+) -> tasks.Task:
+  """The judge, in the same form as the generator's parts."""
+  del given
+  heads = {name: tuple(classes) for name, classes in vocabulary.HEADS.items()}
+  net = judge.ShapesNet(tuple((n, len(c)) for n, c in heads.items()))
+  return tasks.Task(
+    init=lambda key: net.init(key, np.zeros((1, 32, 32, 3), "f4"))["params"],
+    loss=lambda *args: judge.loss(net, *args),
+    frozen=(),
+    arrays={k: v for k, v in data.items() if k != "captions"},
+    finish=lambda params: judge.save(folder / "judge", params, heads),
+  )
+
+
+def run(given: Settings, opener: Callable[[], Recorder], folder: pathlib.Path):
+  """Trains one stage.
+
+  Args:
+    given: the settings.
+    opener: opens its record.
+    folder: of the model being built; what earlier stages wrote is read there,
+      and renders are kept beside it.
+  """
+  record = opener()
+  folder.mkdir(parents=True, exist_ok=True)
+  record.record_provenance(
+    devices=sharding.describe_devices(), seeds={"seed": given.seed}
+  )
+  data = without(renders(given.data, folder.parent), given.data.without)
+  make = _judge if given.stage == "judge" else getattr(tasks, given.stage)
+  task: tasks.Task = make(given, data, folder)
+  here = jax.process_index(), jax.process_count()
+  batches = Batches(task.arrays, given.batch_size // here[1], given.seed, *here)
+  key, last = jax.random.key(given.seed), given.num_steps
+  tx = finetune.optimizer(num_steps=last, **dataclasses.asdict(given.optimizer))
+  state = jax.jit(lambda key: finetune.init_state(task.init(key), tx))(key)
+  saved = record.path / "checkpoints"
+  if checkpoints.latest_step(saved) is not None:
+    state = checkpoints.restore(saved, state)
+
+  def on_state(step: int, state: finetune.TrainState):
+    if step % given.checkpoint_every == 0 or step == last:
+      checkpoints.save(saved, step, state)
+
+  log = training_log.TrainingLog(
+    record, f"train {given.stage}", last, int(state.step)
+  )
+  with log:
+    state = finetune.train(
+      state, finetune.make_step(task.loss, tx, given.ema_decay), task.frozen,
+      batches, key, mesh=sharding.make_mesh(), num_steps=last,
+      every=given.log_every, on_metrics=log, on_state=on_state,
+    )  # fmt: skip
+  task.finish(jax.tree.map(np.asarray, state.ema))
+  record.save_summary({"stage": given.stage, "steps": int(state.step)})
+  record.mark_done()
