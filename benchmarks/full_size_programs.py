@@ -153,6 +153,7 @@ def attack(sd: StableDiffusion, rows: int, like: Any) -> Program:
 def tune(train: str, sd: StableDiffusion, rows: int, like: Any) -> Program:
   """A step of `launch.finetune`, as its published protocol sets it."""
   config = TUNED[train].get_config("sd14")
+  config.batch_size, config.accumulate = rows, 1
   given = settings.build(tuning.Settings, config.to_dict())
 
   def parted(params: Any) -> finetune.Partition:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.support import toys
 from unlearning_jax import settings
 from unlearning_jax.experiments import attack
 from unlearning_jax.record import Memory
@@ -45,7 +46,8 @@ def test_they_are_in_the_summary_and_on_the_page(given):
   (same,) = (one for one in rates if one["name"] == "asr")
   assert [same[key] for key in asr] == list(asr.values())
   (start,) = record.provenance["runs"]
-  assert start["judge_hashes"] == {"warmth": "version 1"}
+  assert start["judge_hashes"] == {"warmth": toys.WARMTH.identity}
+  assert toys.WARMTH.identity.startswith("version 1 ")
   assert f"brightness   {bright['value']:.4g}" in attack.printed(found)
   page = str(record.files["report.html"])
   assert "brightness" in page and f"{bright['n']}" in page
@@ -55,7 +57,7 @@ def test_they_are_in_the_summary_and_on_the_page(given):
   "changes, words",
   [
     ({"targets": [{"head": "object", "label": "star"}]},
-     r"judge warmth \(shapes\): head='object'.*warmth"),
+     r"judge warmth \(cannot see shapes\): head='object'.*warmth"),
     ({"targets": [{"head": "warmth", "label": "wram"}]}, "mean 'warm'"),
     ({"targets": [{"task": "object", "name": "star"}]}, "head='object'"),
     ({"targets": [{"head": "warmth"}]}, "give its head and its label"),

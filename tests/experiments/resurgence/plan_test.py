@@ -209,7 +209,9 @@ BLIND = Judge(
 def test_a_judge_of_ones_own_that_does_not_know_what_was_erased():
   config = study()
   config.judge = f"{__name__}:BLIND"
-  with pytest.raises(ValueError, match=r"judge blind \(stars\): .*'star'"):
+  with pytest.raises(
+    ValueError, match=r"judge blind \(cannot see stars\): .*'star'"
+  ):
     studies.setup(built(config), report=True)
 
 
