@@ -62,7 +62,7 @@ def named(what: str, name: str, known: Sequence[str] | Iterable[str]) -> Any:
     ValueError: a name that is neither ours nor of that form; a module or an
       attribute that cannot be imported.
   """
-  module, colon, attribute = name.partition(":")
+  module, colon, attribute = str(name).partition(":")
   if not colon:
     check_choice(what, name, list(known))
     return None

@@ -28,6 +28,7 @@ from unlearning_jax import (
   stable_diffusion,
 )
 from unlearning_jax import guidance as guidance_
+from unlearning_jax.concepts import check_choice
 from unlearning_jax.convert import reader
 from unlearning_jax.edits import Edit
 from unlearning_jax.guidance import Guidance
@@ -35,7 +36,7 @@ from unlearning_jax.models import attention as attentions
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Model:
   """A base with what was done to it.
 
@@ -59,6 +60,10 @@ class Model:
   def __post_init__(self):
     if self.edit is not None:
       edits.check_base(self.edit, self.params)
+
+  def __repr__(self) -> str:
+    """Without its weights, which are megabytes of text."""
+    return f"Model({self.source!r}, {self.name})"
 
   @property
   def name(self) -> str:
@@ -121,6 +126,11 @@ class Model:
     """
     if not prompts:
       raise ValueError("prompts: none to draw")
+    for prompt in prompts:
+      if not isinstance(prompt, str):
+        raise ValueError(f"prompts: {prompt!r} is not a text")
+    for name in options:
+      check_choice("option", name, sampling.OPTIONS)
     batches = sampling.generate(
       self.sd, self.drawn_params, prompts, seeds, **self.drawing, **options
     )
@@ -169,14 +179,18 @@ def load(
       of a finished erasure or fine-tuning (its last step), or an edit's file:
       the base with the edit.
     base: of an edit, where no run beside it names one.
-    dtype: of the UNet's and the VAE's computation; parameters stay float32.
+    dtype: of the UNet's and the VAE's computation, float32 or bfloat16;
+      parameters stay float32.
     attention: `auto`, `dense`, `chunked` or `cudnn`, see `models.attention`.
 
   Raises:
     ValueError: it cannot be read whole; an edit without a base, or of another
       one; a run that has not ended; `attention` that cannot be had here.
   """
+  if not isinstance(source, str | os.PathLike):
+    raise ValueError(f"load: source={source!r} is no name and no folder")
   # Before gigabytes are read.
+  check_choice("dtype", str(dtype), ("float32", "bfloat16"))
   attentions.check(attention, dtype)
   name = os.fspath(source)
   if name not in extensions.worlds():
@@ -190,6 +204,8 @@ def load(
       return base.with_edit(edits.load_edit(made))
   if base is not None:
     raise ValueError(f"base: {name} is no edit, it needs none")
+  if not (name in extensions.worlds() or "/" in name or os.path.exists(name)):
+    check_choice("no such file or folder, and world", name, extensions.worlds())
   path = name
   if name in extensions.worlds():
     path = extensions.world(name).model_folder()

@@ -44,6 +44,10 @@ class Sampling:
     check_choice("sampling.noise_source", self.noise_source, SOURCES)
 
 
+# What an image may be drawn with; a model has the rest.
+OPTIONS = (*(f.name for f in dataclasses.fields(Sampling)), "batch_size")
+
+
 class Request(NamedTuple):
   """An image to be made, of a text or, if given, of text states.
 

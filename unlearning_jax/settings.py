@@ -11,12 +11,21 @@ checks its values in `__post_init__`, naming key, value and remedy.
 
 import dataclasses
 import difflib
+import numbers
 import types
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 T = TypeVar("T")
+# What a value of an annotation is an instance of.
+_KINDS: dict[Any, type] = {
+  bool: bool,
+  int: numbers.Integral,
+  float: numbers.Real,
+  str: str,
+  types.NoneType: types.NoneType,
+}
 OUTPUT, FREE = "output", "free"
 Output = Annotated[T, OUTPUT]
 Free = Annotated[T, FREE]
@@ -40,15 +49,51 @@ def build(cls: type[T], values: Mapping[str, Any], key: str = "") -> T:
   for name, value in values.items():
     place = f"{key}.{name}" if key else name
     if name not in known:
-      near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-      hint = f"; did you mean {near[0]}?" if near else ""
-      raise ValueError(f"{place}: no such setting of {cls.__name__}{hint}")
+      hint = _nearest(name, value, hints)
+      raise ValueError(f"{place}: no such setting of {cls.__name__}; {hint}")
     found[name] = _frozen(_built(hints[name], value, place))
   return cls(**found)
 
 
+def changed(
+  values: Mapping[str, Any], changes: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Plain values with others; of nested ones those that are not given stay."""
+  found = dict(values)
+  for name, value in changes.items():
+    was = found.get(name)
+    if isinstance(was, Mapping) and isinstance(value, Mapping):
+      value = changed(was, value)
+    found[name] = value
+  return found
+
+
+def _nearest(name: str, value: Any, hints: Mapping[str, Any]) -> str:
+  """What an unknown name may have meant: one that is near, or nested."""
+  for outer, hint in hints.items():
+    inner = _dataclass_in(hint)
+    if inner and name in {field.name for field in dataclasses.fields(inner)}:
+      return f"did you mean {outer}={ {name: value} }?"
+  near = difflib.get_close_matches(name, hints, n=1, cutoff=0.4)
+  return f"did you mean {near[0]}?" if near else f"allowed: {', '.join(hints)}"
+
+
+def _check(hint: Any, value: Any, place: str):
+  """Refuses a number, text or flag that is of another kind."""
+  union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+  options = typing.get_args(hint) if union else (hint,)
+  if not {*options} <= {*_KINDS}:
+    return
+  flag = isinstance(value, bool) and bool not in options
+  if flag or not isinstance(value, tuple(_KINDS[o] for o in options)):
+    kinds = " or ".join(getattr(o, "__name__", str(o)) for o in options)
+    # An object may take pages to show.
+    raise ValueError(f"{place}={repr(value)[:80]}: must be {kinds}")
+
+
 def _built(hint: Any, value: Any, place: str) -> Any:
   """A value with what its annotation says of settings in it."""
+  _check(hint, value, place)
   inner = _dataclass_in(hint)
   if inner is not None and isinstance(value, Mapping):
     return build(inner, value, place)

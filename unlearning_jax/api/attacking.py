@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from unlearning_jax import attacks, settings
+from unlearning_jax.api import given as given_
 from unlearning_jax.api.erasing import Subject, concept
 from unlearning_jax.api.results import Table, pivot
 from unlearning_jax.api.runs import Path, opener, page, plain
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.experiments import attack as experiment
+from unlearning_jax.experiments.attack import victims
 from unlearning_jax.experiments.attack.control import Control
 from unlearning_jax.model import Model
 
@@ -54,8 +56,19 @@ def attack(
       nearest; a concept that no judge knows, and no `table`.
   """
   check_choice("method", method, attacks.methods())
+  model = given_.model("attack: model", model)
   if isinstance(subject, str):
     subject = concept(model, subject)
+  if not isinstance(subject, Subject):
+    raise ValueError(
+      f"attack: subject={subject!r}: take one from ul.concept, or its name"
+    )
+  if not isinstance(hparams, Mapping | None):
+    raise ValueError(f"attack: hparams={hparams!r}: give {{'blocks': 2}}")
+  own = budget(method) | dict(hparams or {})
+  given = configured(model, subject, method, rows, own, changes)
+  # What it refuses, before its control has run.
+  victims.bind(given)
   beside: Control | None = None
   name = model.name
   by_model: dict[str, list[Mapping[str, Any]]] = {}
@@ -64,12 +77,10 @@ def attack(
     folder = None if out is None else f"{out}-control"
     own = {"blocks": BUDGET["blocks"], **(hparams or {}), "kind": control}
     own = {key: own[key] for key in ("blocks", "kind", "k") if key in own}
-    given = configured(model, subject, "controls", rows, own, changes)
-    run, document = _run(given, model, folder)
-    beside = Control(control, run.rows(), plain(given))
+    luck = configured(model, subject, "controls", rows, own, changes)
+    run, document = _run(luck, model, folder)
+    beside = Control(control, run.rows(), plain(luck))
     by_model[control] = document["measures"]
-  own = BUDGET | dict(hparams or {})
-  given = configured(model, subject, method, rows, own, changes)
   run, document = _run(given, model, out, beside)
   by_model[method] = document["measures"]
   title = f"{method} on {name}, {subject.name!r}"
@@ -86,6 +97,12 @@ def attack(
     summary=document,
     page=page(run),
   )
+
+
+def budget(method: str) -> dict[str, int]:
+  """What a row is given where nothing else is said: images, and steps each."""
+  steps = {} if method == "controls" else {"iterations": 25}
+  return {"blocks": BUDGET["blocks"], **steps}
 
 
 def configured(
@@ -107,7 +124,12 @@ def configured(
     if key in BUDGET and key not in known:
       continue
     known[key] = hparams[key]
-  values |= {"model": model.source, "per_group": rows, **changes}
+  for key in changes:
+    if key in known:
+      given = {key: changes[key]}
+      raise ValueError(f"attack: {key} is the attack's own: hparams={given}")
+  own = {"model": model.source, "per_group": rows}
+  values = settings.changed(values | own, changes)
   if subject.world:
     values.setdefault("targets", (subject.target,))
   return settings.build(experiment.Settings, values)

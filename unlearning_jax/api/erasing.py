@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from unlearning_jax import concepts, erasures, extensions, lists
+from unlearning_jax.api import given as given_
 from unlearning_jax.api.runs import Path, opener
 from unlearning_jax.concepts import Concept, check_choice
 from unlearning_jax.edits import Edit
@@ -72,7 +73,8 @@ def concept(
   Args:
     model: of an embedded world, the world's classes are known: phrases,
       anchors and what must be preserved are filled in.
-    name: a class of that world, or any phrase for another model.
+    name: a class of that world, several of one task joined, `star+moon`; or
+      any phrase for another model.
     anchor: what it shall mean instead; None for the world's, or the task's
       published one.
     preserve: phrases to hold, or the name of a published list; None for the
@@ -83,6 +85,10 @@ def concept(
     ValueError: no such class, with the nearest; a blank phrase or an anchor
       that says the same.
   """
+  model = given_.model("concept: model", model)
+  if not isinstance(name, str):
+    raise ValueError(f"concept: name={name!r} is not a text, as 'star'")
+  concepts.check_choice("task", task, concepts.DEFAULT_ANCHORS)
   held = lists.load(preserve) if isinstance(preserve, str) else preserve
   if model.source in extensions.worlds():
     world = extensions.world(model.source)
@@ -96,7 +102,8 @@ def concept(
         )
         for one in listed
       )
-    return Subject(name, listed, world.task_of(name), model.source)
+    task = world.task_of(name.partition("+")[0])
+    return Subject(name, listed, task, model.source)
   listed = concepts.make_concepts(name, anchor, held or (), task)
   return Subject(name, listed, task)
 
@@ -152,28 +159,17 @@ def erase(
     ValueError: something was erased already; an unknown method or
       hyperparameter, with the nearest; what the method refuses.
   """
+  model = given_.model("erase: model", model)
   if model.edit is not None or model.guidance is not None:
     raise ValueError(
       f"erase: {model.name} is erased already, and an edit of an edit is not "
       "the joint edit; erase everything at once from model.base"
     )
   check_choice("method", method, erasures.methods())
-  if isinstance(subject, str):
-    subject = concept(model, subject)
-  recipe: dict[str, Any] = {}
-  if isinstance(subject, Concept):
-    listed: Sequence[Concept] = (subject,)
-  elif isinstance(subject, Subject):
-    listed = subject.concepts
-    if subject.world:
-      world = extensions.world(subject.world)
-      recipe = dict(world.hparams(method, subject.task))
-      # A method's own phrases, unless they were changed by hand.
-      if listed == world.concept(subject.name):
-        listed = world.concept(subject.name, method)
-  else:
-    listed = tuple(subject)
+  listed, recipe = _recipe(model, subject, method)
   chosen = recipe | hparams
+  if not isinstance(seed, int):
+    raise ValueError(f"erase: seed={seed!r} is not a whole number")
   bound = erasures.bind(method, chosen)
   concepts.check_concepts(
     listed, allow_conflict=chosen.get("allow_conflict", False)
@@ -196,3 +192,32 @@ def erase(
   if isinstance(made, Edit):
     return model.with_edit(made)
   return model.with_guidance(made)
+
+
+def _recipe(
+  model: Model,
+  subject: Subject | Concept | Sequence[Concept] | str,
+  method: str,
+) -> tuple[tuple[Concept, ...], dict[str, Any]]:
+  """A method's phrases for what shall be erased, and its hyperparameters."""
+  if isinstance(subject, str):
+    subject = concept(model, subject)
+  if isinstance(subject, Subject):
+    listed = subject.concepts
+    if not subject.world:
+      return listed, {}
+    world = extensions.world(subject.world)
+    # A method's own phrases, unless they were changed by hand.
+    if listed == world.concept(subject.name):
+      listed = world.concept(subject.name, method)
+    return listed, dict(world.hparams(method, subject.task))
+  own: list[Any] = [subject]
+  if isinstance(subject, list | tuple):
+    own = [*subject]
+  for one in own:
+    if not isinstance(one, Concept):
+      raise ValueError(
+        f"erase: subject={one!r} is not a concept; several are joined, "
+        "'star+moon', or a list of ul.Concept"
+      )
+  return tuple(own), {}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from unlearning_jax import protocols, settings
+from unlearning_jax.api import given as given_
 from unlearning_jax.api.erasing import Subject
 from unlearning_jax.api.results import Grid, Table, pivot
 from unlearning_jax.api.runs import Path, opener, page
@@ -34,9 +35,11 @@ def grid(
   Raises:
     ValueError: no models, prompts or seeds; a prompt that is too long.
   """
-  models = [models] if isinstance(models, Model) else list(models)
+  models = given_.models("grid: models", models)
   prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-  for what, listed in (("models", models), ("seeds", list(seeds))):
+  if isinstance(seeds, int):
+    raise ValueError(f"grid: seeds={seeds}: are several; seeds=[{seeds}]")
+  for what, listed in (("prompts", prompts), ("seeds", list(seeds))):
     if not listed:
       raise ValueError(f"grid: no {what}")
   asked = [(prompt, seed) for prompt in prompts for seed in seeds]
@@ -86,7 +89,7 @@ def evaluate(
   """Draws a protocol's prompts by base and models, and judges the images.
 
   Args:
-    model: one or several of one base.
+    model: one or several.
     base: None for the model's own.
     protocol: what is drawn and judged, as `shapes-star`; `ul.protocols()`.
     judge: another than the protocol's, `ul.judge`.
@@ -99,20 +102,27 @@ def evaluate(
     The numbers of base and models with their intervals; `rows` has each image.
 
   Raises:
-    ValueError: an unknown protocol, judge, metric or setting; models of other
-      bases.
+    ValueError: an unknown protocol, judge, metric or setting; no model.
   """
-  models = [model] if isinstance(model, Model) else list(model)
+  models = given_.models("evaluate: model", model)
+  base = given_.model("evaluate: base", base or models[0]).base
+  if isinstance(metrics, str):
+    raise ValueError(
+      f"evaluate: metrics={metrics!r}: are several; metrics=[{metrics!r}]"
+    )
   values = protocols.find(protocol).config()
   if judge is not None:
     changes["judge"] = judge
   if metrics:
     changes["metrics"] = (*values["metrics"], *metrics)
   if changes:
-    values |= {"protocol": "", **changes}
+    values = settings.changed(values, {"protocol": "", **changes})
   given = settings.build(experiment.Settings, values)
-  named = {"before": (base or models[0]).base}
-  named |= dict(zip(unique(models), models, strict=True))
+  named = {"before": base}
+  for name, one in zip(unique(models), models, strict=True):
+    # The base is drawn once, and `base` is what metrics call it.
+    if experiment.fingerprint(one, base):
+      named[name.replace("base", "model")] = one
   run = opener(out, given)()
   document = experiment.run(given, run, named)
   # Of the many numbers those of the terminal's table; `summary` has them all.
@@ -156,7 +166,9 @@ def resurgence(
   Raises:
     ValueError: a model that no embedded world knows; nothing was erased.
   """
-  tuned = [tuned] if isinstance(tuned, Model) else list(tuned)
+  base = given_.model("resurgence: base", base)
+  erased = given_.model("resurgence: erased", erased)
+  tuned = given_.models("resurgence: tuned", tuned)
   name = subject.name if isinstance(subject, Subject) else subject
   given = returned.settings_of(erased, name, prompts, seed)
   names = unique(tuned)

@@ -81,6 +81,10 @@ def open(folder: Path) -> Run:
   by_model = summary.get("measures", {})
   if not isinstance(by_model, dict):
     by_model = {summary.get("title", path.name): by_model}
+  # Of metrics, as their verbs show them.
+  for one in summary.get("estimates", ()):
+    place = one.get("stage") or one.get("model") or "all"
+    by_model[place] = [*by_model.get(place, ()), one]
   table = pivot(config.get("title") or path.name, by_model)
   html = path / "report.html"
   return Run(

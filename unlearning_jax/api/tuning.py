@@ -2,9 +2,11 @@
 
 import dataclasses
 import importlib
+import os
 from typing import Any
 
 from unlearning_jax import extensions, settings
+from unlearning_jax.api import given as given_
 from unlearning_jax.api.runs import Path, opener
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.edits import load_edit
@@ -16,7 +18,7 @@ from unlearning_jax.model import Model
 
 def finetune(
   model: Model,
-  data: str = "shapes:near",
+  data: Path = "shapes:near",
   train: str = "lora",
   *,
   steps: int = 100,
@@ -27,10 +29,10 @@ def finetune(
 
   Args:
     model: what is tuned.
-    data: a folder with captions; or `<world>:<kind>`, renders of an embedded
-      world that do not show what was erased: `near` and `far`, classes whose
-      names are nearest or farthest; `in`, others of its kind; `out`, pictures
-      of another kind; `all`, whatever there is.
+    data: a folder with captions, or a CSV of them; or `<world>:<kind>`, renders
+      of an embedded world that do not show what was erased: `near` and `far`,
+      classes whose names are nearest or farthest; `in`, others of its kind;
+      `out`, pictures of another kind; `all`, whatever there is.
     train: what trains, as in the shipped configs: `lora` of rank 4, `full`, ...
     steps: how many.
     out: a folder that keeps the run; None keeps it in memory.
@@ -44,6 +46,10 @@ def finetune(
     ValueError: an unknown set, setting or part, with the nearest; captions that
       say what was erased.
   """
+  model = given_.model("finetune: model", model)
+  if not isinstance(data, str | os.PathLike):
+    raise ValueError(f"data={data!r}: give a folder, or 'shapes:near'")
+  data = os.fspath(data)
   check_choice("train", train, TRAINABLE)
   name = "lora" if train == "lora" else "full"
   module = importlib.import_module(f"unlearning_jax.configs.finetune_{name}")
@@ -53,13 +59,14 @@ def finetune(
   if colon and world in extensions.worlds():
     chosen = {"source": world, **_chosen(model, world, kind)}
   else:
-    chosen = {"source": "folder", "path": data, "only": "", "without": ""}
+    found = dataclasses.asdict(experiment.data_of(data, model))
+    chosen = {k: found[k] for k in ("source", "path", "only", "without")}
   values["data"] |= chosen
   values |= {
     "model": model.source, "train": train, "num_steps": steps,
     "checkpoints": (steps,),
   }  # fmt: skip
-  given = settings.build(experiment.Settings, values | changes)
+  given = settings.build(experiment.Settings, settings.changed(values, changes))
   run = opener(out, given)()
   found = experiment.run(given, lambda: run, model)
   return dataclasses.replace(model, edit=load_edit(found[steps]))

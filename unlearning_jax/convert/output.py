@@ -31,7 +31,10 @@ def check_output(path: str | os.PathLike, overwrite: bool) -> pathlib.Path:
   """
   path = pathlib.Path(path).absolute()
   if path.exists() and not overwrite:
-    raise ValueError(f"{path}: exists; ask for overwriting to replace it")
+    raise ValueError(
+      f"{path}: exists; ask for overwriting to replace it, --overwrite or "
+      "overwrite=True, or name another"
+    )
   if path.is_dir() and any(path.iterdir()) and not (path / MARK).is_file():
     raise ValueError(
       f"{path}: has no {MARK}, so it is not a model folder; not replaced"

@@ -190,7 +190,13 @@ def read_edit(path: str | pathlib.Path, flag: str = "--edits") -> Edit:
     ValueError: neither.
   """
   file = pathlib.Path(path)
+  steps = sorted(file.glob("steps/*.safetensors"))
   file = file / EDIT if file.is_dir() else file
+  if steps and not file.is_file():
+    raise ValueError(
+      f"{flag}: {path} is a tuning, and each of its steps an edit; the last is "
+      f"{flag}={steps[-1]}"
+    )
   if not file.is_file():
     raise ValueError(f"{flag}: no file {file}; run launch.erase first")
   return load_edit(file)

@@ -12,6 +12,7 @@ import numpy as np
 from unlearning_jax import extensions, protocols
 from unlearning_jax.experiments import common, drawing
 from unlearning_jax.experiments.drawing import Settings
+from unlearning_jax.experiments.evaluate import fingerprint
 from unlearning_jax.metrics import r_norm
 from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder
@@ -33,8 +34,8 @@ def settings_of(
     ValueError: no embedded world knows the model; it erases none of its
       classes; no prompts.
   """
-  if prompts < 1:
-    raise ValueError(f"prompts={prompts}: must be at least 1")
+  if not isinstance(prompts, int) or prompts < 1:
+    raise ValueError(f"prompts={prompts!r}: must be at least 1, whole")
   if erased.source not in extensions.worlds():
     raise ValueError(
       f"resurgence: model={erased.source!r} is no embedded world "
@@ -96,13 +97,17 @@ def run(
 
   Returns:
     The estimates, by model and group of prompts, as plain values.
+
+  Raises:
+    ValueError: the record is of other models.
   """
-  common.begin(recorder, given, base.params)
+  models = {r_norm.BASE: base, r_norm.GONE: erased, **tuned}
+  inputs = {name: fingerprint(one, base) for name, one in models.items()}
+  common.begin(recorder, given, base.params, inputs=inputs)
   judge, world = common.load_judge(given), extensions.world(given.model)
   counts = {"explicit": given.per_group, "words": given.others, "others": 1}
   listed = world.study_rows(given.targets, counts, given.seed)
   rows = [row for row in listed if row["group"] != "others"]
-  models = {r_norm.BASE: base, r_norm.GONE: erased, **tuned}
   done = recorder.done_ids()
   total = len(rows) * len(models)
   with recorder.progress("draw", total, done=len(done)) as bar:

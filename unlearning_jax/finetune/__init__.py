@@ -3,6 +3,8 @@
 loop        state, optimizer, step, loop
 partition   which parameters train, and how they join the others
 diffusion   the denoising loss, on cached latents and text states
+
+`ul.finetune(...)`, the verb: help("unlearning_jax.api.finetune").
 """
 
 from unlearning_jax.finetune.diffusion import (

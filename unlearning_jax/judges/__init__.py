@@ -157,7 +157,9 @@ def load(name: str) -> Judge:
     found = extensions.world(name).judge
   elif found is None:
     found = importlib.import_module(f"{__name__}.{name}").judge
-  judge = found if isinstance(found, Judge) else found()
+  judge = found
+  if callable(found) and not isinstance(found, Judge):
+    judge = found()
   if not isinstance(judge, Judge):
     raise ValueError(f"judge={name!r}: is {type(judge).__name__}, not a Judge")
   return judge

@@ -113,7 +113,7 @@ def find(name: str) -> Protocol:
   Raises:
     ValueError: no such protocol, key or value; one whose content was changed.
   """
-  base, tilde, text = name.partition("~")
+  base, tilde, text = str(name).partition("~")
   known = shipped()
   check_choice("protocol", base, known)
   protocol = known[base]

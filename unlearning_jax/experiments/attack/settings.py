@@ -167,8 +167,8 @@ class Settings(common.Drawn):
     for key in ("k", "blocks", "iterations"):
       least[f"hparams.{key}"] = self.hparams.get(key, 1)
     for key, value in least.items():
-      if value < 1:
-        raise ValueError(f"{key}={value}: must be at least 1")
+      if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{key}={value!r}: must be at least 1, whole")
     if self.sampling.guidance_scale <= 1:
       for key in ("safe", "negative_prompt", "in_loss"):
         value = getattr(self.guidance, key)
