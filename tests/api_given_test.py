@@ -8,7 +8,7 @@ import pytest
 
 from unlearning_jax import settings
 from unlearning_jax.api import attacking
-from unlearning_jax.experiments import attack, common, returned
+from unlearning_jax.experiments import attack, common, drawing, returned
 from unlearning_jax.experiments.attack import victims
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.record import Workdir
@@ -41,6 +41,19 @@ REFUSED = {
     lambda m: ul.evaluate(m, protocol=P, metrics="seen"),
     r"metrics=\['seen'\]",
   ),
+  "evaluate metric": (
+    lambda m: ul.evaluate(m, protocol=P, metrics=["r_norm"]),
+    "'r_norm' is of the rows that resurgence draws",
+  ),
+  "evaluate nothing": (
+    lambda m: ul.evaluate(m, protocol=P, per_group=0),
+    "nothing to draw",
+  ),
+  "evaluate targets": (
+    lambda m: ul.evaluate(m, protocol=P, targets="star"),
+    "give one of 'task' and 'name'",
+  ),
+  "evaluate out": (lambda m: ul.evaluate(m, protocol=P, out=3), "out=3"),
   "evaluate judge": (
     lambda m: ul.evaluate(m, protocol=P, judge="math:pi"),
     "float, not a Judge",
@@ -183,3 +196,16 @@ def test_a_runs_estimates_are_shown_when_it_is_opened(tmp_path):
   run.mark_done()
   assert ul.open(tmp_path).columns == ("", "tuned")
   assert ul.open(tmp_path).lines == (("r_norm/explicit", "0.50"),)
+
+
+def test_a_judge_of_ones_own_sees_the_worlds_prompts_by_its_own_head():
+  star = {"task": "object", "name": "star"}
+  given = drawing.Settings(
+    model="shapes", judge="tests.support.toys:WARMTH", per_group=2,
+    targets=({**star, "head": "warmth", "label": "warm"},),
+  )  # fmt: skip
+  prompts = [row["prompt"] for row in drawing.rows(given)]
+  world = drawing.Settings(
+    model="shapes", judge="shapes", per_group=2, targets=(star,)
+  )
+  assert prompts == [row["prompt"] for row in drawing.rows(world)]

@@ -160,6 +160,8 @@ class Model:
       )
     if self.edit is None:
       raise ValueError("save: the base itself; there is no edit to write")
+    for name in options:
+      check_choice("save: option", name, ("dtype", "rank", "overwrite"))
     return exports.export(
       path, format, self.sd, self.edit, self.params, **options
     )

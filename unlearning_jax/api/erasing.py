@@ -42,8 +42,8 @@ class Subject:
     if not self.world:
       raise ValueError(
         f"concept {self.name!r}: no embedded world knows it, so no judge looks "
-        f"for it; give a judge and its head: judge=..., target={{'head': ..., "
-        f"'label': {self.name!r}}}"
+        "for it; give a judge and its head: judge=..., targets=[{'head': ..., "
+        f"'label': {self.name!r}}}]"
       )
     return {"task": self.task, "name": self.name}
 

@@ -11,7 +11,7 @@ from unlearning_jax.api.erasing import Subject
 from unlearning_jax.api.results import Grid, Table, pivot
 from unlearning_jax.api.runs import Path, opener, page
 from unlearning_jax.experiments import evaluate as experiment
-from unlearning_jax.experiments import returned
+from unlearning_jax.experiments import drawing, returned
 from unlearning_jax.model import Model
 from unlearning_jax.report import comparison
 
@@ -93,7 +93,7 @@ def evaluate(
     base: None for the model's own.
     protocol: what is drawn and judged, as `shapes-star`; `ul.protocols()`.
     judge: another than the protocol's, `ul.judge`.
-    metrics: more of them, as `r_norm` or `package.module:name`.
+    metrics: more of them, as `seen` or `package.module:name`.
     out: a folder that keeps the run; None keeps it in memory.
     **changes: other settings of the evaluation, as `per_group`. With these, a
       judge or metrics, it is that protocol no longer, and is not signed so.
@@ -118,6 +118,11 @@ def evaluate(
   if changes:
     values = settings.changed(values, {"protocol": "", **changes})
   given = settings.build(experiment.Settings, values)
+  if not drawing.rows(given):
+    raise ValueError(
+      "evaluate: nothing to draw; targets=[{'task': ..., 'name': ...}] with "
+      "per_group, or others, say what"
+    )
   named = {"before": base}
   for name, one in zip(unique(models), models, strict=True):
     # The base is drawn once, and `base` is what metrics call it.

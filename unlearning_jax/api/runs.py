@@ -26,6 +26,8 @@ def opener(out: Path | None, given: Any) -> Callable[[], Recorder]:
   """
   if out is None:
     return Memory
+  if not isinstance(out, str | os.PathLike):
+    raise ValueError(f"out={out!r}: give a folder, or None for memory")
   free = settings_.free(type(given))
   return lambda: Workdir(os.fspath(out), plain(given), free=free)
 

@@ -66,6 +66,16 @@ class Drawn:
     if self.batch_size < 1:
       raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
 
+  @property
+  def world_targets(self) -> list[Mapping[str, str]]:
+    """What of `targets` the world has prompts for: task and name."""
+    known = world_of(self) is not None
+    return [
+      {key: one[key] for key in ("task", "name")}
+      for one in self.targets
+      if known and "task" in one and "name" in one
+    ]
+
 
 def load_model(given: Any) -> Model:
   """The model that settings name.
@@ -101,6 +111,11 @@ def targets_of(given: Drawn) -> list[Target]:
   """
   world, found = world_of(given), []
   for one in given.targets:
+    if not isinstance(one, Mapping):
+      raise ValueError(
+        f"targets: {one!r} is not a mapping; give one of 'task' and 'name', or "
+        "of 'head' and 'label', each"
+      )
     if {"head", "label"} <= one.keys():
       found.append(Target(one["head"], one["label"]))
     elif world is not None and {"task", "name"} <= one.keys():

@@ -70,7 +70,7 @@ def rows(settings: Settings) -> Rows:
   if settings.judge is None or world is None or (foreign and own):
     return _own_rows(settings)
   drawn = world.prompt_rows(
-    [one for one in settings.targets if "task" in one],
+    settings.world_targets,
     settings.per_group, settings.others, settings.seed,
   )  # fmt: skip
   if foreign:

@@ -212,6 +212,10 @@ def rejudged(found: Sequence[Mapping[str, Any]], judge: Judge) -> Rows:
   return judge_rows(found, scores, judge) if found else []
 
 
+# Metric -> the verb whose rows it reads.
+_ELSEWHERE = {"asr": "attack", "r_norm": "resurgence"}
+
+
 def check_fits(settings: Settings, model: Model, phrases: Sequence[str] = ()):
   """Finds what a model cannot do, before anything is written or compiled.
 
@@ -222,8 +226,15 @@ def check_fits(settings: Settings, model: Model, phrases: Sequence[str] = ()):
 
   Raises:
     ValueError: a phrase or prompt is too long, the number of steps is none
-      that the sampler can take, or guidance that is left out at this scale.
+      that the sampler can take, guidance that is left out at this scale, or a
+      metric of other rows.
   """
+  for name in settings.metrics:
+    if name in _ELSEWHERE:
+      raise ValueError(
+        f"metrics: {name!r} is of the rows that {_ELSEWHERE[name]} draws; take "
+        "seen, or one of your own, package.module:name"
+      )
   options = settings.sampling
   samplers.make_sampler(model.sd.schedule, options.num_steps, options.sampler)
   spoken = [*phrases, *(row["prompt"] for row in drawing.rows(settings))]

@@ -189,13 +189,3 @@ class Settings(common.Drawn):
     """
     own = {**settings.plain(self.sampling), **self.target_sampling}
     return settings.build(Sampling, own, "target_sampling")
-
-  @property
-  def world_targets(self) -> list[Mapping[str, str]]:
-    """What of `targets` the world has prompts for: task and name."""
-    known = common.world_of(self) is not None
-    return [
-      {key: one[key] for key in ("task", "name")}
-      for one in self.targets
-      if known and "task" in one and "name" in one
-    ]
