@@ -10,8 +10,8 @@ from unlearning_jax.api import given as given_
 from unlearning_jax.api.erasing import Subject
 from unlearning_jax.api.results import Grid, Table, pivot
 from unlearning_jax.api.runs import Path, opener, page
-from unlearning_jax.experiments import evaluate as experiment
 from unlearning_jax.experiments import drawing, returned
+from unlearning_jax.experiments import evaluate as experiment
 from unlearning_jax.model import Model
 from unlearning_jax.report import comparison
 
