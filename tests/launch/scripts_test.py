@@ -29,6 +29,9 @@ SHORT = {
   "mace": ["num_steps=2", "num_images=2", "image_steps=2"],
 }  # fmt: skip
 
+# Those that change no weight.
+GUIDED = ("sld", "negative_prompt")
+
 pytestmark = pytest.mark.e2e
 
 
@@ -54,7 +57,8 @@ def test_erase_runs_every_config(path, tmp_path):
   erase(f"{path}:tiny", tmp_path / "run", *short).finish()
   written = {file.name for file in (tmp_path / "run").iterdir()}
   assert written >= {
-    "config.json", "provenance.json", "results.jsonl", "edit.safetensors",
+    "config.json", "provenance.json", "results.jsonl",
+    "guidance.json" if method in GUIDED else "edit.safetensors",
     "summary.json", "report.html", "results.csv", "images", "DONE",
   }  # fmt: skip
   summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -70,9 +74,6 @@ def test_full_size_configs_say_what_to_load(path, size):
   exec(compile(path.read_text(), path, "exec"), namespace)
   config = namespace["get_config"](size)
   assert "/" in config.model and config.concepts and config.prompts.erased
-
-
-GUIDED = ("sld", "negative_prompt")
 
 
 @pytest.mark.parametrize("path", ERASE, ids=lambda path: path.stem)
