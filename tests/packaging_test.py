@@ -14,7 +14,7 @@ SHIPPED = ("unlearning_jax", "configs", "launch")
 SCRIPTS = sorted(
   path.stem
   for path in (ROOT / "launch").glob("*.py")
-  if "__main__" in path.read_text() and path.stem != "main"
+  if path.stem not in ("__init__", "flags", "main")
 )
 JUNK = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
 
@@ -136,8 +136,10 @@ for name in ("torch", "tensorflow"):
 import unlearning_jax
 assert not {"jax", "transformers"} & sys.modules.keys(), "a heavy import"
 for module in pkgutil.walk_packages(unlearning_jax.__path__, "unlearning_jax."):
-  importlib.import_module(module.name)
-  print(module.name)
+  # Scripts define the same flags: each is started by itself, below.
+  if not module.name.startswith("unlearning_jax.launch."):
+    importlib.import_module(module.name)
+    print(module.name)
 """
 
 
