@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from unlearning_jax.metrics import Estimate, Metric, Row, resurgence
+from unlearning_jax import metrics
+from unlearning_jax.metrics import Estimate, Row, resurgence
 
 BASE, GONE = "base", "erased"
 # Model -> id -> group, prompt, whether it shows what was asked for.
@@ -23,22 +24,15 @@ def update(state: State, images: Any, rows: Sequence[Row]) -> State:
     ValueError: a row that nobody judged.
   """
   del images
-  found: dict[str, dict[str, tuple[str, str, bool]]] = {}
-  for row in rows:
-    if row["group"] not in resurgence.ERASED:
-      continue
-    if "shown" not in row and "judged" not in row:
-      raise ValueError(f"r_norm: row {row['id']!r} is not judged; set a judge")
-    shown = row["shown"] if "shown" in row else resurgence.outcome(row)
-    one = (row["group"], row["prompt"], bool(shown))
-    found.setdefault(row["model"], {})[str(row["id"])] = one
-  return merge(state, found)
+  asked = [row for row in rows if row["group"] in resurgence.ERASED]
+  return metrics.keep(state, asked, _kept)
 
 
-def merge(first: State, second: State) -> State:
-  """Both together."""
-  models = dict.fromkeys((*first, *second))
-  return {m: {**first.get(m, {}), **second.get(m, {})} for m in models}
+def _kept(row: Row) -> tuple[str, str, bool]:
+  if "shown" not in row and "judged" not in row:
+    raise ValueError(f"r_norm: row {row['id']!r} is not judged; set a judge")
+  shown = row["shown"] if "shown" in row else resurgence.outcome(row)
+  return row["group"], row["prompt"], bool(shown)
 
 
 def compute(state: State) -> list[Estimate]:
@@ -83,4 +77,6 @@ def _of_model(state: State, model: str) -> list[Estimate]:
   return found
 
 
-METRIC = Metric("r_norm", dict, update, merge, compute, images=False)
+METRIC = metrics.Metric(
+  "r_norm", dict, update, metrics.unite, compute, images=False
+)
