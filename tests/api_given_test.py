@@ -209,3 +209,10 @@ def test_a_judge_of_ones_own_sees_the_worlds_prompts_by_its_own_head():
     model="shapes", judge="shapes", per_group=2, targets=(star,)
   )
   assert prompts == [row["prompt"] for row in drawing.rows(world)]
+
+
+def test_what_is_refused_late_leaves_no_folder(model, tmp_path):
+  out = tmp_path / "tuned"
+  with pytest.raises(ValueError, match="batch_size=10000 is more than"):
+    ul.finetune(model, "shapes:all", steps=1, batch_size=10_000, out=out)
+  assert not out.exists()

@@ -1,5 +1,6 @@
 """Attacks from Python: rows, lanes and budget as the scripts have them."""
 
+import functools
 import importlib
 from collections.abc import Mapping
 from typing import Any
@@ -141,8 +142,7 @@ def _run(
   out: Path | None,
   beside: Control | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-  run = opener(out, given)()
-  document = experiment.run(
-    given, lambda: run, victim=model, beside=beside or ""
-  )
-  return run, document
+  # Opened by the experiment, once nothing is left that could be wrong.
+  opened = functools.cache(opener(out, given))
+  document = experiment.run(given, opened, victim=model, beside=beside or "")
+  return opened(), document

@@ -1,6 +1,7 @@
 """Innocent fine-tuning from Python."""
 
 import dataclasses
+import functools
 import importlib
 import os
 from typing import Any
@@ -67,8 +68,9 @@ def finetune(
     "checkpoints": (steps,),
   }  # fmt: skip
   given = settings.build(experiment.Settings, settings.changed(values, changes))
-  run = opener(out, given)()
-  found = experiment.run(given, lambda: run, model)
+  # Opened by the experiment once all is checked; held until its edit is read.
+  opened = functools.cache(opener(out, given))
+  found = experiment.run(given, opened, model)
   return dataclasses.replace(model, edit=load_edit(found[steps]))
 
 
