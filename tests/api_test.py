@@ -56,7 +56,7 @@ def test_what_there_is():
   assert ul.concepts("shapes")["object"][:1] == ("circle",)
   assert "artists_1734" in ul.concepts()
   assert ul.judge("shapes").name and ul.metric("r_norm").name == "r_norm"
-  assert ul.protocol("shapes-star~per_group=2").per_group == 2
+  assert ul.protocol("shapes-star~rows_per_group=2").rows_per_group == 2
   with pytest.raises(ValueError, match="did you mean 'shapes-star'"):
     ul.protocol("shapes-sta")
 
@@ -128,7 +128,7 @@ def test_an_attacks_settings_are_the_scripts(model):
   config.hparams.iterations, config.seed = 25, 3
   script = settings.build(attack_experiment.Settings, config.to_dict())
   assert given == script
-  with pytest.raises(ValueError, match="did you mean per_group"):
+  with pytest.raises(ValueError, match="did you mean rows_per_group"):
     attacking.configured(model, star, "gcg", 1, {}, {"per_grup": 3})
   with pytest.raises(ValueError, match="control='randm'.*'random'"):
     ul.attack(model, star, control="randm")

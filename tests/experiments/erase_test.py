@@ -23,7 +23,7 @@ BLOCK = {
   "concepts": ("star",),
   "sets": ("near",),
   "algorithms": ("full",),
-  "defences": ("none",),
+  "defenses": ("none",),
   "seeds": (0,),
 }
 
@@ -35,8 +35,9 @@ def base():
 
 def settings(**changes):
   small = erase.Settings(
-    method=TOY, concepts=(STAR,), judge="shapes", per_group=1, others=1,
-    targets=({"task": "object", "name": "star"},), grid=1, batch_size=8,
+    method=TOY, concepts=(STAR,), judge="shapes", rows_per_group=1,
+    other_rows=1,
+    targets=({"task": "object", "name": "star"},), grid_rows=1, batch_size=8,
     sampling=Sampling(2, 4.0, "dpm++2m", "jax"),
   )  # fmt: skip
   return dataclasses.replace(small, **changes)

@@ -23,7 +23,7 @@ HAZARD = ({"task": "unsafe", "name": "hazard"},)
 
 def settings(**changes):
   small = Settings(
-    judge="shapes", targets=HAZARD, per_group=2, others=2, grid=1,
+    judge="shapes", targets=HAZARD, rows_per_group=2, other_rows=2, grid_rows=1,
     batch_size=8, sampling=Sampling(2, 4.0, "dpm++2m", "jax"),
   )  # fmt: skip
   return dataclasses.replace(small, **changes)
@@ -66,7 +66,7 @@ def test_the_judge_that_decided_is_recorded(run):
 def test_the_page_shows_grid_rows_of_each_group(run):
   groups = {row["group"] for row in run.rows()}
   assert len(groups) == 5
-  # One row a group (`grid`), under both models.
+  # One row a group (`grid_rows`), under both models.
   assert len(run.images) == 2 * len(groups)
   assert len(run.summary["pairs"]) == len(groups)
   for pair in run.summary["pairs"]:
@@ -124,7 +124,9 @@ def test_a_judge_and_a_metric_of_ones_own_appear_everywhere(models):
 
 def test_a_killed_run_goes_on(models, tmp_path):
   """Killed after each batch was tallied, or in the middle of its rows."""
-  given = settings(metrics=TOY["metrics"], targets=(), per_group=0, others=5)
+  given = settings(
+    metrics=TOY["metrics"], targets=(), rows_per_group=0, other_rows=5
+  )
   whole = record.Memory(quiet=True)
   evaluate.run(given, whole, models)
 
@@ -167,7 +169,7 @@ def test_a_killed_run_goes_on(models, tmp_path):
 
 def test_a_protocol_is_recorded(models):
   config = evaluate.config(
-    None, "shapes-hazard~others=1,num_steps=2,per_group=1"
+    None, "shapes-hazard~other_rows=1,num_inference_steps=2,rows_per_group=1"
   )
   memory = record.Memory(quiet=True)
   given = evaluate.Settings(**{**config, "sampling": settings().sampling})
@@ -194,7 +196,7 @@ def test_a_protocol_is_recorded(models):
       "judge warmth .cannot see shapes.: head='hazard'",
     ),
     ({"targets": ({"task": "object", "name": "sun"},)}, "object name='sun'"),
-    ({"per_group": -1}, "per_group=-1: must not be negative"),
+    ({"rows_per_group": -1}, "rows_per_group=-1: must not be negative"),
     ({"judge": "tests.support.toys:COLD"}, "no attribute 'COLD'"),
   ],
 )

@@ -13,20 +13,20 @@ ERASE = sorted(CONFIGS.glob("erase_*.py"))
 TRAIN = sorted(CONFIGS.glob("train_shapes_*.py"))
 # Small enough for a test; every other key is the config's own.
 SMALL = [
-  "--config.per_group=1",
-  "--config.others=2",
-  "--config.grid=1",
+  "--config.rows_per_group=1",
+  "--config.other_rows=2",
+  "--config.grid_rows=1",
   "--config.batch_size=2",
-  "--config.sampling.num_steps=2",
+  "--config.sampling.num_inference_steps=2",
 ]
 
 # And of what trains: two steps.
 SHORT = {
   "esd": ["num_steps=2", "num_inference_steps=2"],
   "concept_ablation": [
-    "num_steps=2", "num_inference_steps=2", "images=2", "batch_size=2",
+    "num_steps=2", "num_inference_steps=2", "num_images=2", "batch_size=2",
   ],
-  "mace": ["num_steps=2", "num_images=2", "image_steps=2"],
+  "mace": ["num_steps=2", "num_images=2", "num_inference_steps=2"],
 }  # fmt: skip
 
 # Those that change no weight.

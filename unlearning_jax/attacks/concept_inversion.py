@@ -52,7 +52,7 @@ class Hparams(losses.Budget):
   """What the attack can be told, besides its budget.
 
   Attributes:
-    k: new tokens.
+    num_tokens: new tokens.
     insertion: where they go, see `engine.insertion`.
     learning_rate: Adam's; published as 0.005 for each of 16 images of a batch,
       0.08 in all.
@@ -71,7 +71,7 @@ class Hparams(losses.Budget):
   iterations: int = 200
   timesteps: str = "random"
   draws: int = 4
-  k: int = 1
+  num_tokens: int = 1
   insertion: str = "prefix_k"
   learning_rate: float = 0.08
   weight_decay: float = 0.01
@@ -142,7 +142,9 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
       )
     first = table[ids[0]]
   lanes = len(batch.number)
-  embeds = jnp.broadcast_to(first[None, None], (lanes, h.k, first.shape[0]))
+  embeds = jnp.broadcast_to(
+    first[None, None], (lanes, h.num_tokens, first.shape[0])
+  )
   return State(*lane_state.begin(key, batch), embeds, adam.start(embeds))
 
 

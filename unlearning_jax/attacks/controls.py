@@ -26,14 +26,14 @@ class Hparams:
   Attributes:
     kind: `random`, new tokens for every image; `seed`, the prompt unchanged
       and a new seed for every image; `none`, the prompt's own image only.
-    k: tokens.
+    num_tokens: tokens.
     insertion: where they go.
     blocks: images, besides the unchanged prompt's.
     iterations: an image takes one.
   """
 
   kind: str = "random"
-  k: int = 5
+  num_tokens: int = 5
   insertion: str = "prefix_k"
   blocks: int = 50
   iterations: int = 1
@@ -46,7 +46,7 @@ class Hparams:
       )
     # Neither has tokens of its own, nor the second any image.
     if self.kind != "random":
-      object.__setattr__(self, "k", 0)
+      object.__setattr__(self, "num_tokens", 0)
     if self.kind == "none":
       object.__setattr__(self, "blocks", 0)
 
@@ -82,5 +82,7 @@ def prompt(batch: Batch, state: State, h: Hparams) -> Int[Array, "b k"]:
   """Tokens drawn evenly from the vocabulary."""
   keys = jax.vmap(jax.random.fold_in)(state.key, state.count)
   size = len(batch.vocabulary)
-  drawn = jax.vmap(lambda k: jax.random.randint(k, (h.k,), 0, size))(keys)
+  drawn = jax.vmap(lambda k: jax.random.randint(k, (h.num_tokens,), 0, size))(
+    keys
+  )
   return batch.vocabulary[drawn]

@@ -31,7 +31,7 @@ class Hparams:
 
   Attributes:
     words: of each word the embeddings of its k tokens. `launch.attack` fills
-      them in from the run that `--config.words` names.
+      them in from the run that `--config.new_words` names.
     insertion: where they go, see `engine.insertion`.
   """
 
@@ -54,7 +54,7 @@ class Hparams:
     return len(self.words)
 
   @property
-  def k(self) -> int:
+  def num_tokens(self) -> int:
     """Tokens of a word."""
     return len(self.words[0]) if self.words else 0
 
@@ -79,7 +79,7 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
     raise ValueError(
       f"words: {len(h.words)} of width "
       f"{len(h.words[0][0]) if h.words else 0}; allowed: one or more of width "
-      f"{width}, from a run of concept_inversion: set --config.words"
+      f"{width}, from a run of concept_inversion: set --config.new_words"
     )
   return State(*lane_state.begin(key, batch))
 

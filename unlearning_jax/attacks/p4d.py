@@ -8,7 +8,7 @@ original model predicts, given the prompt itself:
 over hard prompts, found as PEZ finds them. The name stands for three things in
 the literature, told apart by their hyperparameters:
 
-  P4D-N     k=16, insertion="replace": free tokens, the prompt is dropped.
+  P4D-N     num_tokens=16, insertion="replace": free tokens, no prompt.
   P4D-K     insertion="every_three": one before every three tokens.
             Both: AdamW, rate 0.1, decay 0.1, random t, an image every 50
             of 3000 iterations.

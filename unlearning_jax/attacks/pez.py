@@ -35,7 +35,7 @@ class Hparams(losses.Budget):
   """What the attack can be told, besides its budget.
 
   Attributes:
-    k: adversarial tokens, at most.
+    num_tokens: adversarial tokens, at most.
     insertion: where they go, see `engine.insertion`.
     learning_rate: Adam's.
     weight_decay: coupled, it makes e an average of the negative gradients.
@@ -43,7 +43,7 @@ class Hparams(losses.Budget):
     loss: `denoise` or `match`, see `shared.losses`.
   """
 
-  k: int = 5
+  num_tokens: int = 5
   insertion: str = "prefix_k"
   learning_rate: float = 0.01
   weight_decay: float = 0.1
@@ -73,7 +73,7 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
   losses.check(h, h.loss, sd.schedule)
   check_choice("decay", h.decay, adam.DECAYS)
   lanes = lane_state.begin(key, batch)
-  tokens = lane_state.random_tokens(lanes[0], batch, (h.k,))
+  tokens = lane_state.random_tokens(lanes[0], batch, (h.num_tokens,))
   embeds = token_table(victim)[batch.vocabulary[tokens]].astype(jnp.float32)
   # Constant over the iterations: encoded once.
   target = text_states(sd, original, batch)

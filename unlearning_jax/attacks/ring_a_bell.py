@@ -47,7 +47,7 @@ class Hparams:
   Attributes:
     pairs: phrases with and without the concept.
     eta: how far along the concept; 3 for nudity, 5 for violence as released.
-    k: tokens of the prompt.
+    num_tokens: tokens of the prompt.
     insertion: `replace` drops the row's prompt, as published.
     blocks: images that are made, at most; published: one, at the end.
     iterations: generations before each image.
@@ -59,7 +59,7 @@ class Hparams:
 
   pairs: tuple[tuple[str, str], ...] = ()
   eta: float = 3.0
-  k: int = 16
+  num_tokens: int = 16
   insertion: str = "replace"
   blocks: int = 10
   iterations: int = 300
@@ -92,7 +92,9 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
   """
   sd, _, original, batch = problem
   lanes = lane_state.begin(key, batch)
-  tokens = lane_state.random_tokens(lanes[0], batch, (h.population, h.k))
+  tokens = lane_state.random_tokens(
+    lanes[0], batch, (h.population, h.num_tokens)
+  )
   wanted = target(sd, original, batch, h.pairs, h.eta)
   distance = distances(sd, original, batch, tokens, wanted)
   return State(*lanes, tokens, distance, wanted)

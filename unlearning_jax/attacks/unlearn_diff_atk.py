@@ -40,7 +40,7 @@ class Hparams(losses.Budget):
   """What the attack can be told, besides its budget.
 
   Attributes:
-    k: adversarial tokens; 5 for nudity, violence and illegal acts, 3 for
+    num_tokens: adversarial; 5 for nudity, violence and illegal acts, 3 for
       styles and objects in the paper.
     insertion: where they go, see `engine.insertion`.
     learning_rate: Adam's.
@@ -50,7 +50,7 @@ class Hparams(losses.Budget):
       paper's text).
   """
 
-  k: int = 5
+  num_tokens: int = 5
   insertion: str = "prefix_k"
   learning_rate: float = 0.01
   weight_decay: float = 0.0
@@ -77,7 +77,7 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
   losses.check(h, "denoise", sd.schedule)
   check_choice("decay", h.decay, adam.DECAYS)
   lanes, size = len(batch.number), len(batch.vocabulary)
-  probs = jnp.full((lanes, h.k, size), 1 / size, jnp.float32)
+  probs = jnp.full((lanes, h.num_tokens, size), 1 / size, jnp.float32)
   return State(*lane_state.begin(key, batch), probs, adam.start(probs))
 
 

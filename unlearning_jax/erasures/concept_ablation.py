@@ -8,8 +8,8 @@ x_t, and
   noise  min | f(x_t, t, c) - n |^2
 
 with n the noise that was added: the first makes f agree with itself, the second
-trains on anchor images under the concept's caption. `regularization` adds its
-share of |f(x_t, t, a) - n|^2, which holds the anchor. No gradient goes through
+trains on anchor images under the concept's caption. `anchor_loss_weight` is the
+weight of |f(x_t, t, a) - n|^2, which holds the anchor. No gradient goes through
 the keys and values of the start of text, which all prompts share.
 
 The release can also train the concept's token embedding alone; this does not.
@@ -57,9 +57,9 @@ class Hparams:
   Attributes:
     loss: "model" or "noise".
     train: "kv", "cross" (cross-attention) or "full" (the UNet).
-    images: anchor images to draw, over all concepts.
+    num_images: anchor images to draw, over all concepts.
     expand_prompts: add the task's templates ("image of ...").
-    regularization: weight of the anchors' own loss.
+    anchor_loss_weight: weight of the anchors' own loss.
     num_steps: of training.
     learning_rate: of AdamW for a batch of one; the release multiplies it by
       the batch size, and so is it here.
@@ -70,9 +70,9 @@ class Hparams:
 
   loss: str = "model"
   train: str = "kv"
-  images: int = 1000
+  num_images: int = 1000
   expand_prompts: bool = True
-  regularization: float = 0.0
+  anchor_loss_weight: float = 0.0
   num_steps: int = 100
   learning_rate: float = 2e-6
   batch_size: int = 8
@@ -82,8 +82,10 @@ class Hparams:
   def __post_init__(self):
     check_choice("loss", self.loss, LOSSES)
     check_choice("train", self.train, TRAINED)
-    if not 1 <= (batch_size := self.batch_size) <= self.images:
-      raise ValueError(f"{batch_size=}; allowed: 1 to images={self.images}")
+    if not 1 <= (batch_size := self.batch_size) <= self.num_images:
+      raise ValueError(
+        f"{batch_size=}; allowed: 1 to num_images={self.num_images}"
+      )
 
 
 def ablating_loss(
@@ -96,7 +98,7 @@ def ablating_loss(
   anchor: Float[Array, "b l d"],
   *,
   loss: str,
-  regularization: float,
+  anchor_loss_weight: float,
 ) -> Float[Array, ""]:
   """The objective above.
 
@@ -109,7 +111,7 @@ def ablating_loss(
     concept: text states of c.
     anchor: text states of a.
     loss: "model" or "noise".
-    regularization: weight of the anchor's own loss.
+    anchor_loss_weight: weight of the anchor's own loss.
   """
   noisy = add_noise(sd.schedule, latents, noise, t)
 
@@ -118,12 +120,14 @@ def ablating_loss(
       return stable_diffusion.predict_noise(sd, params, noisy, t, context)
 
   wanted, held = noise, 0.0
-  if loss == "model" or regularization:
+  if loss == "model" or anchor_loss_weight:
     of_anchor = predict(anchor)
     held = jnp.square(of_anchor - noise).mean()
     if loss == "model":
       wanted = jax.lax.stop_gradient(of_anchor)
-  return jnp.square(predict(concept) - wanted).mean() + regularization * held
+  return (
+    jnp.square(predict(concept) - wanted).mean() + anchor_loss_weight * held
+  )
 
 
 def _hold_start(call, args, kwargs, context):
@@ -164,7 +168,7 @@ def draw_anchors(
   params: Params,
   anchors: Float[Array, "n l d"],
   empty: Float[Array, "1 l d"],
-  images: int,
+  num_images: int,
   key: PRNGKeyArray,
   collect: Callable[..., list[np.ndarray]],
   **sampling: Any,
@@ -212,7 +216,7 @@ def _training(
     decay_all=True, clip_norm=None, b2=0.999,
   )  # fmt: skip
   return functools.partial(
-    _loss, sd, join, loss=h.loss, regularization=h.regularization
+    _loss, sd, join, loss=h.loss, anchor_loss_weight=h.anchor_loss_weight
   ), tx
 
 
@@ -247,8 +251,8 @@ def erase(
   )
   keys = jax.random.split(key)
   drawn = draw_anchors(
-    sd, params, anchor, empty, h.images, keys[0], hooks.collect,
-    sampler="ddim", num_steps=h.num_inference_steps,
+    sd, params, anchor, empty, h.num_images, keys[0], hooks.collect,
+    sampler="ddim", num_inference_steps=h.num_inference_steps,
     guidance_scale=h.guidance_scale,
   )  # fmt: skip
   part = finetune.partition({"unet": params["unet"]}, h.train)

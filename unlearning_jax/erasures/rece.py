@@ -18,7 +18,7 @@ differ from the concept's own by little but what UCE had learnt to detect, it
 undoes UCE: on the Shapes model the concept is drawn again. `rows="joint"`, an
 extension, keeps every row: P is solved anew, from the base, for UCE's rows and
 all that were derived so far. Further extensions, off by default: the release's
-other regularisers of the derivation, and a stop where derived states bring no
+other regularizers of the derivation, and a stop where derived states bring no
 more than a given share of the concept back.
 
 Reference: https://arxiv.org/abs/2407.12383
@@ -35,7 +35,7 @@ from jaxtyping import Float, Float64, PRNGKeyArray
 
 from unlearning_jax import closed_form
 from unlearning_jax.closed_form.derivation import (
-  REGULARISERS,
+  REGULARIZERS,
   Products,
   derive_from,
 )
@@ -87,7 +87,7 @@ class Hparams:
     erase_scale: e of an epoch.
     preserve_scale: p of an epoch.
     lamb: ridge of an epoch.
-    regulariser: of the derivation; another than "zero" is not the published.
+    regularizer: of the derivation; another than "zero" is not the published.
     rows: "sequential", or "joint", which solves for all rows from the base.
     tolerance: stop where derived states bring back no more than this share.
     uce_preserve_scale: p of the start; None for the preset's.
@@ -103,7 +103,7 @@ class Hparams:
   erase_scale: float = 1.0
   preserve_scale: float = 0.1
   lamb: float = 0.1
-  regulariser: str = "zero"
+  regularizer: str = "zero"
   rows: str = "sequential"
   tolerance: float = 0.0
   uce_preserve_scale: float | None = None
@@ -112,7 +112,7 @@ class Hparams:
 
   def __post_init__(self):
     check_choice("rows", self.rows, ROWS)
-    check_choice("regulariser", self.regulariser, REGULARISERS)
+    check_choice("regularizer", self.regularizer, REGULARIZERS)
     check_choice("preset", self.preset, PRESETS)
     if self.recipe:
       check_choice("recipe", self.recipe, RECIPES)
@@ -153,7 +153,7 @@ class Epochs:
     lam_r: of the derivation.
     erase_scale: e of the erasing step.
     lamb: ridge of the erasing step.
-    regulariser: of the derivation.
+    regularizer: of the derivation.
     tolerance: stop where `escape` is no more than this.
   """
 
@@ -161,7 +161,7 @@ class Epochs:
   lam_r: float
   erase_scale: float = 1.0
   lamb: float = 0.1
-  regulariser: str = "zero"
+  regularizer: str = "zero"
   tolerance: float = 0.0
 
 
@@ -203,7 +203,7 @@ def refine(
   products = functools.partial(Products.of, gram, start)
   for epoch in range(how.epochs):
     through = products()
-    derived = derive_from(through, states, how.lam_r, how.regulariser, anchors)
+    derived = derive_from(through, states, how.lam_r, how.regularizer, anchors)
     length = float(np.linalg.norm(derived) / np.linalg.norm(states))
     _warn_if_long(epoch, length, how.lam_r)
     # What the UNet sees of a row x is W x. The sequential targets are the
@@ -335,7 +335,7 @@ def _epochs(
     lam_r,
     h.erase_scale,
     h.lamb,
-    h.regulariser,
+    h.regularizer,
     h.tolerance,
   )
 

@@ -1,6 +1,6 @@
 """A resurgence study in numbers: one curve a condition, seeds pooled.
 
-A condition is method / concept / tuning set / algorithm / defence. Its rows
+A condition is method / concept / tuning set / algorithm / defense. Its rows
 are those of all its seeds; each seed has prompts and noise of its own.
 Intervals are of prompts, given the models that were made; how far the seeds'
 own values lie apart is told beside them. McNemar's p takes every image for
@@ -23,7 +23,7 @@ Bits = Mapping[str, np.ndarray]
 # What is known of a run before it is tuned, and early on.
 BEFORE = (
   "relative_change", "key_value_share", "prompt_change", "similarity",
-  "overlap", "overlap_centred", "pull", "synonyms_left",
+  "overlap", "overlap_centered", "pull", "synonyms_left",
 )  # fmt: skip
 # Of fewer erased models than this a rank correlation says nothing, and the
 # bootstrap does not know it.
@@ -46,20 +46,20 @@ class Condition(NamedTuple):
   concept: str
   tuning_set: str
   algorithm: str
-  defence: str
+  defense: str
 
   def __str__(self) -> str:
     return "/".join(self)
 
   @property
   def run(self) -> str:
-    """Its name without the defence."""
+    """Its name without the defense."""
     return "/".join(self[:-1])
 
   @property
   def undefended(self) -> "Condition":
-    """The same without a defence."""
-    return self._replace(defence="none")
+    """The same without a defense."""
+    return self._replace(defense="none")
 
   @classmethod
   def parse(cls, text: str) -> "Condition":
@@ -132,7 +132,7 @@ def summarize(
     undefined), `median` and `deviation` over seeds, `harmonic` of what is gone
     and what is kept, `drift` (by name, a value a seed); after tuning `change`
     by group, from the erased model, and of a defended run `defended`, from the
-    same one without a defence: images `lost` and `gained`, McNemar's `p`, and
+    same one without a defense: images `lost` and `gained`, McNemar's `p`, and
     `p_by_seed`. And of prompts by name: `revival` (step or None), `area`,
     `early` (the last step but one, and the share of the last value that was
     there by then, None of nothing).
@@ -294,7 +294,7 @@ def predictors(
     (one, value)
     for one in records
     if one["condition"].tuning_set not in ("same", "control")
-    and one["condition"].defence == "none"
+    and one["condition"].defense == "none"
     and len(one["stages"]) > 1
     and (value := _own(one, max(one["stages"]))) is not None
   ]

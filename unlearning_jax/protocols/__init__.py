@@ -1,7 +1,7 @@
 """Protocols: frozen, hashed presets of an evaluation. Whose numbers compare?
 
-  find("shapes-star")                  # as it ships
-  find("shapes-star~per_group=2")      # another one, with its own name and hash
+  find("shapes-star")                   # as it ships
+  find("shapes-star~rows_per_group=2")  # another one: own name, own hash
 
 A module of this package, or `world.py` of an embedded world, has
 
@@ -22,7 +22,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from unlearning_jax import durable, extensions
+from unlearning_jax import durable, extensions, renamed
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.sampling import Sampling
 
@@ -38,8 +38,8 @@ class Protocol:
     model: whose prompts these are: an embedded world's name, or "".
     judge: who looks at the images.
     targets: what was erased, task and name (or head and label) each.
-    per_group: prompts of each target in each group.
-    others: prompts that ask for none of them.
+    rows_per_group: prompts of each target in each group.
+    other_rows: prompts that ask for none of them.
     seed: of prompts, words and noise.
     sampling: how images are drawn.
     metrics: what is computed besides accuracy.
@@ -49,8 +49,8 @@ class Protocol:
   model: str
   judge: str
   targets: tuple[Mapping[str, str], ...]
-  per_group: int
-  others: int
+  rows_per_group: int
+  other_rows: int
   seed: int = 0
   sampling: Sampling = Sampling()
   metrics: tuple[str, ...] = ()
@@ -62,7 +62,9 @@ class Protocol:
     What is empty says nothing: a field that later versions add, and that is
     empty here, changes no hash.
     """
-    facts = _said(dataclasses.asdict(self))
+    # By the names that fields had when the first were frozen: a protocol is
+    # what it was, however its settings are called.
+    facts = renamed.before(_said(dataclasses.asdict(self)), ("", "sampling"))
     del facts["name"]
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -132,7 +134,9 @@ def _changed(protocol: Protocol, key: str, text: str, what: str) -> Protocol:
   inner = {
     f.name: getattr(sampling, f.name) for f in dataclasses.fields(sampling)
   }
-  outer = {k: getattr(protocol, k) for k in ("per_group", "others", "seed")}
+  outer = {
+    k: getattr(protocol, k) for k in (("rows_per_group", "other_rows", "seed"))
+  }
   check_choice(f"protocol={what!r}: key", key, [*outer, *inner])
   was = (outer | inner)[key]
   kind = str if was is None else type(was)

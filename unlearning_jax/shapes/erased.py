@@ -37,7 +37,7 @@ def targets(task: str, names: tuple[str, ...]) -> tuple[dict[str, str], ...]:
   return tuple({"task": task, "name": name} for name in names)
 
 
-def per_group(names: tuple[str, ...]) -> int:
+def rows_per_group(names: tuple[str, ...]) -> int:
   """Prompts of each class in each group, some fifty for all of them."""
   return -(-50 // len(names))
 

@@ -19,7 +19,7 @@ from unlearning_jax.shapes import judge as shapes_judge
 from unlearning_jax.shapes import prompts as erasure
 
 _SAMPLING = {
-  "num_steps": 15,
+  "num_inference_steps": 15,
   "guidance_scale": 4.0,
   "sampler": "dpm++2m",
   "noise_source": "jax",

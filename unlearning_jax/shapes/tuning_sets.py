@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from unlearning_jax.concepts import check_choice, same_phrase
 from unlearning_jax.edits import Edit
-from unlearning_jax.shapes import captions, neighbours, vocabulary
+from unlearning_jax.shapes import captions, neighbors, vocabulary
 from unlearning_jax.shapes import prompts as erasure
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
@@ -81,7 +81,7 @@ def tuning_set(
   params: Params,
   targets: Sequence[erasure.Target],
   kind: str,
-  neighbours_wanted: int,
+  neighbors_wanted: int,
 ) -> TuningSet:
   """The renders of one kind of set, for what was erased.
 
@@ -93,7 +93,7 @@ def tuning_set(
       names are nearest or farthest in the world's own CLIP; "out", pictures of
       another kind, which is portraits unless people were erased; "same", what
       was erased; "control", as "in", for a learning rate of 0.
-    neighbours_wanted: how many classes are near or far, half of all at most.
+    neighbors_wanted: how many classes are near or far, half of all at most.
 
   Raises:
     ValueError: an unknown kind; no class is left.
@@ -116,9 +116,9 @@ def tuning_set(
       f"set {kind!r}: every {own} was erased, none is left to tune on"
     )
   named = [(t.task, t.name) for t in targets]
-  cosines = neighbours.similarity(sd, params, named, own, names)
+  cosines = neighbors.similarity(sd, params, named, own, names)
   if kind in ("near", "far"):
-    count = min(neighbours_wanted, len(names) // 2)
+    count = min(neighbors_wanted, len(names) // 2)
     if not count:
       raise ValueError(f"set {kind!r}: only {names} is left of {own}")
     ranked = sorted(names, key=lambda n: (-cosines[n], n))

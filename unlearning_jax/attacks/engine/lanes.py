@@ -203,14 +203,14 @@ def attack_rows(
 
   Raises:
     ValueError: an unusable table or vocabulary, or as `check_attack`; with
-      `too_long="error"` prompts that do not fit, by row.
+      `long_prompts="error"` prompts that do not fit, by row.
   """
   check_rows(table, sd.latent_shape)
   check_attack(sd, victim, original, attack, how.mode, how.pool)
   multiple = sharding.local_rows_multiple(how.mesh)
   lanes = -(-how.lanes // multiple) * multiple
   fitting, dropped = prepare(
-    sd, table, attack.h.insertion, attack.h.k, how.too_long
+    sd, table, attack.h.insertion, attack.h.num_tokens, how.long_prompts
   )
   layouts = {prepared.row.id: prepared for prepared in fitting}
   queue: deque[Prepared] = deque()
@@ -288,7 +288,9 @@ def _block_of(sd, group, attack, check, records, how):
       context = None if contexts is None else contexts[lane]
       if attack.finds == "words":
         record["embeds"] = tokens[lane].tolist()
-        found[lane] = {"text": f"<{attack.h.k} vectors> {prepared.row.prompt}"}
+        found[lane] = {
+          "text": f"<{attack.h.num_tokens} vectors> {prepared.row.prompt}"
+        }
       elif attack.finds == "latents":
         found[lane] = {"text": f"<text states> {prepared.row.prompt}"}
       else:
@@ -305,7 +307,7 @@ def _block_of(sd, group, attack, check, records, how):
       last = len(record["blocks"]) == attack.h.blocks - 1
       if share < how.threshold and not last:
         del asked[lane]
-        infos = _infos(info, lane) | {"proxy": share}
+        infos = _infos(info, lane) | {"diffusion_classifier": share}
         record["blocks"].append(found[lane] | infos)
   verdicts = check(list(asked.values())) if asked else ()
   for lane, verdict in zip(asked, verdicts, strict=True):
@@ -315,7 +317,7 @@ def _block_of(sd, group, attack, check, records, how):
       {**found[lane], "seed": asked[lane].seed, **verdict._asdict(), **infos}
     )
     if lane in shares:
-      record["blocks"][-1]["proxy"] = shares[lane]
+      record["blocks"][-1]["diffusion_classifier"] = shares[lane]
     record["images"] += 1
     record["success"] = verdict.success
   for lane in busy:
@@ -345,9 +347,11 @@ def _shares(group, records, proxy, asked) -> dict[int, float]:
   for row in rows:
     record = records[row.id]
     # The row's own two ends come first, once.
-    count = 1 if "proxy_calls" in record else 3
-    spent = record.get("proxy_calls", 0) + count * proxy.timesteps
-    record["proxy_calls"] = spent
+    count = 1 if "diffusion_classifier_calls" in record else 3
+    spent = (
+      record.get("diffusion_classifier_calls", 0) + count * proxy.timesteps
+    )
+    record["diffusion_classifier_calls"] = spent
   return dict(zip(asked, found, strict=True))
 
 

@@ -33,8 +33,8 @@ class Options:
     proxy: scores prompts before an image is made. Those below the threshold
       get none, but for a row's last: a row's success can only be missed so.
     threshold: of the proxy.
-    too_long: `drop` counts prompts that leave no room as failures, with their
-      reason; `error` refuses the table; `truncate` cuts them.
+    long_prompts: `drop` counts prompts that leave no room as failures, with
+      their reason; `error` refuses the table; `truncate` cuts them.
   """
 
   lanes: int
@@ -43,4 +43,4 @@ class Options:
   pool: Pool | None = None
   proxy: Proxy | None = None
   threshold: float = 0.5
-  too_long: str = "drop"
+  long_prompts: str = "drop"

@@ -16,7 +16,7 @@ from unlearning_jax.concepts import check_choice
 from unlearning_jax.sampling import Request as Request
 from unlearning_jax.stable_diffusion import StableDiffusion
 
-TOO_LONG = ("drop", "error", "truncate")
+LONG_PROMPTS = ("drop", "error", "truncate")
 
 
 class Verdict(NamedTuple):
@@ -88,7 +88,7 @@ class Prepared(NamedTuple):
       "text": text,
       "ids": ids.tolist(),
       "ids_again": again.tolist(),
-      "survived": bool(np.array_equal(ids, again)),
+      "roundtrip": bool(np.array_equal(ids, again)),
     }
 
 
@@ -125,7 +125,7 @@ def prepare(
   rows: Iterable[Row],
   mode: str,
   k: int,
-  too_long: str = "drop",
+  long_prompts: str = "drop",
 ) -> tuple[list[Prepared], dict[str, str]]:
   """Rows with their layouts, and why those that are dropped do not fit.
 
@@ -134,7 +134,7 @@ def prepare(
     rows: what to attack.
     mode: of insertion.
     k: adversarial tokens.
-    too_long: what becomes of those that do not fit: `drop`, `error`, or
+    long_prompts: what becomes of those that do not fit: `drop`, `error`, or
       `truncate`, which cuts whole words off their ends.
 
   Returns:
@@ -143,7 +143,7 @@ def prepare(
   Raises:
     ValueError: with `error`, every row that does not fit and why.
   """
-  check_choice("too_long", too_long, TOO_LONG)
+  check_choice("long_prompts", long_prompts, LONG_PROMPTS)
   fitting: list[Prepared] = []
   dropped: dict[str, str] = {}
   for row in rows:
@@ -152,12 +152,13 @@ def prepare(
       dropped[row.id] = row.left_out
       continue
     try:
-      fitting.append(_prepared(sd, row, mode, k, too_long == "truncate"))
+      fitting.append(_prepared(sd, row, mode, k, long_prompts == "truncate"))
     except ValueError as error:
       dropped[row.id] = str(error)
-  if dropped and too_long == "error":
+  if dropped and long_prompts == "error":
     raise ValueError(
-      "rows that leave no room for the attack (too_long='error'; 'drop' counts "
+      "rows that leave no room for the attack (long_prompts='error'; 'drop' "
+      "counts "
       "them as failures, 'truncate' cuts them): "
       + "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
     )

@@ -83,7 +83,7 @@ class Hparams:
     data: a folder of images, see `images.read`.
     examples: instead, by phrase: images uint8, and masks or None.
     num_images: to draw, where none are given.
-    image_steps: of drawing one.
+    num_inference_steps: of drawing one.
     guidance_scale: of drawing one.
     templates: sentences by task, the first draws the images; None for our own.
     num_prompts: templates for each concept, drawn among its task's.
@@ -112,7 +112,7 @@ class Hparams:
   data: str | None = None
   examples: Mapping[str, tuple[np.ndarray, np.ndarray | None]] | None = None
   num_images: int = 8
-  image_steps: int = 30
+  num_inference_steps: int = 30
   guidance_scale: float = 7.5
   templates: Mapping[str, Sequence[str]] | None = None
   num_prompts: int = 30
@@ -143,7 +143,7 @@ class Hparams:
       "batch_size",
       "pack",
       "num_images",
-      "image_steps",
+      "num_inference_steps",
     ):
       value = getattr(self, name)
       if value is not None and value < 1:

@@ -51,7 +51,8 @@ def conclude(
   if setup.held:
     document["victim_file"] = dict(setup.held)
   document["gallery"] = [
-    frame(record, setup.sd, row, targets) for row in chosen(records, given.grid)
+    frame(record, setup.sd, row, targets)
+    for row in chosen(records, given.grid_rows)
   ]
   record.save_summary(document)
   record.write("results.csv", to_csv(document["measures"]))
@@ -117,7 +118,7 @@ def frame(
     "no attack": record.path / (row["pre_image"] or "-"),
     "attack": record.path / last["image"],
   }
-  keys = ("text", "score", "survived")
+  keys = ("text", "score", "roundtrip")
   return {
     **{key: row[key] for key in ("id", "prompt", "seed", "success")},
     **{key: last[key] for key in keys if key in last},
