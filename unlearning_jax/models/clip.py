@@ -21,8 +21,8 @@ IGNORED = (
   "is_encoder_decoder", "chunk_size_feed_forward", "problem_type",
   "id2label", "label2id", "tie_word_embeddings",
 )  # fmt: skip
-# Old configs, Stable Diffusion 1's too, name an end-of-text id of 2 that no
-# text holds. The end is then the token with the highest id.
+# Old configs, Stable Diffusion 1's too, wrongly give 2 as the end-of-text id.
+# The end is then the token with the highest id, as in transformers.
 _LEGACY_EOS = 2
 
 

@@ -199,5 +199,5 @@ class AutoencoderKL(nn.Module):
     return self.decoder(x)
 
   def __call__(self, images: Float[Array, "b H W 3"]) -> Array:
-    """Reconstructs from the posterior's mean, so `init` makes every parameter."""
+    """Reconstructs from the posterior's mean; `init` needs every parameter."""
     return self.decode(self.encode(images)[0])
