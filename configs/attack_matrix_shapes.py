@@ -9,9 +9,10 @@
 The argument may say which tasks: `configs/attack_matrix_shapes.py:style+unsafe`
 (all four by default). A cell is a folder, `<task>/<victim>/<attack>`, as
 `launch.attack` leaves it; it has 100 rows (`--config.common.rows_per_group`)
-and is never run again once it is done. All attacks may make `--config.budget.blocks`
-images a row besides the prompt's own. To add a victim later, name its edit and
-run the same command. Metric: ASR beside the random control's on the same rows.
+and is never run again once it is done. All attacks may make
+`--config.budget.blocks` images a row besides the prompt's own. To add a victim
+later, name its edit and run the same command. Metric: ASR beside the random
+control's on the same rows.
 """
 
 import dataclasses

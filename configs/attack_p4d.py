@@ -23,7 +23,7 @@ _OWN = {
 _PRESETS = {
   "unlearn_diff_atk": {},
   "n": _OWN | {"num_tokens": 16, "insertion": "replace"},
-  "k": _OWN | {"k": 25, "insertion": "every_three"},
+  "k": _OWN | {"num_tokens": 25, "insertion": "every_three"},
 }
 
 

@@ -155,7 +155,7 @@ def test_the_base_is_evaluated_once(model, monkeypatch):
   for given in (model, [model, guided], [other]):
     with pytest.raises(KeyboardInterrupt):
       ul.evaluate(given, base=model, protocol=P)
-  assert asked == [["before"], ["before", "NEGATIVE"], ["before", "model"]]
+  assert asked == [["base"], ["base", "NEGATIVE"], ["base", "model"]]
 
 
 def test_resurgence_does_not_go_on_with_other_models(model, tmp_path):

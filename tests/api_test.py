@@ -179,11 +179,11 @@ def test_a_finished_run_is_opened(tmp_path):
     ul.open(tmp_path)
   (tmp_path / "DONE").touch()
   (tmp_path / "results.jsonl").write_text('{"id": "a"}\n')
-  measures = {"before": [{"name": "x", "value": 1.0, "low": 0.5, "high": 1}]}
+  measures = {"base": [{"name": "x", "value": 1.0, "low": 0.5, "high": 1}]}
   (tmp_path / "summary.json").write_text(json.dumps({"measures": measures}))
   run = ul.open(tmp_path)
   assert run.rows == ({"id": "a"},) and run.config["model"] == "shapes"
-  assert repr(run).splitlines()[:2] == ["Mine", "   before"]
+  assert repr(run).splitlines()[:2] == ["Mine", "   base"]
   with pytest.raises(ValueError, match="made no edit"):
     _ = run.model
 

@@ -36,8 +36,9 @@ def in_range(
   if times.max() >= schedule.num_train_timesteps:
     raise ValueError(
       f"num_inference_steps={num_inference_steps} with "
-      f"steps_offset={schedule.steps_offset} starts at training step {times.max():g}; allowed: at most"
-      f" {schedule.num_train_timesteps - 1}. Take fewer steps"
+      f"steps_offset={schedule.steps_offset} starts at training step "
+      f"{times.max():g}; allowed: at most {schedule.num_train_timesteps - 1}. "
+      "Take fewer steps"
     )
   return times
 
@@ -71,7 +72,8 @@ def _close(
   if (np.diff(sigmas[:-1]) >= 0).any():
     raise ValueError(
       f"num_inference_steps={num_inference_steps} leaves {schedule.sampler} "
-      f"equal noise levels with timestep_spacing={schedule.timestep_spacing!r}; take fewer steps"
+      "equal noise levels with timestep_spacing="
+      f"{schedule.timestep_spacing!r}; take fewer steps"
     )
   return sigmas
 

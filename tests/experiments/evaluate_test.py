@@ -34,7 +34,7 @@ def models():
   """The base, and it kept from hazards while it samples."""
   base = model.load("shapes")
   kept = guidance.Guidance("with warning tape", method="negative_prompt")
-  return {"before": base, "GUIDED": base.with_guidance(kept)}
+  return {"base": base, "GUIDED": base.with_guidance(kept)}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_every_model_draws_every_row(run):
     f"{stage}/{i}" for stage in ("before", "GUIDED") for i in ids
   ]
   assert run.is_done
-  assert run.summary["stages"] == ["before", "GUIDED"]
+  assert run.summary["models"] == ["base", "GUIDED"]
   assert {"report.html", "results.csv"} <= set(run.files)
   # The base has no input of its own; what guides the other is one.
   (start,) = run.provenance["runs"]
@@ -77,9 +77,9 @@ def test_captions_say_what_the_judge_saw(run):
   rows = {row["id"]: row for row in run.rows()}
   describe = judges.load("shapes").describe
   for pair in run.summary["pairs"]:
-    name = pair["images"]["before"].split("/")[1].removesuffix("-before.png")
+    name = pair["images"]["base"].split("/")[1].removesuffix("-before.png")
     judged = rows[f"before/{name}"]["judged"]
-    assert pair["seen"]["before"] == describe(judged)
+    assert pair["seen"]["base"] == describe(judged)
     assert f"seen: {describe(judged)}" in run.files["report.html"]
 
 
@@ -106,11 +106,9 @@ def test_a_judge_and_a_metric_of_ones_own_appear_everywhere(models):
   assert row["attributes"] == {"warmth": "warm"}
   assert set(row["judged"]) == set(row["scores"]) == {"warmth"}
   lines = list(csv.DictReader(io.StringIO(memory.files["results.csv"])))
-  heads = {(line["stage"], line["head"]) for line in lines}
-  for stage in ("before", "GUIDED"):
-    assert {
-      (stage, h) for h in ("warmth", "seen warmth", "brightness")
-    } <= heads
+  heads = {(line["model"], line["head"]) for line in lines}
+  for name in ("base", "GUIDED"):
+    assert {(name, h) for h in ("warmth", "seen warmth", "brightness")} <= heads
   bright = [line for line in lines if line["head"] == "brightness"]
   assert [(one["n"], one["low"], one["k"]) for one in bright] == [
     ("3", "", "")
@@ -208,7 +206,7 @@ def test_wrong_settings_are_refused(changes, message):
 def test_what_a_model_cannot_do_is_refused(models):
   long = settings(judge=None, prompts={"a": ("star " * 99,)})
   with pytest.raises(ValueError, match="101 tokens.*Shorten it"):
-    evaluate.check_fits(long, models["before"])
+    evaluate.check_fits(long, models["base"])
   unguided = settings(sampling=Sampling(2, 1.0, None, "jax"))
   with pytest.raises(ValueError, match="guidance_scale=1.0: NEGATIVE_PROMPT"):
     evaluate.check_fits(unguided, models["GUIDED"])

@@ -62,7 +62,7 @@ def test_erase_runs_every_config(path, tmp_path):
     "summary.json", "report.html", "results.csv", "images", "DONE",
   }  # fmt: skip
   summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-  assert len(summary["stages"]) == 2
+  assert len(summary["models"]) == 2
   rows = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
   assert len(rows) == 2 * (len(rows) // 2) > 0
 

@@ -147,12 +147,12 @@ def printed(document: Mapping[str, Any]) -> str:
   for m in document["measures"]:
     share = f"{m['k']}/{m['n']}"
     interval = f"[{m['low']:.2f}, {m['high']:.2f}]"
-    lines.append(f"{m['name']:12} {m['value']:.2f} {interval} {share:>9}")
+    lines.append(f"{m['name']:20} {m['value']:.2f} {interval} {share:>9}")
   for one in document.get("estimates", ()):
     value = "–" if one["value"] is None else f"{one['value']:.4g}"
     if one["low"] is not None:
       value += f" [{one['low']:.4g}, {one['high']:.4g}]"
-    lines.append(f"{one['name']:12} {value}")
+    lines.append(f"{one['name']:20} {value}")
   lines.append(f"accounting: {document['accounting']}")
   if "control" in document:
     control = document["control"]
