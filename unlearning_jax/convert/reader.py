@@ -52,15 +52,12 @@ def read_state_dict(path: str | os.PathLike) -> names.State:
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
   """The text metadata of a `.safetensors` file; {} for any other file."""
-  if pathlib.Path(path).suffix != ".safetensors":
-    return {}
-  try:
-    with safe_open(path, framework="np") as file:
-      return dict(file.metadata() or {})
-  except (SafetensorError, OSError) as error:
-    raise ValueError(f"{path}: not a readable safetensors file: {error}") from (
-      error
-    )
+  return _read_header(path, lambda file: dict(file.metadata() or {}), {})
+
+
+def read_names(path: str | os.PathLike) -> list[str]:
+  """The tensors' names in a `.safetensors` file; [] for any other file."""
+  return _read_header(path, lambda file: list(file.keys()), [])
 
 
 def read_edit(path: str | os.PathLike) -> dict[str, str]:
@@ -108,6 +105,18 @@ def as_float32(state: Mapping[str, np.ndarray], source: str) -> names.State:
     if not np.isfinite(out[name]).all():
       raise ValueError(f"{source}: {name!r} holds NaN or infinity")
   return out
+
+
+def _read_header(path: str | os.PathLike, read: Callable, absent: Any) -> Any:
+  if pathlib.Path(path).suffix != ".safetensors":
+    return absent
+  try:
+    with safe_open(path, framework="np") as file:
+      return read(file)
+  except (SafetensorError, OSError) as error:
+    raise ValueError(f"{path}: not a readable safetensors file: {error}") from (
+      error
+    )
 
 
 def _read_safetensors(path: pathlib.Path) -> names.State:

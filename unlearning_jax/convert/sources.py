@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 
-from unlearning_jax.convert import compvis, hub, sd1
+from unlearning_jax.convert import compvis, families, hub, sd1
 from unlearning_jax.convert.adapters import is_lora, merge_lora
 from unlearning_jax.convert.folder import (
   COMPONENTS,
@@ -49,9 +49,12 @@ def load(
     ema: as in `compvis.from_compvis`.
 
   Raises:
-    ValueError: the model cannot be read whole; the message names the file.
+    ValueError: the model cannot be read whole, or is of another family than
+      Stable Diffusion 1.x and 2.x; the message names the file.
   """
   path = _resolve(path, variant)
+  if path.is_dir():
+    families.check_folder(path)
   # A folder with a unet/ but without an index is a damaged whole model.
   if (path / MARK).is_file() or (path / "unet").is_dir():
     if ema is not None:
@@ -59,6 +62,7 @@ def load(
     return load_folder(path, variant)
   file = find_weights(path, variant) if path.is_dir() else path
   state, source = read_state_dict(file), str(file)
+  families.check_names(state, source)
   if _is_whole(state):
     return _from_single_file(state, source, base, variant, ema)
   if base is None:
