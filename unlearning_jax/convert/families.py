@@ -1,7 +1,7 @@
 """Names the model family of weights that are not Stable Diffusion 1.x or 2.x.
 
-Without this a user of SDXL, SD 3 or FLUX would read which key is unknown, and
-not that the whole family is.
+Without this a user of SDXL, SD 3 or FLUX would read that one key is unknown,
+and not that the whole family is not supported.
 """
 
 import os
@@ -19,15 +19,15 @@ _REMEDY = (
   "or a UNet, text encoder, delta or LoRA over one of these"
 )
 _XL, _SD3, _FLUX = "Stable Diffusion XL", "Stable Diffusion 3", "FLUX"
-# A class of diffusers, by how its name begins, of a pipeline or a transformer.
+# How diffusers' class of a pipeline or transformer begins -> family.
 _CLASSES = {
   "StableDiffusionXL": _XL,
   "StableDiffusion3": _SD3,
   "SD3": _SD3,
   "Flux": _FLUX,
 }
-# What only that family's files have: original layouts, diffusers, LoRAs. FLUX
-# stands before SD 3, of which it has every name in diffusers' layout.
+# Names that only this family's files have: original layouts, diffusers, LoRAs.
+# FLUX stands before SD 3, all of whose names in diffusers' layout it has too.
 _KEYS = {
   _FLUX: re.compile(
     r"(model\.diffusion_model\.|transformer\.)?"
@@ -42,14 +42,14 @@ _KEYS = {
   _XL: re.compile(
     r"conditioner\.embedders\.|(unet\.)?add_embedding\.linear_1\."
     r"|lora_te2_|text_encoder_2\."
-    # Transformers of more than one block a layer.
+    # Its transformers have several blocks.
     r"|lora_unet_.*_transformer_blocks_[1-9]"
   ),
 }
 
 
 def check_folder(path: pathlib.Path):
-  """Refuses a folder of another family; one that says nothing passes.
+  """Refuses a folder of another family; one that names no family passes.
 
   Args:
     path: a pipeline's folder, or that of its network alone.
@@ -81,11 +81,7 @@ def check_folder(path: pathlib.Path):
 
 
 def check_names(names: Iterable[str], source: str):
-  """Refuses tensors of another family.
-
-  Args:
-    names: of the tensors, as the file has them.
-    source: the file, for the message.
+  """Refuses tensors of another family; `source` names their file in errors.
 
   Raises:
     ValueError: naming the family, the tensor, and what is supported.
@@ -98,11 +94,10 @@ def check_names(names: Iterable[str], source: str):
 
 
 def check_file(path: str | os.PathLike[str]):
-  """`check_names` of a `.safetensors` file, of which only the header is read.
+  """`check_names` of a `.safetensors` file; reads its header only.
 
-  Args:
-    path: any file; one of another format passes, and so does a damaged one:
-      whoever reads it says what is wrong with it.
+  A file of another format passes. So does a damaged one: its reader reports
+  what is wrong.
   """
   try:
     names = reader.read_names(path)

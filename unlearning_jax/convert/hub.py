@@ -1,4 +1,4 @@
-"""Model folders from the Hugging Face hub, when the network allows."""
+"""Model folders from the Hugging Face hub."""
 
 import pathlib
 import re
@@ -22,12 +22,11 @@ def is_hub_id(name: str) -> bool:
 def fetch(name: str, variant: str | None = None) -> pathlib.Path:
   """Downloads a model folder, or finds it in the hub's own cache.
 
+  Pickled weights are downloaded only if there are no others.
+
   Args:
     name: `owner/name`, optionally `@revision`.
     variant: as in `folder.load_folder`.
-
-  Returns:
-    The folder. Pickled weights are downloaded only if there are no others.
 
   Raises:
     ValueError: the hub cannot be reached, or has no such model, or the model
@@ -61,7 +60,7 @@ def _download(match: re.Match[str], patterns: list[str]) -> pathlib.Path:
         match["id"], revision=match["revision"], allow_patterns=patterns
       )
     )
-  # The hub's errors are OSErrors; its client's, below them, are not.
+  # The hub raises OSErrors, but the network client below it does not.
   except Exception as error:
     raise ValueError(
       f"{match[0]!r} is no file or folder here, and the hub did not deliver it "
