@@ -1,10 +1,13 @@
-"""Training: one step and one loop for any loss, and what diffusion adds.
+"""Training: one step and one loop for any loss, and the losses of diffusion.
 
 loop        state, optimizer, step, loop
+packed      many runs in one program
 partition   which parameters train, and how they join the others
 diffusion   the denoising loss, on cached latents and text states
+defences    tuning that keeps an erasure
+drift       how far tuning moved an erased model
 
-`ul.finetune(...)`, the verb: help("unlearning_jax.api.finetune").
+`help("unlearning_jax.api.finetune")` describes the verb `ul.finetune`.
 """
 
 from unlearning_jax.finetune.diffusion import (
