@@ -79,7 +79,7 @@ def _normal(key_data: Array, shape: tuple[int, ...]) -> Array:
 def _torch_normal(seeds: Sequence[int], count: int) -> np.ndarray:
   """`torch.randn(count)` on a CPU after each manual seed: (b, count) float32.
 
-  Uniforms u are the low 24 bits of MT19937's outputs. In each block of 16, every
+  Uniforms u are the low 24 bits of MT19937 outputs. In each block of 16, every
   one of the first 8 and one of the last 8 make a Box-Muller transform,
     r = sqrt(-2 log(1 - u_j)),  r cos(2 pi u_{j+8}),  r sin(2 pi u_{j+8}),
   and the two results replace them. If 16 does not divide `count`, the last 16
