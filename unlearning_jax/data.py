@@ -17,40 +17,31 @@ from jaxtyping import Shaped, UInt8
 
 from unlearning_jax.concepts import check_choice
 
-Row = TypeVar("Row")
+Rows = TypeVar("Rows", list, np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
   """Shuffled batches of rows in memory; `batches[step]` needs no earlier step.
 
-  Each process takes every n-th row, so that no row is drawn by two, and
-  shuffles its rows by (seed, epoch). Rows that do not divide among the
-  processes are left out, and so is a last, short batch of an epoch.
+  Rows are shuffled by (seed, epoch). A last, short batch of an epoch is left
+  out.
 
   Attributes:
-    arrays: name to array; all have the same number of rows.
+    arrays: name to array of this process's rows, see `share`; all have the same
+      number of rows.
     batch_size: rows per batch of this process.
     seed: of the shuffling.
-    process_index: which share of the rows belongs to this process.
-    process_count: how many processes share the rows.
   """
 
   arrays: Mapping[str, Shaped[np.ndarray, "n ..."]]
   batch_size: int
   seed: int = 0
-  process_index: int = 0
-  process_count: int = 1
 
   def __post_init__(self):
     sizes = {name: len(array) for name, array in self.arrays.items()}
     if not sizes:
       raise ValueError("data: no arrays")
-    if not 0 <= self.process_index < self.process_count:
-      raise ValueError(
-        f"process_index={self.process_index}: must be from 0 to "
-        f"{self.process_count - 1}"
-      )
     if len(set(sizes.values())) != 1:
       raise ValueError(f"data: arrays of unequal length: {sizes}")
     if not 1 <= self.batch_size <= self._rows:
@@ -61,23 +52,17 @@ class Batches:
 
   @property
   def _rows(self) -> int:
-    # Equal for all processes, so that each has the same number of steps.
-    return len(next(iter(self.arrays.values()))) // self.process_count
+    return len(next(iter(self.arrays.values())))
 
   @property
   def steps_per_epoch(self) -> int:
     """Batches in one pass over this process's rows."""
     return self._rows // self.batch_size
 
-  def indices(self, step: int) -> Shaped[np.ndarray, "b"]:
-    """The rows of batch `step`."""
+  def __getitem__(self, step: int) -> dict[str, Shaped[np.ndarray, "b ..."]]:
     epoch, position = divmod(step, self.steps_per_epoch)
     order = np.random.default_rng((self.seed, epoch)).permutation(self._rows)
-    here = order[position * self.batch_size :][: self.batch_size]
-    return here * self.process_count + self.process_index
-
-  def __getitem__(self, step: int) -> dict[str, Shaped[np.ndarray, "b ..."]]:
-    rows = self.indices(step)
+    rows = order[position * self.batch_size :][: self.batch_size]
     return {name: array[rows] for name, array in self.arrays.items()}
 
 
@@ -178,10 +163,8 @@ def prepared_dataset(
   return source_examples(source, image=image, caption=caption)
 
 
-def share(
-  rows: Sequence[Row], process_index: int, process_count: int
-) -> list[Row]:
-  """Every n-th row for this process; all processes get the same number.
+def share(rows: Rows, process_index: int, process_count: int) -> Rows:
+  """Every n-th of a list or array of rows, and as many for every process.
 
   Rows are shared before shuffling, so that no process trains on or encodes
   another's. (All processes read all files once before, for `fingerprint`.)
@@ -191,8 +174,11 @@ def share(
   """
   count = len(rows) // process_count
   if not count:
-    raise ValueError(f"data: {len(rows)} rows for {process_count} processes")
-  return list(rows[process_index::process_count][:count])
+    raise ValueError(
+      f"data: {len(rows)} rows for {process_count} processes; every process "
+      "needs a row"
+    )
+  return rows[process_index::process_count][:count]
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

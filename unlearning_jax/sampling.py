@@ -113,8 +113,8 @@ def draw(
   default = sampling.guidance_scale
   if len(alike(requests, default)) > 1:
     raise ValueError(
-      "requests: texts beside text states, or guided beside unguided ones; "
-      "draw one group of `sampling.alike` after the other"
+      "requests: one batch cannot mix texts with text states, or guided with "
+      "unguided requests; draw one group of `sampling.alike` at a time"
     )
   texts = [r.prompt for r in requests if r.context is None]
   ids = stable_diffusion.tokenize(sd, texts)

@@ -103,7 +103,9 @@ def from_files(
     ValueError: as `load`; the parts do not fit each other.
   """
   if files.tokenizer is None:
-    raise ValueError("model: it has no tokenizer; read the file over a base")
+    raise ValueError(
+      "model: a single file has no tokenizer; read it over a base"
+    )
   # The import takes half a second.
   from transformers import CLIPTokenizer
 

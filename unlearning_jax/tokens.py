@@ -73,16 +73,16 @@ def check_tokens(
         raise ValueError(f"{texts[i]!r} has no tokens: nothing to erase")
       if row in erased:
         raise ValueError(
-          f"{erased[row]!r} and {texts[i]!r} are the same tokens"
+          f"{erased[row]!r} and {texts[i]!r} have the same tokens"
         )
       erased[row] = texts[i]
     else:
       (anchors if i < len(texts) else preserved).append(row)
   for concept, row in zip(concepts, anchors, strict=True):
     if erased.get(row) == concept.erase:
-      raise ValueError(f"{concept.erase!r} and its anchor are the same tokens")
+      raise ValueError(f"{concept.erase!r} and its anchor have the same tokens")
   for phrase, row in zip(held, preserved, strict=True):
     if row in erased and not allow_conflict:
       raise ValueError(
-        f"{phrase!r} is preserved, but is the same tokens as {erased[row]!r}"
+        f"{phrase!r} is preserved, but has the tokens of the erased {erased[row]!r}"
       )

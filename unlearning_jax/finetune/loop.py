@@ -153,7 +153,9 @@ def _accumulated(loss: Loss, parts: int) -> Callable[..., Any]:
 
   def split(leaf: Array) -> Array:
     if len(leaf) % parts:
-      raise ValueError(f"accumulate={parts}: a batch has {len(leaf)} rows")
+      raise ValueError(
+        f"accumulate={parts} does not divide the {len(leaf)} rows of a batch"
+      )
     # A part takes every n-th row: it then has rows of every device, and no row
     # moves to another device.
     return jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0)

@@ -77,7 +77,7 @@ def partition(
   if train != "lora":
     return subset(params, SUBSETS[train], train)
   if key is None:
-    raise ValueError("train='lora' draws its adapters: it needs a key")
+    raise ValueError("train='lora' needs a key, which draws the adapters")
   scale = np.float32((rank if alpha is None else alpha) / rank)
   adapters = lora.init(params, key, rank=rank, targets=targets)
   frozen = leaves_of(params) | {_SCALE: scale}
@@ -102,8 +102,8 @@ def subset(
   trained = {path: leaf for path, leaf in leaves.items() if wanted(path)}
   if not trained:
     raise ValueError(
-      f"train={name!r}: none of {len(leaves)} parameters is meant, the first "
-      f"of which is {next(iter(leaves), 'missing')}"
+      f"train={name!r}: none of the {len(leaves)} parameters belongs to it; "
+      f"the first is {next(iter(leaves), 'missing')}"
     )
   frozen = {path: leaf for path, leaf in leaves.items() if path not in trained}
   return Partition(trained, frozen, join_leaves)
