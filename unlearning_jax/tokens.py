@@ -84,6 +84,6 @@ def check_tokens(
   for phrase, row in zip(held, preserved, strict=True):
     if row in erased and not allow_conflict:
       raise ValueError(
-        f"{phrase!r} is preserved, but has the tokens of {erased[row]!r}, which "
-        "is erased"
+        f"{phrase!r} is preserved, but has the tokens of "
+        f"{erased[row]!r}, which is erased"
       )
