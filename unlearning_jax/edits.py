@@ -251,7 +251,7 @@ def apply_to_context(
 
 
 def edit_hash(edit: Edit) -> str:
-  """SHA-256 of the edit's tensors; equal for edits that do the same."""
+  """SHA-256 of the tensors of the edit: names, shapes, dtypes and bytes."""
   digest = hashlib.sha256()
   for name, value in sorted(edit.tensors.items()):
     digest.update(f"{name} {value.shape} {value.dtype}".encode())
