@@ -173,14 +173,14 @@ def draw_anchors(
   collect: Callable[..., list[np.ndarray]],
   **sampling: Any,
 ) -> dict[str, np.ndarray]:
-  """Latents of `images` images of the anchors, in turn: `latents` and `pair`.
+  """Latents of images of the anchors, in turn: `latents` and `pair`.
 
   An image's noise depends on its number alone.
   """
-  pair = np.arange(images, dtype=np.int32) % len(anchors)
+  pair = np.arange(num_images, dtype=np.int32) % len(anchors)
 
   def draw(batch: int) -> np.ndarray:
-    rows = np.minimum(_ROWS * batch + np.arange(_ROWS), images - 1)
+    rows = np.minimum(_ROWS * batch + np.arange(_ROWS), num_images - 1)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
     noise = jax.vmap(lambda k: jax.random.normal(k, sd.latent_shape))(keys)
     drawn = stable_diffusion.sample_latents(
@@ -188,8 +188,8 @@ def draw_anchors(
     )
     return np.asarray(drawn)
 
-  latents = collect("anchors", -(-images // _ROWS), draw)
-  return {"latents": np.concatenate(latents)[:images], "pair": pair}
+  latents = collect("anchors", -(-num_images // _ROWS), draw)
+  return {"latents": np.concatenate(latents)[:num_images], "pair": pair}
 
 
 def _pairs(concepts: Sequence[Concept], expand: bool) -> list[tuple[str, str]]:
