@@ -1,5 +1,6 @@
 """One training step and one loop, for any loss."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -25,8 +26,6 @@ Loss = Callable[
 
 
 SCHEDULES = ("cosine", "constant")
-# Steps between looks at whether an erasure still is finite.
-_CHECK_EVERY = 20
 
 
 class TrainState(NamedTuple):
@@ -36,6 +35,24 @@ class TrainState(NamedTuple):
   params: Params
   opt_state: Any
   ema: Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Watch:
+  """What looks on while a loop trains, and after which steps.
+
+  Attributes:
+    every: both are called after every so many steps, and after the last.
+    at: steps after which they are called too.
+    on_metrics: gets the steps done and the last step's metrics.
+    on_state: gets the steps done and the state, to checkpoint it. The loop
+      reuses the state's memory for the next one.
+  """
+
+  every: int = 20
+  at: Collection[int] = ()
+  on_metrics: Callable[[int, dict[str, float]], None] = lambda *_: None
+  on_state: Callable[[int, TrainState], None] = lambda *_: None
 
 
 class Batched(Protocol):
@@ -183,10 +200,7 @@ def train(
   *,
   mesh: Any,
   num_steps: int,
-  every: int,
-  at: Collection[int] = (),
-  on_metrics: Callable[[int, dict[str, float]], None],
-  on_state: Callable[[int, TrainState], None],
+  watch: Watch,
 ) -> TrainState:
   """Runs from `state.step` to `num_steps`.
 
@@ -200,10 +214,7 @@ def train(
     mesh: rows are split over it; large leaves of the state and of `frozen` are
       split over its `fsdp` axis.
     num_steps: where to end.
-    every: steps between calls of the two hooks; both see the last step.
-    at: more steps at which they are called.
-    on_metrics: gets (steps done, the last step's metrics).
-    on_state: gets (steps done, state), to checkpoint.
+    watch: what looks on. Metrics are checked when it looks.
 
   Raises:
     FloatingPointError: a metric is not finite; says after which step.
@@ -219,15 +230,15 @@ def train(
     batch = sharding.global_batch(mesh, batches[done])
     state, metrics = compiled(state, frozen, batch, key)
     done += 1
-    if done % every == 0 or done == num_steps or done in at:
+    if done % watch.every == 0 or done == num_steps or done in watch.at:
       values = {name: float(value) for name, value in metrics.items()}
       wrong = [name for name, v in values.items() if not math.isfinite(v)]
       if wrong:
         raise FloatingPointError(
           f"training: {', '.join(wrong)} not finite at step {done}"
         )
-      on_metrics(done, values)
-      on_state(done, state)
+      watch.on_metrics(done, values)
+      watch.on_state(done, state)
   return state
 
 
@@ -242,9 +253,7 @@ def train_erasure(
   batch_size: int,
   num_steps: int,
   begin: Callable[[TrainState], TrainState] = lambda state: state,
-  at: Collection[int] = (),
-  on_metrics: Callable[[int, dict[str, float]], None] = lambda *_: None,
-  on_state: Callable[[int, TrainState], None] = lambda *_: None,
+  watch: Watch = Watch(),
 ) -> Params:
   """Trains an erasure, which by itself has nothing to record, to its end.
 
@@ -261,9 +270,7 @@ def train_erasure(
     batch_size: rows of a batch.
     num_steps: where to end.
     begin: gives the state to go on from, for the first one.
-    at: steps after which the hooks are called, besides every twentieth.
-    on_metrics: see `train`.
-    on_state: see `train`.
+    watch: what looks on.
 
   Returns:
     The trained parameters, on the host.
@@ -281,9 +288,6 @@ def train_erasure(
     key,
     mesh=sharding.make_mesh(devices=devices),
     num_steps=num_steps,
-    every=_CHECK_EVERY,
-    at=at,
-    on_metrics=on_metrics,
-    on_state=on_state,
+    watch=watch,
   )
   return jax.device_get(state.params)
