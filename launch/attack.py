@@ -37,9 +37,9 @@ def main(_: list[str]):
 
 def listed() -> list[str]:
   """The attacks."""
-  from unlearning_jax import attacks
+  from unlearning_jax import extensions
 
-  return attacks.listing()
+  return extensions.listing("unlearning_jax.attacks")
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ def main(_):
 
 def listed() -> list[str]:
   """The methods, and what each is."""
-  from unlearning_jax import erasures
+  from unlearning_jax import extensions
 
-  return erasures.listed()
+  return extensions.listing("unlearning_jax.erasures")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from jaxtyping import Array, Shaped
 
 from unlearning_jax import extensions, settings
 from unlearning_jax.attacks.engine.victim import Batch, Problem, Victim
-from unlearning_jax.concepts import check_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +57,6 @@ class Attack:
     return _module(self.method).FINDS
 
   @property
-  def about(self) -> str:
-    """What it is, in a line."""
-    return (_module(self.method).__doc__ or "").partition("\n")[0]
-
-  @property
   def reseed(self) -> bool:
     """Whether every image gets a new seed."""
     return getattr(self.h, "reseed", False)
@@ -82,13 +76,7 @@ class Attack:
 
 def methods() -> tuple[str, ...]:
   """The names of the attacks."""
-  return tuple(n for n in extensions.modules(__name__) if n != "engine")
-
-
-def listing() -> list[str]:
-  """Every attack with what it is, a line each."""
-  width = max(map(len, methods()))
-  return [f"{name:{width}}  {bind(name, {}).about}" for name in methods()]
+  return extensions.modules(__name__)
 
 
 def bind(method: str, hparams: Mapping[str, Any]) -> Attack:
@@ -108,7 +96,4 @@ def bind(method: str, hparams: Mapping[str, Any]) -> Attack:
 
 
 def _module(method: str) -> Any:
-  if not {".", ":"} & set(method):
-    # A package of helpers is none.
-    check_choice("method", method, methods())
   return extensions.module("method", method, __name__)

@@ -95,14 +95,6 @@ def methods() -> tuple[str, ...]:
   return extensions.modules(__name__)
 
 
-def listed() -> list[str]:
-  """A line a method: its name, and the first line of what it says of itself."""
-  return [
-    f"{name:17}{(module(name).__doc__ or name).splitlines()[0]}"
-    for name in methods()
-  ]
-
-
 def module(method: str) -> Any:
   """What erases: one of our modules, or a user's own.
 
