@@ -35,9 +35,9 @@ def main(_: list[str]):
 
 def listed() -> list[str]:
   """The attacks."""
-  from unlearning_jax import extensions
+  from unlearning_jax import attacks
 
-  return extensions.listing("unlearning_jax.attacks")
+  return attacks.listing()
 
 
 if __name__ == "__main__":

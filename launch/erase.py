@@ -44,9 +44,9 @@ def main(_):
 
 def listed() -> list[str]:
   """The methods, and what each is."""
-  from unlearning_jax import extensions
+  from unlearning_jax import erasures
 
-  return extensions.listing("unlearning_jax.erasures")
+  return erasures.listing()
 
 
 if __name__ == "__main__":

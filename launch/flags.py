@@ -55,7 +55,7 @@ def settings(cls: type[T], config: ConfigDict | dict[str, Any]) -> T:
   """
   from unlearning_jax.settings import build
 
-  values = config.to_dict() if isinstance(config, ConfigDict) else config
+  values = config if isinstance(config, dict) else config.to_dict()
   try:
     return build(cls, values)
   except ValueError as error:
@@ -121,7 +121,15 @@ def run(
   # A protocol, or a default, stands in for a config.
   if named.get("config", "") is None and "protocol" not in named:
     flags.mark_flag_as_required("config")
-  app.run(lambda argv: _started(main, argv))
+  app.run(lambda argv: _started(main, argv), flags_parser=_parsed)
+
+
+def _parsed(argv: list[str]) -> list[str]:
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError) as error:
+    # What a ConfigDict raises of `--config.<key>=<value>`.
+    sys.exit(f"error: --config.<key>: the config has no such key: {error}")
 
 
 def _started(main: Callable[[list[str]], Any], argv: list[str]) -> Any:

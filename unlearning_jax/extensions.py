@@ -19,14 +19,16 @@ def modules(package: str) -> tuple[str, ...]:
     package: dotted, as `unlearning_jax.judges`.
   """
   found = pkgutil.iter_modules(importlib.import_module(package).__path__)
-  return tuple(
-    sorted(m.name for m in found if not (m.ispkg or m.name.startswith("_")))
-  )
+  return tuple(sorted(m.name for m in found if not m.name.startswith("_")))
 
 
-def listing(package: str) -> list[str]:
-  """A line for each of `modules`: its name, and the first line of its docs."""
-  names = modules(package)
+def listing(package: str, names: Sequence[str]) -> list[str]:
+  """A line for each module of a package: its name and what its docs begin with.
+
+  Args:
+    package: dotted, as `unlearning_jax.attacks`.
+    names: the modules.
+  """
   width = max(map(len, names))
   docs = (importlib.import_module(f"{package}.{n}").__doc__ for n in names)
   return [

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import compiled
 from tests.support.attacks_cases import PROMPTS, make_world, pool, table
-from unlearning_jax import attacks, extensions, sharding
+from unlearning_jax import attacks, sharding
 from unlearning_jax.attacks.engine import insertion, lanes, rows
 from unlearning_jax.attacks.engine.victim import Problem
 
@@ -104,8 +104,7 @@ def test_every_method_has_a_row():
   for row in ROWS:
     assert row.values[0].finds in ("prompt", "words", "latents")
   # What `--list` prints.
-  listing = extensions.listing("unlearning_jax.attacks")
-  for line, name in zip(listing, attacks.methods(), strict=True):
+  for line, name in zip(attacks.listing(), attacks.methods(), strict=True):
     assert line.startswith(name) and len(line.split()) > 4
 
 

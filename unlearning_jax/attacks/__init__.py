@@ -22,6 +22,7 @@ from jaxtyping import Array, Shaped
 
 from unlearning_jax import extensions, settings
 from unlearning_jax.attacks.engine.victim import Batch, Problem, Victim
+from unlearning_jax.concepts import check_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,12 @@ class Attack:
 
 def methods() -> tuple[str, ...]:
   """The names of the attacks."""
-  return extensions.modules(__name__)
+  return tuple(n for n in extensions.modules(__name__) if n != "engine")
+
+
+def listing() -> list[str]:
+  """A line for each attack: its name, and what it is."""
+  return extensions.listing(__name__, methods())
 
 
 def bind(method: str, hparams: Mapping[str, Any]) -> Attack:
@@ -96,4 +102,7 @@ def bind(method: str, hparams: Mapping[str, Any]) -> Attack:
 
 
 def _module(method: str) -> Any:
+  if method == "engine":
+    # A package of helpers is no attack.
+    check_choice("method", method, methods())
   return extensions.module("method", method, __name__)

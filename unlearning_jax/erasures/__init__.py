@@ -95,6 +95,11 @@ def methods() -> tuple[str, ...]:
   return extensions.modules(__name__)
 
 
+def listing() -> list[str]:
+  """A line for each method: its name, and what it is."""
+  return extensions.listing(__name__, methods())
+
+
 def module(method: str) -> Any:
   """What erases: one of our modules, or a user's own.
 

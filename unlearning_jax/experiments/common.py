@@ -168,7 +168,9 @@ def check_sees(judge: Judge | None, targets: Sequence[Target]):
   Raises:
     ValueError: naming the judge, what it can see, and how to say it.
   """
-  for target in targets if judge is not None else ():
+  if judge is None:
+    return
+  for target in targets:
     try:
       judge.find(target)
     except ValueError as error:
