@@ -187,7 +187,9 @@ def run(given: Settings, opener: Callable[[], Recorder], folder: pathlib.Path):
     state = finetune.train(
       state, finetune.make_step(task.loss, tx, given.ema_decay), task.frozen,
       batches, key, mesh=sharding.make_mesh(), num_steps=last,
-      every=given.log_every, on_metrics=log, on_state=on_state,
+      watch=finetune.Watch(
+        every=given.log_every, on_metrics=log, on_state=on_state
+      ),
     )  # fmt: skip
   task.finish(jax.tree.map(np.asarray, state.ema))
   record.save_summary({"stage": given.stage, "steps": int(state.step)})
