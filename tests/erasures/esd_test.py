@@ -75,7 +75,7 @@ def test_the_noise_level_of_the_scored_latents(preset, model, monkeypatch):
   def scored(key):
     (x, t), _ = esd._loss(
       sd, lambda t, f: None, sampler, h, {}, {
-        "params": {}, "original": {}, "contexts": contexts,
+        "params": {}, "base": {}, "contexts": contexts,
       }, {"concept": jnp.zeros(1, jnp.int32)}, key,
     )  # fmt: skip
     noise = jax.random.normal(jax.random.split(key, 3)[0], x.shape)
