@@ -139,14 +139,13 @@ def test_masks_from_the_model_lie_on_the_concept(source):
   sd, params = stable_diffusion.load(shapes.model_folder())
   heads, here, there = vocabulary.HEADS, [], []
   for name in ("star", "house"):
-    pixels, drawn = render.render_batch(
-      [
-        vocabulary.Scene(
-          "object", name, colour, heads["background"][i % 4], seed=i
-        )
-        for i, colour in enumerate(heads["colour"])
-      ]
-    )
+    scenes = [
+      vocabulary.Scene(
+        "object", name, colour, heads["background"][i % 4], seed=i
+      )
+      for i, colour in enumerate(heads["colour"])
+    ]
+    pixels, drawn = map(np.stack, zip(*map(render.render, scenes), strict=True))
     words = text.encode_concept(
       sd, params, Concept(name, "circle"), ["a picture of a {}"],
       tokens="phrase", by_ends=False,

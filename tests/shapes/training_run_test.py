@@ -72,8 +72,8 @@ def test_a_model_can_be_trained_without_classes():
   np.testing.assert_array_equal(kept["images"], [3])
   assert training_run.without(data, "") is data
   for what, words in (
-    ("object/sta", "object in data.without 'sta'.*nearest: 'star'"),
-    ("shape/x", "head in data.without 'shape'"),
+    ("object/sta", "data.without: object='sta'.*did you mean 'star'"),
+    ("shape/x", "data.without: head='shape'"),
   ):
     with pytest.raises(ValueError, match=words):
       training_run.without(data, what)

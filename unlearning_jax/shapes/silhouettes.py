@@ -10,7 +10,7 @@ Corners = Float[np.ndarray, "n 2"] | Sequence[tuple[float, float]]
 
 
 def disc(x: Plane, y: Plane, cx: float, cy: float, radius: float) -> Plane:
-  """Distance to a disc: negative inside."""
+  """Distance to a disc, negative inside."""
   return np.hypot(x - cx, y - cy) - np.float32(radius)
 
 
@@ -22,7 +22,7 @@ def box(x: Plane, y: Plane, cx: float, cy: float, w: float, h: float) -> Plane:
 
 
 def polygon(x: Plane, y: Plane, corners: Corners) -> Plane:
-  """Distance to a simple polygon: nearest edge, sign by crossing parity."""
+  """Distance to a simple polygon's nearest edge, negative inside."""
   a = np.asarray(corners, np.float32)[:, :, None, None]
   edge = np.roll(a, -1, axis=0) - a
   px, py = x - a[:, 0], y - a[:, 1]
@@ -30,8 +30,9 @@ def polygon(x: Plane, y: Plane, corners: Corners) -> Plane:
   t = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
   squared = (px - t * ex) ** 2 + (py - t * ey) ** 2
   above = py >= 0
-  # An edge is crossed where the point lies between its ends in y and the
-  # side test agrees with the edge's direction.
+  # A point is inside if a ray from it crosses an odd number of edges. An edge
+  # is crossed if the point lies between its ends in y, on the side that the
+  # edge's direction asks for.
   straddles = above != (py - ey >= 0)
   left = (px * ey > py * ex) == (ey > 0)
   inside = np.logical_xor.reduce(straddles & left, axis=0)
