@@ -7,9 +7,9 @@
   erased = ul.erase(model, star, method="rece")
   ul.grid([model, erased], ["a red star", "a blue moon"], seeds=[0, 1])
 
-`dir(ul)` lists what there is; nothing is loaded before it is used. Some names
-are packages too: `ul.attacks()` lists attacks, `ul.attacks.bind` is in the
-package.
+`dir(ul)` lists every name; a name is imported when it is first used. Some
+packages can be called: `ul.attacks()` lists the attacks, and `ul.attacks.bind`
+is a function of the package `attacks`.
 """
 
 import importlib
@@ -18,7 +18,7 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-# transformers tells whoever has no torch that its models are missing. Only its
+# Without torch, transformers warns that its models are missing. Only its
 # tokenizers are used here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
@@ -27,7 +27,7 @@ _NAMES = (
   "Concept", "Model", "attack", "concept", "erase", "evaluate", "grid",
   "judge", "load", "methods", "metric", "open", "protocol", "resurgence",
 )  # fmt: skip
-# Packages that are called like what they hold.
+# Packages that can also be called, as the functions of the same names in `api`.
 _CALLED = ("attacks", "concepts", "finetune", "protocols")
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 class _Called(types.ModuleType):
-  """A package that can be called, as the function of its name in `api`."""
+  """A package that can be called; see `_CALLED`."""
 
   def __call__(self, *args: Any, **options: Any) -> Any:
     name = self.__name__.rpartition(".")[2]
@@ -59,7 +59,7 @@ class _Called(types.ModuleType):
 
 
 class _Lazy(types.ModuleType):
-  """This package: its functions are imported when they are asked for."""
+  """This package, which imports a name when it is first used."""
 
   def __getattr__(self, name: str) -> Any:
     if name in _NAMES:

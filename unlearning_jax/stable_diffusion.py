@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 from unlearning_jax import convert, guidance, models, samplers
+from unlearning_jax.convert import families
 from unlearning_jax.schedules import Schedule
 from unlearning_jax.tokens import fitting
 
@@ -84,6 +85,7 @@ def load(
   """
   # Before gigabytes are read: what a file holds could not be used alone.
   if os.path.isfile(path):
+    families.check_file(path)
     raise ValueError(
       f"model={os.fspath(path)}: a file has no tokenizer; make a folder of it: "
       f"python -m launch.convert --input={os.fspath(path)} --base=<folder or "

@@ -298,7 +298,8 @@ def test_hub_downloads_safetensors_first(pickled, model, written, monkeypatch):
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
   files = convert.load("owner/a-model@v2")
-  assert calls == [("owner/a-model", "v2")] * (1 + pickled)
+  # First the configs alone, then weights.
+  assert calls == [("owner/a-model", "v2")] * (2 + pickled)
   expected = convert.fingerprint(convert.load(model).states)
   assert convert.fingerprint(files.states) == expected
   assert not list(local.rglob("*.ckpt"))

@@ -1,4 +1,4 @@
-"""Every weight format <-> parameters; each key is consumed exactly once.
+"""Reads and writes model weights; every key of a file is used exactly once.
 
   load         folder, hub id, single file, or a part or a LoRA over a base
                -> ModelFiles
@@ -6,9 +6,9 @@
   to_flax      one component's torch tensors -> parameters
   to_torch     and back
   save_folder, save_unet, save_delta
-               ModelFiles -> what torch's libraries and this package read
+               ModelFiles -> files that torch's libraries and this package read
 
-`reader` and `pickles` read files, `names` maps names and layouts, `compvis`
+`reader` and `pickles` read files; `names` maps names and layouts; `compvis`
 knows the single-file layout, `folder` the diffusers layout, `adapters` LoRAs.
 """
 

@@ -1,8 +1,8 @@
 """LoRA files: low-rank factors of some weights, W' = W + up down.
 
-Known are the keys of diffusers, old and new, of PEFT and of kohya (ComfyUI,
-A1111); each names a weight of the UNet or the text encoder, which of the two
-factors it is, or the alpha that scales them by alpha / rank.
+A key names a weight of the UNet or the text encoder and says what it holds: one
+of the two factors, or the alpha that scales their product by alpha / rank. The
+keys of diffusers (old and new), PEFT and kohya (ComfyUI, A1111) are read.
 """
 
 import dataclasses
@@ -26,31 +26,32 @@ from unlearning_jax.convert.reader import (
   read_state_dict,
 )
 
-# Component -> what kohya calls it; diffusers, writing as kohya does, counts.
+# Component -> kohya's prefixes. diffusers counts text encoders when it writes
+# kohya's keys.
 _KOHYA = {
   "unet": ("lora_unet_",),
   "text_encoder": ("lora_te_", "lora_te1_"),
 }
-# How a key ends -> what it is.
+# How a key ends -> what its tensor is.
 _ENDS = {
   r"\.(lora_A(\.default)?|lora(_linear_layer)?[._]down)\.weight$": "down",
   r"\.(lora_B(\.default)?|lora(_linear_layer)?[._]up)\.weight$": "up",
   r"\.alpha$": "alpha",
 }
-# diffusers' oldest, of the layers beside an attention's own.
+# The oldest keys of diffusers hold adapters beside the attention's own layers.
 _OLDEST = re.compile(r"\.processor\.(to_[qkv]|to_out)_lora\.")
-_WRAPPER = "base_model.model."  # PEFT's, in the files that it writes itself
-_METADATA = "lora_adapter_metadata"  # where diffusers keeps PEFT's config
-_PEFT_CONFIG = "adapter_config.json"  # where PEFT does
+_WRAPPER = "base_model.model."  # begins PEFT's keys in files that PEFT writes
+_METADATA = "lora_adapter_metadata"  # diffusers keeps PEFT's config under it
+_PEFT_CONFIG = "adapter_config.json"  # PEFT keeps its config in it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Factors:
-  """Of one weight; alpha / rank is multiplied into `up`.
+  """The factors of one weight; `up` includes alpha / rank.
 
   Attributes:
-    down: (r, in), of a convolution (r, in, h, w).
-    up: (out, r), of a convolution (out, r, 1, 1).
+    down: (r, in), or (r, in, h, w) for a convolution.
+    up: (out, r), or (out, r, 1, 1) for a convolution.
   """
 
   down: np.ndarray
@@ -70,21 +71,21 @@ def read_lora(
   """Reads the factors in a file.
 
   Args:
-    path: the file; of PEFT's own, with `adapter_config.json` beside it.
+    path: a file that PEFT wrote has `adapter_config.json` beside it.
     weights: component -> torch names of the weights that it may adapt.
-    state: the file's tensors, if they are read already.
+    state: the file's tensors, where they have been read already.
 
   Returns:
-    (component, weight's name) -> float32 factors, as they lie in the file.
+    (component, weight's name) -> float32 factors in torch's layout.
 
   Raises:
-    ValueError: naming the key, when it fits no weight or more than one, is
-      given twice, lacks its other half or is not finite; more than one alpha.
+    ValueError: a key fits no weight or several, is given twice, lacks its other
+      factor, is not finite or has a second alpha; the message names it.
   """
   state = read_state_dict(path) if state is None else state
   if not state:
     raise ValueError(f"{path}: it holds no tensors")
-  places, told = _places(weights), " or ".join(weights)
+  places, parts = _places(weights), " or ".join(weights)
   found: dict[tuple[str, str], State] = {}
   origin: dict[tuple[str, str, str], str] = {}
   for key, value in state.items():
@@ -94,7 +95,7 @@ def read_lora(
       near = difflib.get_close_matches(module, places, n=1)
       raise ValueError(
         f"{path}: {key!r} fits "
-        + (f"{fits[0]} and {fits[1]}" if fits else f"no {told} weight")
+        + (f"{fits[0]} and {fits[1]}" if fits else f"no {parts} weight")
         + (f"; nearest: {near[0]}" if near and not fits else "")
       )
     if (*fits[0], part) in origin:
@@ -114,18 +115,16 @@ def read_lora(
 def merge_lora(
   base: ModelFiles, path: str | os.PathLike, state: Mapping[str, np.ndarray]
 ) -> ModelFiles:
-  """The model with a LoRA's product added to its weights.
+  """`base` with the products of a LoRA file added to its weights.
 
   Args:
-    base: what the LoRA adapts.
-    path: its file.
     state: the file's tensors.
 
   Returns:
     A model that shares every other tensor with `base`.
 
   Raises:
-    ValueError: as `read_lora`; factors of another shape than their weight.
+    ValueError: as `read_lora`; factors do not fit the shape of their weight.
   """
   states = {part: dict(old) for part, old in base.states.items()}
   adapted, wrong = {part: tuple(states[part]) for part in _KOHYA}, []
@@ -146,7 +145,7 @@ def merge_lora(
 
 
 def _split(key: str) -> tuple[str, str]:
-  """The module in a key, and what of it the key is; "" if nothing known."""
+  """The module that a key names, and a value of `_ENDS` or ""."""
   key = _OLDEST.sub(r".\1.lora.", key.removeprefix(_WRAPPER))
   key = key.replace(".to_out.lora.", ".to_out.0.lora.")
   for end, part in _ENDS.items():
@@ -158,17 +157,17 @@ def _split(key: str) -> tuple[str, str]:
 def _places(
   weights: Mapping[str, Iterable[str]],
 ) -> dict[str, list[tuple[str, str]]]:
-  """What a module may be called -> the weights that are called so."""
+  """Each name that a file may give a module -> the weights it can mean."""
   places: dict[str, list[tuple[str, str]]] = {}
   for part, names in weights.items():
     for name in names:
       module = name.removesuffix(".weight")
       if module == name:
         continue
-      # Some versions of transformers leave the first name out.
+      # Some versions of transformers leave `text_model` out.
       for short in {module, module.removeprefix("text_model.")}:
         kohya = [start + short.replace(".", "_") for start in _KOHYA[part]]
-        # PEFT alone leaves the part's name out.
+        # Only PEFT leaves the component out.
         for called in (f"{part}.{short}", short, *kohya):
           places.setdefault(called, []).append((part, name))
   return places
@@ -177,7 +176,7 @@ def _places(
 def _config(
   path: str | os.PathLike, state: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-  """PEFT's configuration, from the header or the file that holds it."""
+  """PEFT's configuration, from the header or the file beside the weights."""
   if any(key.startswith(_WRAPPER) for key in state):
     beside = pathlib.Path(path).with_name(_PEFT_CONFIG)
     if not beside.is_file():

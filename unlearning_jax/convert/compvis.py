@@ -1,7 +1,8 @@
 """The single-file layout of the original Stable Diffusion releases.
 
-One file holds `model.diffusion_model.*` (UNet), `first_stage_model.*` (VAE)
-and `cond_stage_model.*` (the text encoder: CLIP in 1.x, open_clip in 2.x).
+One file holds the UNet (`model.diffusion_model.*`), the VAE
+(`first_stage_model.*`) and the text encoder (`cond_stage_model.*`: CLIP in 1.x,
+open_clip in 2.x).
 """
 
 import dataclasses
@@ -73,7 +74,7 @@ _OPEN_CLIP_PARTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Depths:
-  """The three counts that the two layouts' numbering depends on."""
+  """The three counts by which this layout numbers its layers."""
 
   unet_layers_per_block: int
   vae_levels: int
@@ -81,7 +82,7 @@ class Depths:
 
   @classmethod
   def from_configs(cls, configs: Mapping[str, Mapping]) -> "Depths":
-    """Takes the counts from the components' `config.json`."""
+    """Reads the counts from the components' `config.json`."""
     return cls(
       configs["unet"].get("layers_per_block", 2),
       len(configs["vae"].get("block_out_channels", (64,))),
@@ -90,7 +91,7 @@ class Depths:
 
 
 def add_prefixes(state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-  """Prefixes a bare UNet or VAE of this layout; leaves others alone."""
+  """Adds the prefix that the keys of a bare UNet or VAE of this layout lack."""
   for prefix, modules in (
     (UNET, ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.")),
     (VAE, ("encoder.down.", "decoder.up.")),
@@ -101,7 +102,7 @@ def add_prefixes(state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
 
 
 def is_compvis(state: Mapping[str, np.ndarray]) -> bool:
-  """Whether the keys are of this layout (prefixes included)."""
+  """Whether the keys begin as in this layout."""
   return any(key.startswith((UNET, VAE, CLIP, OPEN_CLIP)) for key in state)
 
 
@@ -116,18 +117,17 @@ def from_compvis(
 
   Args:
     state: tensors under their names in the file.
-    depths: of the model that the tensors belong to.
-    ema: take the UNet's averaged weights (`model_ema.*`, which is what
-      diffusers folders hold) or the trained ones (which is what editing code
-      of this lineage changes). None: there must be only one kind.
+    ema: True for the UNet's averaged weights (`model_ema.*`), which diffusers
+      folders hold; False for the trained ones, which editing code of this
+      layout changes; None if the file may hold one kind only.
     source: what to call the file in errors.
 
   Returns:
-    {component: tensors}; a component of which the file has nothing is absent.
+    {component: tensors}, without components that the file does not hold.
 
   Raises:
-    ValueError: a key is unknown, or the file has both kinds of UNet weights
-      and `ema` does not choose, or lacks the chosen kind.
+    ValueError: a key is unknown; the file has both kinds of UNet weights and
+      `ema` does not choose, or lacks the chosen kind.
   """
   state = _choose_weights(state, ema, source)
   parts: dict[str, State] = {}
@@ -148,7 +148,7 @@ def from_compvis(
 def _choose_weights(
   state: Mapping[str, np.ndarray], ema: bool | None, source: str
 ) -> State:
-  """Drops one of the two sets of UNet weights and the averager's own state."""
+  """Keeps the chosen UNet weights and drops the state of the averaging."""
   averaged = {key for key in state if key.startswith(_EMA)}
   weights = averaged - {_EMA + "decay", _EMA + "num_updates"}
   if ema and not weights:
@@ -163,7 +163,7 @@ def _choose_weights(
   kept = {key: value for key, value in state.items() if key not in averaged}
   if not ema:
     return kept
-  # An averaged weight is called like the trained one, less all dots.
+  # The name of an averaged weight is that of the trained one without dots.
   pairs = {
     key: _EMA + key.removeprefix("model.").replace(".", "")
     for key in kept
@@ -226,8 +226,8 @@ def _vae(key: str, value: np.ndarray, depths: Depths) -> State | None:
     if match is None:
       return {f"{half}.{key}": value}
     level, rest = int(match[1]), match[2]
-    # This layout counts the decoder's levels from the image, diffusers from
-    # the latents.
+    # This layout counts the decoder's levels from the image down, diffusers
+    # from the latents up.
     if half == "decoder":
       module = f"up_blocks.{depths.vae_levels - 1 - level}"
     else:
@@ -248,8 +248,8 @@ def _open_clip(key: str, value: np.ndarray, depths: Depths) -> State | None:
   if match is None:
     return None
   layer, rest = int(match[1]), match[2]
-  # Stable Diffusion 2 reads the states before open_clip's last layer, so
-  # configs in the diffusers layout do not count it.
+  # Stable Diffusion 2 reads the states before open_clip's last layer, which
+  # diffusers therefore neither stores nor counts.
   if layer == depths.text_layers:
     return {}
   stem = f"text_model.encoder.layers.{layer}"
@@ -263,7 +263,7 @@ def _open_clip(key: str, value: np.ndarray, depths: Depths) -> State | None:
 
 
 def _longest(key: str, table: Mapping[str, str]) -> tuple[str | None, str]:
-  """Replaces the table's entry that `key` starts with: (new module, rest)."""
+  """The new name of the module that `key` starts with, and the rest of it."""
   for old, new in table.items():
     if key.startswith(old + "."):
       return new, key[len(old) + 1 :]

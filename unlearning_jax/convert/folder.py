@@ -36,7 +36,7 @@ _PIPELINES = (
   "FlaxStableDiffusionPipeline",
   "FlaxStableDiffusionImg2ImgPipeline",
 )
-# Entries of model_index.json beside the components; filters are not loaded.
+# Other entries that a model_index.json may have; a safety checker is not read.
 _OTHERS = (
   "scheduler",
   "tokenizer",
@@ -56,10 +56,10 @@ class ModelFiles:
       `scheduler_config.json` with its `_class_name`.
     states: float32 torch state dicts of text_encoder, unet and vae, under
       canonical names (see `names.canonical`).
-    tokenizer: folder with the tokenizer's files; None if the model came as a
-      single file, which has none.
-    metadata: of an edited model, what was erased, how, and from what; every
-      header written of it repeats that.
+    tokenizer: folder with the tokenizer's files; None for a model from a single
+      file, which has none.
+    metadata: of an edited model: what was erased, how and from what. The
+      header of every file written of it repeats that.
   """
 
   configs: dict[str, dict[str, Any]]
@@ -75,12 +75,12 @@ def load_folder(
 
   Args:
     path: a folder with `model_index.json`.
-    variant: which weights, as "fp16" for `*.fp16.safetensors`. None takes
-      those without a variant and, if there are none, fp16.
+    variant: which weights: "fp16" for `*.fp16.safetensors`; None for those
+      without a variant or, if there are none, fp16.
 
   Raises:
-    ValueError: something is missing, corrupt, not finite or of another kind
-      of pipeline; the message names the file.
+    ValueError: a file is missing, corrupt, not finite or of another kind of
+      pipeline; the message names it.
   """
   path = pathlib.Path(path)
   configs = load_configs(path)
@@ -125,7 +125,11 @@ def load_configs(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def load_tokenizer(path: pathlib.Path) -> pathlib.Path:
-  """The tokenizer folder inside a model folder, once it is complete."""
+  """The tokenizer folder inside a model folder.
+
+  Raises:
+    ValueError: a file of it is missing.
+  """
   folder = path / "tokenizer"
   if (folder / "tokenizer.json").is_file():
     return folder
@@ -136,7 +140,7 @@ def load_tokenizer(path: pathlib.Path) -> pathlib.Path:
 
 
 def weight_names(variant: str | None) -> list[str]:
-  """What a weights file can be called, best first."""
+  """The possible names of a weights file, the preferred one first."""
   dot = f".{variant}" if variant else ""
   stems = ("diffusion_pytorch_model", "model", "pytorch_model")
   names = [
@@ -153,11 +157,7 @@ def weight_names(variant: str | None) -> list[str]:
 def find_weights(
   folder: pathlib.Path, variant: str | None = None
 ) -> pathlib.Path:
-  """Picks the weights file of one component.
-
-  Args:
-    folder: the component's folder.
-    variant: as in `load_folder`.
+  """Picks the weights file in a component's folder; see `load_folder`.
 
   Raises:
     ValueError: there is none.
@@ -187,8 +187,6 @@ def save_folder(
   The folder appears whole or not at all. It has no safety checker.
 
   Args:
-    path: the folder.
-    model: what to write.
     dtype: "float32" or "float16".
     overwrite: whether a model folder at `path` may be replaced.
     metadata: more text for the header of every weights file.

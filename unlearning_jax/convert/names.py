@@ -1,7 +1,7 @@
 """Torch tensor names and layouts <-> flax parameter paths and layouts.
 
 The rule needs no table of layers. A path is the torch name with each list
-index joined to its list by an underscore; the leaf says the layout:
+index joined to its list by an underscore. The leaf's name decides the layout:
 
   weight, 2-D      kernel      (out, in)         -> (in, out)
   weight, 4-D      kernel      (out, in, h, w)   -> (h, w, in, out)
@@ -28,9 +28,9 @@ _LEAVES = {
   "class_embedding": "class_embedding",
   "logit_scale": "logit_scale",
 }
-# Torch names that end in a digit without being an entry of a list.
+# These torch names end in a digit but are no entry of a list.
 _NOT_LISTS = ("linear_1", "linear_2")
-# Buffers of a fixed value that some versions of transformers wrote.
+# Some versions of transformers stored this constant.
 _BUFFERS = re.compile(r"(^|\.)embeddings\.position_ids$")
 _UNPREFIXED_CLIP = re.compile(
   r"^(embeddings\.(token|position)_embedding|encoder\.layers|final_layer_norm)\."
@@ -45,16 +45,13 @@ _OLD_ATTENTION = {
 
 
 def torch_name(path: Iterable[str]) -> str:
-  """The torch name of a flax path.
+  """The torch name, as `down_blocks.0.resnets.1.conv1.weight`, of a flax path.
 
   Args:
-    path: keys from the model's root to the leaf, leaf included.
-
-  Returns:
-    The name, as `down_blocks.0.resnets.1.conv1.weight`.
+    path: keys from the model's root to the leaf, the leaf's own included.
 
   Raises:
-    ValueError: the leaf is of no kind that the models have.
+    ValueError: the models have no leaf of this name.
   """
   *modules, leaf = path
   if leaf not in _LEAVES:
@@ -71,9 +68,9 @@ def torch_name(path: Iterable[str]) -> str:
 def canonical(state: Mapping[str, np.ndarray], source: str) -> State:
   """Gives every tensor the one name and shape that this package works with.
 
-  Reads the old names of the VAE's attention (`query`, `proj_attn`, as linear
-  layers or 1x1 convolutions) and CLIP keys without `text_model.`; drops
-  CLIP's `position_ids` buffer. Everything else is kept as it is.
+  Renames the VAE's attention where it has old names (`query`, `proj_attn`) or
+  is stored as 1x1 convolutions, adds a missing `text_model.` to CLIP's keys,
+  and drops CLIP's `position_ids`. Everything else stays.
 
   Args:
     state: tensors under diffusers names.
@@ -102,7 +99,7 @@ def canonical(state: Mapping[str, np.ndarray], source: str) -> State:
 
 
 def as_shape(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """A linear weight as a 1x1 convolution, or back, if that gives `shape`."""
+  """`value` as 1x1 convolution or as linear weight, if that gives `shape`."""
   if value.shape + (1, 1) == shape or value.shape == shape + (1, 1):
     return value.reshape(shape)
   return value
@@ -117,13 +114,13 @@ def to_flax(
 
   Args:
     state: one component's tensors under torch (diffusers) names.
-    template: tree of arrays or `jax.ShapeDtypeStruct`, as
-      `jax.eval_shape(module.init, ...)["params"]` gives it.
+    template: tree of arrays or `jax.ShapeDtypeStruct`, as from
+      `jax.eval_shape(module.init, ...)["params"]`.
     source: what to call the state in errors.
 
   Returns:
-    A tree like `template`, of numpy arrays in its dtypes; where no cast is
-    needed they are views of the tensors in `state`.
+    A tree like `template` of numpy arrays in its dtypes: views of the tensors
+    in `state` where no cast is needed.
 
   Raises:
     ValueError: keys of `state` are missing, extra, misshaped or not floating
@@ -158,13 +155,9 @@ def to_flax(
 
 
 def to_torch(params: Mapping[str, Any]) -> State:
-  """Lays flax parameters out as a torch state dict.
+  """Lays the parameters of one component out as a torch state dict.
 
-  Args:
-    params: one component's tree of arrays.
-
-  Returns:
-    Views of the leaves as numpy arrays under torch names.
+  The numpy arrays are views of the leaves.
 
   Raises:
     ValueError: a leaf has no torch counterpart.
@@ -187,7 +180,7 @@ def to_torch(params: Mapping[str, Any]) -> State:
 
 
 def report_mismatch(source: str, **sorts: list[str]) -> None:
-  """Raises one ValueError with the first names of every non-empty sort."""
+  """Raises a ValueError with the first names of every sort that has any."""
   parts = []
   for sort, names in sorts.items():
     if names:

@@ -1,4 +1,4 @@
-"""Writing without leaving anything half-written."""
+"""Writes files and folders whole or not at all."""
 
 import contextlib
 import os
@@ -9,25 +9,20 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from safetensors.numpy import save_file
 
-DTYPES = {"float32": np.float32, "float16": np.float16}
-# What marks a folder as one that this package (or diffusers) wrote, and that
-# may be replaced.
+DTYPES = ("float32", "float16")
+# A folder with this file is a model, which may be replaced.
 MARK = "model_index.json"
 
 
 def check_output(path: str | os.PathLike, overwrite: bool) -> pathlib.Path:
-  """Finds out before the work whether its result can be written.
-
-  Args:
-    path: the file or folder to be written; its parents are made.
-    overwrite: whether it may exist.
+  """Checks before any work that its result can be written; makes the parents.
 
   Returns:
     The absolute path.
 
   Raises:
-    ValueError: it exists and may not, or is a folder with other things in it,
-      or cannot be written.
+    ValueError: `path` exists without `overwrite`, is a folder but no model, or
+      cannot be written.
   """
   path = pathlib.Path(path).absolute()
   if path.exists() and not overwrite:
@@ -50,11 +45,7 @@ def check_output(path: str | os.PathLike, overwrite: bool) -> pathlib.Path:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Gives a temporary path that takes the place of `path` on success only.
-
-  Args:
-    path: the file or folder that is to appear, whole or not at all.
-  """
+  """Yields a temporary path; what it holds replaces `path` on success only."""
   suffix = f".{os.getpid()}"
   partial = path.with_name(f".{path.name}.partial{suffix}")
   old = path.with_name(f".{path.name}.old{suffix}")
@@ -76,11 +67,21 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         leftover.unlink(missing_ok=True)
 
 
-def check_dtype(dtype: str) -> np.dtype:
-  """The numpy dtype of a name in `DTYPES`."""
+def check_dtype(dtype: str):
+  """Refuses a dtype that is none of `DTYPES`."""
   if dtype not in DTYPES:
     raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
-  return np.dtype(DTYPES[dtype])
+
+
+def check_range(state: Mapping[str, np.ndarray], dtype: str):
+  """Refuses a tensor that is not finite, or not in the range of `dtype`."""
+  check_dtype(dtype)
+  for name, value in state.items():
+    # Also catches NaN, which compares as False.
+    if not np.abs(value).max(initial=0) <= np.finfo(dtype).max:
+      raise ValueError(
+        f"{name!r} holds NaN, infinity or values too large for {dtype}"
+      )
 
 
 def write_safetensors(
@@ -89,32 +90,20 @@ def write_safetensors(
   dtype: str,
   metadata: Mapping[str, str] | None = None,
 ) -> None:
-  """Writes tensors as torch's libraries expect them.
-
-  Args:
-    path: the file.
-    state: finite floating point tensors by name.
-    dtype: a name in `DTYPES`.
-    metadata: text to write beside them.
+  """Writes floating point tensors, and `metadata`, as torch's libraries do.
 
   Raises:
-    ValueError: a tensor is not finite, or not in the range of `dtype`.
+    ValueError: as `check_range`.
   """
-  target = check_dtype(dtype)
-  for name, value in state.items():
-    # Also catches NaN, which compares as False.
-    if not np.abs(value).max(initial=0) <= np.finfo(target).max:
-      raise ValueError(
-        f"{name!r} holds NaN, infinity or values too large for {dtype}"
-      )
-  # save_file makes a file that only its owner may read; others get what they
-  # get of any new file here.
+  check_range(state, dtype)
+  # save_file makes a file that only its owner may read. The mode of any new
+  # file in this folder is put back below.
   path.touch()
   mode = path.stat().st_mode
-  # It writes the memory as it lies: a transposed view would be scrambled
-  # without an error.
+  # It writes memory as it lies: a transposed view would be scrambled without
+  # an error.
   save_file(
-    {k: np.asarray(v, target, order="C") for k, v in state.items()},
+    {k: np.asarray(v, dtype, order="C") for k, v in state.items()},
     path,
     metadata={"format": "pt", **(metadata or {})},
   )

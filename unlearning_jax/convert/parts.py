@@ -1,4 +1,4 @@
-"""Files that hold part of a model, laid over a base; deltas between models."""
+"""Lays files that hold part of a model over a base; writes such files."""
 
 import dataclasses
 import hashlib
@@ -27,7 +27,7 @@ from unlearning_jax.convert.output import (
 )
 from unlearning_jax.convert.reader import as_float32
 
-# What training code wraps a module in before it saves it.
+# Training code saves modules inside wrappers, which prefix the keys.
 _WRAPPERS = re.compile(
   r"^(module\.)?(model\.(?!diffusion_model\.))?(unet\.|text_encoder\.|vae\.)?"
 )
@@ -35,7 +35,7 @@ FINGERPRINT = "base_fingerprint"
 
 
 def fingerprint(states: Mapping[str, Mapping[str, np.ndarray]]) -> str:
-  """The sha256 of a model's weights: names, shapes, dtypes and bytes.
+  """SHA-256 of a model's weights: names, shapes, dtypes and bytes.
 
   Args:
     states: {component: torch state dict}, in any order.
@@ -51,7 +51,7 @@ def fingerprint(states: Mapping[str, Mapping[str, np.ndarray]]) -> str:
 
 
 def params_fingerprint(params: Mapping[str, Mapping[str, Any]]) -> str:
-  """`fingerprint` of a model that is in use: {component: flax parameters}."""
+  """`fingerprint` of {component: flax parameters}."""
   return fingerprint({part: to_torch(tree) for part, tree in params.items()})
 
 
@@ -66,9 +66,9 @@ def overlay(
 
   Args:
     base: the model that the file was made from.
-    state: all or some tensors of a UNet, text encoder or VAE, in the
-      diffusers or the single-file layout; wrappers' prefixes (`module.`,
-      `unet.`, `text_encoder.`) are taken off.
+    state: all or some tensors of a UNet, text encoder or VAE, in the diffusers
+      or the single-file layout. Prefixes of wrappers (`module.`, `unet.`,
+      `text_encoder.`) are removed.
     ema: as in `compvis.from_compvis`.
     source: what to call the file in errors.
 
@@ -76,8 +76,8 @@ def overlay(
     A model that shares every other tensor with `base`.
 
   Raises:
-    ValueError: a key matches nothing in `base`, or has another shape, or its
-      tensor is not finite.
+    ValueError: a key matches nothing in `base`, its tensor has another shape
+      there, or is not finite.
   """
   parts = _split(base, _unwrap(state, source), ema, source)
   matched = sum(
@@ -127,16 +127,14 @@ def save_delta(
 
   Args:
     path: the `.safetensors` file.
-    base: the model before.
-    edited: the model after.
     dtype: "float32" (exact) or "float16".
-    overwrite: whether the file may exist.
 
   Returns:
     The names written.
 
   Raises:
-    ValueError: the models are of different shapes, or do not differ.
+    ValueError: the file exists without `overwrite`; the models have different
+      shapes, or do not differ.
   """
   check_dtype(dtype)
   path = check_output(path, overwrite)
@@ -169,14 +167,9 @@ def save_unet(
 ) -> None:
   """Writes the UNet's state dict as one `.safetensors` file.
 
-  Args:
-    path: the file.
-    model: what to write.
-    dtype: "float32" or "float16".
-    overwrite: whether the file may exist.
-
   Raises:
-    ValueError: the file exists, or a weight is not finite in `dtype`.
+    ValueError: the file exists without `overwrite`, or a weight is not finite
+      in `dtype`, which is "float32" or "float16".
   """
   check_dtype(dtype)
   with replacing(check_output(path, overwrite)) as partial:
@@ -196,7 +189,7 @@ def _unwrap(state: Mapping[str, np.ndarray], source: str) -> State:
 def _split(
   base: ModelFiles, state: State, ema: bool | None, source: str
 ) -> dict[str, State]:
-  """Tensors by component; those that fit none are counted to the UNet."""
+  """Tensors by component; those that fit none count as the UNet's."""
   prefixed = compvis.add_prefixes(state)
   if compvis.is_compvis(prefixed):
     depths = compvis.Depths.from_configs(base.configs)

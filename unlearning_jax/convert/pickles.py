@@ -1,12 +1,11 @@
 """Reads `torch.save` files without torch and without executing anything.
 
-A pickle is a program. This unpickler runs it with a vocabulary of three
-harmless words: rebuild a tensor, name a storage, make an OrderedDict. Every
-other global is refused by name, with one exception: checkpoints written by a
-training framework hold its callbacks, hyperparameters and optimizer state
-beside the weights. Globals of those frameworks (`_INERT`) become placeholders
-that import nothing and swallow whatever the pickle does to them; one among
-the weights themselves is refused all the same.
+A pickle is a program. This unpickler knows three harmless words of it: rebuild
+a tensor, name a storage, make an OrderedDict. It refuses every other global by
+name, with one exception: training frameworks store callbacks, hyperparameters
+and optimizer state beside the weights. Their globals (`_INERT`) become
+placeholders that import nothing and ignore what the pickle does to them. A
+placeholder among the weights themselves is refused.
 """
 
 import os
@@ -43,7 +42,7 @@ _STORAGES = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-# What the C unpickler and zipfile raise on corrupt or hostile input.
+# The C unpickler and zipfile raise these on corrupt or hostile input.
 _CORRUPT = (
   pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError,
   AttributeError, OverflowError, MemoryError, RuntimeError, OSError,
@@ -52,8 +51,8 @@ _CORRUPT = (
 _MAX_DEPTH = 8
 
 
-# Named tuples, because a pickle can set attributes on anything that has a
-# __dict__ or a __setstate__ (numpy arrays and dtypes among them).
+# These are named tuples because a pickle can set attributes of any object that
+# has a __dict__ or a __setstate__, as numpy arrays and dtypes have.
 class _StorageType(NamedTuple):
   dtype: np.dtype
 
@@ -72,7 +71,7 @@ class _Tensor(NamedTuple):
 
 
 class _Inert:
-  """Stands for an object that is not rebuilt."""
+  """Stands in for an object that is not rebuilt."""
 
   __slots__ = ()
 
@@ -94,7 +93,7 @@ class _RebuildTensor:
   def __call__(
     self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
   ) -> _Tensor:
-    """Records a strided view; hooks, metadata and gradients are dropped."""
+    """Records a strided view without its hooks, metadata and gradients."""
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, _Storage) or len(shape) != len(strides):
       raise pickle.UnpicklingError("malformed tensor")
@@ -144,7 +143,7 @@ class _Unpickler(pickle.Unpickler):
     )
 
   def persistent_load(self, pid: Any) -> _Storage:
-    """A reference to a storage elsewhere in the file."""
+    """Reads a reference to a storage elsewhere in the file."""
     kind, storage_type, key, _, size = pid[:5]
     if kind != "storage" or not isinstance(storage_type, _StorageType):
       raise pickle.UnpicklingError(f"unsupported reference {kind!r}")
@@ -161,15 +160,12 @@ class _Unpickler(pickle.Unpickler):
 def read_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
   """Reads the tensors of a `.pt`, `.pth`, `.bin` or `.ckpt` file.
 
-  Nested dictionaries are flattened with dots; if the file has a `state_dict`
-  entry, as training checkpoints do, that entry alone is read. Numbers and
-  strings beside the tensors are left out.
-
-  Args:
-    path: a file written by `torch.save`, in its zip or its older format.
+  The file has the zip format of `torch.save` or the older one. Names of nested
+  dictionaries are joined by dots. Of a training checkpoint only the entry
+  `state_dict` is read. Numbers and strings are left out.
 
   Returns:
-    Arrays of the stored dtypes (bfloat16 as `ml_dtypes.bfloat16`), read-only.
+    Read-only arrays of the stored dtypes, bfloat16 as `ml_dtypes.bfloat16`.
 
   Raises:
     ValueError: the file is corrupt, or asks for anything but tensors.
@@ -247,7 +243,7 @@ def _read_legacy(file: IO[bytes]) -> dict[str, np.ndarray]:
 def _collect(
   tree: Any, fetch: Callable[[_Storage], bytes]
 ) -> dict[str, np.ndarray]:
-  """Picks the tensors out of what the pickle built, and reads only those."""
+  """Finds the tensors in what the pickle built, and reads only their bytes."""
   if not isinstance(tree, dict):
     raise ValueError(f"it holds {_describe(tree)}, not a state dict")
   if isinstance(tree.get("state_dict"), dict):

@@ -13,25 +13,25 @@ from safetensors import SafetensorError, safe_open
 from unlearning_jax.convert import names, pickles
 
 _LFS_POINTER = b"version https://git-lfs"
-# What the header of an edited model's file must say, and what it may.
+# Keys that the header of an edited model's file must have, and may have.
 _EDIT = {"base", "method", "concepts"}
 _OF_EDIT = _EDIT | {"diagnostics"}
 
 
 def read_state_dict(path: str | os.PathLike) -> names.State:
-  """Reads every tensor of a weights file; executes nothing in it.
+  """Reads every tensor of a weights file and executes nothing in it.
 
   Args:
     path: a `.safetensors` file; a torch `.bin`, `.pt`, `.pth` or `.ckpt`; a
-      flax `.msgpack`; or the `*.index*.json` of a sharded one.
+      flax `.msgpack`; or the `*.index*.json` of a file in shards.
 
   Returns:
     Arrays of the stored dtypes (bfloat16 as `ml_dtypes.bfloat16`) under the
-    names in the file. Flax names and layouts are turned into torch's.
+    names in the file. Flax names and layouts become torch's.
 
   Raises:
-    ValueError: the file is missing, corrupt, of another format or holds
-      something else than tensors; the message names it.
+    ValueError: the file is missing, corrupt, of another format, or holds
+      anything but tensors; the message names it.
   """
   path = pathlib.Path(path)
   reader = _READERS.get(path.suffix)
@@ -51,20 +51,20 @@ def read_state_dict(path: str | os.PathLike) -> names.State:
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-  """The text metadata of a `.safetensors` file; of another file, nothing."""
-  if pathlib.Path(path).suffix != ".safetensors":
-    return {}
-  try:
-    with safe_open(path, framework="np") as file:
-      return dict(file.metadata() or {})
-  except (SafetensorError, OSError) as error:
-    raise ValueError(f"{path}: not a readable safetensors file: {error}") from (
-      error
-    )
+  """The text metadata of a `.safetensors` file; {} for any other file."""
+  return _read_header(path, lambda file: dict(file.metadata() or {}), {})
+
+
+def read_names(path: str | os.PathLike) -> list[str]:
+  """The tensors' names in a `.safetensors` file; [] for any other file."""
+  return _read_header(path, lambda file: list(file.keys()), [])
 
 
 def read_edit(path: str | os.PathLike) -> dict[str, str]:
-  """What the file's header says of the edit in it; of other files, nothing."""
+  """What the header of an edited model's file says of the edit; {} for others.
+
+  The keys are `base`, `method`, `concepts` and perhaps `diagnostics`.
+  """
   header = read_metadata(path)
   if not _EDIT <= set(header):
     return {}
@@ -73,9 +73,6 @@ def read_edit(path: str | os.PathLike) -> dict[str, str]:
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """Reads a JSON object.
-
-  Args:
-    path: the file.
 
   Raises:
     ValueError: the file is missing, not JSON, or not an object.
@@ -92,11 +89,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def as_float32(state: Mapping[str, np.ndarray], source: str) -> names.State:
-  """Casts weights to float32 and refuses those that are not numbers.
-
-  Args:
-    state: tensors by name.
-    source: what to call them in errors.
+  """Casts weights to float32; `source` names them in errors.
 
   Raises:
     ValueError: a tensor is not floating point, or holds NaN or infinity.
@@ -114,11 +107,23 @@ def as_float32(state: Mapping[str, np.ndarray], source: str) -> names.State:
   return out
 
 
+def _read_header(path: str | os.PathLike, read: Callable, absent: Any) -> Any:
+  if pathlib.Path(path).suffix != ".safetensors":
+    return absent
+  try:
+    with safe_open(path, framework="np") as file:
+      return read(file)
+  except (SafetensorError, OSError) as error:
+    raise ValueError(f"{path}: not a readable safetensors file: {error}") from (
+      error
+    )
+
+
 def _read_safetensors(path: pathlib.Path) -> names.State:
   try:
     with safe_open(path, framework="np") as file:
       return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-  # numpy has no float8: an AttributeError, from looking the dtype up.
+  # A float8 tensor raises AttributeError, because numpy has no such dtype.
   except (SafetensorError, OSError, AttributeError) as error:
     raise ValueError(f"{path}: not a readable safetensors file: {error}") from (
       error
@@ -131,8 +136,8 @@ def _read_msgpack(path: pathlib.Path) -> names.State:
     if not isinstance(tree, dict):
       raise ValueError(f"it holds a {type(tree).__name__}, not parameters")
     return names.to_torch(tree["params"] if set(tree) == {"params"} else tree)
-  # All of msgpack's own errors are ValueErrors; the others come from rebuilding
-  # arrays out of corrupt bytes.
+  # msgpack raises ValueErrors; the others come from rebuilding arrays out of
+  # corrupt bytes.
   except (ValueError, TypeError, KeyError, AssertionError) as error:
     raise ValueError(f"{path}: not a readable flax file: {error}") from error
 

@@ -1,7 +1,7 @@
-"""The configs of Stable Diffusion 1.x, for files that come without any.
+"""The configs of Stable Diffusion 1.1 to 1.5, for files that come without any.
 
-1.1 to 1.5 share them. Stable Diffusion 2 is not here: whether its UNet
-predicts noise or velocity cannot be told from the weights.
+Stable Diffusion 2 is not here: its weights do not show whether the UNet
+predicts noise or velocity.
 """
 
 from typing import Any

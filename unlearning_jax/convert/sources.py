@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 
-from unlearning_jax.convert import compvis, hub, sd1
+from unlearning_jax.convert import compvis, families, hub, sd1
 from unlearning_jax.convert.adapters import is_lora, merge_lora
 from unlearning_jax.convert.folder import (
   COMPONENTS,
@@ -38,27 +38,31 @@ def load(
 
   Args:
     path: a diffusers folder; a hub id `owner/name[@revision]`; a single file
-      with the whole model; or, over `base`, a file or folder with some of its
-      tensors: a UNet, a text encoder, edited layers, a delta; or a LoRA file,
-      which is added to them.
-    base: the model that such a part belongs to, or its folder or hub id. For
-      a single file with the whole model it gives the configs and the
-      tokenizer, which else are those of Stable Diffusion 1.x and none. A
-      folder with a whole model takes nothing from it.
+      with the whole model. With `base` also a file or folder that replaces
+      some of its tensors (a UNet, a text encoder, edited layers, a delta), or
+      a LoRA file, which is added to them.
+    base: the model that such a part belongs to, or its folder or hub id. A
+      single file with the whole model takes its configs and tokenizer from
+      it; without a base the configs are those of Stable Diffusion 1.x, and
+      there is no tokenizer. A folder with a whole model does not read it.
     variant: as in `folder.load_folder`.
     ema: as in `compvis.from_compvis`.
 
   Raises:
-    ValueError: the model cannot be read whole; the message names the file.
+    ValueError: the model cannot be read whole, or is of another family than
+      Stable Diffusion 1.x and 2.x; the message names the file.
   """
   path = _resolve(path, variant)
-  # A folder with a unet/ but no index is a damaged model, not a part of one.
+  if path.is_dir():
+    families.check_folder(path)
+  # A folder with a unet/ but without an index is a damaged whole model.
   if (path / MARK).is_file() or (path / "unet").is_dir():
     if ema is not None:
       raise ValueError(f"{path}: ema={ema} is a choice in single files only")
     return load_folder(path, variant)
   file = find_weights(path, variant) if path.is_dir() else path
   state, source = read_state_dict(file), str(file)
+  families.check_names(state, source)
   if _is_whole(state):
     return _from_single_file(state, source, base, variant, ema)
   if base is None:
@@ -81,15 +85,10 @@ def load(
   return dataclasses.replace(model, metadata=read_edit(file) or base.metadata)
 
 
-def is_delta(path: str | os.PathLike, variant: str | None = None) -> bool:
-  """Whether a file is made to change a few tensors: a delta, or a LoRA.
-
-  Args:
-    path: a file, or the folder or hub id that has it.
-    variant: as in `folder.load_folder`.
-  """
-  path = _resolve(path, variant)
-  file = find_weights(path, variant) if path.is_dir() else path
+def is_delta(path: str | os.PathLike) -> bool:
+  """Whether a file, or the file in a folder or hub id, is a delta or a LoRA."""
+  path = _resolve(path, None)
+  file = find_weights(path) if path.is_dir() else path
   return FINGERPRINT in read_metadata(file) or is_lora(read_state_dict(file))
 
 

@@ -1,4 +1,4 @@
-"""What a model's parameters must look like, from its configs alone."""
+"""Names, shapes and dtypes of the parameters that a model's configs ask for."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,21 +12,18 @@ from unlearning_jax.convert.names import to_flax
 
 
 def templates(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-  """The parameter trees that the configs ask for, as shapes and dtypes.
+  """{component: tree of `jax.ShapeDtypeStruct`}; nothing is computed.
 
   Args:
     configs: `config.json` of text_encoder, unet and vae.
 
-  Returns:
-    {component: tree of `jax.ShapeDtypeStruct`}. Nothing is computed.
-
   Raises:
-    ValueError: a config asks for what the models do not support.
+    ValueError: a config sets what the models do not support.
   """
   text_encoder = models.ClipTextModel.from_config(configs["text_encoder"])
   unet = models.UNet2DCondition.from_config(configs["unet"])
   vae = models.AutoencoderKL.from_config(configs["vae"])
-  # Any size that every level can halve.
+  # The least sizes that every level can halve.
   latent = 2 ** len(unet.config.block_out_channels)
   image = 2 ** len(vae.config.block_out_channels)
   arguments = {
@@ -50,17 +47,11 @@ def templates(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def to_params(files: ModelFiles) -> dict[str, Any]:
-  """The parameters of a model that was read from disk.
-
-  Args:
-    files: the model.
-
-  Returns:
-    {component: tree of float32 numpy arrays}, views of `files.states`.
+  """{component: tree of float32 numpy arrays}, views of `files.states`.
 
   Raises:
-    ValueError: a key is missing, extra or misshaped, or a config asks for
-      what the models do not support.
+    ValueError: a key is missing, extra or misshaped, or a config sets what the
+      models do not support.
   """
   return {
     component: to_flax(files.states[component], template, component)

@@ -1,9 +1,9 @@
-"""Writes `torch.save` files without torch, for tools that read no other.
+"""Writes `torch.save` files without torch, for tools that read no other format.
 
-The layout is that of `torch.load(path, weights_only=True)`: a zip archive with
+The file is what `torch.load(path, weights_only=True)` reads: a zip archive with
 one raw file a tensor, and a pickle that rebuilds a dict of tensors from them.
-The pickle's few opcodes are written by hand: pickling torch's own functions
-would import torch.
+The pickle is written opcode by opcode, because pickling torch's functions would
+import torch.
 """
 
 import pathlib
@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from unlearning_jax.convert.output import check_range
+
 _STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage"}
 _REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 _NO_HOOKS = b"ccollections\nOrderedDict\n)R"
@@ -21,23 +23,12 @@ _NO_HOOKS = b"ccollections\nOrderedDict\n)R"
 def write_torch(
   path: pathlib.Path, state: Mapping[str, np.ndarray], dtype: str
 ) -> None:
-  """Writes tensors as a state dict in one `.pt` file.
-
-  Args:
-    path: the file.
-    state: floating point tensors by name.
-    dtype: "float32" or "float16".
+  """Writes floating point tensors as a state dict in one `.pt` file.
 
   Raises:
-    ValueError: a tensor is not finite, or not in the range of `dtype`.
+    ValueError: as `check_range`.
   """
-  limit = np.finfo(dtype).max
-  for name, value in state.items():
-    # Also catches NaN, which compares as False.
-    if not np.abs(value).max(initial=0) <= limit:
-      raise ValueError(
-        f"{name!r} holds NaN, infinity or values too large for {dtype}"
-      )
+  check_range(state, dtype)
   with zipfile.ZipFile(path, "w") as archive:
     archive.writestr("archive/data.pkl", b"".join(_pickle(state, dtype)))
     archive.writestr("archive/byteorder", "little")

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: one function; dense, chunked or fused."""
+"""Scaled dot-product attention: dense, in chunks, or as a fused kernel."""
 
 import flax.linen as nn
 import jax
@@ -6,14 +6,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-# From this many scores per head the dense form is chunked: at the sizes of
-# Stable Diffusion 4,096 x 4,096 x 8 heads x 4 bytes are 512 MiB a layer, and
-# those of the five layers of 1,024 tokens make 0.5 GiB of a gradient.
+# "auto" splits a layer into chunks from this many scores per head. At Stable
+# Diffusion's sizes the dense form keeps 4,096 x 4,096 x 8 heads x 4 bytes, or
+# 512 MiB, a layer; the five layers of 1,024 tokens add 0.5 GiB to a gradient.
 _CHUNK_FROM_SCORES = 2**20
 _CHUNK = 512
 
 IMPLEMENTATIONS = ("auto", "dense", "chunked", "cudnn")
-# The collection that cross-attention's probabilities are put in, if the caller
+# Cross-attention stores its probabilities in this collection when the caller
 # makes it mutable; see `functional.apply_with_attention`.
 PROBABILITIES = "attention_probabilities"
 
@@ -47,11 +47,11 @@ def _chunked(query: Array, key: Array, value: Array, chunk: int) -> Array:
 
 
 def check(implementation: str, dtype: DTypeLike):
-  """Finds out whether attention can be computed so.
+  """Checks that this machine can compute attention so, in `dtype`.
 
   Raises:
-    ValueError: unknown `implementation`, or `cudnn` in another dtype or on
-      another machine than it is for.
+    ValueError: `implementation` is unknown, or is "cudnn" although `dtype` is
+      not bfloat16 or float16, or JAX does not run on an NVIDIA GPU.
   """
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
@@ -73,7 +73,8 @@ def check(implementation: str, dtype: DTypeLike):
 
 
 def _cudnn(query: Array, key: Array, value: Array) -> Array:
-  # Its backward pass takes no odd numbers, and a text has 77 tokens: few.
+  # The kernel's backward pass refuses an odd number of tokens. A text has 77,
+  # so few that dense attention is cheap.
   if query.shape[1] % 2 or key.shape[1] % 2:
     return _dense(query, key, value)
   return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
@@ -87,25 +88,17 @@ def dot_product_attention(
   implementation: str = "auto",
   chunk: int = _CHUNK,
 ) -> Float[Array, "b q heads c"]:
-  """softmax(Q K^T / sqrt(c)) V with the softmax in float32.
+  """softmax(Q K^T / sqrt(c)) V in the dtype of `value`, the softmax in float32.
 
   Args:
-    query: queries, already split into heads.
-    key: keys.
-    value: values.
-    implementation: `dense` keeps all scores; `chunked` goes through the
-      queries `chunk` at a time and recomputes scores in the backward pass;
-      `auto` chunks only where the scores would be large; `cudnn` is the fused
-      kernel of NVIDIA's GPUs, in bfloat16 or float16, which keeps none, and
-      `dense` where a number of tokens is odd, as a text's 77.
-    chunk: queries per chunk.
-
-  Returns:
-    The attended values, in the dtype of `value`.
+    implementation: "dense" keeps all scores. "chunked" takes `chunk` queries
+      at a time and recomputes their scores in the backward pass. "auto" does
+      so only where the scores would be large. "cudnn" is the fused kernel of
+      NVIDIA's GPUs, which keeps no scores; it becomes "dense" where a number
+      of tokens is odd.
 
   Raises:
-    ValueError: unknown `implementation`, or `cudnn` in another dtype or on
-      another machine than it is for.
+    ValueError: as `check`.
   """
   check(implementation, query.dtype)
   if implementation == "cudnn":
@@ -117,7 +110,7 @@ def dot_product_attention(
 
 
 class Attention(nn.Module):
-  """Multi-head attention of the UNet; `context` defaults to the input."""
+  """Multi-head attention of the UNet."""
 
   heads: int
   implementation: str = "auto"
@@ -129,7 +122,7 @@ class Attention(nn.Module):
     x: Float[Array, "b q c"],
     context: Float[Array, "b k d"] | None = None,
   ) -> Float[Array, "b q c"]:
-    """Attends from `x` to `context`, or to itself when there is none."""
+    """Attends from `x` to `context`; without a context, to itself."""
     captured = context is not None and self.is_mutable_collection(PROBABILITIES)
     context = x if context is None else context
     width = x.shape[-1]

@@ -21,8 +21,8 @@ IGNORED = (
   "is_encoder_decoder", "chunk_size_feed_forward", "problem_type",
   "id2label", "label2id", "tie_word_embeddings",
 )  # fmt: skip
-# transformers 5 fell back to EOS id 2 in old configs; such checkpoints take
-# the highest id as the end of the text.
+# Old configs, Stable Diffusion 1's too, wrongly give 2 as the end-of-text id.
+# The end is then the token with the highest id, as in transformers.
 _LEGACY_EOS = 2
 
 
@@ -110,7 +110,7 @@ class ClipEncoderLayer(nn.Module):
   def __call__(
     self, x: Float[Array, "b l d"], mask: Array | None = None
   ) -> Float[Array, "b l d"]:
-    """One layer; `mask` is True where a query may look at a key."""
+    """Applies the layer; `mask` is True where a query may read a key."""
     norm1 = layer_norm("layer_norm1", self.epsilon)
     norm2 = layer_norm("layer_norm2", self.epsilon)
     attention = _SelfAttention(self.heads, self.dtype, name="self_attn")
@@ -120,7 +120,7 @@ class ClipEncoderLayer(nn.Module):
 
 
 class ClipEncoder(nn.Module):
-  """The stack of layers of a tower."""
+  """The layers of a tower, one after the other."""
 
   layers: int
   heads: int
@@ -193,14 +193,13 @@ class ClipTextModel(nn.Module):
   def from_config(
     cls, config: Mapping[str, Any], **overrides: Any
   ) -> "ClipTextModel":
-    """Builds the module from a `text_encoder/config.json`.
+    """Builds the module from the contents of a `text_encoder/config.json`.
 
     Args:
-      config: the file's contents.
       **overrides: `dtype` of the computation.
 
     Raises:
-      ValueError: the config asks for something this encoder does not do.
+      ValueError: the config sets an option that this encoder does not support.
     """
     config = {k: v for k, v in config.items() if k not in IGNORED}
     return cls(read_config(ClipTextConfig, config, {}, **overrides))
@@ -214,9 +213,10 @@ class ClipTextModel(nn.Module):
     """Encodes token ids.
 
     Args:
-      input_ids: token ids; they also say where the text ends.
-      inputs_embeds: token embeddings to use instead of the table's rows (no
-        position added yet), for attacks that optimise them.
+      input_ids: token ids; with `inputs_embeds` they only say where the text
+        ends.
+      inputs_embeds: token embeddings, without positions, to use instead of the
+        table's rows: an attack optimizes them.
 
     Returns:
       The hidden states after the final layer norm, and the state at the first

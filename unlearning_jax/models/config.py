@@ -1,4 +1,4 @@
-"""Reading a model's own `config.json` without ignoring anything in it."""
+"""Reads a model's own `config.json` and refuses every key it cannot follow."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 Config = TypeVar("Config")
 
-# Written by the libraries for bookkeeping; they change no tensor. `dtype` is
-# how the file stores the weights, not how we compute.
+# Libraries write these keys for bookkeeping; they change no tensor. `dtype` is
+# the type in which the file stores the weights, not that of the computation.
 _BOOKKEEPING = frozenset({
     "architectures", "dtype", "torch_dtype", "transformers_version",
     "model_type", "_name_or_path", "sample_size", "force_upcast",
@@ -23,15 +23,15 @@ def read_config(
   """Builds the dataclass `cls` from a `config.json`.
 
   Args:
-    cls: a frozen dataclass; its fields are the supported keys, its defaults
-      those that the libraries use for absent keys.
+    cls: a frozen dataclass. Its fields are the supported keys; their defaults
+      are those of the libraries.
     config: the contents of `config.json`; lists become tuples.
-    fixed: keys that are supported with one value (or a tuple of values) only;
-      a key that is neither here nor in `cls` must be None or False.
-    **overrides: fields that no file holds, as the compute dtype.
+    fixed: the one supported value of a key, or a tuple of several. A key that
+      is neither here nor in `cls` must be None or False.
+    **overrides: fields that no file holds, such as the compute dtype.
 
   Raises:
-    ValueError: a key has a value that this implementation does not support.
+    ValueError: a key has a value that is not supported.
   """
   names = {field.name for field in dataclasses.fields(cls)}  # type: ignore
   for key, value in config.items():
@@ -53,16 +53,13 @@ def read_config(
 
 
 def check_parts_fit(text: Any, unet: Any, vae: Any, *, tokens: int):
-  """Refuses networks of which one makes what another cannot read.
+  """Refuses the configs of networks that belong to different models.
 
   Args:
-    text: the text encoder's config.
-    unet: the UNet's.
-    vae: the VAE's.
-    tokens: how many the tokenizer has.
+    tokens: size of the tokenizer's vocabulary.
 
   Raises:
-    ValueError: naming the two parts and their values.
+    ValueError: widths, channels or vocabularies differ; names both values.
   """
   for one, value, other, wanted in (
     ("text encoder's width", text.hidden_size,
@@ -77,7 +74,7 @@ def check_parts_fit(text: Any, unet: Any, vae: Any, *, tokens: int):
         f"model: the {one} is {value}, the {other} {wanted}: they belong to "
         "different models"
       )
-  # An id without an embedding would be clamped to the last one, silently.
+  # JAX would silently read the last embedding for an id that has none.
   if tokens > text.vocab_size:
     raise ValueError(
       f"model: the tokenizer has {tokens} tokens, the text encoder "

@@ -1,4 +1,4 @@
-"""Calling a network as a function of its parameters."""
+"""Calls a network as a function of its parameters."""
 
 from typing import Any
 
@@ -10,18 +10,17 @@ from unlearning_jax.models.attention import PROBABILITIES
 
 
 def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
-  """`module.apply` without the collections: `params` in, outputs out."""
+  """`module.apply` with `params` as the only collection."""
   return module.apply({"params": params}, *args, **kwargs)
 
 
 def apply_with_attention(
   module: nn.Module, params: Any, *args: Any
 ) -> tuple[Any, dict[str, Float[Array, "b heads q l"]]]:
-  """`apply`, and the probabilities of every cross-attention, by its path.
+  """`apply`, and the float32 probabilities of every cross-attention layer.
 
-  A path is that of the layer's kernels, as ".../transformer_blocks_0/attn2".
-  They are computed densely, in float32, whatever the module's attention is; the
-  self-attentions are not touched.
+  They are by the layer's path, such as ".../transformer_blocks_0/attn2". These
+  layers are computed densely; self-attention stays as the module has it.
   """
   out, state = module.apply({"params": params}, *args, mutable=[PROBABILITIES])
   leaves: dict[str, Any] = dict(

@@ -1,4 +1,4 @@
-"""Blocks that the UNet and the autoencoder share, with torch's numerics."""
+"""Blocks that the UNet and the VAE share, with torch's numerics."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ from jaxtyping import Array, Float
 
 
 def group_norm(name: str, groups: int, epsilon: float) -> nn.GroupNorm:
-  """GroupNorm in float32, whatever the blocks around it compute in.
+  """GroupNorm in float32, whatever the compute dtype of the blocks around it.
 
-  The variance takes two passes, as torch's: E[x^2] - E[x]^2 loses 4e-3 of the
-  output where the mean is 100.
+  The variance takes two passes, as in torch: at a mean of 100, the one-pass
+  E[x^2] - E[x]^2 loses 4e-3 of the output.
   """
   return nn.GroupNorm(
     groups, epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32,
@@ -20,7 +20,7 @@ def group_norm(name: str, groups: int, epsilon: float) -> nn.GroupNorm:
 
 
 def layer_norm(name: str, epsilon: float = 1e-5) -> nn.LayerNorm:
-  """LayerNorm in float32, as `group_norm`; torch's default epsilon."""
+  """LayerNorm in float32, for the reasons of `group_norm`."""
   return nn.LayerNorm(
     epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32, name=name
   )
@@ -65,7 +65,7 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-  """A strided convolution; the padding differs between UNet and VAE."""
+  """A convolution of stride 2; UNet and VAE pad differently."""
 
   padding: tuple[tuple[int, int], tuple[int, int]]
   dtype: DTypeLike = jnp.float32
@@ -80,7 +80,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-  """Nearest-neighbour upsampling, then a convolution."""
+  """Nearest-neighbor upsampling, then a convolution."""
 
   dtype: DTypeLike = jnp.float32
 
@@ -88,7 +88,7 @@ class Upsample(nn.Module):
   def __call__(
     self, x: Float[Array, "b h w c"], shape: tuple[int, ...] | None = None
   ) -> Float[Array, "b i j c"]:
-    """Doubles the size, or brings it to `shape` (odd sizes of the latents)."""
+    """Doubles height and width, or takes those of `shape`, which may be odd."""
     _, height, width, channels = x.shape
     target = (2 * height, 2 * width) if shape is None else shape[1:3]
     rows = np.arange(target[0]) * height // target[0]

@@ -28,9 +28,9 @@ _FIXED = {
   "conv_out_kernel": 3,
   "attention_type": "default",
   "dropout": 0.0,
-  # Our softmax is float32 whatever the compute dtype.
+  # No effect: the softmax here is always float32.
   "upcast_attention": (None, False, True),
-  # Read only together with an addition_embed_type, which is refused.
+  # No effect without an addition_embed_type, which is refused.
   "addition_embed_type_num_heads": 64,
   "resnet_skip_time_act": False,
   "resnet_out_scale_factor": (1, 1.0),
@@ -58,7 +58,7 @@ class UNetConfig:
   use_linear_projection: bool = False
   attention: str = "auto"
   dtype: DTypeLike = jnp.float32
-  # Keep no block's inner activations for the backward pass: compute them again.
+  # Whether the backward pass computes each block's inner activations again.
   remat: bool = False
 
   def __post_init__(self):
@@ -95,7 +95,7 @@ class UNetConfig:
 
   @property
   def heads(self) -> tuple[int, ...]:
-    """Attention heads per level; the files call them attention_head_dim."""
+    """Attention heads per level, which the file calls attention_head_dim."""
     value = self.attention_head_dim
     if isinstance(value, tuple):
       return value
@@ -120,7 +120,7 @@ class FeedForward(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
-    """Applies the two layers; width is kept."""
+    """Applies the two layers and keeps the width."""
     width = x.shape[-1]
     hidden = _Geglu(4 * width, self.dtype, name="net_0")(x)
     return nn.Dense(width, dtype=self.dtype, name="net_2")(hidden)
@@ -137,7 +137,7 @@ class TransformerBlock(nn.Module):
   def __call__(
     self, x: Float[Array, "b l c"], context: Float[Array, "b k d"]
   ) -> Float[Array, "b l c"]:
-    """One pre-norm block."""
+    """Applies the block, with a norm before each part."""
     norm = layers.layer_norm
 
     def attention(name: str) -> Attention:
@@ -163,7 +163,7 @@ class Transformer2D(nn.Module):
   ) -> Float[Array, "b h w c"]:
     """Adds the block's output to `x`."""
     shape, width = x.shape, x.shape[-1]
-    # Stable Diffusion's own 1e-6 here, whatever the resnets use.
+    # Stable Diffusion takes 1e-6 here; `norm_eps` is for the resnets.
     hidden = layers.group_norm("norm", self.groups, 1e-6)(x)
 
     def project(name: str, y: Array) -> Array:
@@ -269,10 +269,10 @@ class _TimeEmbedding(nn.Module):
 def timestep_frequencies(half: int, freq_shift: float) -> np.ndarray:
   """exp(-ln(10000) i / (half - freq_shift)) in float32, (half,).
 
-  A frequency is multiplied by t up to 999, so that one unit in its last place
-  can be seen. The exponent is rounded as torch rounds it; the exponential is
-  the nearest float32. torch's own is one unit off for a few frequencies, which
-  ones depends on the processor that it runs on.
+  A frequency is multiplied by t, up to 999, so one unit in its last place shows
+  in the output. The exponent is rounded as in torch, the exponential to the
+  nearest float32. torch's exponential is one unit off for a few frequencies,
+  other ones on other processors.
   """
   exponent = np.float32(-math.log(10000)) * np.arange(half, dtype=np.float32)
   exponent = exponent / np.float32(half - freq_shift)
@@ -282,7 +282,7 @@ def timestep_frequencies(half: int, freq_shift: float) -> np.ndarray:
 def timestep_embedding(
   timesteps: Shaped[Array, "b"], width: int, flip: bool, freq_shift: float
 ) -> Float[Array, "b width"]:
-  """Sinusoidal embedding of the timesteps; cosines first when `flip`."""
+  """Sines and cosines of t times each frequency; cosines first if `flip`."""
   frequencies = timestep_frequencies(width // 2, freq_shift)
   angles = timesteps.astype(jnp.float32)[:, None] * frequencies[None]
   parts = (jnp.cos(angles), jnp.sin(angles))
@@ -298,14 +298,13 @@ class UNet2DCondition(nn.Module):
   def from_config(
     cls, config: Mapping[str, Any], **overrides: Any
   ) -> "UNet2DCondition":
-    """Builds the module from a `unet/config.json`.
+    """Builds the module from the contents of a `unet/config.json`.
 
     Args:
-      config: the file's contents.
       **overrides: `dtype` of the computation, `attention` implementation.
 
     Raises:
-      ValueError: an unsupported block type, option or inconsistent lengths.
+      ValueError: a block type or option is not supported, or lengths differ.
     """
     return cls(read_config(UNetConfig, config, _FIXED, **overrides))
 
@@ -316,11 +315,11 @@ class UNet2DCondition(nn.Module):
     timesteps: Shaped[Array, "b"],
     context: Float[Array, "b l d"],
   ) -> Float[Array, "b h w c"]:
-    """Predicts the noise, in float32.
+    """Predicts the noise or velocity, in float32.
 
     Args:
-      latents: noisy latents.
-      timesteps: training timesteps (0 .. T-1), one for each row.
+      latents: scaled and noisy.
+      timesteps: training steps, 0 to T-1; some samplers visit fractions.
       context: text states.
     """
     c = self.config

@@ -152,7 +152,7 @@ class _Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-  """The variational autoencoder; `scaling_factor` is applied by the caller."""
+  """The variational autoencoder; its caller multiplies by `scaling_factor`."""
 
   config: VaeConfig
 
@@ -160,14 +160,13 @@ class AutoencoderKL(nn.Module):
   def from_config(
     cls, config: Mapping[str, Any], **overrides: Any
   ) -> "AutoencoderKL":
-    """Builds the module from a `vae/config.json`.
+    """Builds the module from the contents of a `vae/config.json`.
 
     Args:
-      config: the file's contents.
       **overrides: `dtype` of the computation.
 
     Raises:
-      ValueError: an unsupported block type or option.
+      ValueError: a block type or option is not supported.
     """
     return cls(read_config(VaeConfig, config, _FIXED, **overrides))
 
@@ -185,7 +184,7 @@ class AutoencoderKL(nn.Module):
   def encode(
     self, images: Float[Array, "b H W 3"]
   ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
-    """Images in [-1, 1] to the posterior's mean and log variance."""
+    """Mean and log variance of the posterior of images in [-1, 1]."""
     moments = self.encoder(images)
     if self.config.use_quant_conv:
       moments = self.quant_conv(moments)
@@ -193,12 +192,12 @@ class AutoencoderKL(nn.Module):
     return mean, jnp.clip(logvar, -30.0, 20.0)
 
   def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
-    """Unscaled latents to images, nominally in [-1, 1]."""
+    """Images, nominally in [-1, 1], of unscaled latents."""
     x = latents.astype(self.config.dtype)
     if self.config.use_post_quant_conv:
       x = self.post_quant_conv(x)
     return self.decoder(x)
 
   def __call__(self, images: Float[Array, "b H W 3"]) -> Array:
-    """Reconstructs from the posterior's mean; touches every parameter."""
+    """Reconstructs from the posterior's mean; `init` needs every parameter."""
     return self.decode(self.encode(images)[0])
