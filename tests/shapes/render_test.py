@@ -140,7 +140,7 @@ def test_scenes_refuse_what_does_not_exist():
     Scene("object", "circel", "red", "white")
   with pytest.raises(ValueError, match="no identity"):
     dataclasses.replace(RED_CIRCLE, identity=HEADS["identity"][0])
-  with pytest.raises(ValueError, match="portraits are 'plain'"):
+  with pytest.raises(ValueError, match="a portrait allows only 'plain'"):
     Scene("portrait", identity=HEADS["identity"][0], style="neon")
 
 

@@ -52,7 +52,7 @@ def test_every_setting_is_marked():
     ("stage", "vea", "stage='vea'.*did you mean 'vae'"),
     ("num_steps", 0, "num_steps=0: must be at least 1"),
     ("data.without", "object/sta", "object in data.without 'sta'"),
-    ("stage", "unet", "unet: stage='unet' needs it"),
+    ("stage", "unet", "unet=None: stage='unet' needs it"),
   ],
 )
 def test_what_cannot_be_is_refused(key, value, words):

@@ -190,8 +190,6 @@ def slope(
 
   Args:
     problem: with `h.pool`, images and captions come from the batch's pool.
-    embeds: v*.
-    drawn: timesteps and noises.
     keys: each lane's key of this iteration, (b,).
     h: `loss`, `pool`, `recursion` and `criterion`.
   """

@@ -109,8 +109,6 @@ def token_gradient(
   Args:
     problem: the lanes' rows and the victim.
     tokens: z, as positions in the batch's vocabulary.
-    drawn: timesteps and noises.
-    criterion: `l2` or `l1`.
   """
   table, vocabulary = token_table(problem.victim), problem.batch.vocabulary
   tried = table[vocabulary[tokens]]

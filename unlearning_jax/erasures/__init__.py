@@ -92,7 +92,6 @@ class Erasure:
     """Erases `concepts`, by the module's `erase`.
 
     Args:
-      sd: the networks, the tokenizer and the schedule; holds no arrays.
       params: the base, {text_encoder, unet, vae}; not changed.
       concepts: what to erase, each with its anchor and what it preserves.
       key: the source of all randomness; closed forms and guidance use none.

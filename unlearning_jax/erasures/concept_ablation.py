@@ -104,7 +104,6 @@ def ablating_loss(
   """The objective above, a mean over rows and elements.
 
   Args:
-    sd: the networks and the schedule.
     params: f.
     latents: x, latents of the anchor's images.
     noise: n.
@@ -177,12 +176,10 @@ def draw_anchors(
   An image's noise depends on its number alone.
 
   Args:
-    sd: the networks and the schedule.
     params: the base.
     anchors: text states of the n anchors.
     empty: text states of the empty prompt.
     images: the number of images.
-    key: draws the noise.
     collect: `Hooks.collect`.
     **sampling: arguments of `stable_diffusion.sample_latents`.
 

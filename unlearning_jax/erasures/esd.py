@@ -148,7 +148,6 @@ def erasing_loss(
   """The objective above at given x_t, a mean over rows and elements.
 
   Args:
-    sd: the networks.
     params: f.
     base: f*.
     latents: x_t, scaled as the network reads them.

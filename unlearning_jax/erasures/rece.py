@@ -183,7 +183,6 @@ def refine(
     start: UCE's P.
     pairs: (C, the anchor's states) of every concept, all rows.
     held: sums of the preserved rows.
-    how: the epochs.
     joint: UCE's sums and ridge, for `rows="joint"`. Each epoch then adds its
       derived rows and solves for all from the base, without `held` and
       `how.lamb`.
@@ -271,7 +270,6 @@ def solve(
     task: the encoded phrases.
     gram: S of the base projections.
     held: sums of the rows that epochs preserve.
-    how: the epochs.
     uce_scales: the scales of `uce.solve`.
     rows: a name in `ROWS`.
 

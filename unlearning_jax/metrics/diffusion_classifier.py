@@ -87,7 +87,6 @@ def check(
   Args:
     schedule: the model's noise schedule.
     stages: (timesteps, prompts kept), timesteps rising.
-    criterion: `l2` or `l1`.
 
   Raises:
     ValueError: unusable stages, an unknown criterion, or a model that does not
@@ -121,13 +120,10 @@ def classify(
   """Finds the prompt under which the victim denoises an image best.
 
   Args:
-    sd: the networks and the schedule.
-    victim: its UNet predicts.
     latents: x_0 of the image, the mean of the VAE's posterior.
     contexts: the victim's text states of the p prompts, edits applied.
     stages: (timesteps, prompts kept), timesteps rising.
     key: draws one noise for each timestep.
-    criterion: `l2` or `l1`.
     batch_size: UNet rows in one call.
 
   Raises:
@@ -177,14 +173,11 @@ def errors(
   """Each row's mean error: one image, one prompt, one timestep.
 
   Args:
-    sd: the networks and the schedule.
-    victim: its UNet predicts.
     latents: x_0 of each row's image.
     contexts: each row's text states, edits applied.
     index: each row's place on the grid of timesteps; it also picks the noise.
     timesteps: n, the grid's size.
     key: draws one noise for each timestep.
-    criterion: `l2` or `l1`.
     batch_size: UNet rows in one call.
 
   Raises:
@@ -227,9 +220,6 @@ class Proxy:
   denoises the image as well as the base does. It is 1 if nothing was erased.
 
   Args:
-    sd: the networks and the schedule.
-    victim: the model under attack.
-    base: the model before the erasure.
     timesteps: how many timesteps each error is a mean over.
     key: draws the noises, the same for all rows.
     batch_size: UNet rows in one call.

@@ -20,13 +20,7 @@ def embed(
   params: Mapping[str, Any],
   phrases: Sequence[str],
 ) -> Float[np.ndarray, "n p"]:
-  """Unit vectors of n phrases in the contrastive space.
-
-  Args:
-    sd: the Shapes model.
-    params: holds `text_encoder`.
-    phrases: texts.
-  """
+  """Unit vectors of n phrases in the contrastive space."""
   ids = stable_diffusion.tokenize(sd, phrases)
   states = np.asarray(
     stable_diffusion.encode_text(sd, dict(params), ids), np.float64
@@ -49,8 +43,6 @@ def similarity(
   """Each class's mean cosine to the names of what was erased.
 
   Args:
-    sd: the Shapes model.
-    params: holds `text_encoder`.
     erased: (task, class) of each erased concept.
     head: the head of the classes to compare, a key of `TASKS`.
     names: the classes to compare.

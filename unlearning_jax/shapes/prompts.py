@@ -143,8 +143,6 @@ def judged_images(
   """Draws and judges rows in batches.
 
   Args:
-    sd: the networks and the tokenizer.
-    params: {text_encoder, unet, vae}.
     rows: rows with `prompt`, `seed` and, for a judge, `attributes`.
     judge: adds `judged` to the rows; None only draws.
     **options: arguments of `sampling.generate`.

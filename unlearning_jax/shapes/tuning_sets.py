@@ -86,8 +86,6 @@ def tuning_set(
   """The classes to tune on after an erasure.
 
   Args:
-    sd: the Shapes model.
-    params: holds `text_encoder`.
     targets: what was erased.
     kind: "in" has the other classes of the same head; "near" and "far" have
       those whose names are nearest or farthest in the world's own CLIP; "out"

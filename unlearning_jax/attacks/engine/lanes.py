@@ -152,9 +152,6 @@ def check_attack(
   """Checks that an attack can begin, before any image is drawn.
 
   Args:
-    sd: the networks and the tokenizer.
-    victim: the model under attack.
-    base: the model before the erasure.
     attack: from `attacks.bind`.
     mode: `roundtrip` or `full`, see `vocabulary`.
     pool: images that every row may learn from; None if they do not exist yet,
@@ -190,9 +187,6 @@ def attack_rows(
   """Attacks each row until it succeeds or has had all its blocks.
 
   Args:
-    sd: the networks and the tokenizer.
-    victim: the model under attack.
-    base: the model before the erasure.
     attack: from `attacks.bind`.
     table: the rows.
     check: draws and judges images.

@@ -114,7 +114,6 @@ def draw(
   """Draws the timesteps and noises of each lane's next iteration.
 
   Args:
-    sd: has the shape of the latents and the number of training timesteps.
     key: each lane's own, (b,).
     count: iterations that each lane has done.
     h: how to draw.
@@ -146,7 +145,6 @@ def by_draw(of_draw: Callable[..., T], drawn: Draw, *more: Any) -> T:
   Args:
     of_draw: takes a `Draw` with m = 1 and one draw's part of `more`; returns
       losses and perhaps gradients.
-    drawn: timesteps and noises.
     more: further arrays led by (b, m); `of_draw` sees them led by (b,).
   """
   turns = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (drawn, more))
@@ -207,8 +205,6 @@ def residuals(
   Args:
     problem: the batch's latents are x_0.
     context: the victim's text states of c'.
-    drawn: timesteps and noises.
-    criterion: `l2` or `l1`.
     target_context: the base's text states of c (`match`); None compares with
       the noise itself (`denoise`).
   """

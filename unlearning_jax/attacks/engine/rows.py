@@ -136,7 +136,6 @@ def prepare(
   """Lays out every row's prompt with room for the adversarial tokens.
 
   Args:
-    sd: has the tokenizer and the length of a prompt.
     rows: the table.
     mode: where the tokens go, see `insertion`.
     k: the number of adversarial tokens.
@@ -210,7 +209,6 @@ def limited(
   """Leaves out rows with long prompts, as UnlearnDiffAtk's loader does.
 
   Args:
-    sd: has the tokenizer.
     rows: the table.
     max_tokens: the most tokens of a prompt, start and end included; None leaves
       no row out.
@@ -235,8 +233,6 @@ def target_latents(
   """x_0 of the target images: the mean of the VAE's posterior, scaled.
 
   Args:
-    sd: has the VAE's network and the size of its images.
-    params: holds `vae`.
     images: batches of uint8 images, (b, height, width, 3).
 
   Raises:

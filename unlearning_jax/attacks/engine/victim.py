@@ -159,9 +159,6 @@ def through_guidance(
   """The victim with its guidance inside the attack's loss.
 
   Args:
-    sd: the networks and the tokenizer.
-    victim: the model under attack.
-    base: the model before the erasure.
     scale: g, the guidance scale of the victim's images.
 
   Raises:
@@ -202,7 +199,6 @@ def text_states(
   """The text states that the UNet reads, in float32.
 
   Args:
-    sd: the text encoder's network.
     victim: its text encoder and its `edit_context` are used.
     batch: the prompts, with their layouts.
     embeds: embeddings of the adversarial tokens; None encodes the prompts

@@ -154,7 +154,6 @@ def encode_images(
   """Mean and standard deviation of the images' latents, scaled.
 
   Args:
-    sd: the autoencoder.
     params: the base.
     images: uint8 or float, 0 to 255.
     pixels: "vae" for the range [-1, 1] that the autoencoder was trained on, or

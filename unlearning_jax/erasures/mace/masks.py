@@ -159,13 +159,11 @@ def find(
   Either is a mean over timesteps from 200 to 800, and is then segmented.
 
   Args:
-    sd: the networks and the schedule.
     params: the base.
     latents: latents of the m images.
     states: text states of a prompt with the concept.
     anchor: text states of the same prompt with the anchor.
     phrase: which tokens of the first prompt are the concept's.
-    key: draws the noise.
     source: "attention" or "cfg_diff".
   """
   total = np.zeros(latents.shape[:3])

@@ -45,7 +45,6 @@ def preserved_gram(
   Every token of every text counts, and one matrix serves all layers.
 
   Args:
-    sd: the text encoder.
     params: the base.
     captions: texts, or the name of a file with one text a line.
     preserve: the domain's phrases.

@@ -202,7 +202,6 @@ def train(
   """Trains one adapter for each concept, on keys and values.
 
   Args:
-    sd: the networks and the schedule.
     params: the refined parameters, W'; they stay frozen.
     runs: the concepts.
     rank: the adapters' rank.

@@ -234,7 +234,6 @@ def encode_concept(
   """Encodes a concept's prompts, see `Words`.
 
   Args:
-    sd: the text encoder and its tokenizer.
     params: the base.
     concept: the phrase and its anchor.
     templates: sentences with "{}".

@@ -217,7 +217,6 @@ def extend(
   """Adds `concepts` to an erasure, with its settings.
 
   Args:
-    sd: the text encoder and its tokenizer.
     params: the base of `known`.
     known: the sums of the erasure so far.
     concepts: what to erase besides.

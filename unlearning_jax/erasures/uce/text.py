@@ -64,9 +64,7 @@ def encode(
   """Encodes phrases in batches; yields their text states in order.
 
   Args:
-    sd: the text encoder and its tokenizer.
     params: the base.
-    phrases: texts.
     truncate: cut phrases that are too long, with a warning.
 
   Raises:
@@ -147,7 +145,6 @@ def encode_task(
   of thousands needs no more memory than a short one.
 
   Args:
-    sd: the text encoder and its tokenizer.
     params: the base.
     concepts: what to erase, each with its anchor and what it preserves.
     preset: "uce2023" or "uce2025".
