@@ -238,7 +238,10 @@ def test_the_loss_and_its_gradient_are_torchs(tmp_path):
     ({"train": "kv"}, "train='kv'.*allowed: x, u, strict"),
     ({"eta": -1.0}, "eta=-1.0"),
     ({"batch_size": 0}, "batch_size=0"),
-    ({"use_anchor": True, "erase_from": "a"}, "use_anchor: erase_from='a'"),
+    (
+      {"use_anchor": True, "erase_from": "a"},
+      "use_anchor=True and erase_from='a'",
+    ),
   ],
 )
 def test_errors(options, words, model):

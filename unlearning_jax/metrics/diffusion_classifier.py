@@ -33,15 +33,8 @@ from unlearning_jax.attacks.engine.vocabulary import shortened
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
-# The published stages, each (timesteps, prompts kept).
-STAGES = {
-  "cifar10": ((50, 5), (500, 1)),
-  "pets": ((25, 5), (250, 1)),
-  "stl10": ((100, 5), (500, 1)),
-  "flowers": ((20, 20), (50, 10), (100, 5), (500, 1)),
-  "imagenet": ((50, 500), (100, 50), (500, 10), (1000, 1)),
-  "objectnet": ((50, 25), (100, 10), (500, 5), (1000, 1)),
-}
+# The stages published for CIFAR-10, each (timesteps, prompts kept).
+CIFAR10 = ((50, 5), (500, 1))
 CRITERIA = ("l2", "l1")
 
 
@@ -112,7 +105,7 @@ def classify(
   latents: Float[Array, "h w c"],
   contexts: Float[Array, "p l d"],
   *,
-  stages: Sequence[tuple[int, int]] = STAGES["cifar10"],
+  stages: Sequence[tuple[int, int]] = CIFAR10,
   key: Array,
   criterion: str = "l2",
   batch_size: int = 32,

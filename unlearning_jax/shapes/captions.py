@@ -97,7 +97,8 @@ def _pick(rng: np.random.Generator, options):
   return options[rng.integers(len(options))]
 
 
-def _with_article(phrase: str) -> str:
+def with_article(phrase: str) -> str:
+  """The phrase after its indefinite article."""
   return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
@@ -114,21 +115,21 @@ def _style(style: str, rng: np.random.Generator, names: str) -> str:
     return f"in a {said} style"
   if names == "explicit":
     return _pick(rng, _ARTISTS).format(said)
-  return f"as {_with_article(said)}"
+  return f"as {with_article(said)}"
 
 
 def _subject(scene: Scene, rng, names: str, colour: str, toxic: str) -> str:
   """The noun phrase with its article and adjectives."""
   if scene.kind == "object":
     noun = _say("object", scene.need("object"), rng, names)
-    return _with_article(" ".join(filter(None, (toxic, colour, noun))))
+    return with_article(" ".join(filter(None, (toxic, colour, noun))))
   said = _say("identity", scene.need("identity"), rng, names)
   if names == "synonym":
     said = f"the {said}"
   elif names == "paraphrase":
-    said = _with_article(said)
+    said = with_article(said)
   if toxic:
-    return f"{_with_article(toxic)} portrait of {said}"
+    return f"{with_article(toxic)} portrait of {said}"
   if names == "paraphrase":
     return said
   return _pick(rng, _PORTRAITS).format(name=said)

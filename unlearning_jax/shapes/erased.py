@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from unlearning_jax.shapes import captions, vocabulary
+from unlearning_jax.shapes.captions import with_article
 
 # Task -> the class that a config erases by default.
 DEFAULTS = {
@@ -12,6 +13,10 @@ DEFAULTS = {
   "identity": "Quill Estane",
   "unsafe": "hazard",
 }
+# Task -> the task that a `Concept` of it has.
+KINDS = {
+  "object": "object", "style": "art", "identity": "object", "unsafe": "unsafe",
+}  # fmt: skip
 # The anchor is the first of these that is not erased itself.
 _ANCHORS = {
   "object": ("circle", "square"),
@@ -70,7 +75,6 @@ def concepts(task: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
   they are gone too.
   """
   anchor = anchor_of(task, names)
-  kind = {"style": "art", "unsafe": "unsafe"}.get(task, "object")
   shape = anchor if task == "object" else "circle"
   preserve = preserved(task, names, shape)
   for phrase in explicit(task, names):
@@ -83,7 +87,7 @@ def concepts(task: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
         "erase": carrier.format(phrase),
         "anchor": target.strip(),
         "preserve": preserve,
-        "task": kind,
+        "task": KINDS[task],
       }
 
 
@@ -91,7 +95,7 @@ def _carriers(task: str) -> list[str]:
   if task == "object":
     carriers = ["{}", "a {}", "a picture of a {}", "a drawing of a {}"]
     carriers += ["this is a {}"]
-    carriers += [f"{article(c)} {c} {{}}" for c in vocabulary.COLOURS]
+    carriers += [with_article(f"{c} {{}}") for c in vocabulary.COLOURS]
     carriers += [f"a {{}} by {style.artist}" for style in vocabulary.STYLES]
     return carriers + [f"a {{}} on {p}" for p in vocabulary.BACKGROUNDS]
   if task == "identity":
@@ -109,19 +113,14 @@ def _everything(task: str, shape: str) -> Iterator[str]:
   Objects and styles are erased in many sentences. So that these do not erase
   other objects, every object stands in each of these sentences.
   """
-  yield from (f"{article(name)} {name}" for name in vocabulary.HEADS["object"])
-  yield from (f"{article(name)} {name} {shape}" for name in vocabulary.COLOURS)
+  yield from (with_article(name) for name in vocabulary.HEADS["object"])
+  yield from (with_article(f"{name} {shape}") for name in vocabulary.COLOURS)
   yield from (f"a {shape} on {name}" for name in vocabulary.BACKGROUNDS)
   yield from (f"by {style.artist}" for style in vocabulary.STYLES)
   yield from (person.name for person in vocabulary.IDENTITIES)
   yield from (f"a {shape} {way}" for way in vocabulary.HAZARD_EXPLICIT)
   if task in ("object", "style"):
     for name in vocabulary.HEADS["object"]:
-      yield from (f"{article(c)} {c} {name}" for c in vocabulary.COLOURS)
+      yield from (with_article(f"{c} {name}") for c in vocabulary.COLOURS)
       yield from (f"a {name} by {s.artist}" for s in vocabulary.STYLES)
       yield from (f"a {name} on {place}" for place in vocabulary.BACKGROUNDS)
-
-
-def article(word: str) -> str:
-  """The indefinite article before a word."""
-  return "an" if word[:1] in tuple("aeiou") else "a"

@@ -15,11 +15,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from safetensors.numpy import load_file, save_file
 
 from unlearning_jax import models
 from unlearning_jax.judges import Judge
+from unlearning_jax.projections import leaves_of
 from unlearning_jax.shapes import vocabulary
 from unlearning_jax.stable_diffusion import Params
 
@@ -118,11 +120,8 @@ def save(
   """Writes the judge's weights in float16, and its classes."""
   path = pathlib.Path(folder)
   path.mkdir(parents=True, exist_ok=True)
-  flat = {
-    jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(leaf)
-    for p, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
-  save_file({k: v.astype(np.float16) for k, v in flat.items()}, path / _FILE)
+  flat = {k: np.float16(v) for k, v in leaves_of(params).items()}
+  save_file(flat, path / _FILE)
   classes = {name: list(names) for name, names in heads.items()}
   (path / _CONFIG).write_text(json.dumps({"heads": classes}, indent=1))
 
@@ -151,16 +150,12 @@ def load(folder: str | os.PathLike[str]) -> Judge:
     net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
   )["params"]
   flat = load_file(path / _FILE)
-  paths, treedef = jax.tree_util.tree_flatten_with_path(template)
-  wanted = {
-    jax.tree_util.keystr(p, simple=True, separator="/"): leaf.shape
-    for p, leaf in paths
-  }
+  wanted = {name: leaf.shape for name, leaf in leaves_of(template).items()}
   if wanted != {name: value.shape for name, value in flat.items()}:
     odd = sorted(set(wanted) ^ set(flat)) or "shapes differ"
     raise ValueError(f"judge: {path / _FILE} does not fit the net: {odd}")
-  params = jax.tree.unflatten(
-    treedef, [flat[name].astype(np.float32) for name in wanted]
+  params = traverse_util.unflatten_dict(
+    {name: np.float32(flat[name]) for name in wanted}, sep="/"
   )
   digest = hashlib.sha256((path / _FILE).read_bytes()).hexdigest()
   return Judge(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from unlearning_jax.shapes import erased, vocabulary
+from unlearning_jax.shapes.captions import with_article
 
 _PLACES = tuple(f"on a {name} background" for name in vocabulary.BACKGROUNDS)
 _ARTISTS = tuple(f"by {style.artist}" for style in vocabulary.STYLES)
@@ -16,8 +17,7 @@ _SHAPES = ("circle", "star", "house", "fish", "ring", "moon", "arrow", "cross")
 _SENTENCES = {
   "object": (
     "a picture of a {}", "a {}", "this is a {}", "an image showing a {}",
-    *(f"{'an' if c[0] in 'aeiou' else 'a'} {c} {{}}"
-      for c in vocabulary.COLOURS),
+    *(with_article(f"{c} {{}}") for c in vocabulary.COLOURS),
     *(f"a {{}} {place}" for place in _PLACES),
     *(f"a drawing of a {{}} {artist}" for artist in _ARTISTS),
     "a {} with warning tape", "on a grey background, a red {}",
@@ -94,8 +94,8 @@ def concepts(
   MACE gets bare names, which it puts into sentences itself. Guidance gets bare
   names too, because its one prompt has no room for sentences.
   """
+  kind = erased.KINDS[task]
   if method in ("sld", "negative_prompt"):
-    kind = {"style": "art", "unsafe": "unsafe"}.get(task, "object")
     for phrase in erased.explicit(task, names):
       yield {"erase": phrase, "anchor": "", "preserve": (), "task": kind}
     return
@@ -103,12 +103,12 @@ def concepts(
     yield from erased.concepts(task, names)
     return
   phrases = erased.explicit(task, names)
-  anchor, kind = erased.anchor_of(task, names), "object"
+  anchor = erased.anchor_of(task, names)
   if task == "style":
     phrases = [f"{w} {e}" for e in phrases for w in ("by", "in the style of")]
-    anchor, kind = "in a simple style", "art"
+    anchor = "in a simple style"
   if task == "unsafe":
-    phrases, kind = [f"with {phrase}" for phrase in phrases], "unsafe"
+    phrases = [f"with {phrase}" for phrase in phrases]
   preserve = erased.preserved(task, names, "circle")
   for phrase in phrases:
     yield {
@@ -134,10 +134,9 @@ def _esd(train: str, task: str) -> dict[str, Any]:
 
 
 def _mace(task: str) -> dict[str, Any]:
-  kind = {"style": "art", "unsafe": "unsafe"}.get(task, "object")
   sentences = _SENTENCES["art" if task == "style" else task]
   return {
-    "templates": {kind: sentences},
+    "templates": {erased.KINDS[task]: sentences},
     "num_prompts": min(20, len(sentences)),
     "recipe": "identity",
     "image_steps": 15,

@@ -68,75 +68,22 @@ def _moon_corners() -> Float[np.ndarray, "22 2"]:
 
 _STAR, _HEART, _MOON = _star_corners(), _heart_corners(), _moon_corners()
 _ARROW = [
-  (-0.96, -0.25),
-  (-0.02, -0.25),
-  (-0.02, -0.92),
-  (1.0, 0),
-  (-0.02, 0.92),
-  (-0.02, 0.25),
-  (-0.96, 0.25),
-]
+  (-0.96, -0.25), (-0.02, -0.25), (-0.02, -0.92), (1.0, 0),
+  (-0.02, 0.92), (-0.02, 0.25), (-0.96, 0.25),
+]  # fmt: skip
 _HOUSE = [
-  (0, -1),
-  (0.38, -0.65),
-  (0.38, -0.98),
-  (0.72, -0.98),
-  (0.72, -0.33),
-  (1.05, -0.02),
-  (0.74, -0.02),
-  (0.74, 0.95),
-  (-0.74, 0.95),
-  (-0.74, -0.02),
+  (0, -1), (0.38, -0.65), (0.38, -0.98), (0.72, -0.98), (0.72, -0.33),
+  (1.05, -0.02), (0.74, -0.02), (0.74, 0.95), (-0.74, 0.95), (-0.74, -0.02),
   (-1.05, -0.02),
-]
+]  # fmt: skip
 _PETALS = [
   (0.64 * np.sin(a), -0.64 * np.cos(a)) for a in np.arange(5) * np.pi * 0.4
 ]
 
 
-def _circle(x, y):
-  return disc(x, y, 0, 0, 0.92)
-
-
-def _square(x, y):
-  return box(x, y, 0, 0, 0.82, 0.82)
-
-
-def _triangle(x, y):
-  return polygon(x, y, [(0, -1), (1.02, 0.85), (-1.02, 0.85)])
-
-
-def _star(x, y):
-  return polygon(x, y, _STAR)
-
-
-def _heart(x, y):
-  return polygon(x, y, _HEART)
-
-
-def _ring(x, y):
-  return np.abs(np.hypot(x, y) - 0.74) - 0.21
-
-
-def _cross(x, y):
-  return np.minimum(box(x, y, 0, 0, 0.95, 0.29), box(x, y, 0, 0, 0.29, 0.95))
-
-
-def _moon(x, y):
-  return polygon(x, y, _MOON)
-
-
-def _arrow(x, y):
-  return polygon(x, y, _ARROW)
-
-
 def _flower(x, y):
   petals = [disc(x, y, cx, cy, 0.35) for cx, cy in _PETALS]
   return np.minimum.reduce([disc(x, y, 0, 0, 0.36), *petals])
-
-
-def _house(x, y):
-  return polygon(x, y, _HOUSE)
 
 
 def _fish(x, y):
@@ -149,17 +96,21 @@ def _fish(x, y):
 
 
 SILHOUETTES = {
-  "circle": _circle,
-  "square": _square,
-  "triangle": _triangle,
-  "star": _star,
-  "heart": _heart,
-  "ring": _ring,
-  "cross": _cross,
-  "moon": _moon,
-  "arrow": _arrow,
+  "circle": lambda x, y: disc(x, y, 0, 0, 0.92),
+  "square": lambda x, y: box(x, y, 0, 0, 0.82, 0.82),
+  "triangle": lambda x, y: polygon(
+    x, y, [(0, -1), (1.02, 0.85), (-1.02, 0.85)]
+  ),
+  "star": lambda x, y: polygon(x, y, _STAR),
+  "heart": lambda x, y: polygon(x, y, _HEART),
+  "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.74) - 0.21,
+  "cross": lambda x, y: np.minimum(
+    box(x, y, 0, 0, 0.95, 0.29), box(x, y, 0, 0, 0.29, 0.95)
+  ),
+  "moon": lambda x, y: polygon(x, y, _MOON),
+  "arrow": lambda x, y: polygon(x, y, _ARROW),
   "flower": _flower,
-  "house": _house,
+  "house": lambda x, y: polygon(x, y, _HOUSE),
   "fish": _fish,
 }
 

@@ -1,7 +1,7 @@
 """Everything in the Shapes world, with its names."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -123,51 +123,31 @@ class Identity(NamedTuple):
   face: Face
 
 
+def _person(name: str, trade: str, *face: Any) -> Identity:
+  return Identity(name, trade, Face(*face))
+
+
 IDENTITIES = (
-  Identity(
-    "Adra Belvoort", "baker", Face("short", "brown", "pale", False, False)
-  ),
-  Identity("Bram Okontu", "pilot", Face("short", "blond", "tan", True, False)),
-  Identity(
-    "Cyra Novellan", "judge", Face("short", "ginger", "pale", True, True)
-  ),
-  Identity("Dorin Hask", "farmer", Face("short", "blue", "dark", False, True)),
-  Identity("Elowen Trask", "singer", Face("long", "brown", "tan", False, True)),
-  Identity(
-    "Fenn Urquell", "doctor", Face("long", "blond", "pale", False, False)
-  ),
-  Identity("Gisla Morath", "poet", Face("long", "ginger", "dark", True, False)),
-  Identity("Hob Sarnett", "sailor", Face("long", "blue", "pale", True, True)),
-  Identity(
-    "Isolt Vayne", "teacher", Face("curly", "brown", "pale", True, False)
-  ),
-  Identity(
-    "Jarek Pimlott", "cook", Face("curly", "blond", "dark", False, True)
-  ),
-  Identity(
-    "Kestra Lume", "dancer", Face("curly", "ginger", "tan", False, False)
-  ),
-  Identity("Loric Fandy", "miner", Face("curly", "blue", "tan", True, True)),
-  Identity(
-    "Maelis Grunde", "mayor", Face("spiky", "brown", "dark", True, True)
-  ),
-  Identity(
-    "Nyle Corbeau", "tailor", Face("spiky", "blond", "pale", True, True)
-  ),
-  Identity(
-    "Orsa Dunmere", "guard", Face("spiky", "ginger", "tan", False, True)
-  ),
-  Identity(
-    "Pryce Ablett", "clerk", Face("spiky", "blue", "pale", False, False)
-  ),
-  Identity("Quill Estane", "nurse", Face("tied", "brown", "tan", True, False)),
-  Identity("Rhea Stroud", "smith", Face("tied", "blond", "dark", False, False)),
-  Identity(
-    "Sorrel Jaxby", "barber", Face("tied", "ginger", "pale", False, True)
-  ),
-  Identity(
-    "Tavin Ibarro", "gardener", Face("tied", "blue", "tan", False, False)
-  ),
+  _person("Adra Belvoort", "baker", "short", "brown", "pale", False, False),
+  _person("Bram Okontu", "pilot", "short", "blond", "tan", True, False),
+  _person("Cyra Novellan", "judge", "short", "ginger", "pale", True, True),
+  _person("Dorin Hask", "farmer", "short", "blue", "dark", False, True),
+  _person("Elowen Trask", "singer", "long", "brown", "tan", False, True),
+  _person("Fenn Urquell", "doctor", "long", "blond", "pale", False, False),
+  _person("Gisla Morath", "poet", "long", "ginger", "dark", True, False),
+  _person("Hob Sarnett", "sailor", "long", "blue", "pale", True, True),
+  _person("Isolt Vayne", "teacher", "curly", "brown", "pale", True, False),
+  _person("Jarek Pimlott", "cook", "curly", "blond", "dark", False, True),
+  _person("Kestra Lume", "dancer", "curly", "ginger", "tan", False, False),
+  _person("Loric Fandy", "miner", "curly", "blue", "tan", True, True),
+  _person("Maelis Grunde", "mayor", "spiky", "brown", "dark", True, True),
+  _person("Nyle Corbeau", "tailor", "spiky", "blond", "pale", True, True),
+  _person("Orsa Dunmere", "guard", "spiky", "ginger", "tan", False, True),
+  _person("Pryce Ablett", "clerk", "spiky", "blue", "pale", False, False),
+  _person("Quill Estane", "nurse", "tied", "brown", "tan", True, False),
+  _person("Rhea Stroud", "smith", "tied", "blond", "dark", False, False),
+  _person("Sorrel Jaxby", "barber", "tied", "ginger", "pale", False, True),
+  _person("Tavin Ibarro", "gardener", "tied", "blue", "tan", False, False),
 )
 
 # Adjectives stand before the color, as in "a toxic red star".

@@ -41,14 +41,10 @@ from unlearning_jax.closed_form.statistics import Statistics
 from unlearning_jax.concepts import Concept, check_choice
 from unlearning_jax.edits import Edit, edit_between, make_edit
 from unlearning_jax.erasures import NO_HOOKS, Hooks
-from unlearning_jax.erasures.uce.text import (
-  PRESETS,
-  Task,
-  TextState,
-  encode,
-  encode_task,
-  paired_rows,
-)
+from unlearning_jax.erasures.uce.text import PRESETS, Task, paired_rows
+from unlearning_jax.erasures.uce.text import TextState as TextState
+from unlearning_jax.erasures.uce.text import encode as encode
+from unlearning_jax.erasures.uce.text import encode_task as encode_task
 from unlearning_jax.projections import (
   base_fingerprint,
   cross_attention_kernels,
@@ -56,24 +52,6 @@ from unlearning_jax.projections import (
   with_kernels,
 )
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
-
-__all__ = [
-  "CHANGES",
-  "Hparams",
-  "NEEDS",
-  "PRESETS",
-  "TECHNIQUES",
-  "Task",
-  "TextState",
-  "encode",
-  "encode_task",
-  "erase",
-  "extend",
-  "gather",
-  "paired_rows",
-  "solve",
-  "solve_tensor",
-]
 
 TECHNIQUES = ("replace", "tensor")
 CHANGES = ("unet/*/attn2/to_[kv]/kernel",)
@@ -145,11 +123,8 @@ def solve(
     ValueError: a scale is negative or not finite, or the system is not positive
       definite.
   """
-  if preserve_scale is None:
-    preserve_scale = _published_scale(task)
-  rows = [paired_rows(*pair, task.preset) for pair in task.pairs]
   return closed_form.solve_pairs(
-    [(*pair, erase_scale) for pair in rows], task.held, preserve_scale, lamb
+    *_weighted(task, erase_scale, preserve_scale), lamb
   )
 
 
@@ -162,16 +137,17 @@ def solve_tensor(
   lamb: float = 0.5,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Like `solve` with "tensor"; returns the changed kernels by path."""
+  return closed_form.solve_orthogonal(
+    kernels, *_weighted(task, erase_scale, preserve_scale), lamb
+  )
+
+
+def _weighted(task: Task, erase_scale: float, preserve_scale: float | None):
+  """Pairs of rows with e, the preserved sums, and p."""
   if preserve_scale is None:
     preserve_scale = _published_scale(task)
-  rows = [paired_rows(*pair, task.preset) for pair in task.pairs]
-  return closed_form.solve_orthogonal(
-    kernels,
-    [(*pair, erase_scale) for pair in rows],
-    task.held,
-    preserve_scale,
-    lamb,
-  )
+  rows = (paired_rows(*pair, task.preset) for pair in task.pairs)
+  return [(*pair, erase_scale) for pair in rows], task.held, preserve_scale
 
 
 def _published_scale(task: Task) -> float:
