@@ -251,7 +251,7 @@ def apply_to_context(
 
 
 def edit_hash(edit: Edit) -> str:
-  """SHA-256 of the edit's tensors; equal for edits that do the same."""
+  """SHA-256 of the tensors of the edit: names, shapes, dtypes and bytes."""
   digest = hashlib.sha256()
   for name, value in sorted(edit.tensors.items()):
     digest.update(f"{name} {value.shape} {value.dtype}".encode())
@@ -318,7 +318,15 @@ def load_edit(path: str | pathlib.Path) -> Edit:
       f"{sorted(lacking) or 'none'}"
     )
   context_map = tensors.pop("context_map", None)
-  _check_tensors(path, context_map, tensors)
+  if context_map is not None:
+    if tensors:
+      extra = sorted(tensors)[:5]
+      raise ValueError(f"{path}: a context map, and the extra tensors {extra}")
+    shape, dtype = context_map.shape, context_map.dtype
+    if len(shape) != 2 or shape[0] != shape[1] or dtype != np.float64:
+      raise ValueError(
+        f"{path}: context_map is {dtype} {shape}, not float64 (d, d)"
+      )
   return Edit(
     context_map,
     # The file does not say the fingerprint's kind; what it holds does.
@@ -328,20 +336,3 @@ def load_edit(path: str | pathlib.Path) -> Edit:
     json.loads(metadata["diagnostics"]),
     tensors,
   )
-
-
-def _check_tensors(
-  path: str | pathlib.Path,
-  context_map: np.ndarray | None,
-  leaves: Mapping[str, np.ndarray],
-):
-  if context_map is None:
-    return
-  if leaves:
-    extra = sorted(leaves)[:5]
-    raise ValueError(f"{path}: a context map, and the extra tensors {extra}")
-  shape, dtype = context_map.shape, context_map.dtype
-  if len(shape) != 2 or shape[0] != shape[1] or dtype != np.float64:
-    raise ValueError(
-      f"{path}: context_map is {dtype} {shape}, not float64 (d, d)"
-    )

@@ -36,8 +36,7 @@ TARGETS = {
     f"{block}/{name}" for block in ("attn1", "attn2") for name in _PROJECTIONS
   ),
 }
-_PREFIX = "unet."
-_FACTORS = {"down": "lora_A.weight", "up": "lora_B.weight"}
+_FACTORS = ("down", "up")
 
 
 def init(
@@ -95,7 +94,7 @@ def target_kernels(
       ends_of = {"/".join(k.split("/")[-2:]) for k in names}
       near = difflib.get_close_matches(end, [*TARGETS, *sorted(ends_of)], n=3)
       raise ValueError(
-        f"targets={end!r}: no kernel's path ends so; allowed: "
+        f"targets={end!r}: no kernel's path ends with it; allowed: "
         f"{', '.join(TARGETS)}, or ends of paths"
         + (f"; nearest: {', '.join(near)}" if near else "")
       )
@@ -147,7 +146,7 @@ def pad(adapters: Adapters, rank: int) -> Adapters:
   for path, factors in adapters.items():
     extra = rank - factors["down"].shape[1]
     if extra < 0:
-      raise ValueError(f"rank={rank}: unet/{path} has {rank - extra} already")
+      raise ValueError(f"rank={rank}: unet/{path} already has {rank - extra}")
     padded[path] = {
       "down": jnp.pad(factors["down"], ((0, 0), (0, extra))),
       "up": jnp.pad(factors["up"], ((0, extra), (0, 0))),
@@ -184,9 +183,10 @@ def to_torch(
   """The factors under the keys of diffusers and PEFT; `up` includes `scale`."""
   tensors = {}
   for kernel, factors in adapters.items():
-    scaled = {"down": factors["down"], "up": scale * factors["up"]}
-    for name, ours in _tensor_names(kernel).items():
-      tensors[name] = np.asarray(scaled[ours]).T
+    module = torch_name(kernel.split("/")).removesuffix("weight")
+    down, up = factors["down"], scale * factors["up"]
+    tensors[f"unet.{module}lora_A.weight"] = np.asarray(down).T
+    tensors[f"unet.{module}lora_B.weight"] = np.asarray(up).T
   return tensors
 
 
@@ -212,12 +212,6 @@ def load(path: str | pathlib.Path, params: Params) -> Adapters:
 def _kernels(params: Params) -> dict[str, Any]:
   leaves = leaves_of(params["unet"]).items()
   return {path: leaf for path, leaf in leaves if path.endswith("/kernel")}
-
-
-def _tensor_names(path: str) -> dict[str, str]:
-  """Names in the file -> factor: `unet.mid_block.....to_k.lora_A.weight`."""
-  module = torch_name(path.split("/")).removesuffix("weight")
-  return {f"{_PREFIX}{module}{end}": ours for ours, end in _FACTORS.items()}
 
 
 def _check(path: str, factors: Mapping[str, Any], leaves: Mapping[str, Any]):

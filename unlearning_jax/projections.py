@@ -58,7 +58,7 @@ def cross_attention_kernels(params: Params) -> dict[str, Any]:
     block = path.rsplit("/", 2)[0]
     for twin in (f"{block}/to_k/kernel", f"{block}/to_v/kernel"):
       if twin not in kernels:
-        raise ValueError(f"unet/{path} is there, unet/{twin} is not")
+        raise ValueError(f"unet/{path} is there, but unet/{twin} is not")
     if kernel.shape[0] != width:
       raise ValueError(
         f"unet/{path} has shape {kernel.shape}, but the text encoder is "
@@ -128,7 +128,7 @@ class Fingerprint:
     found = Fingerprint.of(params, self.kind)
     if found != self:
       raise ValueError(
-        f"{made} was made from base {self.digest}, these parameters are "
+        f"{made} was made from base {self.digest}, but these parameters are "
         f"{found.digest}; {remedy}"
       )
 

@@ -18,30 +18,15 @@ the host and solve for the change T - I: the condition number of A is 1e5 or
 more, and a float32 inverse of A would lose percents of the change.
 """
 
-from unlearning_jax.closed_form.orthogonal import solve_orthogonal
-from unlearning_jax.closed_form.solve import (
-  Step,
-  Sums,
-  check_scales,
-  erase_sums,
-  preserve_sums,
-  residual,
-  solve,
-  solve_pairs,
-  solve_rows,
-  solve_spd,
+from unlearning_jax.closed_form.orthogonal import (
+  solve_orthogonal as solve_orthogonal,
 )
-
-__all__ = [
-  "Step",
-  "Sums",
-  "check_scales",
-  "erase_sums",
-  "preserve_sums",
-  "residual",
-  "solve",
-  "solve_orthogonal",
-  "solve_pairs",
-  "solve_rows",
-  "solve_spd",
-]
+from unlearning_jax.closed_form.solve import Sums as Sums
+from unlearning_jax.closed_form.solve import check_scales as check_scales
+from unlearning_jax.closed_form.solve import erase_sums as erase_sums
+from unlearning_jax.closed_form.solve import preserve_sums as preserve_sums
+from unlearning_jax.closed_form.solve import residual as residual
+from unlearning_jax.closed_form.solve import solve as solve
+from unlearning_jax.closed_form.solve import solve_pairs as solve_pairs
+from unlearning_jax.closed_form.solve import solve_rows as solve_rows
+from unlearning_jax.closed_form.solve import solve_spd as solve_spd

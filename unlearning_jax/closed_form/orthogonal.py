@@ -88,7 +88,7 @@ def _shares(
   size = np.add.reduceat((value**2).sum(1), starts)
   if not size.all():
     raise ValueError(
-      f"unet/{path} shows erased phrase {int(np.argmin(size))} as zero: it has "
-      "no direction to be orthogonal to; use technique='replace'"
+      f"unet/{path} maps erased phrase {int(np.argmin(size))} to zero, which "
+      "has no direction to be orthogonal to; use technique='replace'"
     )
   return np.add.reduceat((value * anchor).sum(1), starts) / size

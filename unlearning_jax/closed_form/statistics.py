@@ -186,7 +186,9 @@ def add(statistics: Statistics, more: Statistics) -> Statistics:
   for name in ("base", "method"):
     ours, theirs = getattr(statistics, name), getattr(more, name)
     if ours != theirs:
-      raise ValueError(f"statistics of {name} {ours} and of {theirs}")
+      raise ValueError(
+        f"statistics of {name} {ours} cannot take in those of {theirs}"
+      )
   twice = set(statistics.held_phrases) & set(more.held_phrases)
   if twice:
     raise ValueError(f"{sorted(twice)[0]!r} is preserved already")
@@ -214,9 +216,9 @@ def check_more(statistics: Statistics, concepts: Sequence[Concept]) -> None:
   for concept in concepts:
     if same_phrase(concept.erase) in held:
       raise ValueError(
-        f"{concept.erase!r} would be both erased and preserved: the statistics "
-        "hold it in one sum with all that is preserved, from which it cannot "
-        "be taken exactly. Erase the whole list from the base again"
+        f"{concept.erase!r} would be both erased and preserved. The statistics "
+        "keep one sum of all preserved phrases, from which one phrase cannot "
+        "be removed exactly. Erase the whole list from the base again"
       )
 
 
@@ -230,7 +232,7 @@ def remove(statistics: Statistics, *phrases: str) -> Statistics:
   gone = {_find(statistics, phrase) for phrase in phrases}
   kept = [one for i, one in enumerate(statistics.erased) if i not in gone]
   if not kept:
-    raise ValueError("nothing stays erased: use the base model")
+    raise ValueError("no concept would stay erased: use the base model")
   return dataclasses.replace(statistics, erased=tuple(kept))
 
 

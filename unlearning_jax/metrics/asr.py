@@ -209,4 +209,5 @@ METRIC = metrics.Metric(
   metrics.unite,
   _compute,
   images=False,
+  verbs=("attack",),
 )

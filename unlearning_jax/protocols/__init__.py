@@ -21,7 +21,7 @@ import hashlib
 import importlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from unlearning_jax import durable, extensions
@@ -171,24 +171,6 @@ def check(protocol: Protocol):
       f"{protocol.hash[:12]}, frozen as {was[:12]}), so its numbers would not "
       f"compare; give it another name, as {protocol.name}-2"
     )
-
-
-def agree(signed: Iterable[str]):
-  """Checks that runs in one table have equal protocols under one name.
-
-  Args:
-    signed: each run's `Protocol.signed`; "" without a protocol.
-
-  Raises:
-    ValueError: one name has several hashes.
-  """
-  found: dict[str, str] = {}
-  for name, _, digest in (text.partition(" ") for text in signed if text):
-    if found.setdefault(name, digest) != digest:
-      raise ValueError(
-        f"protocol {name!r}: hashes {found[name][:12]} and {digest[:12]} are "
-        "different protocols; make a table of each"
-      )
 
 
 def freeze():
