@@ -92,6 +92,7 @@ class Erasure:
     """Erases `concepts`, by the module's `erase`.
 
     Args:
+      sd: networks, tokenizer and schedule, without arrays.
       params: the base, {text_encoder, unet, vae}; not changed.
       concepts: what to erase, each with its anchor and what it preserves.
       key: the source of all randomness; closed forms and guidance use none.
