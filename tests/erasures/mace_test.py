@@ -330,10 +330,7 @@ def test_prompts_that_cannot_be_used(model):
   tokenizer = model[0].tokenizer
   rng = np.random.default_rng(0)
   for call, message in (
-    (
-      lambda: text.locate(tokenizer, "a photo", "b"),
-      "must hold exactly one '{}'",
-    ),
+    (lambda: text.locate(tokenizer, "a photo", "b"), "exactly one '{}'"),
     (lambda: text.locate(tokenizer, "a{}", "b"), "'a{}'.*'b' has other tokens"),
     (
       lambda: text.choose_templates(Concept("b"), {"object": ["{}"]}, 2, rng),
