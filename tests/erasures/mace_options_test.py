@@ -76,7 +76,7 @@ def test_files_are_checked_before_anything_is_encoded(
   write(tmp_path, "small", images[:, :8, :8], masks)
   for name, message in (
     ("fish", "no images of 'fish' in"),
-    ("few", r"masks of 'few': shape \(2, 16, 16\); want \(3, 16, 16\)"),
+    ("few", r"masks of 'few': shape \(2, 16, 16\); allowed: \(3, 16, 16\)"),
     ("none", "no masks of 'none'"),
     ("small", r"images of 'small': uint8 \(3, 8, 8, 3\); allowed: uint8"),
   ):
