@@ -21,6 +21,7 @@ from absl import app, flags
 from PIL import Image
 
 from unlearning_jax import data, finetune, sharding
+from unlearning_jax.concepts import check_choice
 from unlearning_jax.record.workdir import read_rows
 from unlearning_jax.shapes import judge, render, vocabulary
 
@@ -68,9 +69,8 @@ def trained() -> tuple[judge.ShapesNet, Any]:
     finetune.make_step(functools.partial(judge.loss, net), tx, 0.99),
     {}, data.Batches(drawn(COUNT.value, 0), 64, 0), key,
     mesh=sharding.make_mesh(devices=jax.local_devices()[:1]),
-    num_steps=STEPS.value, every=100,
-    on_metrics=lambda step, values: print(step, values),
-    on_state=lambda step, state: None,
+    num_steps=STEPS.value,
+    watch=finetune.Watch(every=100, on_metrics=print),
   )  # fmt: skip
   return net, jax.device_get(state.ema)
 
@@ -109,7 +109,7 @@ def read(paths: list[pathlib.Path]) -> np.ndarray:
 def main(_):
   """Trains, checks itself, and counts."""
   root = pathlib.Path(RUNS.value)
-  vocabulary.check(NAME.value, vocabulary.HEADS["identity"], "identity")
+  check_choice("identity", NAME.value, vocabulary.HEADS["identity"])
   face = _FACES[vocabulary.HEADS["identity"].index(NAME.value)]
   net, params = trained()
   test = drawn(COUNT.value // 6, 1)

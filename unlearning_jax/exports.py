@@ -151,11 +151,10 @@ def export(
   rank: int | None = None,
   overwrite: bool = False,
 ) -> dict[str, Any]:
-  """Writes the edit in one of `FORMATS`.
+  """Writes the edit to a file or folder.
 
   Args:
-    path: file or folder.
-    layout: the format's name.
+    layout: a name in `FORMATS`.
     sd: gives a folder its configs and tokenizer.
     params: the edit's base.
     dtype: of the tensors, "float32" or "float16".

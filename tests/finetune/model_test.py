@@ -55,10 +55,12 @@ def run(model, data, state=None, num_steps=STEPS, mesh=None, states=None, **kw):
     jax.random.key(1),
     mesh=mesh or sharding.make_mesh(devices=jax.devices()[:1]),
     num_steps=num_steps,
-    every=100,
-    at=(1, 4),
-    on_metrics=metrics.__setitem__,
-    on_state=lambda i, s: seen.__setitem__(i, jax.device_get(s)),
+    watch=finetune.Watch(
+      every=100,
+      at=(1, 4),
+      on_metrics=metrics.__setitem__,
+      on_state=lambda i, s: seen.__setitem__(i, jax.device_get(s)),
+    ),
   )
   return state, metrics
 

@@ -128,7 +128,7 @@ def test_a_frame_has_three_images_from_one_seed(run):
   frame = summary.frame(run, SD, won(), run.path.parent / "targets")
   assert frame["tokens"] == ["<t7></w>", "<t8></w>"]
   # What stood elsewhere has been copied: the page's images are the run's own.
-  assert frame["images"]["original"].startswith("images/shown/c-original")
+  assert frame["images"]["base"].startswith("images/shown/c-base")
   document = make_document(gallery=[frame])
   found = Page(render(document, run))
   drawn = list(found.images())

@@ -16,6 +16,7 @@ from unlearning_jax.finetune.diffusion import encode_examples as encode_examples
 from unlearning_jax.finetune.loop import Loss as Loss
 from unlearning_jax.finetune.loop import Metrics as Metrics
 from unlearning_jax.finetune.loop import TrainState as TrainState
+from unlearning_jax.finetune.loop import Watch as Watch
 from unlearning_jax.finetune.loop import init_state as init_state
 from unlearning_jax.finetune.loop import make_step as make_step
 from unlearning_jax.finetune.loop import optimizer as optimizer

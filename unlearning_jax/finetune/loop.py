@@ -1,5 +1,6 @@
 """One training step and one loop, for any loss."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -25,8 +26,6 @@ Loss = Callable[
 
 
 SCHEDULES = ("cosine", "constant")
-# Steps after which the metrics of an erasure are checked to be finite.
-_CHECK_EVERY = 20
 
 
 class TrainState(NamedTuple):
@@ -36,6 +35,24 @@ class TrainState(NamedTuple):
   params: Params
   opt_state: Any
   ema: Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Watch:
+  """Two functions that the loop calls, and the steps after which it does.
+
+  Attributes:
+    every: steps between calls; the last step is always followed by one.
+    at: more steps after which the functions are called.
+    on_metrics: gets (steps done, the last step's metrics).
+    on_state: gets (steps done, state), to write checkpoints. The loop reuses
+      the state's memory afterwards.
+  """
+
+  every: int = 20
+  at: Collection[int] = ()
+  on_metrics: Callable[[int, dict[str, float]], None] = lambda *_: None
+  on_state: Callable[[int, TrainState], None] = lambda *_: None
 
 
 class Batched(Protocol):
@@ -185,10 +202,7 @@ def train(
   *,
   mesh: Any,
   num_steps: int,
-  every: int,
-  at: Collection[int] = (),
-  on_metrics: Callable[[int, dict[str, float]], None],
-  on_state: Callable[[int, TrainState], None],
+  watch: Watch,
 ) -> TrainState:
   """Trains from `state.step` to step `num_steps`.
 
@@ -201,10 +215,7 @@ def train(
     key: of the whole run.
     mesh: batches are split over all its devices; large leaves of the state and
       of `frozen` are split over its `fsdp` axis.
-    every: steps between calls of the two hooks, which also see the last step.
-    at: more steps at which the hooks are called.
-    on_metrics: gets (steps done, the last step's metrics).
-    on_state: gets (steps done, state), to write checkpoints.
+    watch: calls made on the way. Metrics are checked before each call.
 
   Raises:
     FloatingPointError: a metric is not finite; names it and the step.
@@ -220,15 +231,15 @@ def train(
     batch = sharding.global_batch(mesh, batches[done])
     state, metrics = compiled(state, frozen, batch, key)
     done += 1
-    if done % every == 0 or done == num_steps or done in at:
+    if done % watch.every == 0 or done == num_steps or done in watch.at:
       values = {name: float(value) for name, value in metrics.items()}
       wrong = [name for name, v in values.items() if not math.isfinite(v)]
       if wrong:
         raise FloatingPointError(
           f"training: {', '.join(wrong)} not finite at step {done}"
         )
-      on_metrics(done, values)
-      on_state(done, state)
+      watch.on_metrics(done, values)
+      watch.on_state(done, state)
   return state
 
 
@@ -243,20 +254,17 @@ def train_erasure(
   batch_size: int,
   num_steps: int,
   begin: Callable[[TrainState], TrainState] = lambda state: state,
-  at: Collection[int] = (),
-  on_metrics: Callable[[int, dict[str, float]], None] = lambda *_: None,
-  on_state: Callable[[int, TrainState], None] = lambda *_: None,
+  watch: Watch = Watch(),
 ) -> Params:
-  """`train` for an erasure, whose hooks may be left out.
+  """`train` for an erasure, from its parameters to its parameters.
 
   Runs on as many of this process's devices as divide the batch evenly: a batch
   of one runs on one device. So every process of a run gets the same result.
 
   Args:
     trained: parameters that the loss is differentiated by.
-    batch_size: rows of a batch.
     begin: maps the first state to the one to start from, as a resume does.
-    at: steps after which the hooks are called, besides every twentieth.
+    watch: calls made on the way.
 
   Returns:
     The trained parameters, on the host.
@@ -274,9 +282,6 @@ def train_erasure(
     key,
     mesh=sharding.make_mesh(devices=devices),
     num_steps=num_steps,
-    every=_CHECK_EVERY,
-    at=at,
-    on_metrics=on_metrics,
-    on_state=on_state,
+    watch=watch,
   )
   return jax.device_get(state.params)

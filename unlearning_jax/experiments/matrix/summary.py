@@ -183,7 +183,7 @@ def _frame(
   }
   first, row = next(iter(rows.items()))
   paths = {
-    "original": root / task / "targets" / f"{name}.png",
+    "base": root / task / "targets" / f"{name}.png",
     "no attack": renamed.folder(root / str(first)) / (row["pre_image"] or "-"),
   }
   texts, won = {}, []
