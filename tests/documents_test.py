@@ -1,0 +1,253 @@
+"""What README and docs show can be typed, and does what they say."""
+
+import json
+import multiprocessing
+import os
+import re
+import runpy
+import shutil
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import scripts, tiny_pipelines
+
+ROOT = scripts.ROOT
+PAGES = [
+  "README.md",
+  "CONTRIBUTING.md",
+  *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/**/*.md")),
+]
+SCRIPTS = {
+  path.stem
+  for path in (ROOT / "launch").glob("*.py")
+  if path.stem not in ("__init__", "flags", "main")
+}
+# Each writes down how it was called, and does nothing.
+STUB = """#!{python}
+import json, sys
+with open({log!r}, "a") as file:
+  file.write(json.dumps([{name!r}, *sys.argv[1:]]) + "\\n")
+"""
+PROGRAMS = (
+  "python", "unlearning-jax", "make", "pip", "srun", "gcloud", "cp", "mkdir",
+)  # fmt: skip
+
+
+def blocks(page, language):
+  text = (ROOT / page).read_text(encoding="utf-8")
+  return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def shell(page, folder):
+  """The commands of a page, as bash calls them: [program, argument, ...]."""
+  log = folder / "log"
+  (folder / "bin").mkdir()
+  (folder / ".venv/bin").mkdir(parents=True)
+  (folder / ".venv/bin/activate").write_text("")
+  for name in PROGRAMS:
+    path = folder / "bin" / name
+    path.write_text(STUB.format(python=sys.executable, log=str(log), name=name))
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+  for block in blocks(page, "sh"):
+    subprocess.run(
+      [shutil.which("bash"), "-euc", block + "\nwait"],
+      cwd=folder,
+      env={"PATH": f"{folder}/bin"},
+      check=True,
+    )
+  lines = log.read_text().splitlines() if log.exists() else []
+  return [json.loads(line) for line in lines]
+
+
+def launched(commands):
+  """The launch scripts among them: (script, arguments)."""
+  for program, *rest in commands:
+    if program in ("srun",):
+      program, *rest = rest
+    if program == "python" and rest[0] == "-m":
+      folder, _, name = rest[1].partition(".")
+      assert folder == "launch" and name in SCRIPTS, rest
+      yield name, rest[2:]
+    elif program == "unlearning-jax" and not rest[0].startswith("-"):
+      assert rest[0] in SCRIPTS, rest
+      yield rest[0], rest[1:]
+
+
+def _parse(name, arguments, errors):
+  """What a script does before it runs: flags, the config, its keys."""
+  from absl import app, flags
+
+  os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+  os.chdir(ROOT)
+  app.run = lambda *_: flags.FLAGS(sys.argv)
+  sys.argv = [name, *arguments]
+  runpy.run_module(f"launch.{name}", run_name="__main__", alter_sys=True)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_parse(page, tmp_path):
+  context = multiprocessing.get_context("fork")
+  for name, arguments in launched(shell(page, tmp_path)):
+    errors = tmp_path / "errors"
+    one = context.Process(target=_parse, args=(name, arguments, str(errors)))
+    one.start()
+    one.join()
+    assert one.exitcode == 0, (name, arguments, errors.read_text()[-2000:])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_names_exists(page, tmp_path):
+  text = (ROOT / page).read_text(encoding="utf-8")
+  makefile = (ROOT / "Makefile").read_text()
+  named = [c[1] for c in shell(page, tmp_path) if c[0] == "make"]
+  named += re.findall(r"`make ([a-z-]+)", text)
+  for target in named:
+    assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+  for script in re.findall(r"launch\.(\w+)", text):
+    assert script in SCRIPTS, script
+  files = re.findall(
+    r"`((?:benchmarks|tests|configs|unlearning_jax|docs)/[\w/.]+)`", text
+  )
+  for file in files:
+    known = (ROOT / file).exists() or "/x.py" in file
+    assert known, f"{page} names {file}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_links_of_a_page_lead_somewhere(page):
+  text = (ROOT / page).read_text(encoding="utf-8")
+  for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+    if not link.startswith("http"):
+      assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
+
+
+def test_the_readme_is_short():
+  assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_ci_runs_the_commands_of_the_readme():
+  lines = (ROOT / ".ci/run").read_text().splitlines()
+  steps = [line for line in lines if line.startswith("make ")]
+  assert steps == ["make docs", "make test", "make test-slow"]
+  assert "set -euo pipefail" in lines
+
+
+# --- They run ---
+
+# The same calls, of fewer images and steps.
+FEW = ["--config.batch_size=2", "--config.sampling.num_inference_steps=2"]
+ROWS = ["--config.rows_per_group=1", *FEW]
+SMALL = {
+  "erase": [*ROWS, "--config.other_rows=2"],
+  "evaluate": [*ROWS, "--config.other_rows=2"],
+  "attack": ["--config.rows_per_group=2", *FEW, "--config.hparams.blocks=1"],
+  "finetune": [
+    "--config.num_steps=2", "--config.batch_size=2",
+    "--config.checkpoints=(2,)", "--config.data.size=8",
+  ],
+  "attack_matrix": ["--dry_run"],
+  "resurgence": ["--dry_run"],
+  "train": ["--config.num_steps=1", "--config.data.size=64"],
+}  # fmt: skip
+SMALLER = {
+  'protocol="shapes-star"': 'protocol="shapes-star~rows_per_group=1,'
+  'other_rows=2"',
+  'control="random")': 'control="random", rows=2, '
+  'hparams={"blocks": 1, "iterations": 2})',
+  "steps=100": "steps=2, batch_size=8",
+  "erased, tuned)": "erased, tuned, prompts=2)",
+}
+
+
+def python(block, folder):
+  """A block with smaller budgets; a file where its first line names one."""
+  name = re.match(r"# (\w+\.py)\n", block)
+  if name:
+    (folder / name[1]).write_text(block)
+    return ""
+  for large, small in SMALLER.items():
+    block = block.replace(large, small)
+  return block
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+  "page", ["docs/erase.md", "docs/attack.md", "docs/finetune.md",
+           "docs/evaluate.md", "docs/extend.md"],
+)  # fmt: skip
+def test_the_python_of_a_page_runs(page, tmp_path):
+  found = [python(block, tmp_path) for block in blocks(page, "python")]
+  # The sketch of an erasure's module is no program.
+  found = [b for b in found if "import unlearning_jax as ul" in b or not b]
+  assert found
+  for block in filter(None, found):
+    done = subprocess.run(
+      [sys.executable, "-c", block],
+      cwd=tmp_path,
+      capture_output=True,
+      text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_the_lines_for_stable_diffusion_run(page, tmp_path):
+  pytest.importorskip("torch")
+  (block,) = [b for b in blocks(page, "python") if "stable-diffusion-v1" in b]
+  model = tmp_path / "model"
+  model.mkdir()
+  tiny_pipelines.write(model)
+  block = block.replace("CompVis/stable-diffusion-v1-4", "model")
+  block = block.replace("seeds=[0, 1]", "seeds=[0], num_inference_steps=2")
+  head = "import unlearning_jax as ul\n"
+  done = subprocess.run(
+    [sys.executable, "-c", head + block],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert (tmp_path / "van_gogh.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+  "page", ["docs/erase.md", "docs/attack.md", "docs/finetune.md",
+           "docs/evaluate.md", "docs/extend.md"],
+)  # fmt: skip
+def test_the_commands_of_a_page_run(page, tmp_path):
+  for block in blocks(page, "python"):
+    python(block, tmp_path)
+  shutil.copytree(ROOT / "configs", tmp_path / "configs")
+  for method in ("uce", "rece"):
+    # What `make demo` and the page of erasures leave behind.
+    flags = [f"--config=erase_{method}:tiny,name=star"]
+    off = ["--config.rows_per_group=0", "--config.other_rows=0"]
+    for folder in (f"runs/demo/{method}", f"runs/{method}"):
+      run = scripts.run(
+        "erase", *flags, *off, f"--workdir={folder}", cwd=tmp_path
+      )
+      run.finish()
+  ran = 0
+  for name, arguments in launched(shell(page, tmp_path)):
+    small = SMALL.get(name, [])
+    if "--list" in arguments or small == ["--dry_run"]:
+      continue
+    if "attack_controls" not in str(arguments) and name == "attack":
+      small = [*small, "--config.hparams.iterations=1"]
+    if "--protocol=shapes-star" in arguments:
+      arguments = [
+        "--protocol=shapes-star~rows_per_group=1,other_rows=2",
+        *[a for a in arguments if not a.startswith("--protocol")],
+      ]
+      small = []
+    scripts.run(name, *arguments, *small, cwd=tmp_path).finish()
+    ran += 1
+  assert ran
