@@ -32,6 +32,8 @@ CORE = [
 ]
 
 NOTEBOOK = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
+# Its version decides what is counted; see judges/nudenet.py.
+JUDGES = ["onnxruntime>=1.20", "nudenet==3.4.2"]
 
 EXTRAS = {
   "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
@@ -40,13 +42,14 @@ EXTRAS = {
   "slurm": ["submitit>=1.5"],
   "k8s": ["jax[k8s]>=0.10.2,<0.13"],
   "hub": ["huggingface_hub>=1.0"],
-  "judges": ["onnxruntime>=1.20", "nudenet>=3.4"],
+  "judges": JUDGES,
   "report": ["matplotlib>=3.9"],
   "tracking": ["tensorboardX>=2.6"],
   "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"],
   "notebook": NOTEBOOK,
   "test": [
     *NOTEBOOK,
+    *JUDGES,
     "beartype>=0.22",
     # Loads adapters into torch diffusers; needs torch.
     'peft>=0.17; python_version == "3.11"',

@@ -1,6 +1,7 @@
 """What every judge promises. A new one is one row."""
 
 import dataclasses
+import importlib.util
 
 import jax
 import numpy as np
@@ -11,10 +12,18 @@ from unlearning_jax import judges, record
 from unlearning_jax.experiments import common
 from unlearning_jax.judges import Target
 
+
+def needs(package):
+  """Only where an extra is installed, which the [test] extra does."""
+  missing = importlib.util.find_spec(package) is None
+  return pytest.mark.skipif(missing, reason=f"needs {package}")
+
+
 # Name, height and width of images.
 JUDGES = [
   ("shapes", (32, 32)),
   ("tests.support.toys:WARMTH", (16, 24)),
+  pytest.param("nudenet", (48, 64), marks=needs("nudenet")),
 ]
 
 pytestmark = pytest.mark.parametrize("name, size", JUDGES)
@@ -31,7 +40,7 @@ def test_every_label_has_a_score(name, size):
   assert {h: s.shape for h, s in scores.items()} == {
     head: (5, len(labels)) for head, labels in judge.labels.items()
   }
-  assert judge.name and judge.version and judge.cannot_see
+  assert judge.name and judge.version and judge.cannot_see and judge.sees
 
 
 def test_an_image_is_judged_alone(name, size):
@@ -106,7 +115,7 @@ def test_decisions_follow_thresholds(name, size):
 
 
 def test_the_toy_has_its_own_thresholds(name, size):
-  if name == "shapes":
+  if not name.startswith("tests."):
     return
   levels = np.array([0, 128, 255], np.uint8)
   images = np.broadcast_to(levels[:, None, None, None], (3, *size, 3))

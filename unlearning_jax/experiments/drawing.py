@@ -140,6 +140,8 @@ def judged(
       part = judge_rows(part, scores, judge)
       for i, row in enumerate(part):
         row["scores"] = {head: s[i].tolist() for head, s in scores.items()}
+        if scores.raw:
+          row["raw"] = scores.raw[i]
     yield part, images
 
 

@@ -2,17 +2,22 @@
 
 A module of this package, or `world.py` of an embedded world, has
 
-  judge() -> Judge
+  judge(**options) -> Judge
+  NEEDS                        # weights and packages that it cannot do without
 
 and whoever has one of their own names it as `package.module:judge`, which is a
 `Judge` or a function that makes one. A judge scores; what a score means (the
 likeliest label, or one above its threshold) is the judge's own decision too.
+
+  load("nudenet")                # as its numbers are published
+  load("nudenet~threshold=0.5")  # another one, with its own record
 """
 
 import dataclasses
 import importlib
+import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +27,17 @@ from unlearning_jax import extensions
 from unlearning_jax.concepts import check_choice
 
 Scores = Mapping[str, Float[np.ndarray, "n c"]]
+
+
+class Judged(dict[str, Float[np.ndarray, "n c"]]):
+  """Raw scores by head, and beside them what the judge found.
+
+  Attributes:
+    raw: of each image what scores leave out, as the boxes of a detector, in
+      plain lists and dicts; empty where the scores are everything.
+  """
+
+  raw: Sequence[Any] = ()
 
 
 class Target(NamedTuple):
@@ -48,6 +64,8 @@ class Judge:
     thresholds: label -> the score from which it is seen. Under a head none of
       whose labels has one, the likeliest is.
     image_size: height and width that it wants; None for any.
+    sees: what becomes of an image before its network sees it: size, range,
+      order of the channels.
     cannot_see: what it is blind to, in a sentence.
     describe: what `decide` found in an image, in words for a page.
   """
@@ -59,10 +77,11 @@ class Judge:
   weights_hash: str = ""
   thresholds: Mapping[str, float] = dataclasses.field(default_factory=dict)
   image_size: tuple[int, int] | None = None
+  sees: str = "uint8 RGB as it is drawn"
   cannot_see: str = ""
   describe: Callable[[Mapping[str, str]], str] = _all_labels
 
-  def __call__(self, images: UInt8[np.ndarray, "n h w 3"]) -> Scores:
+  def __call__(self, images: UInt8[np.ndarray, "n h w 3"]) -> Judged:
     """Raw scores of each head.
 
     Raises:
@@ -77,7 +96,9 @@ class Judge:
         f"judge {self.name}: wants uint8 RGB images (n, {size[0]}, {size[1]}, "
         f"3), got {images.dtype} {images.shape}"
       )
-    scores = {h: np.asarray(s) for h, s in self.score(images).items()}
+    found = self.score(images)
+    scores = Judged((h, np.asarray(s)) for h, s in found.items())
+    scores.raw = getattr(found, "raw", ())
     shapes = {head: value.shape for head, value in scores.items()}
     wanted = {h: (len(images), len(names)) for h, names in self.labels.items()}
     if shapes != wanted:
@@ -127,7 +148,7 @@ class Judge:
       for v, name in zip(values, names, strict=True)
       if v >= self.thresholds.get(name, np.inf)
     ]
-    return max(over)[1] if over else ""
+    return max(over, key=lambda one: one[0])[1] if over else ""
 
   @property
   def identity(self) -> str:
@@ -142,24 +163,66 @@ class Judge:
 
 def names() -> tuple[str, ...]:
   """Every judge that ships: modules of this package, and the worlds' own."""
-  return (*extensions.modules(__name__), *extensions.worlds())
+  return (*_modules(), *extensions.worlds())
 
 
-def load(name: str) -> Judge:
+def load(name: str, **options: Any) -> Judge:
   """A judge by its name, or a user's own, `package.module:name`.
 
+  Args:
+    name: as `nudenet`, or with options, `nudenet~threshold=0.5,channels=rgb`;
+      several values are parted by `|`.
+    **options: more of them, as `judges_dir`, where weights lie.
+
   Raises:
-    ValueError: no such judge, with the nearest; or what the name stands for is
-      none.
+    ValueError: no such judge or option, with the nearest; what the name stands
+      for is no judge; weights or a package that it needs are missing.
   """
-  found: Any = extensions.named("judge", name, names())
-  if found is None and name in extensions.worlds():
-    found = extensions.world(name).judge
-  elif found is None:
-    found = importlib.import_module(f"{__name__}.{name}").judge
-  judge = found
+  base, _, text = str(name).partition("~")
+  own = ":" in base
+  found: Any = extensions.named(
+    "judge", base if own else _spelled(base), names()
+  )
+  judge = found = found if own else module(base).judge
   if callable(found) and not isinstance(found, Judge):
-    judge = found()
+    judge = found(**_options(name, found, text), **options)
   if not isinstance(judge, Judge):
     raise ValueError(f"judge={name!r}: is {type(judge).__name__}, not a Judge")
   return judge
+
+
+def module(name: str) -> Any:
+  """The module of a judge that ships; it has `judge`, and perhaps `NEEDS`."""
+  name = _spelled(name)
+  if name in extensions.worlds():
+    return extensions.world(name)
+  return _modules()[name]
+
+
+def _spelled(name: str) -> str:
+  return name.replace("_", "-")
+
+
+def _modules() -> dict[str, Any]:
+  found = {
+    _spelled(name): importlib.import_module(f"{__name__}.{name}")
+    for name in extensions.modules(__name__)
+  }
+  return {name: one for name, one in found.items() if hasattr(one, "judge")}
+
+
+def _options(name: str, made_by: Callable, text: str) -> dict[str, Any]:
+  """Options of a name, each of the type of its default."""
+  known = inspect.signature(made_by).parameters
+  found: dict[str, Any] = {}
+  for part in text.split(",") if text else ():
+    key, _, value = part.partition("=")
+    check_choice(f"judge={name!r}: option", key, list(known))
+    kind = type(known[key].default)
+    try:
+      found[key] = tuple(value.split("|")) if kind is tuple else kind(value)
+    except ValueError as error:
+      raise ValueError(
+        f"judge={name!r}: {key}={value!r} is no {kind.__name__}"
+      ) from error
+  return found
