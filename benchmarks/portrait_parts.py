@@ -68,9 +68,8 @@ def trained() -> tuple[judge.ShapesNet, Any]:
     finetune.make_step(functools.partial(judge.loss, net), tx, 0.99),
     {}, data.Batches(drawn(COUNT.value, 0), 64, 0), key,
     mesh=sharding.make_mesh(devices=jax.local_devices()[:1]),
-    num_steps=STEPS.value, every=100,
-    on_metrics=lambda step, values: print(step, values),
-    on_state=lambda step, state: None,
+    num_steps=STEPS.value,
+    watch=finetune.Watch(every=100, on_metrics=print),
   )  # fmt: skip
   return net, jax.device_get(state.ema)
 

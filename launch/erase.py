@@ -46,7 +46,7 @@ def listed() -> list[str]:
   """The methods, and what each is."""
   from unlearning_jax import erasures
 
-  return erasures.listed()
+  return erasures.listing()
 
 
 if __name__ == "__main__":

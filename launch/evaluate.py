@@ -10,39 +10,37 @@ base alone is measured. A protocol is a frozen preset; `shapes-star~per_group=2`
 is another one, with its own name.
 """
 
-from absl import flags as absl_flags
+import functools
+
+from absl.flags import DEFINE_list, DEFINE_string
 
 from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()
-_EDITS = absl_flags.DEFINE_list("edits", [], "Edits, or erase runs' folders.")
-_PROTOCOL = absl_flags.DEFINE_string(
-  "protocol", None, "A protocol's name, in place of a config."
-)
-_JUDGE = absl_flags.DEFINE_string(
-  "judge", None, "Another judge than the config's, as package.module:name."
-)
-_METRICS = absl_flags.DEFINE_list(
-  "metrics", [], "More metrics, named likewise."
-)
+_EDITS = DEFINE_list("edits", [], "Edits, or erase runs' folders.")
+_PROTOCOL = DEFINE_string("protocol", None, "A protocol, in place of a config.")
+_JUDGE = DEFINE_string("judge", None, "Another judge, package.module:name.")
+_METRICS = DEFINE_list("metrics", [], "More metrics, package.module:name each.")
 
 
 def main(_):
   """Builds the settings, reads the models, evaluates."""
+  import jax
+
   from unlearning_jax.experiments import common, evaluate
   from unlearning_jax.report import comparison
-  from unlearning_jax.settings import build
 
   given = _CONFIG.value.to_dict() if _CONFIG.value else None
   config = evaluate.config(given, _PROTOCOL.value, _JUDGE.value, _METRICS.value)
-  settings = build(evaluate.Settings, config)
+  settings = flags.settings(evaluate.Settings, config)
   models = evaluate.read_models(settings, _EDITS.value)
-  run = common.workdir(_WORKDIR.value, config, evaluate.Settings)
-  document = evaluate.run(settings, run, models)
-  if run.is_writer:
+  path = _WORKDIR.value
+  opened = functools.partial(common.workdir, path, config, evaluate.Settings)
+  document = evaluate.run(settings, opened, models)
+  if jax.process_index() == 0:
     print(comparison.text_table(document))
-    print(f"report: {run.path / 'report.html'}")
+    print(f"report: {path}/report.html")
 
 
 def listed() -> list[str]:

@@ -11,10 +11,11 @@ if __name__ == "__main__":
 """
 
 import dataclasses
+import importlib
 import importlib.util
 import pathlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
@@ -46,15 +47,46 @@ def workdir(what: str = "The run's folder.") -> flags.FlagHolder[str]:
   return flags.DEFINE_string("workdir", None, what, required=True)
 
 
-def settings(cls: type[T], config: ConfigDict) -> T:
+def settings(cls: type[T], config: ConfigDict | dict[str, Any]) -> T:
   """The settings that a config's values make.
 
   Raises:
-    ValueError: as `settings.build`.
+    ValueError: as `settings.build`; or the config is of another verb.
   """
   from unlearning_jax.settings import build
 
-  return build(cls, config.to_dict())
+  values = config if isinstance(config, dict) else config.to_dict()
+  try:
+    return build(cls, values)
+  except ValueError as error:
+    known = {verb: one for verb, one in _settings() if _is_of(one, values)}
+    if not known or cls in known.values():
+      raise
+    verb, own = next(iter(known)), pathlib.Path(sys.argv[0]).stem
+    typed = [text for text in sys.argv if text.startswith("--config=")]
+    raise ValueError(
+      f"--config: holds the settings of {verb}, not of {own}; run "
+      f"unlearning-jax {' '.join([verb, *typed])}"
+    ) from error
+
+
+def _settings() -> Iterator[tuple[str, Any]]:
+  """Every verb that takes a config, and the class of its settings."""
+  for verb in (
+    "erase", "attack", "attack_matrix", "diagnose", "evaluate", "finetune",
+    "resurgence",
+  ):  # fmt: skip
+    name = {"attack_matrix": "matrix"}.get(verb, verb)
+    module = importlib.import_module(f"unlearning_jax.experiments.{name}")
+    yield verb, module.Settings
+
+
+def _is_of(cls: Any, values: dict[str, Any]) -> bool:
+  """Whether a config has what a settings class needs, and nothing else."""
+  from unlearning_jax.settings import needed
+
+  known = {field.name for field in dataclasses.fields(cls)}
+  return {*needed(cls)} <= {*values} <= known
 
 
 def built(cls: type[T]) -> T:
@@ -84,11 +116,20 @@ def run(
     flags.DEFINE_bool("list", False, "Print what there is to choose from.")
     if {"--list", "-list"} & set(sys.argv[1:]):
       return print(*listed(), sep="\n")
+  flags.DEFINE_bool("traceback", False, "Print where an error was raised.")
   named = flags.FLAGS.flag_values_dict()
   # A protocol, or a default, stands in for a config.
   if named.get("config", "") is None and "protocol" not in named:
     flags.mark_flag_as_required("config")
-  app.run(lambda argv: _started(main, argv))
+  app.run(lambda argv: _started(main, argv), flags_parser=_parsed)
+
+
+def _parsed(argv: list[str]) -> list[str]:
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError) as error:
+    # What a ConfigDict raises of `--config.<key>=<value>`.
+    sys.exit(f"error: --config.<key>: the config has no such key: {error}")
 
 
 def _started(main: Callable[[list[str]], Any], argv: list[str]) -> Any:
@@ -100,7 +141,12 @@ def _started(main: Callable[[list[str]], Any], argv: list[str]) -> Any:
     from unlearning_jax import sharding
 
     sharding.initialize_distributed(bool(flags.FLAGS["distributed"].value))
-  return main(argv)
+  try:
+    return main(argv)
+  except (ValueError, OSError) as error:
+    if flags.FLAGS["traceback"].value:
+      raise
+    sys.exit(f"error: {error}\n(--traceback prints where it was raised)")
 
 
 def shipped() -> dict[str, pathlib.Path]:

@@ -29,11 +29,10 @@ _REPORT = DEFINE_bool("report", False, "Only write the report.")
 
 def main(_: list[str]):
   """Flags to settings to the experiment."""
-  from unlearning_jax import settings
   from unlearning_jax.experiments import common, resurgence
 
   config = resurgence.with_edits(_CONFIG.value.to_dict(), _EDITS.value)
-  given = settings.build(resurgence.Settings, config)
+  given = flags.settings(resurgence.Settings, config)
   if _DRY_RUN.value:
     print(resurgence.described(given, _WORKDIR.value))
     return

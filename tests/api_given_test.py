@@ -43,7 +43,7 @@ REFUSED = {
   ),
   "evaluate metric": (
     lambda m: ul.evaluate(m, protocol=P, metrics=["r_norm"]),
-    "'r_norm' is of the rows that resurgence draws",
+    "'r_norm' reads the rows of resurgence, and evaluate has none.*accuracy",
   ),
   "evaluate nothing": (
     lambda m: ul.evaluate(m, protocol=P, per_group=0),
@@ -67,6 +67,10 @@ REFUSED = {
     r"did you mean sampling={'num_steps': 2}\?",
   ),
   "attack model": (lambda m: ul.attack([m], "star"), NONE),
+  "attack metric": (
+    lambda m: ul.attack(m, "star", metrics=["accuracy"]),
+    "'accuracy' reads .*attack has none of these; it can show asr, seen, or",
+  ),
   "attack subject": (lambda m: ul.attack(m, 3), "subject=3"),
   "attack rows": (lambda m: ul.attack(m, "star", rows="2"), "must be int"),
   "attack hparams": (lambda m: ul.attack(m, "star", hparams=[1]), "'blocks'"),
@@ -162,7 +166,7 @@ def test_resurgence_does_not_go_on_with_other_models(model, tmp_path):
 
   def run(erased):
     kept = Stopped(str(tmp_path), {"a": 1})
-    returned.run(given, kept, model, erased, {"tuned": erased})
+    returned.run(given, lambda: kept, model, erased, {"tuned": erased})
 
   for _ in range(2):
     with pytest.raises(KeyboardInterrupt):
@@ -213,6 +217,19 @@ def test_a_judge_of_ones_own_sees_the_worlds_prompts_by_its_own_head():
 
 def test_what_is_refused_late_leaves_no_folder(model, tmp_path):
   out = tmp_path / "tuned"
+  guided = model.with_guidance(Guidance("star", method="negative"))
+  for call in (
+    lambda: ul.evaluate(
+      guided, protocol=P, out=out, sampling={"guidance_scale": 1.0}
+    ),
+    lambda: ul.resurgence(
+      model, model.with_guidance(Guidance("a " * 99)), guided, subject="star",
+      prompts=1, out=out,
+    ),
+  ):  # fmt: skip
+    with pytest.raises(ValueError, match="acts by guidance|tokens"):
+      call()
+    assert not out.exists()
   with pytest.raises(ValueError, match="batch_size=10000 is more than"):
     ul.finetune(model, "shapes:all", steps=1, batch_size=10_000, out=out)
   assert not out.exists()

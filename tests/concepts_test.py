@@ -88,8 +88,8 @@ def test_warns_of_an_anchor_that_is_erased():
   "given, message",
   [
     ([Concept("\u200b ")], "no tokens"),
-    ([Concept("star"), Concept("st\u200bar")], "are the same tokens"),
-    ([Concept("star", "sta\u200br")], "its anchor are the same tokens"),
+    ([Concept("star"), Concept("st\u200bar")], "have the same tokens"),
+    ([Concept("star", "sta\u200br")], "its anchor have the same tokens"),
     ([Concept("star", preserve=("s\u200btar",))], "is preserved, but"),
   ],
 )

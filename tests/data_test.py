@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from unlearning_jax.data import Batches
+from unlearning_jax.data import Batches, share
 
 
-def batches(rows=23, size=4, **options):
+def batches(rows=23, size=4, here=(0, 1), **options):
   arrays = {"x": np.arange(rows), "y": np.arange(rows)[:, None] * [1.0, -1.0]}
+  arrays = {name: share(array, *here) for name, array in arrays.items()}
   return Batches(arrays, size, **options)
 
 
@@ -53,7 +54,7 @@ def test_arrays_stay_together():
 
 def test_processes_share_the_rows_and_never_meet():
   # 23 rows on 3 processes: 7 each, the last 2 on none.
-  shares = [batches(size=7, process_index=i, process_count=3) for i in range(3)]
+  shares = [batches(size=7, here=(i, 3)) for i in range(3)]
   first = [epoch(data, 0) for data in shares]
   assert all(data.steps_per_epoch == 1 for data in shares)
   assert sorted(np.concatenate(first)) == list(range(21))
@@ -70,6 +71,4 @@ def test_errors():
     Batches({}, 1)
   for size in (0, 8):
     with pytest.raises(ValueError, match=f"batch_size={size}.*1 and the 7"):
-      batches(size=size, process_count=3)
-  with pytest.raises(ValueError, match="process_index=3.*0 to 2"):
-    batches(size=1, process_index=3, process_count=3)
+      batches(size=size, here=(0, 3))

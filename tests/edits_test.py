@@ -355,7 +355,9 @@ def test_files_of_before_are_read_and_written_as_they_are(
   edits.save_edit(edit, tmp_path / "edit.safetensors")
   again = (tmp_path / "edit.safetensors").read_bytes()
   assert sorted(again) == sorted(old.read_bytes())
-  with pytest.raises(ValueError, match=f"from base {edit.base.digest}, these"):
+  with pytest.raises(
+    ValueError, match=f"from base {edit.base.digest}, but these"
+  ):
     edits.apply_to_params(edit, edits.apply_to_params(edit, base))
 
 

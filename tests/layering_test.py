@@ -34,8 +34,6 @@ RANK = {part: i for i, floor in enumerate(FLOORS) for part in floor}
 SEPARATE = {"models", "sharding", "erasures", "attacks", "judges", "shapes"}
 # Of all annotated arguments of the package.
 MOST_ANY = 0.05
-# What is still to be shortened.
-MANY = {"train", "train_erasure"}
 # Only launch/ decides where a run is kept and with what flags.
 LAUNCH_ONLY = {"absl.flags", "absl.app", "ml_collections", "argparse"}
 FORBIDDEN = {"torch", "torchvision", "tensorflow", "clu", "chex"}
@@ -260,7 +258,7 @@ def test_functions_take_few_parameters():
   many = [
     f"{place}: {len(found)}"
     for place, node in functions()
-    if len(found := parameters(node)) > 10 and node.name not in MANY
+    if len(found := parameters(node)) > 10
   ]
   assert not many, "\n".join(many)
 

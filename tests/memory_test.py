@@ -11,6 +11,7 @@ from tests.support import closed_form_cases as cases
 from unlearning_jax import memory
 from unlearning_jax import projections as weights
 from unlearning_jax.concepts import make_concepts
+from unlearning_jax.convert import parts
 from unlearning_jax.edits import apply_to_params
 from unlearning_jax.erasures import rece, uce
 from unlearning_jax.projections import projection_gram
@@ -25,6 +26,17 @@ def counted():
     return sum(float(np.sum(leaf)) for leaf in leaves.values())
 
   return memory.once(total), calls
+
+
+def test_all_of_a_model_is_hashed_once(monkeypatch):
+  asked = []
+  monkeypatch.setattr(parts, "fingerprint", lambda s: str(asked.append(s)))
+  params = {"unet": {"conv_in": {"bias": jnp.ones(3)}}}
+  for _ in range(2):
+    parts.params_fingerprint({**params})
+  assert len(asked) == 1
+  parts.params_fingerprint({"unet": {"conv_in": {"bias": np.ones(3)}}})
+  assert len(asked) == 2
 
 
 def test_the_same_arrays_are_read_once(counted):

@@ -110,7 +110,9 @@ def test_what_is_no_finished_erasure_is_refused(run):
 
 def test_an_edit_of_another_base_is_refused(base, edit):
   other = jax.tree.map(lambda leaf: leaf + 1, base.params)
-  with pytest.raises(ValueError, match="from base .*, these parameters are"):
+  with pytest.raises(
+    ValueError, match="from base .*, but these parameters are"
+  ):
     dataclasses.replace(base, params=other).with_edit(edit)
 
 

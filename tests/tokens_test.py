@@ -56,17 +56,17 @@ def test_is_what_the_kept_text_gives(module, model):
 
 
 def test_phrases_that_differ_only_in_what_is_cut(model):
-  with pytest.raises(ValueError, match="are the same tokens"):
+  with pytest.raises(ValueError, match="have the same tokens"):
     uce.erase(
       *model,
       make_concepts([LONG, KEPT + " l m"], "a"),
       None,
       uce.Hparams(truncate=True),
     )
-  with pytest.raises(ValueError, match="its anchor are the same tokens"):
+  with pytest.raises(ValueError, match="its anchor have the same tokens"):
     uce.erase(
       *model, make_concepts(LONG, KEPT), None, uce.Hparams(truncate=True)
     )
-  with pytest.raises(ValueError, match="is preserved, but is the same tokens"):
+  with pytest.raises(ValueError, match="is preserved, but has the tokens"):
     concepts = make_concepts(LONG, "a", preserve=[KEPT])
     uce.erase(*model, concepts, None, uce.Hparams(truncate=True))

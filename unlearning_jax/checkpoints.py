@@ -1,8 +1,8 @@
 """Checkpoints of any pytree: atomic, sharded, restored only into a target.
 
-The one module that knows how orbax stores. A tree is stored flat, each leaf
-under its path (`params/unet/conv_in/kernel`), so that structure is the
-target's alone and every leaf that does not fit can be named.
+Only this module uses orbax. It stores a tree flat, each leaf under its path
+(`params/unet/conv_in/kernel`). So the target alone decides the structure, and
+an error can name every leaf that does not fit.
 """
 
 import functools
@@ -21,13 +21,13 @@ def save(
   """Writes `tree` as step `step`, whole or not at all, and waits for the disk.
 
   Args:
-    path: the run's checkpoint folder; made when it does not exist.
-    step: training step, greater than every step already there.
+    path: the run's checkpoint folder; it is made if it does not exist.
+    step: training step, greater than every step in the folder.
     tree: pytree of numpy or (possibly sharded) JAX arrays and numbers.
     keep_n: how many of the latest steps stay.
 
   Raises:
-    ValueError: the step is not greater than those already there.
+    ValueError: the step is not greater than those in the folder.
   """
   with _manager(path, keep_n) as manager:
     latest = manager.latest_step()
@@ -51,20 +51,17 @@ def latest_step(path: str | os.PathLike[str]) -> int | None:
 def restore(
   path: str | os.PathLike[str], target: Any, step: int | None = None
 ) -> Any:
-  """Reads a checkpoint into the structure and placement of `target`.
+  """Reads a checkpoint into a tree with structure and placement of `target`.
 
   Args:
     path: a folder that `save` wrote.
     target: pytree of arrays or `jax.ShapeDtypeStruct`s. It decides structure,
-      shapes and dtypes; a leaf with a sharding comes back placed by it, a
-      numpy leaf comes back as numpy. The devices need not be those that saved.
-    step: which step; the last by default.
-
-  Returns:
-    A tree like `target`.
+      shapes and dtypes. A leaf with a sharding is placed by it, on other
+      devices than those that saved if need be; a numpy leaf becomes numpy.
+    step: None for the last.
 
   Raises:
-    ValueError: no such step, or leaves that are missing, extra, or of another
+    ValueError: there is no such step; leaves are missing, extra, or of another
       shape or dtype, each by name.
   """
   if not pathlib.Path(path).is_dir():
@@ -92,7 +89,7 @@ def restore(
 
 @functools.cache
 def _orbax() -> ModuleType:
-  # Half a second: only whoever trains waits for it.
+  # The import takes half a second, which only training needs.
   import orbax.checkpoint
 
   return orbax.checkpoint

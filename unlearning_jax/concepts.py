@@ -1,7 +1,7 @@
-"""What to erase: concepts, the phrases that carry them, tables of prompts.
+"""What to erase: concepts, their phrases, and tables of prompts.
 
-A `Concept` is explicit: its anchor and preserve list are what the method uses,
-and nothing is filled in later. `make_concepts` knows the published defaults.
+A method uses the anchor and preserve list of a `Concept` as they are.
+`make_concepts` fills in the published defaults.
 """
 
 import csv
@@ -13,8 +13,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-# The anchor that the UCE and RECE releases use when none is given. An empty
-# anchor is the unconditional prompt.
+# The default anchors of the UCE and RECE releases. An empty anchor is the
+# unconditional prompt.
 DEFAULT_ANCHORS = {"object": "", "art": "art", "unsafe": ""}
 
 TEMPLATES = {
@@ -53,7 +53,7 @@ CONCEPT_SETS = {
 
 
 def check_choice(key: str, value: str, allowed: Iterable[str]) -> None:
-  """Refuses a name that is not one of `allowed`, and names the nearest."""
+  """Refuses a `value` that is not one of `allowed`, and names the nearest."""
   allowed = tuple(allowed)
   if value in allowed:
     return
@@ -65,7 +65,7 @@ def check_choice(key: str, value: str, allowed: Iterable[str]) -> None:
 
 
 def same_phrase(phrase: str) -> str:
-  """The form in which two phrases are compared: no case, single spaces."""
+  """The form in which phrases are compared: lower case, single spaces."""
   return " ".join(phrase.casefold().split())
 
 
@@ -74,10 +74,10 @@ class Concept:
   """One concept to erase.
 
   Attributes:
-    erase: the phrase that must stop working.
+    erase: the phrase that must lose its meaning.
     anchor: what it shall mean instead; "" is the unconditional prompt.
-    preserve: phrases whose meaning is held.
-    task: "object", "art" or "unsafe"; says which templates apply.
+    preserve: phrases that must keep their meaning.
+    task: "object", "art" or "unsafe"; decides which templates apply.
   """
 
   erase: str
@@ -129,15 +129,15 @@ def make_concepts(
 
   Args:
     erase: a phrase or several.
-    anchor: None for the task's published default; one phrase for all concepts;
-      or one per concept.
-    preserve: phrases to hold. Those that are erased are left out, so the whole
-      list of artists can be given.
+    anchor: one phrase for all concepts, one per concept, or None for the task's
+      published default.
+    preserve: phrases to preserve. Erased ones among them are left out, so a
+      whole list of artists can be passed.
     task: "object", "art" or "unsafe".
 
   Raises:
-    ValueError: a phrase is blank, repeated or contradictory; the lists' lengths
-      do not match; the task is unknown.
+    ValueError: a phrase is blank or repeated, or both erased and preserved; the
+      numbers of concepts and anchors differ; the task is unknown.
   """
   check_choice("task", task, DEFAULT_ANCHORS)
   erase = (erase,) if isinstance(erase, str) else tuple(erase)
@@ -163,15 +163,14 @@ def make_concepts(
 def check_concepts(
   concepts: Sequence[Concept], *, allow_conflict: bool = False
 ) -> None:
-  """Refuses a list of concepts whose joint edit is not what its author means.
+  """Refuses concepts whose joint edit would differ from what they say.
 
   Args:
-    concepts: the list.
     allow_conflict: whether a phrase may be both erased and preserved.
 
   Raises:
-    ValueError: the list is empty; a concept occurs twice, with the same anchor
-      (it would count double) or with another (the result would be the mean); a
+    ValueError: there are no concepts; one occurs twice (with the same anchor it
+      would count double, with two anchors the result would be their mean); a
       phrase is both erased and preserved.
   """
   if not concepts:
@@ -200,7 +199,7 @@ def check_concepts(
 def preserved_phrases(concepts: Iterable[Concept]) -> tuple[str, ...]:
   """The phrases that any concept preserves, each once, in order."""
   phrases: dict[str, str] = {}
-  # Thousands of concepts may share one list of thousands.
+  # Each list is read once: thousands of concepts may share one of thousands.
   for preserve in dict.fromkeys(concept.preserve for concept in concepts):
     for phrase in preserve:
       phrases.setdefault(same_phrase(phrase), phrase)
@@ -213,13 +212,12 @@ def phrase_pairs(
   """The (erased phrase, anchor) pairs of an edit.
 
   Args:
-    concepts: what to erase.
-    expand: add each concept in the templates of its task.
-    template_anchors: put the anchor into the same template (UCE 2025), or use
-      it bare (UCE 2023).
+    expand: whether to add each concept in the templates of its task.
+    template_anchors: whether the anchor goes into the same template (UCE 2025)
+      or stays bare (UCE 2023).
 
   Raises:
-    ValueError: `expand` for a task that has no published templates.
+    ValueError: `expand`, but a task has no published templates.
   """
   pairs = []
   for concept in concepts:
@@ -242,9 +240,8 @@ class Prompt:
 
   Attributes:
     case_number: the row's own number, unique in its table, in [0, 2**32).
-    prompt: the text.
     seed: of the row's initial noise, in [0, 2**32).
-    guidance: classifier-free guidance scale, or None where the table has none.
+    guidance: classifier-free guidance scale, or None if the table has none.
     labels: the other columns (class, artist, ...), as text.
   """
 
@@ -263,17 +260,17 @@ _COLUMNS = ("case_number", "prompt", "evaluation_seed", "evaluation_guidance")
 def read_prompts(path: str | pathlib.Path) -> tuple[Prompt, ...]:
   """Reads a CSV of prompts as the unlearning papers publish them.
 
-  Columns: case_number, prompt, evaluation_seed, optionally evaluation_guidance;
-  any other column is kept as a label.
+  Columns are case_number, prompt, evaluation_seed and optionally
+  evaluation_guidance; every other column becomes a label.
 
   Raises:
-    ValueError: naming file, row and column, for a missing column; a number that
-      is no plain integer (a seed that went through a float is not the seed any
-      more); a negative or too large one; a repeated case_number; an empty or
-      NaN prompt or guidance; a row of the wrong length; an empty table.
+    ValueError: a column is missing; a number is no plain integer (a float may
+      have rounded a seed), negative or too large; a case_number is repeated; a
+      prompt or guidance is empty or NaN; a row has the wrong length; the table
+      is empty. The message names file, row and column.
   """
-  # utf-8-sig: spreadsheets write a byte-order mark; newline="": a quoted prompt
-  # may hold line breaks.
+  # utf-8-sig, because spreadsheets write a byte-order mark; newline="", because
+  # a quoted prompt may hold line breaks.
   with open(path, newline="", encoding="utf-8-sig") as file:
     reader = csv.DictReader(file, strict=True)
     try:

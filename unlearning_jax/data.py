@@ -1,7 +1,4 @@
-"""Training data: captioned images, and batches that are a function of the step.
-
-A process takes its share of the rows first and shuffles that.
-"""
+"""Training data: captioned images, and batches that are functions of a step."""
 
 import csv
 import dataclasses
@@ -20,40 +17,31 @@ from jaxtyping import Shaped, UInt8
 
 from unlearning_jax.concepts import check_choice
 
-Row = TypeVar("Row")
+Rows = TypeVar("Rows", list, np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-  """Shuffled batches of in-memory rows; `batches[step]` never depends on past.
+  """Shuffled batches of rows in memory; `batches[step]` needs no earlier step.
 
-  Rows are first split over processes, then shuffled anew each epoch by
-  (seed, epoch), so that no row is drawn by two processes. Left out are the rows
-  that do not divide among the processes, and of an epoch a last, short batch.
+  Rows are shuffled by (seed, epoch). A last, short batch of an epoch is left
+  out.
 
   Attributes:
-    arrays: name to array; all have the same number of rows.
+    arrays: name to array of this process's rows, see `share`; all have the same
+      number of rows.
     batch_size: rows per batch of this process.
     seed: of the shuffling.
-    process_index: which share of the rows is this process's.
-    process_count: how many processes share the rows.
   """
 
   arrays: Mapping[str, Shaped[np.ndarray, "n ..."]]
   batch_size: int
   seed: int = 0
-  process_index: int = 0
-  process_count: int = 1
 
   def __post_init__(self):
     sizes = {name: len(array) for name, array in self.arrays.items()}
     if not sizes:
       raise ValueError("data: no arrays")
-    if not 0 <= self.process_index < self.process_count:
-      raise ValueError(
-        f"process_index={self.process_index}: must be from 0 to "
-        f"{self.process_count - 1}"
-      )
     if len(set(sizes.values())) != 1:
       raise ValueError(f"data: arrays of unequal length: {sizes}")
     if not 1 <= self.batch_size <= self._rows:
@@ -64,28 +52,22 @@ class Batches:
 
   @property
   def _rows(self) -> int:
-    # The same for every process, or their steps would fall out of line.
-    return len(next(iter(self.arrays.values()))) // self.process_count
+    return len(next(iter(self.arrays.values())))
 
   @property
   def steps_per_epoch(self) -> int:
     """Batches in one pass over this process's rows."""
     return self._rows // self.batch_size
 
-  def indices(self, step: int) -> Shaped[np.ndarray, "b"]:
-    """The rows of batch `step`."""
+  def __getitem__(self, step: int) -> dict[str, Shaped[np.ndarray, "b ..."]]:
     epoch, position = divmod(step, self.steps_per_epoch)
     order = np.random.default_rng((self.seed, epoch)).permutation(self._rows)
-    here = order[position * self.batch_size :][: self.batch_size]
-    return here * self.process_count + self.process_index
-
-  def __getitem__(self, step: int) -> dict[str, Shaped[np.ndarray, "b ..."]]:
-    rows = self.indices(step)
+    rows = order[position * self.batch_size :][: self.batch_size]
     return {name: array[rows] for name, array in self.arrays.items()}
 
 
 class Example(NamedTuple):
-  """A captioned image; `image` is a file, encoded bytes or pixels."""
+  """A captioned image: a file, its encoded bytes, or its pixels."""
 
   image: pathlib.Path | bytes | np.ndarray
   caption: str
@@ -97,15 +79,14 @@ def image_folder(
   """The captioned images of a folder, as `metadata.jsonl` or `.csv` lists them.
 
   This is the convention of Hugging Face's `imagefolder`: each row has a
-  `file_name`, relative to the folder, and its caption.
+  `file_name`, relative to the folder, and a caption.
 
   Args:
-    folder: with the metadata file in it.
     caption: the key or column of the captions.
 
   Raises:
-    ValueError: no metadata, or a row of it that has no such file, no caption,
-      names a file outside the folder, or one that is listed already.
+    ValueError: there is no metadata; a row has no caption, or its file is
+      missing, outside the folder, or listed twice.
   """
   root = pathlib.Path(folder)
   for name, read in (("metadata.jsonl", _jsonl), ("metadata.csv", _csv)):
@@ -117,10 +98,9 @@ def image_folder(
 def image_table(
   path: str | os.PathLike[str], *, caption: str = "text"
 ) -> list[Example]:
-  """The captioned images that a CSV lists, relative to its own folder.
+  """The captioned images that a CSV lists; errors as `image_folder`.
 
-  Raises:
-    ValueError: as `image_folder`.
+  Files are relative to the CSV's own folder.
   """
   table = pathlib.Path(path)
   if not table.is_file():
@@ -134,7 +114,7 @@ def source_examples(
   image: str = "image",
   caption: str = "caption",
 ) -> list[Example]:
-  """The rows of a `tfds` data source, or of anything that is read by index."""
+  """The rows of a `tfds` data source, or of anything with an index."""
   rows = (source[i] for i in range(len(source)))
   return [Example(row[image], _text(row[caption])) for row in rows]
 
@@ -146,22 +126,20 @@ def prepared_dataset(
   image: str | None = None,
   caption: str = "caption",
 ) -> list[Example]:
-  """The rows of a split of a dataset that `tfds` has prepared.
-
-  All of them are decoded, by every process that calls it.
+  """All rows, decoded, of a split of a dataset that `tfds` has prepared.
 
   Args:
-    folder: its own, as `data/shapes/tiny/1.0.0`.
+    folder: the dataset's own, as `data/shapes/tiny/1.0.0`.
     split: as "train" or "train[:250]".
-    image: the feature that holds the image; by default "image", or else the
-      only one that is an image.
-    caption: the feature that holds its caption.
+    image: the feature of the image; None for "image", or else the only feature
+      that is an image.
+    caption: the feature of the caption.
 
   Raises:
-    ValueError: no such dataset or split, one that is not read by index, or
-      rows without these features.
+    ValueError: there is no such dataset or split; it has no index, or lacks
+      these features.
   """
-  # Half a second to import, for which other sources have no use.
+  # The import takes half a second, which other sources do not need.
   import tensorflow_datasets as tfds
 
   if not (pathlib.Path(folder) / "dataset_info.json").is_file():
@@ -185,29 +163,30 @@ def prepared_dataset(
   return source_examples(source, image=image, caption=caption)
 
 
-def share(
-  rows: Sequence[Row], process_index: int, process_count: int
-) -> list[Row]:
-  """This process's rows: every n-th, and as many as every other process has.
+def share(rows: Rows, process_index: int, process_count: int) -> Rows:
+  """Every n-th of a list or array of rows, and as many for every process.
 
-  Taken before shuffling, so no process trains on or encodes another's. (Files
-  are read once before, by all: see `fingerprint`.)
+  Rows are shared before shuffling, so that no process trains on or encodes
+  another's. (All processes read all files once before, for `fingerprint`.)
 
   Raises:
-    ValueError: fewer rows than processes.
+    ValueError: there are fewer rows than processes.
   """
   count = len(rows) // process_count
   if not count:
-    raise ValueError(f"data: {len(rows)} rows for {process_count} processes")
-  return list(rows[process_index::process_count][:count])
+    raise ValueError(
+      f"data: {len(rows)} rows for {process_count} processes; every process "
+      "needs a row"
+    )
+  return rows[process_index::process_count][:count]
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-  """sha256 of captions and images in their order; of files, of what they hold.
+  """SHA-256 of captions and images, or the bytes of their files, in order.
 
-  Not of names and times: a copy of a folder is the same data, and an image that
-  was replaced is not. Costs one more reading of the files, one at a time, in
-  every process: each must refuse what is not the data it began with.
+  It does not depend on files' names and times: a copy of a folder is the same
+  data, and a folder with a replaced image is not. Every process reads every
+  file for it, because each must refuse data other than it began with.
   """
   total = hashlib.sha256()
   for image, caption in examples:
@@ -225,10 +204,10 @@ def fingerprint(examples: Sequence[Example]) -> str:
 def read_images(
   examples: Sequence[Example], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "n h w 3"]:
-  """Pixels of `size` (height, width): scaled to cover it, the centre cut out.
+  """Scales images to cover `size`, (height, width), and crops their center.
 
   Raises:
-    ValueError: a file that is no image.
+    ValueError: a file is no image.
   """
   out = np.empty((len(examples), *size, 3), np.uint8)
   for i, example in enumerate(examples):
@@ -242,7 +221,7 @@ def _open(image: pathlib.Path | bytes | np.ndarray) -> PIL.Image.Image:
   try:
     file = io.BytesIO(image) if isinstance(image, bytes) else image
     with PIL.Image.open(file) as opened:
-      # As cameras mean it: turned upright, transparency on black.
+      # Cameras store the orientation in EXIF; transparency becomes black.
       return PIL.ImageOps.exif_transpose(opened).convert("RGB")
   except (PIL.UnidentifiedImageError, OSError) as error:
     name = "the image" if isinstance(image, bytes) else image

@@ -1,4 +1,4 @@
-"""Files that survive a kill: replaced whole, or grown by whole lines."""
+"""Files that a kill cannot damage: replaced whole, or grown by whole lines."""
 
 import contextlib
 import fcntl
@@ -16,7 +16,7 @@ import safetensors.numpy
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
-  """A file to write; it takes the place of `path` only when all went well."""
+  """Yields a file to write; it replaces `path` only if no error is raised."""
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
   try:
@@ -35,7 +35,7 @@ def save_tensors(
   metadata: Mapping[str, str],
 ) -> None:
   """Writes a safetensors file, whole or not at all."""
-  # The library writes memory as it lies: a transposed view would be scrambled.
+  # safetensors writes memory as it lies and would scramble a transposed view.
   plain = {name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}
   with replacing(pathlib.Path(path)) as file:
     file.write(safetensors.numpy.save(plain, dict(metadata)))
@@ -47,12 +47,11 @@ def load_tensors(
   """The tensors of a safetensors file, and its metadata.
 
   Args:
-    path: the file.
-    layout: what the metadata must give as `format`; None for anything.
+    layout: value that the metadata must have for `format`; None for any.
 
   Raises:
-    ValueError: no safetensors file, or of another format; a tensor is not
-      finite.
+    ValueError: the file is no safetensors file, or has another format; a tensor
+      is not finite.
   """
   try:
     with safetensors.safe_open(str(path), framework="numpy") as file:
@@ -71,14 +70,14 @@ def load_tensors(
 
 
 class JsonLines:
-  """A file of JSON objects, a line each: one writer, any number of readers."""
+  """A file of JSON objects, one a line, with one writer and many readers."""
 
   def __init__(self, path: pathlib.Path):
     self._path = path
     self._file: int | None = None
 
   def open(self):
-    """Takes the file for writing and cuts a torn last line off.
+    """Locks the file for writing and cuts a torn last line off.
 
     Raises:
       ValueError: another process is writing it.
@@ -94,7 +93,7 @@ class JsonLines:
         f"{self._path} is being written by another run; wait for it to end "
         "or use another folder"
       ) from error
-    # Only now: before the lock, a torn line may be one being written.
+    # Without the lock, a torn line might be one that is being written.
     os.ftruncate(file, self._path.read_bytes().rfind(b"\n") + 1)
     self._file = file
 
@@ -102,7 +101,7 @@ class JsonLines:
     """Writes one whole line and waits until the disk has it.
 
     Raises:
-      ValueError: naming `what`, when a value is not finite.
+      ValueError: a value is not finite; the message begins with `what`.
     """
     line = to_json(value, what).encode() + b"\n"
     self.open()
@@ -112,10 +111,10 @@ class JsonLines:
     os.fsync(self._file)
 
   def read(self) -> Iterator[dict[str, Any]]:
-    """Every whole line; a torn last line is left out, and left alone.
+    """Every whole line; skips a torn last line and leaves it in the file.
 
     Raises:
-      ValueError: a whole line that is no JSON.
+      ValueError: a whole line is no JSON.
     """
     if not self._path.exists():
       return
@@ -137,7 +136,8 @@ def to_json(value: object, what: str, indent: int | None = None) -> str:
   """JSON text of plain, numpy and JAX values.
 
   Raises:
-    ValueError: naming `what`, when a value is not finite or has no JSON form.
+    ValueError: a value is not finite or has no JSON form; the message begins
+      with `what`.
   """
 
   def plain(x: Any) -> Any:

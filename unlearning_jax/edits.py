@@ -1,7 +1,7 @@
-"""The edit itself: applied to weights, to text states, kept in files.
+"""What an erasure changed: applied to weights or to text states, kept in files.
 
-Closed forms that touch nothing but what the text projections read are a context
-map. Every other erasure is the leaves that it changed.
+A closed form changes what all text projections read alike, so its edit is one
+context map. The edit of every other erasure is the leaves that it changed.
 """
 
 import dataclasses
@@ -24,6 +24,8 @@ from unlearning_jax.projections import (
   Fingerprint,
   Params,
   cross_attention_kernels,
+  leaves_of,
+  with_unet,
 )
 
 # Frobenius norm of T - I below which float32 kernels hardly move.
@@ -37,13 +39,14 @@ class Edit:
   """What an erasure changed, and nothing else: a context map, or leaves.
 
   Attributes:
-    context_map: T; W' = W T for every cross-attention key and value projection.
-    base: fingerprint of the model it was computed from: of the text side, of
-      a context map, as that alone has to be the same.
-    method: who made it, e.g. "uce2023".
+    context_map: T of W' = W T, for every key and value projection W of the
+      cross-attention; None for an edit of leaves.
+    base: fingerprint of the model it was made from, of kind "text" for a
+      context map and "model" for leaves.
+    method: name of method or preset, as "uce2023".
     concepts: what was erased.
     diagnostics: numbers on the solve and on the change, plain JSON values.
-    leaves: `unet/...` path -> the leaf's new value, where no context map is.
+    leaves: `unet/...` path -> the leaf's new value; {} for a context map.
   """
 
   context_map: Float64[np.ndarray, "d d"] | None
@@ -62,7 +65,7 @@ class Edit:
 
   @property
   def tensors(self) -> Mapping[str, np.ndarray]:
-    """What a file of it holds: `context_map`, or the leaves by path."""
+    """What its file holds: `context_map`, or the leaves by path."""
     if self.context_map is None:
       return self.leaves
     return {"context_map": self.context_map}
@@ -77,16 +80,12 @@ def make_edit(
   concepts: Iterable[Concept],
   diagnostics: Mapping[str, Any],
 ) -> Edit:
-  """Signs a context map as an edit of `params`.
+  """The edit of `params` by a context map T that was computed from them.
+
+  Adds the diagnostic `relative_change`: |W' - W| / |W| over all projections.
 
   Args:
-    context_map: T.
-    params: the model that T was computed from.
-    gram: its `projection_gram`, for `relative_change`: |W' - W| / |W| over all
-      projections.
-    method: name of method and preset.
-    concepts: what was erased.
-    diagnostics: of the solve.
+    gram: S, the `projection_gram` of `params`.
 
   Raises:
     ValueError: T is not finite, or changes nothing.
@@ -100,7 +99,7 @@ def make_edit(
       f"{np.linalg.norm(change):.1e}: every concept means what its anchor "
       "means, or its scale is 0"
     )
-  # |W (T - I)|^2 summed over projections is the trace of (T-I)^T S (T-I).
+  # The sum of |W (T - I)|^2 is the trace of (T - I)^T S (T - I).
   moved = np.sum(change * (gram @ change)) / np.trace(gram)
   return Edit(
     context_map,
@@ -119,15 +118,16 @@ def edit_between(
   concepts: Iterable[Concept],
   diagnostics: Mapping[str, Any],
 ) -> Edit:
-  """The edit that makes `edited` of `params`: every leaf that differs.
+  """The edit that turns `params` into `edited`: every leaf that differs.
 
-  `relative_change` is |new - old| / |old| over those leaves.
+  Adds the diagnostics `changed_leaves` and `relative_change`, which is
+  |new - old| / |old| over these leaves.
 
   Raises:
     ValueError: a leaf is missing, extra, misshaped or not finite; nothing
       differs.
   """
-  old, new = (traverse_util.flatten_dict(p, sep="/") for p in (params, edited))
+  old, new = leaves_of(params), leaves_of(edited)
   if wrong := sorted(set(old) ^ set(new)):
     raise ValueError(f"{method}: leaves of one model only: {wrong[:5]}")
   leaves, moved, size = {}, 0.0, 0.0
@@ -160,42 +160,32 @@ def edit_between(
   )
 
 
-def _map(edit: Edit) -> Float64[np.ndarray, "d d"]:
-  if edit.context_map is None:
-    raise ValueError(
-      f"the {edit.method} edit changes weights, it is no map of text states; "
-      "use apply_to_params"
-    )
-  return edit.context_map
-
-
 def check_base(edit: Edit, params: Params):
   """Refuses parameters that the edit was not made from.
 
   Raises:
-    ValueError: with both fingerprints.
+    ValueError: names both fingerprints.
   """
   remedy = "apply it to its base, or erase again from them"
   edit.base.check(params, f"the {edit.method} edit", remedy)
 
 
 def apply_to_params(edit: Edit, params: Params) -> dict[str, Any]:
-  """The edited model; every leaf that the edit leaves alone stays the same.
+  """The edited model; leaves that the edit does not change are the same arrays.
 
-  Kernels are changed in float32 at full precision, whatever they are stored in,
-  and cast back once; what narrower types lose of the change is told.
+  A context map changes kernels in float32 at full precision, whatever their
+  dtype, and casts them back once. A warning reports how much of the change
+  dtypes narrower than float32 lose.
 
   Raises:
     ValueError: `params` are not the edit's base.
   """
   check_base(edit, params)
   if edit.context_map is None:
-    leaves = traverse_util.flatten_dict(params, sep="/")
-    return traverse_util.unflatten_dict({**leaves, **edit.leaves}, sep="/")
-  leaves = traverse_util.flatten_dict(params["unet"], sep="/")
+    leaves = leaves_of(params) | dict(edit.leaves)
+    return traverse_util.unflatten_dict(leaves, sep="/")
   change = (edit.context_map - np.eye(len(edit.context_map))).T
   change, kernels = change.astype(np.float32), cross_attention_kernels(params)
-  leaves |= moved(change, kernels)
   narrow = {k: v for k, v in kernels.items() if v.dtype.itemsize < 4}
   if narrow:
     lost = float(np.sqrt(storage_error(change, narrow)))
@@ -205,7 +195,7 @@ def apply_to_params(edit: Edit, params: Params) -> dict[str, Any]:
       "its change; keep the edit's file, or the weights in float32",
       stacklevel=2,
     )
-  return {**params, "unet": traverse_util.unflatten_dict(leaves, sep="/")}
+  return with_unet(params, moved(change, kernels))
 
 
 def _step(change: Array, kernel: Array) -> Array:
@@ -224,7 +214,7 @@ def moved(change: Array, kernels: dict[str, Array]) -> dict[str, Array]:
 
 @jax.jit
 def storage_error(change: Array, kernels: dict[str, Array]) -> Array:
-  """What rounding to the kernels' types takes from dW, |.|^2 / |dW|^2."""
+  """|rounding to the kernels' dtypes|^2 / |change|^2, over all kernels."""
 
   def squares(kernel: Array) -> Array:
     step = _step(change, kernel)
@@ -242,9 +232,14 @@ def apply_to_context(
   """T c for every text state c: the base UNet then acts as the edited one.
 
   Raises:
-    ValueError: the edit is no context map, or of another width.
+    ValueError: the edit is no context map, or has another width.
   """
-  context_map = _map(edit)
+  context_map = edit.context_map
+  if context_map is None:
+    raise ValueError(
+      f"the {edit.method} edit changes weights, it is no map of text states; "
+      "use apply_to_params"
+    )
   if context.shape[-1] != len(context_map):
     raise ValueError(
       f"text states are {context.shape[-1]} wide, the edit {len(context_map)}"
@@ -256,7 +251,7 @@ def apply_to_context(
 
 
 def edit_hash(edit: Edit) -> str:
-  """SHA-256 of what the edit does."""
+  """SHA-256 of the tensors of the edit: names, shapes, dtypes and bytes."""
   digest = hashlib.sha256()
   for name, value in sorted(edit.tensors.items()):
     digest.update(f"{name} {value.shape} {value.dtype}".encode())
@@ -265,10 +260,10 @@ def edit_hash(edit: Edit) -> str:
 
 
 def describe(concepts: Sequence[Concept]) -> list[dict[str, Any]]:
-  """Concepts as plain JSON; `restore` reads it.
+  """Concepts as plain JSON, which `restore` reads.
 
-  A list to preserve is written once: further concepts that have it give the
-  place of the first.
+  A preserve list is written once; a later concept with the same list holds the
+  index of the first.
   """
   first: dict[tuple[str, ...], int] = {}
   rows = []
@@ -283,7 +278,7 @@ def describe(concepts: Sequence[Concept]) -> list[dict[str, Any]]:
 
 
 def restore(rows: Sequence[Mapping[str, Any]]) -> tuple[Concept, ...]:
-  """The concepts that `describe` described."""
+  """The concepts that `describe` wrote."""
   concepts: list[Concept] = []
   for row in rows:
     preserve = row["preserve"]
@@ -293,24 +288,27 @@ def restore(rows: Sequence[Mapping[str, Any]]) -> tuple[Concept, ...]:
   return tuple(concepts)
 
 
-def save_edit(edit: Edit, path: str | pathlib.Path) -> None:
-  """Writes the edit as safetensors: map or leaves; the rest as metadata."""
-  metadata = {
-    "format": FORMAT,
+def header(edit: Edit) -> dict[str, str]:
+  """What the header of an edit's or an edited model's file says of it."""
+  return {
     "base": edit.base.digest,
     "method": edit.method,
     "concepts": json.dumps(describe(edit.concepts)),
     "diagnostics": json.dumps(dict(edit.diagnostics), allow_nan=False),
   }
-  durable.save_tensors(path, edit.tensors, metadata)
+
+
+def save_edit(edit: Edit, path: str | pathlib.Path) -> None:
+  """Writes the edit as safetensors: map or leaves; the rest as metadata."""
+  durable.save_tensors(path, edit.tensors, {"format": FORMAT} | header(edit))
 
 
 def load_edit(path: str | pathlib.Path) -> Edit:
   """Reads an edit that `save_edit` wrote.
 
   Raises:
-    ValueError: the file is no edit; a tensor is missing, extra, misshaped, not
-      float64 or not finite; the metadata lacks a key.
+    ValueError: the file is no edit; a tensor is missing, extra, misshaped or
+      not finite; a context map is not float64; the metadata lacks a key.
   """
   tensors, metadata = durable.load_tensors(path, FORMAT)
   lacking = {"base", "method", "concepts", "diagnostics"} - set(metadata)
@@ -320,30 +318,21 @@ def load_edit(path: str | pathlib.Path) -> Edit:
       f"{sorted(lacking) or 'none'}"
     )
   context_map = tensors.pop("context_map", None)
-  _check_tensors(path, context_map, tensors)
+  if context_map is not None:
+    if tensors:
+      extra = sorted(tensors)[:5]
+      raise ValueError(f"{path}: a context map, and the extra tensors {extra}")
+    shape, dtype = context_map.shape, context_map.dtype
+    if len(shape) != 2 or shape[0] != shape[1] or dtype != np.float64:
+      raise ValueError(
+        f"{path}: context_map is {dtype} {shape}, not float64 (d, d)"
+      )
   return Edit(
     context_map,
-    # A file says its kind by what it holds.
+    # The file does not say the fingerprint's kind; what it holds does.
     Fingerprint("text" if tensors == {} else "model", metadata["base"]),
     metadata["method"],
     restore(json.loads(metadata["concepts"])),
     json.loads(metadata["diagnostics"]),
     tensors,
   )
-
-
-def _check_tensors(
-  path: str | pathlib.Path,
-  context_map: np.ndarray | None,
-  leaves: Mapping[str, np.ndarray],
-):
-  if context_map is None:
-    return
-  if leaves:
-    extra = sorted(leaves)[:5]
-    raise ValueError(f"{path}: a context map, and the extra tensors {extra}")
-  shape, dtype = context_map.shape, context_map.dtype
-  if len(shape) != 2 or shape[0] != shape[1] or dtype != np.float64:
-    raise ValueError(
-      f"{path}: context_map is {dtype} {shape}, not float64 (d, d)"
-    )

@@ -1,4 +1,4 @@
-"""An edit in the files that other people's tools open.
+"""Writes an edit in the formats that other tools open.
 
   context_map  this package's own, 768 x 768 (`save_edit`)
   delta        the edited projections, `<module>.weight`, as UCE's 2025 release
@@ -9,17 +9,16 @@
   lora         low-rank factors with the keys of diffusers and PEFT
   kohya        the same with the keys of ComfyUI and A1111
 
-Every `.safetensors` says in its header what was erased, how, and from what; a
-delta also which model it may be laid over.
+The header of every `.safetensors` says what was erased, how and from what. A
+delta's header also names the model that it belongs to.
 
 A context map is exactly a LoRA whose A all layers share: with T - I = D V^T,
-W' = W + (W D) V^T. V is chosen for the weights, not for T: it holds the right
-singular vectors of S^1/2 (T - I), S = sum of W^T W, so that cutting them off
-after `rank` leaves the least error that any shared A can.
+W' = W + (W D) V^T. V holds the right singular vectors of S^1/2 (T - I), where
+S is the sum of W^T W: cut after `rank`, they leave the least error in W' that
+any shared A can.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -35,7 +34,7 @@ from unlearning_jax.edits import (
   Edit,
   apply_to_params,
   check_base,
-  describe,
+  header,
   save_edit,
 )
 from unlearning_jax.projections import (
@@ -44,7 +43,7 @@ from unlearning_jax.projections import (
   projection_gram,
 )
 
-# Relative error of the change below which float32 factors gain nothing more.
+# Float32 factors are no more exact below this relative error of the change.
 EXACT = 1e-7
 
 
@@ -55,8 +54,8 @@ class Lora:
   Attributes:
     down: (r, d), rows orthonormal, the same for every projection.
     up: a kernel's path in the UNet -> (out, r).
-    error: |W' - W - up down| / |W' - W| over all projections, of what the rank
-      leaves out; rounding comes on top.
+    error: |W' - W - up down| / |W' - W| over all projections, from the rank
+      alone; rounding adds to it.
   """
 
   down: Float64[np.ndarray, "r d"]
@@ -65,15 +64,13 @@ class Lora:
 
 
 def low_rank(edit: Edit, params: Params, rank: int | None = None) -> Lora:
-  """The edit as low-rank factors.
+  """The edit of its base `params` as low-rank factors.
 
   Args:
-    edit: with a context map.
-    params: its base.
-    rank: at most so many; None for as many as it takes to be exact in float32.
+    rank: the largest; None for the least that is exact in float32.
 
   Raises:
-    ValueError: the edit has no context map, or is of another base; rank < 1.
+    ValueError: the edit has no context map, or another base; rank < 1.
   """
   _check_rank(rank)
   if edit.context_map is None:
@@ -87,7 +84,7 @@ def low_rank(edit: Edit, params: Params, rank: int | None = None) -> Lora:
   values, vectors = np.linalg.eigh(projection_gram(kernels))
   root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
   _, singular, right = np.linalg.svd(root @ change)
-  # What is left out when the first 0, 1, ... directions are kept.
+  # The error that remains when the first 0, 1, ... directions are kept.
   left = np.sqrt(np.append(np.cumsum(singular[::-1] ** 2)[::-1], 0.0))
   needed = max(1, int(np.argmax(left <= EXACT * left[0])))
   rank = needed if rank is None else min(rank, needed)
@@ -100,18 +97,7 @@ def low_rank(edit: Edit, params: Params, rank: int | None = None) -> Lora:
   return Lora(down, up, float(left[rank] / left[0]))
 
 
-def metadata(edit: Edit, **more: Any) -> dict[str, str]:
-  """What a file's header says of the edit in it: text by text key."""
-  found = {
-    "base": edit.base.digest,
-    "method": edit.method,
-    "concepts": json.dumps(describe(edit.concepts)),
-    "diagnostics": json.dumps(dict(edit.diagnostics), allow_nan=False),
-  }
-  return found | {name: str(value) for name, value in more.items()}
-
-
-# Format -> what its path ends with; a folder may be called anything.
+# Format -> suffixes of its path; a folder may have any name.
 FORMATS = {
   "context_map": (".safetensors",),
   "delta": (".safetensors",),
@@ -130,12 +116,12 @@ def check_export(
   rank: int | None = None,
   overwrite: bool = False,
 ) -> pathlib.Path:
-  """Finds out before any weight is read whether `export` can write.
+  """Checks, before any weight is read, that `export` can write.
 
   Raises:
-    ValueError: an unknown format or dtype; a path that does not end as the
-      format asks, exists, or is not writable; a rank that is none, or without
-      a LoRA.
+    ValueError: the format or dtype is unknown; the path has another suffix than
+      the format, exists without `overwrite`, or is not writable; the rank is no
+      whole number from 1, or the format has none.
   """
   check_choice("format", layout, FORMATS)
   output.check_dtype(dtype)
@@ -165,24 +151,21 @@ def export(
   rank: int | None = None,
   overwrite: bool = False,
 ) -> dict[str, Any]:
-  """Writes the edit in one of `FORMATS`.
+  """Writes the edit to a file or folder.
 
   Args:
-    path: file or folder.
-    layout: the format's name.
-    sd: the model, for the folder's configs and tokenizer.
-    edit: what to write.
+    layout: a name in `FORMATS`.
+    sd: gives a folder its configs and tokenizer.
     params: the edit's base.
     dtype: of the tensors, "float32" or "float16".
-    rank: of a LoRA, at most; None for an exact one.
-    overwrite: whether `path` may exist.
+    rank: the largest of a LoRA; None for an exact one.
 
   Returns:
-    `tensors` written; `storage_error`, what `dtype` costs, relative to the
-    change; of a LoRA also `rank` and `truncation_error`.
+    The number of `tensors` written; `storage_error`, the error from `dtype`
+    relative to the change; of a LoRA also `rank` and `truncation_error`.
 
   Raises:
-    ValueError: as `check_export`; the edit is of another base, or changes more
+    ValueError: as `check_export`; the edit has another base, or changes more
       than the format holds; a tensor does not fit `dtype`.
   """
   path = check_export(path, layout, dtype=dtype, rank=rank, overwrite=overwrite)
@@ -205,18 +188,22 @@ def export(
     edited = apply_to_params(edit, params)
     tensors = convert.to_torch(edited["unet"])
     old = convert.to_torch(params["unet"])
-    changed = {k: v for k, v in tensors.items() if not _equal(v, old[k])}
+    changed = {
+      k: v
+      for k, v in tensors.items()
+      if v is not old[k] and not np.array_equal(v, old[k])
+    }
     tensors = changed if layout == "delta" else tensors
     error, facts = _rounding(changed, old, dtype), {}
   facts["storage_error"] = error
-  header = metadata(edit, **facts)
+  metadata = header(edit) | {name: str(value) for name, value in facts.items()}
   if layout == "delta":
-    header[parts.FINGERPRINT] = convert.params_fingerprint(params)
+    metadata[parts.FINGERPRINT] = convert.params_fingerprint(params)
   if layout == "folder":
     states = {part: convert.to_torch(tree) for part, tree in edited.items()}
     files = dataclasses.replace(sd.files, states=states)
     convert.save_folder(
-      path, files, dtype=dtype, overwrite=overwrite, metadata=header
+      path, files, dtype=dtype, overwrite=overwrite, metadata=metadata
     )
     return {"tensors": sum(map(len, states.values())), **facts}
   with output.replacing(path) as partial:
@@ -224,19 +211,20 @@ def export(
       torch_files.write_torch(partial, tensors, dtype)
     else:
       if layout == "kohya":
-        header |= _kohya_header(facts["rank"])
-      output.write_safetensors(partial, tensors, dtype, header)
+        # The web interfaces show these keys.
+        metadata |= {
+          "ss_network_module": "networks.lora",
+          "ss_network_dim": str(facts["rank"]),
+          "ss_network_alpha": str(facts["rank"]),
+        }
+      output.write_safetensors(partial, tensors, dtype, metadata)
   return {"tensors": len(tensors), **facts}
-
-
-def _equal(new: np.ndarray, old: np.ndarray) -> bool:
-  return new is old or np.array_equal(new, old)
 
 
 def _rounding(
   changed: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray], dtype: str
 ) -> float:
-  """|stored - W'| / |W' - W| over the UNet's tensors that changed."""
+  """|W' stored as `dtype` - W'| / |W' - W| over the changed tensors."""
   off = size = 0.0
   for name, new in changed.items():
     off += float(np.sum((np.float64(new.astype(dtype)) - new) ** 2))
@@ -257,7 +245,7 @@ def _rounding_of_lora(factors: Lora, dtype: str) -> float:
 
 
 def _peft(factors: Lora) -> dict[str, np.ndarray]:
-  """Factors under the keys of diffusers and PEFT; without alpha, scale 1."""
+  """Factors under the keys of diffusers and PEFT; the scale is 1."""
   down = factors.down.T
   return lora.to_torch(
     {path: {"down": down, "up": up.T} for path, up in factors.up.items()}
@@ -278,15 +266,6 @@ def _kohya(factors: Lora) -> dict[str, np.ndarray]:
 
 
 _LAYOUTS = {"lora": _peft, "kohya": _kohya}
-
-
-def _kohya_header(rank: int) -> dict[str, str]:
-  """What the web interfaces show of a LoRA."""
-  return {
-    "ss_network_module": "networks.lora",
-    "ss_network_dim": str(rank),
-    "ss_network_alpha": str(rank),
-  }
 
 
 def _check_rank(rank: int | None) -> None:

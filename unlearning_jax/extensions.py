@@ -22,6 +22,21 @@ def modules(package: str) -> tuple[str, ...]:
   return tuple(sorted(m.name for m in found if not m.name.startswith("_")))
 
 
+def listing(package: str, names: Sequence[str]) -> list[str]:
+  """A line for each module of a package: its name and what its docs begin with.
+
+  Args:
+    package: dotted, as `unlearning_jax.attacks`.
+    names: the modules.
+  """
+  width = max(map(len, names))
+  docs = (importlib.import_module(f"{package}.{n}").__doc__ for n in names)
+  return [
+    f"{name:{width}}  {(text or '').partition(chr(10))[0]}"
+    for name, text in zip(names, docs, strict=True)
+  ]
+
+
 def worlds() -> tuple[str, ...]:
   """The names of the embedded worlds: packages that have a module `world`."""
   root = importlib.import_module(__package__ or "").__path__

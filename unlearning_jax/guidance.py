@@ -5,16 +5,16 @@ prompt:
 
   eps = eps(0) + g (eps(p) - eps(0)) .
 
-Safe Latent Diffusion (Schramowski et al., CVPR 2023) leaves the weights as they
-are and takes a third prediction, of the concept S that shall not appear:
+Safe Latent Diffusion (Schramowski et al., CVPR 2023) changes no weight. It adds
+a third prediction, of the concept S that shall not appear:
 
   eps  = eps(0) + g [ (eps(p) - eps(0)) - gamma_i ]
   gamma_i = mu (eps(S) - eps(0)) + s_m nu_i
   mu   = min(1, s_S |eps(p) - eps(S)|)   where eps(p) - eps(S) < lambda, else 0
   nu_{i+1} = b nu_i + (1 - b) gamma_i
 
-element by element. gamma acts from step `warmup` on, nu is collected from the
-first. (The paper prints max for min; its code, and its text, bound mu by 1.)
+element by element. gamma acts from step `warmup` on; nu grows from the first
+step. (The paper prints max for min; its code and its text bound mu by 1.)
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ PRESETS = {
   "strong": (7, 2000.0, 0.025, 0.5, 0.7),
   "max": (0, 5000.0, 1.0, 0.5, 0.7),
 }
-# What the published model is kept from.
+# The published concept S.
 CONCEPT = "an image showing " + ", ".join(CONCEPT_SETS["i2p"])
 
 
@@ -65,7 +65,7 @@ class Safe:
   def __post_init__(self):
     if not self.concept.strip():
       raise ValueError("safe.concept: is blank; name what shall not appear")
-    # Minus infinity is a threshold that nothing is below: no guidance.
+    # A threshold of minus infinity is allowed: no difference is below it.
     for key in ("warmup", "scale", "momentum", "beta"):
       value = getattr(self, key)
       if not (math.isfinite(value) and value >= 0):
@@ -76,14 +76,14 @@ class Safe:
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-  """What a model is kept from while it samples; no weight changes.
+  """How sampling avoids concepts, without a change of weights.
 
   Attributes:
-    negative_prompt: its images are steered away from it, in place of the empty
-      prompt.
-    safe: Safe Latent Diffusion.
-    method: who made it, as reports call it.
-    concepts: what it keeps away.
+    negative_prompt: takes the place of the empty prompt; images are steered
+      away from it.
+    safe: settings of Safe Latent Diffusion.
+    method: name of the method, for reports.
+    concepts: what is avoided.
   """
 
   negative_prompt: str = ""
@@ -102,7 +102,7 @@ def preset(name: str, concept: str = CONCEPT) -> Safe:
   """Safe Latent Diffusion as published: weak, medium, strong or max.
 
   Raises:
-    ValueError: another name, or a blank concept.
+    ValueError: the name is unknown, or the concept blank.
   """
   check_choice("safe preset", name, PRESETS)
   return Safe(concept, *PRESETS[name])
@@ -115,15 +115,15 @@ def combine(
   momentum: Float[Array, "b h w c"] | None,
   step: int | Int[Array, ""],
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"] | None]:
-  """One guided prediction of each row, and the momentum of the next step.
+  """One guided prediction for each row, and the momentum of the next step.
 
   Args:
-    predictions: of the empty or negative prompt, of the prompt and, with
-      `safe`, of its concept.
+    predictions: n = 2 for the empty or negative prompt and the prompt, n = 3
+      with the concept of `safe`.
     scale: g.
-    safe: None is classifier-free guidance alone.
+    safe: None for classifier-free guidance alone.
     momentum: nu, zeros before the first step; None without `safe`.
-    step: how many steps came before.
+    step: number of earlier steps.
   """
   empty, prompt = predictions[:, 0], predictions[:, 1]
   if safe is None or momentum is None:
@@ -139,10 +139,10 @@ def combine(
 
 
 def check(safe: Safe | None, negative: object, concept: object):
-  """Refuses Safe Latent Diffusion without the other two predictions.
+  """Refuses Safe Latent Diffusion without both states that it needs.
 
   Raises:
-    ValueError: the negative prompt's or the concept's states are missing.
+    ValueError: the states of the negative prompt or of the concept are None.
   """
   if safe is not None and (negative is None or concept is None):
     raise ValueError(
@@ -157,16 +157,14 @@ def contexts(
   negative_prompt: str = "",
   safe: Safe | None = None,
 ) -> dict[str, Any]:
-  """What `stable_diffusion.sample` needs besides the prompts' own states.
+  """The arguments of `stable_diffusion.sample` that guidance adds.
 
   Args:
-    encode: texts to text states, as the model that samples has them.
+    encode: maps texts to text states, with the edit of the model that samples.
     scale: 1 or less leaves guidance out.
-    negative_prompt: steered away from.
-    safe: Safe Latent Diffusion.
 
   Raises:
-    ValueError: `safe` without guidance, or a prompt too long.
+    ValueError: `safe` comes without guidance, or a prompt is too long.
   """
   negative = encode([negative_prompt]) if scale > 1 else None
   if safe is None:
@@ -177,7 +175,7 @@ def contexts(
 
 
 def save(guidance: Guidance, path: pathlib.Path):
-  """Writes it as JSON, whole or not at all."""
+  """Writes a guidance as JSON, whole or not at all."""
   facts = {"format": _FORMAT, **dataclasses.asdict(guidance)}
   with durable.replacing(path) as file:
     file.write(durable.to_json(facts, "guidance", indent=2).encode())
@@ -187,7 +185,8 @@ def load(path: pathlib.Path) -> Guidance:
   """Reads what `save` wrote.
 
   Raises:
-    ValueError: naming the file, if it is another, or holds what is refused.
+    ValueError: the file is no guidance, or holds a value that is refused; the
+      message names it.
   """
   try:
     facts = json.loads(path.read_text())

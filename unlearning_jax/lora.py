@@ -5,9 +5,9 @@ weight. Adapters are a plain tree beside the parameters,
 
   {"down_blocks_0/.../attn2/to_k/kernel": {"down": (d, r), "up": (r, o)}, ...}
 
-keyed by the kernel's path in the UNet, as `closed_form` keys it. `merge` is
-differentiable, so a loss of the merged parameters trains the factors; `pad`
-brings ranks together and `stack` packs several runs for `vmap`.
+keyed by the kernel's path in the UNet, as in `closed_form`. `merge` is
+differentiable, so a loss of the merged parameters trains the factors. `pad`
+raises ranks, and `stack` packs several runs for `vmap`.
 
 Reference: https://arxiv.org/abs/2106.09685
 """
@@ -20,13 +20,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from unlearning_jax import durable
 from unlearning_jax.convert import read_lora, torch_name
+from unlearning_jax.projections import Params, leaves_of, with_unet
 
-Params = Mapping[str, Any]
 Adapters = dict[str, dict[str, Float[Array, "_ _"]]]
 
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out_0")
@@ -37,8 +36,7 @@ TARGETS = {
     f"{block}/{name}" for block in ("attn1", "attn2") for name in _PROJECTIONS
   ),
 }
-_PREFIX = "unet."
-_FACTORS = {"down": "lora_A.weight", "up": "lora_B.weight"}
+_FACTORS = ("down", "up")
 
 
 def init(
@@ -53,15 +51,15 @@ def init(
   Args:
     params: the model to adapt; only shapes are read.
     key: draws the down factors.
-    rank: r, of every adapter.
-    targets: "kv" for cross-attention's keys and values, "cross" for all of its
-      four projections, "attention" for self-attention's too; or ends of kernel
-      paths, as "attn2/to_v" or "ff/net_2". Several in a sequence, or in one
-      text with commas between them.
+    rank: r of every adapter.
+    targets: "kv" for cross-attention's keys and values, "cross" for its four
+      projections, "attention" for those of self-attention too; or the end of
+      kernel paths, as "attn2/to_v" or "ff/net_2". Several in a sequence, or in
+      one text, separated by commas.
 
   Raises:
-    ValueError: targets that are unknown or no matrices; a rank that they do
-      not have.
+    ValueError: a target is unknown or no matrix; the rank is larger than a
+      side of a kernel.
   """
   kernels = target_kernels(params, targets)
   largest = min(min(kernel.shape) for kernel in kernels.values())
@@ -83,8 +81,7 @@ def target_kernels(
   """The kernels that `targets` names, by path, sorted; see `init`.
 
   Raises:
-    ValueError: a target that no kernel has, with the nearest; a kernel that
-      is no matrix.
+    ValueError: no kernel has a target, with the nearest; a kernel is no matrix.
   """
   names = targets.split(",") if isinstance(targets, str) else targets
   kernels = _kernels(params)
@@ -97,7 +94,7 @@ def target_kernels(
       ends_of = {"/".join(k.split("/")[-2:]) for k in names}
       near = difflib.get_close_matches(end, [*TARGETS, *sorted(ends_of)], n=3)
       raise ValueError(
-        f"targets={end!r}: no kernel's path ends so; allowed: "
+        f"targets={end!r}: no kernel's path ends with it; allowed: "
         f"{', '.join(TARGETS)}, or ends of paths"
         + (f"; nearest: {', '.join(near)}" if near else "")
       )
@@ -115,15 +112,15 @@ def merge(
 ) -> dict[str, Any]:
   """The adapted model: kernel + scale down up, in float32 and cast back.
 
+  Leaves without an adapter are the same arrays.
+
   Args:
-    params: the model; leaves without an adapter come back as the same arrays.
-    adapters: see the module.
-    scale: s; alpha / r, where a paper has an alpha.
+    scale: s; alpha / r where a paper has an alpha.
 
   Raises:
-    ValueError: an adapter without its kernel, or of another shape.
+    ValueError: an adapter has no kernel, or another shape than its kernel.
   """
-  leaves = _leaves(params)
+  leaves, adapted = leaves_of(params["unet"]), {}
   for path, factors in adapters.items():
     _check(path, factors, leaves)
     kernel = leaves[path]
@@ -132,14 +129,15 @@ def merge(
       factors["up"].astype(jnp.float32),
       precision=jax.lax.Precision.HIGHEST,
     )
-    leaves[path] = (kernel + scale * change).astype(kernel.dtype)
-  return {**params, "unet": traverse_util.unflatten_dict(leaves, sep="/")}
+    adapted[path] = (kernel + scale * change).astype(kernel.dtype)
+  return with_unet(params, adapted)
 
 
 def pad(adapters: Adapters, rank: int) -> Adapters:
-  """The same adapters at a larger rank: zero columns of down, rows of up.
+  """The same adapters at a larger rank, with zeros in the added entries.
 
-  Their product is the same, and gradients of the added parts stay zero.
+  The product of the factors is the same. Gradients of the added entries stay
+  zero.
 
   Raises:
     ValueError: an adapter's rank is larger than `rank`.
@@ -148,7 +146,7 @@ def pad(adapters: Adapters, rank: int) -> Adapters:
   for path, factors in adapters.items():
     extra = rank - factors["down"].shape[1]
     if extra < 0:
-      raise ValueError(f"rank={rank}: unet/{path} has {rank - extra} already")
+      raise ValueError(f"rank={rank}: unet/{path} already has {rank - extra}")
     padded[path] = {
       "down": jnp.pad(factors["down"], ((0, 0), (0, extra))),
       "up": jnp.pad(factors["up"], ((0, extra), (0, 0))),
@@ -160,7 +158,7 @@ def stack(runs: Sequence[Adapters]) -> Adapters:
   """Packs the adapters of R runs: every leaf led by R, at the largest rank.
 
   Raises:
-    ValueError: no runs, or they adapt different kernels.
+    ValueError: there are no runs, or they adapt different kernels.
   """
   if not runs or any(run.keys() != runs[0].keys() for run in runs):
     raise ValueError("runs to pack must adapt the same kernels")
@@ -174,7 +172,7 @@ def save(
 ) -> None:
   """Writes the file that diffusers' `load_lora_weights` reads (PEFT's names).
 
-  The scale is multiplied into `up`: every reader then agrees on it.
+  `up` includes the scale, so that all readers agree on it.
   """
   durable.save_tensors(path, to_torch(adapters, scale), {"format": "pt"})
 
@@ -182,23 +180,24 @@ def save(
 def to_torch(
   adapters: Mapping[str, Mapping[str, Any]], scale: float = 1.0
 ) -> dict[str, np.ndarray]:
-  """The factors under the keys of diffusers and PEFT; `scale` goes into up."""
+  """The factors under the keys of diffusers and PEFT; `up` includes `scale`."""
   tensors = {}
   for kernel, factors in adapters.items():
-    scaled = {"down": factors["down"], "up": scale * factors["up"]}
-    for name, ours in _tensor_names(kernel).items():
-      tensors[name] = np.asarray(scaled[ours]).T
+    module = torch_name(kernel.split("/")).removesuffix("weight")
+    down, up = factors["down"], scale * factors["up"]
+    tensors[f"unet.{module}lora_A.weight"] = np.asarray(down).T
+    tensors[f"unet.{module}lora_B.weight"] = np.asarray(up).T
   return tensors
 
 
 def load(path: str | pathlib.Path, params: Params) -> Adapters:
   """Reads adapters of `params` that `save`, diffusers, PEFT or kohya wrote.
 
-  An alpha is multiplied into `up`: scale is then 1.
+  `up` includes alpha / rank, so the scale of what is returned is 1.
 
   Raises:
-    ValueError: as `convert.read_lora`; an adapter of another shape than its
-      matrix.
+    ValueError: as `convert.read_lora`; an adapter has another shape than its
+      kernel.
   """
   kernels = _kernels(params)
   names = {torch_name(kernel.split("/")): kernel for kernel in kernels}
@@ -211,18 +210,8 @@ def load(path: str | pathlib.Path, params: Params) -> Adapters:
 
 
 def _kernels(params: Params) -> dict[str, Any]:
-  leaves = _leaves(params).items()
+  leaves = leaves_of(params["unet"]).items()
   return {path: leaf for path, leaf in leaves if path.endswith("/kernel")}
-
-
-def _leaves(params: Params) -> dict[str, Any]:
-  return dict(traverse_util.flatten_dict(dict(params["unet"]), sep="/"))
-
-
-def _tensor_names(path: str) -> dict[str, str]:
-  """Names in the file -> factor: `unet.mid_block.....to_k.lora_A.weight`."""
-  module = torch_name(path.split("/")).removesuffix("weight")
-  return {f"{_PREFIX}{module}{end}": ours for ours, end in _FACTORS.items()}
 
 
 def _check(path: str, factors: Mapping[str, Any], leaves: Mapping[str, Any]):

@@ -1,8 +1,8 @@
-"""Results that hold as long as the arrays that they were computed from.
+"""Caches results of a model's arrays for as long as the arrays exist.
 
-A model's fingerprint, the Gram of its projections: each reads hundreds of
-megabytes and takes as long as an edit. A jax array cannot be changed, so the
-same arrays have the same results. A numpy array can be, and is read anew.
+A fingerprint or the Gram of projections reads hundreds of megabytes and takes
+as long as an edit. JAX arrays cannot change, so the same arrays have the same
+result. NumPy arrays can change, so theirs is computed every time.
 """
 
 import functools
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 
-# Models whose results are kept; the arrays themselves are not.
+# Number of models whose results are kept; the arrays themselves are not kept.
 _MODELS = 4
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 def once(
   function: Callable[[Mapping[str, Any]], T],
 ) -> Callable[[Mapping[str, Any]], T]:
-  """`function`, which reads arrays by path, called once for the same arrays.
+  """Calls `function`, of arrays by path, once for the same JAX arrays.
 
   Callers share its result and must not change it.
   """
@@ -32,7 +32,7 @@ def once(
       return function(leaves)
     key = tuple((path, id(leaf)) for path, leaf in leaves.items())
     found = known.get(key)
-    # The number of an array that is gone may be another's by now.
+    # The id of a deleted array may belong to another one by now.
     if found and all(
       reference() is leaf
       for reference, leaf in zip(found[0], leaves.values(), strict=True)

@@ -1,4 +1,4 @@
-"""Which weights a closed form reads and changes, and which they are."""
+"""The key and value projections of the text, and fingerprints of weights."""
 
 import dataclasses
 import difflib
@@ -18,6 +18,17 @@ Params = Mapping[str, Any]
 Kernels = Mapping[str, Float[Array | np.ndarray, "d o"]]
 
 
+def leaves_of(tree: Params) -> dict[str, Any]:
+  """Path (`unet/conv_in/kernel`) -> leaf, of any tree of dicts."""
+  return dict(traverse_util.flatten_dict(dict(tree), sep="/"))
+
+
+def with_unet(params: Params, leaves: Mapping[str, Any]) -> dict[str, Any]:
+  """`params` with other values for these leaves, by their path in the UNet."""
+  every = leaves_of(params["unet"]) | dict(leaves)
+  return {**params, "unet": traverse_util.unflatten_dict(every, sep="/")}
+
+
 def text_width(params: Params) -> int:
   """The width of the text encoder's states."""
   embeddings = params["text_encoder"]["text_model"]["embeddings"]
@@ -30,10 +41,10 @@ def cross_attention_kernels(params: Params) -> dict[str, Any]:
   Kernels are (d, o): text width to inner width.
 
   Raises:
-    ValueError: there is none; a block has only one of its two; a kernel's d is
-      not the text encoder's; a value is not finite.
+    ValueError: there are none; a block lacks one of the two; a kernel's d is
+      not the text encoder's width; a value is not finite.
   """
-  leaves = traverse_util.flatten_dict(params["unet"], sep="/")
+  leaves = leaves_of(params["unet"])
   ends = ("attn2/to_k/kernel", "attn2/to_v/kernel")
   kernels = {k: v for k, v in sorted(leaves.items()) if k.endswith(ends)}
   if not kernels:
@@ -47,7 +58,7 @@ def cross_attention_kernels(params: Params) -> dict[str, Any]:
     block = path.rsplit("/", 2)[0]
     for twin in (f"{block}/to_k/kernel", f"{block}/to_v/kernel"):
       if twin not in kernels:
-        raise ValueError(f"unet/{path} is there, unet/{twin} is not")
+        raise ValueError(f"unet/{path} is there, but unet/{twin} is not")
     if kernel.shape[0] != width:
       raise ValueError(
         f"unet/{path} has shape {kernel.shape}, but the text encoder is "
@@ -65,22 +76,19 @@ def _check_finite(kernels: Kernels) -> None:
 
 
 def with_kernels(params: Params, kernels: Kernels) -> dict[str, Any]:
-  """`params` with these text projections, in the type they are stored in."""
-  leaves: dict[str, Any] = dict(
-    traverse_util.flatten_dict(dict(params["unet"]), sep="/")
-  )
-  for path, kernel in kernels.items():
-    leaves[path] = np.asarray(kernel).astype(leaves[path].dtype)
-  return {**params, "unet": traverse_util.unflatten_dict(leaves, sep="/")}
+  """`params` with these kernels of the UNet, in the dtypes of the old ones."""
+  old = leaves_of(params["unet"])
+  cast = {k: np.asarray(v).astype(old[k].dtype) for k, v in kernels.items()}
+  return with_unet(params, cast)
 
 
 def base_fingerprint(params: Params) -> str:
-  """SHA-256 of what an edit is computed from and applied to.
+  """SHA-256 of the text encoder and the cross-attention kernels.
 
-  That is the text encoder and the cross-attention kernels: names, shapes,
-  types and bytes. Every edited model has another fingerprint than its base.
+  A context map is computed from these leaves and changes some of them, so an
+  edited model has another fingerprint than its base.
   """
-  leaves = traverse_util.flatten_dict(params["text_encoder"], sep="/")
+  leaves = leaves_of(params["text_encoder"])
   return leaves_digest(leaves | cross_attention_kernels(params))
 
 
@@ -89,8 +97,8 @@ class Fingerprint:
   """Which weights something was made from.
 
   Attributes:
-    kind: of what: `model`, every leaf; or `text`, what a context map is
-      computed from, the text encoder and what projects its states.
+    kind: which leaves: "model" for all; "text" for those that a context map is
+      computed from, see `base_fingerprint`.
     digest: SHA-256 of these leaves, in hex.
   """
 
@@ -102,7 +110,7 @@ class Fingerprint:
     """The fingerprint of parameters.
 
     Raises:
-      ValueError: another kind; for `text`, there is no text projection.
+      ValueError: the kind is unknown; "text" finds no text projections.
     """
     check_choice("fingerprint", kind, _KINDS)
     return cls(kind, _KINDS[kind](params))
@@ -111,17 +119,16 @@ class Fingerprint:
     """Refuses parameters that have another fingerprint.
 
     Args:
-      params: should be those that something was made from.
-      made: what that is, for the message.
-      remedy: what to do, for the message.
+      made: what was made from the right parameters, as "the uce2023 edit".
+      remedy: what the reader of the message can do.
 
     Raises:
-      ValueError: with both fingerprints.
+      ValueError: names both fingerprints.
     """
     found = Fingerprint.of(params, self.kind)
     if found != self:
       raise ValueError(
-        f"{made} was made from base {self.digest}, these parameters are "
+        f"{made} was made from base {self.digest}, but these parameters are "
         f"{found.digest}; {remedy}"
       )
 
@@ -142,16 +149,16 @@ def leaves_digest(leaves: Mapping[str, Any]) -> str:
 
 @once
 def projection_gram(kernels: Kernels) -> Float64[np.ndarray, "d d"]:
-  """S = sum over projections of W^T W, so that |W x|^2 sums to x^T S x."""
+  """S = sum of W^T W over all projections W: sum of |W x|^2 = x^T S x."""
   import scipy.linalg
 
   width = len(next(iter(kernels.values())))
   total = np.zeros((width, width), order="F")
-  # Half of a symmetric product is half of the work.
+  # syrk computes one half of a symmetric product: half of the work.
   (syrk,) = scipy.linalg.get_blas_funcs(("syrk",), (total,))
   for kernel in kernels.values():
     total = syrk(1.0, np.float64(kernel).T, 1.0, total, trans=1, overwrite_c=1)
   total = np.triu(total) + np.triu(total, 1).T
-  # It may be shared with whoever asks next.
+  # `once` returns the same array to every caller.
   total.flags.writeable = False
   return total

@@ -5,9 +5,9 @@ Without clipping each of the five is a linear multistep rule,
   x_{i+1} = sum_l B[i, l] x_{i-l} + C[i, l] m_{i-l},
 
 with x the latents, m the model's outputs and l = 0 the newest. So a sampler is
-its two tables of weights, made once on the host in float64; the step is the
-same for all. Where x_0 is clipped (DDIM's `clip_sample`), its part of the sum
-is not linear and stands apart, as `Clip`.
+two tables of weights, made once on the host in float64, and all samplers share
+one step. If x_0 is clipped (DDIM's `clip_sample`), its term is not linear and
+stays apart, as `Clip`.
 
   sampler = make_sampler(schedule, 50)
   times = jnp.asarray(sampler.timesteps)
@@ -37,7 +37,7 @@ from unlearning_jax.timesteps import (
   training_steps,
 )
 
-# Adams-Bashforth weights, newest first, by how many slopes are at hand.
+# Adams-Bashforth weights, newest first, by the number of known slopes.
 _ADAMS_BASHFORTH = {
   1: (1.0,),
   2: (3 / 2, -1 / 2),
@@ -57,7 +57,7 @@ class State(NamedTuple):
 class Clip(NamedTuple):
   """The term weight * clip(on_latents x + on_output m, -limit, limit).
 
-  What is clipped is the predicted x_0. Each array is (n,) float32.
+  The clipped sum is the predicted x_0. Each array is (n,) float32.
   """
 
   on_latents: np.ndarray
@@ -70,16 +70,16 @@ class Clip(NamedTuple):
 class Sampler:
   """One sampler at one number of steps; holds small host arrays only.
 
-  Every method can be traced, the index `i` of the model call too.
+  Every method can be traced, with a traced index `i` of the model call.
 
   Attributes:
-    timesteps: (n,) what to pass to the model at each call; int32, or float32
-      for lms and euler, which visit fractions of a training step.
-    init_noise_sigma: what unit noise is multiplied by before `init`.
-    input_scale: (n,) float32, what the model's input is divided by.
+    timesteps: (n,) the timestep of each model call; int32, or float32 for lms
+      and euler, which visit fractions of a training step.
+    init_noise_sigma: factor of unit noise before `init`.
+    input_scale: (n,) float32, divisor of the model's input at each call.
     latent_weights: (n, d) float32, B above.
     output_weights: (n, d) float32, C above.
-    clip: how x_0 is clipped, if it is.
+    clip: the clipped term; None if x_0 is not clipped.
   """
 
   timesteps: np.ndarray
@@ -90,7 +90,7 @@ class Sampler:
   clip: Clip | None = None
 
   def init(self, latents: Float[Array, "b h w c"]) -> State:
-    """The state before the first call; an empty past has weight zero."""
+    """The state before the first call; the missing past has weight zero."""
     depth = self.latent_weights.shape[1]
     x = jnp.asarray(latents, jnp.float32)
     past = jnp.zeros((depth - 1, *x.shape), x.dtype)
@@ -112,7 +112,7 @@ class Sampler:
     i: int | Int[Array, ""],
     model_output: Float[Array, "b h w c"],
   ) -> State:
-    """The state after call i: the rule at the top of this file, in float32."""
+    """The state after call i, by the module's rule, in float32."""
     m = model_output.astype(jnp.float32)
     outputs = jnp.concatenate([m[None], state.outputs])
     x = _mix(_at(self.latent_weights, i), state.latents)
@@ -131,15 +131,14 @@ def make_sampler(
   """A sampler that takes `num_steps` steps over a schedule.
 
   Args:
-    schedule: the checkpoint's.
-    num_steps: 1 to num_train_timesteps. PNDM calls the model more often: once
-      more when it skips the Runge-Kutta warm-up, nine times more when not.
-    name: another sampler than the schedule's own ("ddim", "pndm", "lms",
-      "euler", "dpm++2m"); the file is then read as that class would read it.
+    num_steps: 1 to num_train_timesteps. PNDM calls the model once more if it
+      skips the Runge-Kutta warm-up, and nine times more if it does not.
+    name: a name of `schedules.SAMPLERS`, to read the schedule's file as that
+      class reads it; None for the file's own sampler.
 
   Raises:
-    ValueError: an unknown name, or a number of steps that the schedule's
-      spacing cannot place.
+    ValueError: the name is unknown, or the schedule's spacing cannot place so
+      many steps.
   """
   if name is not None:
     schedule = schedule.with_sampler(name)
@@ -168,7 +167,7 @@ def _at(table: np.ndarray, i: int | Int[Array, ""]) -> jax.Array:
 def _mix(
   weights: Float[Array, " d"], history: Float[Array, "d b h w c"]
 ) -> Float[Array, "b h w c"]:
-  # A product and a sum, not a dot: accelerators round the inputs of a dot.
+  # A product and a sum, because accelerators round the inputs of a dot product.
   column = weights.reshape(-1, *[1] * (history.ndim - 1))
   return jnp.sum(column * history, axis=0)
 
@@ -181,7 +180,7 @@ def _sampler(
   sigmas: np.ndarray | None = None,
   clip: Clip | None = None,
 ) -> Sampler:
-  """Rounds the tables to float32; `sigmas` if the rule is in sigma space."""
+  """Rounds the tables to float32; a rule in sigma space gives its `sigmas`."""
   init_noise_sigma, input_scale = 1.0, np.ones(len(timesteps))
   if sigmas is not None:
     top = float(sigmas.max())
@@ -199,7 +198,7 @@ def _sampler(
 
 
 def _predictions(schedule: Schedule, a: np.ndarray):
-  """Weights on (x, m) of the predicted x_0 and of the predicted noise at a_t.
+  """Weights of (x, m) in the predicted x_0 and in the predicted noise at a_t.
 
   From x = sqrt(a) x_0 + sqrt(1 - a) n, and m = n for "epsilon" or
   m = sqrt(a) n - sqrt(1 - a) x_0 for "v_prediction".
@@ -211,7 +210,7 @@ def _predictions(schedule: Schedule, a: np.ndarray):
 
 
 def _levels(schedule: Schedule, times: np.ndarray) -> np.ndarray:
-  """a_t in float64; before the first training step, the final level."""
+  """a_t in float64; a negative time has the final level."""
   a = schedule.alphas_cumprod.astype(np.float64)
   final = 1.0 if schedule.set_alpha_to_one else a[0]
   return np.where(times < 0, final, a[times])
@@ -243,7 +242,7 @@ class _Call(NamedTuple):
   lag: int
   start: int
   stop: int
-  slopes: dict[int, float]  # weight of m_{i-l} in the slope, by l
+  slopes: dict[int, float]  # l -> weight of m_{i-l} in the slope
 
 
 def _pndm_calls(
@@ -251,17 +250,17 @@ def _pndm_calls(
 ) -> list[_Call]:
   """PNDM's plan (Liu et al. 2022, algorithm 2), as diffusers runs it.
 
-  The warm-up is three Runge-Kutta steps of four calls. Without it the second
-  call repeats the first step from where it began, with the mean slope.
+  The warm-up is three Runge-Kutta steps of four calls. Without a warm-up, the
+  second call repeats the first step from its start, with the mean slope.
   """
   calls: list[_Call] = []
-  kept: list[int] = []  # the calls whose output is a slope at a step's start
+  kept: list[int] = []  # calls whose output is the slope at a step's start
   for i, t in enumerate(times.tolist()):
     if not skip_warm_up and i < 12:
       stage = i % 4
       if stage == 0:
         kept.append(i)
-      # The Runge-Kutta weights are symmetric: newest or oldest first is one.
+      # The weights are symmetric, so newest first equals oldest first.
       mean = dict(enumerate(_RUNGE_KUTTA))
       slopes = mean if stage == 3 else {0: 1.0}
       stop = t - (0 if i % 2 else stride // 2)
@@ -375,7 +374,7 @@ def _dpm_solver(schedule: Schedule, num_steps: int) -> Sampler:
       h, h_previous = -np.log(e[i]), -np.log(e[i - 1])
       w = data[0] / 2
       if schedule.solver_type == "heun":
-        # A last step to the level it starts from has length zero.
+        # A last step that stays at its level has length zero.
         w = alpha[i + 1] * (1 - (1 - e[i]) / h) if h > 0 else 0.0
       w = w * h / h_previous
       data = [data[0] + w, -w]

@@ -1,4 +1,4 @@
-"""The one batched sampler: requests to images, whoever asks.
+"""The one batched sampler, which makes images of requests.
 
 for images in generate(sd, params, ["a red star"], seeds=[0], num_steps=20):
   ...
@@ -29,8 +29,8 @@ class Sampling:
   Attributes:
     num_steps: denoising steps.
     guidance_scale: of classifier-free guidance; 1 or less leaves it out.
-    sampler: another than the checkpoint's; None for its own.
-    noise_source: `jax`, or `torch` for what torch's CPU generator draws.
+    sampler: a name of `schedules.SAMPLERS`; None for the checkpoint's own.
+    noise_source: "jax", or "torch" for the noise of torch's CPU generator.
   """
 
   num_steps: Output[int] = 50
@@ -44,18 +44,17 @@ class Sampling:
     check_choice("sampling.noise_source", self.noise_source, SOURCES)
 
 
-# What an image may be drawn with; a model has the rest.
+# Options that a caller may set; the model decides all others.
 OPTIONS = (*(f.name for f in dataclasses.fields(Sampling)), "batch_size")
 
 
 class Request(NamedTuple):
-  """An image to be made, of a text or, if given, of text states.
+  """An image to be made of a text or, if given, of text states.
 
   Attributes:
-    prompt: the text.
-    seed: of its initial noise, which depends on nothing else.
-    guidance: its own guidance scale; None for that of all.
-    context: text states, drawn as they are: any edit has been applied to them.
+    seed: of the initial noise, which depends on nothing else.
+    guidance: its own guidance scale; None for that of the sampling.
+    context: text states, taken as they are: no edit is applied to them.
   """
 
   prompt: str
@@ -65,13 +64,12 @@ class Request(NamedTuple):
 
 
 def alike(requests: Sequence[Request], scale: float) -> list[list[int]]:
-  """The places of requests that `draw` can take at once, group by group.
+  """The indices of requests, in groups that `draw` can take at once.
 
-  Texts stand apart from text states, and what is not guided from what is.
+  A group has either texts or text states, and is either guided or not.
 
   Args:
-    requests: any.
-    scale: the guidance scale of those that have none of their own.
+    scale: the guidance scale of requests that have none of their own.
   """
   groups: dict[tuple[bool, bool], list[int]] = {}
   for i, asked in enumerate(requests):
@@ -93,40 +91,37 @@ def draw(
   place: Callable[[Any], Any] = jnp.asarray,
   fetch: Callable[[Any], np.ndarray] = np.asarray,
 ) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
-  """Images, a batch at a time; a row depends on nothing but itself.
+  """Draws images, a batch at a time; an image depends on its request alone.
 
   Args:
-    sd: the model.
-    params: its parameters.
-    requests: what to draw; one group of `alike`.
-    sampling: how.
-    negative_prompt: steered away from.
+    requests: one group of `alike`.
+    negative_prompt: replaces the empty prompt of guidance.
     safe: Safe Latent Diffusion, see `guidance`.
     batch_size: rows in one compiled call; the last batch is padded.
-    edit_context: applied to all text states, to sample a closed-form-edited
-      model from the unedited one's weights.
+    edit_context: maps the text states of all texts, as a context map does; the
+      base's weights then draw as an edited model.
     place: puts a batch's host arrays on the devices.
     fetch: brings the images of this process's rows back.
 
   Yields:
-    uint8 images of the next requests.
+    Images of the next requests.
 
   Raises:
-    ValueError: requests that are not alike, a prompt too long, or an unusable
-      option.
+    ValueError: requests are not alike, a prompt is too long, or an option
+      cannot be used.
   """
   default = sampling.guidance_scale
   if len(alike(requests, default)) > 1:
     raise ValueError(
-      "requests: texts beside text states, or guided beside unguided ones; "
-      "draw one group of `sampling.alike` after the other"
+      "requests: one batch cannot mix texts with text states, or guided with "
+      "unguided requests; draw one group of `sampling.alike` at a time"
     )
   texts = [r.prompt for r in requests if r.context is None]
   ids = stable_diffusion.tokenize(sd, texts)
-  # Host arrays are moved once, not at every call.
+  # Otherwise every call would move host arrays to the device again.
   params = jax.tree.map(jnp.asarray, params)
   edit = edit_context or (lambda states: states)
-  # Of requests without scales of their own one number, which serves all rows.
+  # Without a scale in any request, one number serves all rows.
   own = [r.guidance for r in requests if r.guidance is not None]
   guided = guidance.contexts(
     functools.partial(stable_diffusion.encode_prompts, sd, params, edit=edit),
@@ -169,17 +164,13 @@ def generate(
   seeds: Sequence[int],
   **options: Any,
 ) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
-  """`draw` of prompts, each with its seed.
+  """`draw` for prompts, each with its seed.
 
   Args:
-    sd: the model.
-    params: its parameters.
-    prompts: one for each row.
-    seeds: one for each row.
-    **options: of `draw`, and those of `Sampling` by name.
+    **options: those of `draw`, and of `Sampling` by name.
 
   Raises:
-    ValueError: unequal lengths, or what `draw` refuses.
+    ValueError: lengths differ, or as `draw`.
   """
   if len(prompts) != len(seeds):
     raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")

@@ -1,11 +1,11 @@
-"""Noise schedules: a diffusers `scheduler_config.json`, checked and in numbers.
+"""Noise schedules, read from a diffusers `scheduler_config.json`.
 
 The forward process is x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) n, where a_t is the
-cumulative product of 1 - beta. Which steps a sampler visits, and how it moves
-between them, is in `samplers.py`.
+cumulative product of 1 - beta. `timesteps` chooses the steps that a sampler
+visits, and `samplers` moves between them.
 
-A key that diffusers would read for the chosen sampler and that is not supported
-here is refused: a schedule never means something else than the file says.
+A key that diffusers reads for the chosen sampler, and that is not supported
+here, is refused. So a schedule never differs from what its file says.
 """
 
 import dataclasses
@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from unlearning_jax.concepts import check_choice
+
 SAMPLERS = {
   "ddim": "DDIMScheduler",
   "pndm": "PNDMScheduler",
@@ -29,9 +31,9 @@ SAMPLERS = {
   "dpm++2m": "DPMSolverMultistepScheduler",
 }
 
-# The keys each diffusers class reads, with that class's own defaults. The same
-# file means different things to different classes: a file that is silent on
-# `timestep_spacing` is "leading" to DDIM and "linspace" to Euler.
+# The keys that each diffusers class reads, with the defaults of that class. One
+# file means different things to different classes: without `timestep_spacing`,
+# DDIM spaces "leading" and Euler "linspace".
 _COMMON = {
   "num_train_timesteps": 1000,
   "beta_start": 1e-4,
@@ -90,8 +92,8 @@ _OWN: dict[str, dict[str, Any]] = {
   },
 }
 
-# Keys that only say something once a refused one is set, or that only classes
-# other than the five read. diffusers carries them along in every file.
+# Keys without effect unless a refused key is set, or which only classes other
+# than the five read. diffusers copies them into every file.
 _WITHOUT_EFFECT = frozenset(
   "disable_corrector dynamic_thresholding_ratio flow_shift"
   " original_inference_steps predict_x0 rho sample_max_value shift_terminal"
@@ -114,7 +116,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
   "interpolation_type": ("linear", "log_linear"),
   "final_sigmas_type": ("zero", "sigma_min"),
   "solver_order": (1, 2),
-  # diffusers reads the last three, which belong to other solvers, as midpoint.
+  # The last three belong to other solvers; diffusers takes them as midpoint.
   "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
   "algorithm_type": ("dpmsolver++",),
   "timestep_type": ("discrete",),
@@ -137,9 +139,9 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
 class Schedule:
   """A checkpoint's noise schedule and the sampler it names; hashable.
 
-  Build it with `from_config`. A field that `sampler` does not read holds the
-  neutral default below, whatever the file says about it; `config` keeps what
-  the file said, so that `with_sampler` can read it as another class would.
+  Build it with `from_config`. A field that `sampler` does not read has the
+  neutral default below, whatever the file says. `config` keeps the file's own
+  values, which `with_sampler` reads as another class.
   """
 
   sampler: str
@@ -167,17 +169,16 @@ class Schedule:
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any]) -> Self:
-    """Reads a `scheduler_config.json`.
+    """Reads the contents of a `scheduler_config.json`.
 
-    Args:
-      config: the file's dict; `_class_name` says which sampler it is for. A key
-        that is absent takes the default of that diffusers class.
+    Its `_class_name` decides the sampler. An absent key takes the default of
+    that diffusers class.
 
     Raises:
-      ValueError: an unknown class or key, or a value that is not supported.
+      ValueError: a class or key is unknown, or a value not supported.
     """
     sampler = _sampler_of_class(config.get("_class_name"))
-    # diffusers lists here what nobody set: such keys follow the class.
+    # diffusers lists the keys here that nobody set: the class decides them.
     unset = config.get("_use_default_values", ())
     said = {
       key: tuple(value) if isinstance(value, list) else value
@@ -203,7 +204,7 @@ class Schedule:
     )
 
   def to_config(self) -> dict[str, Any]:
-    """What the file said, as a dict that diffusers reads."""
+    """The file's values, as a dict that diffusers reads."""
     said = {k: list(v) if isinstance(v, tuple) else v for k, v in self.config}
     return {"_class_name": SAMPLERS[self.sampler], **said}
 
@@ -211,21 +212,17 @@ class Schedule:
     """The same file read for another sampler, as diffusers' `from_config` does.
 
     Raises:
-      ValueError: the name is none of `SAMPLERS`, or the file asks that sampler
-        for something unsupported.
+      ValueError: the name is none of `SAMPLERS`, or the file sets what is not
+        supported for that sampler.
     """
-    if name not in SAMPLERS:
-      raise ValueError(
-        f"sampler={name!r} is unknown; allowed: {', '.join(SAMPLERS)}"
-        f"{_nearest(name, SAMPLERS)}"
-      )
+    check_choice("sampler", name, SAMPLERS)
     return self.from_config({**self.to_config(), "_class_name": SAMPLERS[name]})
 
   @functools.cached_property
   def alphas_cumprod(self) -> np.ndarray:
-    """a_t for t = 0..T-1: (T,) float32, read-only, bit for bit as torch has it.
+    """a_t for t = 0..T-1: (T,) float32, read-only, bit for bit that of torch.
 
-    torch multiplies in double and rounds each product to float32.
+    torch multiplies in float64 and rounds each product to float32.
     """
     alphas = np.float32(1) - _betas(self)
     product = np.cumprod(alphas.astype(np.float64)).astype(np.float32)
@@ -239,9 +236,9 @@ def add_noise(
   noise: Float[Array, "b h w c"],
   t: Int[Array, " b"],
 ) -> Float[Array, "b h w c"]:
-  """Noisy latents sqrt(a_t) x + sqrt(1 - a_t) n, the type of `latents`.
+  """Noisy latents sqrt(a_t) x + sqrt(1 - a_t) n, in the dtype of `latents`.
 
-  A step outside 0..T-1 gives NaN rather than a neighbour's noise level.
+  A step outside 0..T-1 gives NaN.
   """
   signal, sigma = _levels(schedule, t)
   x, n = latents.astype(jnp.float32), noise.astype(jnp.float32)
@@ -254,9 +251,9 @@ def velocity(
   noise: Float[Array, "b h w c"],
   t: Int[Array, " b"],
 ) -> Float[Array, "b h w c"]:
-  """What a v-prediction model is trained on: sqrt(a_t) n - sqrt(1 - a_t) x.
+  """The target of a v-prediction model: sqrt(a_t) n - sqrt(1 - a_t) x.
 
-  A step outside 0..T-1 gives NaN rather than a neighbour's noise level.
+  A step outside 0..T-1 gives NaN.
   """
   signal, sigma = _levels(schedule, t)
   x, n = latents.astype(jnp.float32), noise.astype(jnp.float32)
@@ -271,7 +268,7 @@ def _levels(
   if not jnp.issubdtype(t.dtype, jnp.integer):
     raise ValueError(f"t has dtype {t.dtype}; allowed: whole training steps")
   a = schedule.alphas_cumprod
-  # In an unsigned index a negative step is too large, so it is NaN as well.
+  # As an unsigned index, a negative step is too large and gives NaN as well.
   index = t.astype(jnp.uint32)
   signal, sigma = (
     jnp.take(jnp.asarray(table), index, mode="fill").reshape(-1, 1, 1, 1)
@@ -281,7 +278,7 @@ def _levels(
 
 
 def _betas(schedule: Schedule) -> np.ndarray:
-  """The variances beta_t: (T,) float32, bit for bit as torch has them."""
+  """The variances beta_t: (T,) float32, bit for bit those of torch."""
   steps = schedule.num_train_timesteps
   start, end = schedule.beta_start, schedule.beta_end
   if schedule.trained_betas is not None:
@@ -299,9 +296,9 @@ def _betas(schedule: Schedule) -> np.ndarray:
 
 
 def _linspace(start: float, end: float, steps: int) -> np.ndarray:
-  """`torch.linspace` in float32: from both ends inwards, with fused adds.
+  """`torch.linspace` in float32, which counts from both ends with fused adds.
 
-  numpy's differs in the last bit of about one value in four.
+  `numpy.linspace` differs in the last bit of about one value in four.
   """
   first, last = np.float32(start), np.float32(end)
   step = np.float32((last - first) / np.float32(steps - 1))
@@ -314,7 +311,7 @@ def _linspace(start: float, end: float, steps: int) -> np.ndarray:
 def _sampler_of_class(name: object) -> str:
   """`PNDMScheduler` -> `pndm`."""
   by_class = {class_name: sampler for sampler, class_name in SAMPLERS.items()}
-  # Folders written by the Flax classes of old diffusers say FlaxPNDMScheduler.
+  # Old Flax classes of diffusers wrote FlaxPNDMScheduler.
   plain = str(name).removeprefix("Flax")
   if plain not in by_class:
     raise ValueError(

@@ -41,7 +41,8 @@ def build(cls: type[T], values: Mapping[str, Any], key: str = "") -> T:
     key: where the values stand in a larger config, for messages.
 
   Raises:
-    ValueError: an unknown key, with the nearest; or what the class refuses.
+    ValueError: an unknown key, with the nearest; a missing one; or what the
+      class refuses.
   """
   hints = typing.get_type_hints(cls)
   known = {field.name for field in dataclasses.fields(cls)}  # pyright: ignore
@@ -52,7 +53,21 @@ def build(cls: type[T], values: Mapping[str, Any], key: str = "") -> T:
       hint = _nearest(name, value, hints)
       raise ValueError(f"{place}: no such setting of {cls.__name__}; {hint}")
     found[name] = _frozen(_built(hints[name], value, place))
+  for name in needed(cls):
+    if name not in values:
+      place = f"{key}.{name}" if key else name
+      raise ValueError(f"{place}: is missing; {cls.__name__} needs it")
   return cls(**found)
+
+
+def needed(cls: type) -> list[str]:
+  """The fields of a settings class that have no default."""
+  none = dataclasses.MISSING
+  return [
+    field.name
+    for field in dataclasses.fields(cls)
+    if field.default is none and field.default_factory is none
+  ]
 
 
 def changed(

@@ -1,8 +1,8 @@
 """Where arrays live: the only file that names a mesh axis or a device.
 
-One code path from a laptop to a pod: there is always a mesh, `data` x `fsdp`,
-1 x 1 on a laptop. Batches are split over both axes; parameters are replicated
-over `data` and, when large, split over `fsdp`.
+The same code runs on a laptop and a pod, because there is always a mesh, `data`
+x `fsdp`, 1 x 1 on a laptop. Batches are split over both axes. Parameters are
+replicated over `data`; large ones are split over `fsdp`.
 """
 
 import contextlib
@@ -10,48 +10,48 @@ import contextvars
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Shaped
+from jaxtyping import Array, Shaped
 
 Tree = TypeVar("Tree")
 
-# Below this a leaf is cheaper to copy than to gather.
+# It is cheaper to replicate a smaller leaf than to gather it.
 FSDP_MIN_BYTES = 4 * 2**20
-# A barrier's name serves once; every process passes all of them in order.
+# Each barrier needs a new name; every process passes all of them in order.
 _BARRIERS = itertools.count()
 _LONG_MS = 7 * 24 * 3600 * 1000
 _ALONE = contextvars.ContextVar("alone", default=False)
 
 
 def initialize_distributed(wanted: bool):
-  """Joins the other processes of the run; must come before any other JAX call.
+  """Joins the other processes of the run; call it before anything else of JAX.
 
-  JAX finds the coordinator itself on Cloud TPU, SLURM, Kubernetes and MPI.
-  Elsewhere the environment tells: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES
-  and JAX_PROCESS_ID. A failure is raised: a process must never go on to work
-  alone by mistake.
+  JAX finds the coordinator itself on Cloud TPU, SLURM, Kubernetes and MPI. For
+  other machines set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID. A failure is an error, so that no process works alone by
+  mistake.
 
   Raises:
-    ValueError: nothing tells who the others are, or what does is no number.
+    ValueError: there is no coordinator, or a variable is no number.
   """
   if wanted:
     jax.distributed.initialize(
       num_processes=_number("JAX_NUM_PROCESSES"),
       process_id=_number("JAX_PROCESS_ID"),
     )
-    # On CPUs the first collective waits 30 s for the others, and no longer:
-    # have it now, while all are here.
+    # On CPUs the first collective gives up after 30 s. It runs now, while all
+    # processes are here.
     multihost_utils.sync_global_devices("joined")
 
 
 def _number(name: str) -> int | None:
-  """What the environment says, if it says anything."""
+  """The number in an environment variable; None if it is not set."""
   value = os.environ.get(name)
   if value is not None and not value.isdecimal():
     raise ValueError(f"{name}={value!r}: must be a number")
@@ -59,13 +59,13 @@ def _number(name: str) -> int | None:
 
 
 def wait_for_all(what: str):
-  """Until every process is here: before one reads what the others wrote.
+  """Waits until every process is here, before one reads what others wrote.
 
-  However long that takes: no collective, which would not wait, but a barrier
-  of the coordinator, who notices when a process dies.
+  This is a barrier of the coordinator, which waits up to a week and notices
+  when a process dies. A collective would give up early.
   """
   if jax.process_count() > 1:
-    # A second to import, for which a process alone has no use.
+    # The import takes a second, which a single process does not need.
     from orbax.checkpoint import multihost
 
     barrier = multihost.get_barrier_sync_fn()
@@ -73,7 +73,7 @@ def wait_for_all(what: str):
 
 
 def describe_devices() -> dict[str, Any]:
-  """What runs this: platform, kind, number of devices and processes."""
+  """Platform, kind and number of devices, and the number of processes."""
   devices = jax.devices()
   return {
     "platform": devices[0].platform,
@@ -85,9 +85,9 @@ def describe_devices() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-  """Within it, `make_mesh` takes this process's own devices by default.
+  """Inside, `make_mesh` takes this process's own devices by default.
 
-  For work in which the other processes have no part.
+  Use it for work that the other processes do not share.
   """
   token = _ALONE.set(True)
   try:
@@ -101,16 +101,16 @@ def make_mesh(
   fsdp: int = 1,
   devices: Sequence[Any] | None = None,
 ) -> Mesh:
-  """A `data` x `fsdp` mesh over all devices, or those given.
+  """A `data` x `fsdp` mesh.
 
   Args:
-    data: copies of the model; by default as many as the devices allow.
+    data: copies of the model; None for as many as the devices allow.
     fsdp: devices that one copy of the model is split over.
-    devices: by default all, of all processes; see `alone`.
+    devices: None for all devices of all processes; see `alone`.
 
   Raises:
-    ValueError: the product is not the number of devices, or the hardware's
-      own shape cannot carry it; valid shapes are listed.
+    ValueError: the product is not the number of devices, or the hardware
+      cannot form this shape; lists the valid shapes.
   """
   if devices is None:
     devices = jax.local_devices() if _ALONE.get() else jax.devices()
@@ -127,7 +127,7 @@ def make_mesh(
       shape, ("data", "fsdp"), (AxisType.Auto,) * 2, devices=devices
     )
   except (ValueError, NotImplementedError) as error:
-    # Torus hardware carries only some of the shapes with the right product.
+    # A torus of devices forms only some of the shapes with the right product.
     raise ValueError(
       f"mesh: these devices do not form data={shape[0]} x fsdp={shape[1]}; "
       f"try another of {valid}: {error}"
@@ -147,15 +147,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def param_sharding(
   mesh: Mesh, params: Any, min_bytes: int = FSDP_MIN_BYTES
 ) -> Any:
-  """A sharding per leaf: the largest divisible dimension over `fsdp`.
+  """A tree of shardings: each leaf's largest divisible axis over `fsdp`.
 
   Args:
-    mesh: from `make_mesh`.
     params: pytree of arrays or shapes; only shape and dtype are read.
     min_bytes: smaller leaves are replicated.
-
-  Returns:
-    A tree like `params` of shardings, for `place` or `jit`'s in_shardings.
   """
   ways = mesh.shape["fsdp"]
 
@@ -171,10 +167,9 @@ def param_sharding(
 
 
 def place(tree: Tree, shardings: Any) -> Tree:
-  """Host arrays, the same on every process, laid out over the devices.
+  """Lays out host arrays, which are equal on every process, over the devices.
 
   Args:
-    tree: pytree of numpy or host-local arrays.
     shardings: one sharding, or a tree of them like `tree`.
   """
 
@@ -190,44 +185,16 @@ def place(tree: Tree, shardings: Any) -> Tree:
 
 
 def local_rows_multiple(mesh: Mesh) -> int:
-  """What this process's number of batch rows must be a multiple of."""
+  """The number that this process's batch rows must be a multiple of."""
   return mesh.local_mesh.size
 
 
-def pad_to_multiple(
-  batch: Mapping[str, Shaped[np.ndarray, "b ..."]], multiple: int
-) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, " padded"]]:
-  """Repeats the last row until the row count divides.
-
-  A real row, not zeros: padding then meets no special values on its way.
-
-  Args:
-    batch: arrays of one leading length, at least 1.
-    multiple: usually `local_rows_multiple(mesh)`.
-
-  Returns:
-    The padded arrays, and a mask that is True where a row is real.
-
-  Raises:
-    ValueError: no rows, or leading lengths that differ.
-  """
-  lengths = {name: len(array) for name, array in batch.items()}
-  if len(set(lengths.values())) != 1 or 0 in lengths.values():
-    raise ValueError(f"batch: want one length, at least 1, got {lengths}")
-  count = next(iter(lengths.values()))
-  extra = -count % multiple
-  index = np.minimum(np.arange(count + extra), count - 1)
-  padded = {name: np.asarray(array)[index] for name, array in batch.items()}
-  return padded, np.arange(count + extra) < count
-
-
 def global_batch(mesh: Mesh, local: Tree) -> Tree:
-  """Each process's own rows, joined into arrays split over all devices.
+  """Joins each process's own rows into arrays split over all devices.
 
   Args:
-    mesh: from `make_mesh`.
     local: pytree of (b, ...) numpy arrays; b is a multiple of
-      `local_rows_multiple(mesh)` and the same on every process.
+      `local_rows_multiple(mesh)` and equal on every process.
 
   Returns:
     The same tree of (b * process_count, ...) arrays.
@@ -242,8 +209,8 @@ def global_batch(mesh: Mesh, local: Tree) -> Tree:
     array = np.asarray(array)
     if array.shape[0] % multiple:
       raise ValueError(
-        f"batch: {array.shape[0]} rows on {multiple} local device(s); "
-        "use pad_to_multiple first"
+        f"batch: {array.shape[0]} rows on {multiple} local device(s); pad them "
+        f"to a multiple of {multiple}"
       )
     return jax.make_array_from_process_local_data(sharding, array)
 
@@ -253,10 +220,10 @@ def global_batch(mesh: Mesh, local: Tree) -> Tree:
 def map_rows(
   mesh: Mesh, function: Callable[[Any, Any], Any]
 ) -> Callable[[Any, Any], Any]:
-  """A function of (replicated, rows) to rows, each device its own by itself.
+  """A function of (replicated, rows) to rows, run on each device's own rows.
 
-  What a row becomes then depends on its device's rows alone, to the last bit,
-  and not on how many devices there are.
+  A result depends, to the last bit, on the rows of its device alone, and not on
+  the number of devices.
   """
   split = batch_sharding(mesh).spec
   specs = {"in_specs": (PartitionSpec(), split), "out_specs": split}
@@ -266,16 +233,15 @@ def map_rows(
 def add_row_sums(
   mesh: Mesh, function: Callable[..., Any]
 ) -> Callable[..., Any]:
-  """Sums over a stream of batches, each device adding up its own rows.
+  """Sums over a stream of batches; each device adds up its own rows.
 
   Args:
-    mesh: from `make_mesh`.
-    function: of replicated arguments and a batch's rows, to a tree of sums.
+    function: maps (replicated, a batch's rows) to a tree of sums.
 
   Returns:
-    A jitted function of (totals, replicated, rows) to new totals; a total has a
-    leading axis, an entry a device. Add that axis up at the end: all the
-    communication there is.
+    A jitted function of (totals, replicated, rows) to new totals. A total has a
+    leading axis with one entry a device, which you add up at the end: only that
+    communicates.
   """
   split = batch_sharding(mesh).spec
 
@@ -295,13 +261,10 @@ def add_row_sums(
 
 
 def local_rows(array: Shaped[Array, "b ..."]) -> Shaped[np.ndarray, "n ..."]:
-  """This process's rows of a batch, in order: `global_batch` undone.
-
-  Args:
-    array: split over its leading axis only, or not at all.
+  """This process's rows of a batch, in order: the inverse of `global_batch`.
 
   Raises:
-    ValueError: the array is split along another axis.
+    ValueError: the array is split along another axis than the leading one.
   """
   shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
   rows = np.concatenate([np.asarray(shards[i]) for i in sorted(shards)])
@@ -311,21 +274,21 @@ def local_rows(array: Shaped[Array, "b ..."]) -> Shaped[np.ndarray, "n ..."]:
 
 
 def on_all_processes(here: bool) -> bool:
-  """Whether it is so on every process; a collective, so all must call it."""
+  """Whether `here` is True on every process; a collective: all must call it."""
   return bool(np.all(multihost_utils.process_allgather(np.asarray(here))))
 
 
 def all_rows(array: Shaped[Array, "b ..."]) -> Shaped[np.ndarray, "b ..."]:
-  """All rows of a batch on every process; a collective, so all must call it."""
+  """All rows of a batch on every process; a collective: all must call it."""
   if isinstance(array, np.ndarray) or array.is_fully_addressable:
     return np.asarray(array)
   return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def gather(tree: Tree) -> Tree:
-  """Whole leaves on every process's host: `place` undone.
+  """Whole leaves on every process's host: the inverse of `place`.
 
-  A collective, so all must call it. Leaf after leaf: a device has room for one
-  that is whole, not for all.
+  This is a collective: all processes must call it. It takes leaf after leaf,
+  because a device has room for one whole leaf, but not for all.
   """
   return jax.tree.map(all_rows, tree)

@@ -5,7 +5,7 @@
 
 `sampling` draws images of prompts.
 
-`StableDiffusion` holds no arrays: it is a static argument of jit. Parameters
+`StableDiffusion` holds no arrays, so it is a static argument of jit. Parameters
 are a plain tree {text_encoder, unet, vae} and always an argument.
 """
 
@@ -28,8 +28,8 @@ from unlearning_jax.tokens import fitting
 
 Params = dict[str, Any]
 
-# Whatever the scheduler's file says, torch's StableDiffusionPipeline sets
-# these when it opens a folder, and so do all published images.
+# torch's StableDiffusionPipeline sets these when it opens a folder, whatever
+# the scheduler's file says. All published images were made so.
 _PIPELINE_FORCES = {"steps_offset": 1, "clip_sample": False}
 
 
@@ -38,12 +38,10 @@ class StableDiffusion:
   """Networks, noise schedule and tokenizer of one checkpoint.
 
   Attributes:
-    text_encoder: token ids to text states; always float32.
-    unet: the noise predictor.
-    vae: images to latents and back.
+    text_encoder: always computes in float32.
     schedule: noise levels, and the sampler that the checkpoint names.
-    latent_size: height and width of the latents it was trained at.
-    tokenizer: used outside jit only; takes no part in equality.
+    latent_size: height and width of the latents in training.
+    tokenizer: used outside jit only; equality ignores it.
     files: configs and tokenizer folder, to write the model out again.
   """
 
@@ -73,17 +71,16 @@ def load(
   dtype: DTypeLike = jnp.float32,
   attention: str = "auto",
 ) -> tuple[StableDiffusion, Params]:
-  """Reads a model: a folder or a hub id.
+  """Reads a model: a diffusers folder or a hub id `owner/name[@revision]`.
 
   Args:
-    path: a diffusers folder, or `owner/name[@revision]`.
     dtype: of the UNet's and the VAE's computation; parameters stay float32.
-    attention: `auto`, `dense`, `chunked` or `cudnn`, see `models.attention`.
+    attention: "auto", "dense", "chunked" or "cudnn", see `models.attention`.
 
   Raises:
     ValueError: the model cannot be read whole; the message names the file.
   """
-  # Before gigabytes are read: what a file holds could not be used alone.
+  # Refused before gigabytes are read, because a file has no tokenizer.
   if os.path.isfile(path):
     families.check_file(path)
     raise ValueError(
@@ -103,11 +100,13 @@ def from_files(
   """The bundle and the host parameters of a model that was read.
 
   Raises:
-    ValueError: as `load`; also where the parts do not fit each other.
+    ValueError: as `load`; the parts do not fit each other.
   """
   if files.tokenizer is None:
-    raise ValueError("model: it has no tokenizer; read the file over a base")
-  # Half a second, for one class.
+    raise ValueError(
+      "model: a single file has no tokenizer; read it over a base"
+    )
+  # The import takes half a second.
   from transformers import CLIPTokenizer
 
   configs = files.configs
@@ -146,10 +145,10 @@ def save(
 def tokenize(
   sd: StableDiffusion, prompts: Sequence[str], *, truncate: bool = False
 ) -> Int[np.ndarray, "b l"]:
-  """Token ids int32, padded to the text encoder's length.
+  """Token ids, int32, padded to the text encoder's length.
 
   Raises:
-    ValueError: a prompt is too long, and `truncate` does not say to cut it.
+    ValueError: a prompt is too long, without `truncate`.
   """
   length, texts = sd.context_shape[0], list(prompts)
   # The tokenizer itself fails on an empty list.
@@ -167,8 +166,8 @@ def encode_text(
 ) -> Float[Array, "b l d"]:
   """Text states in float32, at the highest matmul precision.
 
-  Closed-form edits invert Grams of these: a TF32 or bfloat16 matmul here
-  would cost percents of the edit.
+  Closed-form edits invert Grams of them: a TF32 or bfloat16 matmul here would
+  change the edit by percents.
   """
   return _encode_text(sd.text_encoder, params["text_encoder"], ids)
 
@@ -179,7 +178,7 @@ def encode_prompts(
   prompts: Sequence[str],
   edit: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "b l d"]:
-  """`encode_text` of texts, with a closed-form edit's change of the states."""
+  """`encode_text` of texts, then `edit`, the context map of a closed form."""
   states = encode_text(sd, params, tokenize(sd, prompts))
   return edit(states) if edit else states
 
@@ -207,7 +206,7 @@ def encode_images(
   images: Float[Array, "b H W 3"],
   key: PRNGKeyArray | None = None,
 ) -> Float[Array, "b h w c"]:
-  """Images in [-1, 1] to scaled latents; the posterior's mean without `key`."""
+  """Scaled latents of images in [-1, 1]: a draw by `key`, or else the mean."""
   mean, logvar = models.apply(sd.vae, params["vae"], images, method="encode")
   if key is not None:
     mean += jnp.exp(logvar / 2) * jax.random.normal(key, mean.shape)
@@ -217,7 +216,7 @@ def encode_images(
 def decode(
   sd: StableDiffusion, params: Params, latents: Float[Array, "b h w c"]
 ) -> Float[Array, "b H W 3"]:
-  """Scaled latents to images, nominally in [-1, 1]."""
+  """Images, nominally in [-1, 1], of scaled latents."""
   unscaled = latents / sd.vae.config.scaling_factor
   return models.apply(sd.vae, params["vae"], unscaled, method="decode")
 
@@ -235,7 +234,8 @@ def _sample(
 ):
   plan = samplers.make_sampler(sd.schedule, num_steps, sampler)
   times, ways = jnp.asarray(plan.timesteps), len(contexts)
-  # Each row beside its negative: two halves would travel between devices.
+  # A row and its negative are neighbors. With one half of the batch for each,
+  # they would lie on different devices.
   rows = jnp.stack(contexts, 1).reshape(-1, *contexts[0].shape[1:])
 
   def body(carry, i):
@@ -275,24 +275,22 @@ def sample_latents(
   eps = eps(negative) + guidance_scale (eps(context) - eps(negative))
 
   Args:
-    sd: the model.
-    params: its parameters.
     context: text states of the prompts.
     negative_context: those of the negative (or empty) prompt; None leaves
       guidance out.
-    noise: unit noise, the sampler scales it.
+    noise: unit noise, which the sampler scales.
     num_steps: denoising steps.
     guidance_scale: one for all rows, or one for each.
-    sampler: another than the checkpoint's, see `schedules.SAMPLERS`.
-    safe: Safe Latent Diffusion, see `guidance`; a third row in the batch.
+    sampler: a name of `schedules.SAMPLERS`; None for the checkpoint's own.
+    safe: Safe Latent Diffusion, see `guidance`; triples the batch.
     safe_context: text states of its concept.
 
   Returns:
     Scaled latents, float32.
 
   Raises:
-    ValueError: unknown sampler, unusable number of steps, or `safe` without
-      guidance or its concept.
+    ValueError: the sampler is unknown, cannot take so many steps, or `safe`
+      comes without guidance or its concept.
   """
   guidance.check(safe, negative_context, safe_context)
   given = [negative_context, context, safe_context if safe else None]

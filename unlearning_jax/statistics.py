@@ -1,7 +1,7 @@
 """Intervals and paired tests for counts of images.
 
-Two rules: a percentage never goes without its count and interval, and methods
-tried on the same prompts are compared prompt by prompt.
+A percentage always comes with its count and interval. Methods that were tried
+on the same prompts are compared prompt by prompt.
 """
 
 import math
@@ -33,7 +33,7 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
   centre = p + z * z / (2 * n)
   half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
   scale = 1 + z * z / n
-  # The ends are exact where rounding would miss them by an ulp.
+  # Rounding would miss these exact ends by one unit in the last place.
   low = 0.0 if k == 0 else (centre - half) / scale
   high = 1.0 if k == n else (centre + half) / scale
   return low, high
@@ -44,22 +44,20 @@ def mcnemar(
 ) -> float:
   """The exact two-sided McNemar test: did paired outcomes change?
 
-  Of the pairs that differ, under no change half go each way:
-  p = min(1, 2 P(Binomial(b + c, 1/2) <= min(b, c))).
+  Without a change, half of the pairs that differ would go each way. With b and
+  c pairs that differ in the one and the other way, the p value is
+  min(1, 2 P(Binomial(b + c, 1/2) <= min(b, c))), and 1 if no pair differs.
 
   Args:
-    before: (n,) outcomes; pairs must be independent, so one per prompt.
-    after: (n,) outcomes of the same prompts.
-
-  Returns:
-    The p value, 1.0 when no pair differs.
+    before: outcomes; pairs must be independent, so one per prompt.
+    after: outcomes of the same prompts.
   """
   before, after = _paired(before, after)
   lost = int(np.sum(before & ~after))
   gained = int(np.sum(~before & after))
   differ = lost + gained
   tail = sum(math.comb(differ, i) for i in range(min(lost, gained) + 1))
-  # Whole numbers until the last division: 2^-n is 0 in float64 past n = 1074.
+  # Integers until the last division, because 2.0**-n is 0 beyond n = 1074.
   return min(1.0, 2 * tail / 2**differ)
 
 
@@ -74,13 +72,13 @@ def paired_bootstrap(
 ) -> tuple[float, float, float]:
   """The mean of `after - before` with a percentile interval over prompts.
 
-  Whole prompts are drawn with all their images: seeds of one prompt share its
-  luck, and drawing single images would make the interval too narrow.
+  It draws whole prompts with all their images. Images of one prompt resemble
+  each other, so drawing single images would make the interval too narrow.
 
   Args:
-    before: (n,) outcomes or scores, one per image.
-    after: (n,) the same images' outcomes under the other model.
-    prompts: (n,) which prompt each image belongs to.
+    before: outcomes or scores, one per image.
+    after: those of the same images under the other model.
+    prompts: which prompt each image belongs to.
     num_draws: bootstrap replicates.
     confidence: of the interval.
     seed: of the draws.
@@ -114,9 +112,10 @@ def paired_bootstrap(
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-  """Holm's correction: p values that stay honest over several comparisons.
+  """Holm's correction of p values for several comparisons.
 
-  The i-th smallest of m is multiplied by m - i, never below a smaller one's.
+  The i-th smallest of m, from i = 0, is multiplied by m - i, but stays at least
+  as large as the corrected value before it.
   """
   adjusted: dict[str, float] = {}
   running = 0.0

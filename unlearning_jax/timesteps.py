@@ -1,10 +1,9 @@
-"""Which training steps and noise levels a sampler visits.
+"""Which training steps and noise levels a sampler visits, as host arrays.
 
-`scheduler_config.json` says how they are spaced; each diffusers class reads
-that in its own way, kept here to the rounding. All host arithmetic.
+`scheduler_config.json` says how they are spaced. Each diffusers class reads it
+in its own way, which this module follows to the rounding.
 
-A noise level is sigma = sqrt((1 - a_t) / a_t): the noise, relative to the
-signal.
+A noise level is sigma = sqrt((1 - a_t) / a_t), noise relative to signal.
 """
 
 import numpy as np
@@ -30,7 +29,7 @@ def training_steps(schedule: Schedule, num_steps: int) -> np.ndarray:
 def in_range(
   schedule: Schedule, num_steps: int, times: np.ndarray
 ) -> np.ndarray:
-  """The same times; ValueError if they start beyond the training steps."""
+  """Returns `times`, or raises ValueError if they exceed the training steps."""
   if times.max() >= schedule.num_train_timesteps:
     raise ValueError(
       f"num_steps={num_steps} with steps_offset={schedule.steps_offset} starts"
@@ -82,7 +81,7 @@ def sigma_plan(
   times = training_steps(schedule, num_steps).astype(np.float32)
   sigmas = np.interp(times, np.arange(len(training)), training)
   if schedule.interpolation_type == "log_linear":
-    # One level too many, as in diffusers: the lowest is never left.
+    # One level more than steps, as in diffusers: sampling ends at the lowest.
     top, bottom = np.log(training[-1]), np.log(training[0])
     sigmas = np.exp(np.linspace(top, bottom, num_steps + 1))
   if schedule.use_karras_sigmas:

@@ -1,4 +1,4 @@
-"""Phrases as the tokenizer sees them: how long they are, which are the same."""
+"""Checks phrases as tokens: whether they are too long, and which are equal."""
 
 import warnings
 from collections.abc import Sequence
@@ -18,15 +18,13 @@ def fitting(
   """Token rows of at most `length`, start and end included.
 
   Args:
-    tokenizer: the model's.
-    texts: the prompts.
-    rows: their tokens.
-    length: of the text encoder.
-    truncate: cut what is too long, as the releases do silently; the warning
-      says what is kept.
+    rows: the tokens of `texts`.
+    length: the number of tokens that the text encoder reads.
+    truncate: whether to cut what is too long, as the releases do silently; a
+      warning says what is kept.
 
   Raises:
-    ValueError: a prompt is too long, and not to be cut.
+    ValueError: a prompt is too long, without `truncate`.
   """
   fit = []
   for text, row in zip(texts, rows, strict=True):
@@ -53,13 +51,11 @@ def check_tokens(
   allow_conflict: bool = False,
   length: int | None = None,
 ) -> None:
-  """Refuses phrases that differ as text but are the same to the tokenizer.
+  """Refuses phrases that differ as text but have the same tokens.
 
   Args:
-    tokenizer: the model's.
-    concepts: the phrases.
     allow_conflict: whether a phrase may be both erased and preserved.
-    length: where longer phrases are cut off; what is cut makes no difference.
+    length: compare phrases as cut to so many tokens; None for whole ones.
 
   Raises:
     ValueError: an erased phrase has no tokens, or those of its anchor, of
@@ -69,7 +65,7 @@ def check_tokens(
   texts = [c.erase for c in concepts] + [c.anchor for c in concepts]
   rows = tokenizer([*texts, *held], truncation=False, padding=False)
   erased, anchors, preserved = {}, [], []
-  # The last of a full row is the end of text in any case.
+  # The last token of a cut row is always the end of text.
   seen = slice(None if length is None else length - 1)
   for i, row in enumerate(tuple(row[seen]) for row in rows["input_ids"]):
     if i < len(concepts):
@@ -77,16 +73,17 @@ def check_tokens(
         raise ValueError(f"{texts[i]!r} has no tokens: nothing to erase")
       if row in erased:
         raise ValueError(
-          f"{erased[row]!r} and {texts[i]!r} are the same tokens"
+          f"{erased[row]!r} and {texts[i]!r} have the same tokens"
         )
       erased[row] = texts[i]
     else:
       (anchors if i < len(texts) else preserved).append(row)
   for concept, row in zip(concepts, anchors, strict=True):
     if erased.get(row) == concept.erase:
-      raise ValueError(f"{concept.erase!r} and its anchor are the same tokens")
+      raise ValueError(f"{concept.erase!r} and its anchor have the same tokens")
   for phrase, row in zip(held, preserved, strict=True):
     if row in erased and not allow_conflict:
       raise ValueError(
-        f"{phrase!r} is preserved, but is the same tokens as {erased[row]!r}"
+        f"{phrase!r} is preserved, but has the tokens of "
+        f"{erased[row]!r}, which is erased"
       )

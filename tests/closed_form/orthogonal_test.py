@@ -130,7 +130,7 @@ def test_bad_input():
     solved(preserve_scale=np.nan)
   with pytest.raises(ValueError, match="lamb=0.0.*not safely positive"):
     solved(pairs=PAIRS[:1], preserve_scale=0.0, lamb=0.0)
-  with pytest.raises(ValueError, match="unet/k shows erased phrase 1 as zero"):
+  with pytest.raises(ValueError, match="unet/k maps erased phrase 1 to zero"):
     solved({"k": np.ones((D, 2))}, [*PAIRS[:1], (np.zeros((1, D)),) * 2 + (1,)])
 
 

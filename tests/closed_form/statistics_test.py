@@ -102,16 +102,16 @@ def test_what_contradicts_is_refused():
     (lambda: statistics.add(s, made("c", "q")), "'q' is preserved already"),
     (
       lambda: statistics.add(s, dataclasses.replace(made("c", ""), base="x")),
-      "base b and of x",
+      "base b cannot take in those of x",
     ),
     (
       lambda: statistics.add(
         s, dataclasses.replace(made("c", ""), method="uce2025")
       ),
-      "method uce2023 and of uce2025",
+      "method uce2023 cannot take in those of uce2025",
     ),
     (lambda: statistics.remove(s, "z"), "concept='z'.*allowed: a, b"),
-    (lambda: statistics.remove(s, "a", "b"), "nothing stays erased"),
+    (lambda: statistics.remove(s, "a", "b"), "no concept would stay erased"),
     (lambda: statistics.reweight(s, "a", -1.0), "weight=-1"),
     (lambda: statistics.reweight(s, "a", np.nan), "weight=nan"),
   ):

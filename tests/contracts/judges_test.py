@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support import toys
+from tests.support import judge_weights, toys
 from unlearning_jax import judges, record
 from unlearning_jax.experiments import common
-from unlearning_jax.judges import Target
+from unlearning_jax.judges import Target, weights
 
 
 def needs(package):
@@ -24,9 +24,26 @@ JUDGES = [
   ("shapes", (32, 32)),
   ("tests.support.toys:WARMTH", (16, 24)),
   pytest.param("nudenet", (48, 64), marks=needs("nudenet")),
+  # torch writes their weights, which are small here, and random.
+  *(
+    pytest.param(name, (70, 64), marks=needs("torch"))
+    for name in ("clip-zero-shot~texts=a star|a moon", "q16")
+  ),
 ]
 
 pytestmark = pytest.mark.parametrize("name, size", JUDGES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory):
+  """A folder of judges' weights, whose hashes are not the published ones."""
+  path = tmp_path_factory.mktemp("judges")
+  with pytest.MonkeyPatch.context() as patch:
+    if importlib.util.find_spec("torch") is not None:
+      judge_weights.all_small(path)
+    patch.setenv(weights.VARIABLE, str(path))
+    patch.setattr(weights.File, "_refuse", lambda *_: None)
+    yield path
 
 
 def images_of(size, n=5):

@@ -69,16 +69,6 @@ def test_a_wrong_name_is_refused(name, message):
     protocols.find(name)
 
 
-def test_one_name_with_two_contents_makes_no_table():
-  star = protocols.find("shapes-star")
-  other = dataclasses.replace(star, others=3)
-  protocols.agree([star.signed, "", star.signed])
-  with pytest.raises(
-    ValueError, match="'shapes-star': runs of .* make a table"
-  ):
-    protocols.agree([star.signed, other.signed])
-
-
 @pytest.mark.parametrize("task", extensions.world("shapes").tasks())
 def test_its_rows_are_those_of_the_config(task):
   name = extensions.world("shapes").default(task)

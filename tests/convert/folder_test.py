@@ -318,7 +318,7 @@ def test_what_is_no_hub_id(name):
 def test_a_folder_is_not_overwritten_unasked(model):
   files = convert.load(model)
   before = {p: p.stat().st_mtime_ns for p in model.rglob("*")}
-  with pytest.raises(ValueError, match="exists; ask for overwriting"):
+  with pytest.raises(ValueError, match="exists; replace it with --overwrite"):
     convert.save_folder(model, files)
   assert {p: p.stat().st_mtime_ns for p in model.rglob("*")} == before
 

@@ -263,7 +263,7 @@ def test_nothing_half_written(tmp_path):
 
 
 def test_what_may_be_replaced(tmp_path):
-  with pytest.raises(ValueError, match="exists; ask for overwriting"):
+  with pytest.raises(ValueError, match="exists; replace it with --overwrite"):
     output.check_output(tmp_path, overwrite=False)
   assert output.check_output(tmp_path, overwrite=True) == tmp_path
   (tmp_path / "thesis.tex").write_text("")

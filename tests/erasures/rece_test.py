@@ -19,6 +19,11 @@ def model(tmp_path_factory):
   return cases.tiny(tmp_path_factory.mktemp("tiny"))
 
 
+def derive(gram, reached, *args):
+  products = derivation.Products.of(gram, reached)
+  return derivation.derive_from(products, *args)
+
+
 def solve(golden, epochs):
   s = golden.settings
   return rece.solve(
@@ -39,7 +44,7 @@ def test_equals_the_authors_code_in_every_epoch(name):
     expected = golden.arrays["change"][epoch]
     assert relative(golden.change(context_map), expected) < 1e-9
     if epoch < 3:
-      derived = derivation.derive(
+      derived = derive(
         golden.gram, context_map, np.concatenate(rows), golden.settings["lam_r"]
       )
       expected = np.concatenate(golden.arrays["derived"][epoch])
@@ -96,22 +101,20 @@ def test_derived_states_minimise_their_objective():
   gram = sum(w.T @ w for w in weights)
   reached = rng.normal(size=(d, d))
   c = rng.normal(size=(3, d))
-  got = derivation.derive(gram, reached, c, lam_r)
+  got = derive(gram, reached, c, lam_r)
   gradient = lam_r * got
   for w in weights:
     gradient += (got @ (w @ reached).T - c @ w.T) @ (w @ reached)
   assert np.abs(gradient).max() < 1e-11
   # The identity reached: C' = C S^T (S + lam_r I)^-1.
-  first = derivation.derive(gram, np.eye(d), c, lam_r)
+  first = derive(gram, np.eye(d), c, lam_r)
   expected = c @ gram.T @ np.linalg.inv(gram + lam_r * np.eye(d))
   assert relative(first, expected) < 1e-11
   # No regulariser: the projections drop out.
-  free = derivation.derive(gram, reached, c, 1e-9)
+  free = derive(gram, reached, c, 1e-9)
   assert relative(free, c @ np.linalg.inv(reached).T) < 1e-5
   # Each row stands for itself.
-  assert (
-    relative(derivation.derive(gram, reached, c[1:2], lam_r), got[1:2]) < 1e-12
-  )
+  assert relative(derive(gram, reached, c[1:2], lam_r), got[1:2]) < 1e-12
 
 
 @pytest.mark.parametrize("regulariser", rece.REGULARISERS[1:])
@@ -121,7 +124,7 @@ def test_regularisers_of_the_authors_code(regulariser):
   reached = np.linalg.lstsq(
     golden.weights, golden.weights + golden.arrays["change"][0]
   )[0]
-  got = derivation.derive(
+  got = derive(
     golden.gram,
     reached,
     golden.states["nudity"].rows,
@@ -141,7 +144,7 @@ def test_regularisers_minimise_their_objectives():
   reached = rng.normal(size=(d, d))
   c, a = rng.normal(size=(2, 3, d))
   for regulariser in rece.REGULARISERS:
-    got = derivation.derive(gram, reached, c, lam, regulariser, a)
+    got = derive(gram, reached, c, lam, regulariser, a)
     gradient = np.zeros_like(got)
     for w in weights:
       gradient += (got @ (w @ reached).T - c @ w.T) @ (w @ reached)
@@ -154,7 +157,7 @@ def test_regularisers_minimise_their_objectives():
     )
     assert np.abs(gradient).max() < 1e-10, regulariser
   with pytest.raises(ValueError, match="needs the anchors"):
-    derivation.derive(gram, reached, c, lam, "standard")
+    derive(gram, reached, c, lam, "standard")
 
 
 def joint(golden, epochs, rows="sequential", **more):
@@ -177,9 +180,7 @@ def test_joint_rows_are_one_problem_of_the_base():
   reached, found = uce.solve(task)
   pairs = [uce.paired_rows(*pair) for pair in task.pairs]
   for _ in range(3):
-    derived = derivation.derive(
-      golden.gram, reached, np.concatenate(states), 0.1
-    )
+    derived = derive(golden.gram, reached, np.concatenate(states), 0.1)
     pairs.append((derived, np.concatenate(anchors)))
     sums = found["preserve_scale"] * task.held
     for pair in pairs:
@@ -336,7 +337,7 @@ def test_work_does_not_grow_with_epochs(model, monkeypatch):
   sd, params = model
   solves, phrases = [], []
   spd, encode = closed_form.solve_spd, stable_diffusion.encode_text
-  inside = (closed_form.solve_spd.__globals__, derivation.derive.__globals__)
+  inside = (closed_form.solve_spd.__globals__, vars(derivation))
   for module in (closed_form, *inside):
     target = module if isinstance(module, dict) else vars(module)
     monkeypatch.setitem(
@@ -381,4 +382,4 @@ def test_bad_input_is_refused_before_anything_is_encoded(model, monkeypatch):
     with pytest.raises(ValueError, match=message):
       rece.erase(*model, concepts, None, rece.Hparams(**hparams))
   with pytest.raises(ValueError, match="lam_r=-1"):
-    derivation.derive(np.eye(2), np.eye(2), np.ones((1, 2)), -1.0)
+    derive(np.eye(2), np.eye(2), np.ones((1, 2)), -1.0)

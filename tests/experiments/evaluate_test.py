@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import gc
 import io
 
@@ -40,7 +41,7 @@ def models():
 @pytest.fixture(scope="module")
 def run(models):
   memory = record.Memory(quiet=True)
-  evaluate.run(settings(), memory, models)
+  evaluate.run(settings(), lambda: memory, models)
   return memory
 
 
@@ -101,7 +102,7 @@ def test_a_judge_and_a_metric_of_ones_own_appear_everywhere(models):
     **TOY, targets=target, prompts={"explicit": ("a red star", "a red moon"),
     "others": ("a blue moon",)},
   )  # fmt: skip
-  evaluate.run(given, memory, models)
+  evaluate.run(given, lambda: memory, models)
   row = memory.rows()[0]
   assert row["attributes"] == {"warmth": "warm"}
   assert set(row["judged"]) == set(row["scores"]) == {"warmth"}
@@ -126,7 +127,7 @@ def test_a_killed_run_goes_on(models, tmp_path):
   """Killed after each batch was tallied, or in the middle of its rows."""
   given = settings(metrics=TOY["metrics"], targets=(), per_group=0, others=5)
   whole = record.Memory(quiet=True)
-  evaluate.run(given, whole, models)
+  evaluate.run(given, lambda: whole, models)
 
   class Killed(Exception):
     pass
@@ -151,11 +152,11 @@ def test_a_killed_run_goes_on(models, tmp_path):
 
   for rows in (0, 3, 2):
     with pytest.raises(Killed):
-      evaluate.run(given, Kill(rows), models)
+      evaluate.run(given, functools.partial(Kill, rows), models)
     # Its file is let go.
     gc.collect()
   run = opened()
-  assert evaluate.run(given, run, models) == whole.summary | {
+  assert evaluate.run(given, lambda: run, models) == whole.summary | {
     "heads": ["object", "style", "identity", "hazard"]
   }
   assert run.rows() == whole.rows()
@@ -172,7 +173,7 @@ def test_a_protocol_is_recorded(models):
   memory = record.Memory(quiet=True)
   given = evaluate.Settings(**{**config, "sampling": settings().sampling})
   document = evaluate.run(
-    dataclasses.replace(given, batch_size=8), memory, models
+    dataclasses.replace(given, batch_size=8), lambda: memory, models
   )
   name, digest = config["protocol"].split(" ")
   assert document["protocol"] == config["protocol"]

@@ -60,9 +60,7 @@ def tuned(model, train="kv", basis=None, weight=None, weight_decay=0.5):
     jax.random.key(1),
     mesh=sharding.make_mesh(devices=jax.devices()[:1]),
     num_steps=STEPS,
-    every=STEPS,
-    on_metrics=lambda i, values: None,
-    on_state=lambda i, s: None,
+    watch=finetune.Watch(every=STEPS),
   )
   return part.join(jax.device_get(state.params), part.frozen)
 

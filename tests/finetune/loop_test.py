@@ -51,10 +51,12 @@ class Run:
       jax.random.key(1),
       mesh=options.pop("mesh", None) or one_device(),
       num_steps=num_steps,
-      every=options.pop("every", 1),
-      on_metrics=self.metrics.__setitem__,
-      # Copied: the loop reuses the memory.
-      on_state=lambda i, s: self.states.__setitem__(i, jax.device_get(s)),
+      watch=finetune.Watch(
+        every=options.pop("every", 1),
+        on_metrics=self.metrics.__setitem__,
+        # Copied: the loop reuses the memory.
+        on_state=lambda i, s: self.states.__setitem__(i, jax.device_get(s)),
+      ),
     )
     assert not options
 
@@ -250,9 +252,7 @@ def test_a_second_run_of_one_step_function_compiles_nothing():
       jax.random.key(1),
       mesh=one_device(),
       num_steps=STEPS,
-      every=STEPS,
-      on_metrics=lambda *_: None,
-      on_state=lambda *_: None,
+      watch=finetune.Watch(every=STEPS),
     )
 
   runs = {rate: trained(rate) for rate in (0.0, 0.1, 0.2)}

@@ -55,10 +55,12 @@ def run(model, data, state=None, num_steps=STEPS, mesh=None, states=None, **kw):
     jax.random.key(1),
     mesh=mesh or sharding.make_mesh(devices=jax.devices()[:1]),
     num_steps=num_steps,
-    every=100,
-    at=(1, 4),
-    on_metrics=metrics.__setitem__,
-    on_state=lambda i, s: seen.__setitem__(i, jax.device_get(s)),
+    watch=finetune.Watch(
+      every=100,
+      at=(1, 4),
+      on_metrics=metrics.__setitem__,
+      on_state=lambda i, s: seen.__setitem__(i, jax.device_get(s)),
+    ),
   )
   return state, metrics
 
@@ -201,7 +203,9 @@ def test_accumulation_is_the_mean_of_its_parts(model, data):
   norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(mean)))
   _, metrics = jax.jit(step)(state, frozen, batch, key)
   assert abs(float(metrics["gradient_norm"] / norm) - 1) < 1e-5
-  with pytest.raises(ValueError, match="accumulate=3: a batch has 8 rows"):
+  with pytest.raises(
+    ValueError, match="accumulate=3 does not divide the 8 rows"
+  ):
     odd = setup(model, accumulate=3)[2]
     jax.eval_shape(odd, state, frozen, batch, key)
 

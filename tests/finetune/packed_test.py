@@ -59,8 +59,8 @@ def train(state, step, frozen, batches, key):
   final = finetune.train(
     state, step, frozen, batches, key,
     mesh=sharding.make_mesh(devices=jax.devices()[:1]),
-    num_steps=STEPS, every=1, on_metrics=metrics.__setitem__,
-    on_state=lambda i, s: None,
+    num_steps=STEPS,
+    watch=finetune.Watch(every=1, on_metrics=metrics.__setitem__),
   )  # fmt: skip
   return final, metrics
 

@@ -237,9 +237,7 @@ def test_steps_are_torchs(train, snr_gamma, prediction, model, folder):
     jax.random.key(0),
     mesh=sharding.make_mesh(devices=jax.devices()[:1]),
     num_steps=STEPS,
-    every=1,
-    on_metrics=compare,
-    on_state=follow,
+    watch=finetune.Watch(every=1, on_metrics=compare, on_state=follow),
   )
   moved = 0.0
   for path, ours, other in pairs(state.params, theirs.leaves()):

@@ -66,7 +66,7 @@ def start(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
   "changes, words",
   [
-    ({"judge": "nudenet"}, "judge='nudenet'.*allowed: .*shapes"),
+    ({"judge": "shaeps"}, "judge='shaeps'.*allowed: .*shapes"),
     ({"judge": None}, "table: name a CSV"),
     ({"targets": ()}, "targets: the judge needs one target"),
     ({"targets": ({"task": "object", "name": "church"},)}, "name='church'"),

@@ -106,7 +106,7 @@ def test_a_published_unet_to_an_edit(place):
 @pytest.mark.parametrize(
   "flags, pattern",
   [
-    (["--input=base", "--output=base"], "exists; ask for overwriting"),
+    (["--input=base", "--output=base"], "exists; replace it with --overwrite"),
     (["--input=base", "--output=x", "--format=delta"], "needs --base"),
     (["--input=base", "--output=x", "--format=edit"], "needs --base"),
     (

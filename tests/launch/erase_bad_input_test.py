@@ -60,7 +60,7 @@ def concepts(*pairs, **more):
     (concepts(("star", "moon " * 80)), "moon moon.* tokens.*allowed: "),
     ({"targets": ({"task": "object", "name": "strar"},)}, "mean 'star'"),
     ({"targets": ({"task": "objekt", "name": "star"},)}, "mean 'object'"),
-    ({"judge": "nudenet"}, "judge='nudenet'.*shapes"),
+    ({"judge": "shaeps"}, "judge='shaeps'.*shapes"),
     ({"method": "ucce"}, "method='ucce'.*did you mean 'uce'"),
     ({"dtype": "float33"}, "dtype='float33'.*did you mean 'float32'"),
     ({"dtype": "int32"}, "dtype='int32'.*float32, bfloat16"),

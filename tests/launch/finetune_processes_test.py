@@ -70,9 +70,9 @@ def tuned(sd, params, rows, mesh):
     jax.random.key(1),
     mesh=mesh,
     num_steps=STEPS,
-    every=STEPS,
-    on_metrics=lambda i, values: seen.update(values),
-    on_state=lambda i, state: None,
+    watch=finetune.Watch(
+      every=STEPS, on_metrics=lambda i, values: seen.update(values)
+    ),
   )
   kept = sharding.gather({"params": state.params, "ema": state.ema})
   flat = jax.tree_util.tree_leaves_with_path(kept)

@@ -1,5 +1,6 @@
 """Configs by name, the verbs of the command, and what they print."""
 
+import importlib
 import sys
 
 import pytest
@@ -55,6 +56,54 @@ def test_the_command_knows_every_script(capsys, monkeypatch):
   monkeypatch.setattr(sys, "argv", ["unlearning-jax", "erasee"])
   with pytest.raises(SystemExit, match="unlearning-jax: .*mean 'erase'"):
     main.main()
+
+
+@pytest.mark.parametrize(
+  "config, verb, wanted",
+  [
+    ("attack_p4d:tiny", "erase", "attack"),
+    ("erase_uce:tiny", "attack", "erase"),
+    ("erase_uce:tiny", "evaluate", "erase"),
+    ("evaluate_shapes:tiny", "finetune", "evaluate"),
+    ("finetune_lora:tiny", "erase", "finetune"),
+    ("finetune_resurgence_small", "finetune", "resurgence"),
+    ("attack_matrix_shapes", "attack", "attack_matrix"),
+    ("diagnose:tiny,task=object,name=star", "attack", "diagnose"),
+  ],
+)
+def test_a_config_of_another_verb_names_its_command(
+  asked, monkeypatch, config, verb, wanted
+):
+  module = {"attack_matrix": "matrix"}.get(verb, verb)
+  module = importlib.import_module(f"unlearning_jax.experiments.{module}")
+  given = asked(f"--config={config}")
+  monkeypatch.setattr(sys, "argv", [f"launch/{verb}.py", f"--config={config}"])
+  said = f"settings of {wanted}, not of {verb}; run unlearning-jax {wanted} "
+  with pytest.raises(ValueError) as error:
+    flags.settings(module.Settings, given)
+  assert f"{said}--config={config}" in str(error.value)
+
+
+@pytest.mark.parametrize("traceback", [False, True])
+def test_an_error_is_a_paragraph_unless_more_is_asked(monkeypatch, traceback):
+  values = absl_flags.FlagValues()
+  absl_flags.DEFINE_bool("traceback", traceback, "", flag_values=values)
+  values(["script"])
+  monkeypatch.setattr(flags.flags, "FLAGS", values)
+
+  def wrong(error):
+    def main(_):
+      raise error
+
+    return lambda: flags._started(main, ["script"])
+
+  with pytest.raises(ValueError if traceback else SystemExit) as found:
+    wrong(ValueError("seed=-1: no"))()
+  said = "seed=-1: no" if traceback else "error: seed=-1: no\n(--traceback "
+  assert str(found.value).startswith(said)
+  # What nobody expected is shown whole.
+  with pytest.raises(KeyError):
+    wrong(KeyError("seed"))()
 
 
 def test_configs_and_helpers_stand_apart():

@@ -92,6 +92,23 @@ def test_rows_without_a_config_are_not_adopted(tmp_path):
     Workdir(tmp_path, {})
 
 
+def test_a_foreign_folder_is_left_alone(tmp_path):
+  (tmp_path / "thesis.tex").write_text("mine")
+  with pytest.raises(ValueError, match="1 other files, as thesis.tex; name a"):
+    Workdir(tmp_path, CONFIG)
+  assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+  # What a scheduler or a failed cell has left is no reason.
+  (tmp_path / "thesis.tex").rename(tmp_path / "slurm-7.out")
+  (tmp_path / "failed.txt").touch()
+  assert not Workdir(tmp_path, CONFIG).is_done
+
+
+def test_a_run_of_another_kind_is_left_alone(tmp_path):
+  Workdir(tmp_path, CONFIG).metrics(0, loss=1.0)
+  with pytest.raises(ValueError, match="another kind: .*hparams.*lanes; use"):
+    Workdir(tmp_path, {"method": "uce", "lanes": 2})
+
+
 def test_a_config_must_be_plain(tmp_path):
   with pytest.raises(ValueError, match="config: .* has no JSON form"):
     Workdir(tmp_path, {"f": print})

@@ -1,6 +1,5 @@
 """Attacks from Python: rows, lanes and budget as the scripts have them."""
 
-import functools
 import importlib
 from collections.abc import Mapping
 from typing import Any
@@ -142,7 +141,6 @@ def _run(
   out: Path | None,
   beside: Control | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-  # Opened by the experiment, once nothing is left that could be wrong.
-  opened = functools.cache(opener(out, given))
+  opened = opener(out, given)
   document = experiment.run(given, opened, victim=model, beside=beside or "")
   return opened(), document

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from unlearning_jax import protocols, settings
+from unlearning_jax import extensions, protocols, settings
 from unlearning_jax.api import given as given_
 from unlearning_jax.api.erasing import Subject
 from unlearning_jax.api.results import Grid, Table, pivot
@@ -14,6 +14,7 @@ from unlearning_jax.experiments import drawing, returned
 from unlearning_jax.experiments import evaluate as experiment
 from unlearning_jax.model import Model
 from unlearning_jax.report import comparison
+from unlearning_jax.sampling import Sampling
 
 
 def grid(
@@ -46,7 +47,7 @@ def grid(
   names = unique(models)
   images = []
   for model in models:
-    own = settings.plain(returned.sampling_of(model)) | options
+    own = settings.plain(_sampling_of(model)) | options
     drawn = model.generate(*map(list, zip(*asked, strict=True)), **own)
     shape = (len(prompts), len(seeds), *drawn.shape[1:])
     images.append(drawn.reshape(shape))
@@ -65,6 +66,13 @@ def grid(
     prompts=tuple(prompts),
     seeds=tuple(seeds),
   )
+
+
+def _sampling_of(model: Model) -> Sampling:
+  """How a model's world draws; the defaults where no world knows the model."""
+  if model.source in extensions.worlds():
+    return extensions.world(model.source).SAMPLING
+  return Sampling()
 
 
 def unique(models: Sequence[Model]) -> list[str]:
@@ -128,8 +136,9 @@ def evaluate(
     # The base is drawn once, and `base` is what metrics call it.
     if experiment.fingerprint(one, base):
       named[name.replace("base", "model")] = one
-  run = opener(out, given)()
-  document = experiment.run(given, run, named)
+  opened = opener(out, given)
+  document = experiment.run(given, opened, named)
+  run = opened()
   # Of the many numbers those of the terminal's table; `summary` has them all.
   wanted = comparison.shown_names(document)
   by_model: dict[str, list[Mapping[str, Any]]] = {
@@ -177,9 +186,9 @@ def resurgence(
   name = subject.name if isinstance(subject, Subject) else subject
   given = returned.settings_of(erased, name, prompts, seed)
   names = unique(tuned)
-  run = opener(out, given)()
+  opened = opener(out, given)
   found = returned.run(
-    given, run, base, erased, dict(zip(names, tuned, strict=True))
+    given, opened, base, erased, dict(zip(names, tuned, strict=True))
   )
   by_model = {
     name: [one for one in found if one["model"] == name] for name in names
@@ -188,6 +197,6 @@ def resurgence(
     f"R_norm of {', '.join(t['name'] for t in given.targets)}: 0 stayed away, "
     "1 is back as if never erased",
     by_model,
-    rows=tuple(run.rows()),
+    rows=tuple(opened().rows()),
     summary={"estimates": found},
   )

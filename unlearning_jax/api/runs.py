@@ -1,6 +1,7 @@
 """Runs: where they are kept, and finished ones opened again."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -11,25 +12,28 @@ from unlearning_jax import model as models
 from unlearning_jax import settings as settings_
 from unlearning_jax.api.results import Table, pivot
 from unlearning_jax.durable import to_json
+from unlearning_jax.experiments import common
 from unlearning_jax.model import Model
-from unlearning_jax.record import Memory, Recorder, Workdir, read_rows
+from unlearning_jax.record import Memory, Recorder, read_rows
 
 Path = str | os.PathLike[str]
 
 
 def opener(out: Path | None, given: Any) -> Callable[[], Recorder]:
-  """Opens the record of a run: a folder, or memory.
+  """Opens the record of a run, a folder or memory, once.
 
   Args:
     out: the folder; None for memory.
     given: the run's settings.
   """
   if out is None:
-    return Memory
+    return functools.cache(Memory)
   if not isinstance(out, str | os.PathLike):
     raise ValueError(f"out={out!r}: give a folder, or None for memory")
-  free = settings_.free(type(given))
-  return lambda: Workdir(os.fspath(out), plain(given), free=free)
+  folder = os.fspath(out)
+  return functools.cache(
+    lambda: common.workdir(folder, plain(given), type(given))
+  )
 
 
 def plain(given: Any) -> dict[str, Any]:

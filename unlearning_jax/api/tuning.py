@@ -1,7 +1,6 @@
 """Innocent fine-tuning from Python."""
 
 import dataclasses
-import functools
 import importlib
 import os
 from typing import Any
@@ -12,7 +11,6 @@ from unlearning_jax.api.runs import Path, opener
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.edits import load_edit
 from unlearning_jax.experiments import finetune as experiment
-from unlearning_jax.experiments import returned
 from unlearning_jax.finetune import TRAINABLE
 from unlearning_jax.model import Model
 
@@ -54,41 +52,15 @@ def finetune(
   check_choice("train", train, TRAINABLE)
   name = "lora" if train == "lora" else "full"
   module = importlib.import_module(f"unlearning_jax.configs.finetune_{name}")
-  world, colon, kind = data.partition(":")
   size = "tiny" if model.source in extensions.worlds() else "sd14"
   values = module.get_config(size).to_dict()
-  if colon and world in extensions.worlds():
-    chosen = {"source": world, **_chosen(model, world, kind)}
-  else:
-    found = dataclasses.asdict(experiment.data_of(data, model))
-    chosen = {k: found[k] for k in ("source", "path", "only", "without")}
-  values["data"] |= chosen
+  values["data"] |= experiment.data_of(data, model)
   values |= {
     "model": model.source, "train": train, "num_steps": steps,
     "checkpoints": (steps,),
   }  # fmt: skip
   given = settings.build(experiment.Settings, settings.changed(values, changes))
-  # Opened by the experiment once all is checked; held until its edit is read.
-  opened = functools.cache(opener(out, given))
+  # Held until its edit is read: of memory the files go with it.
+  opened = opener(out, given)
   found = experiment.run(given, opened, model)
   return dataclasses.replace(model, edit=load_edit(found[steps]))
-
-
-def _chosen(model: Model, name: str, kind: str) -> dict[str, str]:
-  """`only` and `without` of a kind of set, for what the model erased."""
-  world = extensions.world(name)
-  check_choice("data", kind, ("all", *world.SETS))
-  erased = returned.erased_classes(model)
-  targets = [{"task": world.task_of(n), "name": n} for n in erased]
-  if not targets:
-    if kind != "all":
-      raise ValueError(
-        f"data={name}:{kind}: is of what was erased, and the model erases no "
-        f"class of {name}; take data='{name}:all'"
-      )
-    return {"only": "", "without": ""}
-  if kind == "all":
-    found = world.tuning_set(model.sd, model.params, targets, "in", 4)
-    return {"only": "", "without": found.without}
-  found = world.tuning_set(model.sd, model.params, targets, kind, 4)
-  return {"only": found.only, "without": found.without}

@@ -58,11 +58,6 @@ class Attack:
     return _module(self.method).FINDS
 
   @property
-  def about(self) -> str:
-    """What it is, in a line."""
-    return (_module(self.method).__doc__ or "").partition("\n")[0]
-
-  @property
   def reseed(self) -> bool:
     """Whether every image gets a new seed."""
     return getattr(self.h, "reseed", False)
@@ -86,9 +81,8 @@ def methods() -> tuple[str, ...]:
 
 
 def listing() -> list[str]:
-  """Every attack with what it is, a line each."""
-  width = max(map(len, methods()))
-  return [f"{name:{width}}  {bind(name, {}).about}" for name in methods()]
+  """A line for each attack: its name, and what it is."""
+  return extensions.listing(__name__, methods())
 
 
 def bind(method: str, hparams: Mapping[str, Any]) -> Attack:
@@ -108,7 +102,7 @@ def bind(method: str, hparams: Mapping[str, Any]) -> Attack:
 
 
 def _module(method: str) -> Any:
-  if not {".", ":"} & set(method):
-    # A package of helpers is none.
+  if method == "engine":
+    # A package of helpers is no attack.
     check_choice("method", method, methods())
   return extensions.module("method", method, __name__)

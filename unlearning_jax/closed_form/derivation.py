@@ -4,7 +4,7 @@ With base projections W, edited ones W P and S = sum of W^T W, RECE asks for
 
   min_C'  sum |W P C'^T - W C^T|^2 + R(C'),   C'^T = M^-1 N C^T + ... .
 
-Its release knows five regularisers R, lam = lam_r; the first is the paper's:
+Its release has five regularisers R, with lam = lam_r; the first is the paper's:
 
   zero         lam |C'|^2                       M = P^T S P + lam I, N = P^T S
   standard     lam |C' - C*|^2                  the same, + lam M^-1 C*^T
@@ -27,7 +27,7 @@ REGULARISERS = ("zero", "standard", "surrogate_1", "surrogate_2", "both")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Products:
-  """What a derivation needs to know of base and edited projections.
+  """The products of base and edited projections that a derivation reads.
 
   Attributes:
     cross: P^T S.
@@ -41,14 +41,14 @@ class Products:
   def of(
     cls, gram: Float64[np.ndarray, "d d"], reached: Float64[np.ndarray, "d d"]
   ) -> "Products":
-    """Those of S and P."""
+    """The products of S, `gram`, and P, `reached`."""
     cross = reached.T @ gram
     seen = cross @ reached
-    # Symmetric by construction, but for rounding.
+    # Rounding alone makes it asymmetric.
     return cls(cross, (seen + seen.T) / 2)
 
   def after(self, step: Step) -> "Products":
-    """Those of P T, at the cost of T's rows: T = I + L^T R."""
+    """The products of P T, T = I + L^T R, at the cost of r rows, not d."""
     left, right = step.left, step.right
     cross = self.cross + right.T @ (left @ self.cross)
     # T^T M T = M + R^T H + H^T R for H = L M + (L M L^T) R / 2.
@@ -58,19 +58,6 @@ class Products:
     return Products(cross, self.seen + (change + change.T))
 
 
-def derive(
-  gram: Float64[np.ndarray, "d d"],
-  reached: Float64[np.ndarray, "d d"],
-  states: Float[np.ndarray, "n d"],
-  lam_r: float,
-  regulariser: str = "zero",
-  anchors: Float[np.ndarray, "n d"] | None = None,
-) -> Float64[np.ndarray, "n d"]:
-  """`derive_from` of S, `gram`, and P, `reached`."""
-  products = Products.of(gram, reached)
-  return derive_from(products, states, lam_r, regulariser, anchors)
-
-
 def derive_from(
   products: Products,
   states: Float[np.ndarray, "n d"],
@@ -78,18 +65,17 @@ def derive_from(
   regulariser: str = "zero",
   anchors: Float[np.ndarray, "n d"] | None = None,
 ) -> Float64[np.ndarray, "n d"]:
-  """The states C' that the edited projections map to where C was.
+  """The states C' whose edited projections are nearest to what C's were.
 
   Args:
-    products: of the base projections and the edited ones.
     states: C, the concept's rows.
     lam_r: weight of the regulariser, in units of S where it is a norm of C'.
     regulariser: one of `REGULARISERS`.
     anchors: C*, for "standard".
 
   Raises:
-    ValueError: lam_r is not positive; an unknown regulariser, or one without
-      its anchors; a system that is not positive definite.
+    ValueError: lam_r is not positive; the regulariser is unknown, or lacks its
+      anchors; the system is not positive definite.
   """
   if not (np.isfinite(lam_r) and lam_r > 0):
     raise ValueError(f"lam_r={lam_r}; allowed: finite numbers above 0")

@@ -1,21 +1,20 @@
-"""The sums of thousands of phrases: streamed, sharded, kept for the next time.
+"""Edits of thousands of phrases: their sums, streamed, sharded and cached.
 
-An edit sees its phrases only through A and D, two d x d matrices, whether it
-erases one concept or ten thousand. So phrases are encoded a fixed number at a
-time on every device, each device adds up its own share in float64, and the
-shares meet once, at the end. Memory does not grow with the list, but for the
-anchors' states (0.24 MB each at SD 1.4's size; most edits have one anchor).
+An edit depends on its phrases only through A and D, two d x d matrices. So each
+device encodes a fixed number of phrases at a time and adds up its own share in
+float64; the shares are added once, at the end. Memory does not grow with the
+list, except for the anchors' states (0.24 MB each at SD 1.4's size; most edits
+have one anchor).
 
-A device always encodes `PER_DEVICE` phrases, filled up with weight 0, whatever
-the number of devices: the same phrases meet in the same compiled program, so
-their float32 states are the same to the last bit, and 8 devices differ from one
+Each device always encodes `PER_DEVICE` phrases, padded with weight 0. So the
+same phrases go through the same compiled program on any number of devices, and
+their float32 states are equal to the last bit. Eight devices differ from one
 only in the order in which float64 numbers are added.
 
-At that size time is no limit, but quality is: the union of a few hundred
-concepts' rows spans all d dimensions, and the edit overwrites what was never
-meant (UCE's published FID goes from 14 to 78 at 100 artists). What counters it
-is to hold text as it really occurs: sums of captions, as `held_sums` makes them
-of any list, are one more d x d matrix.
+A long list costs quality rather than time. The rows of a few hundred concepts
+span all d dimensions, so the edit also overwrites what nobody meant to erase
+(UCE's published FID rises from 14 to 78 at 100 artists). Holding text as it
+really occurs counters that: `held_sums` of captions is one more d x d matrix.
 """
 
 import dataclasses
@@ -28,7 +27,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jaxtyping import Array, Int
 
 from unlearning_jax import durable, sharding, stable_diffusion
@@ -42,6 +40,7 @@ from unlearning_jax.edits import Edit, make_edit
 from unlearning_jax.projections import (
   cross_attention_kernels,
   leaves_digest,
+  leaves_of,
   projection_gram,
   text_width,
 )
@@ -55,10 +54,10 @@ _FORMAT = "unlearning_jax preserve sums 1"
 def last_tokens(
   sd: StableDiffusion, ids: Int[np.ndarray, "n l"]
 ) -> Int[np.ndarray, " n"]:
-  """Index of each phrase's last token; 0 of an empty phrase.
+  """Index of each phrase's last token, which the end of text follows.
 
-  Before the first end-of-text token: where padding has the same id, argmax
-  stops at the first; where it has not, there is only one.
+  It is 0 for an empty phrase. Padding may have the id of the end of text;
+  argmax finds the first.
   """
   return np.argmax(ids == sd.tokenizer.eos_token_id, axis=1) - 1
 
@@ -68,11 +67,11 @@ def _batches(
   columns: dict[str, np.ndarray],
   report: Callable[[int], None],
 ) -> Iterator[dict[str, Any]]:
-  """Batches of one size over all devices; `weight` is 0 where filled up."""
+  """Batches of one size over all devices; `weight` is 0 for padding."""
   count = len(columns["ids"])
   size = PER_DEVICE * mesh.size
   local = PER_DEVICE * sharding.local_rows_multiple(mesh)
-  # A mesh of this process's devices has all rows here.
+  # A mesh of this process's devices alone holds all rows of a batch.
   skipped = 0 if local == size else local * jax.process_index()
   for start in range(0, count, size):
     first = start + skipped
@@ -87,7 +86,7 @@ def _batches(
 def _encode(
   mesh: sharding.Mesh, sd: StableDiffusion, params: Params, ids: Array
 ) -> Array:
-  """Text states, each device's phrases by themselves."""
+  """Text states; each device encodes its own phrases, without the others."""
   return sharding.map_rows(
     mesh,
     lambda same, rows: stable_diffusion.encode_text(sd, same, rows),
@@ -95,7 +94,7 @@ def _encode(
 
 
 def _window(states: Array, first: Array, length: int) -> Array:
-  """Rows from `first` on; past the end the last row, which has weight 0."""
+  """`length` states from `first` on; past the end, the last one again."""
   rows = first[:, None] + jnp.arange(length)[None]
   rows = jnp.minimum(rows, states.shape[1] - 1)
   return jnp.take_along_axis(states, rows[:, :, None], axis=1)
@@ -112,7 +111,8 @@ def _erase(same: dict[str, Array], rows: dict[str, Array], tail: bool) -> Any:
   source = _window(rows["states"], rows["last"], length).astype(jnp.float64)
   anchors = same["anchors"][rows["anchor"]]
   target = _window(anchors, rows["anchor_last"], length).astype(jnp.float64)
-  # Both phrases end with the text state, so the later last token decides.
+  # Rows are paired until the phrase that starts later reaches the end; what
+  # follows repeats the last row and gets weight 0.
   start = jnp.maximum(rows["last"], rows["anchor_last"])
   real = jnp.arange(length)[None] < rows["states"].shape[1] - start[:, None]
   weight = (real * rows["weight"][:, None])[:, :, None].astype(jnp.float64)
@@ -135,7 +135,7 @@ def _hold(same: Any, rows: dict[str, Array], tail: bool) -> Any:
   return {"gram": gram, "cross": jnp.zeros_like(gram), "rows": count}
 
 
-# One program for every list.
+# Cached, so that one compiled program serves every list.
 _adding = functools.lru_cache(maxsize=8)(sharding.add_row_sums)
 _erase_rule, _hold_rule = (
   {tail: functools.partial(rule, tail=tail) for tail in (True, False)}
@@ -193,14 +193,16 @@ def _stream(
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """How much each part of the objective weighs.
+  """Weights of the parts of the objective.
 
   Attributes:
-    tail: rows as in uce2023, the empty prompt held too; else as in uce2025.
+    tail: True takes rows as uce2023 and holds the empty prompt; False takes
+      them as uce2025.
     erase_scale: e.
     preserve_scale: p.
     lamb: the ridge.
-    caption_scale: how much all captions weigh, in weights of all erased rows.
+    caption_scale: weight of all captions together, relative to that of all
+      erased rows.
   """
 
   tail: bool = True
@@ -228,21 +230,16 @@ def erase(
   cache: str | pathlib.Path | None = None,
   report: Callable[[int], None] = lambda done: None,
 ) -> Edit:
-  """UCE of a long list, the edit that `erasures.uce` makes of a short one.
+  """UCE for a long list: the edit that `erasures.uce` makes of a short one.
 
   Args:
-    sd: the model.
-    params: its parameters.
-    mesh: from `sharding.make_mesh`.
-    concepts: what to erase, towards what, and what to preserve.
-    weights: of the objective.
-    captions: text as it really occurs, held in addition.
+    captions: more text to hold, as it really occurs.
     cache: as in `held_sums`.
     report: as in `erased_sums`.
 
   Raises:
-    ValueError: as `erased_sums`; a concept that is not usable; a system that is
-      not positive definite; no change.
+    ValueError: as `erased_sums`; a concept is not usable; the system is not
+      positive definite; the edit changes nothing.
   """
   tail, scale = weights.tail, weights.erase_scale
   check_concepts(concepts)
@@ -250,7 +247,7 @@ def erase(
   kernels = cross_attention_kernels(params)
   held = [*([""] if tail else []), *preserved_phrases(concepts)]
   pairs = [(concept.erase, concept.anchor) for concept in concepts]
-  # Before hours go by: a phrase that is too long is refused.
+  # Refuses a phrase that is too long before hours of encoding.
   for texts in ([text for pair in pairs for text in pair], held, captions):
     stable_diffusion.tokenize(sd, texts)
   keep = functools.partial(
@@ -292,17 +289,16 @@ def erased_sums(
 ) -> Sums:
   """The sums of (phrase, anchor) pairs, each row with weight 1.
 
+  The sums are the same on every process.
+
   Args:
-    sd: the model.
-    params: its parameters.
-    mesh: from `sharding.make_mesh`; the sums are the same on every process.
-    pairs: what to erase, and towards what.
-    tail: rows from the last subject token on (uce2023), or it alone (uce2025).
-    report: told after every batch how many phrases are done.
+    tail: True takes each phrase's states from its last token on (uce2023),
+      False that of the last token alone (uce2025).
+    report: gets the number of phrases done, after every batch.
 
   Raises:
-    ValueError: no pair; a phrase that is too long, or empty though to be
-      erased; states that are not finite.
+    ValueError: there is no pair; a phrase is too long, or is to be erased and
+      has no tokens; states are not finite.
   """
   if not pairs:
     raise ValueError("no concept to erase")
@@ -343,17 +339,14 @@ def held_sums(
   """The sums of phrases to preserve (captions, names), with weight 1.
 
   Args:
-    sd: the model.
-    params: its parameters.
-    mesh: from `sharding.make_mesh`.
-    phrases: what to hold.
-    tail: all rows of each phrase (uce2023), or its last token (uce2025).
-    cache: a folder that keeps the sums of a list: 4.7 MB a list at SD 1.4's
-      size, found again by text encoder, token ids and row rule.
+    tail: True takes all states of a phrase (uce2023), False that of its last
+      token (uce2025).
+    cache: a folder to keep the sums of lists in, 4.7 MB a list at SD 1.4's
+      size; a file's name depends on text encoder, token ids and `tail`.
     report: as in `erased_sums`.
 
   Raises:
-    ValueError: as `erased_sums`; a damaged file in the cache.
+    ValueError: as `erased_sums`; a file in the cache is damaged.
   """
   if not phrases:
     return Sums.zero(text_width(params))
@@ -361,7 +354,8 @@ def held_sums(
   path = None
   if cache is not None:
     path = pathlib.Path(cache) / f"held-{_key(params, ids, tail)}.safetensors"
-    # Where a node has its own, those without it would wait for the others.
+    # Processes on different nodes may see different folders. If only some
+    # found the file, the others would wait for them in a collective for ever.
     if sharding.on_all_processes(path.exists()):
       return _read(path, text_width(params))
   last = last_tokens(sd, ids).astype(np.int32)
@@ -376,8 +370,8 @@ def held_sums(
 
 def _key(params: Params, ids: Int[np.ndarray, "n l"], tail: bool) -> str:
   """SHA-256 of all that preserve sums depend on."""
-  encoder = traverse_util.flatten_dict(params["text_encoder"], sep="/")
-  known = f"{tail} {ids.shape} {leaves_digest(encoder)}"
+  encoder = leaves_digest(leaves_of(params["text_encoder"]))
+  known = f"{tail} {ids.shape} {encoder}"
   digest = hashlib.sha256(known.encode())
   digest.update(np.ascontiguousarray(ids).tobytes())
   return digest.hexdigest()[:32]

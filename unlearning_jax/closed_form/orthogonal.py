@@ -1,15 +1,15 @@
-"""Targets without what they share with the erased value: UCE's "tensor".
+"""UCE's technique "tensor": targets orthogonal to the erased value.
 
-A projection W shows an erased phrase of states C as V = W C^T and its anchor of
-states C* as V* = W C*^T. The phrase shall become what of V* is orthogonal to V,
-both taken as one long vector:
+A projection W maps an erased phrase of states C to V = W C^T and its anchor of
+states C* to V* = W C*^T. The target is the part of V* that is orthogonal to V,
+each taken as one long vector:
 
   min_W'  e |W' C^T - (V* - a V)|^2 + p |(W' - W) Q^T|^2 + lamb |W' - W|^2 ,
   a = <V, V*> / |V|^2,
   W' = W + W (C* - (1 + a) C)^T e C A^-1,   A = lamb I + e C^T C + p Q^T Q .
 
-A is that of `solve` and is factorised once; but a is another number in every
-projection, so that no one context map makes this edit.
+A is that of `solve` and is factorized once. But a differs between projections,
+so no single context map makes this edit.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from unlearning_jax.closed_form.solve import (
   Sums,
   check_scales,
   solve_rows,
+  stacked,
 )
 from unlearning_jax.projections import Kernels
 
@@ -41,25 +42,20 @@ def solve_orthogonal(
     pairs: (C, C*, e) of each erased phrase.
     held: sums of the preserved rows, each with weight 1.
     preserve_scale: p.
-    lamb: the ridge.
 
   Returns:
-    The changed kernels, float64; the diagnostics of `solve`,
-    but for `map_change`; `share`: the smallest and the largest a; `residual`:
+    The changed kernels, float64. Of the diagnostics, those of `solve` without
+    `map_change`; `share`, the smallest and the largest a; `residual`,
     |W' C^T - V* + a V| / |(1 + a) V - V*|.
 
   Raises:
-    ValueError: as `solve`; a projection shows an erased phrase as zero.
+    ValueError: as `solve`; a projection maps an erased phrase to zero.
   """
   check_scales(preserve_scale=preserve_scale)
   step, diagnostics = solve_rows(pairs, preserve_scale * held, lamb)
-  # Of the map, which is that of "replace", the right factor alone is needed.
+  # The map is that of "replace"; only its right factor, e C A^-1, is used.
   del diagnostics["map_change"]
-  source, target = (
-    np.concatenate([np.asarray(pair[i], np.float64) for pair in pairs])
-    for i in (0, 1)
-  )
-  sizes = [len(pair[0]) for pair in pairs]
+  source, target, sizes = stacked(pairs)
   changed, shares, left, whole = {}, [], 0.0, 0.0
   for path, kernel in kernels.items():
     wide = np.asarray(kernel, np.float64)
@@ -87,12 +83,12 @@ def _shares(
   anchor: Float64[np.ndarray, "n o"],
   sizes: Sequence[int],
 ) -> Float64[np.ndarray, " m"]:
-  """How much of V its anchor has, of each phrase: a."""
+  """The number a of each phrase; `sizes` holds the phrases' numbers of rows."""
   starts = np.cumsum([0, *sizes[:-1]])
   size = np.add.reduceat((value**2).sum(1), starts)
   if not size.all():
     raise ValueError(
-      f"unet/{path} shows erased phrase {int(np.argmin(size))} as zero: it has "
-      "no direction to be orthogonal to; use technique='replace'"
+      f"unet/{path} maps erased phrase {int(np.argmin(size))} to zero, which "
+      "has no direction to be orthogonal to; use technique='replace'"
     )
   return np.add.reduceat((value * anchor).sum(1), starts) / size

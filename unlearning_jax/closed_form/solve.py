@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64
 
-# Above it, float64 keeps fewer than six digits of the change.
+# Above this, float64 keeps fewer than six digits of the change.
 MAX_CONDITION = 1e10
 MAX_SOLVE_ERROR = 1e-6
 
-# Rows to erase, rows that say what each of them shall mean, their weight e.
+# C, C* and e of one concept: rows to erase, the rows that they shall act like,
+# and their weight.
 Pair = tuple[Float[np.ndarray, "_ d"], Float[np.ndarray, "_ d"], float]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sums:
-  """What an edit's objective needs to know of its text states; additive.
+  """The sums of text states that an edit depends on; they can be added.
 
   Attributes:
     gram: e C^T C + p Q^T Q.
@@ -33,7 +34,7 @@ class Sums:
 
   @classmethod
   def zero(cls, width: int) -> "Sums":
-    """No rows yet, of text states `width` wide."""
+    """The sums of no rows, for text states `width` wide."""
     return cls(np.zeros((width, width)), np.zeros((width, width)))
 
   def __rmul__(self, scale: float) -> "Sums":
@@ -55,7 +56,7 @@ def erase_sums(
   target: Float[np.ndarray, "n d"],
   scale: float,
 ) -> Sums:
-  """The sums of rows `source` that shall mean `target`, weighted by e=scale."""
+  """The sums of rows C, `source`, to act like C*, `target`; `scale` is e."""
   check_scales(erase_scale=scale)
   if source.shape != target.shape:
     raise ValueError(f"{source.shape} source rows, {target.shape} target rows")
@@ -68,7 +69,7 @@ def erase_sums(
 
 
 def preserve_sums(states: Float[np.ndarray, "n d"], scale: float) -> Sums:
-  """The sums of rows `states` that shall keep their meaning, p=scale."""
+  """The sums of rows Q, `states`, to preserve; `scale` is p."""
   check_scales(preserve_scale=scale)
   states = _float64(states, "preserved")
   gram = scale * (states.T @ states)
@@ -80,16 +81,16 @@ def solve_spd(
   right: Float64[np.ndarray, "d n"],
   what: str,
 ) -> tuple[Float64[np.ndarray, "d n"], float]:
-  """matrix^-1 right by Cholesky, and the 1-norm condition number (estimated).
+  """matrix^-1 right by Cholesky, and an estimate of the condition number.
 
   Raises:
-    ValueError: naming `what`, if the matrix is not positive definite or so
-      badly conditioned that the answer means little.
+    ValueError: the matrix is not positive definite, or its condition number
+      is above `MAX_CONDITION`; the message begins with `what`.
   """
   import scipy.linalg
 
   try:
-    # Transposed it is the same matrix, and laid out as LAPACK wants it.
+    # The transpose is the same matrix, in the memory layout of LAPACK.
     factor = scipy.linalg.cho_factor(matrix.T, lower=True)
   except np.linalg.LinAlgError as error:
     raise ValueError(f"{what}: {_describe(matrix)}") from error
@@ -114,11 +115,12 @@ def solve(
     lamb: weight of |W' - W|^2, at least 0.
 
   Returns:
-    T, exactly I where D is zero; and `condition_number` of A, `solve_error`
-    |(T - I) A - D| / |D|, `map_change` |T - I|, in Frobenius norms.
+    T, exactly I where D is zero. The diagnostics `condition_number` of A;
+    `solve_error`, |(T - I) A - D| / |D|; `map_change`, |T - I|. Norms are
+    Frobenius norms.
 
   Raises:
-    ValueError: a scale is negative or not finite; A is not positive definite,
+    ValueError: `lamb` is negative or not finite; A is not positive definite,
       or too badly conditioned to solve.
   """
   check_scales(lamb=lamb)
@@ -133,7 +135,7 @@ def solve(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-  """A context map as factors of as many rows as are erased: I + left^T right.
+  """A context map as factors, I + left^T right, of one row per erased row.
 
   Attributes:
     left: C* - C.
@@ -155,13 +157,11 @@ def solve_rows(
 ) -> tuple[Step, dict[str, float]]:
   """`solve` for fewer rows than dimensions: D A^-1 = (C* - C)^T (e C A^-1).
 
-  Only r columns of A^-1 are asked for, and products with T cost r / d of what
-  those of the full matrix do.
+  This solves for r columns instead of d, and products with T cost r / d of
+  those with the full matrix.
 
   Args:
-    pairs: source rows C, target rows C*, e.
-    held: sums of all else, weighted.
-    lamb: as `solve`.
+    held: sums of all preserved rows, weighted.
 
   Returns:
     T as factors, and the diagnostics of `solve`.
@@ -173,11 +173,7 @@ def solve_rows(
   sums = held
   for pair in pairs:
     sums += erase_sums(*pair)
-  source, target = (
-    np.concatenate([np.asarray(pair[i], np.float64) for pair in pairs])
-    for i in (0, 1)
-  )
-  sizes = [len(pair[0]) for pair in pairs]
+  source, target, sizes = stacked(pairs)
   weight = np.repeat([float(pair[2]) for pair in pairs], sizes)[:, None]
   system = sums.gram + lamb * np.eye(len(sums.gram))
   right, condition = solve_spd(system, (weight * source).T, f"lamb={lamb}")
@@ -194,9 +190,9 @@ def _quality(
   off: Float64[np.ndarray, "d d"],
   cross: Float64[np.ndarray, "d d"],
 ) -> dict[str, float]:
-  """The diagnostics of a solve; refuses a bad one."""
+  """The diagnostics of a solve; refuses a solve of too large an error."""
   size = np.linalg.norm(cross)
-  # The zero edit is its own exact answer.
+  # Where D is zero, the solution is exactly zero.
   error = float(np.linalg.norm(off) / size) if size else 0.0
   if not error <= MAX_SOLVE_ERROR:
     raise ValueError(f"lamb={lamb}: solve error {error:.1e}")
@@ -210,13 +206,14 @@ def _quality(
 def solve_pairs(
   pairs: Sequence[Pair], held: Sums, preserve_scale: float, lamb: float
 ) -> tuple[Float64[np.ndarray, "d d"], dict[str, Any]]:
-  """The context map of (source rows, target rows, e), and its diagnostics.
+  """The context map, by rows or by sums, whichever is cheaper.
 
   Args:
-    pairs: what to erase.
     held: sums of the preserved rows, each with weight 1.
     preserve_scale: p.
-    lamb: the ridge.
+
+  Returns:
+    T; the diagnostics of `solve`, the numbers of rows, p and the `residual`.
 
   Raises:
     ValueError: as `solve`.
@@ -244,13 +241,27 @@ def residual(
   context_map: Float64[np.ndarray, "d d"],
   pairs: Iterable[tuple[Float[np.ndarray, "_ d"], Float[np.ndarray, "_ d"]]],
 ) -> float:
-  """What T leaves of the way from source to target: |C T^T - C*| / |C - C*|."""
+  """The share of the way from C to C* that T leaves, |C T^T - C*| / |C - C*|.
+
+  It is 0 where C = C*.
+  """
   left = whole = 0.0
   for source, target in pairs:
     source, target = _float64(source, "source"), _float64(target, "target")
     left += float(np.sum((source @ context_map.T - target) ** 2))
     whole += float(np.sum((source - target) ** 2))
   return float(np.sqrt(left / whole)) if whole else 0.0
+
+
+def stacked(
+  pairs: Sequence[Pair],
+) -> tuple[Float64[np.ndarray, "r d"], Float64[np.ndarray, "r d"], list[int]]:
+  """All C and all C* as one matrix each, and each pair's number of rows."""
+  source, target = (
+    np.concatenate([np.asarray(pair[i], np.float64) for pair in pairs])
+    for i in (0, 1)
+  )
+  return source, target, [len(pair[0]) for pair in pairs]
 
 
 def _float64(states: Any, what: str) -> Float64[np.ndarray, "n d"]:
@@ -264,7 +275,7 @@ def _float64(states: Any, what: str) -> Float64[np.ndarray, "n d"]:
 
 
 def check_scales(**scales: float) -> None:
-  """Refuses a negative or non-finite weight, by name."""
+  """Refuses a negative or non-finite weight and names it."""
   for name, value in scales.items():
     if not (np.isfinite(value) and value >= 0):
       raise ValueError(f"{name}={value}; allowed: finite numbers of at least 0")

@@ -1,17 +1,17 @@
-"""What an edit was solved from: concepts come, go and change weight exactly.
+"""The rows that an edit was solved from: adds, removes, re-weights concepts.
 
-A context map solves T = I + D A^-1, and A and D are sums over concepts. Two
-edits one after the other, T1 T2, are not the edit of both: each was solved
-without the other's rows. So the rows are kept beside the edit, and to add,
-remove or re-weight a concept is to sum and solve once more. That gives what
-erasing the resulting list from the base gives, up to the last bits of float32
-text states, which depend on how many phrases are encoded together.
+A context map is T = I + D A^-1, where A and D are sums over concepts. One edit
+upon another, T1 T2, is not the edit of both, because each was solved without
+the other's rows. So the rows are kept beside the edit. To add, remove or
+re-weight a concept, the sums are made and solved again. The result equals the
+erasure of the new list from the base, up to the last bits of float32 text
+states, which depend on how many phrases are encoded together.
 
-A concept takes 2 r d float32 numbers for its r rows: 6 kB in `uce2025`, 0.5 MB
-in `uce2023` at SD 1.4's width. Preserved rows are kept as their Gram alone, so
-phrases can be preserved in addition but not be let go, nor be erased: with the
-phrase encoded again and its Gram subtracted, an edit of the Shapes model was
-off by 6e-6 of its change.
+A concept of r rows takes 2 r d float32 numbers: 6 kB in `uce2025` and 0.5 MB in
+`uce2023` at SD 1.4's width. Of preserved rows only the Gram is kept, so further
+phrases can be preserved, but none can be given up or erased. (With a phrase
+encoded again and its Gram subtracted, an edit of the Shapes model was off by
+6e-6 of its change.)
 """
 
 import dataclasses
@@ -62,9 +62,8 @@ class Erased:
   """One concept's rows.
 
   Attributes:
-    concept: what they are of.
     source: C.
-    target: C*, row by row what C shall mean.
+    target: C*, what each row of C shall act like.
     weight: e.
   """
 
@@ -79,15 +78,15 @@ class Statistics:
   """Everything that one edit's solution depends on.
 
   Attributes:
-    base: fingerprint of the model that the states were encoded with.
+    base: fingerprint of the model that encoded the states.
     method: as the edit's.
     erased: the concepts, in order.
     held: sums of the preserved rows, each with weight 1.
-    held_phrases: whose they are.
+    held_phrases: the phrases of these rows.
     preserve_scale: p.
     lamb: the ridge.
-    erase_scale: e of concepts that come.
-    expand_prompts: whether they come with their task's templates.
+    erase_scale: e of concepts that will be added.
+    expand_prompts: whether they will be added in their task's templates too.
   """
 
   base: str
@@ -102,11 +101,11 @@ class Statistics:
 
   @property
   def concepts(self) -> tuple[Concept, ...]:
-    """What is erased."""
+    """The erased concepts, in order."""
     return tuple(one.concept for one in self.erased)
 
   def save(self, path: str | pathlib.Path) -> None:
-    """Writes them as safetensors: rows and Gram, the rest as metadata."""
+    """Writes rows and Gram as safetensors, the rest as metadata."""
     tensors = {"held": self.held.gram}
     for i, one in enumerate(self.erased):
       tensors |= {f"{i}.source": one.source, f"{i}.target": one.target}
@@ -132,7 +131,7 @@ class Statistics:
 def solution(
   statistics: Statistics,
 ) -> tuple[Float64[np.ndarray, "d d"], dict[str, Any]]:
-  """The context map, and its diagnostics.
+  """The context map, and the diagnostics of `solve_pairs`.
 
   Raises:
     ValueError: a scale is negative or not finite; the system is not positive
@@ -147,11 +146,7 @@ def solution(
 
 
 def edit_of(statistics: Statistics, params: Params) -> Edit:
-  """The edit that the statistics describe.
-
-  Args:
-    statistics: of the concepts to erase.
-    params: their base.
+  """The edit of `params` that the statistics describe.
 
   Raises:
     ValueError: as `solution`; `params` are not the base; nothing is erased.
@@ -172,27 +167,28 @@ def check_same_base(statistics: Statistics, params: Params) -> None:
   """Refuses parameters that the rows were not encoded with.
 
   Raises:
-    ValueError: with both fingerprints, and why an edited model will not do.
+    ValueError: names both fingerprints, and why an edited model will not do.
   """
   base = Fingerprint("text", statistics.base)
   base.check(params, "what the statistics hold", f"use its base. {_STACKING}")
 
 
 def add(statistics: Statistics, more: Statistics) -> Statistics:
-  """Erases and preserves in addition; the scales stay those of `statistics`.
+  """Adds what `more` erases and preserves; scales stay those of `statistics`.
 
   Args:
-    statistics: so far.
-    more: new concepts, and sums of newly preserved phrases only.
+    more: new concepts, and the sums of newly preserved phrases only.
 
   Raises:
-    ValueError: bases or methods differ; a concept is erased already, or
-      preserved; a phrase is preserved already.
+    ValueError: bases or methods differ; a concept is already erased or
+      preserved; a phrase is already preserved.
   """
   for name in ("base", "method"):
     ours, theirs = getattr(statistics, name), getattr(more, name)
     if ours != theirs:
-      raise ValueError(f"statistics of {name} {ours} and of {theirs}")
+      raise ValueError(
+        f"statistics of {name} {ours} cannot take in those of {theirs}"
+      )
   twice = set(statistics.held_phrases) & set(more.held_phrases)
   if twice:
     raise ValueError(f"{sorted(twice)[0]!r} is preserved already")
@@ -202,36 +198,41 @@ def add(statistics: Statistics, more: Statistics) -> Statistics:
     held=statistics.held + more.held,
     held_phrases=statistics.held_phrases + more.held_phrases,
   )
-  _check(together)
+  # A phrase is preserved against every concept, whichever concept brought it.
+  held = tuple(filter(str.strip, together.held_phrases))
+  check_concepts(
+    [dataclasses.replace(c, preserve=held) for c in together.concepts]
+  )
   return together
 
 
 def check_more(statistics: Statistics, concepts: Sequence[Concept]) -> None:
-  """Refuses to erase in addition what is preserved.
+  """Refuses to add a concept that is preserved.
 
   Raises:
-    ValueError: naming the phrase, and what to do instead.
+    ValueError: names the phrase and the remedy.
   """
   held = {same_phrase(phrase) for phrase in statistics.held_phrases}
   for concept in concepts:
     if same_phrase(concept.erase) in held:
       raise ValueError(
-        f"{concept.erase!r} would be both erased and preserved: the statistics "
-        "hold it in one sum with all that is preserved, from which it cannot "
-        "be taken exactly. Erase the whole list from the base again"
+        f"{concept.erase!r} would be both erased and preserved. The statistics "
+        "keep one sum of all preserved phrases, from which one phrase cannot "
+        "be removed exactly. Erase the whole list from the base again"
       )
 
 
 def remove(statistics: Statistics, *phrases: str) -> Statistics:
-  """Gives concepts back, not preserved; what is preserved stays preserved.
+  """Gives concepts back, without preserving them.
 
   Raises:
-    ValueError: a phrase that is not erased, with the nearest that is.
+    ValueError: a phrase is not erased, with the nearest that is; no concept
+      would stay erased.
   """
   gone = {_find(statistics, phrase) for phrase in phrases}
   kept = [one for i, one in enumerate(statistics.erased) if i not in gone]
   if not kept:
-    raise ValueError("nothing stays erased: use the base model")
+    raise ValueError("no concept would stay erased: use the base model")
   return dataclasses.replace(statistics, erased=tuple(kept))
 
 
@@ -239,7 +240,7 @@ def reweight(statistics: Statistics, phrase: str, weight: float) -> Statistics:
   """Erases a concept more or less strongly; `weight` is its e.
 
   Raises:
-    ValueError: a phrase that is not erased; a negative or non-finite weight.
+    ValueError: the phrase is not erased; the weight is negative or not finite.
   """
   check_scales(weight=weight)
   found = _find(statistics, phrase)
@@ -254,24 +255,12 @@ def _find(statistics: Statistics, phrase: str) -> int:
   return names.index(same_phrase(phrase))
 
 
-def _check(statistics: Statistics) -> None:
-  """Refuses contradictions between concepts that came one after the other."""
-  held = statistics.held_phrases
-  check_concepts(
-    [
-      # Preserved phrases count for all, whichever concept brought them.
-      dataclasses.replace(c, preserve=tuple(filter(str.strip, held)))
-      for c in statistics.concepts
-    ]
-  )
-
-
 def load_statistics(path: str | pathlib.Path) -> Statistics:
   """Reads what `Statistics.save` wrote.
 
   Raises:
-    ValueError: no such file, with why it is needed; a file of another kind; a
-      tensor is missing, extra or misshaped.
+    ValueError: there is no such file, with why it is needed; the file is of
+      another kind; a tensor is missing, extra or misshaped.
   """
   if not pathlib.Path(path).is_file():
     raise ValueError(f"{path}: no such statistics. {_STACKING}")
@@ -283,16 +272,10 @@ def load_statistics(path: str | pathlib.Path) -> Statistics:
     )
   facts = json.loads(metadata["statistics"])
   _check_tensors(path, tensors, len(facts["concepts"]))
+  known = zip(restore(facts["concepts"]), facts["weights"], strict=True)
   erased = (
-    Erased(
-      concept,
-      tensors[f"{i}.source"],
-      tensors[f"{i}.target"],
-      weight,
-    )
-    for i, (concept, weight) in enumerate(
-      zip(restore(facts["concepts"]), facts["weights"], strict=True)
-    )
+    Erased(concept, tensors[f"{i}.source"], tensors[f"{i}.target"], weight)
+    for i, (concept, weight) in enumerate(known)
   )
   gram = tensors["held"]
   return Statistics(
@@ -303,7 +286,7 @@ def load_statistics(path: str | pathlib.Path) -> Statistics:
     tuple(facts["held_phrases"]),
     facts["preserve_scale"],
     facts["lamb"],
-    # Earlier files do not say.
+    # Files of earlier versions lack these two.
     facts.get("erase_scale", 1.0),
     facts.get("expand_prompts", False),
   )
@@ -331,7 +314,7 @@ def check_unedited(path: str | pathlib.Path) -> None:
   """Refuses a model folder or file whose header says that it was edited.
 
   Raises:
-    ValueError: with what was erased from it, and the remedy.
+    ValueError: names what was erased from it, and the remedy.
   """
   path = pathlib.Path(path)
   if path.is_dir():

@@ -27,8 +27,8 @@ def check_output(path: str | os.PathLike, overwrite: bool) -> pathlib.Path:
   path = pathlib.Path(path).absolute()
   if path.exists() and not overwrite:
     raise ValueError(
-      f"{path}: exists; ask for overwriting to replace it, --overwrite or "
-      "overwrite=True, or name another"
+      f"{path}: exists; replace it with --overwrite or overwrite=True, or name "
+      "another path"
     )
   if path.is_dir() and any(path.iterdir()) and not (path / MARK).is_file():
     raise ValueError(

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from flax import traverse_util
 
+from unlearning_jax import memory
 from unlearning_jax.convert import compvis
 from unlearning_jax.convert.folder import ModelFiles
 from unlearning_jax.convert.names import (
@@ -51,7 +53,17 @@ def fingerprint(states: Mapping[str, Mapping[str, np.ndarray]]) -> str:
 
 
 def params_fingerprint(params: Mapping[str, Mapping[str, Any]]) -> str:
-  """`fingerprint` of {component: flax parameters}."""
+  """`fingerprint` of a model that is in use, remembered with its arrays.
+
+  Args:
+    params: {text_encoder, unet, vae}, flax parameters.
+  """
+  return _of_leaves(traverse_util.flatten_dict(dict(params), sep="/"))
+
+
+@memory.once
+def _of_leaves(leaves: Mapping[str, Any]) -> str:
+  params = traverse_util.unflatten_dict(dict(leaves), sep="/")
   return fingerprint({part: to_torch(tree) for part, tree in params.items()})
 
 

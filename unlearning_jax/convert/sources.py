@@ -68,14 +68,14 @@ def load(
   if base is None:
     raise ValueError(
       f"{source}: holds part of a model ({len(state)} tensors, the first is "
-      f"{next(iter(state))!r}); name the base model that it belongs to"
+      f"{next(iter(state))!r}); name its base model, by --base or base="
     )
   if not isinstance(base, ModelFiles):
     base = load_folder(_resolve(base, variant), variant)
   made_for = read_metadata(file).get(FINGERPRINT)
   if made_for is not None and made_for != fingerprint(base.states):
     raise ValueError(
-      f"{source}: is a delta over another model than the base that is given "
+      f"{source}: is a delta over another base than the one given "
       f"(fingerprint {made_for[:12]}...)"
     )
   if is_lora(state) and ema is None:

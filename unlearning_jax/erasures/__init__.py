@@ -95,12 +95,9 @@ def methods() -> tuple[str, ...]:
   return extensions.modules(__name__)
 
 
-def listed() -> list[str]:
-  """A line a method: its name, and the first line of what it says of itself."""
-  return [
-    f"{name:17}{(module(name).__doc__ or name).splitlines()[0]}"
-    for name in methods()
-  ]
+def listing() -> list[str]:
+  """A line for each method: its name, and what it is."""
+  return extensions.listing(__name__, methods())
 
 
 def module(method: str) -> Any:

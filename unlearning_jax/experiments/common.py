@@ -9,7 +9,14 @@ from typing import Any
 
 import jax
 
-from unlearning_jax import convert, extensions, guidance, judges, sharding
+from unlearning_jax import (
+  convert,
+  extensions,
+  guidance,
+  judges,
+  metrics,
+  sharding,
+)
 from unlearning_jax import model as models
 from unlearning_jax import settings as settings_
 from unlearning_jax.concepts import check_choice
@@ -126,6 +133,52 @@ def targets_of(given: Drawn) -> list[Target]:
         f"{given.model!r} or judge={given.judge!r}; give its head and its label"
       )
   return found
+
+
+def check_metrics(given: Drawn, verb: str):
+  """Refuses a metric that would fail once everything has been drawn.
+
+  Args:
+    given: the settings.
+    verb: the experiment whose rows the metrics would read.
+
+  Raises:
+    ValueError: no such metric; one that cannot read these rows, or that needs
+      a judge where there is none.
+  """
+  for name in given.metrics:
+    metric = metrics.load(name)
+    if verb not in metric.verbs:
+      known = [n for n in metrics.names() if verb in metrics.load(n).verbs]
+      raise ValueError(
+        f"metrics: {name!r} reads the rows of {' and '.join(metric.verbs)}, "
+        f"and {verb} has none of these; it can show {', '.join(known)}, or a "
+        "metric of your own, package.module:name"
+      )
+    if given.judge is None and not metric.images:
+      raise ValueError(
+        f"metrics: {name!r} counts what a judge sees, and judge=None; name a "
+        "judge, or leave the metric out"
+      )
+
+
+def check_sees(judge: Judge | None, targets: Sequence[Target]):
+  """Refuses targets that the judge cannot see.
+
+  Raises:
+    ValueError: naming the judge, what it can see, and how to say it.
+  """
+  if judge is None:
+    return
+  for target in targets:
+    try:
+      judge.find(target)
+    except ValueError as error:
+      head, labels = next(iter(judge.labels.items()))
+      one = {"head": head, "label": labels[0]}
+      raise ValueError(
+        f"{error}; name what it sees, targets=({one},), or take another judge"
+      ) from error
 
 
 def workdir(

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from unlearning_jax import judges, metrics, sampling, sharding
+from unlearning_jax import judges, sampling, sharding
 from unlearning_jax.experiments import common
 from unlearning_jax.judges import Judge
 from unlearning_jax.metrics.accuracy import judge_rows
@@ -52,12 +52,8 @@ class Settings(common.Drawn):
         f"prompts: model={self.model!r} is no embedded world, whose prompts "
         "are known; give some"
       )
-    for name in self.metrics:
-      metrics.load(name)
-    judge, targets = common.load_judge(self), common.targets_of(self)
-    if judge is not None:
-      for target in targets:
-        judge.find(target)
+    common.check_metrics(self, "evaluate")
+    common.check_sees(common.load_judge(self), common.targets_of(self))
 
 
 def rows(settings: Settings) -> Rows:

@@ -268,11 +268,11 @@ def _train(
   log = training_log.TrainingLog(
     run, "train", num_steps, done, tensorboard=tensorboard
   )
+  watch = finetune.Watch(at=at, on_metrics=log, on_state=on_state)
   with log:
     return finetune.train_erasure(
-      *args, num_steps=num_steps, begin=begin, at=at, on_metrics=log,
-      on_state=on_state, **options,
-    )  # fmt: skip
+      *args, num_steps=num_steps, begin=begin, watch=watch, **options
+    )
 
 
 def _collect(

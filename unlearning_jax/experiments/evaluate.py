@@ -4,7 +4,7 @@ Base, erased, tuned and guided models are all `Model`s, the base first. A run
 ends with its table and its page. Erasures end in the same comparison.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,13 +76,16 @@ def read_models(
 
 
 def run(
-  settings: Settings, recorder: Recorder, models: Mapping[str, Model]
+  settings: Settings,
+  open_record: Callable[[], Recorder],
+  models: Mapping[str, Model],
 ) -> dict[str, Any]:
   """The whole experiment; see `compare`.
 
   Args:
     settings: what to draw.
-    recorder: keeps it; a record that was begun is gone on with.
+    open_record: opens the record once everything has been checked; a record
+      that was begun is gone on with.
     models: by the names that pages show, the base first.
 
   Returns:
@@ -101,6 +104,7 @@ def run(
   if settings.protocol:
     name, _, digest = settings.protocol.partition(" ")
     inputs[f"protocol {name}"] = digest
+  recorder = open_record()
   common.begin(recorder, settings, base.params, inputs=inputs)
   document = compare(recorder, settings, models)
   recorder.mark_done()
@@ -172,7 +176,8 @@ def compare(
   )  # fmt: skip
   if settings.protocol:
     document["protocol"] = settings.protocol
-    notes = [f"Protocol {settings.protocol[:-52]}.", *notes]
+    name, _, digest = settings.protocol.partition(" ")
+    notes = [f"Protocol {name} {digest[:12]}.", *notes]
   document |= {
     "title": settings.title,
     "heads": _heads(settings, judge),
@@ -212,10 +217,6 @@ def rejudged(found: Sequence[Mapping[str, Any]], judge: Judge) -> Rows:
   return judge_rows(found, scores, judge) if found else []
 
 
-# Metric -> the verb whose rows it reads.
-_ELSEWHERE = {"asr": "attack", "r_norm": "resurgence"}
-
-
 def check_fits(settings: Settings, model: Model, phrases: Sequence[str] = ()):
   """Finds what a model cannot do, before anything is written or compiled.
 
@@ -226,15 +227,8 @@ def check_fits(settings: Settings, model: Model, phrases: Sequence[str] = ()):
 
   Raises:
     ValueError: a phrase or prompt is too long, the number of steps is none
-      that the sampler can take, guidance that is left out at this scale, or a
-      metric of other rows.
+      that the sampler can take, or guidance that is left out at this scale.
   """
-  for name in settings.metrics:
-    if name in _ELSEWHERE:
-      raise ValueError(
-        f"metrics: {name!r} is of the rows that {_ELSEWHERE[name]} draws; take "
-        "seen, or one of your own, package.module:name"
-      )
   options = settings.sampling
   samplers.make_sampler(model.sd.schedule, options.num_steps, options.sampler)
   spoken = [*phrases, *(row["prompt"] for row in drawing.rows(settings))]

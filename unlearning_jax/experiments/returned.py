@@ -4,19 +4,18 @@ The study of resurgence erases and tunes by itself; here the models are given.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from unlearning_jax import extensions, protocols
+from unlearning_jax import extensions
 from unlearning_jax.experiments import common, drawing
 from unlearning_jax.experiments.drawing import Settings
-from unlearning_jax.experiments.evaluate import fingerprint
+from unlearning_jax.experiments.evaluate import check_fits, fingerprint
 from unlearning_jax.metrics import r_norm
 from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder
-from unlearning_jax.sampling import Sampling
 
 
 def settings_of(
@@ -42,7 +41,9 @@ def settings_of(
       f"({', '.join(extensions.worlds())}), whose prompts and judge are known"
     )
   world = extensions.world(erased.source)
-  found = [name] if name else erased_classes(erased)
+  found = world.erased_by(erased.edit or erased.guidance)
+  if name:
+    found = [{"task": world.task_of(name), "name": name}]
   if not found:
     raise ValueError(
       "resurgence: the model's edit erases no class of its world; say which: "
@@ -51,37 +52,17 @@ def settings_of(
   return Settings(
     model=erased.source,
     judge=world.NAME,
-    targets=tuple({"task": world.task_of(n), "name": n} for n in found),
+    targets=tuple(found),
     seed=seed,
     per_group=prompts,
     others=prompts,
-    sampling=sampling_of(erased),
+    sampling=world.SAMPLING,
   )
-
-
-def sampling_of(model: Model) -> Sampling:
-  """How the protocols of a model's world draw; the defaults without a world."""
-  listed = protocols.shipped().values()
-  found = [one.sampling for one in listed if one.model == model.source]
-  return found[0] if found else Sampling()
-
-
-def erased_classes(model: Model) -> list[str]:
-  """The classes of its world that a model's edit or guidance erased."""
-  made = model.edit or model.guidance
-  said = {c.erase for c in made.concepts} if made else set()
-  world = extensions.world(model.source)
-  return [
-    name
-    for names in world.concepts().values()
-    for name in names
-    if said and said >= {c.erase for c in world.concept(name, "mace")}
-  ]
 
 
 def run(
   given: Settings,
-  recorder: Recorder,
+  open_record: Callable[[], Recorder],
   base: Model,
   erased: Model,
   tuned: Mapping[str, Model],
@@ -90,7 +71,8 @@ def run(
 
   Args:
     given: what to draw.
-    recorder: keeps the rows; finished ones are not drawn again.
+    open_record: opens the record once everything has been checked; rows that
+      it has are not drawn again.
     base: before the erasure.
     erased: after it.
     tuned: models that were tuned after it, by name.
@@ -99,10 +81,13 @@ def run(
     The estimates, by model and group of prompts, as plain values.
 
   Raises:
-    ValueError: the record is of other models.
+    ValueError: what a model cannot draw; or the record is of other models.
   """
   models = {r_norm.BASE: base, r_norm.GONE: erased, **tuned}
+  for one in models.values():
+    check_fits(given, one)
   inputs = {name: fingerprint(one, base) for name, one in models.items()}
+  recorder = open_record()
   common.begin(recorder, given, base.params, inputs=inputs)
   judge, world = common.load_judge(given), extensions.world(given.model)
   counts = {"explicit": given.per_group, "words": given.others, "others": 1}

@@ -1,14 +1,14 @@
-"""Tuning that leaves an erasure alone, for whoever tunes an erased model.
+"""Tuning of an erased model that keeps the erasure.
 
-Let the rows of E be text states of the erased prompts, and kernel = W^T any key
-or value projection, (d, o), with W' as the erasure left it. What an erased
-prompt says to the network is E kernel'. Three ways to keep that:
+Let the rows of E be text states of the erased prompts, kernel = W^T any key or
+value projection, (d, o), and kernel' that of the erased model. An erased prompt
+reaches the network as E kernel'. Three defences keep that:
 
-  project   every update of a kernel loses its part in the span U of E,
-            (I - U U^T) update: then U^T kernel = U^T kernel', exactly
-  anchor    b |E (kernel - kernel')|^2 is added to the loss
-  reassert  after tuning, each kernel becomes the least-squares one that says
-            E kernel' again and otherwise what it has learnt
+  project   removes from every update of a kernel its part in the span U of E,
+            (I - U U^T) update, so U^T kernel = U^T kernel' exactly
+  anchor    adds b |E (kernel - kernel')|^2 to the loss
+  reassert  replaces each kernel after tuning by a least-squares solution that
+            gives E kernel' again and otherwise stays near the tuned kernel
 """
 
 from collections.abc import Callable, Mapping
@@ -18,13 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import traverse_util
 from jaxtyping import Array, Float, Float64, PRNGKeyArray
 
 from unlearning_jax import closed_form
 from unlearning_jax.finetune.loop import Loss
 from unlearning_jax.finetune.partition import SUBSETS
-from unlearning_jax.projections import cross_attention_kernels
+from unlearning_jax.projections import (
+  cross_attention_kernels,
+  leaves_of,
+  with_kernels,
+)
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -35,21 +38,22 @@ def erased_basis(
   mean: Float[np.ndarray, " d"] | None = None,
   energy: float = 1.0,
 ) -> Float64[np.ndarray, "d k"]:
-  """U: orthonormal columns that span the erased states, or their k main ones.
+  """U: orthonormal columns that span E, or its k main directions.
 
-  A few sentences have states in all directions, if little in most: with all of
-  them held, keys and values can learn nothing, whatever the data.
+  The states of a few sentences reach into all directions, into most of them a
+  little. With all directions held, keys and values cannot learn any data.
 
   Args:
     states: E.
-    k: how many; None for as few as hold `energy` of the states.
-    mean: a state that all prompts share (of start and padding), taken off each
-      row first. Then more can be learnt, and less is guaranteed: a shift that
-      all prompts share is free.
-    energy: share of the sum of squares; 1 for all that is not rounding.
+    k: number of directions; None for the fewest that hold `energy`.
+    mean: a state that all prompts share (of start and padding), subtracted from
+      each row first. Then tuning can learn more and less is guaranteed, because
+      a shift that all prompts share is allowed.
+    energy: share of the sum of squares to hold; 1 for all but rounding.
 
   Raises:
-    ValueError: k is not from 1 to the rank of the states, or `energy` no share.
+    ValueError: k is not from 1 to the rank of E; `energy` is not above 0 and at
+      most 1.
   """
   rows = np.asarray(states, np.float64)
   rows = rows if mean is None else rows - np.asarray(mean, np.float64)
@@ -59,7 +63,7 @@ def erased_basis(
     raise ValueError(f"{energy=}; allowed: above 0, at most 1")
   if k is None:
     held = np.cumsum(sizes[:rank] ** 2)
-    # A little less than all of it: sums are rounded.
+    # Slightly less than the share itself, because the sums are rounded.
     share = energy * (1 - 1e-12) * held[-1] if rank else 0
     k = rank if energy == 1 else 1 + int(np.searchsorted(held, share))
   if not 1 <= k <= rank:
@@ -68,11 +72,11 @@ def erased_basis(
 
 
 def project(basis: Float[np.ndarray, "d k"]) -> optax.GradientTransformation:
-  """The last link of an optimizer: updates of keys and values leave U alone.
+  """Removes U's span from updates of keys and values; an optimizer's last link.
 
-  It takes updates, not gradients: Adam and weight decay would turn a projected
-  gradient back into the span. Of an adapter it is `down` that is projected, so
-  begin with `outside(adapters, basis)`.
+  It must see updates, not gradients, because Adam and weight decay would turn a
+  projected gradient back into the span. Of an adapter it projects `down`, so
+  start from `outside(adapters, basis)`.
   """
   return optax.stateless(lambda updates, params: outside(updates, basis))
 
@@ -96,9 +100,9 @@ def anchored(
   join: Callable[[Any, Any], Any],
   weight: float,
 ) -> Loss:
-  """The loss with b |E (kernel - kernel')|^2, as metric `anchor` without b.
+  """The loss plus b |E (kernel - kernel')|^2; the metric `anchor` leaves b out.
 
-  Its `frozen` needs an entry `anchor`, of `anchor`.
+  `frozen["anchor"]` must hold what `anchor` returns; `weight` is b.
   """
 
   def total(params: Any, frozen: Any, batch: Any, key: PRNGKeyArray):
@@ -114,9 +118,9 @@ def anchored(
 
 
 def anchor(params: Any, states: Float[np.ndarray, "n d"]) -> dict[str, Any]:
-  """What `anchored` reads: `kernels` before tuning, and a root of E^T E."""
+  """What `anchored` reads: `kernels` before tuning, and a `root` of E^T E."""
   rows = np.asarray(states, np.float64)
-  # R of E = QR: |R x| = |E x|, however many rows E has.
+  # With E = QR, |R x| = |E x|, and R has few rows however many E has.
   root = np.asarray(np.linalg.qr(rows, mode="r"), np.float32)
   return {"kernels": _kernels(params), "root": root}
 
@@ -131,24 +135,22 @@ def reassert(
   preserve_scale: float = 1.0,
   lamb: float = 0.1,
 ) -> dict[str, Any]:
-  """Makes a tuned model say of erased prompts what it said before tuning.
+  """Gives the keys and values of erased prompts back what they were.
 
   min b |E (W - W')^T|^2 + preserve_scale |K (W - W_T)^T|^2 + lamb |W - W_T|^2
-  for every key and value projection:
+  for every key and value projection, in float64:
   kernel_T + A^-1 b E^T E (kernel' - kernel_T)
-  with A = b E^T E + preserve_scale K^T K + lamb I, in float64.
+  with A = b E^T E + preserve_scale K^T K + lamb I.
 
   Args:
-    tuned: W_T.
-    erased: W', the model before tuning.
+    tuned: parameters of W_T.
+    erased: parameters of W', before tuning.
     states: E.
-    kept: K, text states whose meaning is held.
-    weight: b, of what was erased.
-    preserve_scale: their weight.
-    lamb: weight of the distance to the tuned weights.
+    kept: K, text states to hold as tuned.
+    weight: b.
 
   Raises:
-    ValueError: a negative weight, or a system that cannot be solved safely.
+    ValueError: a weight is negative; the system cannot be solved safely.
   """
   closed_form.check_scales(
     weight=weight, preserve_scale=preserve_scale, lamb=lamb
@@ -157,15 +159,13 @@ def reassert(
   gram = weight * rows.T @ rows
   system = gram + preserve_scale * held.T @ held + lamb * np.eye(len(gram))
   back, _ = closed_form.solve_spd(system, gram, f"lamb={lamb}")
-  leaves = dict(traverse_util.flatten_dict(dict(tuned["unet"]), sep="/"))
-  before = cross_attention_kernels(erased)
+  before, moved = cross_attention_kernels(erased), {}
   for path, kernel in cross_attention_kernels(tuned).items():
     wide = np.asarray(kernel, np.float64)
-    moved = wide + back @ (np.asarray(before[path], np.float64) - wide)
-    leaves[path] = moved.astype(kernel.dtype)
-  return {**tuned, "unet": traverse_util.unflatten_dict(leaves, sep="/")}
+    moved[path] = wide + back @ (np.asarray(before[path], np.float64) - wide)
+  return with_kernels(tuned, moved)
 
 
 def _kernels(params: Any) -> dict[str, Any]:
-  leaves: Any = traverse_util.flatten_dict(dict(params["unet"]), sep="/")
+  leaves = leaves_of(params["unet"])
   return {path: leaf for path, leaf in leaves.items() if SUBSETS["kv"](path)}

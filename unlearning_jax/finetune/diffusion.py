@@ -25,12 +25,12 @@ def denoising_loss(
 ) -> tuple[Float[Array, ""], Metrics]:
   """Mean of w_t |f(x_t, t, c) - y|^2, y the noise or the velocity.
 
-  With SNR_t = a_t / (1 - a_t) and a `snr_gamma` g, w_t is min(SNR_t, g) / SNR_t
-  for noise and min(SNR_t, g) / (SNR_t + 1) for velocity (Hang et al., 2023,
-  https://arxiv.org/abs/2303.09556); without, it is 1.
+  With SNR_t = a_t / (1 - a_t) and a `snr_gamma` of g, w_t is min(SNR_t, g) /
+  SNR_t for noise and min(SNR_t, g) / (SNR_t + 1) for velocity (Hang et al.,
+  2023, https://arxiv.org/abs/2303.09556). Without a `snr_gamma`, it is 1.
 
   Returns:
-    The loss, and the unweighted error as `mse`.
+    The loss, and the unweighted error as the metric `mse`.
   """
   schedule = sd.schedule
   noisy = add_noise(schedule, latents, noise, t)
@@ -60,15 +60,14 @@ def diffusion_loss(
   """`denoising_loss` at random latents, noise and timesteps.
 
   Args:
-    sd: the model.
     join: makes parameters of `trained` and `frozen["params"]`, see `Partition`.
     trained: what is differentiated.
-    frozen: `params`, and `empty`: text states (1, l, d) or token ids (1, l) of
-      the empty prompt, like the batch's.
-    batch: of `encode_examples`: `mean` and `std` (b, k, h, w, c) of the scaled
-      latents of k views of an image, and `context` (b, l, d), or `ids` (b, l)
-      where the text encoder trains.
-    key: for views, latents, noise, timesteps and dropped captions.
+    frozen: `params`; `empty`, the text states (1, l, d) of the empty prompt, or
+      its token ids (1, l) if the batch has ids.
+    batch: rows of `encode_examples`: `mean` and `std` (b, k, h, w, c) of the
+      scaled latents of k views of an image, and `context` (b, l, d), or `ids`
+      (b, l) where the text encoder trains.
+    key: draws views, latents, noise, timesteps and dropped captions.
     snr_gamma: see `denoising_loss`.
     caption_dropout: share of rows trained on the empty prompt.
   """
@@ -101,26 +100,24 @@ def encode_examples(
   token_ids: bool = False,
   batch_size: int = 16,
 ) -> dict[str, np.ndarray]:
-  """What the loss needs of captioned images, computed once.
+  """What `diffusion_loss` reads of captioned images, computed once.
 
-  The posterior's moments are kept, not one draw from it: every step draws
-  anew, as if the VAE were in the loop.
+  It keeps the posterior's moments, so that every step draws new latents, as if
+  the VAE were in the loop.
 
   Args:
-    sd: the model.
-    params: its parameters; the VAE's and the text encoder's are read.
-    images: at the size that the model is to be trained at.
-    captions: one each.
-    flip: add each image's mirror image as a second view.
-    token_ids: keep token ids instead of text states.
-    batch_size: images in one call of the VAE.
+    params: those of the VAE and the text encoder are read.
+    images: at the size to train at.
+    flip: whether each image's mirror image is a second view.
+    token_ids: whether to keep token ids instead of text states.
+    batch_size: images or captions encoded at a time.
 
   Returns:
     `mean` and `std` (n, k, h, w, c) of the scaled latents of k views, and
     `context` (n, l, d) or `ids` (n, l); float32 and int32.
 
   Raises:
-    ValueError: counts that differ, or a caption that is too long.
+    ValueError: counts differ, or a caption is too long.
   """
   if len(images) != len(captions):
     raise ValueError(f"{len(images)} images with {len(captions)} captions")
@@ -156,6 +153,6 @@ def encode_examples(
 
 
 def _batches(rows: np.ndarray, size: int):
-  """Batches of one size, so that one program serves all; the last repeats."""
+  """Batches of one size, for one program; the last repeats its last row."""
   for start in range(0, len(rows), size):
     yield rows[np.minimum(np.arange(start, start + size), len(rows) - 1)]

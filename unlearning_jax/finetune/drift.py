@@ -1,36 +1,33 @@
-"""Where tuning took an erased model: numbers that may foretell resurgence.
+"""How far tuning moved an erased model: numbers that may predict resurgence.
 
 Let W be the UNet's weights before the erasure, W' after it, W_T after T steps
 of tuning, D = W' - W, and the rows of E text states of erased prompts.
 
-  reversion         <W_T - W', W - W'> / |D|^2: 1 undoes the edit, 0 is drift
-                    at right angles to it
+  reversion         <W_T - W', W - W'> / |D|^2: 1 undoes the edit, 0 moves at
+                    right angles to it
   reversion_prompt  the same in the metric of E, over keys and values
   output_gap        |E (W_T - W)| / |E D|, over keys and values
   moved             |W_T - W'| / |D|
   noise_gap         E_t |eps_T - eps| / |eps' - eps| on erased prompts
 
-Before tuning, `pull` is the cosine between the first step of gradient descent
-and the way back, -grad L(W') and W - W'; `overlap` is how much of what tuning
-captions say lies where erased prompts do.
+Two numbers come before tuning. `pull` is the cosine between the first step of
+gradient descent, -grad L(W'), and the way back, W - W'. `overlap` compares the
+text states of tuning captions and of erased prompts.
 """
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from unlearning_jax import stable_diffusion
 from unlearning_jax.finetune.diffusion import diffusion_loss
 from unlearning_jax.finetune.partition import SUBSETS, join_leaves, subset
+from unlearning_jax.projections import Params, leaves_of
 from unlearning_jax.schedules import add_noise
-
-Params = Mapping[str, Any]
 
 
 def weight_drift(
@@ -39,16 +36,17 @@ def weight_drift(
   tuned: Params,
   states: Float[np.ndarray, "n d"],
 ) -> dict[str, float | None]:
-  """The first four numbers above, in float64.
+  """`reversion`, `reversion_prompt`, `output_gap` and `moved`, in float64.
 
   Args:
-    base: the parameters W belong to.
-    erased: W'.
-    tuned: W_T.
+    base: parameters of W.
+    erased: those of W'.
+    tuned: those of W_T.
     states: E.
 
   Returns:
-    By name; None where the erasure changed no key or value.
+    The numbers by name; None for those over keys and values if the erasure
+    changed none of these.
 
   Raises:
     ValueError: the erasure changed nothing.
@@ -81,11 +79,12 @@ def weight_drift(
 def edit_size(
   base: Params, erased: Params, states: Float[np.ndarray, "n d"]
 ) -> dict[str, float]:
-  """How large an erasure is: |D| / |W|, its share in keys and values, |E D|.
+  """How large an erasure is.
 
   Returns:
-    `relative_change` over the whole UNet; `key_value_share` of |D|^2;
-    `prompt_change`, |E D| / |E W| over keys and values.
+    `relative_change`, |D| / |W| over the whole UNet; `key_value_share`, the
+    share of keys and values in |D|^2; `prompt_change`, |E D| / |E W| over keys
+    and values.
   """
   before, after = _wide(base), _wide(erased)
   rows = np.asarray(states, np.float64)
@@ -110,12 +109,12 @@ def overlap(
   erased: Float[np.ndarray, "m d"],
   mean: Float[np.ndarray, " d"] | None = None,
 ) -> float:
-  """tr(G_t G_f) / (|G_t| |G_f|) of two sets of text states, G = X^T X.
+  """tr(G_t G_f) / (|G_t| |G_f|) of two sets of text states X, G = X^T X.
 
   Args:
     tuning: states of tuning captions.
     erased: states of erased prompts.
-    mean: a state that all prompts share, taken off first.
+    mean: a state that all prompts share, subtracted first.
   """
   grams = []
   for states in (tuning, erased):
@@ -138,11 +137,8 @@ def noise_gap(
   """E |eps_T - eps| / E |eps' - eps| at the same x_t, t and erased prompts.
 
   Args:
-    sd: the model.
-    base: parameters before the erasure.
-    erased: after it.
-    tuned: after tuning.
-    latents: clean latents to noise.
+    base: parameters before the erasure; `erased` are those after it.
+    latents: clean; noise is added to them.
     context: text states of erased prompts.
     key: draws noise and timesteps.
   """
@@ -174,15 +170,12 @@ def pull(
   empty: Float[Array, "1 l d"],
   key: PRNGKeyArray,
 ) -> float:
-  """The cosine of -grad L(W') and W - W', L the denoising loss of a batch.
+  """The cosine of -grad L(W') and W - W', with L the denoising loss of a batch.
 
   Args:
-    sd: the model.
-    base: parameters before the erasure.
-    erased: after it.
-    batch: rows of a tuning set, of `encode_examples`.
+    base: parameters before the erasure; `erased` are those after it.
+    batch: rows of a tuning set, from `encode_examples`.
     empty: text states of the empty prompt.
-    key: of the loss.
   """
   before, after = (
     subset({"unet": tree["unet"]}, SUBSETS["full"]).trained
@@ -203,12 +196,12 @@ def _pull(sd, before, after, batch, empty, key):
     jnp.vdot(a[path], b[path]) for path in a
   )
   back = {path: before[path] - after[path] for path in after}
-  # Not negated twice: downhill is -gradient.
+  # The minus is that of the step of descent, -gradient.
   return -dot(gradient, back) / jnp.sqrt(
     dot(gradient, gradient) * dot(back, back)
   )
 
 
 def _wide(params: Params) -> dict[str, np.ndarray]:
-  leaves: Any = traverse_util.flatten_dict(dict(params["unet"]), sep="/")
-  return {path: np.asarray(leaf, np.float64) for path, leaf in leaves.items()}
+  leaves = leaves_of(params["unet"]).items()
+  return {path: np.asarray(leaf, np.float64) for path, leaf in leaves}

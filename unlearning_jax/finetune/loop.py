@@ -1,5 +1,6 @@
 """One training step and one loop, for any loss."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -16,8 +17,8 @@ from unlearning_jax.concepts import check_choice
 
 Params = Any
 Metrics = dict[str, Float[Array, ""]]
-# loss(params, frozen, batch, key) -> (scalar, metrics); `frozen` is whatever
-# else the loss reads (other networks' parameters), never differentiated.
+# loss(params, frozen, batch, key) -> (scalar, metrics). `frozen` is what else
+# the loss reads, such as other networks' parameters; it is not differentiated.
 Loss = Callable[
   [Params, Any, Mapping[str, Array], PRNGKeyArray],
   tuple[Float[Array, ""], Metrics],
@@ -25,12 +26,10 @@ Loss = Callable[
 
 
 SCHEDULES = ("cosine", "constant")
-# Steps between looks at whether an erasure still is finite.
-_CHECK_EVERY = 20
 
 
 class TrainState(NamedTuple):
-  """Everything a resume needs; `ema` averages `params`, or is () for none."""
+  """Everything that a resume needs; `ema` averages `params`, or is ()."""
 
   step: Array
   params: Params
@@ -38,8 +37,26 @@ class TrainState(NamedTuple):
   ema: Params
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Watch:
+  """Two functions that the loop calls, and the steps after which it does.
+
+  Attributes:
+    every: steps between calls; the last step is always followed by one.
+    at: more steps after which the functions are called.
+    on_metrics: gets (steps done, the last step's metrics).
+    on_state: gets (steps done, state), to write checkpoints. The loop reuses
+      the state's memory afterwards.
+  """
+
+  every: int = 20
+  at: Collection[int] = ()
+  on_metrics: Callable[[int, dict[str, float]], None] = lambda *_: None
+  on_state: Callable[[int, TrainState], None] = lambda *_: None
+
+
 class Batched(Protocol):
-  """Batches by step, as `data.Batches`."""
+  """Batches by step, such as `data.Batches`."""
 
   def __getitem__(self, step: int) -> dict[str, np.ndarray]: ...  # noqa: D105
 
@@ -58,17 +75,17 @@ def optimizer(
   """AdamW with clipping; a linear warm-up, then the schedule.
 
   Args:
-    learning_rate: its peak. May be traced: runs packed by `vmap` differ in it.
-    num_steps: where the cosine reaches zero.
+    learning_rate: the peak. It may be traced: packed runs differ in it.
+    num_steps: the step at which the cosine reaches zero.
     schedule: "cosine" to zero, or "constant".
-    warmup: share of the steps that rise.
-    weight_decay: decoupled decay, on matrices and kernels only.
-    decay_all: decay biases and norms too, as torch does when not told.
-    clip_norm: largest global norm of a gradient; None for any.
+    warmup: share of the steps in which the rate rises.
+    weight_decay: decoupled decay of matrices and kernels.
+    decay_all: whether biases and norms decay too, as by default in torch.
+    clip_norm: largest global norm of a gradient; None for no limit.
     b2: decay of the second moments; torch's default is 0.999.
 
   Raises:
-    ValueError: an unknown schedule.
+    ValueError: the schedule is unknown.
   """
   check_choice("schedule", schedule, SCHEDULES)
   rising = int(warmup * num_steps)
@@ -94,7 +111,7 @@ def init_state(
   params: Params, tx: optax.GradientTransformation, *, ema: bool = True
 ) -> TrainState:
   """The state before the first step; `params` themselves stay usable."""
-  # Copies, because `train` gives its state's memory away.
+  # These are copies because `train` reuses the memory of its state.
   params, average = (jax.tree.map(jnp.array, params) for _ in range(2))
   step = jnp.zeros((), jnp.int32)
   return TrainState(step, params, tx.init(params), average if ema else ())
@@ -109,15 +126,14 @@ def make_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """The pure step `(state, frozen, batch, key) -> (state, metrics)`.
 
-  The step's randomness is `fold_in(key, state.step)`. The average warms up:
-  its decay is min(ema_decay, (1 + step) / (10 + step)).
+  The step's randomness is `fold_in(key, state.step)`. The decay of the average
+  is min(ema_decay, (1 + step) / (10 + step)). The metrics gain `loss` and
+  `gradient_norm`.
 
   Args:
-    loss: see `Loss`.
-    tx: the optimizer.
     ema_decay: None for a state without an average.
-    accumulate: parts that a batch is taken in, one after the other; the step
-      follows the mean of their gradients.
+    accumulate: number of equal parts of a batch, taken one after the other; the
+      step follows the mean of their gradients.
   """
   gradient = _accumulated(loss, accumulate)
 
@@ -142,23 +158,26 @@ def make_step(
   return step
 
 
-# The same loss and optimizer are the same program, compiled once.
+# Cached, so that the same loss and optimizer share one compiled program.
 _same_step = functools.lru_cache(maxsize=8)(make_step)
 
 
 def _accumulated(loss: Loss, parts: int) -> Callable[..., Any]:
-  """Value and gradient of the loss, meant over parts of the batch."""
+  """Value and gradient of the loss, averaged over parts of the batch."""
   gradient = jax.value_and_grad(loss, has_aux=True)
   if parts == 1:
     return gradient
 
   def split(leaf: Array) -> Array:
     if len(leaf) % parts:
-      raise ValueError(f"accumulate={parts}: a batch has {len(leaf)} rows")
-    # Every n-th row: a part has rows of every device, and none of them moves.
+      raise ValueError(
+        f"accumulate={parts} does not divide the {len(leaf)} rows of a batch"
+      )
+    # A part takes every n-th row: it then has rows of every device, and no row
+    # moves to another device.
     return jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0)
 
-  def meant(params: Params, frozen: Any, batch: Any, key: PRNGKeyArray):
+  def averaged(params: Params, frozen: Any, batch: Any, key: PRNGKeyArray):
     rows, keys = jax.tree.map(split, batch), jax.random.split(key, parts)
 
     def body(total: Any, part: Any):
@@ -171,7 +190,7 @@ def _accumulated(loss: Loss, parts: int) -> Callable[..., Any]:
     total, _ = jax.lax.scan(body, zeros, (rows, keys))
     return jax.tree.map(lambda leaf: leaf / parts, total)
 
-  return meant
+  return averaged
 
 
 def train(
@@ -183,35 +202,28 @@ def train(
   *,
   mesh: Any,
   num_steps: int,
-  every: int,
-  at: Collection[int] = (),
-  on_metrics: Callable[[int, dict[str, float]], None],
-  on_state: Callable[[int, TrainState], None],
+  watch: Watch,
 ) -> TrainState:
-  """Runs from `state.step` to `num_steps`.
+  """Trains from `state.step` to step `num_steps`.
 
   Args:
-    state: where to begin; a restored state continues as if never stopped. It
-      is given up: its arrays are reused for the next state's.
+    state: where to begin; a restored state continues as if never stopped. Do
+      not use it afterwards: its memory is reused for the next state.
     step: from `make_step`.
-    frozen: handed to the loss.
+    frozen: what the loss reads and does not train.
     batches: this process's batches by step.
     key: of the whole run.
-    mesh: rows are split over it; large leaves of the state and of `frozen` are
-      split over its `fsdp` axis.
-    num_steps: where to end.
-    every: steps between calls of the two hooks; both see the last step.
-    at: more steps at which they are called.
-    on_metrics: gets (steps done, the last step's metrics).
-    on_state: gets (steps done, state), to checkpoint.
+    mesh: batches are split over all its devices; large leaves of the state and
+      of `frozen` are split over its `fsdp` axis.
+    watch: calls made on the way. Metrics are checked before each call.
 
   Raises:
-    FloatingPointError: a metric is not finite; says after which step.
+    FloatingPointError: a metric is not finite; names it and the step.
   """
   layout = sharding.param_sharding(mesh, state)
   state = jax.device_put(state, layout)
   frozen = jax.device_put(frozen, sharding.param_sharding(mesh, frozen))
-  # Said for the outputs too: the compiler is free to choose otherwise.
+  # The outputs need it too, or the compiler may choose another layout.
   outputs = (layout, sharding.replicated(mesh))
   compiled = jax.jit(step, donate_argnums=0, out_shardings=outputs)
   done = int(state.step)
@@ -219,15 +231,15 @@ def train(
     batch = sharding.global_batch(mesh, batches[done])
     state, metrics = compiled(state, frozen, batch, key)
     done += 1
-    if done % every == 0 or done == num_steps or done in at:
+    if done % watch.every == 0 or done == num_steps or done in watch.at:
       values = {name: float(value) for name, value in metrics.items()}
       wrong = [name for name, v in values.items() if not math.isfinite(v)]
       if wrong:
         raise FloatingPointError(
           f"training: {', '.join(wrong)} not finite at step {done}"
         )
-      on_metrics(done, values)
-      on_state(done, state)
+      watch.on_metrics(done, values)
+      watch.on_state(done, state)
   return state
 
 
@@ -242,34 +254,23 @@ def train_erasure(
   batch_size: int,
   num_steps: int,
   begin: Callable[[TrainState], TrainState] = lambda state: state,
-  at: Collection[int] = (),
-  on_metrics: Callable[[int, dict[str, float]], None] = lambda *_: None,
-  on_state: Callable[[int, TrainState], None] = lambda *_: None,
+  watch: Watch = Watch(),
 ) -> Params:
-  """Trains an erasure, which by itself has nothing to record, to its end.
+  """`train` for an erasure, from its parameters to its parameters.
 
-  Runs on as many of this process's devices as share the batch evenly, so that
-  every process of a run comes to the same result: with a batch of one, on one.
+  Runs on as many of this process's devices as divide the batch evenly: a batch
+  of one runs on one device. So every process of a run gets the same result.
 
   Args:
-    loss: see `Loss`.
-    tx: the optimizer.
-    trained: what the loss is differentiated by.
-    frozen: handed to the loss.
-    batches: by step.
-    key: of the whole run.
-    batch_size: rows of a batch.
-    num_steps: where to end.
-    begin: gives the state to go on from, for the first one.
-    at: steps after which the hooks are called, besides every twentieth.
-    on_metrics: see `train`.
-    on_state: see `train`.
+    trained: parameters that the loss is differentiated by.
+    begin: maps the first state to the one to start from, as a resume does.
+    watch: calls made on the way.
 
   Returns:
     The trained parameters, on the host.
 
   Raises:
-    FloatingPointError: a metric is not finite.
+    FloatingPointError: as `train`.
   """
   devices = jax.local_devices()
   devices = devices[: math.gcd(batch_size, len(devices))]
@@ -281,9 +282,6 @@ def train_erasure(
     key,
     mesh=sharding.make_mesh(devices=devices),
     num_steps=num_steps,
-    every=_CHECK_EVERY,
-    at=at,
-    on_metrics=on_metrics,
-    on_state=on_state,
+    watch=watch,
   )
   return jax.device_get(state.params)

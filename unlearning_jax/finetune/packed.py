@@ -1,8 +1,9 @@
-"""Many runs in one program: R trainings that share what does not differ.
+"""Many runs in one program: R trainings that share what they have in common.
 
-Every run has its own trained parameters, rows and key, and its own of whatever
-else differs: its learning rate, the 32 kernels of another erasure. The rest of
-the network is there once. A run's numbers are those it has alone.
+Each run has its own trained parameters, rows and key, and its own copy of
+anything else that differs, such as the learning rate or the 32 kernels that its
+erasure changed. The rest of the network is stored once. A run gets the same
+numbers as when it runs alone.
 """
 
 import dataclasses
@@ -20,9 +21,10 @@ from unlearning_jax.finetune.loop import Batched, Metrics, TrainState
 
 
 class PackedState(NamedTuple):
-  """R runs: every leaf of `runs` is led by the run; `alive` says which go on.
+  """R runs: every leaf of `runs` has a leading axis of R.
 
-  A run stops where its loss or gradient is not finite, at its last good state.
+  `alive` is False for a run that has stopped, because its loss or gradient was
+  not finite; it keeps its last good state.
   """
 
   runs: TrainState
@@ -30,13 +32,13 @@ class PackedState(NamedTuple):
 
   @property
   def step(self) -> Array:
-    """Steps done by those that went furthest."""
+    """The largest number of steps that a run has done."""
     return self.runs.step.max()
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedBatches:
-  """Each run's batch of a step, stacked: `batches[step]` is led by the run."""
+  """Each run's batch of a step, stacked on a leading axis of R."""
 
   runs: Sequence[Batched]
 
@@ -49,7 +51,8 @@ def pack(states: Sequence[TrainState]) -> PackedState:
   """The state of runs that begin together.
 
   Raises:
-    ValueError: no runs, or states of unlike shapes (see `lora.pad`).
+    ValueError: there are no runs, or their states differ in shapes (`lora.pad`
+      makes those of adapters equal).
   """
   shapes = [jax.tree.map(jnp.shape, state) for state in states]
   if not states or any(shape != shapes[0] for shape in shapes):
@@ -69,9 +72,9 @@ def packed_frozen(
   """What a packed step reads besides state and batch.
 
   Args:
-    frozen: what each run's own step reads, of the same shapes. A leaf that is
-      the same in all of them is held once.
-    keys: each run's.
+    frozen: what each run's own step reads, in equal shapes. A leaf that is
+      equal in all of them is stored once.
+    keys: one a run.
   """
   flat: list[dict[Any, Any]] = [
     dict(traverse_util.flatten_dict(dict(one))) for one in frozen
@@ -87,7 +90,7 @@ def packed_frozen(
   return {"shared": shared, "own": own, "keys": data}
 
 
-# A program for each step, whatever packs are made of it.
+# Cached, so that all packs of one step share its compiled program.
 @functools.lru_cache(maxsize=64)
 def make_packed_step(
   step: Callable[..., tuple[TrainState, Metrics]],
@@ -96,8 +99,9 @@ def make_packed_step(
 
   Returns:
     The step (state, frozen of `packed_frozen`, batch of `PackedBatches`, key)
-    for `train`. The key is not used: runs have their own. Metrics are named
-    `loss/0`; those of a run that has stopped are 0, as its `alive/0` is.
+    for `train`. It does not use the key, because runs have their own. Metrics
+    of run 0 are called `loss/0`, `alive/0` and so on; those of a run that has
+    stopped are 0.
   """
 
   def one(state, alive, own, key, batch, shared):

@@ -1,6 +1,6 @@
-"""Which parameters train, and how they join those that do not."""
+"""Splits parameters into those that train and those that do not."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,16 +9,16 @@ from jaxtyping import PRNGKeyArray
 
 from unlearning_jax import lora
 from unlearning_jax.concepts import check_choice
+from unlearning_jax.projections import Params, leaves_of
 
-Params = Mapping[str, Any]
 Leaves = dict[str, Any]
-# A leaf, not a constant: runs packed in one program may differ in it.
+# The scale is a leaf, because runs packed in one program may differ in it.
 _SCALE = "lora/scale"
 
 _KEYS_AND_VALUES = ("attn2/to_k/kernel", "attn2/to_v/kernel")
 _ATTENTION = ("/attn1/", "/attn2/")
 
-# Subset -> whether it has the parameter of this path.
+# Subset -> whether a parameter of this path belongs to it.
 SUBSETS: dict[str, Callable[[str], bool]] = {
   "full": lambda path: path.startswith("unet/"),
   "cross": lambda path: "/attn2/" in path,
@@ -38,9 +38,9 @@ class Partition(NamedTuple):
   """A model in two parts.
 
   Attributes:
-    trained: what the optimizer sees, a tree.
+    trained: tree of the parameters that the optimizer changes.
     frozen: the other parameters, path -> leaf.
-    join: (trained, frozen) -> parameters as a tree; differentiable.
+    join: (trained, frozen) -> all parameters as a tree; differentiable.
   """
 
   trained: Any
@@ -57,51 +57,52 @@ def partition(
   alpha: float | None = None,
   targets: str | Sequence[str] = "attention",
 ) -> Partition:
-  """Splits a model by the name of what trains.
+  """Splits a model by the name of the part that trains.
 
   Args:
-    params: components by name; parts that no loss reads may be left out.
-    train: "full" for the UNet, "cross" for its cross-attention, "kv" for the
-      keys and values of that, "no_kv" for all of the UNet but those,
-      "no_attention" for all but attention, "text_encoder", or "lora".
-    key: draws the adapters of "lora".
-    rank: of the adapters.
-    alpha: their scale times their rank; None for the rank, which is scale 1.
+    params: components by name; those that no loss reads may be missing.
+    train: "full" for the UNet; "cross" for its cross-attention; "kv" for the
+      keys and values of that; "no_kv" for the UNet without these keys and
+      values; "no_attention" for it without all attention; "text_encoder"; or
+      "lora" for new adapters.
+    key: draws the adapters, which have rank `rank`.
+    alpha: scale of the adapters times their rank; None for a scale of 1.
     targets: which kernels are adapted, see `lora.init`.
 
   Raises:
-    ValueError: an unknown name, or nothing that bears it.
+    ValueError: the name is unknown, or no parameter belongs to it.
   """
   check_choice("train", train, TRAINABLE)
   if train != "lora":
     return subset(params, SUBSETS[train], train)
   if key is None:
-    raise ValueError("train='lora' draws its adapters: it needs a key")
+    raise ValueError("train='lora' needs a key, which draws the adapters")
   scale = np.float32((rank if alpha is None else alpha) / rank)
   adapters = lora.init(params, key, rank=rank, targets=targets)
-  return Partition(adapters, _flatten(params) | {_SCALE: scale}, merge_adapters)
+  frozen = leaves_of(params) | {_SCALE: scale}
+  return Partition(adapters, frozen, merge_adapters)
 
 
 def merge_adapters(trained: Any, frozen: Leaves) -> dict[str, Any]:
   """The `join` of "lora"; the adapters' scale is a leaf of `frozen`."""
   leaves = {path: leaf for path, leaf in frozen.items() if path != _SCALE}
-  return lora.merge(_unflatten(leaves), trained, frozen[_SCALE])
+  return lora.merge(join_leaves({}, leaves), trained, frozen[_SCALE])
 
 
 def subset(
   params: Params, wanted: Callable[[str], bool], name: str = "this"
 ) -> Partition:
-  """The parameters whose path (`unet/conv_in/kernel`) is wanted train.
+  """Trains the parameters whose path (`unet/conv_in/kernel`) is `wanted`.
 
   Raises:
-    ValueError: there is none.
+    ValueError: there are none; the message calls the subset `name`.
   """
-  leaves = _flatten(params)
+  leaves = leaves_of(params)
   trained = {path: leaf for path, leaf in leaves.items() if wanted(path)}
   if not trained:
     raise ValueError(
-      f"train={name!r}: none of {len(leaves)} parameters is meant, the first "
-      f"of which is {next(iter(leaves), 'missing')}"
+      f"train={name!r}: none of the {len(leaves)} parameters belongs to it; "
+      f"the first is {next(iter(leaves), 'missing')}"
     )
   frozen = {path: leaf for path, leaf in leaves.items() if path not in trained}
   return Partition(trained, frozen, join_leaves)
@@ -109,12 +110,4 @@ def subset(
 
 def join_leaves(trained: Leaves, frozen: Leaves) -> dict[str, Any]:
   """The `join` of a subset; one function, so that runs share a program."""
-  return _unflatten(frozen | trained)
-
-
-def _flatten(params: Params) -> Leaves:
-  return dict(traverse_util.flatten_dict(dict(params), sep="/"))
-
-
-def _unflatten(leaves: Leaves) -> dict[str, Any]:
-  return traverse_util.unflatten_dict(leaves, sep="/")
+  return traverse_util.unflatten_dict(frozen | trained, sep="/")

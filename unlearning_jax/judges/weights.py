@@ -10,7 +10,7 @@ import hashlib
 import importlib.metadata
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 VARIABLE = "UNLEARNING_JAX_JUDGES"
 
@@ -24,17 +24,19 @@ class File:
     source: the public project, and the file there.
     sha256: of the published file, or its first digits; "" where unknown.
     git_blob: its git object id, where the project keeps it in git.
+    also: another path, where the project has the same in another format.
   """
 
   path: str
   source: str
   sha256: str = ""
   git_blob: str = ""
+  also: str = ""
 
   def lacks(self, judges_dir: str = "") -> str:
     """What is missing and where to put it; "" if the file is there."""
     folder = judges_dir or os.environ.get(VARIABLE, "")
-    if folder and (pathlib.Path(folder) / self.path).is_file():
+    if folder and self._there(folder):
       return ""
     known = f"SHA-256 {self.sha256}" if self.sha256 else "hash unknown"
     if self.git_blob:
@@ -59,13 +61,16 @@ class File:
     """
     if missing := self.lacks(judges_dir):
       raise ValueError(f"judge {judge}: {missing}")
-    folder = judges_dir or os.environ[VARIABLE]
-    path = pathlib.Path(folder) / self.path
+    path = self._there(judges_dir or os.environ[VARIABLE])[0]
     if self.sha256 and not digest([path]).startswith(self.sha256):
       self._refuse(judge, path, f"SHA-256 {digest([path])}", self.sha256)
     if self.git_blob and _git_blob(path) != self.git_blob:
       self._refuse(judge, path, f"git blob {_git_blob(path)}", self.git_blob)
     return path
+
+  def _there(self, folder: str) -> list[pathlib.Path]:
+    paths = [pathlib.Path(folder) / p for p in (self.path, self.also) if p]
+    return [path for path in paths if path.is_file()]
 
   def _refuse(self, judge: str, path: pathlib.Path, found: str, wanted: str):
     raise ValueError(
@@ -123,10 +128,14 @@ def missing(needs: Iterable[Need], judges_dir: str = "") -> list[str]:
 
 def digest(paths: Iterable[pathlib.Path]) -> str:
   """SHA-256 of a file; of several, of their digests in this order."""
-  found = [_sha256(path) for path in paths]
-  if len(found) == 1:
-    return found[0]
-  return hashlib.sha256("\n".join(found).encode()).hexdigest()
+  return combined([_sha256(path) for path in paths])
+
+
+def combined(digests: Sequence[str]) -> str:
+  """One hash of several; a single one is itself."""
+  if len(digests) == 1:
+    return digests[0]
+  return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -1,7 +1,7 @@
-"""Lists of phrases: the published ones by name, one's own from a text file.
+"""Lists of phrases: the published ones by name, others from a text file.
 
-A file has one phrase a line; empty lines and those that begin with "#" are left
-out.
+A file has one phrase a line. Empty lines and lines that begin with "#" are
+skipped.
 """
 
 import os
@@ -28,11 +28,11 @@ def load(
 
   Args:
     name: one of `names()`, or the path of a file that ends in .txt.
-    repeats: whether a phrase may be there twice, as among captions.
+    repeats: whether a phrase may occur twice, as among captions.
 
   Raises:
-    ValueError: an unknown name, with the nearest; no such file; a file that is
-      no UTF-8, holds no phrase, or one phrase twice.
+    ValueError: the name is unknown, with the nearest; there is no such file; it
+      is not UTF-8, or holds no phrase, or one phrase twice.
   """
   if name in CONCEPT_SETS:
     return CONCEPT_SETS[str(name)]
@@ -59,10 +59,10 @@ def load(
 
 
 def sample(phrases: Sequence[str], count: int, *, seed: int) -> tuple[str, ...]:
-  """`count` of the phrases at random, in their own order.
+  """`count` random phrases, in their own order.
 
   Raises:
-    ValueError: there are not so many.
+    ValueError: there are fewer phrases.
   """
   if not 1 <= count <= len(phrases):
     raise ValueError(f"count={count}; allowed: 1 to {len(phrases)}")

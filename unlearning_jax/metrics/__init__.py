@@ -23,6 +23,7 @@ from unlearning_jax import extensions
 Row = Mapping[str, Any]
 State = Any
 Images = UInt8[np.ndarray, "n h w 3"]
+VERBS = ("attack", "evaluate", "resurgence")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Metric:
     merge: (state, state) -> state, of disjoint rows.
     compute: a state -> its estimates.
     images: whether it reads images at all; rows alone are then enough.
+    verbs: the experiments whose rows it can read.
   """
 
   name: str
@@ -88,6 +90,7 @@ class Metric:
   merge: Callable[[State, State], State]
   compute: Callable[[State], list[Estimate]]
   images: bool = True
+  verbs: tuple[str, ...] = VERBS
 
   def measure(
     self,

@@ -208,4 +208,5 @@ METRIC = metrics.Metric(
   metrics.unite,
   _compute,
   images=False,
+  verbs=("attack",),
 )

@@ -78,5 +78,6 @@ def _of_model(state: State, model: str) -> list[Estimate]:
 
 
 METRIC = metrics.Metric(
-  "r_norm", dict, update, metrics.unite, compute, images=False
-)
+  "r_norm", dict, update, metrics.unite, compute, images=False,
+  verbs=("resurgence",),
+)  # fmt: skip

@@ -193,13 +193,10 @@ class ClipTextModel(nn.Module):
   def from_config(
     cls, config: Mapping[str, Any], **overrides: Any
   ) -> "ClipTextModel":
-    """Builds the module from the contents of a `text_encoder/config.json`.
+    """The module that a `text_encoder/config.json` asks for; see `read_config`.
 
     Args:
       **overrides: `dtype` of the computation.
-
-    Raises:
-      ValueError: the config sets an option that this encoder does not support.
     """
     config = {k: v for k, v in config.items() if k not in IGNORED}
     return cls(read_config(ClipTextConfig, config, {}, **overrides))

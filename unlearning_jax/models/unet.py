@@ -298,13 +298,10 @@ class UNet2DCondition(nn.Module):
   def from_config(
     cls, config: Mapping[str, Any], **overrides: Any
   ) -> "UNet2DCondition":
-    """Builds the module from the contents of a `unet/config.json`.
+    """The module that a `unet/config.json` asks for; see `read_config`.
 
     Args:
       **overrides: `dtype` of the computation, `attention` implementation.
-
-    Raises:
-      ValueError: a block type or option is not supported, or lengths differ.
     """
     return cls(read_config(UNetConfig, config, _FIXED, **overrides))
 

@@ -160,13 +160,10 @@ class AutoencoderKL(nn.Module):
   def from_config(
     cls, config: Mapping[str, Any], **overrides: Any
   ) -> "AutoencoderKL":
-    """Builds the module from the contents of a `vae/config.json`.
+    """The module that a `vae/config.json` asks for; see `read_config`.
 
     Args:
       **overrides: `dtype` of the computation.
-
-    Raises:
-      ValueError: a block type or option is not supported.
     """
     return cls(read_config(VaeConfig, config, _FIXED, **overrides))
 

@@ -19,7 +19,7 @@ import hashlib
 import importlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from unlearning_jax import durable, extensions
@@ -166,24 +166,6 @@ def check(protocol: Protocol):
       f"{protocol.hash[:12]}, frozen as {was[:12]}) and so are its numbers; "
       f"give it another name, as {protocol.name}-2"
     )
-
-
-def agree(signed: Iterable[str]):
-  """Refuses to put two protocols of one name into one table.
-
-  Args:
-    signed: of each run, as `Protocol.signed`; "" for one without.
-
-  Raises:
-    ValueError: one name has several hashes.
-  """
-  found: dict[str, str] = {}
-  for name, _, digest in (text.partition(" ") for text in signed if text):
-    if found.setdefault(name, digest) != digest:
-      raise ValueError(
-        f"protocol {name!r}: runs of {found[name][:12]} and of {digest[:12]} "
-        "are of different protocols; make a table of each"
-      )
 
 
 def freeze():

@@ -37,8 +37,9 @@ class Workdir:
     defaults: values of keys that an older run's config may lack.
 
   Raises:
-    ValueError: the folder cannot be written, or it holds a run with another
-      config that recorded something (the keys that differ are listed).
+    ValueError: the folder cannot be written, holds files and no run, or holds
+      a run with another config that recorded something (the keys that differ
+      are listed).
   """
 
   def __init__(
@@ -72,6 +73,12 @@ class Workdir:
           f"workdir: {self.path} holds results.jsonl but no config.json, so "
           "what made those rows is not known; use another folder"
         )
+      foreign = [e.name for e in self.path.iterdir() if not _may_stand(e.name)]
+      if foreign and self.is_writer:
+        raise ValueError(
+          f"workdir: {self.path} holds no run, but {len(foreign)} other files, "
+          f"as {min(foreign)}; name a new folder, or an empty one"
+        )
       self.write("config.json", json.dumps(new, indent=2))
       return
     old = json.loads(file.read_text())
@@ -88,6 +95,12 @@ class Workdir:
       if self.is_writer:
         (self.path / "provenance.json").unlink(missing_ok=True)
       self.write("config.json", json.dumps(new, indent=2))
+    elif changes and old.keys() - bound.keys() and bound.keys() - old.keys():
+      raise ValueError(
+        f"workdir: {self.path} holds a run of another kind: its config has "
+        f"{', '.join(sorted(old.keys() - bound.keys()))}, this one's "
+        f"{', '.join(sorted(bound.keys() - old.keys()))}; use another folder"
+      )
     elif changes:
       raise ValueError(
         f"workdir: {self.path} holds a run with another config; resume with "
@@ -312,11 +325,19 @@ def _writable_folder(path: str | os.PathLike[str]) -> pathlib.Path:
   folder = pathlib.Path(text).expanduser().absolute()
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.TemporaryFile(dir=folder, prefix=".") as file:
       file.write(b"probe")
   except OSError as error:
     raise ValueError(f"workdir: {folder} cannot be written: {error}") from error
   return folder
+
+
+def _may_stand(name: str) -> bool:
+  """Whether a file may lie in the folder of a run that has not begun."""
+  # A scheduler writes logs there before it starts the run, and a cell that
+  # failed before its record was opened leaves the reason.
+  logs = (".log", ".out", ".err")
+  return name.startswith(".") or name.endswith(logs) or name == "failed.txt"
 
 
 def _is_free(key: str, free: Sequence[str]) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from unlearning_jax import checkpoints, finetune, sharding
 from unlearning_jax.concepts import check_choice
-from unlearning_jax.data import Batches
+from unlearning_jax.data import Batches, share
 from unlearning_jax.record import Recorder, training_log
 from unlearning_jax.settings import Free, Output
 from unlearning_jax.shapes import dataset, judge, tasks, vocabulary
@@ -167,7 +167,8 @@ def run(given: Settings, opener: Callable[[], Recorder], folder: pathlib.Path):
   make = _judge if given.stage == "judge" else getattr(tasks, given.stage)
   task: tasks.Task = make(given, data, folder)
   here = jax.process_index(), jax.process_count()
-  batches = Batches(task.arrays, given.batch_size // here[1], given.seed, *here)
+  arrays = {name: share(rows, *here) for name, rows in task.arrays.items()}
+  batches = Batches(arrays, given.batch_size // here[1], given.seed)
   key, last = jax.random.key(given.seed), given.num_steps
   tx = finetune.optimizer(num_steps=last, **dataclasses.asdict(given.optimizer))
   state = jax.jit(lambda key: finetune.init_state(task.init(key), tx))(key)
@@ -186,7 +187,9 @@ def run(given: Settings, opener: Callable[[], Recorder], folder: pathlib.Path):
     state = finetune.train(
       state, finetune.make_step(task.loss, tx, given.ema_decay), task.frozen,
       batches, key, mesh=sharding.make_mesh(), num_steps=last,
-      every=given.log_every, on_metrics=log, on_state=on_state,
+      watch=finetune.Watch(
+        every=given.log_every, on_metrics=log, on_state=on_state
+      ),
     )  # fmt: skip
   task.finish(jax.tree.map(np.asarray, state.ema))
   record.save_summary({"stage": given.stage, "steps": int(state.step)})

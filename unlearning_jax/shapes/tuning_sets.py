@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from unlearning_jax.concepts import check_choice, same_phrase
 from unlearning_jax.edits import Edit
+from unlearning_jax.guidance import Guidance
 from unlearning_jax.shapes import captions, neighbours, vocabulary
 from unlearning_jax.shapes import prompts as erasure
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
@@ -34,8 +35,12 @@ class TuningSet:
   overlap: bool = False
 
 
-def erased_by(edit: Edit | None) -> list[dict[str, str]]:
-  """The concepts of the Shapes world that an edit erased: task and name."""
+def erased_by(edit: Edit | Guidance | None) -> list[dict[str, str]]:
+  """Task and name of each class of the Shapes world that was erased.
+
+  Args:
+    edit: the edit or the guidance of an erasure; None erases nothing.
+  """
   return [
     {"task": task, "name": name}
     for task, name in _classes(edit)
@@ -48,7 +53,7 @@ def words(edit: Edit | None) -> list[str]:
   return [phrase for found in _classes(edit) for phrase in _said(*found)]
 
 
-def _classes(edit: Edit | None) -> list[tuple[str, str]]:
+def _classes(edit: Edit | Guidance | None) -> list[tuple[str, str]]:
   """Those that a concept says and its anchor does not, by task and name.
 
   Other classes are only in the sentence around it.

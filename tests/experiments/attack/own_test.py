@@ -21,7 +21,7 @@ def given(tmp_path):
     values = {
       "method": "controls", "hparams": {"kind": "random", "k": 2, "blocks": 2},
       "judge": "tests.support.toys:WARMTH",
-      "metrics": ["tests.support.toys:BRIGHTNESS", "asr"],
+      "metrics": ["tests.support.toys:BRIGHTNESS", "asr", "seen"],
       "targets": [{"head": "warmth", "label": "warm", "task": "object"}],
       "table": str(tmp_path / "prompts.csv"), "title": "Light", "lanes": 2,
       "sampling": {"num_steps": 1, "guidance_scale": 2.0}, "batch_size": 2,
@@ -44,6 +44,9 @@ def test_they_are_in_the_summary_and_on_the_page(given):
   assert bright["name"] == "brightness" and bright["n"] == images
   asr = next(m for m in found["measures"] if m["name"] == "asr")
   (same,) = (one for one in rates if one["name"] == "asr")
+  # What a judge sees, in a row of its own for each image.
+  seen = {one["name"].split("/")[-1]: one["n"] for one in rates if one["n"]}
+  assert (seen["all"], seen["prompt"]) == (images, len(rows))
   assert [same[key] for key in asr] == list(asr.values())
   (start,) = record.provenance["runs"]
   assert start["judge_hashes"] == {"warmth": toys.WARMTH.identity}
@@ -57,13 +60,17 @@ def test_they_are_in_the_summary_and_on_the_page(given):
   "changes, words",
   [
     ({"targets": [{"head": "object", "label": "star"}]},
-     r"judge warmth \(cannot see shapes\): head='object'.*warmth"),
+     r"judge warmth \(cannot see shapes\): head='object'.*warmth.*targets=\("
+     r"{'head': 'warmth', 'label': 'warm'},\)"),
     ({"targets": [{"head": "warmth", "label": "wram"}]}, "mean 'warm'"),
     ({"targets": [{"task": "object", "name": "star"}]}, "head='object'"),
     ({"targets": [{"head": "warmth"}]}, "give its head and its label"),
     ({"judge": "tests.support.toys:WARM"}, "judge='tests.support.toys:WARM': "),
     ({"metrics": ["no.toys:RED"]}, "metric='no.toys:RED'.*importable"),
     ({"metrics": ["tests.support.toys:WARMTH"]}, "is Judge, not a Metric"),
+    ({"metrics": ["accuracy"]}, "'accuracy' reads .*can show asr, seen, or"),
+    ({"metrics": ["r_norm"]}, "'r_norm' reads the rows of resurgence"),
+    ({"metrics": ["seen"], "judge": None, "targets": []}, "name a judge"),
     ({"table": ""}, "table: name a CSV"),
   ],
 )  # fmt: skip

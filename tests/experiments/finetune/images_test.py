@@ -87,7 +87,9 @@ def erased(base, *names):
 
 def test_a_set_by_its_name(base):
   star = erased(base, "star")
-  near, far = (data_of(f"shapes:{kind}", star) for kind in ("near", "far"))
+  near, far = (
+    Data(**data_of(f"shapes:{kind}", star)) for kind in ("near", "far")
+  )
   assert near.source == "shapes" and not near.flip
   assert near.without == far.without == "object/star"
   wanted = WORLD.tuning_set(
@@ -95,12 +97,13 @@ def test_a_set_by_its_name(base):
   )
   assert near.only == wanted.only != far.only
   assert near.only.startswith("object/") and "star" not in near.only
-  assert data_of("shapes:out", star).only.startswith("identity/")
-  assert data_of("shapes:same", star).only == "object/star"
-  several = data_of("shapes", erased(base, "star", "fish"))
-  assert (several.only, several.without) == ("", "object/star+fish")
-  assert data_of("shapes", base) == Data(source="shapes", flip=False)
-  with pytest.raises(ValueError, match="set='nearr'.*did you mean 'near'"):
+  assert data_of("shapes:out", star)["only"].startswith("identity/")
+  assert data_of("shapes:same", star)["only"] == "object/star"
+  for text in ("shapes", "shapes:all"):
+    several = data_of(text, erased(base, "star", "fish"))
+    assert (several["only"], several["without"]) == ("", "object/star+fish")
+    assert Data(**data_of(text, base)) == Data(source="shapes", flip=False)
+  with pytest.raises(ValueError, match="data='nearr'.*did you mean 'near'"):
     data_of("shapes:nearr", star)
   with pytest.raises(ValueError, match="nothing of shapes is erased"):
     data_of("shapes:near", base)
@@ -108,9 +111,10 @@ def test_a_set_by_its_name(base):
 
 def test_files_by_their_path(base, tmp_path):
   table = write_table(tmp_path)
-  assert data_of(str(tmp_path), base) == Data(path=str(tmp_path))
-  assert data_of(str(table), base) == Data(source="csv", path=str(table))
-  wanted = Data(source="tfds", path="a/b", caption="caption")
+  folder = {"source": "folder", "path": str(tmp_path)}
+  assert data_of(str(tmp_path), base) == folder
+  assert data_of(str(table), base) == {"source": "csv", "path": str(table)}
+  wanted = {"source": "tfds", "path": "a/b", "caption": "caption"}
   assert data_of("tfds:a/b", base) == wanted
   with pytest.raises(ValueError, match="no such folder.*tfds:FOLDER, or shap"):
     data_of(str(tmp_path / "none"), base)

@@ -62,7 +62,7 @@ def test_no_device_has_the_whole_first_state(model, monkeypatch):
 
   ended = finetune.train(
     state, step, {}, [{"x": np.zeros(8)}], jax.random.key(0), mesh=mesh,
-    num_steps=1, every=1, on_metrics=lambda *_: None, on_state=lambda *_: None,
+    num_steps=1, watch=finetune.Watch(),
   )  # fmt: skip
   # The loop takes over these very arrays: there is no second state.
   assert all(leaf.is_deleted() for leaf in leaves) and int(ended.step) == 1

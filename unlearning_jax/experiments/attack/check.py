@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from unlearning_jax import metrics, samplers, sampling, stable_diffusion
+from unlearning_jax import samplers, sampling, stable_diffusion
 from unlearning_jax.attacks import Victim
 from unlearning_jax.attacks.engine import lanes, rows
 from unlearning_jax.experiments.attack import pool
@@ -36,13 +36,10 @@ def fits(setup: Setup, listed: Listed):
   Raises:
     ValueError: as `drawing_fits` and `lanes.check_attack`; rows that cannot
       be attacked, prompts that leave no room where these are not dropped; a
-      guidance's text, a proxy or captions of a pool that do not fit the model;
-      a metric that there is not.
+      guidance's text, a proxy or captions of a pool that do not fit the model.
   """
   given, sd, h = setup.given, setup.sd, setup.attack.h
   drawing_fits(given, sd, listed)
-  for name in given.metrics:
-    metrics.load(name)
   lanes.check_attack(
     sd, setup.victim, setup.original, setup.attack, given.vocabulary
   )
@@ -74,12 +71,11 @@ def checker(record: Recorder, setup: Setup, listed: Listed) -> rows.Check:
   """Draws and judges; without a judge, it only keeps the images.
 
   With a judge it keeps the rows' own images, those that show the concept, and
-  all of the first `grid` rows: what a page can show. Where a metric reads
-  images, it keeps every one.
+  all of the first `grid` rows: what a page can show. It keeps every image where
+  a metric reads images.
   """
   given = setup.given
-  every = setup.judge is None
-  every |= any(metrics.load(name).images for name in given.metrics)
+  every = setup.judge is None or bool(given.image_metrics)
   own = {(row["prompt"], row["seed"]) for row in listed}
   shown = {row["seed"] for row in listed[: given.grid]}
 

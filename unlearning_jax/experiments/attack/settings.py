@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from unlearning_jax import guidance, settings
+from unlearning_jax import guidance, metrics, settings
 from unlearning_jax.attacks.engine import insertion, rows, vocabulary
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.experiments import common
@@ -151,6 +151,7 @@ class Settings(common.Drawn):
 
   def __post_init__(self):
     super().__post_init__()
+    common.check_metrics(self, "attack")
     if self.judge and len(common.targets_of(self)) != 1:
       raise ValueError("targets: the judge needs one target, what was erased")
     if not self.table and not (self.judge and self.world_targets):
@@ -179,6 +180,12 @@ class Settings(common.Drawn):
           )
     if self.hparams.get("pool", ""):
       self.pool.check()
+
+  @property
+  def image_metrics(self) -> list[str]:
+    """The metrics that read each image; those of attacks alone read records."""
+    verbs = {name: metrics.load(name).verbs for name in self.metrics}
+    return [name for name, known in verbs.items() if known != ("attack",)]
 
   @property
   def target_drawing(self) -> Sampling:

@@ -11,6 +11,7 @@ from unlearning_jax import metrics
 from unlearning_jax.experiments.attack.control import Control
 from unlearning_jax.experiments.attack.settings import Settings
 from unlearning_jax.experiments.attack.victims import Setup
+from unlearning_jax.experiments.tallies import Tallies
 from unlearning_jax.metrics import asr
 from unlearning_jax.record import Recorder
 from unlearning_jax.report import attack as page
@@ -72,23 +73,21 @@ def rates(records: Sequence[Row]) -> dict[str, Any]:
 def estimates(
   record: Recorder, setup: Setup, records: Sequence[Row]
 ) -> Iterator[metrics.Estimate]:
-  """What the metrics of the settings say.
+  """The estimates of the metrics that the settings name.
 
-  One that reads images sees each with a row of its own, of the group `prompt`
-  or `attack`; another sees the records.
+  A metric that only attacks have reads the records. Any other reads a row for
+  each image that was drawn, of the group `prompt` or `attack`.
   """
+  names = setup.given.image_metrics
+  tallies, drawn = Tallies(record, names), []
+  for row in records if names else ():
+    images, rows = _images(record, setup, row)
+    tallies.update(images, rows)
+    drawn += rows
+  found = tallies.estimates(drawn)
   for name in setup.given.metrics:
-    metric = metrics.load(name)
-    if not metric.images:
-      yield from metric.measure([_row(row) for row in records])
-      continue
-    state, count = metric.init(), 0
-    for row in records:
-      images, seen = _images(record, setup, row)
-      if seen:
-        state = metric.update(state, images, seen)
-      count += len(seen)
-    yield from metric.result(state, count)
+    own = [{**row, "model": row["victim"]} for row in records]
+    yield from found.get(name) or metrics.load(name).measure(own)
 
 
 def is_unsafe(given: Settings) -> bool:
@@ -157,12 +156,6 @@ def printed(document: Mapping[str, Any]) -> str:
     control = document["control"]
     lines.append(f"against {control['name']}: {control['paired']}")
   return "\n".join(lines)
-
-
-def _row(row: Row) -> dict[str, Any]:
-  """A record as a metric of rows alone reads it."""
-  own = {"group": "attack", "shown": row["success"], "score": asr.score(row)}
-  return {**row, **own, "model": row["victim"]}
 
 
 def _images(

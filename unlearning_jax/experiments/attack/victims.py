@@ -104,11 +104,8 @@ def setup(
     ValueError: two victims or two guidances, a judge that does not know the
       target, or as `victim_of`.
   """
-  judge = common.load_judge(given)
-  target = None
-  if judge is not None:
-    (target,) = common.targets_of(given)
-    judge.find(target)
+  judge, targets = common.load_judge(given), common.targets_of(given)
+  common.check_sees(judge, targets)
   if model is not None and (edit or given.victim):
     raise ValueError("victim: is given; leave settings.victim and edit empty")
   if edit and given.victim:
@@ -132,7 +129,7 @@ def setup(
     edits=made,
     held=held,
     judge=judge,
-    target=target,
+    target=targets[0] if judge is not None else None,
   )
 
 

@@ -3,11 +3,12 @@
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from unlearning_jax import data, extensions, finetune, sharding
-from unlearning_jax.concepts import same_phrase
+from unlearning_jax.concepts import check_choice, same_phrase
 from unlearning_jax.edits import Edit
 from unlearning_jax.experiments.finetune.settings import Data, Settings
 from unlearning_jax.model import Model
@@ -17,23 +18,25 @@ from unlearning_jax.stable_diffusion import Params, StableDiffusion
 _NEIGHBOURS = 4
 
 
-def data_of(text: str, model: Model) -> Data:
-  """What a short text says of images, in settings.
+def data_of(text: str, model: Model) -> dict[str, Any]:
+  """The fields of `Data` that a short text stands for.
 
   Args:
     text: `shapes:near`, a world and one of its tuning sets for what the model's
-      edit erased; `shapes`, all of it but that; a folder with metadata; a CSV;
-      or `tfds:` and a prepared dataset's folder.
-    model: what is to be tuned.
+      edit erased; `shapes` or `shapes:all`, all of it but what was erased; a
+      folder with metadata; a CSV; or `tfds:` and a prepared dataset's folder.
+    model: the model that will be tuned.
 
   Raises:
-    ValueError: none of these, or a set of a model in which nothing is erased.
+    ValueError: the text is none of these, or names a set although nothing is
+      erased in the model.
   """
   source, colon, rest = text.partition(":")
   if source in extensions.worlds():
-    world = extensions.world(source)
-    erased = world.erased_by(model.edit)
-    if not erased and colon:
+    world, kind = extensions.world(source), rest if colon else "all"
+    check_choice("data", kind, ("all", *world.SETS))
+    erased, every = world.erased_by(model.edit), kind == "all"
+    if not erased and not every:
       raise ValueError(
         f"data={text!r}: nothing of {source} is erased in the model, so "
         f"nothing is near or far; give data={source!r}, or an erased model"
@@ -41,19 +44,19 @@ def data_of(text: str, model: Model) -> Data:
     only = without = ""
     if erased:
       found = world.tuning_set(
-        model.sd, model.params, erased, rest or "in", _NEIGHBOURS
+        model.sd, model.params, erased, "in" if every else kind, _NEIGHBOURS
       )
-      only, without = found.only if colon else "", found.without
-    return Data(source=source, flip=False, only=only, without=without)
+      only, without = "" if every else found.only, found.without
+    return {"source": source, "flip": False, "only": only, "without": without}
   if colon and source == "tfds":
-    return Data(source=source, path=rest, caption="caption")
+    return {"source": source, "path": rest, "caption": "caption"}
   path = pathlib.Path(text)
   if not path.exists():
     known = ", ".join(f"{name}:SET" for name in extensions.worlds())
     raise ValueError(
       f"data={text!r}: no such folder or CSV; give one, tfds:FOLDER, or {known}"
     )
-  return Data(source="folder" if path.is_dir() else "csv", path=text)
+  return {"source": "folder" if path.is_dir() else "csv", "path": text}
 
 
 def examples(given: Data) -> list[data.Example]:

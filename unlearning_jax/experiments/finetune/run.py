@@ -85,8 +85,10 @@ def run(
   with log:
     state = finetune.train(
       state, step, frozen, batches, jax.random.key(settings.seed + 1),
-      mesh=mesh, num_steps=last, every=settings.log_every, at=saves,
-      on_metrics=log, on_state=on_state,
+      mesh=mesh, num_steps=last,
+      watch=finetune.Watch(
+        every=settings.log_every, at=saves, on_metrics=log, on_state=on_state
+      ),
     )  # fmt: skip
   parts.export(record, part, state, settings)
   record.save_summary({"steps": int(state.step), "examples": len(found)})

@@ -217,10 +217,9 @@ def _tune(study: Study, tunings: Sequence[Tuning]):
       first.key,
       mesh=study.mesh,
       num_steps=own.num_steps,
-      every=own.num_steps,
-      at=own.checkpoints,
-      on_metrics=lambda now, values: None,
-      on_state=reached,
+      watch=loop.Watch(
+        every=own.num_steps, at=own.checkpoints, on_state=reached
+      ),
     )
 
 

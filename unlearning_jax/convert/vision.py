@@ -1,0 +1,184 @@
+"""Image classifiers as they are published -> parameters of our networks.
+
+Of each library one table of names. Batch norms are folded into the
+convolutions before them, in float64.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from unlearning_jax.convert import names, reader
+from unlearning_jax.models.resnet import ResNet, ResNetConfig
+from unlearning_jax.models.vision import VisionConfig, VisionTransformer
+
+Params = dict[str, Any]
+Table = Sequence[tuple[str, str]]
+
+# Patterns of names, each with what it becomes.
+CLIP: Table = (
+  (r"^vision_model\.embeddings\.", ""),
+  (r"^vision_model\.pre_layrnorm\.", "pre_norm."),
+  (r"^vision_model\.encoder\.", "transformer."),
+  (r"^vision_model\.post_layernorm\.", "post_norm."),
+  (r"^visual_projection\.", "head."),
+)
+TRANSFORMERS_VIT: Table = (
+  (r"^vit\.embeddings\.cls_token$", "class_embedding"),
+  (r"^vit\.embeddings\.position_embeddings$", "position_embedding.weight"),
+  (r"^vit\.embeddings\.patch_embeddings\.projection\.", "patch_embedding."),
+  (r"^vit\.encoder\.layer\.(\d+)\.", r"transformer.layers.\1."),
+  (r"\.attention\.attention\.(query|key|value)\.", r".self_attn.\1."),
+  (r"\.attention\.output\.dense\.", ".self_attn.out_proj."),
+  (r"\.intermediate\.dense\.", ".mlp.fc1."),
+  (r"\.output\.dense\.", ".mlp.fc2."),
+  (r"\.layernorm_before\.", ".layer_norm1."),
+  (r"\.layernorm_after\.", ".layer_norm2."),
+  (r"\.self_attn\.(q|k|v)(uery|ey|alue)\.", r".self_attn.\1_proj."),
+  (r"^vit\.layernorm\.", "post_norm."),
+  (r"^classifier\.", "head."),
+)
+TIMM_VIT: Table = (
+  (r"^cls_token$", "class_embedding"),
+  (r"^pos_embed$", "position_embedding.weight"),
+  (r"^patch_embed\.proj\.", "patch_embedding."),
+  (r"^blocks\.(\d+)\.", r"transformer.layers.\1."),
+  (r"\.attn\.(q|k|v)\.", r".self_attn.\1_proj."),
+  (r"\.attn\.proj\.", ".self_attn.out_proj."),
+  (r"\.norm(1|2)\.", r".layer_norm\1."),
+  (r"^norm\.", "post_norm."),
+)
+TORCHVISION_RESNET: Table = (
+  (r"^conv1\.", "stem."),
+  (r"^bn1\.", "stem.norm."),
+  *((rf"^layer{i + 1}\.(\d+)\.", rf"block{i}.\1.") for i in range(4)),
+  (r"\.bn(\d)\.", r".conv\1.norm."),
+  (r"\.downsample\.0\.", ".shortcut."),
+  (r"\.downsample\.1\.", ".shortcut.norm."),
+  (r"^fc\.", "head."),
+)
+TRANSFORMERS_RESNET: Table = (
+  (r"^resnet\.embedder\.embedder\.", "stem."),
+  (r"^resnet\.encoder\.stages\.(\d+)\.layers\.(\d+)\.", r"block\1.\2."),
+  *((rf"\.layer\.{i}\.", f".conv{i + 1}.") for i in range(3)),
+  (r"\.convolution\.", "."),
+  (r"\.normalization\.", ".norm."),
+  (r"^classifier\.1\.", "head."),
+)
+_BATCH_NORM_EPSILON = 1e-5
+
+
+def vision_transformer(
+  state: Mapping[str, np.ndarray], table: Table, config: VisionConfig, what: str
+) -> Params:
+  """Parameters of a `VisionTransformer`.
+
+  Args:
+    state: the file's tensors.
+    table: names of the library that wrote it.
+    config: the network's shapes.
+    what: the file, for messages.
+
+  Raises:
+    ValueError: tensors are missing, left over, of other shapes or not finite.
+  """
+  # A buffer that older versions of transformers wrote.
+  kept = {k: v for k, v in state.items() if not k.endswith("position_ids")}
+  state = reader.as_float32(_split_qkv(kept), what)
+  state = _renamed(state, table, what)
+  for name in ("class_embedding", "position_embedding.weight"):
+    # Some libraries keep an axis for the batch.
+    if name in state:
+      shape = state[name].shape
+      state[name] = state[name].reshape(
+        shape[-1:] if "cl" in name else shape[-2:]
+      )
+  return _laid_out(state, VisionTransformer(config), config.image_size, what)
+
+
+def resnet(
+  state: Mapping[str, np.ndarray], table: Table, config: ResNetConfig, what: str
+) -> Params:
+  """Parameters of a `ResNet`, its batch norms folded; as `vision_transformer`.
+
+  Raises:
+    ValueError: as `vision_transformer`.
+  """
+  kept = {k: v for k, v in state.items() if not k.endswith("batches_tracked")}
+  state = _renamed(reader.as_float32(kept, what), table, what)
+  return _laid_out(_folded(state, what), ResNet(config), 64, what)
+
+
+def _renamed(
+  state: Mapping[str, np.ndarray], table: Table, what: str
+) -> names.State:
+  found: names.State = {}
+  for name, value in state.items():
+    new = name
+    for pattern, replacement in table:
+      new = re.sub(pattern, replacement, new)
+    if new in found:
+      raise ValueError(f"{what}: {name!r} is given twice")
+    found[new] = value
+  return found
+
+
+def _split_qkv(state: Mapping[str, np.ndarray]) -> names.State:
+  """Timm keeps queries, keys and values in one matrix."""
+  found: names.State = {}
+  for name, value in state.items():
+    if ".qkv." not in name:
+      found[name] = value
+      continue
+    for letter, part in zip("qkv", np.split(value, 3), strict=True):
+      found[name.replace(".qkv.", f".{letter}.")] = part
+  return found
+
+
+def _folded(state: names.State, what: str) -> names.State:
+  """Gamma (conv(x) - mean) / sqrt(variance + eps) + beta, as one conv."""
+  norms = [
+    n[: -len(".norm.weight")] for n in state if n.endswith("norm.weight")
+  ]
+  found = {name: v for name, v in state.items() if ".norm." not in name}
+  for conv in norms:
+    given = [
+      state.get(f"{conv}.{part}")
+      for part in ("weight", "norm.weight", "norm.bias", "norm.running_mean",
+                   "norm.running_var")
+    ]  # fmt: skip
+    if any(value is None for value in given):
+      raise ValueError(f"{what}: {conv!r} lacks a part of its batch norm")
+    weight, gamma, beta, mean, variance = (np.float64(v) for v in given)
+    scale = gamma / np.sqrt(variance + _BATCH_NORM_EPSILON)
+    folded = weight * scale[:, None, None, None]
+    found[f"{conv}.weight"] = folded.astype(np.float32)
+    found[f"{conv}.bias"] = (beta - mean * scale).astype(np.float32)
+  return found
+
+
+def _laid_out(
+  state: names.State, network: VisionTransformer | ResNet, size: int, what: str
+) -> Params:
+  shape = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+  template = jax.eval_shape(network.init, jax.random.key(0), shape)["params"]
+  return names.to_flax(state, template, what)
+
+
+def outputs(state: Mapping[str, Array | np.ndarray], head: str) -> int:
+  """How many classes a head has, by the shape of its weight.
+
+  Args:
+    state: the file's tensors.
+    head: the name of its weight.
+
+  Raises:
+    ValueError: there is no such tensor.
+  """
+  if head not in state:
+    raise ValueError(f"weights: no {head!r} among {list(state)[:3]}, ...")
+  return state[head].shape[0]
