@@ -92,9 +92,8 @@ def test_unlearn_diff_atk_is_the_published_one(name, k, mode, models, golden):
 
   @jax.jit
   def update(victim, original, probs, moments, tokens, drawn):
-    loss, gradient = unlearn_diff_atk.token_gradient(
-      sd, victim, original, batch, tokens, drawn
-    )
+    problem = Problem(sd, victim, original, batch)
+    loss, gradient = unlearn_diff_atk.token_gradient(problem, tokens, drawn)
     probs, moments = unlearn_diff_atk.descend(probs, gradient, moments, h)
     return loss, gradient, probs, moments
 
@@ -139,9 +138,8 @@ def test_hard_prompts_are_the_published_ones(
 
   @jax.jit
   def update(victim, original, state, drawn):
-    loss, gradient = pez.embedding_gradient(
-      sd, victim, original, batch, state, drawn, h
-    )
+    problem = Problem(sd, victim, original, batch)
+    loss, gradient = pez.embedding_gradient(problem, state, drawn, h)
     embeds, moments = adam.update(state.embeds, gradient, state.moments, **rate)
     tokens = pez.nearest(victim, batch, embeds)
     new = state._replace(embeds=embeds, moments=moments, tokens=tokens)

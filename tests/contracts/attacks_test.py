@@ -223,7 +223,9 @@ def test_new_words_are_drawn_from_their_states(world):
     assert np.shape(record["embeds"]) == (2, sd.context_shape[1])
     losses = [b["loss"] for b in record["blocks"]]
     assert np.isfinite(losses).all() and "survived" not in record["blocks"][0]
-  with pytest.raises(ValueError, match="'two words' is 2 tokens|is [2-9] tok"):
+  with pytest.raises(
+    ValueError, match="'two words' has 2 tokens|has [2-9] tok"
+  ):
     hparams = SMALL | {"initial": "two words"}
     run(world, attacks.bind("concept_inversion", hparams))
 

@@ -95,7 +95,7 @@ def test_the_control_is_compared_row_by_row():
   assert asr.against(ROWS, ROWS)["p"] == 1
   short = asr.against(ROWS, [r | {"budget": 9} for r in ROWS])
   assert not short["equal_budget"]
-  with pytest.raises(ValueError, match="not the same rows: h"):
+  with pytest.raises(ValueError, match="rows h differ"):
     asr.against(ROWS, ROWS[:-1])
 
 

@@ -285,9 +285,9 @@ def test_tuning_sets_leave_out_what_was_erased(target, model):
 
 def test_a_set_that_would_be_empty(model):
   every = [Target("object", name) for name in vocabulary.HEADS["object"]]
-  with pytest.raises(ValueError, match="set 'in': every object was erased"):
+  with pytest.raises(ValueError, match="set='in': every object was erased"):
     tuning_sets.tuning_set(*model, every, "in", 4)
-  with pytest.raises(ValueError, match="set 'near': only"):
+  with pytest.raises(ValueError, match="set='near': needs"):
     tuning_sets.tuning_set(*model, every[:-1], "near", 4)
 
 
