@@ -5,8 +5,8 @@
 
 `--dry_run` estimates how long and how much. It may be stopped and begun again
 at any time, on another machine too: its rows lie in
-`benchmarks/results/resurgence_full`, see docs/resurgence.md. Cells come in the
-order of what a reader asks first, and `--report` writes the page from what
+`benchmarks/results/resurgence_full` (docs/results/resurgence.md). Cells come in
+the order of what a reader asks first, and `--report` writes the page from what
 there is. A point is 70 images by name a seed, 210 over all three. Metric:
 R_norm with its interval.
 

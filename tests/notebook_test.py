@@ -19,10 +19,10 @@ SMALLER = {
 
 
 def lines():
-  """The statements of the README's block, one a cell."""
-  (block,) = re.findall(
+  """The statements of the README's first block, one a cell."""
+  block = re.findall(
     r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
-  )
+  )[0]
   for large, small in SMALLER.items():
     assert block.count(large) == 1, large
     block = block.replace(large, small)

@@ -87,5 +87,5 @@ def test_a_defence_of_text_states_that_move():
 def test_events_need_their_package(monkeypatch):
   """Which is found missing before anything is loaded."""
   monkeypatch.setitem(sys.modules, "tensorboardX", None)
-  with pytest.raises(ValueError, match=r"unlearning_jax\[tensorboard\]"):
+  with pytest.raises(ValueError, match=r"unlearning_jax\[tracking\]"):
     given(tensorboard=True)

@@ -125,7 +125,7 @@ def write(study: Study):
 
 
 def table(conditions: Sequence[Mapping[str, Any]]) -> str:
-  """Every rate at every step as a line of CSV; see docs/resurgence.md."""
+  """Every rate at every step as a line of CSV; see docs/finetune.md."""
   lines = (line for one in conditions for line in _lines(one))
   return tables.to_csv(_COLUMNS, lines, tables.short)
 
