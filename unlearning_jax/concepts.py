@@ -268,10 +268,10 @@ def read_prompts(path: str | pathlib.Path) -> tuple[Prompt, ...]:
   evaluation_guidance; every other column becomes a label.
 
   Raises:
-    ValueError: a column is missing; a number is no plain integer (a float may
-      have rounded a seed), negative or too large; a case_number is repeated; a
-      prompt or guidance is empty or NaN; a row has the wrong length; the table
-      is empty. The message names file, row and column.
+    ValueError: a column is missing; a number is not a plain integer (a float
+      may have rounded a seed), negative or too large; a case_number is
+      repeated; a prompt or guidance is empty or NaN; a row has the wrong
+      length; the table is empty. The message names file, row and column.
   """
   # utf-8-sig, because spreadsheets write a byte-order mark; newline="", because
   # a quoted prompt may hold line breaks.
