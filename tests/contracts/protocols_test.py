@@ -63,7 +63,7 @@ def test_a_change_is_another_protocol():
   [
     ("shapes-strar", "protocol='shapes-strar' is not known.*'shapes-star'"),
     ("shapes-star~pergroup=2", "key='pergroup'.*did you mean 'rows_per_group'"),
-    ("shapes-star~rows_per_group=two", "rows_per_group='two' is no int"),
+    ("shapes-star~rows_per_group=two", "rows_per_group='two'; allowed: a"),
     ("shapes-star~sampler=fast", "sampling.sampler='fast' is not known"),
   ],
 )
