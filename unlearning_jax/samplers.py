@@ -369,6 +369,8 @@ def _dpm_solver(schedule: Schedule, num_inference_steps: int) -> Sampler:
   noise = sigmas * alpha
   x0, _ = _predictions(schedule, a[:-1])
   e = sigmas[1:] / sigmas[:-1]
+  # A second-order last step is unstable when steps are few, and undefined at
+  # the noise level zero.
   first_order_end = (
     schedule.euler_at_final
     or (schedule.lower_order_final and count < 15)

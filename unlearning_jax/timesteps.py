@@ -101,6 +101,7 @@ def dpm_plan(
   training = _training_sigmas(schedule)
   total = schedule.num_train_timesteps
   a = schedule.alphas_cumprod
+  # Steps noisier than lambda_min_clipped are not visited.
   log_snr = np.log(np.sqrt(a)) - np.log(np.sqrt(np.float32(1) - a))
   usable = total - int(
     np.searchsorted(log_snr[::-1], np.float32(schedule.lambda_min_clipped))
