@@ -1,4 +1,4 @@
-"""The command: `unlearning-jax VERB --flags`, a verb being a launch script.
+"""The command `unlearning-jax VERB --flags`; each launch script is a verb.
 
 unlearning-jax --list
 unlearning-jax erase --config=erase_rece:tiny --workdir=runs/rece
@@ -11,13 +11,13 @@ import sys
 
 USAGE = """usage: unlearning-jax VERB [flags]
        unlearning-jax VERB --help       its flags
-       unlearning-jax VERB --list       what it can be told to use
+       unlearning-jax VERB --list       its choices
        unlearning-jax --list            the verbs
 """
 
 
 def verbs() -> dict[str, str]:
-  """The launch scripts: name -> the first line of what they say they do."""
+  """The launch scripts: name -> the first line of the docstring."""
   found = {}
   for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
     if path.stem not in ("__init__", "flags", "main"):
