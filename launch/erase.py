@@ -5,10 +5,10 @@
 The folder gets `edit.safetensors`, which `launch.evaluate --edits` applies, or
 `guidance.json` from methods that change no weight. UCE and MACE also write
 `statistics.safetensors`, from which `launch.amend` adds, removes and re-weights
-concepts. Images before and after and `report.html` follow, unless the config
-asks for no rows. A method that trains shows its progress; start a killed run again
-to go on from the last multiple of `--checkpoint_every` steps. `--list` prints
-the methods.
+concepts. Unless the config asks for no rows, images before and after and
+`report.html` follow. A method that trains shows its progress; start a killed
+run again to go on from the last multiple of `--checkpoint_every` steps.
+`--list` prints the methods.
 """
 
 from absl import flags as absl_flags
