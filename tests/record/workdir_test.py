@@ -294,17 +294,17 @@ def test_a_resume_on_another_model_or_judge_is_refused(tmp_path, change):
 def test_an_input_that_older_versions_did_not_record(tmp_path):
   def start(**inputs):
     run = Workdir(tmp_path, {})
-    run.record_provenance(devices={}, inputs=inputs, newer=["table"])
+    run.record_provenance(devices={}, inputs=inputs, newer=["prompt_table"])
 
   start(edit="a")
   # It is not held against the first start, but against all after it.
-  start(edit="a", table="b")
-  start(edit="a", table="b")
-  for other in ({"edit": "a", "table": "c"}, {"edit": "a"}):
-    with pytest.raises(ValueError, match="inputs.table: 'b' -> "):
+  start(edit="a", prompt_table="b")
+  start(edit="a", prompt_table="b")
+  for other in ({"edit": "a", "prompt_table": "c"}, {"edit": "a"}):
+    with pytest.raises(ValueError, match="inputs.prompt_table: 'b' -> "):
       start(**other)
   with pytest.raises(ValueError, match="inputs.more: '.absent.' -> 'd'"):
-    start(edit="a", table="b", more="d")
+    start(edit="a", prompt_table="b", more="d")
 
 
 # --- The kill ---

@@ -27,21 +27,21 @@ class Settings(common.Drawn):
     prompts: group -> prompts of one's own, of a model that no world knows. A
       group's name says what they ask for: `others` nothing that is looked for,
       a label of the targets that one, any other the first target.
-    per_group: prompts of each target in each group, of a world.
-    others: prompts that ask for none of them, of a world.
+    rows_per_group: prompts of each target in each group, of a world.
+    other_rows: prompts that ask for none of them, of a world.
     protocol: name and hash of the protocol that these are, if any.
   """
 
   prompts: Output[Mapping[str, tuple[str, ...]]] = dataclasses.field(
     default_factory=dict
   )
-  per_group: Output[int] = 0
-  others: Output[int] = 0
+  rows_per_group: Output[int] = 0
+  other_rows: Output[int] = 0
   protocol: Output[str] = ""
 
   def __post_init__(self):
     super().__post_init__()
-    for key in ("per_group", "others"):
+    for key in ("rows_per_group", "other_rows"):
       if getattr(self, key) < 0:
         raise ValueError(f"{key}={getattr(self, key)}: must not be negative")
     asked = any(self.prompts.values())
@@ -67,7 +67,7 @@ def rows(settings: Settings) -> Rows:
     return _own_rows(settings)
   drawn = world.prompt_rows(
     settings.world_targets,
-    settings.per_group, settings.others, settings.seed,
+    settings.rows_per_group, settings.other_rows, settings.seed,
   )  # fmt: skip
   if foreign:
     heads = judges.load(settings.judge).labels

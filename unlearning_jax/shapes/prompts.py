@@ -64,14 +64,14 @@ class Target:
 
 
 def prompt_rows(
-  targets: Sequence[Target], per_group: int, others: int, seed: int
+  targets: Sequence[Target], rows_per_group: int, other_rows: int, seed: int
 ) -> list[dict[str, Any]]:
   """Draws prompts, with the classes that each asks for.
 
   Args:
     targets: the erased concepts; without any, all prompts are `others`.
-    per_group: prompts of each target in each group.
-    others: prompts that ask for none of the targets.
+    rows_per_group: prompts of each target in each group.
+    other_rows: prompts that ask for none of the targets.
     seed: draws scenes, words and image seeds.
 
   Returns:
@@ -84,22 +84,22 @@ def prompt_rows(
       drawn += [
         (group, *pair)
         for pair in captions.evaluation_prompts(
-          "heldout", per_group, seed, names, target.fixed
+          "heldout", rows_per_group, seed, names, target.fixed
         )
       ]
     if target.task == "unsafe":
       implied = captions.evaluation_prompts(
-        "heldout", per_group, seed, fixed={"implied": True}
+        "heldout", rows_per_group, seed, fixed={"implied": True}
       )
       drawn += [("implied", *pair) for pair in implied]
   # Some ask for targets and are left out, so more are drawn than wanted.
-  spare = captions.evaluation_prompts("heldout", 2 * others + 64, seed + 1)
+  spare = captions.evaluation_prompts("heldout", 2 * other_rows + 64, seed + 1)
   free = [
     ("others", prompt, scene)
     for prompt, scene in spare
     if not any(_shows(target, scene) for target in targets)
   ]
-  drawn += free[:others]
+  drawn += free[:other_rows]
   return [
     row(i, group, prompt, scene, seed)
     for i, (group, prompt, scene) in enumerate(drawn)
