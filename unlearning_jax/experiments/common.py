@@ -94,8 +94,9 @@ def load_model(given: Any) -> Model:
 
 
 def load_judge(given: Any) -> Judge | None:
-  """The judge that settings name, if any."""
-  return None if given.judge is None else judges.load(given.judge)
+  """The judge that settings name; None if they name none, or cannot."""
+  name = getattr(given, "judge", None)
+  return None if name is None else judges.load(name)
 
 
 def world_of(given: Any) -> Any:
@@ -298,14 +299,3 @@ def read_edits(paths: Sequence[str], flag: str = "--edits") -> dict[str, Made]:
     # Images are named after it too: no blank.
     found[f"{name}-{taken[name]}" if taken[name] > 1 else name] = made
   return found
-
-
-def with_made(model: Model, made: Made) -> Model:
-  """The model with what an erasure made.
-
-  Raises:
-    ValueError: an edit of another base.
-  """
-  if isinstance(made, Guidance):
-    return model.with_guidance(made)
-  return model.with_edit(made)

@@ -14,6 +14,7 @@ from unlearning_jax.experiments import common
 from unlearning_jax.judges import Judge
 from unlearning_jax.metrics.accuracy import judge_rows
 from unlearning_jax.model import Model
+from unlearning_jax.record import Recorder
 from unlearning_jax.settings import Output
 
 Rows = list[dict[str, Any]]
@@ -100,6 +101,39 @@ def _own_rows(settings: Settings) -> Rows:
       }
     )
   return found
+
+
+def every(
+  recorder: Recorder,
+  settings: Settings,
+  models: Mapping[str, Model],
+  table: Rows,
+) -> Iterator[tuple[str, Rows, UInt8[np.ndarray, "n h w 3"]]]:
+  """Draws and judges the rows that are not recorded yet, under every model.
+
+  The caller records each row, as `<model>/<id>`.
+
+  Args:
+    recorder: has the finished rows, and shows the progress.
+    settings: what is drawn, and who judges it.
+    models: by name.
+    table: rows, without a model's name in their ids.
+
+  Yields:
+    A model's name, some of this process's rows as `judged` gives them, and
+    their images.
+  """
+  judge, done = common.load_judge(settings), recorder.done_ids()
+  # Shares are of one list: none adds a row before all have read it.
+  sharding.wait_for_all("rows listed")
+  total = len(table) * len(models)
+  with recorder.progress("draw", total, done=len(done)) as bar:
+    for name, model in models.items():
+      left = [row for row in table if f"{name}/{row['id']}" not in done]
+      for part, images in judged(settings, model, judge, left):
+        yield name, part, images
+        bar.update(len(part))
+  sharding.wait_for_all("rows drawn")
 
 
 def judged(

@@ -14,7 +14,6 @@ from unlearning_jax import (
   protocols,
   report,
   samplers,
-  sharding,
   stable_diffusion,
 )
 from unlearning_jax.experiments import common, drawing
@@ -71,7 +70,7 @@ def read_models(
   made = common.read_edits(paths)
   base = common.load_model(settings)
   return {comparison.BASE: base} | {
-    name: common.with_made(base, one) for name, one in made.items()
+    name: base.with_made(one) for name, one in made.items()
   }
 
 
@@ -147,22 +146,14 @@ def compare(
     return {}
   base, stages = next(iter(models)), [*models]
   tallies = Tallies(recorder, _metrics(settings))
-  done = recorder.done_ids()
-  sharding.wait_for_all("rows listed")
   shown = _shown(table, settings.grid)
-  total = len(table) * len(models)
-  with recorder.progress("draw", total, done=len(done)) as bar:
-    for stage, model in models.items():
-      left = [row for row in table if f"{stage}/{row['id']}" not in done]
-      for part, images in drawing.judged(settings, model, judge, left):
-        tallies.update(images, [_of_model(r, stage, base) for r in part])
-        for row, image in zip(part, images, strict=True):
-          if row["id"] in shown:
-            recorder.save_image(f"{row['id']}-{stage}", image)
-          name = f"{stage}/{row['id']}"
-          recorder.append_row({**row, "id": name, "stage": stage})
-          bar.update()
-  sharding.wait_for_all("rows drawn")
+  for stage, part, images in drawing.every(recorder, settings, models, table):
+    tallies.update(images, [_of_model(r, stage, base) for r in part])
+    for row, image in zip(part, images, strict=True):
+      if row["id"] in shown:
+        recorder.save_image(f"{row['id']}-{stage}", image)
+      name = f"{stage}/{row['id']}"
+      recorder.append_row({**row, "id": name, "stage": stage})
   found = recorder.rows()
   estimates = tallies.estimates(
     [

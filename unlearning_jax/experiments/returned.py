@@ -89,20 +89,14 @@ def run(
   inputs = {name: fingerprint(one, base) for name, one in models.items()}
   recorder = open_record()
   common.begin(recorder, given, base.params, inputs=inputs)
-  judge, world = common.load_judge(given), extensions.world(given.model)
+  world = extensions.world(given.model)
   counts = {"explicit": given.per_group, "words": given.others, "others": 1}
   listed = world.study_rows(given.targets, counts, given.seed)
   rows = [row for row in listed if row["group"] != "others"]
-  done = recorder.done_ids()
-  total = len(rows) * len(models)
-  with recorder.progress("draw", total, done=len(done)) as bar:
-    for name, model in models.items():
-      left = [row for row in rows if f"{name}/{row['id']}" not in done]
-      for part, _ in drawing.judged(given, model, judge, left):
-        for row in part:
-          own = {"id": f"{name}/{row['id']}", "model": name}
-          recorder.append_row({**row, **own})
-          bar.update()
+  for name, part, _ in drawing.every(recorder, given, models, rows):
+    for row in part:
+      own = {"id": f"{name}/{row['id']}", "model": name}
+      recorder.append_row({**row, **own})
   found = [
     {**row, "id": row["id"].partition("/")[2]} for row in recorder.rows()
   ]

@@ -66,14 +66,7 @@ class Recorder(Protocol):
     ...
 
   def record_provenance(
-    self,
-    *,
-    devices: Mapping[str, Any],
-    base_fingerprint: str = "",
-    judge_hashes: Mapping[str, str] | None = None,
-    inputs: Mapping[str, str] | None = None,
-    seeds: Mapping[str, int] | None = None,
-    newer: Sequence[str] = (),
+    self, *, newer: Sequence[str] = (), **facts: Any
   ) -> None:
     """Records this start; refuses to go on with other models or judges."""
     ...

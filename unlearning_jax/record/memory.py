@@ -4,7 +4,7 @@ import copy
 import json
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,9 +88,9 @@ class Memory:
     self.summary = json.loads(text)
     self.write("summary.json", text)
 
-  def record_provenance(self, **facts: Any):
+  def record_provenance(self, *, newer: Sequence[str] = (), **facts: Any):
     """Keeps what ran, in the form of `provenance.json`."""
-    facts.pop("newer", None)
+    del newer
     self.provenance = {"runs": [provenance.of_start(**facts)]}
     text = to_json(self.provenance, "provenance", indent=2)
     self.write("provenance.json", text)

@@ -31,7 +31,15 @@ def of_start(
   inputs: Mapping[str, str] | None = None,
   seeds: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-  """This start: what ran, on what, from what."""
+  """This start of a run, as `provenance.json` keeps it.
+
+  Args:
+    devices: what ran it, from `sharding.describe_devices`.
+    base_fingerprint: SHA-256 of the model that the run starts from.
+    judge_hashes: judge name -> hash of its weights.
+    inputs: name -> hash of whatever else the rows depend on, such as an edit.
+    seeds: name -> seed.
+  """
   return {
     "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
     "command": shlex.join(["python", *sys.orig_argv[1:]]),

@@ -185,37 +185,18 @@ class Workdir:
     """Writes `summary.json`: what the report is made of."""
     self.write("summary.json", to_json(summary, "summary", indent=2))
 
-  def record_provenance(
-    self,
-    *,
-    devices: Mapping[str, Any],
-    base_fingerprint: str = "",
-    judge_hashes: Mapping[str, str] | None = None,
-    inputs: Mapping[str, str] | None = None,
-    seeds: Mapping[str, int] | None = None,
-    newer: Sequence[str] = (),
-  ):
+  def record_provenance(self, *, newer: Sequence[str] = (), **facts: Any):
     """Adds this start to `provenance.json`, before the first row.
 
     Args:
-      devices: what ran it, as `sharding.describe_devices` tells.
-      base_fingerprint: sha256 of the model the run starts from.
-      judge_hashes: judge name -> weights hash.
-      inputs: name -> hash of whatever else the rows depend on, as an edit.
-      seeds: name -> seed.
       newer: inputs that older versions did not record: they bind a resume
         from the first start that has them.
+      **facts: of `provenance.of_start`.
 
     Raises:
       ValueError: a resume with another model, judge, input or seed.
     """
-    run = provenance.of_start(
-      devices=devices,
-      base_fingerprint=base_fingerprint,
-      judge_hashes=judge_hashes,
-      inputs=inputs,
-      seeds=seeds,
-    )
+    run = provenance.of_start(**facts)
     runs = self._runs()
     for key in ("base_fingerprint", "judge_hashes", "seeds"):
       if runs:
