@@ -1,4 +1,4 @@
-"""What a start of a run was: command, versions, devices, weights, seeds."""
+"""The facts of one start: command, versions, devices, weights, seeds."""
 
 import contextlib
 import datetime
@@ -34,7 +34,7 @@ def of_start(
   """This start of a run, as `provenance.json` keeps it.
 
   Args:
-    devices: what ran it, from `sharding.describe_devices`.
+    devices: the devices, from `sharding.describe_devices`.
     base_fingerprint: SHA-256 of the model that the run starts from.
     judge_hashes: judge name -> hash of its weights.
     inputs: name -> hash of whatever else the rows depend on, such as an edit.
@@ -63,7 +63,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str:
-  """The commit this code is at, `+changes` when edited, "" when installed."""
+  """The commit of this code, `+changes` when edited, "" when installed."""
   root = pathlib.Path(__file__).resolve().parents[2]
   if not (root / ".git").exists():
     return ""
