@@ -317,9 +317,9 @@ def _writable_folder(path: str | os.PathLike[str]) -> pathlib.Path:
 
 def _may_stand(name: str) -> bool:
   """Whether a file may lie in the folder of a run before its first start."""
-  # A scheduler writes logs there before it starts the run, and a cell that
   # A scheduler writes logs before it starts the run. A cell that failed before
   # its record was opened left the reason.
+  logs = (".log", ".out", ".err")
   return name.startswith(".") or name.endswith(logs) or name == "failed.txt"
 
 
