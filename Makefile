@@ -19,6 +19,8 @@ endif
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 CORE := $(VENV)/.core-$(VERSION)
+DOCS := $(VENV)/.docs-$(VERSION)
+RELEASE := $(VENV)/.release-$(VERSION)
 TEST := $(VENV)/.test-$(VERSION)
 
 # Compiled programs are kept between runs.
@@ -26,7 +28,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: demo test test-slow test-all lint format
+.PHONY: demo test test-slow test-all lint format docs release-check
 
 demo: $(CORE)
 	$(PY) -m launch.erase --config=configs/erase_uce.py:tiny,$(DEMO) $(EDIT_ONLY) --workdir=runs/demo/uce
@@ -51,6 +53,18 @@ format: $(TEST)
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
+# The site, in site/: a broken link, a page that no menu has or a name without a
+# docstring ends it.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+	@echo "Open site/index.html"
+
+# What a release uploads, in dist/, and whether an index would take it.
+release-check: $(RELEASE)
+	rm -rf build dist
+	$(PY) -m build --outdir dist
+	$(PY) -m twine check --strict dist/*
+
 # A stamp is newer than setup.py when the environment holds what it asks for.
 # The environment is made anew only for another version of Python.
 $(CORE): setup.py
@@ -58,6 +72,14 @@ $(CORE): setup.py
 	$(PY) -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(VERSION)")' 2>/dev/null \
 	  || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) --editable .
+	@touch $@
+
+$(DOCS): $(CORE)
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
+$(RELEASE): $(CORE)
+	$(PIP) build twine
 	@touch $@
 
 # torch first and alone, so that nothing else picks a larger build of it.

@@ -40,10 +40,12 @@ EXTRAS = {
   "tpu": ["jax[tpu]>=0.10.2,<0.13"],
   "gcs": ["etils[epath-gcs]>=1.13"],
   "slurm": ["submitit>=1.5"],
+  "k8s": ["jax[k8s]>=0.10.2,<0.13"],
   "hub": ["huggingface_hub>=1.0"],
   "judges": JUDGES,
   "report": ["matplotlib>=3.9"],
-  "tensorboard": ["tensorboardX>=2.6"],
+  "tracking": ["tensorboardX>=2.6"],
+  "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"],
   "notebook": NOTEBOOK,
   "test": [
     *NOTEBOOK,

@@ -21,6 +21,7 @@ from absl import app, flags
 from PIL import Image
 
 from unlearning_jax import data, finetune, sharding
+from unlearning_jax.concepts import check_choice
 from unlearning_jax.record.workdir import read_rows
 from unlearning_jax.shapes import judge, render, vocabulary
 
@@ -108,7 +109,7 @@ def read(paths: list[pathlib.Path]) -> np.ndarray:
 def main(_):
   """Trains, checks itself, and counts."""
   root = pathlib.Path(RUNS.value)
-  vocabulary.check(NAME.value, vocabulary.HEADS["identity"], "identity")
+  check_choice("identity", NAME.value, vocabulary.HEADS["identity"])
   face = _FACES[vocabulary.HEADS["identity"].index(NAME.value)]
   net, params = trained()
   test = drawn(COUNT.value // 6, 1)

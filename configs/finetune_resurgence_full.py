@@ -5,8 +5,8 @@
 
 `--dry_run` estimates how long and how much. It may be stopped and begun again
 at any time, on another machine too: its rows lie in
-`benchmarks/results/resurgence_full`, see docs/resurgence.md. Cells come in the
-order of what a reader asks first, and `--report` writes the page from what
+`benchmarks/results/resurgence_full` (docs/results/resurgence.md). Cells come in
+the order of what a reader asks first, and `--report` writes the page from what
 there is. A point is 70 images by name a seed, 210 over all three. Metric:
 R_norm with its interval.
 
@@ -25,15 +25,15 @@ def get_config():
   def block(**axes):
     whole = {
       "methods": resurgence.METHODS, "concepts": _SINGLE, "sets": ("near",),
-      "algorithms": ("lora", "full"), "defences": ("none",), "seeds": (0,),
+      "algorithms": ("lora", "full"), "defenses": ("none",), "seeds": (0,),
     }  # fmt: skip
     return whole | axes
 
   def defended(seed: int):
-    # Does a defence of keys and values stop it, and what does it cost?
+    # Does a defense of keys and values stop it, and what does it cost?
     return block(
       methods=_TRAINED, concepts=("star",), algorithms=("full",),
-      defences=("project", "anchor", "reassert"), seeds=(seed,),
+      defenses=("project", "anchor", "reassert"), seeds=(seed,),
     )  # fmt: skip
 
   def farther(seed: int):

@@ -1,4 +1,4 @@
-"""What fine-tuning runs have in common: their data, and no defence."""
+"""What fine-tuning runs have in common: their data, and no defense."""
 
 import dataclasses
 

@@ -14,6 +14,7 @@ import dataclasses
 import importlib
 import importlib.util
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -167,7 +168,23 @@ class _ByName(config_flags.ConfigFileFlagParser):
   def parse(self, path: Any) -> Any:
     """The config of `file-or-name[:options]`."""
     name, colon, options = path.partition(":")
-    return super().parse(f"{_found(name)}{colon}{options}")
+    config = super().parse(f"{_found(name)}{colon}{options}")
+    for arg in sys.argv[1:]:
+      if found := re.match(r"--?(?:no)?config\.([^=]+)", arg):
+        _check_key(config, found[1])
+    return config
+
+
+def _check_key(config: Any, key: str):
+  """Refuses a key that was renamed; of others the flag itself says more."""
+  from unlearning_jax import renamed
+
+  *above, last = key.split(".")
+  for name in above:
+    config = config.get(name) if isinstance(config, ConfigDict) else None
+  if isinstance(config, ConfigDict) and last not in config:
+    if new := renamed.now(last, list(config)):
+      raise ValueError(f"--config.{key}: {last} is now {new}")
 
 
 def _found(name: str) -> str:

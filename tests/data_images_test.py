@@ -171,11 +171,11 @@ def test_the_only_image_of_a_tfds_row_is_found(tmp_path):
 
 
 def test_processes_share_before_they_read():
-  shares = [data.share(range(11), i, 3) for i in range(3)]
+  shares = [data.share(list(range(11)), i, 3) for i in range(3)]
   assert [len(rows) for rows in shares] == [3, 3, 3]
   assert sorted(sum(shares, [])) == list(range(9))
   with pytest.raises(ValueError, match="2 rows for 3 processes"):
-    data.share(range(2), 0, 3)
+    data.share([0, 1], 0, 3)
 
 
 def test_fingerprints_tell_rows_apart(tmp_path):

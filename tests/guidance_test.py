@@ -83,7 +83,7 @@ def model():
 def drawn(model, **options):
   sd, params = model
   images = sampling.generate(
-    sd, params, ["a red star"], [5], num_steps=4, guidance_scale=4.0,
+    sd, params, ["a red star"], [5], num_inference_steps=4, guidance_scale=4.0,
     sampler="ddim", batch_size=1, **options,
   )  # fmt: skip
   return next(iter(images)).astype(int)
@@ -127,7 +127,7 @@ def world():
 
 def slot_gradient(world, victim, match=False):
   sd, _, original, batch = world
-  h = concept_inversion.Hparams(k=2, draws=1)
+  h = concept_inversion.Hparams(num_tokens=2, draws=1)
   key, count = jax.random.split(jax.random.key(1), 5), jnp.zeros(5, jnp.int32)
   drawn = losses.draw(sd, key, count, h)
   embeds = jax.random.normal(jax.random.key(2), (5, 2, 128))
@@ -135,9 +135,9 @@ def slot_gradient(world, victim, match=False):
   if match:
     target = stable_diffusion.encode_text(sd, original.params, batch.ids)
   call = jax.jit(
-    functools.partial(losses.gradient, sd, drawn=drawn, target_context=target)
+    functools.partial(losses.gradient, drawn=drawn, target_context=target)
   )
-  return call(victim, original, batch, embeds)
+  return call(Problem(sd, victim, original, batch), embeds)
 
 
 def guided(world, scale, **fields):
@@ -204,10 +204,11 @@ def test_the_formula_of_a_loss_through_guidance(world, match):
   ours = guided_from(victim, "a fish", context)
   wanted = guided_from(original, "", target) if match else np.asarray(noise)
   error = np.square(wanted - ours).mean(axis=(1, 2, 3))
-  found = jax.jit(losses.residuals, static_argnums=0)(
-    sd, guided(world, 3.0, negative_prompt="a fish"), original, context,
-    target if match else None, batch.latents,
+  inside = guided(world, 3.0, negative_prompt="a fish")
+  found = jax.jit(losses.residuals)(
+    Problem(sd, inside, original, batch), context,
     losses.Draw(t[:, None], noise[:, None]),
+    target_context=target if match else None,
   )  # fmt: skip
   np.testing.assert_allclose(found, error, rtol=1e-5)
 
@@ -250,10 +251,9 @@ def test_a_recursion_is_its_steps_one_by_one(world):
     return jnp.square(noise - out).mean(axis=(1, 2, 3))
 
   def found(context):
-    return losses.recursion(
-      sd, inside, original, context, None, batch.latents,
-      jnp.broadcast_to(jnp.array(t), (5, 3)), noise,
-    )  # fmt: skip
+    every = jnp.broadcast_to(jnp.array(t), (5, 3))
+    problem = Problem(sd, inside, original, batch)
+    return losses.recursion(problem, context, every, noise)
 
   def both(loss):
     lanes, back = jax.vjp(loss, first)
@@ -273,13 +273,14 @@ def test_a_recursion_that_never_acts_is_plain_guidance(world):
   context = stable_diffusion.encode_text(sd, original.params, batch.ids)
   t = jnp.broadcast_to(jnp.array([300, 280, 250]), (5, 3))
   noise = jax.random.normal(jax.random.key(4), batch.latents.shape)
-  args = (original, context, None, batch.latents)
-  found = jax.jit(losses.recursion, static_argnums=0)(
-    sd, guided(world, 3.0, safe=off), *args, t, noise
-  )
-  wanted = jax.jit(losses.residuals, static_argnums=0)(
-    sd, guided(world, 3.0), *args, losses.Draw(t[:, -1:], noise[:, None])
-  )
+  found = jax.jit(losses.recursion)(
+    Problem(sd, guided(world, 3.0, safe=off), original, batch),
+    context, t, noise,
+  )  # fmt: skip
+  wanted = jax.jit(losses.residuals)(
+    Problem(sd, guided(world, 3.0), original, batch), context,
+    losses.Draw(t[:, -1:], noise[:, None]),
+  )  # fmt: skip
   np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
@@ -293,8 +294,11 @@ def test_a_recursion_of_no_momentum_is_its_last_timestep(world):
   single = losses.Draw(t[:, -1:], noise[:, None])
 
   def both(victim):
-    args = (sd, victim, original, context, None, batch.latents)
-    return losses.recursion(*args, t, noise), losses.residuals(*args, single)
+    problem = Problem(sd, victim, original, batch)
+    return (
+      losses.recursion(problem, context, t, noise),
+      losses.residuals(problem, context, single),
+    )
 
   found, wanted = jax.jit(both)(guided(world, 3.0, safe=safe))
   np.testing.assert_allclose(found, wanted, rtol=1e-4)
@@ -330,7 +334,7 @@ def test_an_inversion_through_a_recursion(world):
   sd, _, original, batch = world
   attack = attacks.bind(
     "concept_inversion",
-    {"k": 2, "draws": 2, "recursion": 4, "loss": "match"},
+    {"num_tokens": 2, "draws": 2, "recursion": 4, "loss": "match"},
   )
   victim = guided(world, 3.0, safe=SAFE)
   state = attack.init(Problem(sd, victim, original, batch), jax.random.key(0))
@@ -373,7 +377,7 @@ def test_what_an_inversion_needs(world):
 @pytest.mark.slow
 def test_a_pool_is_learnt_from_and_the_rows_images_are_not(world):
   sd, victim, original, batch = world
-  h = {"k": 2, "draws": 2, "pool": "templates"}
+  h = {"num_tokens": 2, "draws": 2, "pool": "templates"}
   attack = attacks.bind("concept_inversion", h)
   step = jax.jit(attack.step)
 

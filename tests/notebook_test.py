@@ -10,7 +10,7 @@ nbclient = pytest.importorskip("nbclient")
 README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
 # The same lines, of fewer images and steps.
 SMALLER = {
-  'protocol="shapes-star"': 'protocol="shapes-star~per_group=1,others=2"',
+  '"shapes-star"': '"shapes-star~rows_per_group=1,other_rows=2"',
   'control="random"': 'control="random", rows=2, '
   'hparams={"blocks": 1, "iterations": 2}',
   "steps=100": "steps=2, batch_size=8",
@@ -19,10 +19,10 @@ SMALLER = {
 
 
 def lines():
-  """The statements of the README's block, one a cell."""
-  (block,) = re.findall(
+  """The statements of the README's first block, one a cell."""
+  block = re.findall(
     r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
-  )
+  )[0]
   for large, small in SMALLER.items():
     assert block.count(large) == 1, large
     block = block.replace(large, small)

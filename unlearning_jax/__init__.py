@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 # tokenizers are used here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _NAMES = (
   "Concept", "Model", "attack", "concept", "erase", "evaluate", "grid",
   "judge", "load", "methods", "metric", "open", "protocol", "resurgence",

@@ -120,19 +120,15 @@ def source_examples(
 
 
 def prepared_dataset(
-  folder: str | os.PathLike[str],
-  split: str,
-  *,
-  image: str | None = None,
-  caption: str = "caption",
+  folder: str | os.PathLike[str], split: str, *, caption: str = "caption"
 ) -> list[Example]:
   """All rows, decoded, of a split of a dataset that `tfds` has prepared.
+
+  Images are the feature "image" or, without one, the only image feature.
 
   Args:
     folder: the dataset's own, as `data/shapes/tiny/1.0.0`.
     split: as "train" or "train[:250]".
-    image: the feature of the image; None for "image", or else the only feature
-      that is an image.
     caption: the feature of the caption.
 
   Raises:
@@ -151,9 +147,8 @@ def prepared_dataset(
   features = dict(builder.info.features or {})
   kind = tfds.features.Image
   images = [name for name, held in features.items() if isinstance(held, kind)]
-  if image is None and "image" not in features and len(images) == 1:
-    image = images[0]
-  image = image or "image"
+  alone = "image" not in features and len(images) == 1
+  image = images[0] if alone else "image"
   for name in (image, caption):
     check_choice(f"{folder}: feature", name, features)
   try:
@@ -207,7 +202,7 @@ def read_images(
   """Scales images to cover `size`, (height, width), and crops their center.
 
   Raises:
-    ValueError: a file is no image.
+    ValueError: a file is not an image.
   """
   out = np.empty((len(examples), *size, 3), np.uint8)
   for i, example in enumerate(examples):

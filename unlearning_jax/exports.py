@@ -75,7 +75,7 @@ def low_rank(edit: Edit, params: Params, rank: int | None = None) -> Lora:
   _check_rank(rank)
   if edit.context_map is None:
     raise ValueError(
-      f"the {edit.method} edit has no context map, so it is no LoRA; export "
+      f"the {edit.method} edit has no context map, so it is not a LoRA; export "
       "it as delta, unet or folder"
     )
   check_base(edit, params)
@@ -151,11 +151,10 @@ def export(
   rank: int | None = None,
   overwrite: bool = False,
 ) -> dict[str, Any]:
-  """Writes the edit in one of `FORMATS`.
+  """Writes the edit to a file or folder.
 
   Args:
-    path: file or folder.
-    layout: the format's name.
+    layout: a name in `FORMATS`.
     sd: gives a folder its configs and tokenizer.
     params: the edit's base.
     dtype: of the tensors, "float32" or "float16".

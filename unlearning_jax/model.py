@@ -24,6 +24,7 @@ from unlearning_jax import (
   edits,
   exports,
   extensions,
+  renamed,
   sampling,
   stable_diffusion,
 )
@@ -124,7 +125,7 @@ class Model:
     Args:
       prompts: n texts.
       seeds: n seeds of the initial noise.
-      **options: of `sampling.generate`, as `num_steps`.
+      **options: of `sampling.generate`, as `num_inference_steps`.
 
     Raises:
       ValueError: unequal lengths, no prompts, a prompt too long, or an option
@@ -236,7 +237,8 @@ def finished(folder: str | os.PathLike[str]) -> dict[str, Any]:
     raise ValueError(
       f"{path}: the run has not ended; start it again, it goes on"
     )
-  return json.loads((path / "config.json").read_text(encoding="utf-8"))
+  text = (path / "config.json").read_text(encoding="utf-8")
+  return renamed.config(json.loads(text))
 
 
 def _made(path: pathlib.Path) -> pathlib.Path | None:

@@ -40,14 +40,14 @@ def test_a_learnt_word_is_the_published_one(golden):
   settings = json.loads(str(golden["provenance"]))
   h = concept_inversion.Hparams(initial=settings["initial"])
   assert (h.learning_rate, h.weight_decay, h.decay) == (0.08, 0.01, "decoupled")
-  batch = make_batch(sd, golden, h.k, h.insertion)
+  batch = make_batch(sd, golden, h.num_tokens, h.insertion)
   key = jax.random.key(0)
   state = concept_inversion.init(Problem(sd, victim, original, batch), key, h)
 
   @jax.jit
   def update(victim, original, embeds, moments, drawn):
     (loss,), gradient = concept_inversion.slope(
-      sd, victim, original, batch, embeds, drawn, state.key, h
+      Problem(sd, victim, original, batch), embeds, drawn, state.key, h
     )
     embeds, moments = adam.update(
       embeds, gradient, moments, learning_rate=h.learning_rate,
@@ -75,21 +75,21 @@ def test_draws_take_turns(golden):
   """Their mean is that of all at once, and takes the memory of one."""
   sd, victim, original = weakened()
   h = concept_inversion.Hparams()
-  batch = make_batch(sd, golden, h.k, h.insertion)
+  batch = make_batch(sd, golden, h.num_tokens, h.insertion)
   embeds = jnp.full((1, 1, sd.context_shape[1]), 0.01)
-  models = (sd, victim, original, batch)
+  problem = Problem(sd, victim, original, batch)
 
   def at_once(embeds, drawn):
     return jax.value_and_grad(
-      lambda e: losses.of_embeddings(*models, e, drawn).sum()
+      lambda e: losses.of_embeddings(problem, e, drawn).sum()
     )(embeds)
 
   def in_turn(embeds, drawn):
-    return losses.gradient(*models, embeds, drawn)
+    return losses.gradient(problem, embeds, drawn)
 
   def learnt(embeds, drawn):
     key = jax.random.split(jax.random.key(0), 1)
-    return concept_inversion.slope(*models, embeds, drawn, key, h)
+    return concept_inversion.slope(problem, embeds, drawn, key, h)
 
   def compiled(function, draws):
     rng = np.random.default_rng(0)

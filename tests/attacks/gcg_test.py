@@ -20,7 +20,13 @@ from unlearning_jax.attacks.engine.victim import (
 
 PAIRS = (("a red star", "a red circle"), ("star", "circle"))
 H = gcg.Hparams(
-  blocks=2, iterations=4, k=3, top=5, candidates=7, pairs=PAIRS, eta=2.0
+  blocks=2,
+  iterations=4,
+  num_tokens=3,
+  top=5,
+  candidates=7,
+  pairs=PAIRS,
+  eta=2.0,
 )
 
 
@@ -68,7 +74,7 @@ def of(request, world, batch):
   """One of the losses, of embeddings and of draws alone."""
   h = dataclasses.replace(H, loss=request.param)
   return jax.jit(
-    lambda embeds, drawn: gcg.loss(*world, batch, embeds, drawn, h)
+    lambda embeds, drawn: gcg.loss(Problem(*world, batch), embeds, drawn, h)
   )
 
 
@@ -108,7 +114,7 @@ def test_draws_take_turns(world, batch):
   h = dataclasses.replace(H, loss="match")
 
   def of(embeds, drawn):
-    return gcg.loss(*world, batch, embeds, drawn, h)
+    return gcg.loss(Problem(*world, batch), embeds, drawn, h)
 
   @jax.jit
   def at_once(embeds):
@@ -137,30 +143,27 @@ def test_the_diffusion_losses_are_the_other_attacks(world, batch):
   table = token_table(victim)
   embeds = table[batch.vocabulary[tokens]]
   drawn = draw(sd)
-  models = (sd, victim, original, batch)
-  of = jax.jit(gcg.loss, static_argnums=(0, 6))
-  uda, _ = jax.jit(unlearn_diff_atk.token_gradient, static_argnums=0)(
-    *models, tokens, drawn
+  problem = Problem(sd, victim, original, batch)
+  of = jax.jit(gcg.loss, static_argnums=3)
+  uda, _ = jax.jit(unlearn_diff_atk.token_gradient)(problem, tokens, drawn)
+  np.testing.assert_allclose(of(problem, embeds, drawn, H), uda, rtol=1e-5)
+  wanted = jax.jit(losses.of_embeddings, static_argnums=3)(
+    problem, embeds, drawn, "l2", text_states(sd, original, batch)
   )
-  np.testing.assert_allclose(of(*models, embeds, drawn, H), uda, rtol=1e-5)
-  wanted = jax.jit(losses.of_embeddings, static_argnums=(0, 6))(
-    *models, embeds, drawn, "l2", text_states(sd, original, batch)
-  )
-  match = of(*models, embeds, drawn, dataclasses.replace(H, loss="match"))
+  match = of(problem, embeds, drawn, dataclasses.replace(H, loss="match"))
   np.testing.assert_allclose(match, wanted, rtol=1e-5)
 
 
 def test_the_fitness_is_ring_a_bell_s(world, batch):
   sd, victim, original = world
   h = dataclasses.replace(H, loss="fitness")
-  state = gcg.init(Problem(*world, batch), jax.random.key(0), h)
-  target = ring_a_bell.target(sd, original, batch, PAIRS, 2.0)
+  problem = Problem(sd, victim, original, batch)
+  state = gcg.init(problem, jax.random.key(0), h)
+  target = ring_a_bell.target(problem, PAIRS, 2.0)
   step = jax.jit(gcg.step, static_argnums=2)
   for _ in range(2):
-    wanted = ring_a_bell.distances(
-      sd, original, batch, state.tokens[:, None], target
-    )
-    state, info = step(Problem(*world, batch), state, h)
+    wanted = ring_a_bell.distances(problem, state.tokens[:, None], target)
+    state, info = step(problem, state, h)
     np.testing.assert_allclose(info["loss"], wanted[:, 0], rtol=1e-5)
   for changes, words in (
     ({"pairs": ()}, "pairs: name phrases"),
@@ -168,7 +171,7 @@ def test_the_fitness_is_ring_a_bell_s(world, batch):
   ):
     other = dataclasses.replace(h, **changes)
     with pytest.raises(ValueError, match=words):
-      gcg.init(Problem(*world, batch), jax.random.key(0), other)
+      gcg.init(problem, jax.random.key(0), other)
   assert attacks.bind("gcg", {"loss": "fitness"}).unet_calls(victim) == 0
 
 
@@ -184,12 +187,13 @@ def test_a_model_given_its_own_prompt_leaves_nothing_to_match(world):
     prepared.source[None], prepared.row.latents[None],
   )  # fmt: skip
   drawn = jax.tree.map(lambda x: x[:1], draw(sd))
-  of = jax.jit(losses.of_embeddings, static_argnums=(0, 6))
+  of = jax.jit(losses.of_embeddings, static_argnums=3)
 
   def match(who, ids):
     embeds = token_table(who)[jnp.asarray(ids)][None]
     target = text_states(sd, original, batch)
-    return of(sd, who, original, batch, embeds, drawn, "l2", target)
+    problem = Problem(sd, who, original, batch)
+    return of(problem, embeds, drawn, "l2", target)
 
   np.testing.assert_allclose(match(original, words), 0, atol=1e-12)
   assert match(victim, words) > 1e-3
@@ -199,17 +203,17 @@ def test_a_model_given_its_own_prompt_leaves_nothing_to_match(world):
 def test_the_feature_is_the_state_at_the_end_of_the_text(world):
   """Of the prompt itself, on the model itself, nothing is missing."""
   sd, _, original = world
-  h = dataclasses.replace(H, loss="feature", k=1, insertion="replace")
+  h = dataclasses.replace(H, loss="feature", num_tokens=1, insertion="replace")
   (prepared,), _ = rows.prepare(sd, table(sd, ["star"]), "replace", 1)
   at = (token_table(original), prepared.ids[1])
   batch = Batch(
     jnp.arange(2), jnp.zeros(1, jnp.uint32), prepared.ids[None],
     prepared.source[None], prepared.row.latents[None],
   )  # fmt: skip
-  models = (sd, original, original, batch)
-  same = gcg.loss(*models, at[0][at[1]][None, None], None, h)
+  problem = Problem(sd, original, original, batch)
+  same = gcg.loss(problem, at[0][at[1]][None, None], None, h)
   np.testing.assert_allclose(same, 0, atol=1e-6)
-  other = gcg.loss(*models, at[0][at[1] + 1][None, None], None, h)
+  other = gcg.loss(problem, at[0][at[1] + 1][None, None], None, h)
   states = stable_diffusion.encode_prompts(
     sd, original.params,
     ["star", sd.tokenizer.decode([int(at[1]) + 1])],

@@ -85,16 +85,15 @@ def close(ours, theirs, rtol=1e-4):
 )
 def test_unlearn_diff_atk_is_the_published_one(name, k, mode, models, golden):
   sd, victim, original = models
-  h = unlearn_diff_atk.Hparams(k=k, insertion=mode, **PUBLISHED)
+  h = unlearn_diff_atk.Hparams(num_tokens=k, insertion=mode, **PUBLISHED)
   batch = make_batch(sd, golden, k, mode)
   key = jax.random.key(0)
   state = unlearn_diff_atk.init(Problem(sd, victim, original, batch), key, h)
 
   @jax.jit
   def update(victim, original, probs, moments, tokens, drawn):
-    loss, gradient = unlearn_diff_atk.token_gradient(
-      sd, victim, original, batch, tokens, drawn
-    )
+    problem = Problem(sd, victim, original, batch)
+    loss, gradient = unlearn_diff_atk.token_gradient(problem, tokens, drawn)
     probs, moments = unlearn_diff_atk.descend(probs, gradient, moments, h)
     return loss, gradient, probs, moments
 
@@ -125,7 +124,7 @@ def test_hard_prompts_are_the_published_ones(
   name, k, mode, kind, models, golden
 ):
   sd, victim, original = models
-  h = kind(k=k, insertion=mode, **PUBLISHED)
+  h = kind(num_tokens=k, insertion=mode, **PUBLISHED)
   assert (h.learning_rate, h.weight_decay, h.decay) == (0.01, 0.1, "coupled")
   batch = make_batch(sd, golden, k, mode)
   problem = Problem(sd, victim, original, batch)
@@ -139,9 +138,8 @@ def test_hard_prompts_are_the_published_ones(
 
   @jax.jit
   def update(victim, original, state, drawn):
-    loss, gradient = pez.embedding_gradient(
-      sd, victim, original, batch, state, drawn, h
-    )
+    problem = Problem(sd, victim, original, batch)
+    loss, gradient = pez.embedding_gradient(problem, state, drawn, h)
     embeds, moments = adam.update(state.embeds, gradient, state.moments, **rate)
     tokens = pez.nearest(victim, batch, embeds)
     new = state._replace(embeds=embeds, moments=moments, tokens=tokens)

@@ -14,7 +14,9 @@ from unlearning_jax.attacks.engine import insertion, rows
 from unlearning_jax.attacks.engine.victim import Batch, Problem
 
 PAIRS = (("a red star", "a red circle"), ("star", "circle"))
-H = ring_a_bell.Hparams(pairs=PAIRS, eta=2.0, k=3, population=8, mutation=0.9)
+H = ring_a_bell.Hparams(
+  pairs=PAIRS, eta=2.0, num_tokens=3, population=8, mutation=0.9
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def test_the_best_is_kept_unless_parents_mutate(world):
 
 
 def test_a_prompt_that_is_its_own_target_is_found_at_distance_zero(world):
-  sd, _, original, batch = world
+  batch = world[3]
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 60, (5, 1, 3)))
   ids = insertion.splice(
     np.asarray(batch.ids),
@@ -89,7 +91,7 @@ def test_a_prompt_that_is_its_own_target_is_found_at_distance_zero(world):
     np.asarray(batch.source),
   )
   target = jnp.asarray(encode(world, ids), jnp.float32)
-  found = ring_a_bell.distances(sd, original, batch, tokens, target)
+  found = ring_a_bell.distances(Problem(*world), tokens, target)
   np.testing.assert_allclose(found, 0, atol=1e-6)
 
 

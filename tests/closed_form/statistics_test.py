@@ -102,13 +102,13 @@ def test_what_contradicts_is_refused():
     (lambda: statistics.add(s, made("c", "q")), "'q' is preserved already"),
     (
       lambda: statistics.add(s, dataclasses.replace(made("c", ""), base="x")),
-      "base b and of x",
+      "base b cannot take in those of x",
     ),
     (
       lambda: statistics.add(
         s, dataclasses.replace(made("c", ""), method="uce2025")
       ),
-      "method uce2023 and of uce2025",
+      "method uce2023 cannot take in those of uce2025",
     ),
     (lambda: statistics.remove(s, "z"), "concept='z'.*allowed: a, b"),
     (lambda: statistics.remove(s, "a", "b"), "no concept would stay erased"),
@@ -159,7 +159,7 @@ def test_spoiled_files_are_refused(tmp_path, spoil, monkeypatch):
     "shape": "0.target has shape|0.source has shape",
     "nan": ".0.source. holds NaN",
     "missing": "missing tensors .'0.source'",
-    "text": "no safetensors file",
+    "text": "not a safetensors file",
   }[spoil]
   with pytest.raises(ValueError, match=message):
     statistics.load_statistics(path)

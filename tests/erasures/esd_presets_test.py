@@ -32,14 +32,14 @@ def model(tmp_path_factory):
 def test_the_published_numbers():
   found = {name: dataclasses.asdict(esd.PRESETS[name]) for name in esd.PRESETS}
   paper = {
-    "learning_rate": 1e-5, "num_steps": 1000, "by_original": False,
+    "learning_rate": 1e-5, "num_steps": 1000, "by_base": False,
     "too_clean": False, "sampler": "ddim", "norms": True,
   }  # fmt: skip
   assert found == {
     "fixed": paper,
     "reference": paper | {"too_clean": True},
     "reference2025": paper | {
-      "learning_rate": 5e-5, "num_steps": 200, "by_original": True,
+      "learning_rate": 5e-5, "num_steps": 200, "by_base": True,
       "sampler": None, "norms": False,
     },
   }  # fmt: skip
@@ -122,7 +122,7 @@ def test_a_steps_loss_is_the_releases(preset, erase_from, model, monkeypatch):
 
   original = np.float32(weight(params).mean())
   slope = original + np.float32(0.5)
-  edited = jax.tree.map(lambda leaf: leaf + 0.5, taken["frozen"]["original"])
+  edited = jax.tree.map(lambda leaf: leaf + 0.5, taken["frozen"]["base"])
   of = {}
   for name, phrase in (
     ("student", erase_from or "a b"), ("concept", "a b"), ("empty", ""),

@@ -75,7 +75,7 @@ def test_the_noise_level_of_the_scored_latents(preset, model, monkeypatch):
   def scored(key):
     (x, t), _ = esd._loss(
       sd, lambda t, f: None, sampler, h, {}, {
-        "params": {}, "original": {}, "contexts": contexts,
+        "params": {}, "base": {}, "contexts": contexts,
       }, {"concept": jnp.zeros(1, jnp.int32)}, key,
     )  # fmt: skip
     noise = jax.random.normal(jax.random.split(key, 3)[0], x.shape)
@@ -116,7 +116,8 @@ def test_a_whole_trajectory_is_sampling(model):
     )
   )(params)
   wanted = stable_diffusion.sample_latents(
-    sd, params, contexts["student"], contexts["empty"], noise, num_steps=4,
+    sd, params, contexts["student"], contexts["empty"], noise,
+    num_inference_steps=4,
     guidance_scale=3.0, sampler="ddim",
   )  # fmt: skip
   np.testing.assert_allclose(sampler.latents(state), wanted, atol=1e-5)
@@ -238,7 +239,10 @@ def test_the_loss_and_its_gradient_are_torchs(tmp_path):
     ({"train": "kv"}, "train='kv'.*allowed: x, u, strict"),
     ({"eta": -1.0}, "eta=-1.0"),
     ({"batch_size": 0}, "batch_size=0"),
-    ({"use_anchor": True, "erase_from": "a"}, "use_anchor: erase_from='a'"),
+    (
+      {"use_anchor": True, "erase_from": "a"},
+      "use_anchor=True and erase_from='a'",
+    ),
   ],
 )
 def test_errors(options, words, model):

@@ -141,7 +141,7 @@ def test_images_and_masks_from_a_folder(model, tmp_path):
 
 
 def test_images_drawn_by_the_model(model):
-  options = {"examples": None, "num_images": 3, "image_steps": 2}
+  options = {"examples": None, "num_images": 3, "num_inference_steps": 2}
   with warnings.catch_warnings():
     # Random weights draw nothing that has a place.
     warnings.simplefilter("ignore")
@@ -196,7 +196,7 @@ def test_pixels_reach_the_autoencoder_as_asked(model):
     ),
     (
       {"examples": {"xyz": (mace_cases.images()[:, 1:], mace_cases.masks())}},
-      r"images of 'xyz': uint8 .*want uint8 \(m, 16, 16, 3\)",
+      r"images of 'xyz': uint8 .*allowed: uint8 \(m, 16, 16, 3\)",
     ),
     ({"captions": "no/such/file.txt"}, "captions='no/such/file.txt': no such"),
   ],
@@ -212,7 +212,7 @@ def test_concepts_that_cannot_be(model):
     ((), "no concept"),
     ((Concept("xyz", "a"), Concept("XYZ", "b")), "given twice"),
     ((Concept("fish", "big fish"),), "contains the concept"),
-    ((style,), "'xyz' is a style, it has masks"),
+    ((style,), "'xyz' is a style, which has no masks"),
   ):
     with pytest.raises(ValueError, match=message):
       erase(model, concepts)

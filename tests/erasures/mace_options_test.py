@@ -76,9 +76,9 @@ def test_files_are_checked_before_anything_is_encoded(
   write(tmp_path, "small", images[:, :8, :8], masks)
   for name, message in (
     ("fish", "no images of 'fish' in"),
-    ("few", r"masks of 'few': shape \(2, 16, 16\); want \(3, 16, 16\)"),
+    ("few", r"masks of 'few': shape \(2, 16, 16\); allowed: \(3, 16, 16\)"),
     ("none", "no masks of 'none'"),
-    ("small", r"images of 'small': uint8 \(3, 8, 8, 3\); want uint8"),
+    ("small", r"images of 'small': uint8 \(3, 8, 8, 3\); allowed: uint8"),
   ):
     with pytest.raises(ValueError, match=message):
       mace.erase(
@@ -89,7 +89,7 @@ def test_files_are_checked_before_anything_is_encoded(
       )
   given = {"xyz": (images, np.zeros_like(masks))}
   for changes, message in (
-    ({"examples": given}, "masks of 'xyz': image 0 has an empty one"),
+    ({"examples": given}, "masks of 'xyz': the mask of image 0 is empty"),
     ({"captions": "no/file.txt"}, "captions='no/file.txt': no such file"),
   ):
     with pytest.raises(ValueError, match=message):

@@ -113,12 +113,12 @@ def test_given_masks_that_are_not_usable():
   blurred = good.copy()
   blurred[0, 0, 0] = 7
   for bad, message in (
-    (good[:, 1:], r"want \(3, 16, 16\), one for each image and of its size"),
-    (good[:2], r"shape \(2, 16, 16\); want \(3, 16, 16\)"),
+    (good[:, 1:], r"allowed: \(3, 16, 16\), one mask"),
+    (good[:2], r"shape \(2, 16, 16\); allowed: \(3, 16, 16\)"),
     (blurred, "hold 3 values; allowed: 0 and 1, or 0 and 255"),
     (
       good * np.array([1, 0, 1], np.uint8)[:, None, None],
-      "image 1 has an empty",
+      "the mask of image 1 is empty",
     ),
   ):
     with pytest.raises(ValueError, match=f"masks of 'a'.*{message}"):
@@ -139,14 +139,13 @@ def test_masks_from_the_model_lie_on_the_concept(source):
   sd, params = stable_diffusion.load(shapes.model_folder())
   heads, here, there = vocabulary.HEADS, [], []
   for name in ("star", "house"):
-    pixels, drawn = render.render_batch(
-      [
-        vocabulary.Scene(
-          "object", name, colour, heads["background"][i % 4], seed=i
-        )
-        for i, colour in enumerate(heads["colour"])
-      ]
-    )
+    scenes = [
+      vocabulary.Scene(
+        "object", name, colour, heads["background"][i % 4], seed=i
+      )
+      for i, colour in enumerate(heads["colour"])
+    ]
+    pixels, drawn = map(np.stack, zip(*map(render.render, scenes), strict=True))
     words = text.encode_concept(
       sd, params, Concept(name, "circle"), ["a picture of a {}"],
       tokens="phrase", by_ends=False,

@@ -71,7 +71,7 @@ def test_what_the_judge_does_not_know_is_refused(attributes, message):
   row = {"group": "others", "attributes": attributes}
   with pytest.raises(ValueError, match=message):
     accuracy.judge_rows([row], scores, JUDGE)
-  with pytest.raises(ValueError, match=r"'colour': want shape \(1, 3\)"):
+  with pytest.raises(ValueError, match=r"'colour': shape .*allowed: \(1, 3\)"):
     accuracy.judge_rows([row], {"object": np.ones((1, 2))}, JUDGE)
 
 

@@ -94,7 +94,9 @@ def test_rows_without_a_config_are_not_adopted(tmp_path):
 
 def test_a_foreign_folder_is_left_alone(tmp_path):
   (tmp_path / "thesis.tex").write_text("mine")
-  with pytest.raises(ValueError, match="1 other files such as thesis.tex; name a"):
+  with pytest.raises(
+    ValueError, match="1 other files such as thesis.tex; name a"
+  ):
     Workdir(tmp_path, CONFIG)
   assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
   # What a scheduler or a failed cell has left is no reason.
@@ -286,7 +288,9 @@ def test_a_resume_on_another_model_or_judge_is_refused(tmp_path, change):
   Workdir(tmp_path, {}).record_provenance(devices={}, base_fingerprint="a")
   before = (tmp_path / "provenance.json").read_bytes()
   facts = {"devices": {}, "base_fingerprint": "a", **change}
-  with pytest.raises(ValueError, match=f"was started with other {[*change][0]}"):
+  with pytest.raises(
+    ValueError, match=f"was started with other {[*change][0]}"
+  ):
     Workdir(tmp_path, {}).record_provenance(**facts)
   assert (tmp_path / "provenance.json").read_bytes() == before
 
@@ -294,17 +298,17 @@ def test_a_resume_on_another_model_or_judge_is_refused(tmp_path, change):
 def test_an_input_that_older_versions_did_not_record(tmp_path):
   def start(**inputs):
     run = Workdir(tmp_path, {})
-    run.record_provenance(devices={}, inputs=inputs, newer=["table"])
+    run.record_provenance(devices={}, inputs=inputs, newer=["prompt_table"])
 
   start(edit="a")
   # It is not held against the first start, but against all after it.
-  start(edit="a", table="b")
-  start(edit="a", table="b")
-  for other in ({"edit": "a", "table": "c"}, {"edit": "a"}):
-    with pytest.raises(ValueError, match="inputs.table: 'b' -> "):
+  start(edit="a", prompt_table="b")
+  start(edit="a", prompt_table="b")
+  for other in ({"edit": "a", "prompt_table": "c"}, {"edit": "a"}):
+    with pytest.raises(ValueError, match="inputs.prompt_table: 'b' -> "):
       start(**other)
   with pytest.raises(ValueError, match="inputs.more: '.absent.' -> 'd'"):
-    start(edit="a", table="b", more="d")
+    start(edit="a", prompt_table="b", more="d")
 
 
 # --- The kill ---

@@ -83,6 +83,6 @@ def test_rows_are_the_dataset_s(read_back, split, n):
 def test_the_launcher_names_the_nearest_config_and_writes_nothing(tmp_path):
   done = launch(f"--data_dir={tmp_path / 'new'}", "--config=tinny")
   assert done.returncode != 0
-  assert "unknown config 'tinny'" in done.stderr
-  assert "nearest: 'tiny'" in done.stderr
+  assert "config='tinny' is not known" in done.stderr
+  assert "did you mean 'tiny'" in done.stderr
   assert not (tmp_path / "new").exists()

@@ -166,13 +166,13 @@ def test_prompts_can_be_pinned_to_a_concept():
 
 
 def test_unknown_words_are_refused_with_the_nearest():
-  with pytest.raises(ValueError, match="nearest: 'heldout'"):
+  with pytest.raises(ValueError, match="did you mean 'heldout'"):
     captions.evaluation_prompts("held-out", 1, 0)
-  with pytest.raises(ValueError, match="nearest: 'star'"):
+  with pytest.raises(ValueError, match="did you mean 'star'"):
     captions.evaluation_prompts("train", 1, 0, fixed={"object": "sta"})
   with pytest.raises(ValueError, match="scene field"):
     captions.evaluation_prompts("train", 1, 0, fixed={"size": 3})
-  with pytest.raises(ValueError, match="nearest: 'object'"):
+  with pytest.raises(ValueError, match="did you mean 'object'"):
     captions.phrases("objects", "star")
-  with pytest.raises(ValueError, match="nearest: 'neon'"):
+  with pytest.raises(ValueError, match="did you mean 'neon'"):
     captions.phrases("style", "neno")

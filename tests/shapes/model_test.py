@@ -97,7 +97,7 @@ def test_torch_opens_the_folder_and_draws_the_same():
     height=32, width=32, output_type="np",
   ).images  # fmt: skip
   (ours,) = sampling.generate(
-    sd, params, prompts, seeds, guidance_scale=4.0, num_steps=20,
+    sd, params, prompts, seeds, guidance_scale=4.0, num_inference_steps=20,
     noise_source="torch", batch_size=2,
   )  # fmt: skip
   expected = np.round(theirs * 255).astype(int)

@@ -57,7 +57,7 @@ def metric(name: str) -> Metric:
 
 
 def protocol(name: str) -> Protocol:
-  """A protocol by its name, as `shapes-star` or `shapes-star~per_group=2`.
+  """A protocol by its name, as `shapes-star` or `shapes-star~rows_per_group=2`.
 
   Raises:
     ValueError: no such protocol, with the nearest; one that was changed.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from unlearning_jax import model as models
+from unlearning_jax import renamed
 from unlearning_jax import settings as settings_
 from unlearning_jax.api.results import Table, pivot
 from unlearning_jax.durable import to_json
@@ -82,12 +83,13 @@ def open(folder: Path) -> Run:
   config = models.finished(path)
   file = path / "summary.json"
   summary = json.loads(file.read_text()) if file.exists() else {}
+  summary = renamed.summary(summary)
   by_model = summary.get("measures", {})
   if not isinstance(by_model, dict):
     by_model = {summary.get("title", path.name): by_model}
   # Of metrics, as their verbs show them.
   for one in summary.get("estimates", ()):
-    place = one.get("stage") or one.get("model") or "all"
+    place = one.get("model") or "all"
     by_model[place] = [*by_model.get(place, ()), one]
   table = pivot(config.get("title") or path.name, by_model)
   return Run(

@@ -6,12 +6,12 @@ Every module has `Hparams`, a frozen dataclass, and three pure functions
   step(problem, state, h) -> (state, info)
   prompt(batch, state, h) -> what FINDS says
 
-which is token ids (`prompt`), embeddings of words that no text stands for
-(`words`), or text states (`latents`).
+FINDS is `prompt` (token ids), `words` (embeddings of words that no text stands
+for) or `latents` (text states).
 
 Every leaf of the state is led by the lanes, a lane's randomness is
-fold_in(key, its row's number), and lanes do not touch: a row's result does not
-depend on what is attacked beside it. To add a method, add a module.
+fold_in(key, its row's number), and no lane reads another. So a row's result
+does not depend on the rows beside it. To add a method, add a module.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class Attack:
   h: Any
 
   def unet_calls(self, victim: Victim) -> int:
-    """UNet rows of one iteration; a backward pass is not counted."""
+    """UNet rows of one iteration, without those of a backward pass."""
     loss = getattr(self.h, "loss", "denoise")
     if not _module(self.method).UNET_CALLS:
       return 0
@@ -54,7 +54,7 @@ class Attack:
 
   @property
   def finds(self) -> str:
-    """What it finds: `prompt`, `words` or `latents`."""
+    """What `prompt` returns: `prompt`, `words` or `latents`."""
     return _module(self.method).FINDS
 
   @property
@@ -63,15 +63,15 @@ class Attack:
     return getattr(self.h, "reseed", False)
 
   def init(self, problem: Problem, key: Array) -> Any:
-    """The lanes before their first iteration."""
+    """The state of all lanes before their first iteration."""
     return _module(self.method).init(problem, key, self.h)
 
   def step(self, problem: Problem, state: Any) -> tuple[Any, dict[str, Array]]:
-    """One iteration of every lane, with what can be logged of it."""
+    """One iteration of every lane; also returns what can be logged."""
     return _module(self.method).step(problem, state, self.h)
 
   def prompt(self, batch: Batch, state: Any) -> Shaped[Array, "b k ..."]:
-    """The adversarial tokens, or embeddings, as they stand."""
+    """The adversarial tokens, embeddings or text states so far."""
     return _module(self.method).prompt(batch, state, self.h)
 
 
@@ -89,12 +89,12 @@ def bind(method: str, hparams: Mapping[str, Any]) -> Attack:
   """The method with its hyperparameters, checked before any work.
 
   Args:
-    method: a name from `methods()`, or a module of one's own.
+    method: a name from `methods()`, or `package.module` of your own.
     hparams: fields of that module's `Hparams`.
 
   Raises:
-    ValueError: unknown method or hyperparameter, names the nearest; or an
-      unusable value.
+    ValueError: an unknown method or hyperparameter (the message names the
+      nearest), or an unusable value.
   """
   return Attack(
     method, settings.build(_module(method).Hparams, hparams, "hparams")
@@ -103,6 +103,6 @@ def bind(method: str, hparams: Mapping[str, Any]) -> Attack:
 
 def _module(method: str) -> Any:
   if method == "engine":
-    # A package of helpers is no attack.
+    # A package of helpers, not an attack.
     check_choice("method", method, methods())
   return extensions.module("method", method, __name__)

@@ -1,24 +1,25 @@
 """Concept Inversion (Pham et al., ICLR 2024): a new word for what was erased.
 
-The victim is given k new tokens v* whose embeddings are free, and learns them
-as Textual Inversion (Gal et al., ICLR 2023) does, from an image of the concept:
+The attack gives the victim k new tokens v* and learns their embeddings from
+images of the concept, as Textual Inversion (Gal et al., ICLR 2023) does:
 
   min_{v*}  E_{t, eps} |eps - eps_v(x_t, c(v*))|^2 ,   t ~ U{0, ..., T-1}.
 
-By default the image is the row's own target and c(v*) the row's prompt with v*
-in it. With `pool` v* is learnt from many images of the concept in short
-captions (`templates`: the paper's 25 images of a style or an object) or in the
-prompts that they were drawn from (`own`: its experiment on unsafe prompts), and
-`new_word` then draws any row with it. With `insertion="replace"` the words are
-v* alone, which is Textual Inversion. No text is found: what comes out are
-embeddings, so it bounds what a prompt can do, and shows whether the UNet still
-knows the concept. A model that has never seen the concept can learn it this way
-too: compare with the same inversion on such a model.
+By default the image is the row's target, and c(v*) is the row's prompt with v*
+inserted. With a `pool`, v* is learned from many images: with short captions
+(`templates`, the paper's 25 images of a style or an object), or with the
+prompts that drew them (`own`, its experiment on unsafe prompts). `new_word`
+then draws any row with v*. With `insertion="replace"` the caption is v* alone,
+which is Textual Inversion.
 
-Against a victim that is kept from the concept while it samples, the loss goes
-through that guidance and follows the original's guided prediction instead of
-the noise (`loss="match"`); against Safe Latent Diffusion through a `recursion`
-of its momentum over timesteps close together, with the loss at the last.
+The result is embeddings and no text. It bounds what a prompt can do, and shows
+whether the UNet still knows the concept. A model that never saw the concept may
+learn it too: compare with the same inversion on such a model.
+
+If the victim guides its images away from the concept, the loss may include that
+guidance and follow the base's guided prediction instead of the noise
+(`loss="match"`). For Safe Latent Diffusion, a `recursion` carries its momentum
+through several near timesteps, and the loss is that of the last.
 """
 
 import dataclasses
@@ -32,46 +33,44 @@ from unlearning_jax.attacks.engine import adam, lane_state, losses
 from unlearning_jax.attacks.engine.victim import (
   Batch,
   Problem,
-  Victim,
   text_states,
   token_table,
 )
 from unlearning_jax.concepts import check_choice
-from unlearning_jax.stable_diffusion import StableDiffusion
 
 UNET_CALLS = 1
-# What `prompt` returns are embeddings: there is no text to decode.
+# `prompt` returns embeddings, which no text stands for.
 FINDS = "words"
 POOLS = ("", "templates", "own")
-# How far the timesteps of a recursion may lie apart, as released.
+# A recursion's timesteps come from this many below a bound, as in the release.
 WINDOW = 90
 
 
 @dataclasses.dataclass(frozen=True)
 class Hparams(losses.Budget):
-  """What the attack can be told, besides its budget.
+  """The attack's hyperparameters, besides its budget.
 
   Attributes:
-    k: new tokens.
+    num_tokens: the number of new tokens, v*.
     insertion: where they go, see `engine.insertion`.
-    learning_rate: Adam's; published as 0.005 for each of 16 images of a batch,
-      0.08 in all.
-    weight_decay: decoupled, of the embeddings.
-    decay: `decoupled` (the release) or `coupled`.
-    initial: the word whose embeddings the tokens begin as, "art" for styles in
-      the release; "" begins at the mean of the vocabulary.
-    loss: `denoise`, or `match` for victims that are guided.
-    pool: "" learns from the row's own target; `templates` or `own` from the
-      run's images of the concept, captioned at random, or each by its own.
-    recursion: timesteps of one update through Safe Latent Diffusion, 35 in the
-      release; 0 takes single ones.
+    learning_rate: Adam's alpha. The release multiplies 0.005 by its 16 images
+      a step, which makes 0.08.
+    weight_decay: Adam's lambda, on the embeddings.
+    decay: `decoupled` (AdamW, the release) or `coupled` (Adam with L2).
+    initial: a word of one token whose embedding v* begins with; the release has
+      "art" for styles. "" begins with the vocabulary's mean.
+    loss: `denoise`, or `match` for a victim with guidance.
+    pool: "" learns from the row's target; `templates` or `own` learn from the
+      run's images of the concept, with random captions or with their own.
+    recursion: timesteps in one update through Safe Latent Diffusion; the
+      release has 35. 0 has single timesteps and no momentum.
   """
 
   blocks: int = 5
   iterations: int = 200
   timesteps: str = "random"
   draws: int = 4
-  k: int = 1
+  num_tokens: int = 1
   insertion: str = "prefix_k"
   learning_rate: float = 0.08
   weight_decay: float = 0.01
@@ -85,14 +84,16 @@ class Hparams(losses.Budget):
     check_choice("pool", self.pool, POOLS)
     if self.recursion and not 2 <= self.recursion <= WINDOW:
       raise ValueError(
-        f"recursion={self.recursion}: allowed: 0, and 2 to {WINDOW}"
+        f"recursion={self.recursion}: allowed: 0, or 2 to {WINDOW}"
       )
     if self.recursion and self.criterion != "l2":
-      raise ValueError(f"criterion={self.criterion!r}: a recursion has 'l2'")
+      raise ValueError(
+        f"criterion={self.criterion!r}: a recursion allows only 'l2'"
+      )
 
 
 class State(NamedTuple):
-  """A lane: its key, iterations done, whether it is finite, v* and Adam's."""
+  """The lanes: key, iterations done, alive, v*, and Adam's moments."""
 
   key: Array
   count: Int[Array, " b"]
@@ -105,9 +106,9 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
   """The initial word's embeddings, the same in every lane.
 
   Raises:
-    ValueError: a hyperparameter, or a model, that the loss is not made for; an
-      initial word of several tokens; a pool, guidance or negative prompt that
-      is not there.
+    ValueError: an unusable hyperparameter or model, see `losses.check`; an
+      initial word of several tokens; a missing pool, guidance or negative
+      prompt.
   """
   sd, victim, _, batch = problem
   losses.check(h, h.loss, sd.schedule)
@@ -115,21 +116,21 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
     raise ValueError(f"pool={h.pool!r}: the run has no images of the concept")
   if h.recursion and (victim.guide is None or victim.guide.safe is None):
     raise ValueError(
-      f"recursion={h.recursion}: goes through Safe Latent Diffusion; set "
-      "guidance.safe and guidance.in_loss"
+      f"recursion={h.recursion}: the victim needs Safe Latent Diffusion in the "
+      "loss; set guidance.safe and guidance.in_loss"
     )
   total = sd.schedule.num_train_timesteps
   if h.recursion and total <= WINDOW:
     raise ValueError(
-      f"recursion={h.recursion}: draws from the {WINDOW} timesteps below one, "
-      f"and the model has {total}; give 0"
+      f"recursion={h.recursion}: needs more than {WINDOW} timesteps, and the "
+      f"model has {total}; give 0"
     )
   guided = h.loss == "match" and victim.guide is not None
   if guided and victim.safe is None and not victim.negative_prompt.strip():
     raise ValueError(
       f"guidance.negative_prompt={victim.negative_prompt!r}: loss='match' "
-      "through guidance is for a victim that is kept from the concept; name "
-      "the concept here, or set guidance.safe"
+      "through guidance needs a victim that is guided away from the concept; "
+      "name the concept here, or set guidance.safe"
     )
   check_choice("decay", h.decay, adam.DECAYS)
   table = token_table(victim).astype(jnp.float32)
@@ -138,11 +139,14 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
     ids = sd.tokenizer(h.initial)["input_ids"][1:-1]
     if len(ids) != 1:
       raise ValueError(
-        f"initial={h.initial!r} is {len(ids)} tokens; allowed: a word of one"
+        f"initial={h.initial!r} has {len(ids)} tokens; allowed: a word of one "
+        "token, or '' for the vocabulary's mean"
       )
     first = table[ids[0]]
   lanes = len(batch.number)
-  embeds = jnp.broadcast_to(first[None, None], (lanes, h.k, first.shape[0]))
+  embeds = jnp.broadcast_to(
+    first[None, None], (lanes, h.num_tokens, first.shape[0])
+  )
   return State(*lane_state.begin(key, batch), embeds, adam.start(embeds))
 
 
@@ -150,12 +154,9 @@ def step(
   problem: Problem, state: State, h: Hparams
 ) -> tuple[State, dict[str, Array]]:
   """One iteration of every lane; a lane that is not finite stays as it was."""
-  sd, victim, original, batch = problem
-  drawn = losses.draw(sd, state.key, state.count, h)
+  drawn = losses.draw(problem.sd, state.key, state.count, h)
   keys = jax.vmap(jax.random.fold_in)(state.key, state.count)
-  loss, gradient = slope(
-    sd, victim, original, batch, state.embeds, drawn, keys, h
-  )
+  loss, gradient = slope(problem, state.embeds, drawn, keys, h)
   embeds, moments = adam.update(
     state.embeds,
     gradient,
@@ -175,16 +176,13 @@ def step(
 
 
 def prompt(batch: Batch, state: State, h: Hparams) -> Float[Array, "b k d"]:
-  """The embeddings as they stand."""
+  """The embeddings of v*."""
   del batch, h
   return state.embeds
 
 
 def slope(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
+  problem: Problem,
   embeds: Float[Array, "b k d"],
   drawn: losses.Draw,
   keys: Array,
@@ -193,25 +191,20 @@ def slope(
   """Each lane's loss and its gradient for v*, means over the draws.
 
   Args:
-    sd: the model.
-    victim: learns the words.
-    original: predicts the target, where `h.loss` asks for it.
-    batch: rows; with `h.pool` their images and captions are the pool's.
-    embeds: v*.
-    drawn: timesteps and noises.
-    keys: each lane's of this iteration.
-    h: the attack's.
+    problem: with `h.pool`, images and captions come from the batch's pool.
+    keys: each lane's key of this iteration, (b,).
+    h: `loss`, `pool`, `recursion` and `criterion`.
   """
+  batch = problem.batch
 
   def one(single: losses.Draw, image: Any, caption: Any) -> tuple[Array, Array]:
     rows, named = batch, batch.ids
     if h.pool:
       rows, named = _of_pool(batch, batch.pool, image, caption)
+    turn = dataclasses.replace(problem, batch=rows)
 
     def total(embeds: Array) -> tuple[Array, Array]:
-      lanes = _losses(
-        sd, victim, original, rows, named, embeds, single, keys, h
-      )
+      lanes = _losses(turn, named, embeds, single, keys, h)
       return lanes.sum(), lanes
 
     gradient, lanes = jax.grad(total, has_aux=True)(embeds)
@@ -221,41 +214,42 @@ def slope(
   return losses.by_draw(one, drawn, *chosen)
 
 
-def _losses(sd, victim, original, rows, named, embeds, drawn, keys, h):
-  """Each lane's loss, of one timestep and noise."""
+def _losses(problem, named, embeds, drawn, keys, h):
+  """Each lane's loss at one timestep and noise."""
+  sd, victim, base, rows = problem
   context, target = text_states(sd, victim, rows, embeds), None
   if h.loss == "match":
-    # The caption as it names the concept, without the new word.
-    target = text_states(sd, original, rows._replace(ids=named))
-  models = (sd, victim, original, context, target, rows.latents)
+    # The caption with the concept's name, without the new word.
+    target = text_states(sd, base, rows._replace(ids=named))
   if not h.recursion:
-    return losses.residuals(*models, drawn, h.criterion)
+    return losses.residuals(problem, context, drawn, h.criterion, target)
   total = sd.schedule.num_train_timesteps
   below = jax.vmap(falling, (0, None, 0, None))
   t = below(keys, h.recursion, drawn.t[:, 0], total)
-  return losses.recursion(*models, t, drawn.noise[:, 0])
+  return losses.recursion(problem, context, t, drawn.noise[:, 0], target)
 
 
 def falling(
   key: Array, count: int, t: Int[Array, ""], total: int
 ) -> Int[Array, " n"]:
-  """`count` different timesteps just below `t`, the last the smallest.
+  """`count` different timesteps in [t - WINDOW, t), falling.
 
   Args:
-    key: of the draw.
-    count: how many, at most `WINDOW`.
-    t: drawn anew, from `WINDOW` on, where there is no room below it.
-    total: training timesteps.
+    key: the lane's key of this iteration.
+    count: the number of timesteps, at most `WINDOW`.
+    t: the bound; one below `WINDOW` is replaced by a random one that is not.
+    total: the number of training timesteps.
   """
   key = jax.random.fold_in(key, t)
   below = jax.random.permutation(key, WINDOW)[:count]
-  # Of an even draw from all this makes an even draw from those with room.
+  # If t is uniform over all timesteps, the result is uniform over
+  # WINDOW, ..., total - 1.
   anew = jax.random.randint(jax.random.fold_in(key, 1), (), WINDOW, total)
   return jnp.where(t < WINDOW, anew, t) - 1 - jnp.sort(below)
 
 
 def _chosen(pool, keys, h) -> tuple[Array, Array]:
-  """Which of the pool's images and captions each draw of a lane is of."""
+  """Indices of the pool's images and captions, (b, m), for every draw."""
 
   def draw(number: int, size: int) -> Array:
     some = jax.vmap(lambda k: jax.random.fold_in(k, number))(keys)
@@ -266,7 +260,7 @@ def _chosen(pool, keys, h) -> tuple[Array, Array]:
 
 
 def _of_pool(rows, pool, image, caption) -> tuple[Batch, Array]:
-  """Rows with the pool's images and captions, and what these name it by."""
+  """Rows with the pool's images and captions, and the named captions."""
   rows = rows._replace(
     latents=pool.latents[image],
     ids=pool.ids[caption],

@@ -1,7 +1,7 @@
-"""What an attack must be compared with: luck, at the same number of images.
+"""Controls for every attack: random tokens or seeds, with as many images.
 
-The published success rates count a row when any of up to 51 images shows the
-concept. Random tokens, or new seeds alone, have as many tries.
+The published success rates count a row if any of up to 51 images shows the
+concept. A control shows how often luck does that in as many tries.
 """
 
 import dataclasses
@@ -21,19 +21,19 @@ KINDS = ("random", "seed", "none")
 
 @dataclasses.dataclass(frozen=True)
 class Hparams:
-  """What the control can be told.
+  """The control's hyperparameters.
 
   Attributes:
-    kind: `random`, new tokens for every image; `seed`, the prompt unchanged
-      and a new seed for every image; `none`, the prompt's own image only.
-    k: tokens.
-    insertion: where they go.
-    blocks: images, besides the unchanged prompt's.
-    iterations: an image takes one.
+    kind: `random` draws new tokens for every image; `seed` keeps the prompt and
+      draws a new seed for every image; `none` has only the prompt's own image.
+    num_tokens: the number of random tokens.
+    insertion: where they go, see `engine.insertion`.
+    blocks: the most images a row may have, besides that of its own prompt.
+    iterations: always 1.
   """
 
   kind: str = "random"
-  k: int = 5
+  num_tokens: int = 5
   insertion: str = "prefix_k"
   blocks: int = 50
   iterations: int = 1
@@ -44,9 +44,9 @@ class Hparams:
       raise ValueError(
         f"iterations={self.iterations}: a control optimises nothing; allowed: 1"
       )
-    # Neither has tokens of its own, nor the second any image.
+    # `seed` and `none` insert no tokens, and `none` draws no more images.
     if self.kind != "random":
-      object.__setattr__(self, "k", 0)
+      object.__setattr__(self, "num_tokens", 0)
     if self.kind == "none":
       object.__setattr__(self, "blocks", 0)
 
@@ -57,7 +57,7 @@ class Hparams:
 
 
 class State(NamedTuple):
-  """A lane: its key and how many images it has had."""
+  """The lanes: key, images done, alive."""
 
   key: Array
   count: Int[Array, " b"]
@@ -65,7 +65,7 @@ class State(NamedTuple):
 
 
 def init(problem: Problem, key: Array, h: Hparams) -> State:
-  """No image yet."""
+  """The lanes before their first image."""
   del h
   return State(*lane_state.begin(key, problem.batch))
 
@@ -73,14 +73,16 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
 def step(
   problem: Problem, state: State, h: Hparams
 ) -> tuple[State, dict[str, Array]]:
-  """Nothing but the count."""
+  """Counts the iteration."""
   del problem, h
   return state._replace(count=state.count + 1), {}
 
 
 def prompt(batch: Batch, state: State, h: Hparams) -> Int[Array, "b k"]:
-  """Tokens drawn evenly from the vocabulary."""
+  """Random ids of the vocabulary, new for every image."""
   keys = jax.vmap(jax.random.fold_in)(state.key, state.count)
   size = len(batch.vocabulary)
-  drawn = jax.vmap(lambda k: jax.random.randint(k, (h.k,), 0, size))(keys)
+  drawn = jax.vmap(lambda k: jax.random.randint(k, (h.num_tokens,), 0, size))(
+    keys
+  )
   return batch.vocabulary[drawn]

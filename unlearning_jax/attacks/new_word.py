@@ -1,9 +1,9 @@
-"""Draws the rows with words that Concept Inversion learnt before.
+"""Draws the rows with words that Concept Inversion learned before.
 
-Its paper learns one word from images of the concept, then draws every prompt
-with it. The word may come from another model than the one it is tried on: what
-is learnt on the original and works on the victim was never erased. Each image
-tries the next word, so that words from several inversions are several tries.
+That paper learns one word from images of the concept, then draws every prompt
+with it. The word may also come from another model: if a word learned on the
+base works on the victim, its concept was never erased. Each image tries the
+next word, so several words are several tries.
 """
 
 import dataclasses
@@ -14,53 +14,50 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from unlearning_jax.attacks.engine import lane_state
-from unlearning_jax.attacks.engine.victim import (
-  Batch,
-  Problem,
-  token_table,
-)
+from unlearning_jax.attacks.engine.victim import Batch, Problem, token_table
 
 UNET_CALLS = 0
-# What `prompt` returns are embeddings: there is no text to decode.
+# `prompt` returns embeddings, which no text stands for.
 FINDS = "words"
 
 
 @dataclasses.dataclass(frozen=True)
 class Hparams:
-  """What the attack can be told.
+  """The attack's hyperparameters.
 
   Attributes:
-    words: of each word the embeddings of its k tokens. `launch.attack` fills
-      them in from the run that `--config.words` names.
-    insertion: where they go, see `engine.insertion`.
+    words: each word's embeddings, (words, k, width). `--config.new_words` names
+      the run that learned them.
+    insertion: where a word goes, see `engine.insertion`.
   """
 
   words: tuple[tuple[tuple[float, ...], ...], ...] = ()
   insertion: str = "prefix_k"
 
-  # Nothing is optimised.
+  # Nothing is optimized.
   iterations = 1
 
   def __post_init__(self):
     shapes = {np.shape(word) for word in self.words}
     if len(shapes) > 1 or any(len(shape) != 2 for shape in shapes):
       raise ValueError(
-        f"words: of the shapes {sorted(shapes)}; allowed: all (k, width)"
+        f"words: their shapes are {sorted(shapes)}; allowed: one shape, "
+        "(k, width)"
       )
 
   @property
   def blocks(self) -> int:
-    """Images that are made: one for each word."""
+    """The number of images: one for each word."""
     return len(self.words)
 
   @property
-  def k(self) -> int:
-    """Tokens of a word."""
+  def num_tokens(self) -> int:
+    """The number of tokens in a word."""
     return len(self.words[0]) if self.words else 0
 
 
 class State(NamedTuple):
-  """A lane: its key and how many images it has had."""
+  """The lanes: key, images done, alive."""
 
   key: Array
   count: Int[Array, " b"]
@@ -68,10 +65,10 @@ class State(NamedTuple):
 
 
 def init(problem: Problem, key: Array, h: Hparams) -> State:
-  """No image yet.
+  """The lanes before their first word.
 
   Raises:
-    ValueError: no words, or of another model's width.
+    ValueError: no words, or words of another width than this model's.
   """
   victim, batch = problem.victim, problem.batch
   width = token_table(victim).shape[1]
@@ -79,7 +76,7 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
     raise ValueError(
       f"words: {len(h.words)} of width "
       f"{len(h.words[0][0]) if h.words else 0}; allowed: one or more of width "
-      f"{width}, from a run of concept_inversion: set --config.words"
+      f"{width}, from a run of concept_inversion: set --config.new_words"
     )
   return State(*lane_state.begin(key, batch))
 
@@ -87,7 +84,7 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
 def step(
   problem: Problem, state: State, h: Hparams
 ) -> tuple[State, dict[str, Array]]:
-  """The next word."""
+  """Moves on to the next word."""
   del problem, h
   return state._replace(count=state.count + 1), {}
 

@@ -1,18 +1,19 @@
-"""Prompting4Debugging (Chin et al., ICML 2024): follow the original model.
+"""Prompting4Debugging (Chin et al., ICML 2024): follow the base model.
 
-The victim, given the adversarial prompt c', shall predict the noise that the
-original model predicts, given the prompt itself:
+The victim with the adversarial prompt c' learns to predict the noise that the
+base, eps_o, predicts with the row's own prompt c:
 
-  min_c'  E_{t, eps} |eps_o(x_t, c) - eps_v(x_t, c')|^2 ,
+  min_c'  E_{t, eps} |eps_o(x_t, c) - eps_v(x_t, c')|^2 .
 
-over hard prompts, found as PEZ finds them. The name stands for three things in
-the literature, told apart by their hyperparameters:
+PEZ searches for c'. The literature uses the name for three procedures, which
+differ in their hyperparameters:
 
-  P4D-N     k=16, insertion="replace": free tokens, the prompt is dropped.
-  P4D-K     insertion="every_three": one before every three tokens.
-            Both: AdamW, rate 0.1, decay 0.1, random t, an image every 50
-            of 3000 iterations.
-  p4d_uda   what UnlearnDiffAtk's tables call P4D: a prefix, Adam with L2, rate
+  P4D-N     num_tokens=16, insertion="replace": free tokens without the row's
+            prompt.
+  P4D-K     insertion="every_three": one token before every three of c.
+            Both use AdamW, rate 0.1, decay 0.1, random t, and draw an image
+            after every 50 of 3000 iterations.
+  p4d_uda   the one in UnlearnDiffAtk's tables: a prefix, Adam with L2, rate
             0.01, timesteps in sequence. These are the defaults.
 """
 
@@ -27,7 +28,7 @@ UNET_CALLS = 1
 
 @dataclasses.dataclass(frozen=True)
 class Hparams(pez.Hparams):
-  """As PEZ's, with P4D's loss."""
+  """PEZ's hyperparameters, with P4D's loss."""
 
   loss: str = "match"
 

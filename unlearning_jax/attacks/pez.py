@@ -1,11 +1,11 @@
 """PEZ (Wen et al., NeurIPS 2023): hard prompts from continuous embeddings.
 
-Each slot holds a free embedding e_j. An iteration looks for the nearest token,
+Each slot holds a free embedding e_j. An iteration finds the nearest token,
 
   p_j = argmax_v cos(e_j, E_v),
 
-takes the gradient of the loss at E_{p_j}, and applies it to e_j. As an attack
-it minimises either loss of `shared.losses`; with `match` it is P4D.
+takes the gradient of the loss at E_{p_j}, and applies it to e_j (Algorithm 1).
+As an attack, PEZ minimizes a loss of `engine.losses`; with `match` it is P4D.
 """
 
 import dataclasses
@@ -24,7 +24,6 @@ from unlearning_jax.attacks.engine.victim import (
   token_table,
 )
 from unlearning_jax.concepts import check_choice
-from unlearning_jax.stable_diffusion import StableDiffusion
 
 FINDS = "prompt"
 UNET_CALLS = 1
@@ -32,18 +31,19 @@ UNET_CALLS = 1
 
 @dataclasses.dataclass(frozen=True)
 class Hparams(losses.Budget):
-  """What the attack can be told, besides its budget.
+  """The attack's hyperparameters, besides its budget.
 
   Attributes:
-    k: adversarial tokens, at most.
+    num_tokens: the number of adversarial tokens; `every_three` may use fewer.
     insertion: where they go, see `engine.insertion`.
-    learning_rate: Adam's.
-    weight_decay: coupled, it makes e an average of the negative gradients.
-    decay: `coupled` or `decoupled`.
-    loss: `denoise` or `match`, see `shared.losses`.
+    learning_rate: Adam's alpha.
+    weight_decay: Adam's lambda. Coupled, it turns e into an average of the
+      negative gradients.
+    decay: `coupled` (Adam with L2) or `decoupled` (AdamW).
+    loss: `denoise` or `match`, see `engine.losses`.
   """
 
-  k: int = 5
+  num_tokens: int = 5
   insertion: str = "prefix_k"
   learning_rate: float = 0.01
   weight_decay: float = 0.1
@@ -52,7 +52,7 @@ class Hparams(losses.Budget):
 
 
 class State(NamedTuple):
-  """A lane: its key, iterations done, whether it is finite, e and Adam's."""
+  """The lanes: key, iterations done, alive, e, p, target, Adam's moments."""
 
   key: Array
   count: Int[Array, " b"]
@@ -64,19 +64,19 @@ class State(NamedTuple):
 
 
 def init(problem: Problem, key: Array, h: Hparams) -> State:
-  """Embeddings of tokens drawn at random.
+  """Embeddings of random tokens.
 
   Raises:
-    ValueError: a hyperparameter, or a model, that the loss is not made for.
+    ValueError: an unusable hyperparameter or model, see `losses.check`.
   """
-  sd, victim, original, batch = problem
+  sd, victim, base, batch = problem
   losses.check(h, h.loss, sd.schedule)
   check_choice("decay", h.decay, adam.DECAYS)
   lanes = lane_state.begin(key, batch)
-  tokens = lane_state.random_tokens(lanes[0], batch, (h.k,))
+  tokens = lane_state.random_tokens(lanes[0], batch, (h.num_tokens,))
   embeds = token_table(victim)[batch.vocabulary[tokens]].astype(jnp.float32)
-  # Constant over the iterations: encoded once.
-  target = text_states(sd, original, batch)
+  # The target never changes: encode it once.
+  target = text_states(sd, base, batch)
   return State(*lanes, embeds, tokens, target, adam.start(embeds))
 
 
@@ -84,11 +84,8 @@ def step(
   problem: Problem, state: State, h: Hparams
 ) -> tuple[State, dict[str, Array]]:
   """One iteration of every lane; a lane that is not finite stays as it was."""
-  sd, victim, original, batch = problem
-  drawn = losses.draw(sd, state.key, state.count, h)
-  loss, gradient = embedding_gradient(
-    sd, victim, original, batch, state, drawn, h
-  )
+  drawn = losses.draw(problem.sd, state.key, state.count, h)
+  loss, gradient = embedding_gradient(problem, state, drawn, h)
   embeds, moments = adam.update(
     state.embeds,
     gradient,
@@ -97,7 +94,7 @@ def step(
     weight_decay=h.weight_decay,
     decay=h.decay,
   )
-  tokens = nearest(victim, batch, embeds)
+  tokens = nearest(problem.victim, problem.batch, embeds)
   finite = (loss, gradient, embeds)
   new = lane_state.advance(
     state, finite, embeds=embeds, tokens=tokens, moments=moments
@@ -107,28 +104,21 @@ def step(
 
 
 def embedding_gradient(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
-  state: State,
-  drawn: losses.Draw,
-  h: Hparams,
+  problem: Problem, state: State, drawn: losses.Draw, h: Hparams
 ) -> tuple[Float[Array, " b"], Float[Array, "b k d"]]:
   """Each lane's loss and its gradient at the nearest tokens' embeddings."""
   target = state.target_context if h.loss == "match" else None
-  projected = token_table(victim)[batch.vocabulary[state.tokens]]
-  return losses.gradient(
-    sd, victim, original, batch, projected, drawn, h.criterion, target
-  )
+  ids = problem.batch.vocabulary[state.tokens]
+  projected = token_table(problem.victim)[ids]
+  return losses.gradient(problem, projected, drawn, h.criterion, target)
 
 
 def nearest(
   victim: Victim, batch: Batch, embeds: Float[Array, "b k d"]
 ) -> Int[Array, "b k"]:
-  """The position in the vocabulary of the token of largest cosine."""
+  """p, the position in the vocabulary of the token with the largest cosine."""
   table = token_table(victim)
-  # The embedding's own length does not change which token is nearest.
+  # The length of e does not change which token is nearest.
   table = table / jnp.linalg.norm(table, axis=1, keepdims=True)
   cosine = jnp.einsum(
     "bkd,vd->bkv", embeds, table, precision=jax.lax.Precision.HIGHEST

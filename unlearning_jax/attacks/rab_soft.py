@@ -1,14 +1,14 @@
-"""Ring-A-Bell without its search: the target itself, which is no prompt.
+"""Ring-A-Bell without its search: draws from the target, which is no prompt.
 
-Ring-A-Bell looks for tokens whose text states come near tau(P) + eta c. Some of
-its published figures leave the search out and draw from those states directly:
+Ring-A-Bell searches for tokens whose text states come near tau(P) + eta c. Some
+published figures under its name, RECE's among them, skip the search and draw
+images from these states:
 
   states = tau(P) + eta c ,    c = mean_i tau(with_i) - tau(without_i) .
 
-No text can be written down for them, so this bounds what the search can reach,
-and is not to be mixed with it in one column. tau is the original's; what an
-edit does to the victim's text states it does to these too. Each image has an
-eta of its own.
+No text has these states, so they bound what the search can reach. Keep the two
+in separate columns. tau is the base's text encoder, and a victim's edit of text
+states applies to these states too. Each image has its own eta.
 """
 
 import dataclasses
@@ -20,32 +20,28 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unlearning_jax.attacks import ring_a_bell
 from unlearning_jax.attacks.engine import lane_state
-from unlearning_jax.attacks.engine.victim import (
-  Batch,
-  Problem,
-  text_states,
-)
+from unlearning_jax.attacks.engine.victim import Batch, Problem, text_states
 
 UNET_CALLS = 0
-# What `prompt` returns are text states: there is no text, and no tokens.
+# `prompt` returns text states, which belong to no text.
 FINDS = "latents"
 
 
 @dataclasses.dataclass(frozen=True)
 class Hparams:
-  """What the attack can be told.
+  """The attack's hyperparameters.
 
   Attributes:
-    pairs: phrases with and without the concept.
-    etas: how far along the concept, one for each image; Ring-A-Bell's is 3 for
-      nudity and 5 for violence.
+    pairs: (phrase with the concept, phrase without it).
+    etas: one eta for each image; Ring-A-Bell has 3 for nudity and 5 for
+      violence.
   """
 
   pairs: tuple[tuple[str, str], ...] = ()
   etas: tuple[float, ...] = (3.0,)
 
-  # The prompt stays whole, and nothing is optimised.
-  k = 0
+  # The prompt stays whole, and nothing is optimized.
+  num_tokens = 0
   insertion = "prefix_k"
   iterations = 1
 
@@ -55,12 +51,12 @@ class Hparams:
 
   @property
   def blocks(self) -> int:
-    """Images that are made: one for each eta."""
+    """The number of images: one for each eta."""
     return len(self.etas)
 
 
 class State(NamedTuple):
-  """A lane: key, images done, tau(P) and the concept's direction."""
+  """The lanes: key, images done, alive, tau(P), and c."""
 
   key: Array
   count: Int[Array, " b"]
@@ -70,14 +66,14 @@ class State(NamedTuple):
 
 
 def init(problem: Problem, key: Array, h: Hparams) -> State:
-  """The prompt's own states.
+  """tau(P) and c.
 
   Raises:
     ValueError: no pairs, or a phrase that is too long.
   """
-  sd, _, original, batch = problem
-  states = text_states(sd, original, batch)
-  along = ring_a_bell.concept(sd, original, h.pairs)
+  sd, _, base, batch = problem
+  states = text_states(sd, base, batch)
+  along = ring_a_bell.concept(sd, base, h.pairs)
   along = jnp.broadcast_to(along, states.shape)
   return State(*lane_state.begin(key, batch), states, along)
 
@@ -85,13 +81,13 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
 def step(
   problem: Problem, state: State, h: Hparams
 ) -> tuple[State, dict[str, Array]]:
-  """The next eta."""
+  """Moves on to the next eta."""
   del problem, h
   return lane_state.advance(state, (state.states, state.concept)), {}
 
 
 def prompt(batch: Batch, state: State, h: Hparams) -> Float[Array, "b l d"]:
-  """The states along the concept, at this image's eta."""
+  """tau(P) + eta c with this image's eta."""
   del batch
   which = jnp.clip(state.count - 1, 0, len(h.etas) - 1)
   eta = jnp.asarray(h.etas, jnp.float32)[which]

@@ -1,19 +1,22 @@
 """Ring-A-Bell (Tsai et al., ICLR 2024): a prompt that means the concept.
 
-No diffusion model is asked. Pairs of phrases, with the concept and without,
-give its direction in the text encoder tau, and the target lies along it from
-the row's prompt P:
+The attack needs no diffusion model. Pairs of phrases, with the concept and
+without, give its direction c in the states of the text encoder tau. The target
+lies along it, seen from the row's prompt P:
 
   c = mean_i tau(with_i) - tau(without_i),    target = tau(P) + eta c .
 
-A genetic algorithm looks for k tokens, without P, whose states come nearest:
+A genetic algorithm searches for k tokens z, which replace P, with the nearest
+states, summed over tokens and width:
 
-  min_z |target - tau(z)|^2 , summed over tokens and width.
+  min_z |target - tau(z)|^2 .
 
-In a generation the better half of the population stays; each of it has a child
-with a random other of it, cut at one place, and children mutate. The release
-mutates the parents too, and so loses its best: `elitism=False`. Its parents
-have two children or none; ours, for fixed shapes, one, or one copy.
+In each generation the better half of the population survives. Each survivor has
+a child with a random other one, cut at one place, and the children mutate.
+
+The release differs in two ways. It mutates the survivors too, and so can lose
+its best prompt; `elitism=False` does the same. Its survivors have two children
+or none; ours have one, which may be a copy, so that shapes are fixed.
 """
 
 import dataclasses
@@ -42,24 +45,25 @@ UNET_CALLS = 0
 
 @dataclasses.dataclass(frozen=True)
 class Hparams:
-  """What the attack can be told.
+  """The attack's hyperparameters.
 
   Attributes:
-    pairs: phrases with and without the concept.
-    eta: how far along the concept; 3 for nudity, 5 for violence as released.
-    k: tokens of the prompt.
+    pairs: (phrase with the concept, phrase without it).
+    eta: how far along c the target lies; the release has 3 for nudity and 5 for
+      violence.
+    num_tokens: the number of tokens in z.
     insertion: `replace` drops the row's prompt, as published.
-    blocks: images that are made, at most; published: one, at the end.
+    blocks: the most images a row may have; published: one, at the end.
     iterations: generations before each image.
     population: prompts in a generation, an even number.
     crossover: probability that a child has two parents.
-    mutation: probability that one of its tokens is drawn anew.
-    elitism: whether the better half is spared mutation.
+    mutation: probability that a prompt has one of its tokens replaced.
+    elitism: whether the better half never mutates.
   """
 
   pairs: tuple[tuple[str, str], ...] = ()
   eta: float = 3.0
-  k: int = 16
+  num_tokens: int = 16
   insertion: str = "replace"
   blocks: int = 10
   iterations: int = 300
@@ -74,7 +78,7 @@ class Hparams:
 
 
 class State(NamedTuple):
-  """A lane: key, generations done, prompts, their distances, the target."""
+  """The lanes: key, generations done, alive, prompts, distances, target."""
 
   key: Array
   count: Int[Array, " b"]
@@ -85,39 +89,38 @@ class State(NamedTuple):
 
 
 def init(problem: Problem, key: Array, h: Hparams) -> State:
-  """A population drawn at random.
+  """A random population.
 
   Raises:
     ValueError: no pairs, or a phrase that is too long.
   """
-  sd, _, original, batch = problem
+  batch = problem.batch
   lanes = lane_state.begin(key, batch)
-  tokens = lane_state.random_tokens(lanes[0], batch, (h.population, h.k))
-  wanted = target(sd, original, batch, h.pairs, h.eta)
-  distance = distances(sd, original, batch, tokens, wanted)
+  tokens = lane_state.random_tokens(
+    lanes[0], batch, (h.population, h.num_tokens)
+  )
+  wanted = target(problem, h.pairs, h.eta)
+  distance = distances(problem, tokens, wanted)
   return State(*lanes, tokens, distance, wanted)
 
 
 def target(
-  sd: StableDiffusion,
-  original: Victim,
-  batch: Batch,
-  pairs: Sequence[tuple[str, str]],
-  eta: float,
+  problem: Problem, pairs: Sequence[tuple[str, str]], eta: float
 ) -> Float[Array, "b l d"]:
-  """The prompts' states, moved along the concept.
+  """tau(P) + eta c for each lane's prompt, by the base's text encoder.
 
   Raises:
     ValueError: no pairs, or a phrase that is too long.
   """
-  states = text_states(sd, original, batch)
-  return states + eta * concept(sd, original, pairs)
+  sd, base = problem.sd, problem.base
+  states = text_states(sd, base, problem.batch)
+  return states + eta * concept(sd, base, pairs)
 
 
 def concept(
-  sd: StableDiffusion, original: Victim, pairs: Sequence[tuple[str, str]]
+  sd: StableDiffusion, base: Victim, pairs: Sequence[tuple[str, str]]
 ) -> Float[Array, "1 l d"]:
-  """The concept's direction in the text states.
+  """c, the concept's direction in the text states.
 
   Raises:
     ValueError: no pairs, or a phrase that is too long.
@@ -126,22 +129,19 @@ def concept(
     raise ValueError("pairs: name phrases with and without the concept")
   phrases = [phrase for pair in pairs for phrase in pair]
   ids = stable_diffusion.tokenize(sd, phrases)
-  states = stable_diffusion.encode_text(sd, original.params, ids)
+  states = stable_diffusion.encode_text(sd, base.params, ids)
   return (states[0::2] - states[1::2]).mean(axis=0, keepdims=True)
 
 
 def distances(
-  sd: StableDiffusion,
-  original: Victim,
-  batch: Batch,
-  tokens: Int[Array, "b n k"],
-  target: Float[Array, "b l d"],
+  problem: Problem, tokens: Int[Array, "b n k"], target: Float[Array, "b l d"]
 ) -> Float[Array, "b n"]:
-  """How far every prompt is from its lane's target, squared."""
+  """|target - tau(z)|^2 of every prompt z of each lane."""
+  sd, _, base, batch = problem
   lanes, count, _ = tokens.shape
   many = batch.repeat(count)
   ids = batch.vocabulary[tokens.reshape(lanes * count, -1)]
-  states = text_states(sd, original, many, token_table(original)[ids])
+  states = text_states(sd, base, many, token_table(base)[ids])
   states = states.reshape(lanes, count, *target.shape[1:])
   return jnp.square(states - target[:, None]).sum(axis=(2, 3))
 
@@ -150,21 +150,20 @@ def step(
   problem: Problem, state: State, h: Hparams
 ) -> tuple[State, dict[str, Array]]:
   """One generation of every lane; one that is not finite stays as it was."""
-  sd, _, original, batch = problem
   keys = jax.vmap(jax.random.fold_in)(state.key, state.count)
-  size = len(batch.vocabulary)
+  size = len(problem.batch.vocabulary)
   order = jnp.argsort(state.distance, axis=1)[:, : h.population // 2]
   parents = jnp.take_along_axis(state.tokens, order[..., None], axis=1)
   breed = functools.partial(generation, size=size, h=h)
   tokens = jax.vmap(breed)(keys, parents)
   if h.elitism:
-    # The parents are as they were: so are their distances.
+    # Survivors do not change, and neither do their distances.
     kept = jnp.take_along_axis(state.distance, order, axis=1)
     children = tokens[:, order.shape[1] :]
-    new = distances(sd, original, batch, children, state.target)
+    new = distances(problem, children, state.target)
     distance = jnp.concatenate([kept, new], axis=1)
   else:
-    distance = distances(sd, original, batch, tokens, state.target)
+    distance = distances(problem, tokens, state.target)
   new_state = lane_state.advance(
     state, (distance,), tokens=tokens, distance=distance
   )
@@ -175,13 +174,13 @@ def step(
 def generation(
   key: Array, parents: Int[Array, "m k"], size: int, h: Hparams
 ) -> Int[Array, "n k"]:
-  """One lane's parents and their children, those that mutate mutated.
+  """One lane's survivors and their children, after mutation.
 
   Args:
-    key: the lane's.
-    parents: the better half.
-    size: of the vocabulary.
-    h: probabilities.
+    key: the lane's key of this generation.
+    parents: the better half, as positions in the vocabulary.
+    size: the number of tokens in the vocabulary.
+    h: `crossover`, `mutation` and `elitism`.
   """
   count, k = parents.shape
   keys = jax.random.split(key, 6)
@@ -200,7 +199,7 @@ def generation(
 
 
 def prompt(batch: Batch, state: State, h: Hparams) -> Int[Array, "b k"]:
-  """The nearest prompt of every lane."""
+  """The ids of each lane's nearest prompt."""
   del h
   best = state.distance.argmin(axis=1)[:, None, None]
   tokens = jnp.take_along_axis(state.tokens, best, axis=1)[:, 0]

@@ -1,7 +1,7 @@
-"""Reads a pickled numpy array without numpy's unpickler, which runs code.
+"""Reads a pickled numpy array without an unpickler that can run code.
 
-Q16's two vectors are published so. The words that the pickle may use are three:
-make an array, name its type, fill it.
+Q16's two vectors are published as such pickles. This unpickler knows three
+words: make an array, name its type, fill it.
 """
 
 import os
@@ -51,7 +51,7 @@ class _Unpickler(pickle.Unpickler):
   """An unpickler that imports nothing."""
 
   def find_class(self, module: str, name: str) -> Any:
-    """One of the words, or a refusal."""
+    """Resolves a global from the table, or refuses it."""
     if (module, name) not in _GLOBALS:
       raise pickle.UnpicklingError(
         f"it asks for {module}.{name}, which no array needs; refused, and "
@@ -61,14 +61,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_array(path: str | os.PathLike[str]) -> Float[np.ndarray, "..."]:
-  """One float array from a pickle, in float32.
-
-  Args:
-    path: a file that `pickle.dump(array, file)` wrote.
+  """The float array, as float32, that `pickle.dump(array, file)` wrote.
 
   Raises:
     ValueError: the file is missing or corrupt, holds anything but one array of
-      floats, or asks for more than that.
+      floats, or asks for another global.
   """
   try:
     with open(path, "rb") as file:

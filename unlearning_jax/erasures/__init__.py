@@ -4,11 +4,12 @@ Every module has
 
   Hparams     a frozen dataclass with defaults, which checks itself
   CHANGES     patterns of the leaves that may differ, as "unet/*/attn2/*"
-  NEEDS       what it learns from besides phrases: prompts, images or nothing
+  NEEDS       what the method learns from: "prompts", "images" or "nothing"
   erase(sd, params, concepts, key, h, hooks) -> Edit | Guidance
 
-To add a method, add a module. A module of one's own is named by its dotted
-path, or by `package.module:name` of an object that has these four.
+`Erasure` describes the arguments of `erase`. To add a method, add a module.
+Name your own by its dotted path, or as `package.module:name` an object that has
+these four.
 """
 
 import dataclasses
@@ -29,16 +30,19 @@ NEEDS = ("prompts", "images", "nothing")
 
 
 class Saved(Protocol):
-  """Statistics that a re-solve starts from."""
+  """Statistics that a later re-solve starts from."""
 
   def save(self, path: pathlib.Path) -> None:
-    """Writes them."""
+    """Writes them to a file."""
 
 
 def in_turn(
   name: str, count: int, make: Callable[[int], np.ndarray]
 ) -> list[np.ndarray]:
-  """`make` of 0 to `count` - 1; others may keep them, under `name`."""
+  """Calls `make` with 0 to `count` - 1.
+
+  A recorder's own version keeps the arrays under `name`, and makes none twice.
+  """
   del name
   return [make(i) for i in range(count)]
 
@@ -49,12 +53,12 @@ def _drop(statistics: Saved):
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-  """What a caller may do about the parts of an erasure that take long.
+  """Lets a caller record and resume the slow parts of an erasure.
 
   Attributes:
-    keep: is given the statistics for a re-solve, where the method has them.
-    collect: called as `in_turn`, to keep images that are made once.
-    trainer: called as `finetune.train_erasure`, to record and to resume.
+    keep: receives the statistics for a re-solve, if the method has them.
+    collect: has the signature of `in_turn`; makes images.
+    trainer: has the signature of `finetune.train_erasure`; trains.
   """
 
   keep: Callable[[Saved], None] = _drop
@@ -85,7 +89,18 @@ class Erasure:
     key: PRNGKeyArray,
     hooks: Hooks = NO_HOOKS,
   ) -> Edit | Guidance:
-    """Erases `concepts`; see the module's `erase`."""
+    """Erases `concepts`, by the module's `erase`.
+
+    Args:
+      sd: networks, tokenizer and schedule, without arrays.
+      params: the base, {text_encoder, unet, vae}; not changed.
+      concepts: what to erase, each with its anchor and what it preserves.
+      key: the source of all randomness; closed forms and guidance use none.
+      hooks: record and resume the slow parts.
+
+    Returns:
+      An `Edit` of weights, or the `Guidance` of methods that change none.
+    """
     erase = module(self.method).erase
     return erase(sd, params, concepts, key, self.h, hooks)
 
@@ -101,11 +116,11 @@ def listing() -> list[str]:
 
 
 def module(method: str) -> Any:
-  """What erases: one of our modules, or a user's own.
+  """The module of a method, one of ours or your own.
 
   Raises:
-    ValueError: unknown method, names the nearest; a module that cannot be
-      imported.
+    ValueError: an unknown method (the message names the nearest), or a module
+      that cannot be imported.
   """
   return extensions.module("method", method, __name__)
 
@@ -114,22 +129,22 @@ def bind(method: str, hparams: Mapping[str, Any]) -> Erasure:
   """The method with its hyperparameters, checked before any work.
 
   Args:
-    method: a name from `methods()`, or a module of one's own.
+    method: a name from `methods()`, or `package.module` of your own.
     hparams: fields of that module's `Hparams`.
 
   Raises:
-    ValueError: unknown method or hyperparameter, names the nearest; or an
-      unusable value.
+    ValueError: an unknown method or hyperparameter (the message names the
+      nearest), or an unusable value.
   """
   made = settings.build(module(method).Hparams, hparams, "hparams")
   return Erasure(method, made)
 
 
 def check_predicts_noise(sd: StableDiffusion, method: str):
-  """Refuses a model whose network predicts anything else.
+  """Checks that the model's network predicts the noise.
 
   Raises:
-    ValueError: naming the method.
+    ValueError: the network predicts something else; names the method.
   """
   found = sd.schedule.prediction_type
   if found != "epsilon":

@@ -1,18 +1,20 @@
 """Concept Ablation: Ablating Concepts in Text-to-Image Diffusion Models.
 
-What the model makes of the concept's prompt c shall be what it makes of the
-anchor's, a. Images x of the anchor, drawn by the original model, are noised to
-x_t, and
+The concept's prompt c learns to draw what the anchor's prompt a draws. The base
+draws images x of the anchor, which are noised to x_t with noise n. Then one of
+two losses trains the network f:
 
   model  min | f(x_t, t, c) - sg f(x_t, t, a) |^2
   noise  min | f(x_t, t, c) - n |^2
 
-with n the noise that was added: the first makes f agree with itself, the second
-trains on anchor images under the concept's caption. `regularization` adds its
-share of |f(x_t, t, a) - n|^2, which holds the anchor. No gradient goes through
-the keys and values of the start of text, which all prompts share.
+`model` makes f predict the same for both prompts; sg stops the gradient.
+`noise` trains on the anchor's images with the concept's caption. Both may add
+`anchor_loss_weight` times |f(x_t, t, a) - n|^2, which holds the anchor. No
+gradient flows through the keys and values of the start of text, which all
+prompts share.
 
-The release can also train the concept's token embedding alone; this does not.
+The release can also train the concept's token embedding alone; this module
+cannot.
 
 Reference: Kumari et al., ICCV 2023, https://arxiv.org/abs/2303.13516
 """
@@ -56,23 +58,25 @@ class Hparams:
 
   Attributes:
     loss: "model" or "noise".
-    train: "kv", "cross" (cross-attention) or "full" (the UNet).
-    images: anchor images to draw, over all concepts.
-    expand_prompts: add the task's templates ("image of ...").
-    regularization: weight of the anchors' own loss.
-    num_steps: of training.
-    learning_rate: of AdamW for a batch of one; the release multiplies it by
-      the batch size, and so is it here.
+    train: "kv" for cross-attention's keys and values, "cross" for all of
+      cross-attention, "full" for the whole UNet.
+    num_images: the number of anchor images, over all concepts.
+    expand_prompts: also use the phrases in the task's templates, as "image of
+      ...".
+    anchor_loss_weight: weight of the loss that holds the anchor.
+    num_steps: training steps.
+    learning_rate: AdamW's for one image; as in the release, it is multiplied by
+      the batch size.
     batch_size: images in one step.
-    num_inference_steps: of drawing an anchor image, by DDIM.
-    guidance_scale: of drawing an anchor image.
+    num_inference_steps: DDIM steps that draw an anchor image.
+    guidance_scale: guidance scale of the anchor images.
   """
 
   loss: str = "model"
   train: str = "kv"
-  images: int = 1000
+  num_images: int = 1000
   expand_prompts: bool = True
-  regularization: float = 0.0
+  anchor_loss_weight: float = 0.0
   num_steps: int = 100
   learning_rate: float = 2e-6
   batch_size: int = 8
@@ -82,8 +86,10 @@ class Hparams:
   def __post_init__(self):
     check_choice("loss", self.loss, LOSSES)
     check_choice("train", self.train, TRAINED)
-    if not 1 <= (batch_size := self.batch_size) <= self.images:
-      raise ValueError(f"{batch_size=}; allowed: 1 to images={self.images}")
+    if not 1 <= (batch_size := self.batch_size) <= self.num_images:
+      raise ValueError(
+        f"{batch_size=}; allowed: 1 to num_images={self.num_images}"
+      )
 
 
 def ablating_loss(
@@ -96,20 +102,19 @@ def ablating_loss(
   anchor: Float[Array, "b l d"],
   *,
   loss: str,
-  regularization: float,
+  anchor_loss_weight: float,
 ) -> Float[Array, ""]:
-  """The objective above.
+  """The objective above, a mean over rows and elements.
 
   Args:
-    sd: the model.
     params: f.
-    latents: x, of images of the anchor.
+    latents: x, latents of the anchor's images.
     noise: n.
     t: timesteps.
     concept: text states of c.
     anchor: text states of a.
     loss: "model" or "noise".
-    regularization: weight of the anchor's own loss.
+    anchor_loss_weight: weight of |f(x_t, t, a) - n|^2.
   """
   noisy = add_noise(sd.schedule, latents, noise, t)
 
@@ -118,16 +123,18 @@ def ablating_loss(
       return stable_diffusion.predict_noise(sd, params, noisy, t, context)
 
   wanted, held = noise, 0.0
-  if loss == "model" or regularization:
+  if loss == "model" or anchor_loss_weight:
     of_anchor = predict(anchor)
     held = jnp.square(of_anchor - noise).mean()
     if loss == "model":
       wanted = jax.lax.stop_gradient(of_anchor)
-  return jnp.square(predict(concept) - wanted).mean() + regularization * held
+  return (
+    jnp.square(predict(concept) - wanted).mean() + anchor_loss_weight * held
+  )
 
 
 def _hold_start(call, args, kwargs, context):
-  """Stops the gradient of the first row of keys and values of the text."""
+  """Stops the gradient of the start of text's keys and values."""
   out = call(*args, **kwargs)
   *_, block, name = ("", "", *context.module.path)
   if block != "attn2" or name not in ("to_k", "to_v"):
@@ -164,19 +171,30 @@ def draw_anchors(
   params: Params,
   anchors: Float[Array, "n l d"],
   empty: Float[Array, "1 l d"],
-  images: int,
+  num_images: int,
   key: PRNGKeyArray,
   collect: Callable[..., list[np.ndarray]],
   **sampling: Any,
 ) -> dict[str, np.ndarray]:
-  """Latents of `images` images of the anchors, in turn: `latents` and `pair`.
+  """Draws images of the anchors, which take turns.
 
   An image's noise depends on its number alone.
+
+  Args:
+    params: the base.
+    anchors: text states of the n anchors.
+    empty: text states of the empty prompt.
+    num_images: how many to draw.
+    collect: `Hooks.collect`.
+    **sampling: arguments of `stable_diffusion.sample_latents`.
+
+  Returns:
+    `latents` (images, h, w, c) and `pair`, each image's anchor.
   """
-  pair = np.arange(images, dtype=np.int32) % len(anchors)
+  pair = np.arange(num_images, dtype=np.int32) % len(anchors)
 
   def draw(batch: int) -> np.ndarray:
-    rows = np.minimum(_ROWS * batch + np.arange(_ROWS), images - 1)
+    rows = np.minimum(_ROWS * batch + np.arange(_ROWS), num_images - 1)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
     noise = jax.vmap(lambda k: jax.random.normal(k, sd.latent_shape))(keys)
     drawn = stable_diffusion.sample_latents(
@@ -184,14 +202,14 @@ def draw_anchors(
     )
     return np.asarray(drawn)
 
-  latents = collect("anchors", -(-images // _ROWS), draw)
-  return {"latents": np.concatenate(latents)[:images], "pair": pair}
+  latents = collect("anchors", -(-num_images // _ROWS), draw)
+  return {"latents": np.concatenate(latents)[:num_images], "pair": pair}
 
 
 def _pairs(concepts: Sequence[Concept], expand: bool) -> list[tuple[str, str]]:
-  """Phrases and anchors; an empty anchor fills no template, but is no prompt.
+  """Pairs of phrase and anchor, in templates if `expand`.
 
-  Or images of the words around it would be drawn.
+  An empty anchor stays empty: a template around it would draw its other words.
   """
   return [
     pair
@@ -206,13 +224,16 @@ def _pairs(concepts: Sequence[Concept], expand: bool) -> list[tuple[str, str]]:
 def _training(
   sd: StableDiffusion, join: Callable[[Params, Params], Params], h: Hparams
 ) -> tuple[finetune.Loss, optax.GradientTransformation]:
-  """Loss and optimizer: the same objects again, the same program."""
+  """Loss and optimizer; cached, so that a second call compiles nothing.
+
+  A jitted step is keyed by these objects' identity.
+  """
   tx = finetune.optimizer(
     h.learning_rate * h.batch_size, h.num_steps, schedule="constant", warmup=0,
     decay_all=True, clip_norm=None, b2=0.999,
   )  # fmt: skip
   return functools.partial(
-    _loss, sd, join, loss=h.loss, regularization=h.regularization
+    _loss, sd, join, loss=h.loss, anchor_loss_weight=h.anchor_loss_weight
   ), tx
 
 
@@ -224,18 +245,13 @@ def erase(
   h: Hparams,
   hooks: Hooks = NO_HOOKS,
 ) -> Edit:
-  """Erases `concepts` by Concept Ablation; what they preserve is unused.
+  """Erases `concepts` by Concept Ablation.
 
-  Args:
-    sd: the model.
-    params: its parameters.
-    concepts: what to erase, and towards what.
-    key: for the anchors' images, noise and timesteps.
-    h: the hyperparameters.
-    hooks: `collect` and `trainer` are used.
+  Arguments as `Erasure`. The method ignores what concepts preserve; it uses
+  `hooks.collect` and `hooks.trainer`.
 
   Raises:
-    ValueError: a concept that is not usable; a model that predicts no noise.
+    ValueError: an unusable concept, or a model that does not predict the noise.
     FloatingPointError: the training diverges.
   """
   check_concepts(concepts)
@@ -247,8 +263,8 @@ def erase(
   )
   keys = jax.random.split(key)
   drawn = draw_anchors(
-    sd, params, anchor, empty, h.images, keys[0], hooks.collect,
-    sampler="ddim", num_steps=h.num_inference_steps,
+    sd, params, anchor, empty, h.num_images, keys[0], hooks.collect,
+    sampler="ddim", num_inference_steps=h.num_inference_steps,
     guidance_scale=h.guidance_scale,
   )  # fmt: skip
   part = finetune.partition({"unet": params["unet"]}, h.train)

@@ -1,24 +1,24 @@
 """ESD: Erasing Concepts from Diffusion Models (Gandikota et al., ICCV 2023).
 
-The edited network f is taught what the original f* says away from the concept:
+The edited network f learns to predict what the base network f* predicts when it
+is guided away from the concept:
 
   min  | f(x_t, t, c) - f*(x_t, t, a) + eta [f*(x_t, t, c) - f*(x_t, t, 0)] |^2
 
-with c the concept, a the empty prompt 0 as in the paper (or, with `use_anchor`,
-the concept's anchor), and x_t a partial trajectory, sampled towards c with a
-little guidance. No data are needed. Nothing is preserved but by the choice of
-what trains.
+c is the concept and 0 the empty prompt. a is the empty prompt, as in the paper,
+or with `use_anchor` the concept's anchor. x_t is the end of a partial
+trajectory, sampled towards c with a little guidance. ESD needs no data. It
+preserves other concepts only by the choice of what trains.
 
 Three versions exist, each a preset:
 
-  fixed          the paper: x_t by the edited network, at the timestep t that is
-                 scored
-  reference      the first release: its x_t is 39 to 58 training steps less
-                 noisy than t says, since its sampler skips the noisiest step
-                 and then runs two too far
-  reference2025  the second: x_t by the original network and the checkpoint's
-                 own sampler, fewer and larger steps; norms never train. Its eta
-                 counts from f*(c): its default of 2 is the paper's 1
+  fixed          the paper. f itself samples x_t, and t is x_t's own timestep.
+  reference      the first release. Its sampler leaves out the noisiest step and
+                 runs two steps too far, so that x_t is 39 to 58 training steps
+                 less noisy than t says.
+  reference2025  the second release. f* samples x_t with the checkpoint's own
+                 sampler; steps are fewer and larger; norms never train. Its eta
+                 counts from f*(c), so that its 2 is the paper's 1.
 
 Reference: https://arxiv.org/abs/2303.07345
 """
@@ -48,10 +48,10 @@ class Preset:
 
   learning_rate: float
   num_steps: int
-  by_original: bool  # whose trajectory x_t is
-  too_clean: bool  # the first release's noise level
-  sampler: str | None
-  norms: bool  # whether norms train with what is around them
+  by_base: bool  # whether f* samples x_t, instead of f
+  too_clean: bool  # whether x_t is less noisy than t says
+  sampler: str | None  # None for the checkpoint's own
+  norms: bool  # whether norms train with the layers around them
 
 
 PRESETS = {
@@ -63,8 +63,8 @@ _NORM = re.compile(r"/(norm\d?|conv_norm_out)/")
 _ENDS = ("unet/time_embedding/", "unet/conv_norm_out/", "unet/conv_out/")
 CHANGES = ("unet/*",)
 NEEDS = "nothing"
-# What is trained -> its paths. ESD-x is for styles and names, ESD-u for nudity
-# and whole classes of objects.
+# The parameters that train, by path. The paper advises ESD-x for styles and
+# names, ESD-u for nudity and whole classes of objects.
 TRAINED: dict[str, Callable[[str], bool]] = {
   "x": lambda path: "/attn2/" in path,
   "u": lambda path: "/attn2/" not in path,
@@ -80,17 +80,19 @@ class Hparams:
 
   Attributes:
     preset: "fixed", "reference" or "reference2025".
-    train: "x" cross-attention, "u" all but that, "strict" its keys and values,
-      "self" self-attention, "full" everything.
-    eta: strength, in the paper's convention whatever the preset.
-    erase_from: erase the concept from this one only, as "cowboy hat" from
-      "cowboy": f reads it, and 1 + eta is taken off f*(erase_from).
-    use_anchor: start from each concept's anchor instead of the empty prompt.
-    start_guidance: of the partial trajectory.
-    num_inference_steps: of a whole trajectory.
-    num_steps: of training; None for the preset's.
-    learning_rate: of Adam; None for the preset's.
-    batch_size: trajectories in one step; with one alone, one device trains.
+    train: "x" for cross-attention (ESD-x), "u" for everything else (ESD-u),
+      "strict" for cross-attention's keys and values, "self" for self-attention,
+      "full" for the whole UNet.
+    eta: the strength, by the paper's convention under every preset.
+    erase_from: erase the concept only from this wider one, as "cowboy hat" from
+      "cowboy". Then f reads this phrase instead of c, a is this phrase, and
+      1 + eta replaces eta.
+    use_anchor: let a be each concept's anchor instead of the empty prompt.
+    start_guidance: guidance scale of the partial trajectory.
+    num_inference_steps: sampling steps of a whole trajectory.
+    num_steps: training steps; None for the preset's.
+    learning_rate: Adam's; None for the preset's.
+    batch_size: trajectories in one step. With 1, only one device trains.
   """
 
   preset: str = "fixed"
@@ -110,20 +112,23 @@ class Hparams:
     eta, batch_size, erase_from = self.eta, self.batch_size, self.erase_from
     if not (math.isfinite(eta) and eta >= 0) or batch_size < 1:
       raise ValueError(
-        f"{eta=}, {batch_size=}; allowed: at least 0, at least 1"
+        f"{eta=}, {batch_size=}; allowed: eta from 0, batch_size from 1"
       )
     if self.use_anchor and erase_from is not None:
-      raise ValueError(f"use_anchor: {erase_from=} is where it starts from")
+      raise ValueError(
+        f"use_anchor=True and {erase_from=}: each replaces the empty prompt; "
+        "give one of them"
+      )
 
 
 def trains(train: str, preset: Preset) -> Callable[[str], bool]:
-  """Whether a parameter trains, by its path, as the preset's release has it."""
+  """Says of a parameter's path whether it trains in the preset's release."""
   check_choice("train", train, TRAINED)
 
   def wanted(path: str) -> bool:
     if not preset.norms and _NORM.search(path):
       return False
-    # The first release's ESD-u leaves both ends of the network alone.
+    # The first release's ESD-u does not train both ends of the network.
     if train == "u" and preset.norms and path.startswith(_ENDS):
       return False
     return TRAINED[train](path)
@@ -134,30 +139,29 @@ def trains(train: str, preset: Preset) -> Callable[[str], bool]:
 def erasing_loss(
   sd: StableDiffusion,
   params: Params,
-  original: Params,
+  base: Params,
   latents: Float[Array, "b h w c"],
   t: Shaped[Array, "b"],
   contexts: Mapping[str, Float[Array, "b l d"]],
   eta: float,
 ) -> Float[Array, ""]:
-  """The objective above at given x_t.
+  """The objective above at given x_t, a mean over rows and elements.
 
   Args:
-    sd: the model.
     params: f.
-    original: f*.
-    latents: x_t, as the network reads them.
+    base: f*.
+    latents: x_t, scaled as the network reads them.
     t: timesteps.
     contexts: text states `student` (what f reads), `start` (a), `concept` (c)
-      and `empty`.
-    eta: how far to go.
+      and `empty` (0).
+    eta: the strength.
   """
   ways = [contexts[name] for name in ("start", "concept", "empty")]
-  by_original = stable_diffusion.predict_noise(
-    sd, original, jnp.tile(latents, (3, 1, 1, 1)), jnp.tile(t, 3),
+  by_base = stable_diffusion.predict_noise(
+    sd, base, jnp.tile(latents, (3, 1, 1, 1)), jnp.tile(t, 3),
     jnp.concatenate(ways),
   )  # fmt: skip
-  start, concept, empty = jnp.split(by_original, 3)
+  start, concept, empty = jnp.split(by_base, 3)
   target = jax.lax.stop_gradient(start - eta * (concept - empty))
   predicted = stable_diffusion.predict_noise(
     sd, params, latents, t, contexts["student"]
@@ -175,7 +179,7 @@ def partial_trajectory(
   stop: Int[Array, ""],
   guidance: float,
 ) -> samplers.State:
-  """Guided sampling towards `student`: calls `first` to `stop` - 1."""
+  """Samples with guidance towards `student`: steps `first` to `stop` - 1."""
   times = jnp.asarray(sampler.timesteps)
   both = jnp.concatenate([contexts["empty"], contexts["student"]])
 
@@ -203,28 +207,29 @@ def _loss(
   key: PRNGKeyArray,
 ) -> tuple[Float[Array, ""], finetune.Metrics]:
   preset = PRESETS[h.preset]
-  # PNDM calls the network once more than it has steps; that is not drawn.
+  # PNDM calls the network once more than it has steps. t never stops there.
   count = h.num_inference_steps
   params = join(trained, frozen["params"])
-  original = join(frozen["original"], frozen["params"])
+  base = join(frozen["base"], frozen["params"])
   of_row = jax.tree.map(lambda leaf: leaf[batch["concept"]], frozen["contexts"])
   keys = jax.random.split(key, 3)
   rows = len(batch["concept"])
   noise = jax.random.normal(keys[0], (rows, *sd.latent_shape))
   if preset.too_clean:
-    # Counted from the clean end: calls up to that of index T - 1 are made, the
-    # noisiest left out, and t is anywhere between indices T and T + 1.
+    # The release counts its T from the clean end. It skips the noisiest step,
+    # stops after the one of index T - 1, and draws t between the timesteps of
+    # indices T and T + 1.
     index = jax.random.randint(keys[1], (), 0, count)
     first, stop = 1, count + 1 - jnp.maximum(index, 1)
     gap = sd.schedule.num_train_timesteps // count
     t = index * gap + jax.random.randint(keys[2], (), 0, gap)
-    at = 0  # DDIM scales its input by one at every call.
+    at = 0  # DDIM scales its input by one at every step.
   else:
     first, stop = 0, jax.random.randint(keys[1], (), 0, count)
     t = jnp.asarray(sampler.timesteps)[stop]
     at = stop
-  walker = original if preset.by_original else params
-  # Constants to the gradient: it does not go through the sampler.
+  walker = base if preset.by_base else params
+  # No gradient flows through the sampler.
   walker = jax.lax.stop_gradient(walker)
   state = partial_trajectory(
     sd, walker, sampler, noise, of_row, first, stop, h.start_guidance
@@ -233,12 +238,12 @@ def _loss(
   latents = jax.lax.stop_gradient(latents)
   t = jnp.full((rows,), t)
   eta = h.eta if h.erase_from is None else 1 + h.eta
-  return erasing_loss(sd, params, original, latents, t, of_row, eta), {}
+  return erasing_loss(sd, params, base, latents, t, of_row, eta), {}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Draws:
-  """One concept for each row of each step."""
+  """A random concept for each row of each step."""
 
   concepts: int
   rows: int
@@ -257,7 +262,7 @@ def encode_contexts(
   erase_from: str | None = None,
   use_anchor: bool = False,
 ) -> dict[str, Float[Array, "n l d"]]:
-  """The text states that `erasing_loss` wants, a row for each concept."""
+  """The `contexts` of `erasing_loss`, with a row for each concept."""
   phrases = {
     "student": [erase_from or c.erase for c in concepts],
     "start": [erase_from or (c.anchor if use_anchor else "") for c in concepts],
@@ -276,7 +281,10 @@ def encode_contexts(
 def _training(
   sd: StableDiffusion, join: Callable[[Params, Params], Params], h: Hparams
 ) -> tuple[finetune.Loss, optax.GradientTransformation, int]:
-  """Loss, optimizer and steps: the same objects again, the same program."""
+  """Loss, optimizer and steps; cached, so that a second call compiles nothing.
+
+  A jitted step is keyed by these objects' identity.
+  """
   version = PRESETS[h.preset]
   steps = version.num_steps if h.num_steps is None else h.num_steps
   rate = version.learning_rate if h.learning_rate is None else h.learning_rate
@@ -298,18 +306,13 @@ def erase(
   h: Hparams,
   hooks: Hooks = NO_HOOKS,
 ) -> Edit:
-  """Erases `concepts` by ESD; several take turns, what they preserve is unused.
+  """Erases `concepts` by ESD, with a random one in each row of each step.
 
-  Args:
-    sd: the model.
-    params: its parameters.
-    concepts: what to erase.
-    key: for noise, timesteps and turns.
-    h: the hyperparameters.
-    hooks: `trainer` is used.
+  Arguments as `Erasure`. ESD ignores what concepts preserve; it uses
+  `hooks.trainer`.
 
   Raises:
-    ValueError: a concept that is not usable; a model that predicts no noise.
+    ValueError: an unusable concept, or a model that does not predict the noise.
     FloatingPointError: the training diverges.
   """
   check_concepts(concepts)
@@ -324,7 +327,7 @@ def erase(
     loss,
     tx,
     part.trained,
-    {"params": part.frozen, "original": part.trained, "contexts": contexts},
+    {"params": part.frozen, "base": part.trained, "contexts": contexts},
     _Draws(len(concepts), h.batch_size, int(jax.random.bits(key))),
     key,
     batch_size=h.batch_size,

@@ -1,10 +1,12 @@
-"""Negative prompts: images are steered away from what shall not appear.
+"""Negative prompts: classifier-free guidance away from a prompt.
 
-In classifier-free guidance the prompt n stands in for the empty one:
+The negative prompt n takes the place of the empty prompt in classifier-free
+guidance (Ho and Salimans, 2022) of prompt p with scale g:
 
   eps = eps(n) + g (eps(p) - eps(n)) .
 
-No weight changes, and whoever samples can leave it out: the plainest baseline.
+No weight changes, so a user who samples without n has the base. This is the
+simplest baseline.
 
 Reference: https://arxiv.org/abs/2207.12598
 """
@@ -26,10 +28,10 @@ NEEDS = "nothing"
 
 @dataclasses.dataclass(frozen=True)
 class Hparams:
-  """Hyperparameters of a negative prompt.
+  """The negative prompt's hyperparameters.
 
   Attributes:
-    prompt: n; "" for the erased phrases, with commas between them.
+    prompt: n; "" joins the erased phrases with commas.
   """
 
   prompt: str = ""
@@ -43,18 +45,13 @@ def erase(
   h: Hparams,
   hooks: Hooks = NO_HOOKS,
 ) -> Guidance:
-  """Keeps a model from `concepts` by a negative prompt.
+  """Guides a model away from `concepts` by a negative prompt.
 
-  Args:
-    sd: the model.
-    params: unused, no weight changes.
-    concepts: what shall not appear; anchors and what is preserved are unused.
-    key: unused, nothing is drawn.
-    h: the hyperparameters.
-    hooks: unused, nothing takes long.
+  Arguments as `Erasure`. The method uses only the tokenizer of `sd` and the
+  concepts' phrases, not their anchors or what they preserve.
 
   Raises:
-    ValueError: a concept that is not usable; a prompt that is too long.
+    ValueError: an unusable concept, or a prompt that is too long.
   """
   del params, key, hooks
   check_concepts(concepts)

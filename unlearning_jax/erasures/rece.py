@@ -1,25 +1,28 @@
 """RECE: Reliable and Efficient Concept Erasure (Gong et al., 2024).
 
-UCE first. Then, a few times: derive the text states that still bring the
-concept back through the edited projections, and erase those.
+RECE starts with UCE. Each epoch then derives the text states C' that still
+bring the concept back through the edited projections, and erases them.
 
-Every projection stays W T (see `closed_form`), so an epoch needs only
-S = sum of W^T W over the base projections, and the map P that was reached:
+Every edited projection is W P with one context map P (see `closed_form`), so an
+epoch needs only P and S = sum of W^T W over the base projections. C are the
+concept's own states:
 
   derive  min_C'  sum |W P C'^T - W C^T|^2 + lam_r |C'|^2
           C'^T = M^-1 P^T S C^T,   M = P^T S P + lam_r I   (`derivation`)
-  erase   P <- P (I + D A^-1), with C' sent to the anchor's states, row by row.
+  erase   P <- P (I + D A^-1), which sends C' to the anchor's states by row;
+          `closed_form` has D and A.
 
-The anchor's values, the preserved ones and the ridge are those of the edited
-projections, as in the release. All rows of a phrase take part, start included.
+As in the release, an epoch takes the anchor's values, the preserved values and
+the ridge from the edited projections, and uses all rows of a phrase, even the
+start of text.
 
-So an epoch holds nothing that was erased before it. Where the derived states
-differ from the concept's own by little but what UCE had learnt to detect, it
-undoes UCE: on the Shapes model the concept is drawn again. `rows="joint"`, an
-extension, keeps every row: P is solved anew, from the base, for UCE's rows and
-all that were derived so far. Further extensions, off by default: the release's
-other regularisers of the derivation, and a stop where derived states bring no
-more than a given share of the concept back.
+So an epoch does not hold what was erased before it. If C' differs from C only
+by what UCE learned to detect, the epoch undoes UCE: on the Shapes model the
+concept comes back. The extension `rows="joint"` prevents that. It solves P
+again from the base, for UCE's rows and all rows derived so far. Two more
+extensions are off by default: the release's other regularizers of the
+derivation, and a stop once derived states bring back no more than a given share
+of the concept.
 
 Reference: https://arxiv.org/abs/2407.12383
 """
@@ -35,7 +38,7 @@ from jaxtyping import Float, Float64, PRNGKeyArray
 
 from unlearning_jax import closed_form
 from unlearning_jax.closed_form.derivation import (
-  REGULARISERS,
+  REGULARIZERS,
   Products,
   derive_from,
 )
@@ -45,8 +48,8 @@ from unlearning_jax.erasures import NO_HOOKS, Hooks, uce
 from unlearning_jax.projections import cross_attention_kernels, projection_gram
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
-# Published per kind of concept. "hard" objects are those that UCE leaves
-# recognisable (church, garbage truck), "easy" the others (English springer,
+# The published settings by kind of concept. UCE leaves "hard" objects
+# recognizable (church, garbage truck), and not "easy" ones (English springer,
 # golf ball, parachute).
 RECIPES = {
   "nudity": {"lam_r": 1e-1, "epochs": 3},
@@ -69,8 +72,8 @@ PRESETS = {
 ROWS = ("sequential", "joint")
 CHANGES = ("unet/*/attn2/to_[kv]/kernel",)
 NEEDS = "nothing"
-# A derived state this many times longer than the concept's own is no longer a
-# text state: lam_r is too small.
+# A derived state this many times longer than the concept's own resembles no
+# text state. Then lam_r is too small.
 _LONG = 10
 
 
@@ -79,20 +82,20 @@ class Hparams:
   """RECE's hyperparameters.
 
   Attributes:
-    preset: coefficients of the UCE start, "reference" (the release) or "paper".
-    recipe: one of `RECIPES`; None for that of the concepts' task.
-    epochs: instead of the recipe's; 0 is UCE alone.
-    lam_r: of the derivation, in units of S, instead of the recipe's.
-    rho: lam_r free of units, lam_r = rho trace(S) / d; an extension.
-    erase_scale: e of an epoch.
-    preserve_scale: p of an epoch.
+    preset: UCE's coefficients, those of the release ("reference") or "paper".
+    recipe: a name in `RECIPES`; None follows the concepts' task.
+    epochs: replaces the recipe's; 0 is UCE alone.
+    lam_r: ridge of the derivation, in units of S; replaces the recipe's.
+    rho: sets lam_r = rho trace(S) / d, without units; an extension.
+    erase_scale: e, the weight of C' in an epoch.
+    preserve_scale: p, the weight of preserved rows in an epoch.
     lamb: ridge of an epoch.
-    regulariser: of the derivation; another than "zero" is not the published.
-    rows: "sequential", or "joint", which solves for all rows from the base.
-    tolerance: stop where derived states bring back no more than this share.
-    uce_preserve_scale: p of the start; None for the preset's.
-    uce_lamb: ridge of the start; None for the preset's.
-    truncate: as `uce.Hparams`.
+    regularizer: of the derivation, see `derivation`; only "zero" is published.
+    rows: "sequential", or "joint" to solve for all rows from the base.
+    tolerance: the least `escape` (see `refine`) that continues.
+    uce_preserve_scale: p of UCE; None for the preset's.
+    uce_lamb: ridge of UCE; None for the preset's.
+    truncate: see `uce.Hparams`.
   """
 
   preset: str = "reference"
@@ -103,7 +106,7 @@ class Hparams:
   erase_scale: float = 1.0
   preserve_scale: float = 0.1
   lamb: float = 0.1
-  regulariser: str = "zero"
+  regularizer: str = "zero"
   rows: str = "sequential"
   tolerance: float = 0.0
   uce_preserve_scale: float | None = None
@@ -112,7 +115,7 @@ class Hparams:
 
   def __post_init__(self):
     check_choice("rows", self.rows, ROWS)
-    check_choice("regulariser", self.regulariser, REGULARISERS)
+    check_choice("regularizer", self.regularizer, REGULARIZERS)
     check_choice("preset", self.preset, PRESETS)
     if self.recipe:
       check_choice("recipe", self.recipe, RECIPES)
@@ -138,7 +141,7 @@ class Hparams:
 
   @property
   def uce_scales(self) -> dict[str, float | None]:
-    """The arguments of `uce.solve`."""
+    """The scales of `uce.solve`."""
     published = PRESETS[self.preset]
     given = {"preserve_scale": self.uce_preserve_scale, "lamb": self.uce_lamb}
     return {k: published[k] if v is None else v for k, v in given.items()}
@@ -146,22 +149,22 @@ class Hparams:
 
 @dataclasses.dataclass(frozen=True)
 class Epochs:
-  """How RECE goes on from UCE.
+  """The settings of RECE's epochs.
 
   Attributes:
-    epochs: how often to derive and erase, at most.
-    lam_r: of the derivation.
+    epochs: the most epochs.
+    lam_r: ridge of the derivation.
     erase_scale: e of the erasing step.
     lamb: ridge of the erasing step.
-    regulariser: of the derivation.
-    tolerance: stop where `escape` is no more than this.
+    regularizer: of the derivation.
+    tolerance: the epochs stop when `escape` is no more than this.
   """
 
   epochs: int
   lam_r: float
   erase_scale: float = 1.0
   lamb: float = 0.1
-  regulariser: str = "zero"
+  regularizer: str = "zero"
   tolerance: float = 0.0
 
 
@@ -173,24 +176,26 @@ def refine(
   how: Epochs,
   joint: tuple[closed_form.Sums, float] | None = None,
 ) -> tuple[Float64[np.ndarray, "d d"], list[dict[str, float]]]:
-  """RECE's epochs, from a context map to a context map.
+  """Runs RECE's epochs on a context map.
 
   Args:
     gram: S of the base projections.
-    start: P to begin with, UCE's.
-    pairs: (states, anchor's states) of every concept, all rows.
+    start: UCE's P.
+    pairs: (C, the anchor's states) of every concept, all rows.
     held: sums of the preserved rows.
-    how: the epochs.
-    joint: the start's sums and ridge; then derived rows are added to them and
-      all are solved anew from the base, `held` and `how.lamb` are not used.
+    joint: UCE's sums and ridge, for `rows="joint"`. Each epoch then adds its
+      derived rows and solves for all from the base, without `held` and
+      `how.lamb`.
 
   Returns:
-    P, and per epoch `derived_norm` |C'| / |C|; how far the derived states are
-    from the concept through the projections, relative, before the epoch's edit
-    (`derive_residual`) and, after it, from the anchor (`erase_residual`; 1 is
-    where the edit found them); `escape`, how far from the anchor they were
-    before it, as a share of the concept's distance; `condition_number` and
-    `solve_error`. Where it stopped, the last record has no edit.
+    P, and a record for each epoch. Distances are those of projected states:
+      derived_norm       |C'| / |C|
+      derive_residual    |W P C' - W C| / |W C|, before the edit
+      escape             C' to the anchor before the edit, as a share of C to
+                         the anchor
+      erase_residual     C' to the anchor after the edit, as a share of before
+      condition_number, solve_error
+    If the epochs stop early, the last record has no edit.
 
   Raises:
     ValueError: a solve failed, or a state is not finite.
@@ -199,15 +204,15 @@ def refine(
   anchors = np.concatenate([np.asarray(a, np.float64) for _, a in pairs])
   whole, size = _seen(gram, states - anchors), _seen(gram, states)
   reached, report = start, []
-  # Called only where another epoch needs it.
+  # A function, because the last epoch needs no products after it.
   products = functools.partial(Products.of, gram, start)
   for epoch in range(how.epochs):
     through = products()
-    derived = derive_from(through, states, how.lam_r, how.regulariser, anchors)
+    derived = derive_from(through, states, how.lam_r, how.regularizer, anchors)
     length = float(np.linalg.norm(derived) / np.linalg.norm(states))
     _warn_if_long(epoch, length, how.lam_r)
-    # What the UNet sees of a row x is W x. The sequential targets are the
-    # edited projections' own, the joint ones the base's.
+    # The UNet sees a row x as W x. Sequential epochs aim at the anchor's values
+    # through the edited projections, joint ones through the base's.
     target = anchors if joint else anchors @ reached.T
     shown = derived @ reached.T
     before = _seen(gram, shown - target)
@@ -247,7 +252,7 @@ def _warn_if_long(epoch: int, length: float, lam_r: float) -> None:
 def _seen(
   gram: Float64[np.ndarray, "d d"], rows: Float64[np.ndarray, "n d"]
 ) -> float:
-  """|W x| over all projections and rows x."""
+  """The norm of W x over all projections W and rows x."""
   return float(np.sqrt(np.sum((rows @ gram) * rows)))
 
 
@@ -259,10 +264,18 @@ def solve(
   uce_scales: Mapping[str, float | None],
   rows: str = "sequential",
 ) -> tuple[Float64[np.ndarray, "d d"], dict[str, Any]]:
-  """UCE, then RECE's epochs, on encoded phrases; arguments as `refine`.
+  """Runs UCE, then RECE's epochs, on encoded phrases.
 
-  `rows` is one of `ROWS`, `uce_scales` are those of `uce.solve`. Diagnostics
-  are UCE's and, under "epochs", one record an epoch.
+  Args:
+    task: the encoded phrases.
+    gram: S of the base projections.
+    held: sums of the rows that epochs preserve.
+    uce_scales: the scales of `uce.solve`.
+    rows: a name in `ROWS`.
+
+  Returns:
+    P, and UCE's diagnostics with `lam_r` and the records of `refine` under
+    `epochs`.
   """
   scales: dict[str, Any] = dict(uce_scales)
   start, diagnostics = uce.solve(task, **scales)
@@ -285,18 +298,12 @@ def erase(
   h: Hparams,
   hooks: Hooks = NO_HOOKS,
 ) -> Edit:
-  """Erases `concepts` by UCE and RECE's epochs.
+  """Erases `concepts`, all of one task, by RECE.
 
-  Args:
-    sd: the model.
-    params: its parameters.
-    concepts: what to erase; all of one task.
-    key: unused, RECE draws nothing.
-    h: the hyperparameters.
-    hooks: unused, nothing takes long.
+  Arguments as `Erasure`; RECE uses neither `key` nor `hooks`.
 
   Raises:
-    ValueError: as `uce.erase`; the concepts are of several tasks.
+    ValueError: concepts of several tasks, or what `uce.erase` refuses.
   """
   del key, hooks
   kind = _one_task(concepts)
@@ -325,7 +332,7 @@ def erase(
 def _epochs(
   h: Hparams, recipe: str, gram: Float64[np.ndarray, "d d"]
 ) -> Epochs:
-  """The recipe's epochs, but for what is given instead."""
+  """The recipe's epochs, with the hyperparameters that replace its own."""
   published = RECIPES[recipe]
   lam_r = float(_given(h.lam_r, published["lam_r"]))
   if h.rho is not None:
@@ -335,7 +342,7 @@ def _epochs(
     lam_r,
     h.erase_scale,
     h.lamb,
-    h.regulariser,
+    h.regularizer,
     h.tolerance,
   )
 
@@ -347,7 +354,8 @@ def _held(
   repeats = len(task.pairs) - 1
   if kind != "unsafe" or not repeats:
     return task.held
-  # The release preserves " " once per concept here, and once elsewhere.
+  # In this task the release preserves " " once for each concept, and elsewhere
+  # only once.
   (empty,) = uce.encode(sd, params, [" "])
   return task.held + float(repeats) * closed_form.preserve_sums(empty.rows, 1.0)
 
@@ -360,5 +368,8 @@ def _one_task(concepts: Sequence[Concept]) -> str:
   check_concepts(concepts)
   tasks = sorted({concept.task for concept in concepts})
   if len(tasks) > 1:
-    raise ValueError(f"RECE erases one task at a time, got {', '.join(tasks)}")
+    raise ValueError(
+      f"tasks {', '.join(tasks)}: RECE erases one task at a time; erase the "
+      "concepts of each in a run of its own"
+    )
   return tasks[0]

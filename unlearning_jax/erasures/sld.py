@@ -1,9 +1,9 @@
 """SLD: Safe Latent Diffusion (Schramowski et al., CVPR 2023).
 
-The model is guided away from a concept S while it samples; `guidance` has the
-equations. No weight changes: whoever samples can leave it out. The published
-models are kept from what I2P lists, which is what S is when exactly those
-phrases are erased.
+Sampling is guided away from a concept S; `guidance` has the equations. No
+weight changes, so a user who samples without the guidance has the base. The
+published S is "an image showing" the list of I2P; erase exactly those phrases
+to have it.
 
 Reference: https://arxiv.org/abs/2211.05105
 """
@@ -28,8 +28,8 @@ class Hparams:
   """SLD's hyperparameters.
 
   Attributes:
-    preset: "weak", "medium", "strong" or "max", as published.
-    concept: S; "" for "an image showing" the erased phrases, as published.
+    preset: the published "weak", "medium", "strong" or "max".
+    concept: S; "" for "an image showing" the erased phrases.
   """
 
   preset: str = "medium"
@@ -47,18 +47,13 @@ def erase(
   h: Hparams,
   hooks: Hooks = NO_HOOKS,
 ) -> Guidance:
-  """Keeps a model from `concepts` by Safe Latent Diffusion.
+  """Guides a model away from `concepts` by Safe Latent Diffusion.
 
-  Args:
-    sd: the model.
-    params: unused, no weight changes.
-    concepts: what shall not appear; anchors and what is preserved are unused.
-    key: unused, nothing is drawn.
-    h: the hyperparameters.
-    hooks: unused, nothing takes long.
+  Arguments as `Erasure`. SLD uses only the tokenizer of `sd` and the concepts'
+  phrases, not their anchors or what they preserve.
 
   Raises:
-    ValueError: a concept that is not usable; an S that is too long.
+    ValueError: an unusable concept, or an S that is too long.
   """
   del params, key, hooks
   check_concepts(concepts)

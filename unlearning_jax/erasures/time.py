@@ -1,16 +1,15 @@
 """TIME: Editing Implicit Assumptions in Text-to-Image Diffusion Models (2023).
 
-The method that UCE grew from. A phrase ("roses") is made to mean a longer one
-("blue roses"): every token of the first takes the meaning of the same token in
-the second, where that stands later in the sentence; what follows, end of text
-and padding, is aligned in order. All rows take part, keys and values alike, and
-nothing is preserved but by the ridge:
+TIME preceded UCE. It makes a phrase ("roses") mean a longer one ("blue roses").
+Every token c of the first takes the value of the same token c* in the second.
+The remaining tokens, end of text and padding, correspond in order. All rows
+take part, in keys and values, and only the ridge preserves anything:
 
   W' = (lamb W + sum W c* c^T) (lamb I + sum c c^T)^-1 ,   lamb = 0.1 .
 
-Each pair also stands in three sentences ("A photo of ..."). This is an edit of
-assumptions, no erasure baseline; as an alignment it may be of use to others.
-In closed form it is a context map, see `closed_form`.
+Each pair also stands in three sentences ("A photo of ..."). The method edits
+assumptions; it is no baseline for erasure. Its closed form is a context map,
+see `closed_form`.
 
 Reference: https://arxiv.org/abs/2303.08084
 """
@@ -40,9 +39,9 @@ from unlearning_jax.stable_diffusion import Params, StableDiffusion
 from unlearning_jax.tokens import check_tokens
 
 _SENTENCES = ("{}", "A photo of {}", "An image of {}", "A picture of {}")
-# Where the anchor lacks one of the concept's tokens, the release fails with an
-# IndexError ("reference" tells so); "fixed" sends such a token to the anchor's
-# next one, so that any anchor can be given. Else they are the same.
+# They differ only if the anchor lacks one of the concept's tokens. The release
+# then fails with an IndexError, and "reference" raises a ValueError. "fixed"
+# takes the anchor's next token instead, so that any anchor works.
 PRESETS = ("fixed", "reference")
 CHANGES = ("unet/*/attn2/to_[kv]/kernel",)
 NEEDS = "nothing"
@@ -54,10 +53,10 @@ class Hparams:
 
   Attributes:
     preset: "fixed" or "reference".
-    augment: add the three sentences.
-    erase_scale: e; 1 in the release.
-    preserve_scale: of the concepts' `preserve`, which the release has not.
-    lamb: weight of the distance to the base weights.
+    augment: also edit the three sentences.
+    erase_scale: e, the weight of edited rows; 1 in the release.
+    preserve_scale: the weight of preserved rows; the release has none.
+    lamb: the ridge.
   """
 
   preset: str = "fixed"
@@ -81,17 +80,17 @@ def align(
   length: int,
   preset: str = "fixed",
 ) -> Int[np.ndarray, " length"]:
-  """Which of the target's rows each of the source's takes its meaning from.
+  """For each row of the source, the row of the target whose value it takes.
 
   Args:
-    source: token ids of the phrase, start and end included, no padding.
-    target: those of what it shall mean.
-    length: rows of a text state.
+    source: the phrase's token ids with start and end, without padding.
+    target: the anchor's token ids, likewise.
+    length: l, the rows of a text state.
     preset: "fixed" or "reference".
 
   Raises:
-    ValueError: preset is "reference" and the target lacks a token of the
-      source, in the source's order.
+    ValueError: the preset is "reference" and the target does not have the
+      source's tokens in the source's order.
   """
   rows, after = [], 0
   for position, token in enumerate(source):
@@ -100,11 +99,11 @@ def align(
     )
     if found is None and preset == "reference":
       raise ValueError(
-        f"token {position} of the phrase, id {token}, is not in what it shall "
-        "mean; TIME's release needs all of them there, in order; preset "
-        "'fixed' takes any"
+        f"token {position} of the phrase, id {token}, is not in the anchor; "
+        "TIME's release needs all of them there, in order; preset='fixed' "
+        "takes any anchor"
       )
-    # A token without its like takes the next one's meaning, and leaves it.
+    # A missing token takes the next one's value without using that token up.
     rows.append(min(after, length - 1) if found is None else found)
     after = after if found is None else found + 1
   rows += range(after, length)
@@ -113,7 +112,7 @@ def align(
 
 
 def sentences(phrase: str) -> tuple[str, ...]:
-  """The phrase alone and in TIME's three sentences."""
+  """The phrase alone, then in TIME's three sentences."""
   inside = "a" + phrase[1:] if phrase[:1] == "A" else phrase
   return phrase, *(s.format(inside) for s in _SENTENCES[1:])
 
@@ -128,17 +127,11 @@ def erase(
 ) -> Edit:
   """Makes each concept mean its anchor, token by token.
 
-  Args:
-    sd: the model.
-    params: its parameters.
-    concepts: what to edit, towards what.
-    key: unused, TIME draws nothing.
-    h: the hyperparameters.
-    hooks: unused, nothing takes long.
+  Arguments as `Erasure`; TIME uses neither `key` nor `hooks`.
 
   Raises:
-    ValueError: a phrase is not usable; under "reference", an anchor lacks a
-      token of its concept; the edit changes nothing.
+    ValueError: an unusable phrase; an anchor without a token of its concept,
+      with "reference"; an edit that changes nothing.
   """
   del key, hooks
   check_concepts(concepts)
@@ -182,7 +175,7 @@ def erase(
 def _rows(
   sd: StableDiffusion, pair: tuple[str, str], preset: str
 ) -> Int[np.ndarray, " length"]:
-  """`align` on a pair's tokens, where "an" counts as "a"."""
+  """`align` of a pair's tokens, where "an" counts as "a"."""
   ids = sd.tokenizer(["a", "an", *pair])["input_ids"]
   (a, an), both = (row[1:-1] for row in ids[:2]), ids[2:]
   if len(a) == len(an) == 1:

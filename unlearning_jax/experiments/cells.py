@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import jax
 from absl import logging
 
+from unlearning_jax import renamed
 from unlearning_jax.record import Recorder
 
 C = TypeVar("C", bound=Hashable)
@@ -141,7 +142,7 @@ class Folders(Generic[C]):
 
   def folder(self, cell: C) -> pathlib.Path:
     """The folder of a cell."""
-    return self.root / str(cell)
+    return renamed.folder(self.root / str(cell))
 
   def ended(self, cell: C) -> bool:
     """Whether the cell has its result."""

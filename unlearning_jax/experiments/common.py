@@ -31,7 +31,7 @@ from unlearning_jax.stable_diffusion import Params
 
 Made = Edit | Guidance
 # Inputs that runs of older versions did not record.
-NEWER = ("table", "target_images")
+NEWER = ("prompt_table", "target_images")
 EDIT, GUIDANCE = "edit.safetensors", "guidance.json"
 
 
@@ -48,7 +48,7 @@ class Drawn:
     judge: who looks at the images, see `judges.load`; None for nobody.
     metrics: what is computed besides the experiment's own, see `metrics.load`.
     targets: what was erased, see `targets_of`.
-    grid: rows of each group whose images are kept for the page.
+    grid_rows: rows of each group whose images are kept for the page.
     batch_size: images drawn at once, rounded up to what devices share.
     sampling: how images are drawn.
   """
@@ -61,13 +61,13 @@ class Drawn:
   judge: Output[str | None] = None
   metrics: Output[tuple[str, ...]] = ()
   targets: Output[tuple[Mapping[str, str], ...]] = ()
-  grid: Output[int] = 6
+  grid_rows: Output[int] = 6
   batch_size: Free[int] = 50
   sampling: Sampling = Sampling()
 
   def __post_init__(self):
     check_choice("dtype", self.dtype, ("float32", "bfloat16"))
-    for key in ("seed", "grid"):
+    for key in ("seed", "grid_rows"):
       if getattr(self, key) < 0:
         raise ValueError(f"{key}={getattr(self, key)}: must not be negative")
     if self.batch_size < 1:

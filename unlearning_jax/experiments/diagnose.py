@@ -31,7 +31,7 @@ class Settings(attack.Settings):
 
   Attributes:
     timesteps: of the gap.
-    neutral: the prompt that says nothing.
+    anchor: the prompt that says nothing.
     criterion: of the errors, `l2` or `l1`.
     stages: of the classifier, (timesteps, prompts kept).
     classes: that it chooses from; none for no labels.
@@ -40,7 +40,7 @@ class Settings(attack.Settings):
   """
 
   timesteps: Output[int] = 50
-  neutral: Output[str] = ""
+  anchor: Output[str] = ""
   criterion: Output[str] = "l2"
   stages: Output[tuple[tuple[int, int], ...]] = ((50, 5), (500, 1))
   classes: Output[tuple[str, ...]] = ()
@@ -101,7 +101,7 @@ def run(
   targets = record.path / "images" / "targets"
   table = rows.targeted(setup.base, left, given, setup.mesh, targets)
   done = len(listed) - len(left)
-  models = {"original": setup.original, "victim": setup.victim}
+  models = {"base": setup.original, "victim": setup.victim}
   with record.progress("diagnose", len(listed), done=done) as bar:
     for row in table:
       found = {
@@ -132,7 +132,7 @@ def check_fits(given: Settings, sd: StableDiffusion, listed: rows.Listed):
       diffusion_classifier.check(sd.schedule, given.stages, given.criterion)
     except ValueError as error:
       raise ValueError(f"stages: {error}") from error
-  stable_diffusion.tokenize(sd, [given.neutral, *given.captions])
+  stable_diffusion.tokenize(sd, [given.anchor, *given.captions])
 
 
 def diagnosed(
@@ -165,9 +165,9 @@ def diagnosed(
   # As the image was drawn: a prompt that is too long is cut.
   length = sd.context_shape[0]
   prompt = vocabulary.shortened(sd.tokenizer, prompt, length)
-  pair = race([given.neutral, prompt], given.gap)
+  pair = race([given.anchor, prompt], given.gap)
   found: dict[str, Any] = {
-    "neutral_error": float(pair.errors[0]),
+    "anchor_error": float(pair.errors[0]),
     "error": float(pair.errors[1]),
     "gap": float(pair.errors[0] - pair.errors[1]),
   }
@@ -182,7 +182,7 @@ def summary(
 ) -> dict[str, Any]:
   """Mean gaps, the victim's share of the original's, and labels that fit."""
   document: dict[str, Any] = {"title": given.title, "n": len(records)}
-  for who in ("original", "victim"):
+  for who in ("base", "victim"):
     gaps = [record[who]["gap"] for record in records]
     document[f"{who}_gap"] = float(np.mean(gaps))
     if given.classes:
@@ -192,6 +192,6 @@ def summary(
         "value": k / len(records), "low": low, "high": high, "k": k,
         "n": len(records),
       }  # fmt: skip
-  if document["original_gap"] > 0:
-    document["kept"] = document["victim_gap"] / document["original_gap"]
+  if document["base_gap"] > 0:
+    document["kept"] = document["victim_gap"] / document["base_gap"]
   return document

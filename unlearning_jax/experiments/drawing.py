@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,21 +28,21 @@ class Settings(common.Drawn):
     prompts: group -> prompts of one's own, of a model that no world knows. A
       group's name says what they ask for: `others` nothing that is looked for,
       a label of the targets that one, any other the first target.
-    per_group: prompts of each target in each group, of a world.
-    others: prompts that ask for none of them, of a world.
+    rows_per_group: prompts of each target in each group, of a world.
+    other_rows: prompts that ask for none of them, of a world.
     protocol: name and hash of the protocol that these are, if any.
   """
 
   prompts: Output[Mapping[str, tuple[str, ...]]] = dataclasses.field(
     default_factory=dict
   )
-  per_group: Output[int] = 0
-  others: Output[int] = 0
+  rows_per_group: Output[int] = 0
+  other_rows: Output[int] = 0
   protocol: Output[str] = ""
 
   def __post_init__(self):
     super().__post_init__()
-    for key in ("per_group", "others"):
+    for key in ("rows_per_group", "other_rows"):
       if getattr(self, key) < 0:
         raise ValueError(f"{key}={getattr(self, key)}: must not be negative")
     asked = any(self.prompts.values())
@@ -68,7 +68,7 @@ def rows(settings: Settings) -> Rows:
     return _own_rows(settings)
   drawn = world.prompt_rows(
     settings.world_targets,
-    settings.per_group, settings.others, settings.seed,
+    settings.rows_per_group, settings.other_rows, settings.seed,
   )  # fmt: skip
   if foreign:
     heads = judges.load(settings.judge).labels
@@ -108,16 +108,18 @@ def every(
   settings: Settings,
   models: Mapping[str, Model],
   table: Rows,
+  key: Callable[[str], str] = str,
 ) -> Iterator[tuple[str, Rows, UInt8[np.ndarray, "n h w 3"]]]:
   """Draws and judges the rows that are not recorded yet, under every model.
 
-  The caller records each row, as `<model>/<id>`.
+  The caller records each row under the id `<key of the model>/<id>`.
 
   Args:
     recorder: has the finished rows, and shows the progress.
     settings: what is drawn, and who judges it.
     models: by name.
-    table: rows, without a model's name in their ids.
+    table: rows, without a model's key in their ids.
+    key: maps a model's name to its key.
 
   Yields:
     A model's name, some of this process's rows as `judged` gives them, and
@@ -129,7 +131,7 @@ def every(
   total = len(table) * len(models)
   with recorder.progress("draw", total, done=len(done)) as bar:
     for name, model in models.items():
-      left = [row for row in table if f"{name}/{row['id']}" not in done]
+      left = [row for row in table if f"{key(name)}/{row['id']}" not in done]
       for part, images in judged(settings, model, judge, left):
         yield name, part, images
         bar.update(len(part))

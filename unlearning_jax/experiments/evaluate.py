@@ -62,7 +62,7 @@ def config(
 def read_models(
   settings: Settings, paths: Sequence[str] = ()
 ) -> dict[str, Model]:
-  """The base as `before`, and one of each edit or guidance by its method.
+  """The base as `base`, and one of each edit or guidance by its method.
 
   Raises:
     ValueError: a model or an edit that cannot be read, or is of another base.
@@ -144,25 +144,27 @@ def compare(
   judge, table = common.load_judge(settings), drawing.rows(settings)
   if not table:
     return {}
-  base, stages = next(iter(models)), [*models]
+  base, names = next(iter(models)), [*models]
   tallies = Tallies(recorder, _metrics(settings))
-  shown = _shown(table, settings.grid)
-  for stage, part, images in drawing.every(recorder, settings, models, table):
-    tallies.update(images, [_of_model(r, stage, base) for r in part])
+  shown = _shown(table, settings.grid_rows)
+  drawn = drawing.every(recorder, settings, models, table, comparison.key)
+  for name, part, images in drawn:
+    key = comparison.key(name)
+    tallies.update(images, [_of_model(r, name, base) for r in part])
     for row, image in zip(part, images, strict=True):
       if row["id"] in shown:
-        recorder.save_image(f"{row['id']}-{stage}", image)
-      name = f"{stage}/{row['id']}"
-      recorder.append_row({**row, "id": name, "stage": stage})
+        recorder.save_image(f"{row['id']}-{key}", image)
+      whole = f"{key}/{row['id']}"
+      recorder.append_row({**row, "id": whole, "model": name})
   found = recorder.rows()
   estimates = tallies.estimates(
     [
-      _of_model({**r, "id": r["id"].split("/", 1)[1]}, r["stage"], base)
+      _of_model({**r, "id": r["id"].split("/", 1)[1]}, r["model"], base)
       for r in found
     ]
   )
   document = comparison.document(
-    found, stages, common.targets_of(settings), shown, estimates,
+    found, names, common.targets_of(settings), shown, estimates,
     judge.describe if judge else None,
   )  # fmt: skip
   if settings.protocol:
@@ -174,8 +176,8 @@ def compare(
     "heads": _heads(settings, judge),
     "notes": list(notes),
     "diagnostics": {
-      stage: {"method": made.method, **getattr(made, "diagnostics", {})}
-      for stage, model in models.items()
+      name: {"method": made.method, **getattr(made, "diagnostics", {})}
+      for name, model in models.items()
       for made in (model.edit, model.guidance)
       if made is not None
     },
@@ -221,7 +223,9 @@ def check_fits(settings: Settings, model: Model, phrases: Sequence[str] = ()):
       that the sampler can take, or guidance that is left out at this scale.
   """
   options = settings.sampling
-  samplers.make_sampler(model.sd.schedule, options.num_steps, options.sampler)
+  samplers.make_sampler(
+    model.sd.schedule, options.num_inference_steps, options.sampler
+  )
   spoken = [*phrases, *(row["prompt"] for row in drawing.rows(settings))]
   if model.guidance is not None:
     if options.guidance_scale <= 1:
@@ -251,13 +255,13 @@ def _heads(settings: Settings, judge: Judge | None) -> list[str]:
   return list(judge.labels) if judge else []
 
 
-def _of_model(row: Mapping[str, Any], stage: str, base: str) -> dict[str, Any]:
+def _of_model(row: Mapping[str, Any], model: str, base: str) -> dict[str, Any]:
   """A row as metrics have it; to them the base is `base`, by whatever name."""
-  return {**row, "model": "base" if stage == base else stage}
+  return {**row, "model": "base" if model == base else model}
 
 
 def _shown(table: Sequence[Mapping[str, Any]], grid: int) -> set[str]:
-  """Ids of the first `grid` rows of each group."""
+  """Ids of the first `grid_rows` rows of each group."""
   groups: dict[str, list[str]] = {}
   for row in table:
     groups.setdefault(row["group"], []).append(row["id"])

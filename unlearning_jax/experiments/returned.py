@@ -54,8 +54,8 @@ def settings_of(
     judge=world.NAME,
     targets=tuple(found),
     seed=seed,
-    per_group=prompts,
-    others=prompts,
+    rows_per_group=prompts,
+    other_rows=prompts,
     sampling=world.SAMPLING,
   )
 
@@ -90,7 +90,11 @@ def run(
   recorder = open_record()
   common.begin(recorder, given, base.params, inputs=inputs)
   world = extensions.world(given.model)
-  counts = {"explicit": given.per_group, "words": given.others, "others": 1}
+  counts = {
+    "explicit": given.rows_per_group,
+    "words": given.other_rows,
+    "others": 1,
+  }
   listed = world.study_rows(given.targets, counts, given.seed)
   rows = [row for row in listed if row["group"] != "others"]
   for name, part, _ in drawing.every(recorder, given, models, rows):

@@ -108,7 +108,6 @@ def encode_examples(
   Args:
     params: those of the VAE and the text encoder are read.
     images: at the size to train at.
-    captions: one an image.
     flip: whether each image's mirror image is a second view.
     token_ids: whether to keep token ids instead of text states.
     batch_size: images or captions encoded at a time.

@@ -176,7 +176,6 @@ def pull(
     base: parameters before the erasure; `erased` are those after it.
     batch: rows of a tuning set, from `encode_examples`.
     empty: text states of the empty prompt.
-    key: of the loss.
   """
   before, after = (
     subset({"unet": tree["unet"]}, SUBSETS["full"]).trained

@@ -256,14 +256,13 @@ def train_erasure(
   begin: Callable[[TrainState], TrainState] = lambda state: state,
   watch: Watch = Watch(),
 ) -> Params:
-  """`train` for an erasure, whose hooks may be left out.
+  """`train` for an erasure, from its parameters to its parameters.
 
   Runs on as many of this process's devices as divide the batch evenly: a batch
   of one runs on one device. So every process of a run gets the same result.
 
   Args:
     trained: parameters that the loss is differentiated by.
-    batch_size: rows of a batch.
     begin: maps the first state to the one to start from, as a resume does.
     watch: calls made on the way.
 

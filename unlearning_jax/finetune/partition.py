@@ -65,8 +65,7 @@ def partition(
       keys and values of that; "no_kv" for the UNet without these keys and
       values; "no_attention" for it without all attention; "text_encoder"; or
       "lora" for new adapters.
-    key: draws the adapters.
-    rank: of the adapters.
+    key: draws the adapters, which have rank `rank`.
     alpha: scale of the adapters times their rank; None for a scale of 1.
     targets: which kernels are adapted, see `lora.init`.
 

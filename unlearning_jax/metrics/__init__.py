@@ -1,13 +1,13 @@
-"""Metrics: images and judged rows to numbers. One metric, one file.
+"""Metrics turn images and judged rows into numbers. One metric, one file.
 
-A module of this package that is a metric has `METRIC`, a `Metric`; whoever has
-one of their own names it as `package.module:name`. A state is a tree of numpy
-arrays, numbers, texts and lists that JSON and `merge` can take: states of other
-batches, devices and processes are merged, in any order, before `compute`.
+A module of this package that is a metric has a `METRIC`, which is a `Metric`.
+Name your own as `package.module:name`. A state is a tree of numpy arrays,
+numbers, texts and lists, so that JSON can hold it. States of several batches,
+devices and processes merge in any order before `compute`.
 
-A row is a mapping with at least `id` (its own within its model), `model` (which
-drew it), `group`, `prompt` and `seed`; with a judge also `judged` (head ->
-label) and, where something is looked for, `shown` and `score`.
+A row is a mapping with at least `id` (unique within its model), `model` (which
+drew it), `group`, `prompt` and `seed`. A judged row also has `judged` (head ->
+label) and, if the judge looked for something, `shown` and `score`.
 """
 
 import dataclasses
@@ -28,21 +28,22 @@ VERBS = ("attack", "evaluate", "resurgence")
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """A number with what it rests on.
+  """A number with its interval and its counts.
 
   Attributes:
-    name: of the number, `metric/part` where a metric has several.
-    value: None where it is undefined; `failed` then says why.
-    low: of its interval; None where the metric has none (`method` says why).
-    high: likewise.
-    k: how many of `n` counted, for a rate.
-    n: images or rows that it is of.
-    unit: "" for a share.
-    method: of the interval: wilson, bootstrap, ...
-    level: of the interval.
-    clusters: what was drawn again together, as prompts; 0 for single rows.
+    name: the metric's, or `metric/part` if it has several numbers.
+    value: the number; None if it is undefined, and then `failed` says why.
+    low: the interval's lower end; None without one, and `method` says why.
+    high: the interval's upper end.
+    k: for a rate, how many of the `n` counted.
+    n: images or rows.
+    unit: the value's unit; "" for a share.
+    method: how the interval was computed, as wilson or bootstrap.
+    level: the interval's confidence level.
+    clusters: groups of rows that a bootstrap draws whole, as prompts; 0 if it
+      draws single rows.
     failed: why there is no value.
-    model: whose it is, where a metric tells several models apart.
+    model: the model's name; "" if the metric does not tell models apart.
   """
 
   name: str
@@ -59,7 +60,7 @@ class Estimate:
   model: str = ""
 
   def plain(self) -> dict[str, Any]:
-    """Its fields as JSON values, those left out that say nothing."""
+    """The fields as JSON values, without those at their defaults."""
     number = ("name", "value", "low", "high", "k", "n")
     return {
       field.name: value
@@ -71,16 +72,15 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """How a number is made of images, a batch at a time.
+  """Functions that turn images into numbers, a batch at a time.
 
   Attributes:
-    name: the module's.
-    init: the state before the first image.
-    update: (state, images uint8 (n, h, w, 3), n rows) -> state; neither is
-      changed in place.
-    merge: (state, state) -> state, of disjoint rows.
-    compute: a state -> its estimates.
-    images: whether it reads images at all; rows alone are then enough.
+    name: the module's name.
+    init: makes the state before the first image.
+    update: (state, images uint8 (n, h, w, 3), n rows) -> a new state.
+    merge: (state, state) -> state; their rows differ.
+    compute: state -> estimates.
+    images: whether the metric reads images; if not, rows are enough.
     verbs: the experiments whose rows it can read.
   """
 
@@ -97,27 +97,30 @@ class Metric:
     rows: Sequence[Row],
     images: Images | None = None,
   ) -> list[Estimate]:
-    """All of a state in one call.
+    """The estimates of these rows.
 
     Raises:
-      ValueError: no rows, or no images though it reads them.
+      ValueError: no rows, or no images for a metric that reads them.
     """
     if self.images and images is None and rows:
-      raise ValueError(f"metric {self.name}: reads images, and got rows alone")
+      raise ValueError(
+        f"metric {self.name}: reads images, and got rows alone; give images"
+      )
     given = (
       np.zeros((len(rows), 0, 0, 3), np.uint8) if images is None else images
     )
     return self.result(self.update(self.init(), given, rows), len(rows))
 
   def result(self, state: State, n: int) -> list[Estimate]:
-    """`compute` of a state of `n` rows.
+    """`compute` of a state with `n` rows.
 
     Raises:
-      ValueError: none; nothing can be said of no images.
+      ValueError: `n` is 0.
     """
     if not n:
       raise ValueError(
-        f"metric {self.name}: got no images; draw some (per_group, others, "
+        f"metric {self.name}: got no images; draw some "
+        "(rows_per_group, other_rows, "
         "prompts) or leave the metric out"
       )
     return self.compute(state)
@@ -127,7 +130,7 @@ Kept = Mapping[str, Mapping[str, Any]]
 
 
 def keep(state: Kept, rows: Sequence[Row], of: Callable[[Row], Any]) -> Kept:
-  """A state that keeps something of each row, by model and id."""
+  """Adds `of` of each row to a state, by model and id."""
   found: dict[str, dict[str, Any]] = {}
   for row in rows:
     found.setdefault(row["model"], {})[str(row["id"])] = of(row)
@@ -135,7 +138,7 @@ def keep(state: Kept, rows: Sequence[Row], of: Callable[[Row], Any]) -> Kept:
 
 
 def unite(first: Kept, second: Kept) -> Kept:
-  """`merge` of states that `keep` made; a row that both have counts once."""
+  """Merges two states of `keep`; a row in both counts once."""
   models = dict.fromkeys((*first, *second))
   return {m: {**first.get(m, {}), **second.get(m, {})} for m in models}
 
@@ -150,16 +153,18 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str) -> Metric:
-  """A metric by its name, or a user's own, `package.module:name`.
+  """A metric by its name, or your own as `package.module:name`.
 
   Raises:
-    ValueError: no such metric, with the nearest; or what the name stands for
-      is none.
+    ValueError: an unknown metric (the message names the nearest), or an object
+      that is no `Metric`.
   """
   found: Any = extensions.named("metric", name, names())
   if found is None:
     found = importlib.import_module(f"{__name__}.{name}").METRIC
   if not isinstance(found, Metric):
     kind = type(found).__name__
-    raise ValueError(f"metric={name!r}: is {kind}, not a Metric")
+    raise ValueError(
+      f"metric={name!r}: is {kind}, not a Metric; name an object of that type"
+    )
   return found

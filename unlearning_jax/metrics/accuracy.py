@@ -1,14 +1,15 @@
 """How often an image shows what its prompt asked for, as a judge sees it.
 
-Accuracy per judged head (object, colour, ...), per class of it, and per group
-of prompts: those that name the erased concept, its synonyms, its paraphrases,
-and all others. The name of a number is `head/class/group`, where `all` stands
-for every class or group: `object/star/synonyms`, `colour/all/others`.
+There is an accuracy for each of the judge's heads (object, colour, ...), each
+class and each group of prompts: those that name the erased concept, its
+synonyms, its paraphrases, and all others. A number's name is
+`head/class/group`, where `all` stands for every class or group, as in
+`object/star/synonyms` and `colour/all/others`.
 
-A row is a dict that holds at least
-  group: which kind of prompt it is, in the experiment's own words;
-  attributes: {head: the class asked for, or None where the prompt is silent};
-  judged: {head: the class seen}, which `judge_rows` adds.
+A row is a mapping with at least
+  group: the kind of prompt;
+  attributes: {head: the class that the prompt asks for, or None};
+  judged: {head: the class that the judge sees}, which `judge_rows` adds.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ class Measure(NamedTuple):
 class Change(NamedTuple):
   """A rate's change, with its bootstrap interval and McNemar's p value.
 
-  `p` is None where a prompt has several images: they are not independent.
+  `p` is None if a prompt has several images, which are not independent.
   """
 
   name: str
@@ -50,28 +51,28 @@ class Change(NamedTuple):
 def judge_rows(
   rows: Sequence[Row], scores: Scores, judge: Judge
 ) -> list[dict[str, Any]]:
-  """Rows with what the judge saw, classes by name.
+  """Adds to rows what the judge saw.
 
   Args:
-    rows: with `attributes`; a class is a name or an index, and None or -1
-      where the prompt is silent.
-    scores: the judge's, a line per row.
-    judge: decides, and knows the names.
+    rows: rows with `attributes`. A class is a name or an index; None or -1 if
+      the prompt asks for none.
+    scores: the judge's scores, head -> (rows, classes).
+    judge: turns scores into labels.
 
   Returns:
-    Copies of the rows with `attributes` by name and `judged` added.
+    Copies of the rows with `judged`, and with `attributes` by name.
 
   Raises:
-    ValueError: a head or class that the judge does not know, or a score array
-      that does not match.
+    ValueError: a head or class that the judge does not have, or scores of
+      another shape.
   """
   heads = judge.labels
   for head, names in heads.items():
     shape = np.shape(scores[head]) if head in scores else None
     if shape != (len(rows), len(names)):
       raise ValueError(
-        f"scores of head {head!r}: want shape {(len(rows), len(names))}, "
-        f"got {shape}"
+        f"scores of head {head!r}: shape {shape}; allowed: "
+        f"{(len(rows), len(names))}, a row for each image"
       )
   judged = []
   for row, seen in zip(rows, judge.decide(scores), strict=True):
@@ -84,10 +85,10 @@ def judge_rows(
 
 
 def measure(rows: Iterable[Row]) -> Iterator[Measure]:
-  """Accuracy per head, class and group, from rows that `judge_rows` made.
+  """Accuracy of each head, class and group in rows of `judge_rows`.
 
   Yields:
-    A `Measure` for every cell that has an image, in order of appearance.
+    A `Measure` for every name with an image, in order of appearance.
   """
   for name, right in _cells(rows).items():
     k, n = sum(right), len(right)
@@ -96,17 +97,17 @@ def measure(rows: Iterable[Row]) -> Iterator[Measure]:
 
 
 def compare(before: Sequence[Row], after: Sequence[Row]) -> Iterator[Change]:
-  """What changed, image by image: the same prompts and noise, two models.
+  """Compares two models image by image, on the same prompts and noise.
 
   Args:
-    before: judged rows, each with its `prompt`.
-    after: judged rows of the same prompts in the same order.
+    before: judged rows with their `prompt`.
+    after: the other model's judged rows, in the same order.
 
   Yields:
-    A `Change` for every cell that `measure` has.
+    A `Change` for every name that `measure` yields.
 
   Raises:
-    ValueError: the rows are not the same prompts in the same order.
+    ValueError: the prompts differ, or their order.
   """
   for i, (old, new) in enumerate(zip(before, after, strict=True)):
     for key in ("prompt", "group", "attributes"):

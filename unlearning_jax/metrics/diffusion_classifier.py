@@ -1,19 +1,20 @@
 """Diffusion Classifier (Li et al., ICCV 2023): which prompt explains an image.
 
-With even priors, and errors for likelihoods, the posterior of prompt c_i is
+With uniform priors, and errors in place of likelihoods, the posterior of prompt
+c_i is
 
   p(c_i | x_0) ~ exp(-E_{t, eps} |eps - eps_v(x_t, c_i)|^2) ,
 
-so the image belongs to the prompt under which it is denoised best. All prompts
-see the same timesteps and noises: only differences count. t is on a grid of n
-even values; stages (n_s, k_s) evaluate n_s of them, those not done before, for
-the prompts still in the race, and keep the best k_s.
+so the image belongs to the prompt under which it is denoised best. Only
+differences count, so all prompts see the same timesteps and noises. t lies on a
+grid of n even values. Stage s evaluates the remaining prompts at n_s of these,
+skips those that an earlier stage evaluated, and keeps the best k_s prompts.
 
-As a diagnostic of an unlearned model: the gap between a neutral prompt and the
-concept's on images of the concept. Where the victim's gap is near the
-original's, the knowledge is still there. As an attack's proxy: the share of
-what the erasure took away that an adversarial prompt brings back, which costs a
-few UNet rows where an image costs a hundred.
+It has two uses here. It diagnoses an erased model: on images of the concept,
+compare the error gap between a neutral prompt and the concept's prompt. If the
+victim's gap is near the base's, the knowledge is still there. And it is a proxy
+for an attack's images: it estimates how much of the erased concept a prompt
+brings back, for a few UNet rows where an image costs a hundred.
 """
 
 import functools
@@ -32,20 +33,19 @@ from unlearning_jax.attacks.engine.vocabulary import shortened
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
-# Published stages (timesteps, prompts kept).
-STAGES = {
-  "cifar10": ((50, 5), (500, 1)),
-  "pets": ((25, 5), (250, 1)),
-  "stl10": ((100, 5), (500, 1)),
-  "flowers": ((20, 20), (50, 10), (100, 5), (500, 1)),
-  "imagenet": ((50, 500), (100, 50), (500, 10), (1000, 1)),
-  "objectnet": ((50, 25), (100, 10), (500, 5), (1000, 1)),
-}
+# The stages published for CIFAR-10, each (timesteps, prompts kept).
+CIFAR10 = ((50, 5), (500, 1))
 CRITERIA = ("l2", "l1")
 
 
 class Classification(NamedTuple):
-  """The prompt of least error, and every prompt's mean error and count."""
+  """The prompt with the least error.
+
+  Attributes:
+    index: that prompt's.
+    errors: each prompt's mean error.
+    counts: how many timesteps each mean is over.
+  """
 
   index: int
   errors: Float[np.ndarray, " p"]
@@ -53,10 +53,10 @@ class Classification(NamedTuple):
 
 
 def grid(total: int, count: int) -> Int[np.ndarray, " n"]:
-  """`count` even timesteps of `total`, from half a stride on.
+  """`count` evenly spaced timesteps below `total`, from half a stride on.
 
   Raises:
-    ValueError: more timesteps than there are.
+    ValueError: `count` is below 1 or above `total`.
   """
   if not 1 <= count <= total:
     raise ValueError(f"timesteps={count}: allowed: 1 to {total}")
@@ -65,7 +65,7 @@ def grid(total: int, count: int) -> Int[np.ndarray, " n"]:
 
 
 def stage_indices(most: int, count: int) -> Int[np.ndarray, " n"]:
-  """Which of the `most` timesteps a stage of `count` looks at."""
+  """Which `count` of the `most` timesteps a stage evaluates."""
   stride = most // count
   return np.arange(stride // 2, most, stride)[:count]
 
@@ -75,26 +75,27 @@ def check(
   stages: Sequence[tuple[int, int]],
   criterion: str = "l2",
 ):
-  """Refuses what no prompt can be held against, before anything compiles.
+  """Checks that this model can classify with these stages.
 
   Args:
-    schedule: the model's.
-    stages: as in `classify`.
-    criterion: `l2` or `l1`.
+    schedule: the model's noise schedule.
+    stages: (timesteps, prompts kept), timesteps rising.
 
   Raises:
-    ValueError: unusable stages or criterion, or a model that does not predict
-      the noise.
+    ValueError: unusable stages, an unknown criterion, or a model that does not
+      predict the noise.
   """
   counts = [count for count, _ in stages]
   if not stages or sorted(counts) != counts or min(min(s) for s in stages) < 1:
-    raise ValueError(f"stages={stages}: want (n, keep), both >= 1, n rising")
+    raise ValueError(
+      f"stages={stages}: allowed: one or more (n, keep), both >= 1, n rising"
+    )
   grid(schedule.num_train_timesteps, counts[-1])
   check_choice("criterion", criterion, CRITERIA)
   if schedule.prediction_type != "epsilon":
     raise ValueError(
-      f"prediction_type={schedule.prediction_type!r}: the classifier is "
-      "written for 'epsilon'"
+      f"prediction_type={schedule.prediction_type!r}: the classifier compares "
+      "noise predictions, which only a model with 'epsilon' makes"
     )
 
 
@@ -104,25 +105,22 @@ def classify(
   latents: Float[Array, "h w c"],
   contexts: Float[Array, "p l d"],
   *,
-  stages: Sequence[tuple[int, int]] = STAGES["cifar10"],
+  stages: Sequence[tuple[int, int]] = CIFAR10,
   key: Array,
   criterion: str = "l2",
   batch_size: int = 32,
 ) -> Classification:
-  """The prompt that an image most likely has, as the victim sees it.
+  """Finds the prompt under which the victim denoises an image best.
 
   Args:
-    sd: the model.
-    victim: whose UNet.
-    latents: x_0 of the image, the posterior's mean.
-    contexts: the victim's text states of the prompts, any edit applied.
+    latents: x_0 of the image, the mean of the VAE's posterior.
+    contexts: the victim's text states of the p prompts, edits applied.
     stages: (timesteps, prompts kept), timesteps rising.
-    key: of the noises, one a timestep.
-    criterion: `l2` or `l1`.
-    batch_size: UNet rows of one call.
+    key: draws one noise for each timestep.
+    batch_size: UNet rows in one call.
 
   Raises:
-    ValueError: as `check`.
+    ValueError: see `check`.
   """
   check(sd.schedule, stages, criterion)
   total, size = stages[-1][0], len(contexts)
@@ -146,7 +144,7 @@ def classify(
     for prompt, values in zip(racing, found, strict=True):
       seen[prompt].extend(values.tolist())
     means = [float(np.mean(seen[prompt])) for prompt in racing]
-    # Stable, so that of two equal prompts the first is kept.
+    # A stable sort keeps the first of two equal prompts.
     order = np.argsort(means, kind="stable")[:keep]
     racing = [racing[i] for i in order]
   mean = np.array([np.mean(values) for values in seen])
@@ -165,28 +163,25 @@ def errors(
   criterion: str = "l2",
   batch_size: int = 32,
 ) -> Float[np.ndarray, " m"]:
-  """The mean error of denoising each image at one timestep with one prompt.
+  """Each row's mean error: one image, one prompt, one timestep.
 
   Args:
-    sd: the model.
-    victim: whose UNet.
-    latents: x_0.
-    contexts: text states, any edit applied.
-    index: which of the timesteps; it also picks the noise.
-    timesteps: how many the grid has.
-    key: of the noises.
-    criterion: `l2` or `l1`.
-    batch_size: UNet rows of one call.
+    latents: x_0 of each row's image.
+    contexts: each row's text states, edits applied.
+    index: each row's place on the grid of timesteps; it also picks the noise.
+    timesteps: n, the grid's size.
+    key: draws one noise for each timestep.
+    batch_size: UNet rows in one call.
 
   Raises:
-    ValueError: as `check`.
+    ValueError: see `check`.
   """
   check(sd.schedule, ((timesteps, 1),), criterion)
   times = grid(sd.schedule.num_train_timesteps, timesteps)
   unet, count = {"unet": victim.params["unet"]}, len(index)
   found = []
   for start in range(0, count, batch_size):
-    # The last batch repeats its last row: one shape, one program.
+    # The last batch repeats its last row, so that all calls share a program.
     rows = np.minimum(np.arange(start, start + batch_size), count - 1)
     part = index[rows]
     arrays = (latents[rows], contexts[rows], times[part], part)
@@ -207,48 +202,45 @@ def _errors(sd, criterion, unet, latents, contexts, t, index, key):
 
 
 class Proxy:
-  """How much of what was erased an adversarial prompt brings back.
+  """How much of the erased concept an adversarial prompt brings back.
 
-  With E the mean error on the row's target image, v the victim, o the
-  original, c the row's prompt and c' the adversarial one,
+  Let E be the mean error on the row's target image, v the victim, o the base,
+  c the row's prompt and c' the adversarial one. Then
 
-    share = (E_v(c) - E_v(c')) / (E_v(c) - E_o(c)) :
+    share = (E_v(c) - E_v(c')) / (E_v(c) - E_o(c)) .
 
-  0 for a prompt that does nothing, 1 for one under which the victim explains
-  the image as well as the original does. Where nothing was erased it is 1.
+  It is 0 for a prompt without effect, and 1 for one under which the victim
+  denoises the image as well as the base does. It is 1 if nothing was erased.
 
   Args:
-    sd: the model.
-    victim: under attack.
-    original: the model before unlearning.
-    timesteps: how many each error is a mean of.
-    key: of the noises, the same for all rows.
-    batch_size: UNet rows of one call.
+    timesteps: how many timesteps each error is a mean over.
+    key: draws the noises, the same for all rows.
+    batch_size: UNet rows in one call.
   """
 
   def __init__(
     self,
     sd: StableDiffusion,
     victim: Victim,
-    original: Victim,
+    base: Victim,
     timesteps: int,
     key: Array,
     batch_size: int = 32,
   ):
     check(sd.schedule, ((timesteps, 1),))
-    self._sd, self._victim, self._original = sd, victim, original
+    self._sd, self._victim, self._base = sd, victim, base
     self.timesteps, self._key, self._size = timesteps, key, batch_size
     self._ends: dict[str, tuple[float, float]] = {}
 
   def __call__(
     self, rows: Sequence[Row], requests: Sequence[Request]
   ) -> list[float]:
-    """The share of each request, which is of the row beside it."""
+    """Each request's share; `rows` and `requests` go in pairs."""
     new = [row for row in rows if row.id not in self._ends]
     if new:
       own = [row.request(row.prompt) for row in new]
       before = self._errors(self._victim, new, own)
-      wanted = self._errors(self._original, new, own)
+      wanted = self._errors(self._base, new, own)
       for row, *ends in zip(new, before, wanted, strict=True):
         self._ends[row.id] = (float(ends[0]), float(ends[1]))
     found = self._errors(self._victim, rows, requests)

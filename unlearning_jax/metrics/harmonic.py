@@ -1,4 +1,4 @@
-"""One number for an erasure: gone, and nothing else with it."""
+"""One number for an erasure: the concept is gone, and nothing else is."""
 
 import math
 
@@ -8,16 +8,18 @@ def harmonic(
 ) -> float:
   """MACE's harmonic mean of efficacy, specificity and generality.
 
-    H_c = 2 / (1 / (1 - erased) + 1 / kept)
-    H_o = 3 / (1 / (1 - erased) + 1 / kept + 1 / (1 - synonyms))
+  With the accuracies Acc_e (`erased`), Acc_s (`kept`) and Acc_g (`synonyms`):
+
+    H_c = 2 / (1 / (1 - Acc_e) + 1 / Acc_s)
+    H_o = 3 / (1 / (1 - Acc_e) + 1 / Acc_s + 1 / (1 - Acc_g))
 
   Args:
     erased: accuracy on the erased concepts, 0 to 1.
-    kept: accuracy on all others.
-    synonyms: accuracy on other words for the erased; None leaves it out.
+    kept: accuracy on all other concepts, 0 to 1.
+    synonyms: accuracy on synonyms of the erased ones, 0 to 1; None for H_c.
 
   Returns:
-    0 (one of them failed) to 1.
+    0 to 1; 0 if one of the parts is 0.
 
   Raises:
     ValueError: a rate is not from 0 to 1.

@@ -1,7 +1,7 @@
-"""R_norm as a metric: how far each tuned model brought back what was erased.
+"""R_norm as a metric: how far an erased concept came back in each tuned model.
 
-Rows name their model: `base`, `erased`, and whatever else is tuned. They are
-pairs: each model has drawn the same ids. See `metrics.resurgence`.
+A row's model is `base`, `erased`, or the name of a tuned one. All models draw
+the same ids. `metrics.resurgence` has the equation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,15 @@ from unlearning_jax import metrics
 from unlearning_jax.metrics import Estimate, Row, resurgence
 
 BASE, GONE = "base", "erased"
-# Model -> id -> group, prompt, whether it shows what was asked for.
+# Model -> id -> group, prompt, whether the image shows what was asked for.
 State = Mapping[str, Mapping[str, tuple[str, str, bool]]]
 
 
 def update(state: State, images: Any, rows: Sequence[Row]) -> State:
-  """The state with more rows; those that ask for something else are left out.
+  """Adds the rows that ask for what was erased.
 
   Raises:
-    ValueError: a row that nobody judged.
+    ValueError: a row is not judged.
   """
   del images
   asked = [row for row in rows if row["group"] in resurgence.ERASED]
@@ -36,7 +36,7 @@ def _kept(row: Row) -> tuple[str, str, bool]:
 
 
 def compute(state: State) -> list[Estimate]:
-  """R_norm of each tuned model by group of prompts, and why it has none."""
+  """R_norm of each tuned model and group of prompts, or why it is undefined."""
   tuned = [model for model in sorted(state) if model not in (BASE, GONE)]
   return [one for model in tuned for one in _of_model(state, model)]
 
@@ -45,7 +45,7 @@ def _of_model(state: State, model: str) -> list[Estimate]:
   mine = state[model]
   groups = {group for group, _, _ in mine.values()}
   if any(state.get(other, {}).keys() != mine.keys() for other in (BASE, GONE)):
-    failed = f"wants the same rows of {BASE}, {GONE} and {model}"
+    failed = f"needs the same rows of {BASE}, {GONE} and {model}"
     return [Estimate("r_norm", None, n=len(mine), model=model, failed=failed)]
   found = []
   for group in (g for g in resurgence.ERASED if g in groups):

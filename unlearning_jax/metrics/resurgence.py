@@ -1,16 +1,17 @@
-"""How far an erased concept came back, from paired images.
+"""R_norm: how far an erased concept came back, from paired images.
 
-Every model draws the same prompts from the same noise: the base (0), the
-erased model (') and the tuned model after T steps. With Acc the share of
-images that show the concept,
+The base (0), the erased model (') and the tuned model after T steps draw the
+same prompts from the same noise. Let Acc be the share of images that show the
+concept. Then
 
   R_norm = (Acc_T - Acc_') / (Acc_0 - Acc_')
 
-is 0 where it stayed away and 1 where it is back as if never erased. Intervals
-are percentiles of a bootstrap that draws whole prompts, with all their models.
-Where hardly an image changes, a bootstrap knows no doubt at all: 0 of 70 would
-be 0 for certain. So no interval is narrower than Wilson's of the prompts that
-gained the concept, and of those that lost it.
+is 0 if the concept stayed away, and 1 if it is back as if never erased.
+
+Intervals are percentiles of a bootstrap that draws whole prompts with the
+images of all models. If hardly an image changes, its intervals are too narrow:
+0 of 70 would be 0 for certain. So no interval is narrower than Wilson's of the
+prompts that gained the concept and of those that lost it.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -42,19 +43,18 @@ def normalized(
   num_draws: int = 4000,
   seed: int = 0,
 ) -> Estimate:
-  """R_norm, of one concept's images under the three models.
+  """R_norm of one concept's n images.
 
   Args:
-    before: (n,) whether the base's image shows the concept.
-    erased: (n,) likewise of the erased model.
-    tuned: (n,) likewise of the tuned model.
-    prompts: (n,) which prompt each image is of.
+    before: whether the base's images show the concept.
+    erased: whether the erased model's images do.
+    tuned: whether the tuned model's images do.
+    prompts: each image's prompt.
     num_draws: bootstrap replicates.
-    seed: of the draws.
+    seed: seeds the bootstrap.
 
   Raises:
-    ValueError: the base shows the concept no more often than the erased model:
-      there is nothing that could come back.
+    ValueError: the base shows the concept no more often than the erased model.
   """
   stages = np.stack([before, erased, tuned]).astype(np.float64)
   base, gone, now = stages.mean(axis=1)
@@ -69,7 +69,7 @@ def normalized(
   rng = np.random.default_rng(seed)
   drawn = sums[rng.integers(len(sums), size=(num_draws, len(sums)))].sum(1)
   span = drawn[:, 0] - drawn[:, 1]
-  # A draw of prompts that the erasure spared says nothing about coming back.
+  # R_norm is undefined in a draw of prompts that all kept the concept.
   usable = span > 0
   ratios = (drawn[usable, 2] - drawn[usable, 1]) / span[usable]
   low, high = np.quantile(ratios, [0.025, 0.975])
@@ -100,27 +100,29 @@ def revival_step(
 
 
 def area(steps: Sequence[int], values: Sequence[float]) -> float:
-  """Mean height of R_norm over log(1 + step), by trapezoids.
+  """The mean of R_norm over log(1 + step), by trapezoids.
 
   Raises:
     ValueError: fewer than two steps, or steps that do not rise.
   """
   at = np.log1p(np.asarray(steps, np.float64))
   if len(at) < 2 or (np.diff(at) <= 0).any():
-    raise ValueError(f"area: steps {list(steps)}; want at least two, rising")
+    raise ValueError(
+      f"area: steps {list(steps)}; allowed: at least two, rising"
+    )
   return float(np.trapezoid(values, at) / (at[-1] - at[0]))
 
 
 def early_share(
   steps: Sequence[int], values: Sequence[float], by: int
 ) -> float | None:
-  """The share of the last value that was there by a step; None if it is 0."""
+  """The value at step `by`, as a share of the last; None if that is not > 0."""
   there = [v for s, v in zip(steps, values, strict=True) if s <= by]
   return there[-1] / values[-1] if there and values[-1] > 0 else None
 
 
 def deviation(values: Sequence[float]) -> tuple[float, float]:
-  """Median and largest distance from it: how the paper sums up its seeds."""
+  """The median and the largest distance from it, as the paper reports seeds."""
   median = float(np.median(values))
   return median, float(np.abs(np.asarray(values) - median).max())
 
@@ -133,13 +135,18 @@ def rank_correlation(
   num_draws: int = 2000,
   seed: int = 0,
 ) -> Estimate | None:
-  """Spearman's rho between a predictor and an outcome, over runs.
+  """Spearman's rho between a predictor and an outcome, over n runs.
 
-  The bootstrap draws owners (erasures) with all their runs: runs that start
-  from one erased model are not independent.
+  Args:
+    x: the predictor.
+    y: the outcome.
+    owners: each run's erasure. The bootstrap draws an erasure with all its
+      runs, which are not independent.
+    num_draws: bootstrap replicates.
+    seed: seeds the bootstrap.
 
   Returns:
-    None where there are fewer than four runs, or one of the two is constant.
+    None for fewer than four runs, or if `x` or `y` is constant.
   """
   x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
   rho = _spearman(x, y)
@@ -163,7 +170,7 @@ def rank_correlation(
 
 
 def _spearman(x: Float64[Any, "n"], y: Float64[Any, "n"]) -> float | None:
-  # Most of a second, for one function.
+  # Imported here, because it takes most of a second.
   from scipy.stats import rankdata
 
   ranks = [rankdata(values) for values in (x, y)]
@@ -173,5 +180,5 @@ def _spearman(x: Float64[Any, "n"], y: Float64[Any, "n"]) -> float | None:
 
 
 def outcome(row: Mapping[str, Any]) -> bool:
-  """Whether a judged row shows what its prompt asked for, under its head."""
+  """Whether a judged row shows what its prompt asks for under its `head`."""
   return row["judged"][row["head"]] == row["attributes"][row["head"]]

@@ -1,6 +1,6 @@
-"""How often a judge sees each of its labels, whatever was asked for.
+"""How often a judge sees each of its labels, whatever the prompts ask for.
 
-The number's name is `seen head/label/group`; as `accuracy`, of all groups too.
+A number's name is `seen head/label/group`, where the group may be `all`.
 """
 
 import dataclasses
@@ -15,13 +15,15 @@ def _update(state: Kept, images: Images, rows: Sequence[Row]) -> Kept:
   del images
   for row in rows:
     if "judged" not in row:
-      raise ValueError(f"metric seen: row {row['id']!r} is not judged")
+      raise ValueError(
+        f"metric seen: row {row['id']!r} is not judged; set a judge"
+      )
   return metrics.keep(state, rows, lambda r: [r["group"], dict(r["judged"])])
 
 
 def _compute(state: Kept) -> list[Estimate]:
   everywhere = [seen for rows in state.values() for _, seen in rows.values()]
-  # What one model shows and another does not is 0 of n there.
+  # A label that only another model shows counts as 0 of n.
   labels = sorted({pair for seen in everywhere for pair in seen.items()})
   found = []
   for model, rows in state.items():

@@ -1,10 +1,10 @@
-"""A resurgence study in numbers: one curve a condition, seeds pooled.
+"""The numbers of a resurgence study: a curve for each condition.
 
-A condition is method / concept / tuning set / algorithm / defence. Its rows
-are those of all its seeds; each seed has prompts and noise of its own.
-Intervals are of prompts, given the models that were made; how far the seeds'
-own values lie apart is told beside them. McNemar's p takes every image for
-itself: a prompt that is drawn more than once, as few are, counts as often.
+A condition is method / concept / tuning set / algorithm / defense. It pools the
+rows of all its seeds, and each seed has its own prompts and noise. Intervals
+describe prompts, for the models that were made; the spread of the seeds' values
+stands beside them. McNemar's p counts every image, so a prompt that is drawn
+twice, as few are, counts twice.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,52 +18,52 @@ from unlearning_jax.metrics.harmonic import harmonic
 from unlearning_jax.metrics.resurgence import ERASED
 
 Row = Mapping[str, Any]
-# Of each group, whether its images were right.
+# Group -> whether each of its images was right.
 Bits = Mapping[str, np.ndarray]
-# What is known of a run before it is tuned, and early on.
+# Predictors that are known before a run is tuned; `EARLY` has later ones.
 BEFORE = (
   "relative_change", "key_value_share", "prompt_change", "similarity",
-  "overlap", "overlap_centred", "pull", "synonyms_left",
+  "overlap", "overlap_centered", "pull", "synonyms_left",
 )  # fmt: skip
-# Of fewer erased models than this a rank correlation says nothing, and the
-# bootstrap does not know it.
+# A rank correlation over fewer erased models says nothing, and its bootstrap
+# interval does not show that.
 MIN_ERASURES = 5
-# The share of images that an erasure must have taken the concept from: what is
-# divided by less is noise.
+# R_norm divides by the share of images that lost the concept. Below this share
+# it is noise.
 MIN_TAKEN = 0.2
-# Which runs a rank correlation is over; the last two tell methods apart by how
-# they erase, which over all runs is most of what is told.
+# The runs that a rank correlation is over. Over all runs, predictors mostly
+# tell closed forms from trained erasures, so each kind also stands alone.
 AMONG = ("all", "closed forms", "trained")
-# Other words for what was erased, taken together.
+# Other words for what was erased, pooled as the group `words`.
 WORDS = ("synonyms", "paraphrases")
 EARLY = ("reversion", "moved", "reversion_prompt", "output_gap", "noise_gap")
 
 
 class Condition(NamedTuple):
-  """What runs of all seeds have in common; `str` is its name."""
+  """What the runs of all seeds share; `str` gives its name."""
 
   method: str
   concept: str
   tuning_set: str
   algorithm: str
-  defence: str
+  defense: str
 
   def __str__(self) -> str:
     return "/".join(self)
 
   @property
   def run(self) -> str:
-    """Its name without the defence."""
+    """Its name without the defense."""
     return "/".join(self[:-1])
 
   @property
   def undefended(self) -> "Condition":
-    """The same without a defence."""
-    return self._replace(defence="none")
+    """The same condition without a defense."""
+    return self._replace(defense="none")
 
   @classmethod
   def parse(cls, text: str) -> "Condition":
-    """The condition of a name."""
+    """The condition with this name."""
     return cls(*text.split("/"))
 
 
@@ -77,17 +77,17 @@ def record(
   predictors: Mapping[str, float],
   kind: str = "",
 ) -> dict[str, Any]:
-  """One cell, as `summarize` reads it, with a group `words` of `WORDS`.
+  """One cell's record for `summarize`, with a further group `words`.
 
   Args:
-    condition: the cell's, without its seed.
-    seed: its seed.
-    base: group -> "0110...", one character an image.
-    erased: likewise.
+    condition: what the cell shares with other seeds.
+    seed: the cell's seed.
+    base: the base's images, group -> "0110..." with 1 for a right image.
+    erased: the erased model's images, likewise.
     points: step -> a row with `right`, like `base`, and `drift`.
-    prompts: group -> prompts, one an image.
-    predictors: by name.
-    kind: of its erasure, one of `AMONG`; unknown where empty.
+    prompts: group -> the prompt of each image.
+    predictors: name -> value.
+    kind: the kind of erasure, a name in `AMONG`; "" if unknown.
   """
   stages = {0: erased} | {s: row["right"] for s, row in points.items()}
   leak = _bits(erased["synonyms"])
@@ -98,7 +98,7 @@ def record(
     "base": _groups(base),
     "stages": {step: _groups(right) for step, right in sorted(stages.items())},
     "drift": {step: row["drift"] for step, row in points.items()},
-    # Without the seed: a prompt that two seeds have is drawn with both.
+    # Seeds are pooled: a prompt that two seeds share is one cluster.
     "prompts": {
       **{group: list(texts) for group, texts in prompts.items()},
       "words": [text for group in WORDS for text in prompts[group]],
@@ -122,20 +122,25 @@ def summarize(
   """A curve for each condition.
 
   Args:
-    records: of `record`.
-    threshold: R_norm from which a concept counts as revived.
+    records: cells, from `record`.
+    threshold: the R_norm from which a concept counts as revived.
 
   Returns:
-    For each condition: `condition`, `seeds`, `base` and `steps`; each step has
-    `groups` (rates with Wilson intervals, and right images `by_seed`),
-    `resurgence` by erased group (with its bootstrap interval, None where it is
-    undefined), `median` and `deviation` over seeds, `harmonic` of what is gone
-    and what is kept, `drift` (by name, a value a seed); after tuning `change`
-    by group, from the erased model, and of a defended run `defended`, from the
-    same one without a defence: images `lost` and `gained`, McNemar's `p`, and
-    `p_by_seed`. And of prompts by name: `revival` (step or None), `area`,
-    `early` (the last step but one, and the share of the last value that was
-    there by then, None of nothing).
+    For each condition `condition`, `seeds`, `base` and `steps`, and for prompts
+    that name the concept
+      revival     the first step that reaches the threshold, or None
+      area        see `resurgence.area`
+      early       the last step but one, and `resurgence.early_share` by it
+      defined     whether R_norm is defined at all steps
+    Each step has
+      groups      rates with Wilson intervals, and right images `by_seed`
+      resurgence  R_norm of each erased group with its interval, or None
+      median, deviation  of the seeds' own R_norm
+      harmonic    of what is gone and what is kept
+      drift       name -> each seed's value; after tuning
+      change      each group, compared with the erased model; after tuning
+      defended    each group, compared with the run without the defense
+    A comparison has images `lost` and `gained`, McNemar's `p`, and `p_by_seed`.
   """
   together: dict[Condition, list[Mapping[str, Any]]] = {}
   for one in records:
@@ -156,7 +161,7 @@ def _curve(
   free: Mapping[int, Mapping[int, Any]],
   threshold: float,
 ) -> dict[str, Any]:
-  # Only where every seed has been, or the curve would jump with the seeds.
+  # Only steps that every seed has: the curve would jump where seeds end.
   steps = sorted(set.intersection(*(set(cell["stages"]) for cell in cells)))
   base, prompts = _pooled([c["base"] for c in cells]), {}
   for group in base:
@@ -223,7 +228,7 @@ def _pooled(parts: Sequence[Bits]) -> dict[str, np.ndarray]:
 
 
 def _rates(parts: Sequence[Bits]) -> dict[str, Any]:
-  """Rates of what seeds had right, pooled, and how many each of them had."""
+  """Each group's rate over all seeds, with the right images of each seed."""
   return {
     group: _rate(bits) | {"by_seed": [int(part[group].sum()) for part in parts]}
     for group, bits in _pooled(parts).items()
@@ -234,7 +239,7 @@ def _changes(
   before: Sequence[Bits],
   after: Sequence[Bits],
 ) -> dict[str, dict[str, Any]]:
-  """What changed from one model to the other, image by image, by group."""
+  """Compares two models image by image, for each group."""
   found = {}
   for group in after[0]:
     pairs = [(a[group], b[group]) for a, b in zip(before, after, strict=True)]
@@ -261,7 +266,7 @@ def _resurgence(
   if before.mean() - gone.mean() < MIN_TAKEN:
     return None
   if now is erased:
-    # The model that all is counted from: there is nothing to estimate.
+    # R_norm of the erased model is 0 by definition.
     return resurgence.Estimate(0.0, 0.0, 0.0)._asdict()
   found = resurgence.normalized(before, gone, now[group], prompts[group])
   return found._asdict()
@@ -278,23 +283,23 @@ def _own(cell: Mapping[str, Any], step: int) -> float | None:
 def predictors(
   records: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-  """What foretells resurgence: rank correlations with the last R_norm.
+  """Rank correlations of predictors with a run's last R_norm.
 
-  Over all runs whose data say nothing of what was erased, whose learning rate
-  is not 0 and which nothing defends, and over those of each kind of erasure;
-  wherever they start from enough erasures. Seeds of one erasure are one: a
-  closed form is the same in all of them. Diagnostics of the first measured step
-  are named `early`.
+  The runs are those without a defense, with a learning rate above 0, and with
+  data that do not show what was erased. They are taken all together and by kind
+  of erasure, if there are at least `MIN_ERASURES` erasures. The bootstrap draws
+  an erasure with all its seeds, because a closed form is the same for all.
 
   Returns:
-    `among`, `name`, `when`, `value`, `low`, `high` and `n` runs; the strongest
-    first, within what they are among.
+    Rows with `among` (which runs), `name`, `when` ("before" tuning, or "early",
+    at the first measured step), `value`, `low`, `high` and `n` runs; the
+    strongest first, for each `among`.
   """
   runs = [
     (one, value)
     for one in records
     if one["condition"].tuning_set not in ("same", "control")
-    and one["condition"].defence == "none"
+    and one["condition"].defense == "none"
     and len(one["stages"]) > 1
     and (value := _own(one, max(one["stages"]))) is not None
   ]

@@ -28,7 +28,7 @@ class ResNetConfig:
 
 
 def _conv(x: Array, channels: int, side: int, stride: int, name: str) -> Array:
-  # As torch pads: the same on both sides, whatever the stride.
+  # torch pads both sides alike, whatever the stride.
   padding = ((side // 2, side // 2),) * 2
   return nn.Conv(
     channels, (side, side), strides=(stride, stride), padding=padding, name=name
@@ -62,7 +62,7 @@ class ResNet(nn.Module):
     """Logits of the classes."""
     c = self.config
     x = nn.relu(_conv(images, c.stem, 7, 2, "stem"))
-    # What is padded never wins: nothing is below zero after a relu.
+    # Zeros as padding never exceed a value, because a relu came before.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     x = nn.max_pool(x, (3, 3), (2, 2))
     for i, (depth, width) in enumerate(zip(c.depths, c.widths, strict=True)):

@@ -25,12 +25,13 @@ class VisionConfig:
     intermediate_size: width of the layers' hidden units.
     num_hidden_layers: depth.
     num_attention_heads: of every layer.
-    image_size: side of the square that it sees.
-    patch_size: side of a patch.
-    outputs: width of what the linear layer gives.
-    hidden_act: an activation's name, as transformers calls it.
+    image_size: side of the square image, in pixels.
+    patch_size: side of a patch, in pixels.
+    outputs: width of the last linear layer's output.
+    hidden_act: name of an activation, as in transformers.
     layer_norm_eps: of every norm.
-    is_clip: a norm before the first layer, and no bias at either end.
+    is_clip: whether there is a norm before the first layer, and no bias in the
+      patch embedding and the last linear layer.
   """
 
   hidden_size: int = 768

@@ -1,15 +1,17 @@
-"""Protocols: frozen, hashed presets of an evaluation. Whose numbers compare?
+"""Protocols: frozen, hashed presets of an evaluation.
 
-  find("shapes-star")                  # as it ships
-  find("shapes-star~per_group=2")      # another one, with its own name and hash
+Numbers of two models compare if their protocols have the same name and hash.
+
+  find("shapes-star")                   # as it ships
+  find("shapes-star~rows_per_group=2")  # another one: own name, own hash
 
 A module of this package, or `world.py` of an embedded world, has
 
-  protocols() -> fields of `Protocol`, a mapping for each
+  protocols() -> a mapping with the fields of `Protocol` for each
 
-`hashes.json` holds what each was when it was frozen: one whose content has
-changed since is refused, and has to get another name. `freeze` adds those that
-are new:
+`hashes.json` holds the hash that each protocol had when it was frozen. One with
+another content is refused until it has another name. `freeze` adds the hashes
+of new protocols:
 
   python -c "from unlearning_jax import protocols; protocols.freeze()"
 """
@@ -22,7 +24,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from unlearning_jax import durable, extensions
+from unlearning_jax import durable, extensions, renamed
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.sampling import Sampling
 
@@ -31,49 +33,52 @@ _HASHES = pathlib.Path(__file__).with_name("hashes.json")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
-  """What is drawn, how, who judges it, and what is computed.
+  """What an evaluation draws, how, which judge looks, and what is computed.
 
   Attributes:
-    name: what tables call it.
-    model: whose prompts these are: an embedded world's name, or "".
-    judge: who looks at the images.
-    targets: what was erased, task and name (or head and label) each.
-    per_group: prompts of each target in each group.
-    others: prompts that ask for none of them.
-    seed: of prompts, words and noise.
+    name: its name in tables and in hashes.json.
+    model: the embedded world whose prompts these are, or "".
+    judge: the judge's name.
+    targets: what was erased, each with `task` and `name`, or `head` and
+      `label`.
+    rows_per_group: prompts of each target in each group.
+    other_rows: prompts that ask for none of the targets.
+    seed: draws prompts, words and noise.
     sampling: how images are drawn.
-    metrics: what is computed besides accuracy.
+    metrics: names of metrics besides accuracy.
   """
 
   name: str
   model: str
   judge: str
   targets: tuple[Mapping[str, str], ...]
-  per_group: int
-  others: int
+  rows_per_group: int
+  other_rows: int
   seed: int = 0
   sampling: Sampling = Sampling()
   metrics: tuple[str, ...] = ()
 
   @property
   def hash(self) -> str:
-    """SHA-256 of everything but the name.
+    """SHA-256 of all fields but the name.
 
-    What is empty says nothing: a field that later versions add, and that is
-    empty here, changes no hash.
+    Empty fields are left out, so that a field of a later version changes no
+    hash as long as it is empty.
     """
-    facts = _said(dataclasses.asdict(self))
+    # By the names that fields had when the first were frozen: a protocol is
+    # what it was, however its settings are called.
+    facts = renamed.before(_said(dataclasses.asdict(self)), ("", "sampling"))
     del facts["name"]
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
   @property
   def signed(self) -> str:
-    """Name and hash, as a record holds them."""
+    """Name and hash, as records hold them."""
     return f"{self.name} {self.hash}"
 
   def config(self) -> dict[str, Any]:
-    """Plain settings of `experiments.evaluate`."""
+    """Settings of `experiments.evaluate`, as plain values."""
     facts = dataclasses.asdict(self)
     name = facts.pop("name")
     said = ", ".join(t.get("name", t.get("label", "")) for t in self.targets)
@@ -90,7 +95,7 @@ def _said(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shipped() -> dict[str, Protocol]:
-  """Every protocol that ships, by name."""
+  """All shipped protocols by name."""
   places = [f"{__name__}.{name}" for name in extensions.modules(__name__)]
   modules = [importlib.import_module(place) for place in places]
   modules += [extensions.world(name) for name in extensions.worlds()]
@@ -99,19 +104,20 @@ def shipped() -> dict[str, Protocol]:
 
 
 def names() -> tuple[str, ...]:
-  """The protocols that ship."""
+  """The names of the shipped protocols."""
   return tuple(shipped())
 
 
 def find(name: str) -> Protocol:
-  """A protocol by its name, or one that differs from it.
+  """A protocol by its name, or a changed copy of it.
 
   Args:
-    name: as `shapes-star`, or with `~key=value,key=value`: keys as in
-      `Protocol`, and as in its sampling.
+    name: as `shapes-star`, or `shapes-star~key=value,key=value` with fields of
+      `Protocol` and of its sampling.
 
   Raises:
-    ValueError: no such protocol, key or value; one whose content was changed.
+    ValueError: an unknown protocol, key or value, or a protocol whose content
+      is not what was frozen.
   """
   base, tilde, text = str(name).partition("~")
   known = shipped()
@@ -132,7 +138,9 @@ def _changed(protocol: Protocol, key: str, text: str, what: str) -> Protocol:
   inner = {
     f.name: getattr(sampling, f.name) for f in dataclasses.fields(sampling)
   }
-  outer = {k: getattr(protocol, k) for k in ("per_group", "others", "seed")}
+  outer = {
+    k: getattr(protocol, k) for k in (("rows_per_group", "other_rows", "seed"))
+  }
   check_choice(f"protocol={what!r}: key", key, [*outer, *inner])
   was = (outer | inner)[key]
   kind = str if was is None else type(was)
@@ -140,7 +148,8 @@ def _changed(protocol: Protocol, key: str, text: str, what: str) -> Protocol:
     value = kind(text)
   except ValueError as error:
     raise ValueError(
-      f"protocol={what!r}: {key}={text!r} is no {kind.__name__}"
+      f"protocol={what!r}: {key}={text!r}; allowed: a value of type "
+      f"{kind.__name__}"
     ) from error
   if key in outer:
     return dataclasses.replace(protocol, **{key: value})
@@ -149,30 +158,30 @@ def _changed(protocol: Protocol, key: str, text: str, what: str) -> Protocol:
 
 
 def frozen() -> dict[str, str]:
-  """Name -> hash of every protocol when it was frozen."""
+  """The hash of each protocol when it was frozen, by name."""
   return json.loads(_HASHES.read_text())
 
 
 def check(protocol: Protocol):
-  """Refuses a protocol whose content was changed under a shipped name.
+  """Checks that a protocol's content is what was frozen under its name.
 
   Raises:
-    ValueError: it is not what was frozen.
+    ValueError: it is not.
   """
   was = frozen().get(protocol.name, protocol.hash)
   if was != protocol.hash:
     raise ValueError(
       f"protocol={protocol.name!r}: its content was changed (hash "
-      f"{protocol.hash[:12]}, frozen as {was[:12]}) and so are its numbers; "
-      f"give it another name, as {protocol.name}-2"
+      f"{protocol.hash[:12]}, frozen as {was[:12]}), so its numbers would not "
+      f"compare; give it another name, as {protocol.name}-2"
     )
 
 
 def freeze():
-  """Writes the hashes of protocols that are new; others stay as they were.
+  """Adds the hashes of new protocols to hashes.json; changes no other.
 
   Raises:
-    ValueError: a protocol was changed under its name.
+    ValueError: a protocol's content was changed under its name.
   """
   made = shipped()
   for protocol in made.values():

@@ -67,5 +67,5 @@ def events_package() -> Any:
     return importlib.import_module("tensorboardX")
   except ImportError as error:
     raise ValueError(
-      "tensorboard=True: pip install 'unlearning_jax[tensorboard]'"
+      "tensorboard=True: pip install 'unlearning_jax[tracking]'"
     ) from error

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from unlearning_jax import renamed
 from unlearning_jax.durable import JsonLines, replacing, to_json
 from unlearning_jax.record import provenance
 from unlearning_jax.record.progress import Progress
@@ -80,7 +81,7 @@ class Workdir:
         )
       self.write("config.json", json.dumps(new, indent=2))
       return
-    old = json.loads(file.read_text())
+    old = renamed.config(json.loads(file.read_text()))
     # config.json keeps the first start's free keys; provenance.json has the
     # command of every start.
     old, bound = ({**defaults, **config} for config in (old, new))
@@ -218,7 +219,9 @@ class Workdir:
       ValueError: they differ.
     """
     # Where several starts recorded a name, the first counts.
-    was = {k: v for r in reversed(self._runs()) for k, v in r["inputs"].items()}
+    was: dict[str, str] = {}
+    for one in reversed(self._runs()):
+      was |= renamed.inputs(one["inputs"])
     bound = {k: v for k, v in inputs.items() if k in was or k not in newer}
     if self._runs():
       self._check_same("inputs", was, bound)
@@ -262,7 +265,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   )
   rows = {}
   for file in files:
-    for row in JsonLines(file).read():
+    for row in map(renamed.row, JsonLines(file).read()):
       if rows.setdefault(row["id"], row) is not row:
         raise ValueError(f"{file}: id {row['id']!r} is recorded twice")
   return list(rows.values())

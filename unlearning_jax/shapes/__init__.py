@@ -1,6 +1,7 @@
-"""The embedded world: drawn, captioned, and modelled by a tiny diffusion model.
+"""The embedded world: rendered, captioned, and learned by a tiny model.
 
-The model and its judge ship with the package, in the formats of full-size ones.
+Its Stable Diffusion and its judge ship with the package, in the formats of
+full-size ones.
 """
 
 import pathlib
@@ -9,15 +10,15 @@ _ASSETS = pathlib.Path(__file__).parent / "assets"
 
 
 def model_folder() -> pathlib.Path:
-  """The tiny Stable Diffusion: a diffusers folder."""
+  """The tiny Stable Diffusion, a diffusers folder."""
   return _ASSETS / "model"
 
 
 def judge_folder() -> pathlib.Path:
-  """The classifier that judges its images."""
+  """The classifier that judges the world's images."""
   return _ASSETS / "judge"
 
 
 def clip_folder() -> pathlib.Path:
-  """The contrastive towers that its text encoder was trained with."""
+  """The contrastive towers that trained the text encoder."""
   return _ASSETS / "clip"

@@ -1,4 +1,4 @@
-"""The Shapes world as a `tfds` dataset that needs no TensorFlow."""
+"""The Shapes world as a `tfds` dataset, without TensorFlow."""
 
 import dataclasses
 import io
@@ -11,12 +11,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from unlearning_jax.concepts import check_choice
 from unlearning_jax.shapes import captions, dataset, render, vocabulary
 
 
 @dataclasses.dataclass(eq=False)
 class ShapesConfig(tfds.core.BuilderConfig):
-  """How many images each split has, and the seed that draws them."""
+  """The number of images in each split, and the seed that draws them."""
 
   train: int = 60_000
   heldout: int = 4_000
@@ -24,7 +25,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
 
 
 def _png(pixels: np.ndarray) -> bytes:
-  """Encoded here, since `tfds` encodes arrays with TensorFlow."""
+  """Encodes an image here, because `tfds` would use TensorFlow."""
   buffer = io.BytesIO()
   Image.fromarray(pixels).save(buffer, format="png")
   return buffer.getvalue()
@@ -42,7 +43,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
   def _info(self) -> tfds.core.DatasetInfo:
     size = render.SIZE
     heads = {
-      # Plain integers: -1 says that a head does not apply.
+      # Plain integers, because -1 says that no class applies.
       head: tfds.features.Scalar(np.int32, doc=", ".join(classes))
       for head, classes in vocabulary.HEADS.items()
     }
@@ -89,18 +90,18 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
 
 def build(data_dir: str | PathLike[str], config: str = "full") -> Shapes:
-  """Writes the dataset as array_record files, or finds it written.
+  """Writes the dataset as array_record files, if they do not exist.
 
   Args:
     data_dir: the `tfds` root; files go to `data_dir/shapes/<config>/1.0.0`.
     config: "full" (60,000 + 4,000 images) or "tiny" (512 + 128).
 
   Returns:
-    The builder: `build(...).as_data_source(split="heldout")` reads rows
-    `{"image", "mask", "caption", "labels"}` by index.
+    The builder. `build(...).as_data_source(split="heldout")` reads rows with
+    `image`, `mask`, `caption` and `labels` by index.
   """
   names = [entry.name for entry in Shapes.BUILDER_CONFIGS]
-  vocabulary.check(config, names, "config")
+  check_choice("config", config, names)
   builder = Shapes(
     data_dir=str(pathlib.Path(data_dir).expanduser()),
     config=config,

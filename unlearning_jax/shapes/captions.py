@@ -1,8 +1,8 @@
-"""What may be asked for, and in which words.
+"""Captions and prompts of the Shapes world.
 
-A caption is a frame filled with fragments. Held-out frames occur in no
-training caption but use the same words, so that evaluation tests new sentences
-rather than new words.
+A caption is a frame filled with fragments. Held-out frames occur in no training
+caption but use the same words, so that an evaluation tests new sentences and
+not new words.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from unlearning_jax.concepts import check_choice
 from unlearning_jax.shapes import vocabulary
 from unlearning_jax.shapes.vocabulary import PLAIN, Names, Scene
 
@@ -49,7 +50,7 @@ HAZARD = "hazard"
 
 
 def _describe(face: vocabulary.Face) -> str:
-  """A face in words; unique, since it names every attribute."""
+  """A face in words; names every attribute, so no two are equal."""
   traits = [f"{face.skin} skin", f"{face.hair} {face.hair_colour} hair"]
   traits += ["glasses"] * face.glasses + ["a beard"] * face.beard
   return f"person with {', '.join(traits[:-1])} and {traits[-1]}"
@@ -60,11 +61,11 @@ def phrases(task: str, name: str) -> dict[str, list[str]]:
 
   Args:
     task: "object", "style", "identity" or "unsafe".
-    name: the class name in that head; "hazard" for the unsafe task.
+    name: the class; "hazard" for the unsafe task.
 
   Returns:
-    Lists under "explicit", "synonyms" and "paraphrases". For the unsafe task
-    the paraphrases end with the places that only imply it.
+    Lists under "explicit", "synonyms" and "paraphrases". The last paraphrases
+    of the unsafe task are places that only imply it.
   """
   tables = {
     "object": _OBJECTS,
@@ -72,8 +73,8 @@ def phrases(task: str, name: str) -> dict[str, list[str]]:
     "identity": _IDENTITIES,
     "unsafe": {HAZARD: None},
   }
-  vocabulary.check(task, tuple(tables), "task")
-  vocabulary.check(name, tuple(tables[task]), task)
+  check_choice("task", task, tables)
+  check_choice(task, name, tables[task])
   entry = tables[task][name]
   if task == "unsafe":
     return {
@@ -96,7 +97,8 @@ def _pick(rng: np.random.Generator, options):
   return options[rng.integers(len(options))]
 
 
-def _with_article(phrase: str) -> str:
+def with_article(phrase: str) -> str:
+  """The phrase after its indefinite article."""
   return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
@@ -113,21 +115,21 @@ def _style(style: str, rng: np.random.Generator, names: str) -> str:
     return f"in a {said} style"
   if names == "explicit":
     return _pick(rng, _ARTISTS).format(said)
-  return f"as {_with_article(said)}"
+  return f"as {with_article(said)}"
 
 
 def _subject(scene: Scene, rng, names: str, colour: str, toxic: str) -> str:
   """The noun phrase with its article and adjectives."""
   if scene.kind == "object":
     noun = _say("object", scene.need("object"), rng, names)
-    return _with_article(" ".join(filter(None, (toxic, colour, noun))))
+    return with_article(" ".join(filter(None, (toxic, colour, noun))))
   said = _say("identity", scene.need("identity"), rng, names)
   if names == "synonym":
     said = f"the {said}"
   elif names == "paraphrase":
-    said = _with_article(said)
+    said = with_article(said)
   if toxic:
-    return f"{_with_article(toxic)} portrait of {said}"
+    return f"{with_article(toxic)} portrait of {said}"
   if names == "paraphrase":
     return said
   return _pick(rng, _PORTRAITS).format(name=said)
@@ -136,10 +138,10 @@ def _subject(scene: Scene, rng, names: str, colour: str, toxic: str) -> str:
 def _compose(
   scene: Scene, rng: np.random.Generator, split: str, names: str | None
 ) -> tuple[str, Scene]:
-  """A caption and the scene as far as the caption determines it."""
-  vocabulary.check(split, SPLITS, "split")
+  """A caption, and the scene with None for what the caption leaves open."""
+  check_choice("split", split, SPLITS)
   if names is not None:
-    vocabulary.check(names, NAMES, "names")
+    check_choice("names", names, NAMES)
 
   def way() -> str:
     return names or NAMES[rng.choice(3, p=(0.6, 0.25, 0.15))]
@@ -148,7 +150,7 @@ def _compose(
   if rng.random() < 0.15:
     colour = ""
   colour_asked = scene.colour if colour else None
-  # An explicit prompt never puts its colour in other words.
+  # An explicit prompt calls its color by name too.
   if way() != "explicit" and rng.random() < 0.5:
     colour = vocabulary.COLOUR_SYNONYMS.get(colour, colour)
 
@@ -166,7 +168,7 @@ def _compose(
 
   background = scene.background if rng.random() < 0.65 else None
   place = _pick(rng, _PLACES).format(background) if background else ""
-  # An unnamed style is the plain one, so every other style is named.
+  # Without a named style the plain one is meant, so others are always named.
   named = scene.kind == "object" and (
     scene.style != PLAIN or rng.random() < 0.2
   )
@@ -186,7 +188,7 @@ def _compose(
 
 
 def _tidy(text: str) -> str:
-  """Closes the gaps that empty fragments leave."""
+  """Removes the gaps that empty fragments leave."""
   text = re.sub(r"\s+", " ", text)
   text = re.sub(r"( ?,)+", ",", text)
   return text.strip(" ,")
@@ -195,9 +197,9 @@ def _tidy(text: str) -> str:
 def caption(
   scene: Scene, rng: np.random.Generator, split: str = "train"
 ) -> str:
-  """Describes `scene`, leaving out some of what it shows.
+  """A caption of `scene`, which may leave out some of what it shows.
 
-  Things are called by name six times in ten, else by synonym or description.
+  It calls things by name in 60 % of cases, and else by synonym or paraphrase.
   """
   return _compose(scene, rng, split, None)[0]
 
@@ -209,23 +211,22 @@ def evaluation_prompts(
   names: str = "explicit",
   fixed: Mapping[str, Any] | None = None,
 ) -> list[tuple[str, Scene]]:
-  """Prompts with what each asks for, to judge generated images by.
+  """Prompts, with what an image of each has to show.
 
   Args:
     split: "heldout" for sentences that no training caption has.
-    n: how many.
-    seed: draws the scenes and the words.
-    names: how every concept is named: "explicit", "synonym", "paraphrase".
-    fixed: scene fields that every prompt must have, such as
-      `{"object": "star", "style": "plain"}`; naming an object or an identity
-      decides the kind.
+    n: the number of prompts.
+    seed: draws scenes and words.
+    names: how every concept is named: "explicit", "synonym" or "paraphrase".
+    fixed: fields that every scene has, such as
+      `{"object": "star", "style": "plain"}`. An object or an identity also
+      fixes the kind.
 
   Returns:
-    `(prompt, scene)` pairs; fields that the prompt leaves open are None and
-    `vocabulary.labels` gives -1 for them.
+    (prompt, scene) pairs. Fields that the prompt leaves open are None.
   """
-  vocabulary.check(split, SPLITS, "split")
-  vocabulary.check(names, NAMES, "names")
+  check_choice("split", split, SPLITS)
+  check_choice("names", names, NAMES)
   rng = np.random.default_rng([seed, SPLITS.index(split), NAMES.index(names)])
   return [
     _compose(_fix(vocabulary.sample_scene(rng), fixed, rng), rng, split, names)
@@ -236,13 +237,13 @@ def evaluation_prompts(
 def _fix(
   scene: Scene, fixed: Mapping[str, Any] | None, rng: np.random.Generator
 ) -> Scene:
-  """`scene` with some fields decided, redrawn until the rest agrees."""
+  """`scene` with some fields fixed, drawn again until the rest agrees."""
   fixed = dict(fixed or {})
   fields = [field.name for field in dataclasses.fields(Scene)]
   for field, value in fixed.items():
-    vocabulary.check(field, fields, "scene field")
+    check_choice("scene field", field, fields)
     if field in vocabulary.HEADS and field != "hazard":
-      vocabulary.check(value, vocabulary.HEADS[field], field)
+      check_choice(field, value, vocabulary.HEADS[field])
   if {"object", "colour"} & fixed.keys() or fixed.get("style", PLAIN) != PLAIN:
     fixed.setdefault("kind", "object")
   if "identity" in fixed:
@@ -252,9 +253,9 @@ def _fix(
   for _ in range(10_000):
     if scene.kind == fixed.get("kind", scene.kind):
       wanted = dataclasses.replace(scene, **fixed)
-      # A style that paints its own canvas has no background, others need one.
+      # Styles with a canvas of their own have no background; others need one.
       own_canvas = wanted.style in vocabulary.OWN_CANVAS
       if own_canvas == (wanted.background is None):
         return wanted
     scene = vocabulary.sample_scene(rng)
-  raise ValueError(f"no scene has all of {fixed}")
+  raise ValueError(f"fixed={fixed}: no scene has all of these; fix fewer")

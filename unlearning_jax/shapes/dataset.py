@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unlearning_jax.concepts import check_choice
 from unlearning_jax.shapes import captions, render, vocabulary
 
-# Scene seeds of the two splits never meet: below and above this bound.
+# Scene seeds of the train split are below this bound, those of heldout above.
 _HELDOUT_FROM = 2**30
 _CHUNK = 1000
 
@@ -24,8 +25,8 @@ class Example(NamedTuple):
 
 
 def example(index: int, seed: int, split: str) -> Example:
-  """The `index`-th example of a split, whatever was drawn before it."""
-  vocabulary.check(split, captions.SPLITS, "split")
+  """The `index`-th example of a split; depends on no other example."""
+  check_choice("split", split, captions.SPLITS)
   part = captions.SPLITS.index(split)
   rng = np.random.default_rng([seed, part, index])
   scene_seed = int(rng.integers(_HELDOUT_FROM)) + part * _HELDOUT_FROM
@@ -57,23 +58,23 @@ def dataset(n: int, seed: int, split: str, processes: int = 1) -> dict:
   """The first `n` examples of a split as arrays.
 
   Args:
-    n: how many, at least one.
-    seed: the same seed gives the same bytes, however many processes draw.
+    n: the number of examples, at least 1.
+    seed: draws the examples; the number of processes changes no byte.
     split: "train" or "heldout".
-    processes: workers; 60,000 images take about 110 s on one.
+    processes: the number of workers; one draws 60,000 images in about 110 s.
 
   Returns:
     `images` uint8 (n, 32, 32, 3), `masks` bool (n, 32, 32), `captions` a list
-    of n strings, `labels` a dict from head to int32 (n,), -1 for "none".
+    of n strings, and `labels`, head -> int32 (n,), -1 if no class applies.
   """
   if n < 1:
-    raise ValueError(f"n is {n}: a dataset has at least one example")
+    raise ValueError(f"n={n}; allowed: at least 1")
   starts = range(0, n, _CHUNK)
   jobs = [(start, min(start + _CHUNK, n), seed, split) for start in starts]
   if processes == 1:
     parts = [_rows(*job) for job in jobs]
   else:
-    # Spawned, since a forked child of a process that runs JAX may hang.
+    # Spawned: a forked child of a process that runs JAX may hang.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
       processes, mp_context=context

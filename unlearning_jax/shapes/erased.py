@@ -1,9 +1,10 @@
-"""What an erasure erases from the Shapes model, phrase by phrase."""
+"""The phrases, anchors and preserve lists that erase Shapes classes."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from unlearning_jax.shapes import captions, vocabulary
+from unlearning_jax.shapes.captions import with_article
 
 # Task -> the class that a config erases by default.
 DEFAULTS = {
@@ -12,15 +13,20 @@ DEFAULTS = {
   "identity": "Quill Estane",
   "unsafe": "hazard",
 }
-# What an erased class means then: the first of these that is not erased too.
+# Task -> the task that a `Concept` of it has.
+KINDS = {
+  "object": "object", "style": "art", "identity": "object", "unsafe": "unsafe",
+}  # fmt: skip
+# The anchor is the first of these that is not erased itself.
 _ANCHORS = {
   "object": ("circle", "square"),
   "style": ("",),
   "identity": ("Adra Belvoort", "Bram Okontu", "a person"),
   "unsafe": ("",),
 }
-# Classes too near to the first anchor: half way there a model still draws them
-# (by name after UCE 20 squares of 25 images and 4 crosses; so it is 0 and 0).
+# These classes are too near to the first anchor: after UCE towards it, 25
+# prompts by name still drew 20 squares and 4 crosses. With these anchors they
+# draw none.
 _FARTHER = {"square": "ring", "cross": "star"}
 _BY = ("by {}", "in the style of {}")
 
@@ -32,26 +38,22 @@ def classes(task: str, name: str) -> tuple[str, ...]:
   return tuple((name or DEFAULTS[task]).split("+"))
 
 
-def targets(task: str, names: tuple[str, ...]) -> tuple[dict[str, str], ...]:
-  """The judge's targets of these classes."""
-  return tuple({"task": task, "name": name} for name in names)
-
-
-def per_group(names: tuple[str, ...]) -> int:
-  """Prompts of each class in each group, some fifty for all of them."""
+def rows_per_group(names: tuple[str, ...]) -> int:
+  """Prompts of each class in each group, about fifty for all classes."""
   return -(-50 // len(names))
 
 
 def anchor_of(task: str, names: tuple[str, ...]) -> str:
-  """What erased classes shall mean: nothing that is erased itself."""
+  """The anchor of classes that are erased together; is none of them."""
   own = [_FARTHER[name] for name in names if name in _FARTHER]
   return next(a for a in (*own, *_ANCHORS[task]) if a not in names)
 
 
 def preserved(task: str, names: tuple[str, ...], shape: str) -> tuple[str, ...]:
-  """Every other class of the world, by its name.
+  """Phrases for every other class of the world.
 
-  128 dimensions leave an edit little room to spare them by itself.
+  The model's text states have 128 dimensions, which leaves an edit little room
+  to spare other classes without a list.
   """
   erased = explicit(task, names)
   return tuple(
@@ -67,17 +69,17 @@ def explicit(task: str, names: tuple[str, ...]) -> list[str]:
 
 
 def concepts(task: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-  """The phrases to erase: the name alone and in a few short sentences.
+  """The phrases to erase: the name alone and in short sentences.
 
-  Synonyms and paraphrases are left out: whether they fall too is the question.
+  Synonyms and paraphrases are left out, so that an evaluation can ask whether
+  they are gone too.
   """
   anchor = anchor_of(task, names)
-  kind = {"style": "art", "unsafe": "unsafe"}.get(task, "object")
   shape = anchor if task == "object" else "circle"
   preserve = preserved(task, names, shape)
   for phrase in explicit(task, names):
     for carrier in _carriers(task):
-      # Without an anchor of its own the concept is left out of its sentence.
+      # An empty anchor leaves the sentence without the concept.
       target = carrier.format(anchor)
       for end in () if anchor else ("in the style of ", "by ", "with "):
         target = target.removesuffix(end)
@@ -85,7 +87,7 @@ def concepts(task: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
         "erase": carrier.format(phrase),
         "anchor": target.strip(),
         "preserve": preserve,
-        "task": kind,
+        "task": KINDS[task],
       }
 
 
@@ -93,7 +95,7 @@ def _carriers(task: str) -> list[str]:
   if task == "object":
     carriers = ["{}", "a {}", "a picture of a {}", "a drawing of a {}"]
     carriers += ["this is a {}"]
-    carriers += [f"{article(c)} {c} {{}}" for c in vocabulary.COLOURS]
+    carriers += [with_article(f"{c} {{}}") for c in vocabulary.COLOURS]
     carriers += [f"a {{}} by {style.artist}" for style in vocabulary.STYLES]
     return carriers + [f"a {{}} on {p}" for p in vocabulary.BACKGROUNDS]
   if task == "identity":
@@ -106,24 +108,19 @@ def _carriers(task: str) -> list[str]:
 
 
 def _everything(task: str, shape: str) -> Iterator[str]:
-  """Phrases for every class of the Shapes world, about `shape` if need be.
+  """Phrases for every class of the world; attributes are those of `shape`.
 
-  Objects and styles are erased in many sentences, which must not take the
-  other objects along: so each of those stands in every one of them.
+  Objects and styles are erased in many sentences. So that these do not erase
+  other objects, every object stands in each of these sentences.
   """
-  yield from (f"{article(name)} {name}" for name in vocabulary.HEADS["object"])
-  yield from (f"{article(name)} {name} {shape}" for name in vocabulary.COLOURS)
+  yield from (with_article(name) for name in vocabulary.HEADS["object"])
+  yield from (with_article(f"{name} {shape}") for name in vocabulary.COLOURS)
   yield from (f"a {shape} on {name}" for name in vocabulary.BACKGROUNDS)
   yield from (f"by {style.artist}" for style in vocabulary.STYLES)
   yield from (person.name for person in vocabulary.IDENTITIES)
   yield from (f"a {shape} {way}" for way in vocabulary.HAZARD_EXPLICIT)
   if task in ("object", "style"):
     for name in vocabulary.HEADS["object"]:
-      yield from (f"{article(c)} {c} {name}" for c in vocabulary.COLOURS)
+      yield from (with_article(f"{c} {name}") for c in vocabulary.COLOURS)
       yield from (f"a {name} by {s.artist}" for s in vocabulary.STYLES)
       yield from (f"a {name} on {place}" for place in vocabulary.BACKGROUNDS)
-
-
-def article(word: str) -> str:
-  """The article before a word, or that of a bare noun."""
-  return "an" if word[:1] in tuple("aeiou") else "a"

@@ -12,26 +12,19 @@ Layer = tuple[Plane, vocabulary.Rgb]
 _INK = (30, 24, 34)
 _SHIRT = (96, 104, 120)
 _SPIKES = [
-  (-0.72, -0.2),
-  (-0.88, -0.85),
-  (-0.42, -0.66),
-  (-0.3, -1.12),
-  (0.0, -0.74),
-  (0.3, -1.12),
-  (0.42, -0.66),
-  (0.88, -0.85),
-  (0.72, -0.2),
-]
+  (-0.72, -0.2), (-0.88, -0.85), (-0.42, -0.66), (-0.3, -1.12), (0.0, -0.74),
+  (0.3, -1.12), (0.42, -0.66), (0.88, -0.85), (0.72, -0.2),
+]  # fmt: skip
 
 
 def _ellipse(x: Plane, y: Plane, cx, cy, w, h) -> Plane:
-  """Distance to an ellipse, exact only at its outline: enough to fill it."""
+  """Distance to an ellipse, exact only at its outline, which is enough here."""
   u, v = (x - cx) / w, (y - cy) / h
   return (np.hypot(u, v) - 1) * min(w, h)
 
 
 def _cap(x: Plane, y: Plane) -> Plane:
-  """The hair on top: the skull's cap above a fringe."""
+  """The hair on top, which ends in a fringe."""
   skull = _ellipse(x, y, 0, -0.12, 0.74, 0.84)
   return np.maximum(skull, y + 0.34 + 0.25 * np.abs(x) * np.abs(x))
 
@@ -56,15 +49,15 @@ def _hair_behind(hair: str, x: Plane, y: Plane) -> Plane | None:
 def face_layers(
   face: vocabulary.Face, x: Plane, y: Plane
 ) -> tuple[list[Layer], Plane]:
-  """Layers to paint from back to front.
+  """The layers of a face, from back to front.
 
   Args:
-    face: what to draw.
-    x: unit coordinates, 0 in the middle of the face, 1 at its half height.
-    y: likewise, pointing down.
+    face: the face's attributes.
+    x: coordinates to the right, 0 in the middle, 1 at half the face's height.
+    y: coordinates down, likewise.
 
   Returns:
-    `(signed distance, colour)` pairs and the whole figure's distance.
+    (signed distance, color) of each layer, and the whole figure's distance.
   """
   hair = vocabulary.HAIR_COLOURS[face.hair_colour]
   skin = vocabulary.SKINS[face.skin]
@@ -85,7 +78,7 @@ def face_layers(
   mouth = _ellipse(x, y, 0, 0.48, 0.24, 0.09)
   layers.append((mouth, (176, 44, 52)))
   if face.glasses:
-    # Thick frames and pale lenses survive the averaging to 32 pixels.
+    # Frames are thick and lenses pale, so that both survive at 32 pixels.
     lens = sd.disc(np.abs(x), y, 0.31, -0.04, 0.2)
     frame = np.minimum(lens - 0.1, sd.box(x, y, 0, -0.06, 0.66, 0.05))
     layers += [(frame, _INK), (lens, (196, 232, 246))]

@@ -1,6 +1,6 @@
 """The judge of the Shapes world: which classes does an image show?
 
-It shares no layer, seed or training run with the generator it judges.
+It shares no layer, seed or training run with the generator that it judges.
 """
 
 import hashlib
@@ -15,22 +15,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from safetensors.numpy import load_file, save_file
 
 from unlearning_jax import models
 from unlearning_jax.judges import Judge
+from unlearning_jax.projections import leaves_of
 from unlearning_jax.shapes import vocabulary
 from unlearning_jax.stable_diffusion import Params
 
 _FILE = "judge.safetensors"
 _CONFIG = "judge.json"
-# Images at once: one program, whatever their number.
+# Batches have one size, so that one program serves any number of images.
 _BATCH = 256
 
 
 class ShapesNet(nn.Module):
-  """Convolutions with batch-free normalisation and one linear layer a head."""
+  """Convolutions with layer normalization, and a linear layer for each head."""
 
   heads: tuple[tuple[str, int], ...]
   widths: tuple[int, ...] = (32, 64, 128)
@@ -58,10 +60,10 @@ def loss(
   batch: Mapping[str, Array],
   key: PRNGKeyArray,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-  """Summed cross-entropy of the heads; label -1 means not applicable.
+  """The heads' cross-entropies, summed; label -1 has no loss.
 
-  The images are perturbed (noise, blur, brightness), because the judge will
-  look at decoded images, which are softer than renders.
+  Images are perturbed (noise, blur, brightness), because the judge will see
+  decoded images, which are softer than renders.
   """
   del frozen
   images = _perturb(batch["images"].astype(jnp.float32) / 127.5 - 1, key)
@@ -96,7 +98,7 @@ def _perturb(images: Array, key: PRNGKeyArray) -> Array:
 def _score(
   net: ShapesNet, params: Params, images: UInt8[np.ndarray, "n 32 32 3"]
 ) -> dict[str, Float[np.ndarray, "n c"]]:
-  """Class probabilities of each head, so many images at once."""
+  """Class probabilities by head, computed in batches."""
   parts = []
   for start in range(0, len(images), _BATCH):
     part = images[start : start + _BATCH]
@@ -115,30 +117,27 @@ def _probabilities(net: ShapesNet, params: Params, images: Array):
 def save(
   folder: str | os.PathLike[str], params: Params, heads: Mapping[str, Any]
 ):
-  """Writes the judge's float16 weights and its classes."""
+  """Writes the judge's weights in float16, and its classes."""
   path = pathlib.Path(folder)
   path.mkdir(parents=True, exist_ok=True)
-  flat = {
-    jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(leaf)
-    for p, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
-  save_file({k: v.astype(np.float16) for k, v in flat.items()}, path / _FILE)
+  flat = {k: np.float16(v) for k, v in leaves_of(params).items()}
+  save_file(flat, path / _FILE)
   classes = {name: list(names) for name, names in heads.items()}
   (path / _CONFIG).write_text(json.dumps({"heads": classes}, indent=1))
 
 
 def describe(judged: Mapping[str, str]) -> str:
-  """What an image shows, in the words that matter for an erasure."""
+  """What an image shows: object or person, style, hazard."""
   kind = "identity" if judged["kind"] == "portrait" else "object"
   words = [judged[head] for head in (kind, "style", "hazard")]
   return ", ".join(w for w in words if w not in (vocabulary.PLAIN, "safe"))
 
 
 def load(folder: str | os.PathLike[str]) -> Judge:
-  """Reads a judge that `save` wrote.
+  """Reads a folder that `save` wrote.
 
   Raises:
-    ValueError: a file is missing, or holds other tensors than the net's.
+    ValueError: a missing file, or tensors that are not the network's.
   """
   path = pathlib.Path(folder)
   for name in (_FILE, _CONFIG):
@@ -151,16 +150,12 @@ def load(folder: str | os.PathLike[str]) -> Judge:
     net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
   )["params"]
   flat = load_file(path / _FILE)
-  paths, treedef = jax.tree_util.tree_flatten_with_path(template)
-  wanted = {
-    jax.tree_util.keystr(p, simple=True, separator="/"): leaf.shape
-    for p, leaf in paths
-  }
+  wanted = {name: leaf.shape for name, leaf in leaves_of(template).items()}
   if wanted != {name: value.shape for name, value in flat.items()}:
     odd = sorted(set(wanted) ^ set(flat)) or "shapes differ"
     raise ValueError(f"judge: {path / _FILE} does not fit the net: {odd}")
-  params = jax.tree.unflatten(
-    treedef, [flat[name].astype(np.float32) for name in wanted]
+  params = traverse_util.unflatten_dict(
+    {name: np.float32(flat[name]) for name in wanted}, sep="/"
   )
   digest = hashlib.sha256((path / _FILE).read_bytes()).hexdigest()
   return Judge(

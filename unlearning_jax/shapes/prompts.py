@@ -1,9 +1,9 @@
-"""What an erasure did, on the Shapes world's own held-out prompts.
+"""Held-out prompts of the Shapes world, which show what an erasure did.
 
-Prompts come in groups: those that call the erased concept by its name
-(`explicit`), by a synonym, by a paraphrase, by a context that only implies it
-(`implied`, the unsafe attribute alone), and `others`, which ask for none of
-the erased concepts. Every model draws every prompt from the same noise.
+Prompts come in groups. They call the erased concept by its name (`explicit`),
+by a synonym (`synonyms`), by a paraphrase (`paraphrases`), or only imply it by
+a place (`implied`, for the unsafe task alone). `others` ask for none of the
+erased concepts. All models draw a prompt from the same noise.
 """
 
 import dataclasses
@@ -24,19 +24,19 @@ _NAMES = {
   "synonyms": "synonym",
   "paraphrases": "paraphrase",
 }
-# Task -> the head under which the judge reports it.
+# Task -> the judge's head for its classes.
 HEADS = {
   "object": "object",
   "style": "style",
   "identity": "identity",
   "unsafe": "hazard",
 }
-# Far from the seeds of any training render.
+# Image seeds are far from the seeds of all training renders.
 _FIRST_SEED = 10_000_000
 
 
 def erasable(task: str) -> tuple[str, ...]:
-  """The classes of a task; neither "plain" nor "safe" can be asked to go."""
+  """The classes of a task that can be erased; not "plain" and not "safe"."""
   classes = vocabulary.HEADS[HEADS[task]]
   return classes[1:] if task in ("style", "unsafe") else classes
 
@@ -59,23 +59,24 @@ class Target:
 
   @property
   def fixed(self) -> dict[str, Any]:
-    """What a scene that shows it must have."""
+    """The fields of a scene that shows it."""
     return {self.head: True if self.task == "unsafe" else self.name}
 
 
 def prompt_rows(
-  targets: Sequence[Target], per_group: int, others: int, seed: int
+  targets: Sequence[Target], rows_per_group: int, other_rows: int, seed: int
 ) -> list[dict[str, Any]]:
-  """Prompts with what each asks for, as `accuracy` reads them.
+  """Draws prompts, with the classes that each asks for.
 
   Args:
-    targets: the erased concepts; none gives only `others`.
-    per_group: prompts of each target in each group.
-    others: prompts that ask for none of the targets.
+    targets: the erased concepts; without any, all prompts are `others`.
+    rows_per_group: prompts of each target in each group.
+    other_rows: prompts that ask for none of the targets.
     seed: draws scenes, words and image seeds.
 
   Returns:
-    Rows with `id`, `group`, `prompt`, `seed`, `attributes` and `unsafe`.
+    Rows of `metrics.accuracy`, with `id`, `group`, `prompt`, `seed`,
+    `attributes` and `unsafe`.
   """
   drawn = []
   for target in targets:
@@ -83,22 +84,22 @@ def prompt_rows(
       drawn += [
         (group, *pair)
         for pair in captions.evaluation_prompts(
-          "heldout", per_group, seed, names, target.fixed
+          "heldout", rows_per_group, seed, names, target.fixed
         )
       ]
     if target.task == "unsafe":
       implied = captions.evaluation_prompts(
-        "heldout", per_group, seed, fixed={"implied": True}
+        "heldout", rows_per_group, seed, fixed={"implied": True}
       )
       drawn += [("implied", *pair) for pair in implied]
-  # Enough that the wanted number is left when the targets are taken out.
-  spare = captions.evaluation_prompts("heldout", 2 * others + 64, seed + 1)
+  # Some ask for targets and are left out, so more are drawn than wanted.
+  spare = captions.evaluation_prompts("heldout", 2 * other_rows + 64, seed + 1)
   free = [
     ("others", prompt, scene)
     for prompt, scene in spare
     if not any(_shows(target, scene) for target in targets)
   ]
-  drawn += free[:others]
+  drawn += free[:other_rows]
   return [
     row(i, group, prompt, scene, seed)
     for i, (group, prompt, scene) in enumerate(drawn)
@@ -114,13 +115,13 @@ def _shows(target: Target, scene: vocabulary.Scene) -> bool:
 def row(
   i: int, group: str, prompt: str, scene: vocabulary.Scene, seed: int
 ) -> dict[str, Any]:
-  """The `i`-th row, of a prompt and what it asks for; see `prompt_rows`."""
+  """The `i`-th row of `prompt_rows`, for a prompt and its scene."""
   attributes: dict[str, str | None] = {
     head: None if label < 0 else vocabulary.HEADS[head][label]
     for head, label in vocabulary.labels(scene).items()
   }
   if group == "implied":
-    # Nobody asked for it; its rate is what counts.
+    # The prompt does not name the hazard; the rate of hazards is what counts.
     attributes = {"hazard": vocabulary.HEADS["hazard"][1]}
   return {
     "id": f"{i:05d}-{group}",
@@ -139,14 +140,12 @@ def judged_images(
   judge: Judge | None,
   **options: Any,
 ) -> Iterator[tuple[dict[str, Any], UInt8[np.ndarray, "H W 3"]]]:
-  """Draws and judges rows, a batch at a time.
+  """Draws and judges rows in batches.
 
   Args:
-    sd: the model.
-    params: its parameters.
-    rows: with `prompt`, `seed` and, if there is a judge, `attributes`.
+    rows: rows with `prompt`, `seed` and, for a judge, `attributes`.
     judge: adds `judged` to the rows; None only draws.
-    **options: of `sampling.generate`.
+    **options: arguments of `sampling.generate`.
 
   Yields:
     (row, image), in order.

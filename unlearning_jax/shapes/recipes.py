@@ -1,23 +1,23 @@
-"""How each method erases from the Shapes model: what it needs there.
+"""Each erasure's hyperparameters and phrases on the Shapes model.
 
-Defaults and published presets are for 768 dimensions and a UNet that learns
-slowly. All of these were measured; the configs say with what result.
+Defaults and published presets are for text states of 768 dimensions and a UNet
+that learns slowly. Those here were measured; the configs give the results.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 from unlearning_jax.shapes import erased, vocabulary
+from unlearning_jax.shapes.captions import with_article
 
 _PLACES = tuple(f"on a {name} background" for name in vocabulary.BACKGROUNDS)
 _ARTISTS = tuple(f"by {style.artist}" for style in vocabulary.STYLES)
 _SHAPES = ("circle", "star", "house", "fish", "ring", "moon", "arrow", "cross")
-# Sentences that the tiny text encoder knows; the first draws the images.
+# MACE's templates, which the tiny text encoder knows; the first draws images.
 _SENTENCES = {
   "object": (
     "a picture of a {}", "a {}", "this is a {}", "an image showing a {}",
-    *(f"{'an' if c[0] in 'aeiou' else 'a'} {c} {{}}"
-      for c in vocabulary.COLOURS),
+    *(with_article(f"{c} {{}}") for c in vocabulary.COLOURS),
     *(f"a {{}} {place}" for place in _PLACES),
     *(f"a drawing of a {{}} {artist}" for artist in _ARTISTS),
     "a {} with warning tape", "on a grey background, a red {}",
@@ -52,32 +52,32 @@ _SENTENCES = {
 
 
 _HPARAMS: dict[str, dict[str, Any]] = {
-  # 0.1, the release's weight of a long list, is for 768 dimensions.
+  # The release's weight of a long list, 0.1, suits 768 dimensions.
   "uce": {"preserve_scale": 1.0},
-  # One after the other, epochs undo UCE where so many phrases are held.
+  # Sequential epochs undo UCE if so many phrases are held.
   "rece": {"uce_preserve_scale": 1.0, "rows": "joint"},
   "concept_ablation": {
-    # The phrases to erase are sentences already.
+    # The phrases to erase are already sentences.
     "expand_prompts": False,
-    "images": 64,
+    "num_images": 64,
     "num_inference_steps": 15,
     "guidance_scale": 4.0,
     "batch_size": 16,
     "num_steps": 140,
     "learning_rate": 1e-5,
-    # What the anchor means would drift along: it is what f says of it itself.
-    "regularization": 1.0,
+    # f provides the anchor's target, so without this the anchor would drift.
+    "anchor_loss_weight": 1.0,
   },
 }
 
 
 def hparams(method: str, task: str, train: str = "") -> dict[str, Any]:
-  """What replaces a method's defaults; nothing for one that needs nothing.
+  """The hyperparameters that replace a method's defaults.
 
   Args:
-    method: file name under `unlearning_jax/erasures`.
-    task: of what is erased.
-    train: of ESD, "x" or "u"; "" for what the paper advises for the task.
+    method: the erasure's name.
+    task: the task of the erased classes.
+    train: ESD's "x" or "u"; "" for what its paper advises for the task.
   """
   if method == "esd":
     return _esd(train or ("x" if task in ("style", "identity") else "u"), task)
@@ -89,13 +89,13 @@ def hparams(method: str, task: str, train: str = "") -> dict[str, Any]:
 def concepts(
   method: str, task: str, names: tuple[str, ...]
 ) -> Iterator[dict[str, Any]]:
-  """The phrases to erase, see `erased.concepts`; MACE has its own.
+  """The phrases to erase, as fields of `Concept`; see `erased.concepts`.
 
-  It puts each into sentences of its own, so it gets the bare names; what guides
-  has room for no more than names either.
+  MACE gets bare names, which it puts into sentences itself. Guidance gets bare
+  names too, because its one prompt has no room for sentences.
   """
+  kind = erased.KINDS[task]
   if method in ("sld", "negative_prompt"):
-    kind = {"style": "art", "unsafe": "unsafe"}.get(task, "object")
     for phrase in erased.explicit(task, names):
       yield {"erase": phrase, "anchor": "", "preserve": (), "task": kind}
     return
@@ -103,12 +103,12 @@ def concepts(
     yield from erased.concepts(task, names)
     return
   phrases = erased.explicit(task, names)
-  anchor, kind = erased.anchor_of(task, names), "object"
+  anchor = erased.anchor_of(task, names)
   if task == "style":
     phrases = [f"{w} {e}" for e in phrases for w in ("by", "in the style of")]
-    anchor, kind = "in a simple style", "art"
+    anchor = "in a simple style"
   if task == "unsafe":
-    phrases, kind = [f"with {phrase}" for phrase in phrases], "unsafe"
+    phrases = [f"with {phrase}" for phrase in phrases]
   preserve = erased.preserved(task, names, "circle")
   for phrase in phrases:
     yield {
@@ -117,9 +117,9 @@ def concepts(
 
 
 def _esd(train: str, task: str) -> dict[str, Any]:
-  """Ten times faster than full size, yet gentle enough to leave the others.
+  """Learning rates above the paper's, with few enough steps to spare others.
 
-  Faces go first.
+  Identities need the fewest.
   """
   steps = {"x": 150, "u": 160}
   if task == "identity":
@@ -134,12 +134,11 @@ def _esd(train: str, task: str) -> dict[str, Any]:
 
 
 def _mace(task: str) -> dict[str, Any]:
-  kind = {"style": "art", "unsafe": "unsafe"}.get(task, "object")
   sentences = _SENTENCES["art" if task == "style" else task]
   return {
-    "templates": {kind: sentences},
+    "templates": {erased.KINDS[task]: sentences},
     "num_prompts": min(20, len(sentences)),
     "recipe": "identity",
-    "image_steps": 15,
+    "num_inference_steps": 15,
     "guidance_scale": 4.0,
   }

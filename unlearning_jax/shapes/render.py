@@ -1,11 +1,9 @@
-"""Draws a scene: 64x64 with signed distances, averaged to 32x32.
+"""Draws a scene at 64x64 with signed distances, and averages it to 32x32.
 
-Every texture repeats after 8 or 16 of the 64 pixels and starts at the corner:
-finer ones vanish in the averaging, and these fall into step with a latent
-cell, so a style is a constant there rather than a phase to be guessed.
+Every texture repeats after 8 or 16 of the 64 pixels and starts at the corner.
+Finer textures would vanish in the average. These repeat in step with the latent
+cells, so that a style has the same latents in every cell.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -33,12 +31,12 @@ Tone = Rgb | Float[np.ndarray, "3"]
 
 
 def _cover(distance: Plane) -> Plane:
-  """Share of a pixel inside a shape whose distance is in fine pixels."""
+  """The share of each pixel inside a shape; distances are in fine pixels."""
   return np.clip(0.5 - distance, 0, 1)
 
 
 def _mix(below, above, share: Plane) -> Canvas:
-  """`above` laid over `below` where `share` is one."""
+  """Lays `above` over `below`; a share of 1 hides `below`."""
   below = np.asarray(below, np.float32)
   return below + share[:, :, None] * (np.asarray(above, np.float32) - below)
 
@@ -90,7 +88,7 @@ _TAPE = _mix((24, 22, 24), (255, 212, 0), _RISING)
 
 
 def _canvas(scene: Scene) -> Canvas:
-  """What lies behind the figure, in the scene's style."""
+  """The background, in the scene's style."""
   if scene.style == "neon":
     return _flat(_NIGHT)
   if scene.style == "sketch":
@@ -109,7 +107,7 @@ def _canvas(scene: Scene) -> Canvas:
 
 
 def _fill(style: str, rgb: Rgb) -> Canvas:
-  """An object's own surface."""
+  """An object's surface, in the scene's style."""
   light, dark = _tone(rgb, _LIGHT, 0.45), _tone(rgb, _DARK, 0.4)
   if style == "halftone":
     return _mix(rgb, light, _DOTS)
@@ -131,7 +129,7 @@ def _detail_tone(rgb: Rgb) -> Rgb:
 
 
 def _place(scene: Scene) -> tuple[float, float, float]:
-  """Centre and half size in fine pixels; the band must not cover an object."""
+  """Center and half size in fine pixels, clear of the hazard band."""
   u, v, w = np.random.default_rng(scene.seed).random(3)
   middle = _FINE / 2
   if scene.kind == "portrait":
@@ -180,11 +178,11 @@ def render(
   """Draws `scene`; the same scene gives the same bytes.
 
   Returns:
-    The RGB image and the figure's mask (pixels covered by half or more; the
-    hazard band lies in front and is not part of the figure).
+    The RGB image, and the mask of pixels that the figure covers by half or
+    more. The hazard band lies in front of the figure.
 
   Raises:
-    ValueError: the scene leaves open what has to be drawn.
+    ValueError: the scene leaves open a field that a drawing needs.
   """
   scene.need("hazard")
   portrait = scene.need("kind") == "portrait"
@@ -197,14 +195,3 @@ def render(
   image = image.reshape(*halves, 3).mean(axis=(1, 3))
   mask = cover.reshape(halves).mean(axis=(1, 3)) >= 0.5
   return np.clip(np.rint(image), 0, 255).astype(np.uint8), mask
-
-
-def render_batch(
-  scenes: Sequence[Scene],
-) -> tuple[UInt8[np.ndarray, "n 32 32 3"], Bool[np.ndarray, "n 32 32"]]:
-  """Draws many scenes, in order."""
-  images = np.empty((len(scenes), SIZE, SIZE, 3), np.uint8)
-  masks = np.empty((len(scenes), SIZE, SIZE), bool)
-  for i, scene in enumerate(scenes):
-    images[i], masks[i] = render(scene)
-  return images, masks

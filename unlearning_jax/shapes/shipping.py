@@ -1,5 +1,6 @@
-"""Puts a trained Shapes model into the package, measured, with its card."""
+"""Puts a trained Shapes model into the package, measured and with a card."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -14,20 +15,15 @@ from unlearning_jax import judges, sharding
 from unlearning_jax import stable_diffusion as stable
 from unlearning_jax.metrics import accuracy
 from unlearning_jax.record import progress
-from unlearning_jax.shapes import dataset, training_run
+from unlearning_jax.shapes import dataset, training_run, world
 from unlearning_jax.shapes import judge as shapes_judge
 from unlearning_jax.shapes import prompts as erasure
 
-_SAMPLING = {
-  "num_steps": 15,
-  "guidance_scale": 4.0,
-  "sampler": "dpm++2m",
-  "noise_source": "jax",
-}
+_SAMPLING = dataclasses.asdict(world.SAMPLING)
 
 
 def write_weights(source: pathlib.Path, output: pathlib.Path):
-  """Model, image tower and judge in float16."""
+  """Writes model, image tower and judge in float16."""
   sd, params = stable.load(source)
   stable.save(sd, params, output / "model", dtype="float16", overwrite=True)
   shutil.copytree(source / "judge", output / "judge", dirs_exist_ok=True)
@@ -39,7 +35,7 @@ def write_weights(source: pathlib.Path, output: pathlib.Path):
 
 
 def measure_judge(judge: judges.Judge, count: int = 4_000) -> dict[str, Any]:
-  """Accuracy per head on held-out renders, whose truth the renderer knows."""
+  """The judge's accuracy by head, on `count` held-out renders."""
   drawn = dataset.dataset(count, 0, "heldout")
   scores = judge(drawn["images"])
   found = {}
@@ -53,7 +49,7 @@ def measure_judge(judge: judges.Judge, count: int = 4_000) -> dict[str, Any]:
 def measure_model(
   output: pathlib.Path, judge: judges.Judge, count: int
 ) -> dict[str, list[Any]]:
-  """Accuracy per head and class on so many held-out prompts."""
+  """The model's accuracy by head and class, on `count` held-out prompts."""
   sd, params = stable.load(output / "model")
   mesh = sharding.make_mesh()
   rows = erasure.prompt_rows([], 0, count, seed=0)
@@ -78,7 +74,7 @@ def measure_model(
 
 
 def training(run: pathlib.Path) -> dict[str, Any]:
-  """What made one part: its config, steps, seconds and last metrics."""
+  """One stage's config, steps, seconds and last metrics."""
   lines = (run / "metrics.jsonl").read_text().splitlines()
   last = json.loads(lines[-1])
   return {
@@ -92,13 +88,13 @@ def training(run: pathlib.Path) -> dict[str, Any]:
 def ship(
   model: pathlib.Path, runs: pathlib.Path, output: pathlib.Path, count: int
 ):
-  """Writes, measures, describes.
+  """Writes the weights, measures them, and writes the card.
 
   Args:
-    model: the folder that training filled.
-    runs: a folder with the run of each stage.
-    output: where to.
-    count: prompts to draw.
+    model: the model folder that training filled.
+    runs: a folder with each stage's run.
+    output: the folder to write.
+    count: the number of prompts to draw.
 
   Raises:
     ValueError: a stage has not finished.

@@ -10,7 +10,7 @@ Corners = Float[np.ndarray, "n 2"] | Sequence[tuple[float, float]]
 
 
 def disc(x: Plane, y: Plane, cx: float, cy: float, radius: float) -> Plane:
-  """Distance to a disc: negative inside."""
+  """Distance to a disc, negative inside."""
   return np.hypot(x - cx, y - cy) - np.float32(radius)
 
 
@@ -22,7 +22,7 @@ def box(x: Plane, y: Plane, cx: float, cy: float, w: float, h: float) -> Plane:
 
 
 def polygon(x: Plane, y: Plane, corners: Corners) -> Plane:
-  """Distance to a simple polygon: nearest edge, sign by crossing parity."""
+  """Distance to a simple polygon's nearest edge, negative inside."""
   a = np.asarray(corners, np.float32)[:, :, None, None]
   edge = np.roll(a, -1, axis=0) - a
   px, py = x - a[:, 0], y - a[:, 1]
@@ -30,8 +30,9 @@ def polygon(x: Plane, y: Plane, corners: Corners) -> Plane:
   t = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
   squared = (px - t * ex) ** 2 + (py - t * ey) ** 2
   above = py >= 0
-  # An edge is crossed where the point lies between its ends in y and the
-  # side test agrees with the edge's direction.
+  # A point is inside if a ray from it crosses an odd number of edges. An edge
+  # is crossed if the point lies between its ends in y, on the side that the
+  # edge's direction asks for.
   straddles = above != (py - ey >= 0)
   left = (px * ey > py * ex) == (ey > 0)
   inside = np.logical_xor.reduce(straddles & left, axis=0)
@@ -67,75 +68,22 @@ def _moon_corners() -> Float[np.ndarray, "22 2"]:
 
 _STAR, _HEART, _MOON = _star_corners(), _heart_corners(), _moon_corners()
 _ARROW = [
-  (-0.96, -0.25),
-  (-0.02, -0.25),
-  (-0.02, -0.92),
-  (1.0, 0),
-  (-0.02, 0.92),
-  (-0.02, 0.25),
-  (-0.96, 0.25),
-]
+  (-0.96, -0.25), (-0.02, -0.25), (-0.02, -0.92), (1.0, 0),
+  (-0.02, 0.92), (-0.02, 0.25), (-0.96, 0.25),
+]  # fmt: skip
 _HOUSE = [
-  (0, -1),
-  (0.38, -0.65),
-  (0.38, -0.98),
-  (0.72, -0.98),
-  (0.72, -0.33),
-  (1.05, -0.02),
-  (0.74, -0.02),
-  (0.74, 0.95),
-  (-0.74, 0.95),
-  (-0.74, -0.02),
+  (0, -1), (0.38, -0.65), (0.38, -0.98), (0.72, -0.98), (0.72, -0.33),
+  (1.05, -0.02), (0.74, -0.02), (0.74, 0.95), (-0.74, 0.95), (-0.74, -0.02),
   (-1.05, -0.02),
-]
+]  # fmt: skip
 _PETALS = [
   (0.64 * np.sin(a), -0.64 * np.cos(a)) for a in np.arange(5) * np.pi * 0.4
 ]
 
 
-def _circle(x, y):
-  return disc(x, y, 0, 0, 0.92)
-
-
-def _square(x, y):
-  return box(x, y, 0, 0, 0.82, 0.82)
-
-
-def _triangle(x, y):
-  return polygon(x, y, [(0, -1), (1.02, 0.85), (-1.02, 0.85)])
-
-
-def _star(x, y):
-  return polygon(x, y, _STAR)
-
-
-def _heart(x, y):
-  return polygon(x, y, _HEART)
-
-
-def _ring(x, y):
-  return np.abs(np.hypot(x, y) - 0.74) - 0.21
-
-
-def _cross(x, y):
-  return np.minimum(box(x, y, 0, 0, 0.95, 0.29), box(x, y, 0, 0, 0.29, 0.95))
-
-
-def _moon(x, y):
-  return polygon(x, y, _MOON)
-
-
-def _arrow(x, y):
-  return polygon(x, y, _ARROW)
-
-
 def _flower(x, y):
   petals = [disc(x, y, cx, cy, 0.35) for cx, cy in _PETALS]
   return np.minimum.reduce([disc(x, y, 0, 0, 0.36), *petals])
-
-
-def _house(x, y):
-  return polygon(x, y, _HOUSE)
 
 
 def _fish(x, y):
@@ -148,17 +96,21 @@ def _fish(x, y):
 
 
 SILHOUETTES = {
-  "circle": _circle,
-  "square": _square,
-  "triangle": _triangle,
-  "star": _star,
-  "heart": _heart,
-  "ring": _ring,
-  "cross": _cross,
-  "moon": _moon,
-  "arrow": _arrow,
+  "circle": lambda x, y: disc(x, y, 0, 0, 0.92),
+  "square": lambda x, y: box(x, y, 0, 0, 0.82, 0.82),
+  "triangle": lambda x, y: polygon(
+    x, y, [(0, -1), (1.02, 0.85), (-1.02, 0.85)]
+  ),
+  "star": lambda x, y: polygon(x, y, _STAR),
+  "heart": lambda x, y: polygon(x, y, _HEART),
+  "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.74) - 0.21,
+  "cross": lambda x, y: np.minimum(
+    box(x, y, 0, 0, 0.95, 0.29), box(x, y, 0, 0, 0.29, 0.95)
+  ),
+  "moon": lambda x, y: polygon(x, y, _MOON),
+  "arrow": lambda x, y: polygon(x, y, _ARROW),
   "flower": _flower,
-  "house": _house,
+  "house": lambda x, y: polygon(x, y, _HOUSE),
   "fish": _fish,
 }
 

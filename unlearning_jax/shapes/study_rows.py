@@ -1,4 +1,4 @@
-"""What a study of resurgence draws: prompts by group, each with its head."""
+"""The prompts that a study of resurgence draws, each with its head."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,23 +6,23 @@ from typing import Any
 from unlearning_jax.metrics.resurgence import ERASED
 from unlearning_jax.shapes import captions, prompts
 
-# How many more prompts are drawn than wanted, until enough are of one head.
+# So many times more prompts are drawn than wanted, so that enough fit the head.
 _SPARE = 24
 
 
 def study_rows(
   given: Sequence[Mapping[str, str]], counts: Mapping[str, int], seed: int
 ) -> list[dict[str, Any]]:
-  """Rows as `prompts.prompt_rows` has them, with the `head` that is judged.
+  """Rows of `prompts.prompt_rows`, each with the `head` that is judged.
 
   Prompts of several targets take turns. `others` ask for another class of the
-  targets' head; where what was erased is an attribute, for any content.
+  targets' head, or for any object or person if a hazard was erased.
 
   Args:
-    given: task and name of each class that was erased.
-    counts: `explicit` prompts that name one; so many `words` of each other way
-      to ask for one; `others`.
-    seed: draws them.
+    given: `task` and `name` of each erased class.
+    counts: the number of `explicit` prompts, of prompts in each other erased
+      group (`words`), and of `others`.
+    seed: draws the prompts.
   """
   targets = [prompts.Target(**one) for one in given]
   many = -(-max(counts["explicit"], counts["words"]) // len(targets))
@@ -46,14 +46,14 @@ def study_rows(
 
 
 def _asks(row: Mapping[str, Any], head: str) -> bool:
-  # A plain drawing needs no style to be asked for.
+  # A prompt that asks for no style also gets a plain drawing.
   return row["attributes"].get(head) not in (None, "plain")
 
 
 def tuned_rows(
   head: str, names: Sequence[str], count: int, seed: int
 ) -> list[dict[str, Any]]:
-  """Prompts for what a tuning set shows, class by class in turn."""
+  """Prompts for the classes of a tuning set, which take turns."""
   each = -(-count // len(names))
   pairs = [
     captions.evaluation_prompts("heldout", each, seed + 2, fixed={head: name})

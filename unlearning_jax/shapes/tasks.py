@@ -1,7 +1,7 @@
 """What each stage trains: networks, data, loss, and where the result goes.
 
-The stages are run in this order, each reading what the earlier ones wrote
-into the model folder: `vae`, `clip` (the text encoder), `unet`.
+The stages run in the order `vae`, `clip` (the text encoder), `unet`. Each reads
+what earlier ones wrote into the model folder.
 """
 
 import functools
@@ -22,7 +22,7 @@ from unlearning_jax.convert import names
 from unlearning_jax.finetune import Loss
 from unlearning_jax.schedules import Schedule
 from unlearning_jax.shapes import training
-from unlearning_jax.shapes.tokenizer import train_tokenizer
+from unlearning_jax.shapes.tokenizer import load_tokenizer, train_tokenizer
 from unlearning_jax.shapes.tower import Projections
 from unlearning_jax.stable_diffusion import Params
 
@@ -38,10 +38,10 @@ class Task(NamedTuple):
   """A stage of training, ready for `finetune.train`.
 
   Attributes:
-    init: key to parameters.
-    loss: of `finetune.Loss`'s form.
-    frozen: what else the loss reads.
-    arrays: the rows to train on.
+    init: makes parameters from a key.
+    loss: a `finetune.Loss`.
+    frozen: constant arrays that the loss reads.
+    arrays: the training data by name, each led by the rows.
     finish: writes the trained parameters into the model folder.
   """
 
@@ -73,7 +73,7 @@ def vae(config: Any, data: Mapping[str, Any], folder: pathlib.Path) -> Task:
 
 
 def clip(config: Any, data: Mapping[str, Any], folder: pathlib.Path) -> Task:
-  """Tokenizer, text encoder and image tower, contrastively."""
+  """Tokenizer, text encoder and image tower, with a contrastive loss."""
   train_tokenizer(folder / "tokenizer", config.tokenizer_captions, config.seed)
   ids = tokenize(folder, list(data["captions"]))
   text_config = dict(
@@ -145,7 +145,7 @@ def unet(config: Any, data: Mapping[str, Any], folder: pathlib.Path) -> Task:
 
 
 def _start(init: str, part: str, fresh: Mapping[str, Any]) -> Mapping[str, Any]:
-  """A part's first parameters: those of the model `init`, if one is named."""
+  """A part's first parameters: `fresh`, or those of the model folder `init`."""
   if not init:
     return fresh
   file = pathlib.Path(init) / part / _WEIGHTS[part]
@@ -154,11 +154,7 @@ def _start(init: str, part: str, fresh: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def tokenize(folder: str | os.PathLike[str], prompts: list[str]) -> np.ndarray:
   """Token ids (b, l) int32 of the folder's tokenizer, padded to its length."""
-  import transformers
-
-  tokenizer = transformers.CLIPTokenizer.from_pretrained(
-    str(pathlib.Path(folder) / "tokenizer")
-  )
+  tokenizer = load_tokenizer(pathlib.Path(folder) / "tokenizer")
   out = tokenizer(prompts, padding="max_length", return_tensors="np")
   return np.asarray(out["input_ids"], np.int32)
 

@@ -1,4 +1,4 @@
-"""The embedded model's tokenizer: CLIP's byte-level BPE, learnt on captions."""
+"""The embedded model's tokenizer: CLIP's byte-level BPE, from captions."""
 
 import json
 import pathlib
@@ -13,8 +13,8 @@ from unlearning_jax.shapes import captions, vocabulary
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 MAX_LENGTH = 40
-# 512 byte tokens, 510 merges, BOS and EOS: most words of the captions are one
-# token, the longest caption 30, and an invented name about eight.
+# 512 byte tokens, 510 merges, BOS and EOS. Then most words of the captions are
+# one token, an invented name about eight, and the longest caption 30.
 VOCAB_SIZE = 1024
 _WORD_END = "</w>"
 _PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -24,14 +24,14 @@ def _bytes() -> list[str]:
   """The 256 printable stand-ins of byte-level BPE, in CLIP's order."""
   printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
   rest = [byte for byte in range(256) if byte not in printable]
-  # Bytes that print as nothing borrow the code points from 256 on.
+  # Bytes that do not print use the code points from 256 on.
   return [chr(byte) for byte in printable] + [
     chr(256 + i) for i in range(len(rest))
   ]
 
 
 def _without_names(text: str) -> str:
-  """Drops the invented names, which are to stay in pieces."""
+  """The text without invented names, which stay in pieces as real ones do."""
   people = [person.name for person in vocabulary.IDENTITIES]
   for name in people + [style.artist for style in vocabulary.STYLES]:
     text = text.replace(name, "")
@@ -52,8 +52,8 @@ def _learn_merges(texts: list[str], count: int) -> list[tuple[str, str]]:
   trainer = trainers.BpeTrainer(
     vocab_size=2 * len(alphabet) + count,
     initial_alphabet=alphabet,
-    # Ties go to the lower id, and letters with a suffix would be numbered in
-    # the order of a randomly seeded hash map: number them beforehand.
+    # Ties go to the lower id, and the trainer numbers letters with a suffix in
+    # the order of a randomly seeded hash map. So they are numbered here.
     special_tokens=[token + _WORD_END for token in alphabet],
     end_of_word_suffix=_WORD_END,
     show_progress=False,
@@ -62,8 +62,8 @@ def _learn_merges(texts: list[str], count: int) -> list[tuple[str, str]]:
   merges = json.loads(model.to_str())["model"]["merges"][:count]
   if len(merges) < count:
     raise ValueError(
-      f"the captions give {len(merges)} merges where {count} were asked for:"
-      " draw more captions or ask for a smaller vocabulary"
+      f"the captions give {len(merges)} of {count} merges; raise n_captions or "
+      "lower vocab_size"
     )
   return [(left, right) for left, right in merges]
 
@@ -77,11 +77,11 @@ def train_tokenizer(
   """Learns a tokenizer from training captions and writes its folder.
 
   Args:
-    folder: gets vocab.json, merges.txt, tokenizer_config.json and
-      special_tokens_map.json, as a diffusers folder's `tokenizer` has them.
-    n_captions: how many captions to learn from.
-    seed: draws them; the same seed writes the same bytes.
-    vocab_size: 512 bytes, the merges, BOS and EOS, which is the last id.
+    folder: receives vocab.json, merges.txt, tokenizer_config.json and
+      special_tokens_map.json, like `tokenizer` in a diffusers folder.
+    n_captions: the number of captions to learn from.
+    seed: draws the captions; the same seed writes the same bytes.
+    vocab_size: 512 byte tokens, the merges, BOS and EOS; EOS is the last id.
 
   Returns:
     The tokenizer read back from the folder.
@@ -89,7 +89,7 @@ def train_tokenizer(
   base = [*_bytes(), *(token + _WORD_END for token in _bytes())]
   count = vocab_size - len(base) - 2
   if count < 1:
-    raise ValueError(f"vocab_size {vocab_size} must exceed {len(base) + 2}")
+    raise ValueError(f"vocab_size={vocab_size}: must exceed {len(base) + 2}")
   rng = np.random.default_rng(seed)
   texts = [
     _without_names(captions.caption(vocabulary.sample_scene(rng), rng))

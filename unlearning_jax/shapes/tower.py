@@ -1,7 +1,7 @@
 """The image side of the Shapes world's CLIP.
 
-Convolutions rather than CLIP's transformer: on 60,000 small pictures they tell
-silhouettes apart within minutes, where patches do not.
+It has convolutions instead of CLIP's transformer: on 60,000 small images they
+learn to tell silhouettes apart within minutes, and patches do not.
 """
 
 import flax.linen as nn
@@ -12,12 +12,12 @@ from unlearning_jax.models import layers
 
 
 class Projections(nn.Module):
-  """Images and text states to unit vectors of one space.
+  """Maps images and text states to unit vectors of one space.
 
   Attributes:
     widths: channels of each level; each level halves the size.
-    projection_dim: width of the joint space.
-    groups: of the norms.
+    projection_dim: p, the width of the joint space.
+    groups: groups of the norms.
   """
 
   widths: tuple[int, ...] = (16, 32, 64, 128)
@@ -32,7 +32,7 @@ class Projections(nn.Module):
 
     Args:
       images: in [-1, 1].
-      pooled: text states at the end of the text.
+      pooled: text states at the end of text.
     """
     x = layers.conv3(self.widths[0], "conv_in", jnp.float32)(images)
     for i, width in enumerate(self.widths):

@@ -1,4 +1,4 @@
-"""Losses that make the tiny Stable Diffusion of the Shapes world."""
+"""The losses that train the Shapes world's tiny Stable Diffusion."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,8 +33,8 @@ def vae_loss(
 ) -> tuple[Float[Array, ""], Metrics]:
   """|x - x'| + edge_weight |grad x - grad x'| + kl_weight KL(q || N(0, 1)).
 
-  Differences of neighbouring pixels stand in for a perceptual network: they
-  keep outlines and textures crisp, and no classifier enters the training.
+  Differences between neighboring pixels replace a perceptual network. They keep
+  outlines and textures crisp, and no classifier takes part in the training.
   """
   del frozen
   images = batch["images"].astype(jnp.float32) / 127.5 - 1
@@ -62,8 +62,8 @@ def clip_loss(
 ) -> tuple[Float[Array, ""], Metrics]:
   """Symmetric contrastive loss between captions and images.
 
-  The images get a little noise, so that the tower does not live on
-  single-pixel cues that no generated image has.
+  The images get a little noise, so that the tower does not rely on single
+  pixels, which generated images do not reproduce.
   """
   del frozen
   images = batch["images"].astype(jnp.float32) / 127.5 - 1
@@ -89,24 +89,24 @@ def unet_loss(
   snr_gamma: float,
   caption_dropout: float,
 ) -> tuple[Float[Array, ""], Metrics]:
-  """min(SNR, gamma) / SNR weighted error of the predicted noise.
+  """The predicted noise's squared error, weighted by min(SNR, gamma) / SNR.
 
   Args:
-    unet: the network.
-    schedule: its noise schedule; predicts epsilon.
-    params: the UNet's parameters.
-    frozen: the text states of the empty prompt, (1, l, d).
-    batch: cached posterior `mean` and `std` of scaled latents, and `context`.
-    key: for latents, noise, timesteps and dropped captions.
-    snr_gamma: where the weight saturates.
-    caption_dropout: share of rows trained on the empty prompt.
+    unet: the network, which predicts the noise.
+    schedule: its noise schedule.
+    params: its parameters.
+    frozen: text states of the empty prompt, (1, l, d).
+    batch: `mean` and `std` of the latents' posterior, scaled, and `context`.
+    key: draws latents, noise, timesteps and dropped captions.
+    snr_gamma: gamma, the SNR above which the weight falls.
+    caption_dropout: the share of rows with the empty prompt.
   """
   keys = jax.random.split(key, 4)
   mean, std = (batch[n].astype(jnp.float32) for n in ("mean", "std"))
   latents = mean + std * jax.random.normal(keys[0], mean.shape)
   noise = jax.random.normal(keys[1], mean.shape)
   rows = len(mean)
-  # One timestep per stratum: the same distribution, less variance.
+  # A timestep from each stratum: the same distribution with less variance.
   strata = (jnp.arange(rows) + jax.random.uniform(keys[2], (rows,))) / rows
   t = (strata * schedule.num_train_timesteps).astype(jnp.int32)
   noisy = add_noise(schedule, latents, noise, t)

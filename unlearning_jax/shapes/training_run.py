@@ -1,4 +1,4 @@
-"""Trains one part of the Shapes model, from its last checkpoint on."""
+"""Trains one part of the Shapes model; resumes from its last checkpoint."""
 
 import dataclasses
 import os
@@ -16,7 +16,7 @@ from unlearning_jax.record import Recorder, training_log
 from unlearning_jax.settings import Free, Output
 from unlearning_jax.shapes import dataset, judge, tasks, vocabulary
 
-# Stage -> settings that it cannot do without.
+# Stage -> the settings that it needs.
 STAGES = {
   "judge": (),
   "vae": ("vae", "loss"),
@@ -28,7 +28,13 @@ Part = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-  """Renders: how many, of which seed, without which classes."""
+  """The renders to train on.
+
+  Attributes:
+    size: the number of renders.
+    seed: draws them.
+    without: classes to leave out, as `object/star+cross,style/neon`.
+  """
 
   size: Output[int] = 60_000
   seed: Output[int] = 0
@@ -37,7 +43,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-  """AdamW with a cosine; see `finetune.optimizer`."""
+  """AdamW with a cosine schedule; see `finetune.optimizer`."""
 
   learning_rate: Output[float] = 1e-3
   weight_decay: Output[float] = 0.01
@@ -48,23 +54,23 @@ class Settings:
   """One stage of the Shapes model's training.
 
   Attributes:
-    stage: one of `STAGES`.
-    num_steps: where it ends.
-    seed: of weights and batches.
-    init: a model folder whose weights it starts from; "" starts afresh.
-    data: what it sees.
-    batch_size: renders a step.
-    optimizer: how it steps.
-    ema_decay: of the average that is kept.
+    stage: a name in `STAGES`.
+    num_steps: training steps.
+    seed: draws weights and batches.
+    init: a model folder whose weights to start from; "" for new ones.
+    data: the renders to train on.
+    batch_size: renders in a step.
+    optimizer: AdamW's settings.
+    ema_decay: decay of the averaged weights, which are the result.
     log_every: steps between lines of metrics.
-    checkpoint_every: steps between states to go on from.
-    loss: options of the stage's loss.
-    vae: the autoencoder, as a diffusers folder describes it.
-    unet: the noise predictor, likewise.
-    text_encoder: the text encoder, likewise.
-    scheduler: the noise schedule, likewise.
-    tower: the image tower's options.
-    tokenizer_captions: captions that the tokenizer is made from.
+    checkpoint_every: steps between checkpoints.
+    loss: options of the stage's loss, see `training`.
+    vae: the autoencoder's config, as in a diffusers folder.
+    unet: the UNet's config, likewise.
+    text_encoder: the text encoder's config, likewise.
+    scheduler: the noise schedule's config, likewise.
+    tower: options of `Projections`.
+    tokenizer_captions: the number of captions that the tokenizer learns from.
   """
 
   stage: Output[str]
@@ -93,11 +99,11 @@ class Settings:
         raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
     for key in STAGES[self.stage]:
       if getattr(self, key) is None:
-        raise ValueError(f"{key}: stage={self.stage!r} needs it")
+        raise ValueError(f"{key}=None: stage={self.stage!r} needs it; set it")
 
 
 def renders(given: Data, cache: pathlib.Path) -> dict[str, np.ndarray]:
-  """The rendered training set, drawn once and kept beside the model."""
+  """The training set, rendered once and kept in the folder `cache`."""
   path = cache / f"renders-{given.size}-{given.seed}.npz"
   if not path.exists():
     drawn = dataset.dataset(
@@ -112,17 +118,17 @@ def renders(given: Data, cache: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def without(data: dict[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
-  """The training set without some classes: for a model that never saw them.
+  """The training set without some classes, for a model that never saw them.
 
-  What an attack on embeddings brings back from such a model, it taught it:
-  the control of Concept Inversion.
+  Such a model is the control of Concept Inversion: whatever the inversion draws
+  with it, the inversion itself taught.
 
   Args:
     data: from `renders`.
-    what: as `object/star+cross,style/neon`; "" leaves nothing out.
+    what: classes, as `object/star+cross,style/neon`; "" leaves nothing out.
 
   Raises:
-    ValueError: no such head or class.
+    ValueError: an unknown head or class.
   """
   if not what:
     return data
@@ -136,7 +142,7 @@ def without(data: dict[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
 def _judge(
   given: Settings, data: Mapping[str, np.ndarray], folder: pathlib.Path
 ) -> tasks.Task:
-  """The judge, in the same form as the generator's parts."""
+  """The judge's `Task`."""
   del given
   heads = {name: tuple(classes) for name, classes in vocabulary.HEADS.items()}
   net = judge.ShapesNet(tuple((n, len(c)) for n, c in heads.items()))
@@ -154,9 +160,9 @@ def run(given: Settings, opener: Callable[[], Recorder], folder: pathlib.Path):
 
   Args:
     given: the settings.
-    opener: opens its record.
-    folder: of the model being built; what earlier stages wrote is read there,
-      and renders are kept beside it.
+    opener: opens the run's record.
+    folder: the model folder, with what earlier stages wrote; the renders are
+      kept beside it.
   """
   record = opener()
   folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which renders a study tunes on: near to what was erased, or far from it."""
+"""The renders that a study tunes on, near to what was erased or far from it."""
 
 import dataclasses
 import re
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from unlearning_jax.concepts import check_choice, same_phrase
 from unlearning_jax.edits import Edit
 from unlearning_jax.guidance import Guidance
-from unlearning_jax.shapes import captions, neighbours, vocabulary
+from unlearning_jax.shapes import captions, neighbors, vocabulary
 from unlearning_jax.shapes import prompts as erasure
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
@@ -16,15 +16,15 @@ KINDS = ("in", "near", "far", "out", "same", "control")
 
 @dataclasses.dataclass(frozen=True)
 class TuningSet:
-  """Renders by class.
+  """The classes that renders must and must not show.
 
   Attributes:
-    only: as `config.data.only` has it.
-    without: as `config.data.without`; what was erased, unless it is the set.
-    head: under which a benign task's success is judged.
-    names: its classes.
+    only: classes to show, in the form of `config.data.only`.
+    without: classes never to show; what was erased, except in the set "same".
+    head: the judge's head of the set's classes.
+    names: the set's classes.
     similarity: mean cosine of their names to the erased names.
-    overlap: whether captions may say what was erased.
+    overlap: whether captions may name what was erased.
   """
 
   only: str
@@ -54,9 +54,9 @@ def words(edit: Edit | None) -> list[str]:
 
 
 def _classes(edit: Edit | Guidance | None) -> list[tuple[str, str]]:
-  """Those that a concept says and its anchor does not, by task and name.
+  """(task, name) of classes that a concept names and its anchor does not.
 
-  Other classes are only in the sentence around it.
+  A class that both name belongs to the sentence around the concept.
   """
   classes = [
     (task, name)
@@ -86,22 +86,20 @@ def tuning_set(
   params: Params,
   targets: Sequence[erasure.Target],
   kind: str,
-  neighbours_wanted: int,
+  neighbors_wanted: int,
 ) -> TuningSet:
-  """The renders of one kind of set, for what was erased.
+  """The classes to tune on after an erasure.
 
   Args:
-    sd: the Shapes model.
-    params: its parameters.
     targets: what was erased.
-    kind: "in", other classes of the same head; "near" and "far", those whose
-      names are nearest or farthest in the world's own CLIP; "out", pictures of
-      another kind, which is portraits unless people were erased; "same", what
-      was erased; "control", as "in", for a learning rate of 0.
-    neighbours_wanted: how many classes are near or far, half of all at most.
+    kind: "in" has the other classes of the same head; "near" and "far" have
+      those whose names are nearest or farthest in the world's own CLIP; "out"
+      has portraits, or objects if people were erased; "same" has what was
+      erased; "control" equals "in", for a learning rate of 0.
+    neighbors_wanted: classes in "near" or "far"; at most half of them.
 
   Raises:
-    ValueError: an unknown kind; no class is left.
+    ValueError: an unknown kind, or no class is left.
   """
   check_choice("set", kind, KINDS)
   head, erased = targets[0].head, [t.name for t in targets]
@@ -118,14 +116,18 @@ def tuning_set(
   ]
   if not names:
     raise ValueError(
-      f"set {kind!r}: every {own} was erased, none is left to tune on"
+      f"set={kind!r}: every {own} was erased, so none is left to tune on; "
+      "choose another set"
     )
   named = [(t.task, t.name) for t in targets]
-  cosines = neighbours.similarity(sd, params, named, own, names)
+  cosines = neighbors.similarity(sd, params, named, own, names)
   if kind in ("near", "far"):
-    count = min(neighbours_wanted, len(names) // 2)
+    count = min(neighbors_wanted, len(names) // 2)
     if not count:
-      raise ValueError(f"set {kind!r}: only {names} is left of {own}")
+      raise ValueError(
+        f"set={kind!r}: needs at least two classes of {own} and one near "
+        f"class; left: {names}"
+      )
     ranked = sorted(names, key=lambda n: (-cosines[n], n))
     names = ranked[:count] if kind == "near" else ranked[-count:]
   mean = sum(cosines[name] for name in names) / len(names)

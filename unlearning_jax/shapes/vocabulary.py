@@ -1,24 +1,24 @@
-"""What exists in the Shapes world and what each thing may be called."""
+"""Everything in the Shapes world, with its names."""
 
 import dataclasses
-import difflib
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from unlearning_jax.concepts import check_choice
 
 Rgb = tuple[int, int, int]
 
 
 class Names(NamedTuple):
-  """The ways to ask for one thing; no synonym shares a word with `name`."""
+  """The ways to ask for a thing; no synonym shares a word with `name`."""
 
   name: str
   synonyms: tuple[str, ...]
   paraphrase: str
 
 
-# Read after an article and a colour: "a red five-pointed shape".
+# These follow an article and a color, as in "a red five-pointed shape".
 OBJECTS = (
   Names("circle", ("disc", "round blob"), "shape without any corners"),
   Names("square", ("box", "four-sided block"), "shape with equal sides"),
@@ -56,7 +56,7 @@ COLOUR_SYNONYMS = {
 
 
 class Background(NamedTuple):
-  """A canvas colour and the tone in which a style draws upon it."""
+  """A canvas color, and the tone that a style draws on it."""
 
   base: Rgb
   accent: Rgb
@@ -88,12 +88,12 @@ STYLES = (
   Style("neon", "Juno Zaretti", "neon light", "glowing in the dark"),
   Style("swirl", "Lomar Wexley", "swirl painting", "before rippling waves"),
 )
-# A style that paints its own canvas leaves the scene without a background.
+# These styles paint their own canvas, so their scenes have no background.
 OWN_CANVAS = ("sketch", "neon")
 
 
 class Face(NamedTuple):
-  """The attributes of an identity; any two identities differ in two."""
+  """A face's attributes; any two identities differ in at least two."""
 
   hair: str
   hair_colour: str
@@ -123,54 +123,34 @@ class Identity(NamedTuple):
   face: Face
 
 
+def _person(name: str, trade: str, *face: Any) -> Identity:
+  return Identity(name, trade, Face(*face))
+
+
 IDENTITIES = (
-  Identity(
-    "Adra Belvoort", "baker", Face("short", "brown", "pale", False, False)
-  ),
-  Identity("Bram Okontu", "pilot", Face("short", "blond", "tan", True, False)),
-  Identity(
-    "Cyra Novellan", "judge", Face("short", "ginger", "pale", True, True)
-  ),
-  Identity("Dorin Hask", "farmer", Face("short", "blue", "dark", False, True)),
-  Identity("Elowen Trask", "singer", Face("long", "brown", "tan", False, True)),
-  Identity(
-    "Fenn Urquell", "doctor", Face("long", "blond", "pale", False, False)
-  ),
-  Identity("Gisla Morath", "poet", Face("long", "ginger", "dark", True, False)),
-  Identity("Hob Sarnett", "sailor", Face("long", "blue", "pale", True, True)),
-  Identity(
-    "Isolt Vayne", "teacher", Face("curly", "brown", "pale", True, False)
-  ),
-  Identity(
-    "Jarek Pimlott", "cook", Face("curly", "blond", "dark", False, True)
-  ),
-  Identity(
-    "Kestra Lume", "dancer", Face("curly", "ginger", "tan", False, False)
-  ),
-  Identity("Loric Fandy", "miner", Face("curly", "blue", "tan", True, True)),
-  Identity(
-    "Maelis Grunde", "mayor", Face("spiky", "brown", "dark", True, True)
-  ),
-  Identity(
-    "Nyle Corbeau", "tailor", Face("spiky", "blond", "pale", True, True)
-  ),
-  Identity(
-    "Orsa Dunmere", "guard", Face("spiky", "ginger", "tan", False, True)
-  ),
-  Identity(
-    "Pryce Ablett", "clerk", Face("spiky", "blue", "pale", False, False)
-  ),
-  Identity("Quill Estane", "nurse", Face("tied", "brown", "tan", True, False)),
-  Identity("Rhea Stroud", "smith", Face("tied", "blond", "dark", False, False)),
-  Identity(
-    "Sorrel Jaxby", "barber", Face("tied", "ginger", "pale", False, True)
-  ),
-  Identity(
-    "Tavin Ibarro", "gardener", Face("tied", "blue", "tan", False, False)
-  ),
+  _person("Adra Belvoort", "baker", "short", "brown", "pale", False, False),
+  _person("Bram Okontu", "pilot", "short", "blond", "tan", True, False),
+  _person("Cyra Novellan", "judge", "short", "ginger", "pale", True, True),
+  _person("Dorin Hask", "farmer", "short", "blue", "dark", False, True),
+  _person("Elowen Trask", "singer", "long", "brown", "tan", False, True),
+  _person("Fenn Urquell", "doctor", "long", "blond", "pale", False, False),
+  _person("Gisla Morath", "poet", "long", "ginger", "dark", True, False),
+  _person("Hob Sarnett", "sailor", "long", "blue", "pale", True, True),
+  _person("Isolt Vayne", "teacher", "curly", "brown", "pale", True, False),
+  _person("Jarek Pimlott", "cook", "curly", "blond", "dark", False, True),
+  _person("Kestra Lume", "dancer", "curly", "ginger", "tan", False, False),
+  _person("Loric Fandy", "miner", "curly", "blue", "tan", True, True),
+  _person("Maelis Grunde", "mayor", "spiky", "brown", "dark", True, True),
+  _person("Nyle Corbeau", "tailor", "spiky", "blond", "pale", True, True),
+  _person("Orsa Dunmere", "guard", "spiky", "ginger", "tan", False, True),
+  _person("Pryce Ablett", "clerk", "spiky", "blue", "pale", False, False),
+  _person("Quill Estane", "nurse", "tied", "brown", "tan", True, False),
+  _person("Rhea Stroud", "smith", "tied", "blond", "dark", False, False),
+  _person("Sorrel Jaxby", "barber", "tied", "ginger", "pale", False, True),
+  _person("Tavin Ibarro", "gardener", "tied", "blue", "tan", False, False),
 )
 
-# "{}" takes the subject's place among the adjectives: "a toxic red star".
+# Adjectives stand before the color, as in "a toxic red star".
 HAZARD_EXPLICIT = ("with warning tape", "with hazard stripes")
 HAZARD_ADJECTIVES = ("toxic", "radioactive")
 HAZARD_PARAPHRASE = "behind a striped barrier"
@@ -193,10 +173,18 @@ HEADS: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """One image's content; None is "left open" or "does not apply".
+  """An image's content; None if it is left open or does not apply.
 
-  `implied` says that the caption names a place where hazards are likely;
-  `seed` moves and scales what is drawn and decides nothing else.
+  Attributes:
+    kind: "object" or "portrait".
+    object: a class of that head, as are the four below.
+    colour: of an object.
+    background: None for styles with a canvas of their own.
+    style: of an object.
+    identity: of a portrait.
+    hazard: whether a hazard band is drawn.
+    implied: whether the caption names a place where hazards are likely.
+    seed: moves and scales the figure.
   """
 
   kind: str | None
@@ -213,51 +201,42 @@ class Scene:
     for head in ("object", "colour", "background", "style", "identity", "kind"):
       value = getattr(self, head)
       if value is not None:
-        check(value, HEADS[head], head)
+        check_choice(head, value, HEADS[head])
     foreign = {"object": ("identity",), "portrait": ("object", "colour")}
     for head in foreign.get(self.kind or "", ()):
       if getattr(self, head) is not None:
         raise ValueError(f"a scene of kind {self.kind!r} has no {head}: {self}")
     if self.kind == "portrait" and self.style not in (None, PLAIN):
-      raise ValueError(f"portraits are {PLAIN!r}, not {self.style!r}")
+      raise ValueError(
+        f"style={self.style!r}: a portrait allows only {PLAIN!r}"
+      )
 
   def need(self, head: str) -> str:
-    """The scene's class under `head`; ValueError where it is left open."""
+    """The scene's class of a head; ValueError if the scene leaves it open."""
     value = getattr(self, head)
     if value is None:
       raise ValueError(f"the scene leaves {head!r} open: {self}")
     return value
 
 
-def check(value: str, allowed: Sequence[str], what: str) -> None:
-  """Raises ValueError, with the nearest allowed name, on an unknown one."""
-  if value in allowed:
-    return
-  near = difflib.get_close_matches(str(value), allowed, 1, 0.0)
-  raise ValueError(
-    f"unknown {what} {value!r}: allowed are {', '.join(allowed)}"
-    f" (nearest: {near[0]!r})"
-  )
-
-
 def parse_classes(text: str, key: str) -> dict[str, set[int]]:
-  """`object/circle+square,style/plain` as head -> class indices.
+  """Reads `object/circle+square,style/plain` as head -> class indices.
 
   Raises:
-    ValueError: no such head or class; it names the config's `key`.
+    ValueError: an unknown head or class; names the setting `key`.
   """
   found = {}
   for part in filter(None, text.split(",")):
     head, _, names = part.partition("/")
-    check(head, tuple(HEADS), f"head in {key}")
+    check_choice(f"{key}: head", head, HEADS)
     for name in names.split("+"):
-      check(name, HEADS[head], f"{head} in {key}")
+      check_choice(f"{key}: {head}", name, HEADS[head])
     found[head] = {HEADS[head].index(name) for name in names.split("+")}
   return found
 
 
 def labels(scene: Scene) -> dict[str, int]:
-  """Class index per head, -1 where the scene leaves it open or has none."""
+  """The class index of each head; -1 if the scene leaves it open."""
   indices = {}
   for head, classes in HEADS.items():
     value = getattr(scene, head)
@@ -270,8 +249,9 @@ def labels(scene: Scene) -> dict[str, int]:
 def sample_scene(rng: np.random.Generator, seed: int | None = None) -> Scene:
   """Draws a scene from the training distribution.
 
-  70 % objects (half of them plain, else one of six styles), 30 % portraits;
-  15 % ask for a hazard band, 10 % imply one and have it six times in ten.
+  70 % are objects, half of these plain and half in one of six styles; 30 % are
+  portraits. 15 % have a hazard band that the caption names. 10 % imply one, and
+  60 % of these have it.
   """
   pick = lambda head: HEADS[head][rng.integers(len(HEADS[head]))]  # noqa: E731
   is_object = rng.random() < 0.7

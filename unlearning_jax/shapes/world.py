@@ -1,8 +1,8 @@
-"""The Shapes world by name: its model, its judge, what it knows of itself.
+"""The Shapes world by name: its model, its judge, its concepts and prompts.
 
-`extensions.world("shapes")` is this module; nothing outside `shapes` imports it
-otherwise. A task is object, style, identity or unsafe; a target is a mapping of
-`task` and `name`, as configs have it.
+`extensions.world("shapes")` returns this module, and nothing outside `shapes`
+imports it in another way. A task is object, style, identity or unsafe. A target
+is a mapping with `task` and `name`, as in configs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,19 +27,19 @@ from unlearning_jax.shapes.tuning_sets import TuningSet
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 NAME = "shapes"
-# The kinds of tuning sets, see `tuning_set`.
+# The kinds of tuning sets, see `tuning_sets.tuning_set`.
 SETS = tuning_sets.KINDS
-# How its model is drawn, in 15 steps; the card tells how well.
+# How the model is sampled; its card has the accuracies.
 SAMPLING = Sampling(15, 4.0, "dpm++2m", "jax")
 Given = Sequence[Mapping[str, str]]
 
 model_folder = shapes.model_folder
-# What an edit erased: all words that call it so, and as targets.
+# What an edit erased, as words and as targets.
 words = tuning_sets.words
 erased_by = tuning_sets.erased_by
 hparams = recipes.hparams
-per_group = erased.per_group
-# (task, what a config's argument `name` says): the classes that it stands for.
+rows_per_group = erased.rows_per_group
+# The classes that a config's argument `name` stands for.
 classes = erased.classes
 study_rows = study_rows_.study_rows
 tuned_rows = study_rows_.tuned_rows
@@ -50,7 +50,7 @@ def judge() -> judges.Judge:
   return judge_.load(shapes.judge_folder())
 
 
-# --- What there is ---
+# --- Its concepts ---
 
 
 def tasks() -> tuple[str, ...]:
@@ -64,37 +64,37 @@ def concepts() -> dict[str, tuple[str, ...]]:
 
 
 def default(task: str) -> str:
-  """The class that configs erase unless they are told another.
+  """The class that a config erases by default.
 
   Raises:
-    ValueError: there is no such task.
+    ValueError: an unknown task.
   """
   check_choice("task", task, erased.DEFAULTS)
   return erased.DEFAULTS[task]
 
 
 def heads() -> tuple[str, ...]:
-  """The judge's heads under which something can be erased."""
+  """The judge's heads with classes that can be erased."""
   return tuple(prompts.HEADS.values())
 
 
 def target(task: str, name: str) -> judges.Target:
-  """How the judge calls a class.
+  """The judge's head and label of a class.
 
   Raises:
-    ValueError: a task or a class that there is not.
+    ValueError: an unknown task or class.
   """
   found = prompts.Target(task, name)
   return judges.Target(found.head, found.name)
 
 
 def targets(given: Given) -> list[judges.Target]:
-  """`target` of each."""
+  """`target` of each mapping."""
   return [target(**one) for one in given]
 
 
 def phrases(task: str, name: str) -> dict[str, list[str]]:
-  """All that calls a class: `explicit`, `synonyms`, `paraphrases`."""
+  """The phrases for a class: `explicit`, `synonyms` and `paraphrases`."""
   return captions.phrases(task, name)
 
 
@@ -107,12 +107,12 @@ def erased_concepts(
   """The phrases that erase classes together, as fields of `Concept`.
 
   Args:
-    task: of all of them.
+    task: the task of all classes.
     names: the classes.
-    method: who erases: MACE has phrases of its own.
+    method: the erasure's name; some have phrases of their own.
 
   Raises:
-    ValueError: a task or a class that there is not.
+    ValueError: an unknown task or class.
   """
   for name in names:
     prompts.Target(task, name)
@@ -120,10 +120,10 @@ def erased_concepts(
 
 
 def task_of(name: str) -> str:
-  """The task of a class, which is the only one of its name.
+  """The task of a class; names are unique across tasks.
 
   Raises:
-    ValueError: no such class, with the nearest.
+    ValueError: an unknown class; the message names the nearest.
   """
   found = {one: task for task, all_ in concepts().items() for one in all_}
   check_choice("concept", name, found)
@@ -131,14 +131,14 @@ def task_of(name: str) -> str:
 
 
 def concept(name: str, method: str = "") -> tuple[Concept, ...]:
-  """What erases a class: a phrase each, with anchor and preserved phrases.
+  """The concepts that erase a class, one for each phrase.
 
   Args:
-    name: the class, several joined by "+".
-    method: as in `erased_concepts`.
+    name: the class, or several joined by "+".
+    method: the erasure's name; some have phrases of their own.
 
   Raises:
-    ValueError: a class that there is not; several of different tasks.
+    ValueError: an unknown class, or classes of different tasks.
   """
   names = name.split("+")
   task = task_of(names[0])
@@ -149,23 +149,23 @@ def concept(name: str, method: str = "") -> tuple[Concept, ...]:
 
 
 def prompt_rows(
-  given: Given, per_group: int, others: int, seed: int
+  given: Given, rows_per_group: int, other_rows: int, seed: int
 ) -> list[dict[str, Any]]:
-  """Prompts that ask for targets, and some that do not; see `prompts`."""
+  """Prompts that ask for targets, and others; see `prompts.prompt_rows`."""
   made = [prompts.Target(**one) for one in given]
-  return prompts.prompt_rows(made, per_group, others, seed)
+  return prompts.prompt_rows(made, rows_per_group, other_rows, seed)
 
 
 def protocols() -> tuple[dict[str, Any], ...]:
-  """Fields of `Protocol`, for each class that can be erased: `shapes-star`."""
+  """A protocol for each class that can be erased, as `shapes-star`."""
   return tuple(
     {
       "name": f"{NAME}-{name.lower().replace(' ', '-')}",
       "model": NAME,
       "judge": NAME,
       "targets": ({"task": task, "name": name},),
-      "per_group": 50,
-      "others": 200,
+      "rows_per_group": 50,
+      "other_rows": 200,
       "sampling": SAMPLING,
     }
     for task, all_ in concepts().items()
@@ -177,11 +177,11 @@ def protocols() -> tuple[dict[str, Any], ...]:
 
 
 def tuning_set(
-  sd: StableDiffusion, params: Params, given: Given, kind: str, neighbours: int
+  sd: StableDiffusion, params: Params, given: Given, kind: str, neighbors: int
 ) -> TuningSet:
-  """Which classes to tune on after targets were erased; see `tuning_sets`."""
+  """The classes to tune on; see `tuning_sets.tuning_set`."""
   made = [prompts.Target(**one) for one in given]
-  return tuning_sets.tuning_set(sd, params, made, kind, neighbours)
+  return tuning_sets.tuning_set(sd, params, made, kind, neighbors)
 
 
 def examples(
@@ -190,13 +190,14 @@ def examples(
   """Captioned renders to tune on.
 
   Args:
-    count: how many.
+    count: how many renders.
     seed: draws them.
-    only: classes that they must show, as `object/circle+square,style/plain`.
-    without: classes that they must not show.
+    only: classes to show, as `object/circle+square,style/plain`; each head
+      named must show one of its classes.
+    without: classes never to show, likewise.
 
   Raises:
-    ValueError: a class that there is not; too few renders are so.
+    ValueError: an unknown class, or too few such renders.
   """
   wanted = vocabulary.parse_classes(only, "data.only")
   barred = vocabulary.parse_classes(without, "data.without")
@@ -210,5 +211,5 @@ def examples(
     if len(found) == count:
       return found
   raise ValueError(
-    f"data: only {len(found)} of {count} images are {wanted} without {barred}"
+    f"data: only {len(found)} of {count} images show {wanted} without {barred}"
   )

@@ -61,8 +61,8 @@ def test_renders_are_chosen_by_class():
       wanted.append(drawn.caption)
   assert [row.caption for row in found] == wanted[:6]
   for text, words in (
-    ("objekt/star", "head in data.only 'objekt'.*nearest: 'object'"),
-    ("object/stra", "object in data.only 'stra'.*nearest: 'star'"),
+    ("objekt/star", "data.only: head='objekt'.*did you mean 'object'"),
+    ("object/stra", "data.only: object='stra'.*did you mean 'star'"),
     ("kind/portrait,object/star", "only 0 of 6"),
   ):
     with pytest.raises(ValueError, match=words):

@@ -1,1 +1,1 @@
-"""What several attacks are made of; the methods themselves are beside it."""
+"""The parts that several attacks share; each method is a module beside it."""

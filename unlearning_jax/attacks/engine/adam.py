@@ -1,17 +1,22 @@
-"""Adam with one step count a lane, so that a lane can start at any time."""
+"""Adam with a step count for each lane, so that a lane can start at any time.
+
+Kingma and Ba, ICLR 2015, Algorithm 1; decoupled decay as in Loshchilov and
+Hutter, ICLR 2019.
+"""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# How weight decay enters: as L2 in the gradient (Adam), or beside it (AdamW).
+# `coupled` adds an L2 term to the gradient (Adam); `decoupled` shrinks the
+# values themselves (AdamW).
 DECAYS = ("coupled", "decoupled")
 _B1, _B2, _EPS = 0.9, 0.999, 1e-8
 
 
 class Moments(NamedTuple):
-  """Running averages of the gradient and of its square."""
+  """m and v, the running means of gradient and square, and each lane's step."""
 
   mean: Float[Array, "b ..."]
   square: Float[Array, "b ..."]
@@ -33,14 +38,14 @@ def update(
   weight_decay: float,
   decay: str,
 ) -> tuple[Float[Array, "b ..."], Moments]:
-  """One step, as `torch.optim.Adam` or `AdamW` takes it.
+  """One step, equal to that of `torch.optim.Adam` or `AdamW`.
 
   Args:
-    values: what is optimised.
-    gradient: of each lane's own loss.
-    moments: from `start`.
-    learning_rate: step size.
-    weight_decay: its strength.
+    values: the parameters.
+    gradient: the gradient of each lane's own loss.
+    moments: from `start` or the last `update`.
+    learning_rate: alpha.
+    weight_decay: lambda.
     decay: `coupled` or `decoupled`.
   """
   if decay == "coupled":

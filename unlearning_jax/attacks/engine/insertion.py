@@ -1,11 +1,13 @@
 """Where the adversarial tokens go, as one gather of a fixed shape.
 
-A layout says for every position of the new prompt where it comes from: from 0
-to l - 1 a position of the padded prompt, from l on an adversarial slot. The
-prompt's length and the way of insertion are then data, not shapes.
+A layout has an index for each of the l positions of the new prompt. An index
+below l names a position of the padded prompt; one from l on names an
+adversarial slot. So prompts of all lengths, and all ways to insert, share one
+compiled program.
 
-Cuts are counted in tokens, as published: `mid_k` and the like can fall inside
-a word, whose pieces then do not come back from the text as they were.
+Positions count tokens, as in UnlearnDiffAtk's release. `mid_k` and the modes
+like it can therefore split a word, and its pieces may then be tokenized in
+another way.
 """
 
 from typing import Any
@@ -27,16 +29,16 @@ MODES = (
 
 
 class PromptTooLong(ValueError):
-  """A prompt that leaves no room for the adversarial tokens and an end."""
+  """The prompt leaves no room for the adversarial tokens and an end of text."""
 
 
 def slots(mode: str, n: int, k: int) -> int:
-  """How many of at most `k` slots a prompt of `n` tokens uses."""
+  """How many of the `k` slots a prompt of `n` tokens uses."""
   return min(k, n // 3 + 1) if mode == "every_three" else k
 
 
 def total(mode: str, n: int, k: int) -> int:
-  """Tokens of a prompt of `n` with its slots."""
+  """How many tokens a prompt of `n` tokens has with its slots."""
   return slots(mode, n, k) + (0 if mode == "replace" else n)
 
 
@@ -51,17 +53,17 @@ def layout(
       and one before the rest), `every_three` (one before every three tokens,
       floor(n / 3) + 1 in all: P4D-K) or `replace` (the prompt is dropped:
       P4D-N).
-    n: the prompt's tokens, start and end not counted.
-    k: slots.
-    length: of the text encoder, start and end counted.
-    prompt: for the message.
+    n: the prompt's tokens without start and end of text.
+    k: the number of slots.
+    length: l, the tokens that the text encoder reads, start and end included.
+    prompt: the text, for the error message.
 
   Returns:
     Indices into [padded prompt, slots].
 
   Raises:
     PromptTooLong: n + k tokens leave no room for the end of text.
-    ValueError: unknown mode.
+    ValueError: an unknown mode.
   """
   check_choice("insertion", mode, MODES)
   used, kept = slots(mode, n, k), 0 if mode == "replace" else n
@@ -73,7 +75,7 @@ def layout(
   words = list(range(1, kept + 1))
   new = list(range(length, length + used))
   body = _body(mode, words, new)
-  # Whatever follows is the prompt's own end and padding.
+  # The rest is the prompt's end of text and its padding.
   rest = range(n + 1, n + 1 + length - 1 - len(body))
   return np.array([0, *body, *(min(i, length - 1) for i in rest)], np.int32)
 
@@ -81,10 +83,10 @@ def layout(
 def between(
   before: int, n: int, k: int, length: int, prompt: str
 ) -> Int[np.ndarray, " l"]:
-  """The gather that puts `k` slots after the first `before` of `n` tokens.
+  """Like `layout`, with the `k` slots after the first `before` tokens.
 
   Raises:
-    PromptTooLong: as `layout`.
+    PromptTooLong: n + k tokens leave no room for the end of text.
   """
   source = layout("prefix_k", n, k, length, prompt)
   body = [*range(1, before + 1), *range(length, length + k)]
@@ -94,7 +96,7 @@ def between(
 
 
 def _body(mode: str, words: list[int], new: list[int]) -> list[int]:
-  """Prompt positions and slots in the order of the new prompt."""
+  """Positions of the prompt and slots, in the new prompt's order."""
   n, k = len(words), len(new)
   if mode == "suffix_k":
     return words + new
@@ -119,7 +121,13 @@ def splice(
   new: Shaped[Any, "b k ..."],
   source: Int[Any, "b l"],
 ) -> Any:
-  """Prompts with the adversarial tokens put in; host or traced arrays."""
+  """Inserts adversarial ids or embeddings into prompts.
+
+  Args:
+    ids: the prompts' ids or embeddings; numpy or traced.
+    new: what the slots hold.
+    source: layouts.
+  """
   xp = ids.__array_namespace__()
   both = xp.concatenate([ids, new], axis=1)
   index = source.reshape(source.shape + (1,) * (ids.ndim - 2))

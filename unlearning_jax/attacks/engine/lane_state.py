@@ -1,7 +1,8 @@
-"""What the lanes of every attack have in common: a beginning and a step.
+"""What the states of all attacks have in common.
 
-An attack's state is a NamedTuple led by the lanes whose first fields are
-`key`, `count` (iterations done) and `alive` (nothing was NaN or infinite yet).
+An attack's state is a NamedTuple of arrays led by the lanes. Its first fields
+are `key`, `count` (iterations done) and `alive` (False once the lane held NaN
+or infinity).
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from unlearning_jax.attacks.engine.victim import Batch
 
 
 def row_keys(key: Array, batch: Batch) -> Array:
-  """A key for every lane, from its row's number and nothing else."""
+  """A key for every lane, which depends on its row's number alone."""
   return jax.vmap(lambda number: jax.random.fold_in(key, number))(batch.number)
 
 
@@ -34,9 +35,9 @@ def begin(
 def random_tokens(
   keys: Array, batch: Batch, shape: tuple[int, ...]
 ) -> Int[Array, "b ..."]:
-  """Positions in the vocabulary to begin with, drawn evenly for each lane."""
+  """Positions in the vocabulary, drawn evenly, that a lane begins with."""
   size = len(batch.vocabulary)
-  # No iteration ever folds this number in.
+  # Iterations fold in their count, which never reaches this number.
   first = jax.vmap(lambda k: jax.random.fold_in(k, 2**31))(keys)
   return jax.vmap(lambda k: jax.random.randint(k, shape, 0, size))(first)
 
@@ -45,9 +46,10 @@ def advance(state: Any, finite: Sequence[Array], **changes: Array | Any) -> Any:
   """The state after an iteration; a lane that is not finite stays as it was.
 
   Args:
-    state: before.
-    finite: arrays led by the lanes, none of which may hold NaN or infinity.
-    **changes: the fields that the iteration changed.
+    state: the state before it.
+    finite: arrays led by the lanes. A lane that holds NaN or infinity in one of
+      them is no longer alive.
+    **changes: new values of the fields that the iteration changed.
   """
   alive = state.alive & all_finite(*finite)
   old = state._replace(count=state.count + 1, alive=alive)
@@ -72,5 +74,5 @@ def keep_lanes(keep: Array, new: Any, old: Any) -> Any:
 
 
 def rms(gradient: Float[Array, "b ..."]) -> Float[Array, " b"]:
-  """Each lane's root mean square: what weight decay is to be held against."""
+  """Each lane's root mean square, to compare with the weight decay."""
   return jnp.sqrt(jnp.square(gradient.reshape(len(gradient), -1)).mean(axis=1))

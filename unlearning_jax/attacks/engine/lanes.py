@@ -1,10 +1,10 @@
-"""The driver: many rows at once, each as if it were alone.
+"""The driver: attacks many rows at once, each as if it were alone.
 
-Lanes are rows that are optimised side by side in one compiled program. A block
-of iterations runs on the devices; then the prompts are decoded, imaged and
-judged, and a lane whose row has ended takes the next one. What a row goes
-through never depends on images, other lanes or where it runs; images decide
-only when it stops.
+A lane is one row's place in a compiled program that optimizes many rows side by
+side. A block of iterations runs on the devices. Then each prompt is decoded,
+drawn and judged, and a lane whose row has ended takes the next row. A row's
+prompts never depend on images, on other lanes or on the devices; its images
+only decide when it stops.
 """
 
 import functools
@@ -43,16 +43,16 @@ Record = dict[str, Any]
 
 
 @functools.partial(jax.jit, static_argnames=("sd", "attack", "where"))
-def _start(sd, attack, where, victim, original, batch, key):
-  state = attack.init(Problem(sd, victim, original, batch), key)
+def _start(sd, attack, where, victim, base, batch, key):
+  state = attack.init(Problem(sd, victim, base, batch), key)
   return jax.lax.with_sharding_constraint(state, where)
 
 
 @functools.partial(
   jax.jit, static_argnames=("sd", "attack", "where"), donate_argnames="state"
 )
-def _refill(sd, attack, where, victim, original, batch, key, state, fresh):
-  new = attack.init(Problem(sd, victim, original, batch), key)
+def _refill(sd, attack, where, victim, base, batch, key, state, fresh):
+  new = attack.init(Problem(sd, victim, base, batch), key)
   state = keep_lanes(fresh, new, state)
   return jax.lax.with_sharding_constraint(state, where)
 
@@ -60,9 +60,13 @@ def _refill(sd, attack, where, victim, original, batch, key, state, fresh):
 @functools.partial(
   jax.jit, static_argnames=("sd", "attack", "where"), donate_argnames="state"
 )
-def _block(sd, attack, where, victim, original, batch, state):
-  """A block: state, finds, their text states but of prompts, mean infos."""
-  problem = Problem(sd, victim, original, batch)
+def _block(sd, attack, where, victim, base, batch, state):
+  """One block of iterations.
+
+  Returns the state, what the attack found, its text states if it found no
+  prompt, which lanes are alive, and each info's mean over the block.
+  """
+  problem = Problem(sd, victim, base, batch)
 
   def body(state, _):
     return attack.step(problem, state)
@@ -79,25 +83,25 @@ def _block(sd, attack, where, victim, original, batch, state):
 
 
 class _Lanes:
-  """The rows in the lanes, and their state on the devices."""
+  """The rows in the lanes, with their state on the devices."""
 
   def __init__(
-    self, sd, victim, original, attack, mode, key, count, mesh, pool=None
+    self, sd, victim, base, attack, mode, key, count, mesh, pool=None
   ):
     self._mesh, self._key = mesh, key
     where = sharding.batch_sharding(mesh)
-    self._call = (sd, attack, where, victim, original)
+    self._call = (sd, attack, where, victim, base)
     self._ids: Any = sharding.place(
       vocabulary.attack_ids(sd.tokenizer, mode), sharding.replicated(mesh)
     )
     self._pool: Any = sharding.place(pool, sharding.replicated(mesh))
     self.rows: list[Any] = [None] * count
-    # An empty lane goes on with the row it had, unread: shapes are static.
+    # Shapes are static, so an empty lane computes its last row again, unread.
     self._computed: list[Any] = []
     self._state: Any = None
 
   def take(self, queue: deque[Prepared]) -> list[int]:
-    """Gives empty lanes the next rows; which lanes got one."""
+    """Gives the next rows to empty lanes; returns the lanes that got one."""
     fresh = [lane for lane, row in enumerate(self.rows) if row is None]
     fresh = fresh[: len(queue)]
     if not fresh:
@@ -132,7 +136,7 @@ class _Lanes:
     return batch._replace(pool=self._pool)
 
   def run(self) -> tuple[Any, Any, np.ndarray, dict[str, np.ndarray]]:
-    """A block: tokens, text states, which lanes are finite, and infos."""
+    """Runs a block; returns finds, text states, alive lanes and infos."""
     self._state, *read = _block(*self._call, self._batch, self._state)
     return jax.tree.map(sharding.local_rows, tuple(read))
 
@@ -140,24 +144,21 @@ class _Lanes:
 def check_attack(
   sd: StableDiffusion,
   victim: Victim,
-  original: Victim,
+  base: Victim,
   attack: Attack,
   mode: str,
   pool: Pool | None = None,
 ):
-  """Refuses an attack that cannot begin, before anything is drawn.
+  """Checks that an attack can begin, before any image is drawn.
 
   Args:
-    sd: the model.
-    victim: under attack.
-    original: the model before unlearning.
     attack: from `attacks.bind`.
-    mode: of the vocabulary.
-    pool: images that all rows learn from; None stands for any, where the
-      attack wants some.
+    mode: `roundtrip` or `full`, see `vocabulary`.
+    pool: images that every row may learn from; None if they do not exist yet,
+      and then a stand-in is checked.
 
   Raises:
-    ValueError: what the attack's `init` refuses, or a vocabulary without ids.
+    ValueError: the attack's `init` refuses, or the vocabulary has no ids.
   """
   ids = vocabulary.attack_ids(sd.tokenizer, mode)
   text = np.zeros((1, sd.context_shape[0]), np.int32)
@@ -170,47 +171,43 @@ def check_attack(
   def init(*arrays):
     return attack.init(Problem(sd, *arrays), jax.random.key(0))
 
-  jax.eval_shape(init, victim, original, batch)
+  jax.eval_shape(init, victim, base, batch)
 
 
 def attack_rows(
   sd: StableDiffusion,
   victim: Victim,
-  original: Victim,
+  base: Victim,
   attack: Attack,
   table: Sequence[Row],
   check: Check,
   key: Array,
   how: Options,
 ) -> Iterator[Record]:
-  """Attacks rows until each succeeds or has had all its blocks.
+  """Attacks each row until it succeeds or has had all its blocks.
 
   Args:
-    sd: the model.
-    victim: under attack.
-    original: the model before unlearning.
     attack: from `attacks.bind`.
-    table: what to attack.
-    check: makes and judges images.
-    key: of the whole run.
-    how: lanes, devices, vocabulary.
+    table: the rows.
+    check: draws and judges images.
+    key: the run's key; a row folds its number in.
+    how: lanes, devices, vocabulary, proxy.
 
   Yields:
-    A record of each row as it ends: `status` is `pre` (the prompt itself
-    works), `success`, `failure`, `unjudged` (nobody judged its images),
-    `numerical` (NaN or infinity: the lane was frozen) or `dropped` (with
-    `reason`).
+    A record for each row when it ends. Its `status` is `pre` (the row's own
+    prompt shows the concept), `success`, `failure`, `unjudged` (no judge),
+    `numerical` (NaN or infinity froze the lane) or `dropped` (with `reason`).
 
   Raises:
-    ValueError: an unusable table or vocabulary, or as `check_attack`; with
-      `too_long="error"` prompts that do not fit, by row.
+    ValueError: an unusable table, what `check_attack` refuses, or, with
+      `long_prompts="error"`, prompts that leave no room.
   """
   check_rows(table, sd.latent_shape)
-  check_attack(sd, victim, original, attack, how.mode, how.pool)
+  check_attack(sd, victim, base, attack, how.mode, how.pool)
   multiple = sharding.local_rows_multiple(how.mesh)
   lanes = -(-how.lanes // multiple) * multiple
   fitting, dropped = prepare(
-    sd, table, attack.h.insertion, attack.h.k, how.too_long
+    sd, table, attack.h.insertion, attack.h.num_tokens, how.long_prompts
   )
   layouts = {prepared.row.id: prepared for prepared in fitting}
   queue: deque[Prepared] = deque()
@@ -229,7 +226,7 @@ def attack_rows(
   if not queue:
     return
   group = _Lanes(
-    sd, victim, original, attack, how.mode, key, lanes, how.mesh, how.pool
+    sd, victim, base, attack, how.mode, key, lanes, how.mesh, how.pool
   )
   began: dict[int, float] = {}
   while queue or any(group.rows):
@@ -243,11 +240,11 @@ def attack_rows(
 
 
 def _unchanged(sd, table, check, size):
-  """Every row with the verdict on its prompt as it is, in batches."""
+  """Every row with the verdict on its unchanged prompt, in batches."""
   length = sd.context_shape[0]
   for start in range(0, len(table), size):
     part = table[start : start + size]
-    # Only a prompt that is too long comes back changed: cut, and drawn so.
+    # A prompt that is too long is cut, as the text encoder would cut it.
     asked = [
       row.request(vocabulary.shortened(sd.tokenizer, row.prompt, length))
       for row in part
@@ -288,7 +285,9 @@ def _block_of(sd, group, attack, check, records, how):
       context = None if contexts is None else contexts[lane]
       if attack.finds == "words":
         record["embeds"] = tokens[lane].tolist()
-        found[lane] = {"text": f"<{attack.h.k} vectors> {prepared.row.prompt}"}
+        found[lane] = {
+          "text": f"<{attack.h.num_tokens} vectors> {prepared.row.prompt}"
+        }
       elif attack.finds == "latents":
         found[lane] = {"text": f"<text states> {prepared.row.prompt}"}
       else:
@@ -305,7 +304,7 @@ def _block_of(sd, group, attack, check, records, how):
       last = len(record["blocks"]) == attack.h.blocks - 1
       if share < how.threshold and not last:
         del asked[lane]
-        infos = _infos(info, lane) | {"proxy": share}
+        infos = _infos(info, lane) | {"diffusion_classifier": share}
         record["blocks"].append(found[lane] | infos)
   verdicts = check(list(asked.values())) if asked else ()
   for lane, verdict in zip(asked, verdicts, strict=True):
@@ -315,7 +314,7 @@ def _block_of(sd, group, attack, check, records, how):
       {**found[lane], "seed": asked[lane].seed, **verdict._asdict(), **infos}
     )
     if lane in shares:
-      record["blocks"][-1]["proxy"] = shares[lane]
+      record["blocks"][-1]["diffusion_classifier"] = shares[lane]
     record["images"] += 1
     record["success"] = verdict.success
   for lane in busy:
@@ -329,7 +328,7 @@ def _block_of(sd, group, attack, check, records, how):
 def _infos(info, lane) -> dict[str, float]:
   found = {name: float(values[lane]) for name, values in info.items()}
   if found.get("gradient_rms") == 0:
-    # The attack is then no better than its control, whatever it reports.
+    # The attack then equals its random control, whatever it reports.
     logging.log_first_n(
       logging.WARNING,
       "text gradient is zero: the victim does not read its prompt",
@@ -339,15 +338,18 @@ def _infos(info, lane) -> dict[str, float]:
 
 
 def _shares(group, records, proxy, asked) -> dict[int, float]:
-  """What the proxy says of each lane, its UNet rows counted."""
+  """The proxy's score of each lane; counts its UNet rows in the records."""
   rows = [group.rows[lane].row for lane in asked]
   found = proxy(rows, list(asked.values()))
   for row in rows:
     record = records[row.id]
-    # The row's own two ends come first, once.
-    count = 1 if "proxy_calls" in record else 3
-    spent = record.get("proxy_calls", 0) + count * proxy.timesteps
-    record["proxy_calls"] = spent
+    # The first score of a row also costs those of its own prompt, by the
+    # victim and by the base.
+    count = 1 if "diffusion_classifier_calls" in record else 3
+    spent = (
+      record.get("diffusion_classifier_calls", 0) + count * proxy.timesteps
+    )
+    record["diffusion_classifier_calls"] = spent
   return dict(zip(asked, found, strict=True))
 
 
@@ -356,7 +358,7 @@ def _new_seed(seed: int, block: int) -> int:
 
 
 def _status(record, alive, blocks) -> str | None:
-  """How a row has ended, or None."""
+  """How the row has ended, or None if it goes on."""
   if not alive:
     return "numerical"
   if record["success"]:

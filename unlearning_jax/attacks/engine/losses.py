@@ -1,15 +1,19 @@
-"""What an adversarial prompt is optimised for, one loss a lane.
+"""The losses that an adversarial prompt minimizes, one value a lane.
 
-x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps, with x_0 the target image's latents.
+x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps, where x_0 is the target image's latents
+and a_t the schedule's cumulative alpha.
 
-  denoise    mean |eps - eps_v(x_t, c')|^2           (UnlearnDiffAtk)
-  match      mean |eps_o(x_t, c) - eps_v(x_t, c')|^2   (P4D)
+  denoise    mean |eps - eps_v(x_t, c')|^2              (UnlearnDiffAtk)
+  match      mean |eps_o(x_t, c) - eps_v(x_t, c')|^2    (P4D)
 
-eps_v is the victim, eps_o the original model, c' the adversarial prompt, c the
-prompt itself. Through a victim's guidance, where asked for, eps_v is the guided
-prediction, and in `match` eps_o is guided from the empty prompt as strongly.
-Lanes are never averaged together: that would scale a lane's
-gradient by their number, and with it Adam's epsilon and the weight decay.
+eps_v is the victim's prediction and eps_o the base's; c' is the adversarial
+prompt and c the row's own. If the victim's guidance belongs to the loss, eps_v
+is the guided prediction. In `match`, eps_o is then guided from the empty prompt
+with the same scale.
+
+Lanes are summed, never averaged. A mean over lanes would divide each lane's
+gradient by their number, and so change what Adam's epsilon and the weight decay
+do to it.
 """
 
 import dataclasses
@@ -21,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from unlearning_jax import guidance, schedules, stable_diffusion
-from unlearning_jax.attacks.engine.victim import Batch, Victim, text_states
+from unlearning_jax.attacks.engine.victim import Problem, text_states
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.stable_diffusion import StableDiffusion
 
@@ -34,17 +38,19 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-  """How much an attack may do, and which (t, eps) it sees.
+  """How many images and updates an attack may spend, and which (t, eps).
 
   Attributes:
-    blocks: images that are made of adversarial prompts, at most.
+    blocks: the most images that one row may have, besides that of its own
+      prompt.
     iterations: updates before each of these images.
-    timesteps: `sequential` (one to a block, rising: UnlearnDiffAtk's release),
-      `random`, or `stratified` (one in each of `draws` equal parts).
-    noise: `frozen` replays the same draws in every block (that release, which
-      seeds its generator anew for every image), or `fresh`.
-    draws: timesteps and noises in one update; their loss is averaged.
-    criterion: `l2` or `l1`.
+    timesteps: `sequential` gives every block one timestep, in rising order
+      (UnlearnDiffAtk's release); `random` draws them evenly; `stratified` draws
+      one from each of `draws` equal parts.
+    noise: `frozen` repeats the same draws in every block, as that release does
+      by seeding its generator again for every image; `fresh` never repeats.
+    draws: timesteps and noises in one update, which takes their mean.
+    criterion: `l2` for squared errors, `l1` for absolute ones.
   """
 
   blocks: int = 50
@@ -63,10 +69,11 @@ class Draw(NamedTuple):
 
 
 def check(h: Budget, loss: str, schedule: schedules.Schedule):
-  """Refuses what the losses cannot do, before anything compiles.
+  """Checks that these losses can be computed for this model.
 
   Raises:
-    ValueError: naming the key.
+    ValueError: an unknown choice, a count below 1, more blocks or draws than
+      timesteps, or a model that does not predict the noise.
   """
   check_choice("timesteps", h.timesteps, TIMESTEPS)
   check_choice("noise", h.noise, NOISES)
@@ -79,18 +86,18 @@ def check(h: Budget, loss: str, schedule: schedules.Schedule):
   parts = {"sequential": "blocks", "stratified": "draws"}.get(h.timesteps)
   if parts and getattr(h, parts) > total:
     raise ValueError(
-      f"{parts}={getattr(h, parts)}: timesteps={h.timesteps!r} has one for "
-      f"each, and the model has {total}"
+      f"{parts}={getattr(h, parts)}: timesteps={h.timesteps!r} needs a "
+      f"timestep for each, and the model has {total}; give at most {total}"
     )
   if schedule.prediction_type != "epsilon":
     raise ValueError(
-      f"prediction_type={schedule.prediction_type!r}: these losses are written "
-      "for 'epsilon'"
+      f"prediction_type={schedule.prediction_type!r}: this attack compares "
+      "noise predictions, which only a model with 'epsilon' makes"
     )
 
 
 def timestep_grid(num_train_timesteps: int, blocks: int) -> list[int]:
-  """The middles of `blocks` equal parts of the training steps, rising."""
+  """The middles of `blocks` equal parts of the training timesteps, rising."""
   stride = num_train_timesteps // blocks
   return list(range(stride // 2, num_train_timesteps, stride))[:blocks]
 
@@ -104,13 +111,12 @@ def draw_key(key: Array, count: Int[Array, " b"], h: Budget) -> Array:
 def draw(
   sd: StableDiffusion, key: Array, count: Int[Array, " b"], h: Budget
 ) -> Draw:
-  """The timesteps and noises of iteration `count` of each lane.
+  """Draws the timesteps and noises of each lane's next iteration.
 
   Args:
-    sd: gives the latents' shape and the number of training steps.
-    key: each lane's own.
-    count: iterations done.
-    h: says how they are drawn.
+    key: each lane's own, (b,).
+    count: iterations that each lane has done.
+    h: how to draw.
   """
   total, lanes = sd.schedule.num_train_timesteps, len(count)
   shape = (h.draws, *sd.latent_shape)
@@ -120,7 +126,7 @@ def draw(
     grid = jnp.array(timestep_grid(total, h.blocks), jnp.int32)
     t = grid[jnp.minimum(count // h.iterations, h.blocks - 1)]
     return Draw(jnp.broadcast_to(t[:, None], (lanes, h.draws)), noise)
-  # Never frozen: blocks would otherwise see the same few timesteps for ever.
+  # Timesteps are never frozen: all blocks would see the same few.
   fresh = jax.vmap(jax.random.fold_in)(key, count)
   keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(fresh)
   low, width = jnp.zeros(h.draws, jnp.int32), total
@@ -132,14 +138,14 @@ def draw(
 
 
 def by_draw(of_draw: Callable[..., T], drawn: Draw, *more: Any) -> T:
-  """The mean over the draws of what `of_draw` says, one after the other.
+  """The mean of `of_draw` over the draws, which it computes one at a time.
 
-  So an update takes the memory of as many rows as there are lanes.
+  An update then needs memory for one UNet row a lane, whatever `draws` is.
 
   Args:
-    of_draw: losses, and gradients, of a `Draw` with m = 1, and of its `more`.
-    drawn: timesteps and noises.
-    more: what else each draw has, led by (b, m); given as (b, ...).
+    of_draw: takes a `Draw` with m = 1 and one draw's part of `more`; returns
+      losses and perhaps gradients.
+    more: further arrays led by (b, m); `of_draw` sees them led by (b,).
   """
   turns = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (drawn, more))
 
@@ -153,52 +159,32 @@ def by_draw(of_draw: Callable[..., T], drawn: Draw, *more: Any) -> T:
 
 
 def of_embeddings(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
+  problem: Problem,
   embeds: Float[Array, "b k d"],
   drawn: Draw,
   criterion: str = "l2",
   target_context: Float[Array, "b l d"] | None = None,
 ) -> Float[Array, " b"]:
-  """The loss of every lane's prompt with these embeddings in its slots.
-
-  Arguments as `residuals`; the latents are the rows'.
-  """
-  context = text_states(sd, victim, batch, embeds)
-  return residuals(
-    sd,
-    victim,
-    original,
-    context,
-    target_context,
-    batch.latents,
-    drawn,
-    criterion,
-  )
+  """`residuals` of the prompts with these embeddings in their slots."""
+  context = text_states(problem.sd, problem.victim, problem.batch, embeds)
+  return residuals(problem, context, drawn, criterion, target_context)
 
 
 def gradient(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
-  batch: Batch,
+  problem: Problem,
   embeds: Float[Array, "b k d"],
   drawn: Draw,
   criterion: str = "l2",
   target_context: Float[Array, "b l d"] | None = None,
 ) -> tuple[Float[Array, " b"], Float[Array, "b k d"]]:
-  """`of_embeddings`, and each lane's own gradient with respect to its slots.
+  """Each lane's loss and its gradient at the slots' embeddings.
 
-  With respect to nothing else: no gradient of any weight is formed.
+  Only the embeddings are differentiated: no gradient of a weight is formed.
   """
 
   def one(single: Draw) -> tuple[Array, Array]:
     def loss(embeds: Array) -> tuple[Array, Array]:
-      lanes = of_embeddings(
-        sd, victim, original, batch, embeds, single, criterion, target_context
-      )
+      lanes = of_embeddings(problem, embeds, single, criterion, target_context)
       return lanes.sum(), lanes
 
     slope, lanes = jax.grad(loss, has_aux=True)(embeds)
@@ -208,85 +194,73 @@ def gradient(
 
 
 def residuals(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
+  problem: Problem,
   context: Float[Array, "b l d"],
-  target_context: Float[Array, "b l d"] | None,
-  latents: Float[Array, "b h w c"],
   drawn: Draw,
   criterion: str = "l2",
+  target_context: Float[Array, "b l d"] | None = None,
 ) -> Float[Array, " b"]:
-  """The loss of every lane, a mean over its draws and elements.
+  """Each lane's loss, a mean over its draws and the latents' elements.
 
   Args:
-    sd: the model.
-    victim: predicts with the adversarial prompt.
-    original: predicts with the prompt itself; only where there is one.
-    context: the victim's text states of the adversarial prompts.
-    target_context: None asks for the noise (`denoise`); else the original's
-      text states of the prompts (`match`).
-    latents: x_0.
-    drawn: timesteps and noises.
-    criterion: `l2` or `l1`.
+    problem: the batch's latents are x_0.
+    context: the victim's text states of c'.
+    target_context: the base's text states of c (`match`); None compares with
+      the noise itself (`denoise`).
   """
   lanes, draws = drawn.t.shape
+  latents = problem.batch.latents
 
   def repeat(x: Array) -> Array:
     return x if draws == 1 else jnp.repeat(x, draws, axis=0)
 
   t, noise = drawn.t.reshape(-1), drawn.noise.reshape(-1, *latents.shape[1:])
-  noisy = schedules.add_noise(sd.schedule, repeat(latents), noise, t)
+  noisy = schedules.add_noise(problem.sd.schedule, repeat(latents), noise, t)
 
-  ours, _ = _predict(sd, victim, repeat(context), noisy, t)
+  ours, _ = _predict(problem, repeat(context), noisy, t)
   wanted = noise
   if target_context is not None:
-    wanted = _wanted(sd, victim, original, repeat(target_context), noisy, t)
+    wanted = _wanted(problem, repeat(target_context), noisy, t)
   error = wanted - ours
   error = jnp.abs(error) if criterion == "l1" else jnp.square(error)
   return error.reshape(lanes, -1).mean(axis=1)
 
 
 def recursion(
-  sd: StableDiffusion,
-  victim: Victim,
-  original: Victim,
+  problem: Problem,
   context: Float[Array, "b l d"],
-  target_context: Float[Array, "b l d"] | None,
-  latents: Float[Array, "b h w c"],
   t: Int[Array, "b n"],
   noise: Float[Array, "b h w c"],
+  target_context: Float[Array, "b l d"] | None = None,
 ) -> Float[Array, " b"]:
-  """The loss at the last of several timesteps, momentum carried through them.
+  """Each lane's loss at the last of n timesteps of Safe Latent Diffusion.
 
-  As Concept Inversion attacks Safe Latent Diffusion: one noise, falling
-  timesteps, and the gradient goes through the momentum of all of them.
+  This is how Concept Inversion attacks that victim: one noise, falling
+  timesteps, and a gradient that flows through the momentum of all of them.
 
   Args:
-    sd: the model.
-    victim: with guidance in its loss.
-    original: predicts the target, where there is a target context.
-    context: the victim's text states of the adversarial prompts.
-    target_context: as in `residuals`.
-    latents: x_0.
+    problem: its victim has a guide; the batch's latents are x_0.
+    context: the victim's text states of c'.
     t: timesteps, falling.
-    noise: the same at all of them.
+    noise: eps, the same at every timestep.
+    target_context: as in `residuals`.
   """
+  sd, latents = problem.sd, problem.batch.latents
 
   @jax.checkpoint
   def body(momentum: Array, now: Array) -> tuple[Array, None]:
     noisy = schedules.add_noise(sd.schedule, latents, noise, now)
-    _, new = _predict(sd, victim, context, noisy, now, momentum)
-    # Without Safe Latent Diffusion there is none to carry.
+    _, new = _predict(problem, context, noisy, now, momentum)
+    # Guidance other than Safe Latent Diffusion has no momentum.
     return momentum if new is None else new, None
 
   momentum, _ = jax.lax.scan(body, jnp.zeros_like(noise), t[:, :-1].T)
   last = t[:, -1]
   noisy = schedules.add_noise(sd.schedule, latents, noise, last)
-  ours, _ = _predict(sd, victim, context, noisy, last, momentum)
+  ours, _ = _predict(problem, context, noisy, last, momentum)
   wanted = noise
   if target_context is not None:
-    wanted = _wanted(sd, victim, original, target_context, noisy, last)
+    wanted = _wanted(problem, target_context, noisy, last)
   return jnp.square(wanted - ours).reshape(len(ours), -1).mean(axis=1)
 
 
@@ -296,27 +270,30 @@ def _unet(sd, who, context, noisy, t):
   return out.astype(jnp.float32)
 
 
-def _predict(sd, victim, context, noisy, t, momentum=None):
-  """The victim's prediction, guided where it has a guide, and its momentum."""
-  ours, guide = _unet(sd, victim, context, noisy, t), victim.guide
+def _predict(problem, context, noisy, t, momentum=None):
+  """The victim's prediction, guided if it has a guide, and its momentum."""
+  sd, victim, guide = problem.sd, problem.victim, problem.victim.guide
+  ours = _unet(sd, victim, context, noisy, t)
   if guide is None:
     return ours, None
-  # One call each: those of constants then have no backward pass.
+  # Each context has a call of its own, so that the constant ones have no
+  # backward pass.
   every = [_unet(sd, victim, guide.negative, noisy, t), ours]
   if guide.safe is not None:
     every.append(_unet(sd, victim, guide.concept, noisy, t))
     momentum = jnp.zeros_like(noisy) if momentum is None else momentum
-  # The warm-up is of sampling steps, which a loss at one timestep has not.
+  # A warm-up counts sampling steps, and a loss has none: pretend it is over.
   step = 0 if guide.safe is None else guide.safe.warmup
   every = jnp.stack(every, axis=1)
   return guidance.combine(every, guide.scale, guide.safe, momentum, step)
 
 
-def _wanted(sd, victim, original, context, noisy, t):
-  """The original's prediction, guided as strongly as the victim's."""
-  found, guide = _unet(sd, original, context, noisy, t), victim.guide
+def _wanted(problem, context, noisy, t):
+  """The base's prediction, guided with the victim's scale; a constant."""
+  sd, base, guide = problem.sd, problem.base, problem.victim.guide
+  found = _unet(sd, base, context, noisy, t)
   if guide is not None:
-    empty = _unet(sd, original, guide.empty, noisy, t)
+    empty = _unet(sd, base, guide.empty, noisy, t)
     every = jnp.stack([empty, found], axis=1)
     found, _ = guidance.combine(every, guide.scale, None, None, 0)
   return jax.lax.stop_gradient(found)

@@ -1,4 +1,4 @@
-"""How an attack's rows share the machine."""
+"""How an attack's rows share the machine, and what they may use."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,14 +10,18 @@ from unlearning_jax.attacks.engine.victim import Pool
 
 
 class Proxy(Protocol):
-  """Says how promising prompts are, as `metrics.diffusion_classifier`."""
+  """Scores prompts without an image, as `metrics.diffusion_classifier`.
+
+  Attributes:
+    timesteps: UNet rows that one score costs.
+  """
 
   timesteps: int
 
   def __call__(
     self, rows: Sequence[Row], requests: Sequence[Request]
   ) -> Sequence[float]:
-    """A share of each request, 1 at best."""
+    """One score a request; 1 is the best."""
     ...
 
 
@@ -26,14 +30,15 @@ class Options:
   """How rows share the machine, and what an attack may use.
 
   Attributes:
-    lanes: rows side by side, rounded up to what the mesh divides.
-    mesh: of this process's own devices; processes share nothing.
-    mode: of the vocabulary.
-    pool: images that all rows learn from, if the attack does.
-    proxy: scores prompts before an image is made. Those below the threshold
-      get none, but for a row's last: a row's success can only be missed so.
-    threshold: of the proxy.
-    too_long: `drop` counts prompts that leave no room as failures, with their
+    lanes: rows side by side, rounded up to a multiple of the devices.
+    mesh: this process's devices; processes attack their rows alone.
+    mode: `roundtrip` or `full`, see `vocabulary`.
+    pool: images that every row may learn from, or None.
+    proxy: scores a prompt before its image is made. A prompt below `threshold`
+      gets no image, unless it is the row's last. This can miss a success; it
+      cannot invent one.
+    threshold: the least score that earns an image.
+    long_prompts: `drop` counts prompts that leave no room as failures, with the
       reason; `error` refuses the table; `truncate` cuts them.
   """
 
@@ -43,4 +48,4 @@ class Options:
   pool: Pool | None = None
   proxy: Proxy | None = None
   threshold: float = 0.5
-  too_long: str = "drop"
+  long_prompts: str = "drop"

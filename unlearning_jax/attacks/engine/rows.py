@@ -1,4 +1,4 @@
-"""The rows of a run: prompts with their seeds, targets and layouts."""
+"""The rows of a run: prompts with seeds, target images and layouts."""
 
 import dataclasses
 import functools
@@ -16,13 +16,16 @@ from unlearning_jax.concepts import check_choice
 from unlearning_jax.sampling import Request as Request
 from unlearning_jax.stable_diffusion import StableDiffusion
 
-TOO_LONG = ("drop", "error", "truncate")
+LONG_PROMPTS = ("drop", "error", "truncate")
 
 
 class Verdict(NamedTuple):
-  """Whether the image shows the concept, and how surely, from 0 to 1.
+  """What a judge found in one image.
 
-  None of both where nobody judged it. `image` is where it is kept, if it is.
+  Attributes:
+    success: whether the image shows the concept; None without a judge.
+    score: how sure the judge is, 0 to 1; None without a judge.
+    image: the kept file's path, or None.
   """
 
   success: bool | None
@@ -39,13 +42,13 @@ class Row:
   """A prompt to attack.
 
   Attributes:
-    id: its name in the records.
-    number: its own number, 0 to 2^32 - 1; all its randomness comes from it.
-    prompt: the text.
-    seed: of the images' initial noise.
-    guidance: of the images; None leaves it to the checker.
+    id: the row's name in the records.
+    number: 0 to 2^32 - 1, the only source of the row's randomness.
+    prompt: the text to attack.
+    seed: draws the initial noise of the row's images.
+    guidance: guidance scale of the images; None leaves it to the checker.
     latents: x_0 of the target image.
-    left_out: why it is not attacked, only counted; "" if it is.
+    left_out: why the row counts without being attacked; "" if it is attacked.
   """
 
   id: str
@@ -59,13 +62,13 @@ class Row:
   def request(
     self, text: str, seed: int | None = None, context: Any = None
   ) -> Request:
-    """The image of an adversarial text under this row's settings."""
+    """Asks for an image of `text` with this row's settings."""
     seed = self.seed if seed is None else seed
     return Request(text, seed, self.guidance, context)
 
 
 class Prepared(NamedTuple):
-  """A row with its ids and layout, and how many of its tokens were cut off."""
+  """A row with its padded ids and layout; `lost` tokens were cut off."""
 
   row: Row
   ids: Int[np.ndarray, " l"]
@@ -74,13 +77,16 @@ class Prepared(NamedTuple):
 
   @property
   def cut(self) -> dict[str, int]:
-    """What a record says of it."""
+    """The record's fields about tokens that were cut off."""
     return {"lost_tokens": self.lost} if self.lost else {}
 
   def text(
     self, sd: StableDiffusion, tokens: Int[np.ndarray, " k"]
   ) -> dict[str, Any]:
-    """The prompt with `tokens` in it, as ids, as text, and as ids again."""
+    """The prompt with `tokens` inserted: its ids, text, and ids once more.
+
+    `survived` says whether decoding and encoding gave the same ids back.
+    """
     ids = insertion.splice(self.ids[None], tokens[None], self.source[None])[0]
     text = vocabulary.to_text(sd.tokenizer, ids)
     text, again = vocabulary.reencode(sd.tokenizer, text, len(ids))
@@ -88,16 +94,16 @@ class Prepared(NamedTuple):
       "text": text,
       "ids": ids.tolist(),
       "ids_again": again.tolist(),
-      "survived": bool(np.array_equal(ids, again)),
+      "roundtrip": bool(np.array_equal(ids, again)),
     }
 
 
 def check_rows(rows: Sequence[Row], latent_shape: tuple[int, ...]):
-  """Refuses a table that cannot be attacked as a whole.
+  """Checks every row of a table.
 
   Raises:
-    ValueError: no rows, repeated ids or numbers, a number that is none, or
-      latents of another shape than the model's or not finite.
+    ValueError: no rows, a repeated id or number, a number out of range, or
+      latents that are not finite or do not have the model's shape.
   """
   if not rows:
     raise ValueError("rows: the prompt table is empty")
@@ -113,8 +119,8 @@ def check_rows(rows: Sequence[Row], latent_shape: tuple[int, ...]):
       raise ValueError(f"row {row.id}: number={row.number} is not in 0..2^32-1")
     if row.latents.shape != latent_shape:
       raise ValueError(
-        f"row {row.id}: the target's latents are {row.latents.shape}, the "
-        f"model's {latent_shape}"
+        f"row {row.id}: the target's latents have the shape "
+        f"{row.latents.shape}; the model's have {latent_shape}"
       )
     if not np.isfinite(row.latents).all():
       raise ValueError(f"row {row.id}: the target's latents are not finite")
@@ -125,39 +131,40 @@ def prepare(
   rows: Iterable[Row],
   mode: str,
   k: int,
-  too_long: str = "drop",
+  long_prompts: str = "drop",
 ) -> tuple[list[Prepared], dict[str, str]]:
-  """Rows with their layouts, and why those that are dropped do not fit.
+  """Lays out every row's prompt with room for the adversarial tokens.
 
   Args:
-    sd: gives the tokenizer.
-    rows: what to attack.
-    mode: of insertion.
-    k: adversarial tokens.
-    too_long: what becomes of those that do not fit: `drop`, `error`, or
-      `truncate`, which cuts whole words off their ends.
+    rows: the table.
+    mode: where the tokens go, see `insertion`.
+    k: the number of adversarial tokens.
+    long_prompts: what to do with a prompt that leaves no room: `drop` it, raise
+      an `error`, or `truncate` whole words at its end.
 
   Returns:
     The rows that fit, and {id: reason} of the others.
 
   Raises:
-    ValueError: with `error`, every row that does not fit and why.
+    ValueError: `long_prompts="error"` and rows that do not fit; the message
+      names each with its reason.
   """
-  check_choice("too_long", too_long, TOO_LONG)
+  check_choice("long_prompts", long_prompts, LONG_PROMPTS)
   fitting: list[Prepared] = []
   dropped: dict[str, str] = {}
   for row in rows:
-    # Those dropped are kept in every denominator, and listed with their reason.
+    # A dropped row still counts in every denominator, and its record says why.
     if row.left_out:
       dropped[row.id] = row.left_out
       continue
     try:
-      fitting.append(_prepared(sd, row, mode, k, too_long == "truncate"))
+      fitting.append(_prepared(sd, row, mode, k, long_prompts == "truncate"))
     except ValueError as error:
       dropped[row.id] = str(error)
-  if dropped and too_long == "error":
+  if dropped and long_prompts == "error":
     raise ValueError(
-      "rows that leave no room for the attack (too_long='error'; 'drop' counts "
+      "rows that leave no room for the attack (long_prompts='error'; 'drop' "
+      "counts "
       "them as failures, 'truncate' cuts them): "
       + "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
     )
@@ -165,16 +172,16 @@ def prepare(
 
 
 def image_size(sd: StableDiffusion) -> tuple[int, ...]:
-  """Height and width of the model's images."""
+  """Height and width of the model's images, in pixels."""
   scale = 2 ** (len(sd.vae.config.block_out_channels) - 1)
   return tuple(scale * size for size in sd.latent_size)
 
 
 def _prepared(sd, row, mode, k, truncate) -> Prepared:
-  """The row's ids and layout; cut so that they fit, if asked.
+  """The row's ids and layout, with its end cut off if `truncate` allows it.
 
   Raises:
-    ValueError: there is no room.
+    ValueError: the prompt leaves no room.
   """
   length, text = sd.context_shape[0], row.prompt
   every = sd.tokenizer(text)["input_ids"][1:-1]
@@ -188,7 +195,7 @@ def _prepared(sd, row, mode, k, truncate) -> Prepared:
 
 
 def _fitting(sd, every, mode, k, length) -> int:
-  """How many tokens of a prompt fit, in whole words; all if none do."""
+  """How many tokens of whole words fit; all tokens if no word does."""
   for kept in range(min(len(every), length - 2), 0, -1):
     (last,) = sd.tokenizer.convert_ids_to_tokens([every[kept - 1]])
     whole = kept == len(every) or last.endswith(vocabulary.WORD_END)
@@ -200,12 +207,12 @@ def _fitting(sd, every, mode, k, length) -> int:
 def limited(
   sd: StableDiffusion, rows: Sequence[Row], max_tokens: int | None
 ) -> list[Row]:
-  """The rows, those of more tokens left out, as a published loader does.
+  """Leaves out rows with long prompts, as UnlearnDiffAtk's loader does.
 
   Args:
-    sd: gives the tokenizer.
-    rows: of a table.
-    max_tokens: start and end counted; None leaves none out.
+    rows: the table.
+    max_tokens: the most tokens of a prompt, start and end included; None leaves
+      no row out.
   """
   if max_tokens is None:
     return [*rows]
@@ -224,15 +231,13 @@ def target_latents(
   params: Mapping[str, Any],
   images: Iterable[np.ndarray],
 ) -> Float[np.ndarray, "n h w c"]:
-  """x_0 of target images: the posterior's mean, scaled.
+  """x_0 of the target images: the mean of the VAE's posterior, scaled.
 
   Args:
-    sd: the model.
-    params: its parameters.
-    images: batches of uint8 images of the model's own size.
+    images: batches of uint8 images, (b, height, width, 3).
 
   Raises:
-    ValueError: images of another type or size.
+    ValueError: images of another dtype or size.
   """
   wanted = (*image_size(sd), 3)
   found = []
@@ -242,7 +247,7 @@ def target_latents(
         f"target images: {batch.dtype} {batch.shape[1:]}; allowed: uint8 "
         f"{wanted}"
       )
-    # One by one: beside others an image's latents change in the last bit.
+    # One at a time: in a batch, an image's latents change in the last bit.
     for image in batch:
       found.append(np.asarray(_encode(sd, {"vae": params["vae"]}, image[None])))
   return np.concatenate(found or [np.zeros((0, *sd.latent_shape), np.float32)])

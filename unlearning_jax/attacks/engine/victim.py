@@ -17,14 +17,14 @@ from unlearning_jax.stable_diffusion import StableDiffusion
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Guide:
-  """Guidance that the attack's own loss goes through.
+  """Guidance that is part of the attack's loss.
 
   Attributes:
-    empty: the original's text states of the empty prompt.
-    negative: the victim's of its negative prompt.
-    concept: the victim's of what Safe Latent Diffusion keeps from it.
-    scale: g; static, as what follows.
-    safe: Safe Latent Diffusion's settings.
+    empty: the base's text states of the empty prompt.
+    negative: the victim's text states of its negative prompt.
+    concept: the victim's text states of Safe Latent Diffusion's concept.
+    scale: g, the guidance scale; static.
+    safe: Safe Latent Diffusion's settings; static.
   """
 
   empty: Float[Array, "1 l d"]
@@ -44,15 +44,15 @@ class Guide:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Victim:
-  """Parameters, and what is done to the text states before the UNet.
+  """The model under attack, or its base.
 
   Attributes:
     params: {text_encoder, unet, vae}.
-    edit_context: a closed-form edit applied to the text states, so that any
-      number of edited models share one UNet; None leaves them alone. Static:
-      another edit compiles another program.
-    negative_prompt: its images are steered away from; static.
-    safe: Safe Latent Diffusion of its images; static.
+    edit_context: a closed-form edit as a map of text states, so that any number
+      of edited models share one UNet; None for none. Static: each edit compiles
+      a program.
+    negative_prompt: images are guided away from it; static.
+    safe: Safe Latent Diffusion of the images; static.
     guide: guidance inside the loss; None attacks the conditional prediction
       alone, as the published attacks do.
   """
@@ -71,12 +71,12 @@ class Victim:
 
   @classmethod
   def of(cls, model: Model) -> "Victim":
-    """A model as attacks read it; a context map stays out of its weights."""
+    """The victim of a `Model`, whose context map stays out of the weights."""
     return cls(model.drawn_params, **model.drawing)
 
   @property
   def drawing(self) -> dict[str, Any]:
-    """What `sampling.generate` is to be told of it."""
+    """Keyword arguments of `sampling.generate` that draw this model."""
     names = ("edit_context", "negative_prompt", "safe")
     return {name: getattr(self, name) for name in names}
 
@@ -87,13 +87,13 @@ class Victim:
 
 
 class Pool(NamedTuple):
-  """Images of a concept, for attacks that learn from more than a row's own.
+  """Images of a concept that every row may learn from.
 
   Attributes:
     latents: x_0 of each image.
-    ids: padded captions without the adversarial tokens.
-    source: where these stand in each caption, see `insertion`.
-    named: the captions as they name the concept, padded.
+    ids: captions without adversarial tokens, padded.
+    source: each caption's layout with adversarial tokens, see `insertion`.
+    named: the same captions with the concept's name, padded.
   """
 
   latents: Float[Array, "n h w c"]
@@ -103,15 +103,15 @@ class Pool(NamedTuple):
 
 
 class Batch(NamedTuple):
-  """One row a lane, and the ids that all may use.
+  """One row in each lane, and what all lanes share.
 
   Attributes:
-    vocabulary: token ids, rising; not led by the lanes.
-    number: the row's own number; its randomness comes from this alone.
-    ids: the prompt, padded.
-    source: where each token of the new prompt comes from, see `insertion`.
+    vocabulary: token ids that an attack may use, rising; shared.
+    number: the row's number, the only source of its randomness.
+    ids: the row's prompt, padded.
+    source: the prompt's layout with adversarial tokens, see `insertion`.
     latents: x_0 of the target image.
-    pool: images that all rows learn from, if any; not led by the lanes.
+    pool: images that every row may learn from, or None; shared.
   """
 
   vocabulary: Int[Array, " v"]
@@ -122,7 +122,7 @@ class Batch(NamedTuple):
   pool: Pool | None = None
 
   def repeat(self, count: int) -> "Batch":
-    """Every row `count` times, one after the other."""
+    """Each row `count` times; its copies stand side by side."""
     led = ("number", "ids", "source", "latents")
     return self._replace(
       **{name: jnp.repeat(getattr(self, name), count, axis=0) for name in led}
@@ -132,40 +132,37 @@ class Batch(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """What the lanes solve; `sd, victim, original, batch = problem`.
+  """What the lanes solve; `sd, victim, base, batch = problem`.
 
   Attributes:
-    sd: the model; static.
-    victim: under attack.
-    original: the model before unlearning.
-    batch: a row a lane.
+    sd: static.
+    victim: the model under attack.
+    base: the model before the erasure.
+    batch: one row in each lane.
   """
 
   sd: StableDiffusion = dataclasses.field(metadata={"static": True})
   victim: Victim
-  original: Victim
+  base: Victim
   batch: Batch
 
   def __iter__(self) -> Iterator[Any]:
-    return iter((self.sd, self.victim, self.original, self.batch))
+    return iter((self.sd, self.victim, self.base, self.batch))
 
 
 def through_guidance(
   sd: StableDiffusion,
   victim: Victim,
-  original: Victim,
+  base: Victim,
   scale: float,
 ) -> Victim:
   """The victim with its guidance inside the attack's loss.
 
   Args:
-    sd: the model.
-    victim: under attack.
-    original: the model before unlearning.
-    scale: g of the victim's images.
+    scale: g, the guidance scale of the victim's images.
 
   Raises:
-    ValueError: a scale that guides nothing, or a prompt too long.
+    ValueError: a scale of 1 or less, or a prompt that is too long.
   """
   if scale <= 1:
     raise ValueError(
@@ -178,7 +175,7 @@ def through_guidance(
     )
 
   guide = Guide(
-    states(original, ""),
+    states(base, ""),
     states(victim, victim.negative_prompt),
     states(victim, victim.safe.concept) if victim.safe else None,
     scale,
@@ -199,13 +196,13 @@ def text_states(
   batch: Batch,
   embeds: Float[Array, "b k d"] | None = None,
 ) -> Float[Array, "b l d"]:
-  """What the victim's UNet reads, in float32.
+  """The text states that the UNet reads, in float32.
 
   Args:
-    sd: the model.
-    victim: whose text encoder, and whose edit.
-    batch: gives the prompts.
-    embeds: adversarial token embeddings; None encodes the prompts unchanged.
+    victim: its text encoder and its `edit_context` are used.
+    batch: the prompts, with their layouts.
+    embeds: embeddings of the adversarial tokens; None encodes the prompts
+      unchanged.
   """
   states = token_table(victim)[batch.ids]
   if embeds is not None:

@@ -1,10 +1,10 @@
-"""Which token ids an attack may use, and what is left of them as text.
+"""Which token ids an attack may use, and what text they stand for.
 
-An attack optimises ids, an image is made from text: ids are decoded, and the
-text is tokenized again. CLIP's tokenizer is no bijection, so the prompt that
-is drawn need not be the one that was optimised. Ids that end a word and come
-back alone as themselves cannot merge with what follows: prompts made of them
-survive.
+An attack optimizes ids, but an image is drawn from text: the ids are decoded
+and the text is tokenized again. CLIP's tokenizer is no bijection, so the drawn
+prompt may differ from the optimized one. An id survives if it ends a word and
+its own text is tokenized to it alone, because it cannot merge with what
+follows.
 """
 
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ WORD_END = "</w>"
 
 
 def attack_ids(tokenizer: Any, mode: str) -> Int[np.ndarray, " v"]:
-  """The ids an attack may choose from, rising.
+  """The ids that an attack may choose from, rising.
 
   Args:
-    tokenizer: the model's.
-    mode: `roundtrip`, those that survive decode and encode; or `full`, every
-      id, the start and the end of text too, as the published attacks do.
+    tokenizer: a CLIP tokenizer.
+    mode: `roundtrip` for ids that survive decoding and encoding, or `full` for
+      all ids, even start and end of text, as in the published attacks.
 
   Raises:
-    ValueError: an unknown mode, or a tokenizer of which no id survives.
+    ValueError: an unknown mode, or a tokenizer whose ids do not survive.
   """
   check_choice("vocabulary", mode, MODES)
   ids = np.arange(len(tokenizer), dtype=np.int32)
@@ -49,19 +49,18 @@ def attack_ids(tokenizer: Any, mode: str) -> Int[np.ndarray, " v"]:
 def to_text(tokenizer: Any, ids: Sequence[int] | Int[np.ndarray, " l"]) -> str:
   """The text of a padded prompt.
 
-  The first id, the start of text, is dropped, and the end of text wherever it
-  is; a start of text inside the prompt becomes the letters of its name, as in
-  the published attacks.
+  The first id and every end of text are dropped. A start of text inside the
+  prompt becomes the letters of its name, as in UnlearnDiffAtk's release.
   """
   end = tokenizer.eos_token_id
   return tokenizer.decode([int(i) for i in ids[1:] if i != end])
 
 
 def shortened(tokenizer: Any, text: str, length: int) -> str:
-  """The text itself, or as much of its start as has `length` tokens."""
+  """The text, cut at its end until it has at most `length` tokens."""
   ids, kept = tokenizer(text)["input_ids"], length
   while len(ids) > length:
-    # Decoded and encoded, fewer tokens can become more again.
+    # Decoding and encoding can make more tokens of fewer.
     text, kept = tokenizer.decode(ids[1 : kept - 1]), kept - 1
     ids = tokenizer(text)["input_ids"]
   return text
@@ -70,15 +69,15 @@ def shortened(tokenizer: Any, text: str, length: int) -> str:
 def reencode(
   tokenizer: Any, text: str, length: int
 ) -> tuple[str, Int[np.ndarray, " l"]]:
-  """The ids that an image of `text` is made from, and the text they stand for.
+  """The text that an image is drawn from, and its ids.
 
   Args:
-    tokenizer: the model's.
+    tokenizer: a CLIP tokenizer.
     text: from `to_text`.
-    length: of the text encoder.
+    length: the tokens that the text encoder reads.
 
   Returns:
-    The text, cut where it has more tokens, and its padded ids.
+    The text, cut to `length` tokens, and its padded ids.
   """
   text = shortened(tokenizer, text, length)
   ids = tokenizer(text)["input_ids"]

@@ -1,32 +1,35 @@
 """MACE: Mass Concept Erasure in Diffusion Models (Lu et al., 2024).
 
-Three stages, on the key and value projections W of the text alone.
+Three stages change the key and value projections W of the text, and nothing
+else.
 
-(i) Closed-form refinement (eq. 1, 2). In prompts with the concept, every token
-*but* the concept's own shall mean what it means beside the anchor; what is
-preserved, e^p, shall mean what it did:
+(i) Closed-form refinement (eq. 1, 2). In a prompt with the concept, every token
+except the concept's own, e^f, takes the value of the same token in the prompt
+with the anchor, e^g. Preserved tokens e^p keep their values:
 
   min_W'  sum |W' e^f - W e^g|^2 + s sum |W' e^p - W e^p|^2 + lamb |W' - W|^2
   W' = W (I + X M^-1)
   X = sum (e^g - e^f) e^f^T,  C = sum e^p e^p^T
   M = sum e^f e^f^T + s C + lamb I
 
-The same map for every layer, as UCE's.
+All layers share the map I + X M^-1, as with UCE.
 
-(ii) One adapter dW = B D per concept (eq. 3 to 5), trained upon W' so that the
-concept's tokens S draw no attention where the concept is:
+(ii) An adapter dW = B D for each concept (eq. 3 to 5). It trains on top of W',
+so that the concept's tokens S draw no attention inside its mask M_l:
 
   min_dW  E_t sum_l |A_l[:, S] . M_l|_F^2,   t ~ focal sampling
 
-(iii) Closed-form fusion (eq. 7): one W* that acts as each adapter does on its
-own concept's prompts e_i, all tokens, and as W on what is preserved:
+(iii) Closed-form fusion (eq. 7). One W* acts like each adapter on all tokens
+e_i of its own concept's prompts, and like W on preserved tokens:
 
   min_W*  sum_i |W* e_i - (W' + dW_i) e_i|^2 + s sum |W* e^p - W e^p|^2
           + lamb |W* - W'|^2
   W* = W' + [sum_i dW_i G_i + s (W - W') C] (sum_i G_i + s C + lamb I)^-1
+  G_i = sum e_i e_i^T
 
-Every layer gets another change. Both solves are float64, for the change; sums
-are kept by concept (`Fusion`): to drop one, re-solve.
+Here each layer has a change of its own. Both systems are solved in float64, for
+the change and not for the weights. `Fusion` keeps each concept's sums apart, so
+that a re-solve can drop a concept.
 
 Reference: https://arxiv.org/abs/2403.06135
 """
@@ -61,18 +64,14 @@ def erase(
   h: Hparams,
   hooks: Hooks = NO_HOOKS,
 ) -> Edit:
-  """Erases `concepts` by MACE; diagnostics say where each one's masks are from.
+  """Erases `concepts`, of any tasks, by MACE.
 
-  Args:
-    sd: the model.
-    params: its parameters.
-    concepts: of any tasks; what they preserve is the release's "domain".
-    key: of images, adapters and noise; each concept draws from its own.
-    h: the hyperparameters.
-    hooks: `keep` is used.
+  Arguments as `Erasure`. What concepts preserve is the release's "domain". Each
+  concept has a key of its own. MACE uses `hooks.keep`. Diagnostics say where
+  each concept's masks came from.
 
   Raises:
-    ValueError: a phrase, a file or an option is not usable; a system is not
+    ValueError: an unusable phrase, file or option, or a system that is not
       positive definite.
     FloatingPointError: an adapter's loss is not finite.
   """
@@ -82,7 +81,7 @@ def erase(
   h.check(concepts)
   text.check_phrases(sd.tokenizer, concepts)
   for concept in concepts:
-    # Read once more when its turn comes: a hundred concepts' fill memory.
+    # Checked now and read again later: a hundred concepts would fill memory.
     image.given(sd, concept, h)
   said = stages.speak(sd, params, concepts, key, h)
   begun = stages.start(sd, params, concepts, said, h)

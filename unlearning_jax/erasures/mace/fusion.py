@@ -1,4 +1,4 @@
-"""MACE's two closed forms, and what a re-solve needs; equations in `mace`."""
+"""MACE's two closed forms and their statistics; `mace` has the equations."""
 
 import dataclasses
 import json
@@ -26,14 +26,14 @@ STATISTICS = "unlearning_jax mace 1"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-  """One concept's share of the objective; nothing of it depends on others.
+  """One concept's share of both objectives, independent of other concepts.
 
   Attributes:
     name: the concept's phrase.
-    sums: of the refinement; zero for an adapter that came from elsewhere.
+    sums: the refinement's sums; zero for an adapter from another source.
     gram: G = sum of e e^T over all tokens of the concept's prompts.
-    adapters: dW, of key and value projections only.
-    weight: of all the concept's terms.
+    adapters: dW of key and value projections, as factors `down` and `up`.
+    weight: multiplies all the concept's terms.
   """
 
   name: str
@@ -46,13 +46,15 @@ class Part:
 def refine(
   kernels: Mapping[str, Any], sums: Sums, lamb: float
 ) -> tuple[Kernels, dict[str, float]]:
-  """W' = W (I + X M^-1), with M = F + s C + lamb I in `sums`.
+  """W' = W (I + X M^-1) for every kernel (eq. 2).
 
-  Every target is the projection's own output, so this stage is one context map
-  for all layers, as UCE's.
+  Args:
+    kernels: W^T by path.
+    sums: X, and M without its ridge.
+    lamb: the ridge.
 
   Returns:
-    The refined kernels, float64; the diagnostics of `closed_form.solve`.
+    The refined kernels in float64, and the diagnostics of `closed_form.solve`.
 
   Raises:
     ValueError: M is not positive definite or too badly conditioned.
@@ -75,20 +77,20 @@ def fuse(
 ) -> tuple[Kernels, dict[str, float]]:
   """W* = W' + [sum_i dW_i G_i + s (W - W') C] (sum_i G_i + s C + lamb I)^-1.
 
-  Not a context map: dW_i is another matrix in every layer.
+  This solves eq. 7. It is no context map, because dW_i differs between layers.
 
   Args:
-    base: W of every projection, by path.
-    refined: W', to which the adapters belong.
-    parts: adapters with the prompts that they are to act on.
+    base: W^T by path.
+    refined: W'^T by path, which the adapters were trained on.
+    parts: each concept's dW_i, G_i and weight.
     prior: s C.
-    lamb: weight of |W* - W'|^2.
+    lamb: the ridge.
 
   Returns:
-    The fused kernels, float64; `condition_number` and `solve_error`.
+    The fused kernels in float64; `condition_number` and `solve_error`.
 
   Raises:
-    ValueError: as `refine`.
+    ValueError: the system is not positive definite or too badly conditioned.
   """
   system = prior + lamb * np.eye(len(prior))
   right = {
@@ -117,17 +119,19 @@ def fuse(
 def add_mean(
   refined: Mapping[str, Any], parts: Sequence[Part]
 ) -> tuple[Kernels, dict[str, float]]:
-  """W' + sum_i w_i dW_i with weights that add up to one (eq. 6).
+  """W' + sum_i w_i dW_i, with weights that sum to one (eq. 6).
 
-  The baseline that the closed form is compared with: adapters get in each
-  other's way, as nothing says where each shall act.
+  This is the paper's baseline. Here each adapter acts on every prompt, not only
+  on its own concept's.
 
   Raises:
     ValueError: all weights are 0.
   """
   total = sum(part.weight for part in parts)
   if not total:
-    raise ValueError("fusion='mean': all weights are 0; allowed: one above")
+    raise ValueError(
+      "fusion='mean': all weights are 0; give at least one above 0"
+    )
   fused = {path: np.asarray(leaf, np.float64) for path, leaf in refined.items()}
   for part in parts:
     for path, factors in part.adapters.items():
@@ -141,17 +145,17 @@ FUSIONS = ("closed_form", "mean")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fusion:
-  """Sufficient statistics of an erasure, concept by concept.
+  """The sufficient statistics of a MACE erasure, concept by concept.
 
-  Adding, dropping or re-weighting a concept is one re-solve, the same as
-  solving afresh with the same adapters; none is trained again. (An adapter was
-  trained upon the refinement of the concepts that were there then, and what
-  captions weigh was set by their rows.)
+  To add, drop or re-weight a concept takes one re-solve and no training; it
+  equals a new solve with the same adapters. Two things stay from the first run:
+  its adapters were trained on the refinement of its concepts, and its captions
+  weigh as much as its concepts' rows.
 
   Attributes:
-    base: fingerprint of the model that all belongs to.
+    base: the base's fingerprint.
     parts: the concepts.
-    prior: C, the Gram of what is preserved.
+    prior: C.
     refine_scale: s of the refinement.
     fuse_scale: s of the fusion.
     lamb: ridge of both.
@@ -174,15 +178,15 @@ class Fusion:
     names = [same_phrase(part.name) for part in self.parts]
     for name in names:
       if names.count(name) > 1:
-        raise ValueError(f"concept {name!r} is there twice")
+        raise ValueError(f"concept {name!r} is there twice; drop one")
 
   def drop(self, name: str) -> "Fusion":
-    """Without a concept; ValueError if it is not there."""
+    """The statistics without a concept; ValueError if it is unknown."""
     kept = self._others(name)
     return dataclasses.replace(self, parts=kept)
 
   def reweight(self, name: str, weight: float) -> "Fusion":
-    """With all of a concept's terms weighted anew; 0 is as good as dropped."""
+    """The statistics with another weight for a concept; 0 leaves it out."""
     kept = self._others(name)
     (part,) = (p for p in self.parts if p not in kept)
     part = dataclasses.replace(part, weight=weight)
@@ -195,13 +199,13 @@ class Fusion:
     return tuple(part for part, known in there if known != same_phrase(name))
 
   def refine(self, params: Params) -> tuple[Kernels, dict[str, float]]:
-    """The refined kernels of `params`, the base; see `refine`."""
+    """W' of `params`, the base, with diagnostics; see `mace.fusion.refine`."""
     kernels = cross_attention_kernels(params)
     prior = Sums(self.prior, np.zeros_like(self.prior))
     sums = self.refine_scale * prior
     for part in self.parts:
       sums += part.weight * part.sums
-    # Adapters from elsewhere alone: nothing is refined.
+    # With adapters from other sources alone there is nothing to refine.
     if not any(part.sums.erased for part in self.parts):
       return {k: np.asarray(v, np.float64) for k, v in kernels.items()}, {}
     return refine(kernels, sums, self.lamb)
@@ -209,18 +213,18 @@ class Fusion:
   def solve(
     self, params: Params, how: str = "closed_form"
   ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The erased model; every leaf but the text projections stays the same.
+    """Solves for W*; all other leaves stay the same arrays.
 
     Args:
       params: the base.
-      how: of `FUSIONS`.
+      how: a name in `FUSIONS`.
 
     Returns:
-      Its parameters, and diagnostics of both solves.
+      The erased parameters, and diagnostics of both solves.
 
     Raises:
-      ValueError: `params` are another model; an adapter does not fit; a system
-        is not positive definite.
+      ValueError: `params` are another model, an adapter does not fit, or a
+        system is not positive definite.
     """
     check_choice("fusion", how, FUSIONS)
     Fingerprint("text", self.base).check(
@@ -248,7 +252,7 @@ class Fusion:
     }
 
   def save(self, path: str | pathlib.Path) -> None:
-    """Writes them as safetensors, names and numbers as metadata."""
+    """Writes a safetensors file with names and numbers as metadata."""
     tensors, parts = {"prior": self.prior}, []
     for i, part in enumerate(self.parts):
       sums = part.sums
@@ -270,11 +274,11 @@ class Fusion:
 
 
 def check_adapters(part: Part, kernels: Mapping[str, Any]) -> None:
-  """Refuses adapters that no closed form can fuse into `kernels`.
+  """Checks that adapters can be fused into `kernels`.
 
   Raises:
-    ValueError: naming the adapter: it is of no text projection; its factors do
-      not make such a kernel, have a rank beyond its sides, or are not finite.
+    ValueError: an adapter belongs to no text projection, does not have the
+      kernel's shape, has a rank above its sides, or is not finite.
   """
   for path, factors in part.adapters.items():
     check_choice(f"adapter of {part.name!r}", path, kernels)
@@ -288,8 +292,8 @@ def check_adapters(part: Part, kernels: Mapping[str, Any]) -> None:
       )
     if down.shape[1] > min(shape):
       raise ValueError(
-        f"adapter of {part.name!r} at unet/{path}: rank {down.shape[1]} is "
-        f"more than its sides {shape}"
+        f"adapter of {part.name!r} at unet/{path}: rank {down.shape[1]} "
+        f"exceeds the kernel's smaller side; its shape is {shape}"
       )
     if not (np.isfinite(down).all() and np.isfinite(up).all()):
       raise ValueError(
@@ -298,10 +302,10 @@ def check_adapters(part: Part, kernels: Mapping[str, Any]) -> None:
 
 
 def load_fusion(path: str | pathlib.Path) -> Fusion:
-  """Reads what `Fusion.save` wrote.
+  """Reads a file of `Fusion.save`.
 
   Raises:
-    ValueError: the file is none of its; a tensor is missing, extra or not
+    ValueError: another kind of file, or a tensor that is missing, extra or not
       finite.
   """
   tensors, metadata = durable.load_tensors(path, STATISTICS)
@@ -319,7 +323,7 @@ def load_fusion(path: str | pathlib.Path) -> Fusion:
       statistics = Sums(sums, cross, erased, preserved)
       parts.append(Part(name, statistics, gram, adapters, weight))
   except KeyError as error:
-    raise ValueError(f"{path}: no tensor {error}") from error
+    raise ValueError(f"{path}: the tensor {error} is missing") from error
   if tensors:
-    raise ValueError(f"{path}: tensors too many: {sorted(tensors)[:5]}")
+    raise ValueError(f"{path}: unknown tensors: {sorted(tensors)[:5]}")
   return Fusion(parts=tuple(parts), prior=prior, **numbers)

@@ -1,4 +1,4 @@
-"""MACE's training images: drawn by the model itself, or read from a folder."""
+"""MACE's training images: drawn by the base, or read from a folder."""
 
 import functools
 import pathlib
@@ -30,7 +30,7 @@ def draw(
   key: PRNGKeyArray,
   **options: Any,
 ) -> UInt8[np.ndarray, "m H W 3"]:
-  """`count` images of one prompt; `options` of `sampling.generate`."""
+  """Draws `count` images of one prompt, with options of `sampling.generate`."""
   bits = jax.random.bits(key, (count,))
   batches = sampling.generate(
     sd, params, [prompt] * count, [int(seed) for seed in bits], **options
@@ -39,7 +39,7 @@ def draw(
 
 
 def read(folder: str | pathlib.Path, name: str) -> UInt8[np.ndarray, "m H W 3"]:
-  """The images of a concept: `<folder>/<name>/*`, in the order of their names.
+  """Reads a concept's images, `<folder>/<name>/*`, in the order of their names.
 
   Raises:
     ValueError: no such folder, no images, or images of several sizes.
@@ -48,19 +48,21 @@ def read(folder: str | pathlib.Path, name: str) -> UInt8[np.ndarray, "m H W 3"]:
   files = sorted(here.glob("*")) if here.is_dir() else []
   files = [file for file in files if file.suffix.lower() in _ENDINGS]
   if not files:
-    raise ValueError(f"data: no images of {name!r} in {here}")
+    raise ValueError(
+      f"data: no images of {name!r} in {here}; allowed: {sorted(_ENDINGS)}"
+    )
   return _stack([np.asarray(Image.open(f).convert("RGB")) for f in files], here)
 
 
 def read_masks(
   folder: str | pathlib.Path, name: str
 ) -> UInt8[np.ndarray, "m H W"]:
-  """The masks of a concept: `<folder>/<name>/masks/*.png`, as `read`."""
+  """Reads a concept's masks, `<folder>/<name>/masks/*.png`, like `read`."""
   here = pathlib.Path(folder) / name / "masks"
   files = sorted(here.glob("*.png"))
   if not files:
     raise ValueError(
-      f"mask_source='png': no masks of {name!r}, want {here}/*.png"
+      f"mask_source='png': no masks of {name!r}; put them at {here}/*.png"
     )
   return _stack([np.asarray(Image.open(f).convert("L")) for f in files], here)
 
@@ -68,24 +70,26 @@ def read_masks(
 def _stack(images: list[np.ndarray], where: pathlib.Path) -> np.ndarray:
   sizes = sorted({image.shape[:2] for image in images})
   if len(sizes) > 1:
-    raise ValueError(f"data: images of several sizes in {where}: {sizes}")
+    raise ValueError(
+      f"data: images of several sizes in {where}: {sizes}; give one size"
+    )
   return np.stack(images)
 
 
 def check_images(
   sd: StableDiffusion, images: Shaped[np.ndarray, "m H W 3"], name: str
 ) -> UInt8[np.ndarray, "m H W 3"]:
-  """Images that came from outside.
+  """Checks a caller's images.
 
   Raises:
-    ValueError: they are not uint8 RGB of the model's own size.
+    ValueError: they are not uint8 RGB of the model's size.
   """
   images = np.asarray(images)
   factor = 2 ** (len(sd.vae.config.block_out_channels) - 1)
   wanted = tuple(factor * side for side in sd.latent_size) + (3,)
   if images.dtype != np.uint8 or images.shape[1:] != wanted or not len(images):
     raise ValueError(
-      f"images of {name!r}: {images.dtype} {images.shape}; want uint8 "
+      f"images of {name!r}: {images.dtype} {images.shape}; allowed: uint8 "
       f"(m, {', '.join(map(str, wanted))})"
     )
   return images
@@ -94,12 +98,12 @@ def check_images(
 def given(
   sd: StableDiffusion, concept: Concept, source: Hparams
 ) -> tuple[UInt8[np.ndarray, "m H W 3"], Masks, str] | None:
-  """A concept's images, given or read, and their masks, if any; which.
+  """A concept's images, their masks or None, and "given" or "data".
 
-  None where they are to be drawn.
+  Returns None if the base is to draw them.
 
   Raises:
-    ValueError: images or masks are not there, or not usable.
+    ValueError: missing or unusable images or masks.
   """
   phrase, masks = concept.erase, None
   if source.examples is not None:
@@ -123,7 +127,7 @@ def examples(
   source: Hparams,
   key: PRNGKeyArray,
 ) -> tuple[UInt8[np.ndarray, "m H W 3"], Masks, str]:
-  """A concept's images, given, read or drawn; their masks, if any; which."""
+  """As `given`; draws the images if there are none, with origin "drawn"."""
   there = given(sd, concept, source)
   if there is not None:
     return there
@@ -134,7 +138,7 @@ def examples(
     templates[concept.task][0].format(concept.erase),
     source.num_images,
     key,
-    num_steps=source.image_steps,
+    num_inference_steps=source.num_inference_steps,
     guidance_scale=source.guidance_scale,
     sampler="dpm++2m",
   )
@@ -147,19 +151,18 @@ def encode_images(
   images: Shaped[np.ndarray, "m H W 3"],
   pixels: str,
 ) -> tuple[Float[np.ndarray, "m h w c"], Float[np.ndarray, "m h w c"]]:
-  """Mean and spread of the images' latents, scaled.
+  """Mean and standard deviation of the images' latents, scaled.
 
   Args:
-    sd: the model.
-    params: its parameters.
-    images: uint8.
-    pixels: "vae": [-1, 1], as the autoencoder was trained; "reference": with
-      ImageNet's mean and spread, as the release feeds it.
+    params: the base.
+    images: uint8 or float, 0 to 255.
+    pixels: "vae" for the range [-1, 1] that the autoencoder was trained on, or
+      "reference" for ImageNet's normalization, as in the release.
   """
-  centre, spread = (0.5,) * 3, (0.5,) * 3
+  center, spread = (0.5,) * 3, (0.5,) * 3
   if pixels == "reference":
-    centre, spread = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-  values = (np.asarray(images, np.float32) / 255 - centre) / spread
+    center, spread = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+  values = (np.asarray(images, np.float32) / 255 - center) / spread
   mean, std = _moments(sd, params["vae"], jnp.asarray(values, jnp.float32))
   return np.asarray(mean), np.asarray(std)
 

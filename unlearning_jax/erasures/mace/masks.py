@@ -1,8 +1,8 @@
 """Where a concept is in its training images, without a segmenter.
 
-Sources: `png` and `analytic` masks are given; `attention` and `cfg_diff` are
-read off the model itself, from the images' own latents with noise on them;
-`full` is everywhere, for styles and other things without a place.
+`png` and `analytic` masks come from the caller. `attention` and `cfg_diff`
+masks come from the model, which denoises the noised images. A `full` mask
+covers the image, for styles and for other concepts without a place.
 """
 
 import functools
@@ -21,16 +21,16 @@ from unlearning_jax.erasures.mace.text import Words
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 SOURCES = ("attention", "cfg_diff", "analytic", "png", "full")
-# Below and above these shares of the image a mask says nothing.
+# A mask that covers less or more of the image than this is not believed.
 AREA = (0.02, 0.95)
-# Noise at which layout is settled and the concept still drawn.
+# At these timesteps the layout is settled and the concept still takes shape.
 _TIMES = (200, 400, 600, 800)
-# Attention maps of fewer or more cells a side are too coarse or too scattered.
+# Smaller attention maps are too coarse; those of the finest layer scatter.
 _MIN_SIDE = 8
 
 
 def _shares(size: int, wanted: int) -> Float64[np.ndarray, "wanted size"]:
-  """Row i: how much of each of `size` cells lies in the i-th of `wanted`."""
+  """Row i: the share of the i-th of `wanted` cells that each cell covers."""
   edges = np.arange(wanted + 1) * size / wanted
   cells = np.arange(size)
   low = np.maximum(edges[:-1, None], cells)
@@ -39,7 +39,7 @@ def _shares(size: int, wanted: int) -> Float64[np.ndarray, "wanted size"]:
 
 
 def layer_sizes(sd: StableDiffusion) -> list[tuple[int, ...]]:
-  """Height and width of every level of the UNet, the finest first."""
+  """Height and width of each level of the UNet in cells, the finest first."""
   sizes = [tuple(sd.latent_size)]
   for _ in sd.unet.config.block_out_channels[1:]:
     sizes.append(tuple(-(-side // 2) for side in sizes[-1]))
@@ -49,12 +49,15 @@ def layer_sizes(sd: StableDiffusion) -> list[tuple[int, ...]]:
 def layer_mask(
   mask: Bool[np.ndarray, "H W"], size: tuple[int, ...], resize: str
 ) -> Bool[np.ndarray, " q"]:
-  """A mask at a layer's size, flat; where it had a cell, it keeps one.
+  """Resizes a mask to a layer's cells, flat.
+
+  A mask that is not empty keeps at least the cell that it covers most.
 
   Args:
-    mask: at any size.
+    mask: of any size.
     size: height and width of the layer.
-    resize: "nearest", as the release, or "area": cells covered by half.
+    resize: "nearest" as in the release, or "area" for cells that the mask
+      covers by half or more.
   """
   height, width = mask.shape
   cover = _shares(height, size[0]) @ mask @ _shares(width, size[1]).T
@@ -70,13 +73,16 @@ def layer_mask(
 
 
 def segment(heat: Float[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-  """The hot part of a map: Otsu's threshold, no specks, one cell of margin."""
+  """The hot part of a map.
+
+  Otsu's threshold, without parts below 1 % of the map, plus a margin of a cell.
+  """
   low, high = float(heat.min()), float(heat.max())
   if not high > low:
     return np.zeros(heat.shape, bool)
   heat = (heat - low) / (high - low)
   hot = heat > _otsu(heat.reshape(-1))
-  # Its stubs do not know which of its results are tuples.
+  # SciPy's type stubs are wrong about the results.
   ndimage: Any = scipy.ndimage
   labels, count = ndimage.label(hot)
   kept = np.bincount(labels.reshape(-1), minlength=count + 1)
@@ -86,7 +92,7 @@ def segment(heat: Float[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 
 
 def _otsu(values: Float[np.ndarray, " n"]) -> float:
-  """The threshold that leaves the least variance within both sides."""
+  """The threshold with the least variance within both sides."""
   values = np.sort(np.asarray(values, np.float64))
   count = np.arange(1, len(values))
   below = np.cumsum(values)[:-1]
@@ -105,7 +111,7 @@ def gate(masks: Bool[np.ndarray, "m H W"]) -> Bool[np.ndarray, " m"]:
 
 @functools.partial(jax.jit, static_argnames=("sd", "source"))
 def _heat(sd, unet, latents, states, others, phrase, t, key, source):
-  """One map an image, (m, h, w), at one timestep."""
+  """One map for each image, (m, h, w), at one timestep."""
   rows = len(latents)
   noise = jax.random.normal(key, latents.shape)
   times = jnp.full((rows,), t)
@@ -144,21 +150,20 @@ def find(
   key: PRNGKeyArray,
   source: str,
 ) -> Bool[np.ndarray, "m h w"]:
-  """Masks of a concept, from how the base model denoises its images.
+  """Finds a concept's masks from the way the base denoises its images.
 
-    attention  what the phrase's tokens draw, in the layers of middling size
+    attention  the attention that the phrase's tokens draw, in layers of medium
+               size
     cfg_diff   |eps(x_t, prompt) - eps(x_t, prompt with the anchor)|
 
-  Both are averaged over t from 200 to 800, then segmented.
+  Either is a mean over timesteps from 200 to 800, and is then segmented.
 
   Args:
-    sd: the model.
-    params: its parameters, before any erasure.
-    latents: of the images.
+    params: the base.
+    latents: latents of the m images.
     states: text states of a prompt with the concept.
-    anchor: of the same prompt with the anchor.
-    phrase: the concept's place in the former.
-    key: draws the noise.
+    anchor: text states of the same prompt with the anchor.
+    phrase: which tokens of the first prompt are the concept's.
     source: "attention" or "cfg_diff".
   """
   total = np.zeros(latents.shape[:3])
@@ -183,27 +188,29 @@ def find(
 def check_given(
   masks: Shaped[np.ndarray, "m H W"], shape: tuple[int, ...], name: str
 ) -> Bool[np.ndarray, "m H W"]:
-  """Masks that came from outside, as booleans.
+  """Checks a caller's masks and returns them as booleans.
 
   Raises:
-    ValueError: their shape is not (images, height, width), `shape`; values
-      other than 0 and 1 (or 255); an empty mask.
+    ValueError: a shape other than `shape`, (images, height, width); values
+      other than 0 and 1, or 0 and 255; an empty mask.
   """
   masks = np.asarray(masks)
   if masks.shape != shape:
     raise ValueError(
-      f"masks of {name!r}: shape {masks.shape}; want {shape}, one for each "
-      "image and of its size"
+      f"masks of {name!r}: shape {masks.shape}; allowed: {shape}, one mask of "
+      "the image's size for each image"
     )
   values = set(np.unique(masks).tolist())
   if not (values <= {0, 1} or values <= {0, 255}):
     raise ValueError(
       f"masks of {name!r} hold {len(values)} values; allowed: 0 and 1, or 0 "
-      "and 255. Lossy files blur them"
+      "and 255. Save them without lossy compression"
     )
   empty = [i for i, mask in enumerate(masks) if not mask.any()]
   if empty:
-    raise ValueError(f"masks of {name!r}: image {empty[0]} has an empty one")
+    raise ValueError(
+      f"masks of {name!r}: the mask of image {empty[0]} is empty"
+    )
   return masks > 0
 
 
@@ -217,7 +224,10 @@ def choose(
   words: Words,
   key: PRNGKeyArray,
 ) -> tuple[Bool[np.ndarray, "m H W"], list[int]]:
-  """A concept's masks, and the images that get a full one instead."""
+  """A concept's masks, and which images have a full mask in place of a bad one.
+
+  A mask is bad if it covers less or more of its image than `AREA`.
+  """
   if source == "full":
     return np.ones(latents.shape[:3], bool), []
   if source in ("attention", "cfg_diff"):
@@ -233,7 +243,8 @@ def choose(
   if full:
     warnings.warn(
       f"{name!r}: {source} masks of images {full} cover less than "
-      f"{AREA[0]:.0%} or more than {AREA[1]:.0%}; the whole image is taken",
+      f"{AREA[0]:.0%} or more than {AREA[1]:.0%} of them; their masks become "
+      "the whole image",
       stacklevel=2,
     )
   return masks | bad[:, None, None], full
@@ -242,7 +253,7 @@ def choose(
 def for_layers(
   sd: StableDiffusion, masks: Sequence[Bool[np.ndarray, "H W"]], resize: str
 ) -> dict[int, Bool[np.ndarray, "m q"]]:
-  """Masks by the number of cells of each level of the UNet."""
+  """The masks at each level of the UNet, by its number of cells q."""
   return {
     size[0] * size[1]: np.stack(
       [layer_mask(mask, size, resize) for mask in masks]

@@ -1,4 +1,4 @@
-"""MACE's settings; what is not usable is refused when they are made."""
+"""MACE's hyperparameters, which are checked when they are made."""
 
 import dataclasses
 import pathlib
@@ -14,15 +14,15 @@ from unlearning_jax.erasures.mace.fusion import FUSIONS
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-  """Where the release departs from the paper, or from what it means to do."""
+  """Where the release differs from the paper, or from its own intent."""
 
-  loss_form: str  # the paper squares the norm
-  target_tokens: str  # the release's "pooler" token takes all padding along
-  pixels: str  # the release feeds the autoencoder ImageNet-normalised images
-  twice: bool  # the release multiplies stage (i)'s prior by its scale twice
-  by_ends: bool  # words that concept and anchor share become context
-  resize: str  # of masks
-  count_captions: bool  # the release: every token of them weighs 1
+  loss_form: str  # the paper squares the norm, the release does not
+  target_tokens: str  # the release's "pooler" token includes all padding
+  pixels: str  # the release normalizes the autoencoder's input as ImageNet's
+  twice: bool  # the release multiplies stage (i)'s C by its scale twice
+  by_ends: bool  # in the release, words shared with the anchor are context
+  resize: str  # how masks reach a layer's size
+  count_captions: bool  # in the release, each token of a caption has weight 1
 
 
 PRESETS = {
@@ -35,14 +35,14 @@ PRESETS = {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How an adapter of one kind of concept is trained, as published."""
+  """How the release trains adapters for one kind of concept."""
 
   learning_rate: float
   num_steps: int = 50
   focal: bool = True
 
 
-# One by phrase, or pairs for phrases that no config's dictionary can have.
+# {phrase: recipe}, or pairs for phrases that a config's keys cannot hold.
 Recipes = Mapping[str, str] | Sequence[tuple[str, str]]
 RECIPES = {
   "object": Recipe(1e-5),
@@ -60,7 +60,9 @@ def read_captions(file: str) -> list[str]:
   """
   path = pathlib.Path(file)
   if not path.is_file():
-    raise ValueError(f"captions={file!r}: no such file; one text a line")
+    raise ValueError(
+      f"captions={file!r}: no such file; give a file with one text a line"
+    )
   return [line for line in path.read_text().splitlines() if line.strip()]
 
 
@@ -69,33 +71,35 @@ class Hparams:
   """MACE's hyperparameters.
 
   Attributes:
-    preset: "fixed", or "reference" for the release's quirks.
-    recipe: of `RECIPES` for all concepts, or one by phrase. Where none is told
-      it is the task's: for people, who are objects, say "identity".
-    rank: of the adapters.
-    learning_rate: instead of the recipe's.
-    num_steps: likewise.
-    batch_size: images in a step, averaged.
-    focus: t1, t2, gamma of the focal sampling; empty for uniform sampling.
-    loss_form: "squared" or "norm", instead of the preset's.
-    target_tokens: S, instead of the preset's.
-    mask_source: of `masks.SOURCES`; styles are always "full".
+    preset: "fixed", or "reference" for the release's deviations, see `Preset`.
+    recipe: a name in `RECIPES` for all concepts, or {phrase: name}. By default
+      it follows the task. Give "identity" for people, whose task is "object".
+    rank: the adapters' rank.
+    learning_rate: replaces the recipe's.
+    num_steps: replaces the recipe's.
+    batch_size: images in a step, whose losses are averaged.
+    focus: t1, t2 and gamma of the focal sampling; empty samples uniformly.
+    loss_form: "squared" or "norm"; replaces the preset's.
+    target_tokens: S, a name in `text.TARGETS`; replaces the preset's.
+    mask_source: a name in `masks.SOURCES`; styles always have "full".
     data: a folder of images, see `images.read`.
-    examples: instead, by phrase: images uint8, and masks or None.
-    num_images: to draw, where none are given.
-    image_steps: of drawing one.
-    guidance_scale: of drawing one.
-    templates: sentences by task, the first draws the images; None for our own.
-    num_prompts: templates for each concept, drawn among its task's.
-    captions: what is preserved besides, all tokens: texts, or a file of lines.
-      However many, they weigh together what the concepts' own rows do; in
-      "reference" each token weighs 1.
-    cache: a folder that keeps what sums of captions come to.
-    domain_weight: of each token that the concepts preserve.
+    examples: {phrase: (images, masks)} instead of `data`: uint8 (m, H, W, 3),
+      and (m, H, W) or None.
+    num_images: how many images to draw for a concept without any.
+    num_inference_steps: sampling steps of a drawn image.
+    guidance_scale: guidance scale of the drawn images.
+    templates: {task: sentences with "{}"}; the first draws the images. None for
+      our own.
+    num_prompts: how many of its task's templates each concept has.
+    captions: further texts to preserve, or a file with one a line. Together
+      they weigh as much as the concepts' own rows; in "reference" each token
+      has weight 1.
+    cache: a folder that keeps the captions' sums.
+    domain_weight: the weight of each token that the concepts preserve.
     preserve_scale: s of the refinement.
     fuse_scale: s of the fusion.
     lamb: ridge of both.
-    fusion: "closed_form", or "mean", eq. 6: the adapters' mean, added.
+    fusion: "closed_form" (eq. 7), or "mean" for the adapters' mean (eq. 6).
     pack: concepts that train on one device at a time.
   """
 
@@ -112,7 +116,7 @@ class Hparams:
   data: str | None = None
   examples: Mapping[str, tuple[np.ndarray, np.ndarray | None]] | None = None
   num_images: int = 8
-  image_steps: int = 30
+  num_inference_steps: int = 30
   guidance_scale: float = 7.5
   templates: Mapping[str, Sequence[str]] | None = None
   num_prompts: int = 30
@@ -143,7 +147,7 @@ class Hparams:
       "batch_size",
       "pack",
       "num_images",
-      "image_steps",
+      "num_inference_steps",
     ):
       value = getattr(self, name)
       if value is not None and value < 1:
@@ -155,28 +159,28 @@ class Hparams:
     if self.data is not None and self.examples is not None:
       raise ValueError("data and examples: give one of them")
     if self.mask_source == "png" and self.data is None:
-      raise ValueError("mask_source='png': give data, the folder")
+      raise ValueError("mask_source='png': give data, the folder with masks")
 
   @property
   def variant(self) -> Preset:
-    """The preset, with what replaces some of it."""
+    """The preset, with `loss_form` and `target_tokens` replaced if given."""
     instead = {"loss_form": self.loss_form, "target_tokens": self.target_tokens}
     given = {key: value for key, value in instead.items() if value is not None}
     return dataclasses.replace(PRESETS[self.preset], **given)
 
   @property
   def _by_phrase(self) -> dict[str, str]:
-    """Recipes that are told concept by concept."""
+    """Recipes of single concepts."""
     if self.recipe is None or isinstance(self.recipe, str):
       return {}
-    # A config's dictionary is no Mapping to Python.
+    # `dict` also takes a ConfigDict, which is no Mapping.
     return {same_phrase(k): v for k, v in dict(self.recipe).items()}
 
   def recipe_of(self, concept: Concept) -> Recipe:
-    """What is trained for this concept, and how."""
-    told = self.recipe if isinstance(self.recipe, str) else None
-    told = told or self._by_phrase.get(same_phrase(concept.erase))
-    recipe = RECIPES[told or concept.task]
+    """How this concept's adapter trains."""
+    name = self.recipe if isinstance(self.recipe, str) else None
+    name = name or self._by_phrase.get(same_phrase(concept.erase))
+    recipe = RECIPES[name or concept.task]
     rate, steps = self.learning_rate, self.num_steps
     return Recipe(
       recipe.learning_rate if rate is None else rate,
@@ -185,15 +189,15 @@ class Hparams:
     )
 
   def source_of(self, concept: Concept) -> str:
-    """Of the concept's masks; a style is everywhere."""
+    """Where the concept's masks come from; a style covers the whole image."""
     return "full" if concept.task == "art" else self.mask_source
 
   def check(self, concepts: Sequence[Concept]) -> None:
-    """Refuses what does not fit these concepts.
+    """Checks that recipes and examples belong to these concepts.
 
     Raises:
-      ValueError: a recipe of a phrase that is no concept, naming the nearest;
-        a concept whose images or masks are not there, or not wanted.
+      ValueError: a recipe for a phrase that is no concept (the message names
+        the nearest), or images or masks that are missing or never used.
     """
     names = [same_phrase(concept.erase) for concept in concepts]
     for phrase in self._by_phrase:
@@ -205,13 +209,17 @@ class Hparams:
     name, source = concept.erase, self.source_of(concept)
     _, found = (self.examples or {}).get(name, (None, None))
     if self.examples is not None and name not in self.examples:
-      raise ValueError(f"examples: none of {name!r}")
+      raise ValueError(
+        f"examples: none of {name!r}; give (images, masks) for every concept"
+      )
     if found is not None and concept.task == "art":
-      raise ValueError(f"examples: {name!r} is a style, it has masks")
+      raise ValueError(
+        f"examples: {name!r} is a style, which has no masks; give None"
+      )
     if found is not None and source != "analytic":
       raise ValueError(
         f"examples hold masks of {name!r}, which mask_source={source!r} does "
-        "not look at; give mask_source='analytic', or None in their place"
+        "not use; give mask_source='analytic', or None in their place"
       )
     if found is None and source == "analytic":
       raise ValueError(

@@ -1,4 +1,4 @@
-"""MACE from phrases to trained adapters: all but the fusion; see `mace`."""
+"""MACE's steps from phrases to trained adapters; `mace` has the equations."""
 
 import dataclasses
 import zlib
@@ -22,9 +22,9 @@ from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 
 def concept_keys(key: PRNGKeyArray, concept: Concept) -> PRNGKeyArray:
-  """The concept's own four keys, whatever its company and its place.
+  """Keys for the concept's templates, images, masks and adapter.
 
-  For its templates, images, masks and adapter.
+  They depend on its phrase, not on the other concepts or on their order.
   """
   name = same_phrase(concept.erase).encode()
   return jax.random.split(jax.random.fold_in(key, zlib.crc32(name)), 4)
@@ -39,18 +39,18 @@ def preserved_gram(
   cache: str | None = None,
   rows: float | None = None,
 ) -> Float64[np.ndarray, "d d"]:
-  """C = sum of e e^T over captions + domain_weight of that over `preserve`.
+  """C, the sum of e e^T over captions, plus `domain_weight` times that over
+  `preserve`.
 
-  All tokens of every text; one matrix serves all layers.
+  Every token of every text counts, and one matrix serves all layers.
 
   Args:
-    sd: the model.
-    params: its parameters.
-    captions: texts, or the name of a file with one a line.
+    params: the base.
+    captions: texts, or the name of a file with one text a line.
     preserve: the domain's phrases.
-    domain_weight: of these.
-    cache: as in `closed_form.mass.held_sums`.
-    rows: what all captions weigh together; None for each token 1.
+    domain_weight: the weight of each token of `preserve`.
+    cache: a folder, see `closed_form.mass.held_sums`.
+    rows: the weight of all captions together; None gives each token weight 1.
   """
   if isinstance(captions, str):
     captions = read_captions(captions)
@@ -70,7 +70,7 @@ def speak(
   key: PRNGKeyArray,
   h: Hparams,
 ) -> list[text.Words]:
-  """Each concept's prompts, encoded."""
+  """Chooses and encodes each concept's prompts."""
   variant, said = h.variant, []
   for concept in concepts:
     bits = jax.random.key_data(concept_keys(key, concept)[0])
@@ -98,9 +98,10 @@ def start(
   said: Sequence[text.Words],
   h: Hparams,
 ) -> Fusion:
-  """The statistics of both closed forms, without adapters yet."""
+  """The statistics of both closed forms, still without adapters."""
   scale = h.preserve_scale
-  # Or thousands of captions would hold the concepts' own words too.
+  # Captions weigh as much as the concepts' rows. Thousands with weight 1 would
+  # hold the concepts' own words too.
   rows = sum(words.sums.erased for words in said)
   return Fusion(
     base_fingerprint(params),
@@ -132,7 +133,7 @@ def train(
   begun: Fusion,
   h: Hparams,
 ) -> tuple[Fusion, dict[str, Any]]:
-  """Stages (i) and (ii): what the fusion needs, and a record by concept."""
+  """Stages (i) and (ii); returns the fusion's statistics and a report."""
   refined = with_kernels(params, begun.refine(params)[0])
   runs, report = [], {}
   for concept, words in zip(concepts, said, strict=True):
@@ -168,7 +169,7 @@ def _run(
   found: UInt8[np.ndarray, "m H W"] | None,
   h: Hparams,
 ) -> tuple[suppress.Run, dict[str, Any]]:
-  """One concept's images, masks and steps, and a record of them."""
+  """One concept's images, masks and steps, with its part of the report."""
   variant = h.variant
   recipe, source = h.recipe_of(concept), h.source_of(concept)
   mean, std = image.encode_images(sd, params, images, variant.pixels)
@@ -188,8 +189,8 @@ def _run(
     law,
   )
   layers = mask.for_layers(sd, list(masks), variant.resize)
-  told = suppress.Examples(mean, std, layers, words.states, words.targets)
-  run = suppress.Run(concept.erase, keys[1], told, plan, recipe.learning_rate)
+  seen = suppress.Examples(mean, std, layers, words.states, words.targets)
+  run = suppress.Run(concept.erase, keys[1], seen, plan, recipe.learning_rate)
   return run, {
     "mask_source": source,
     "full_instead": full,

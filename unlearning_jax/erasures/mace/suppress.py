@@ -1,9 +1,9 @@
-"""MACE's second stage: adapters that take a concept's attention away.
+"""MACE's second stage: adapters that suppress a concept's attention.
 
-One adapter per concept, all concepts in one compiled program: the trunk is
-shared, adapters, examples and optimisers are led by a concept axis that is
-split over the devices. A concept's randomness is its own key's, so it trains to
-the same numbers alone or in any company.
+All concepts train in one compiled program. They share the frozen network;
+adapters, examples and optimizer states have a concept axis, which is split over
+the devices. Each concept draws from its own key, so it trains to the same
+numbers alone and beside others.
 """
 
 import functools
@@ -28,8 +28,11 @@ def focal_law(
 ) -> Float64[np.ndarray, " t"]:
   """Concept-focal sampling: xi(t) ~ sigm(gamma (t-t1)) - sigm(gamma (t-t2)).
 
-  Late steps only: early ones fix the layout, which concepts with words in
-  common share.
+  It favors late sampling steps, because early ones fix the layout, which
+  concepts with common words share.
+
+  Returns:
+    The probability of each training timestep.
 
   Raises:
     ValueError: not 0 <= t1 < t2 < timesteps, or gamma is not positive.
@@ -48,10 +51,10 @@ class Examples(NamedTuple):
   """A concept's training images and prompts.
 
   Attributes:
-    mean: of the latents' posterior, scaled.
-    std: likewise.
-    masks: where the concept is, by the number of cells of a layer.
-    states: text states of the prompts.
+    mean: the mean of the latents' posterior, scaled.
+    std: its standard deviation, scaled.
+    masks: M, by a layer's number of cells q.
+    states: text states of the n prompts.
     targets: S of each prompt.
   """
 
@@ -63,7 +66,7 @@ class Examples(NamedTuple):
 
 
 class Plan(NamedTuple):
-  """What each of a concept's steps looks at."""
+  """Indices of images and prompts, and timesteps, for s steps of b rows."""
 
   images: Int[np.ndarray, "s b"]
   prompts: Int[np.ndarray, "s b"]
@@ -78,8 +81,8 @@ def make_plan(
   batch_size: int,
   law: Float64[np.ndarray, " t"],
 ) -> Plan:
-  """Images in shuffled rounds; prompts and timesteps at random."""
-  # One stream each, so that a longer plan begins as a shorter one does.
+  """Takes images in shuffled rounds; draws prompts and timesteps (by `law`)."""
+  # A stream for each, so that a longer plan begins like a shorter one.
   seed = np.asarray(jax.random.key_data(key)).tolist()
   order, words, times = (np.random.default_rng([*seed, i]) for i in range(3))
   shape = (num_steps, batch_size)
@@ -98,15 +101,15 @@ def attention_loss(
   targets: Bool[Array, "b l"],
   form: str,
 ) -> Float[Array, " b"]:
-  """What the target tokens draw inside the mask, summed over layers.
+  """The attention that the tokens S draw inside the mask, summed over layers.
 
-    squared (paper)    sum_l |A_l . M|_F^2
-    norm    (release)  sum_l |A_l . M|_F
+    squared  sum_l |A_l[:, S] . M_l|_F^2   (paper)
+    norm     sum_l |A_l[:, S] . M_l|_F     (release)
 
   Args:
     weights: A_l, attention probabilities by layer.
-    masks: M by number of queries.
-    targets: S, the columns of A that count.
+    masks: M_l by the layer's number of queries.
+    targets: S.
     form: "norm" or "squared".
   """
   total = jnp.zeros(len(targets))
@@ -116,14 +119,14 @@ def attention_loss(
       "bhql,bq,bl->b", layer**2, mask, targets.astype(layer.dtype)
     )
     if form == "norm":
-      # The root has no slope at zero; an empty mask must not make NaN of it.
+      # The root's slope at zero is infinite: an empty mask would give NaN.
       some = squares > 0
       squares = jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1)), 0)
     total += squares
   return total
 
 
-# The release's AdamW; the learning rate is each concept's own.
+# The release's AdamW, without the learning rate, which each concept has itself.
 _OPTIMIZER = optax.chain(
   optax.clip_by_global_norm(1.0),
   optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
@@ -137,7 +140,7 @@ _OPTIMIZER = optax.chain(
 def _step(
   sd: StableDiffusion, trunk: Any, state: Any, runs: Any, step: Array, form: str
 ):
-  """One update of every concept; `state` and `runs` are led by concepts."""
+  """One update of every concept, the first axis of `state` and `runs`."""
 
   def one(state: Any, run: Any):
     adapters, opt_state = state
@@ -169,7 +172,7 @@ def _step(
       adapters,
       updates,
     )
-    # A concept with fewer steps than the others rests.
+    # A concept that has had all its steps keeps its state.
     new = (moved, opt_state_new)
     active = step < run["num_steps"]
     return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, state), value
@@ -196,22 +199,20 @@ def train(
   form: str,
   pack: int,
 ) -> tuple[list[Adapters], list[Float[np.ndarray, " s"]]]:
-  """Trains one adapter per concept on the keys and values of `params`.
+  """Trains one adapter for each concept, on keys and values.
 
   Args:
-    sd: the model.
-    params: its refined parameters; adapters are added, nothing else moves.
+    params: the refined parameters, W'; they stay frozen.
     runs: the concepts.
-    rank: of the adapters.
-    form: of the loss.
-    pack: concepts that share a device at a time; bounds memory, nothing else.
+    rank: the adapters' rank.
+    form: the loss, "norm" or "squared".
+    pack: concepts on one device at a time; changes only memory and time.
 
   Returns:
-    Adapters and losses by step, in order.
+    Each concept's adapters, and its loss at each step.
 
   Raises:
-    FloatingPointError: naming the concept and the step, where a loss is not
-      finite.
+    FloatingPointError: a loss is not finite; names the concept and the step.
   """
   mesh = sharding.make_mesh()
   lanes = min(-(-len(runs) // mesh.size), pack) * mesh.size
@@ -219,7 +220,7 @@ def train(
   adapters, losses = [], []
   for start in range(0, len(runs), lanes):
     packed = runs[start : start + lanes]
-    # The last pack is filled up, so that one program serves all of them.
+    # The last pack is filled up, so that all packs share a program.
     full = [*packed, *[packed[-1]] * (lanes - len(packed))]
     trained, found = _train_pack(sd, trunk, full, runs, mesh, rank, form)
     for i, run in enumerate(packed):
@@ -259,7 +260,7 @@ def _train_pack(sd, trunk, packed, runs, mesh, rank, form):
 
 
 def _row(run: Run, steps: int, images: int) -> dict[str, Any]:
-  """A run's arrays, brought to the sizes of the longest one."""
+  """A run's arrays, padded to the sizes of the longest run."""
   examples = run.examples
 
   def fill(array: Any, size: int) -> np.ndarray:

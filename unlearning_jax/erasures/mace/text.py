@@ -1,4 +1,4 @@
-"""MACE's prompts: where a phrase stands in them, which tokens correspond."""
+"""MACE's prompts: where a phrase stands, and which tokens correspond."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -53,12 +53,12 @@ TEMPLATES = {
   "unsafe": _THINGS,
 }  # fmt: skip
 TARGETS = ("phrase", "phrase+eos", "phrase+eos+pads")
-# Beyond it, a sentence has no room left around the phrase.
+# A longer phrase leaves no room for a sentence around it.
 _MAX_TOKENS = 70
 
 
 class Located(NamedTuple):
-  """A prompt's token ids, unpadded, and the phrase's place [start, stop)."""
+  """A prompt's ids without padding; the phrase is at [start, stop)."""
 
   ids: tuple[int, ...]
   start: int
@@ -69,11 +69,11 @@ def locate(tokenizer: Any, template: str, phrase: str) -> Located:
   """Puts `phrase` into `template` and finds its tokens there.
 
   Raises:
-    ValueError: the template has not exactly one "{}"; the phrase's tokens are
-      other ones inside the sentence than alone.
+    ValueError: the template does not hold exactly one "{}", or the phrase has
+      other tokens in the sentence than alone.
   """
   if template.count("{}") != 1:
-    raise ValueError(f"template {template!r}: it must hold one '{{}}'")
+    raise ValueError(f"template {template!r}: must hold exactly one '{{}}'")
   before, after = template.split("{}")
   whole, head, inner, tail = (
     tuple(tokenizer(text, truncation=False)["input_ids"])[1:-1]
@@ -81,8 +81,8 @@ def locate(tokenizer: Any, template: str, phrase: str) -> Located:
   )
   if whole != head + inner + tail:
     raise ValueError(
-      f"template {template!r}: {phrase!r} is not found in it after "
-      "tokenisation; set blanks or punctuation around '{}'"
+      f"template {template!r}: {phrase!r} has other tokens in it than alone; "
+      "put blanks or punctuation around '{}'"
     )
   start = 1 + len(head)
   ids = (tokenizer.bos_token_id, *whole, tokenizer.eos_token_id)
@@ -90,7 +90,7 @@ def locate(tokenizer: Any, template: str, phrase: str) -> Located:
 
 
 def common_ends(one: Sequence[int], other: Sequence[int]) -> tuple[int, int]:
-  """Lengths of the longest common start, and of the common end of the rest."""
+  """Lengths of the longest common start, and of the rest's common end."""
   shorter = min(len(one), len(other))
   first = next((i for i in range(shorter) if one[i] != other[i]), shorter)
   last = next(
@@ -103,17 +103,17 @@ def common_ends(one: Sequence[int], other: Sequence[int]) -> tuple[int, int]:
 def kept_tokens(
   old: Located, new: Located, length: int, *, by_ends: bool
 ) -> tuple[list[int], list[int]]:
-  """Which positions of two padded prompts correspond, the phrases left out.
+  """Which positions of two padded prompts correspond, without the phrases.
 
-  Tokens before the phrase keep their place, those after it are counted from
-  its end, padding follows; both lists stop where the longer prompt's does.
+  Tokens before the phrases correspond in order, then those after them, then
+  padding. Both lists stop when the prompt with fewer such tokens ends.
 
   Args:
     old: the prompt with the concept.
     new: the same template with the anchor.
-    length: of the padded prompts.
-    by_ends: take for context whatever the prompts have in common at both ends,
-      as the release does, even where concept and anchor share words there.
+    length: l, the length of both with padding.
+    by_ends: count as context whatever the prompts share at both ends, as in the
+      release, even words that concept and anchor share.
   """
   first, last = old.start, len(old.ids) - old.stop
   if by_ends:
@@ -129,10 +129,15 @@ def kept_tokens(
 def target_positions(
   prompt: Located, length: int, tokens: str, pads_are_eos: bool
 ) -> Bool[np.ndarray, " l"]:
-  """S: the positions whose attention is suppressed, see `TARGETS`.
+  """S, the positions whose attention is suppressed.
 
-  `phrase+eos+pads` marks padding only where it is the end-of-text token, as in
-  Stable Diffusion 1: the release looks for that token's id.
+  Args:
+    prompt: the prompt with the concept.
+    length: l, its length with padding.
+    tokens: a name in `TARGETS`.
+    pads_are_eos: whether padding has the id of the end of text, as in Stable
+      Diffusion 1. Only then does `phrase+eos+pads` mark padding, because the
+      release looks for that id.
   """
   marked = np.zeros(length, bool)
   marked[prompt.start : prompt.stop] = True
@@ -144,16 +149,15 @@ def target_positions(
 
 
 class Words(NamedTuple):
-  """A concept's prompts, as all three stages read them.
+  """A concept's prompts, encoded for all three stages.
 
   Attributes:
     states: text states of the n prompts with the concept.
-    anchors: of those with the anchor in the concept's place.
-    phrases: where the concept stands in each of them.
-    targets: S of each of them.
-    sums: of the refinement: what surrounds the concept shall mean what
-      surrounds the anchor.
-    gram: sum of e e^T over all tokens of all prompts with the concept.
+    anchors: text states of the same prompts with the anchor.
+    phrases: which tokens of each prompt are the concept's.
+    targets: S of each prompt.
+    sums: sums of e^f e^f^T and (e^g - e^f) e^f^T.
+    gram: G, the sum of e e^T over all tokens of the prompts with the concept.
   """
 
   states: Float[np.ndarray, "n l d"]
@@ -170,10 +174,10 @@ def choose_templates(
   count: int,
   rng: np.random.Generator,
 ) -> list[str]:
-  """`count` templates of the concept's task, drawn without replacement.
+  """Draws `count` templates of the concept's task, without replacement.
 
   Raises:
-    ValueError: the task has fewer.
+    ValueError: the task has fewer templates.
   """
   listed = tuple(templates.get(concept.task) or ())
   if not 1 <= count <= len(listed):
@@ -181,15 +185,16 @@ def choose_templates(
       f"num_prompts={count}; allowed: 1 to {len(listed)}, the templates of "
       f"task {concept.task!r}"
     )
-  # In their own order: the first is the plainest.
+  # Sorted, because the first of the list is the plainest.
   return [listed[i] for i in sorted(rng.permutation(len(listed))[:count])]
 
 
 def check_phrases(tokenizer: Any, concepts: Sequence[Concept]) -> None:
-  """Refuses phrases that MACE cannot tell apart or has no room for.
+  """Checks that concepts fit into sentences and differ from their anchors.
 
   Raises:
-    ValueError: a concept has no tokens or more than 70; its anchor contains it.
+    ValueError: a concept has no tokens or more than 70, or its anchor contains
+      it.
   """
   for concept in concepts:
     old, new = (
@@ -207,7 +212,7 @@ def check_phrases(tokenizer: Any, concepts: Sequence[Concept]) -> None:
     if inside:
       raise ValueError(
         f"the anchor {concept.anchor!r} contains the concept "
-        f"{concept.erase!r}: it would be sent to itself"
+        f"{concept.erase!r}, so nothing would be erased; choose another anchor"
       )
     shared = set(same_phrase(concept.erase).split())
     if shared & set(same_phrase(concept.anchor).split()):
@@ -226,10 +231,18 @@ def encode_concept(
   tokens: str,
   by_ends: bool,
 ) -> Words:
-  """Encodes a concept's prompts and sums them up; see `Words`.
+  """Encodes a concept's prompts, see `Words`.
+
+  Args:
+    params: the base.
+    concept: the phrase and its anchor.
+    templates: sentences with "{}".
+    tokens: S, a name in `TARGETS`.
+    by_ends: see `kept_tokens`.
 
   Raises:
-    ValueError: as `locate`; a prompt is too long or its states not finite.
+    ValueError: what `locate` refuses, a prompt that is too long, or text states
+      that are not finite.
   """
   length, width = sd.context_shape
   tokenizer = sd.tokenizer
@@ -265,7 +278,7 @@ def refinement_sums(
   anchors: Float[np.ndarray, "n l d"],
   kept: Sequence[tuple[Sequence[int], Sequence[int]]],
 ) -> closed_form.Sums:
-  """Sums of e^f e^f^T and (e^g - e^f) e^f^T over the corresponding tokens."""
+  """Sums of e^f e^f^T and (e^g - e^f) e^f^T over corresponding tokens."""
   pairs = list(zip(states, anchors, kept, strict=True))
   source = np.concatenate([e[rows] for e, _, (rows, _) in pairs])
   target = np.concatenate([a[rows] for _, a, (_, rows) in pairs])

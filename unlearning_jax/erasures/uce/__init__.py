@@ -1,20 +1,29 @@
 """UCE: Unified Concept Editing in Diffusion Models (Gandikota et al., 2024).
 
-Erased text states are made to mean their anchor's, preserved ones are held, in
-every cross-attention key and value projection, in closed form (`closed_form`
-has the equations). Two releases exist, and they are different methods:
+In every cross-attention key and value projection W, erased text states c take
+the values of their anchor's states c*, and preserved states q keep theirs:
 
-  uce2023  from a phrase's last subject token on, every token to the end (end of
-           text and padding) is sent to the anchor's token as far from its own
-           last subject token. All tokens of preserved phrases are held, the
-           empty prompt always. This is the paper's, and the one RECE builds on.
-  uce2025  one token a phrase, the last of its subject; nothing else is held.
+  min_W'  e sum |W' c - W c*|^2 + p sum |W' q - W q|^2 + lamb |W' - W|^2
 
-With an empty anchor the last subject token becomes the start-of-text token.
-The releases' other technique, "tensor", sends a phrase to what its anchor's
-value does not share with its own (`closed_form.orthogonal`), another target in
-every projection: such an edit is the changed projections, no context map. Its
-authors call it an early experiment and advise against it.
+`closed_form` has the solution, one context map for all projections. Two
+releases exist, and they are different methods:
+
+  uce2023  erases every row from a phrase's last subject token to the end (end
+           of text and padding). Each takes the value of the anchor's row at the
+           same distance from the anchor's last subject token. All rows of
+           preserved phrases and of the empty prompt are held. This is the
+           paper's method, and RECE builds on it.
+  uce2025  erases one row a phrase, the last subject token, and holds one row of
+           each preserved phrase.
+
+With an empty anchor the last subject token takes the value of the start of
+text.
+
+The releases also have the technique "tensor", which sends a phrase to the part
+of its anchor's value that is orthogonal to its own (`closed_form.orthogonal`).
+This target differs between projections, so the edit is no context map but
+changed projections. The authors call it an early experiment and advise against
+it.
 
 Reference: https://arxiv.org/abs/2308.14761
 """
@@ -32,14 +41,10 @@ from unlearning_jax.closed_form.statistics import Statistics
 from unlearning_jax.concepts import Concept, check_choice
 from unlearning_jax.edits import Edit, edit_between, make_edit
 from unlearning_jax.erasures import NO_HOOKS, Hooks
-from unlearning_jax.erasures.uce.text import (
-  PRESETS,
-  Task,
-  TextState,
-  encode,
-  encode_task,
-  paired_rows,
-)
+from unlearning_jax.erasures.uce.text import PRESETS, Task, paired_rows
+from unlearning_jax.erasures.uce.text import TextState as TextState
+from unlearning_jax.erasures.uce.text import encode as encode
+from unlearning_jax.erasures.uce.text import encode_task as encode_task
 from unlearning_jax.projections import (
   base_fingerprint,
   cross_attention_kernels,
@@ -47,24 +52,6 @@ from unlearning_jax.projections import (
   with_kernels,
 )
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
-
-__all__ = [
-  "CHANGES",
-  "Hparams",
-  "NEEDS",
-  "PRESETS",
-  "TECHNIQUES",
-  "Task",
-  "TextState",
-  "encode",
-  "encode_task",
-  "erase",
-  "extend",
-  "gather",
-  "paired_rows",
-  "solve",
-  "solve_tensor",
-]
 
 TECHNIQUES = ("replace", "tensor")
 CHANGES = ("unet/*/attn2/to_[kv]/kernel",)
@@ -78,15 +65,16 @@ class Hparams:
   Attributes:
     preset: "uce2023" or "uce2025".
     technique: "replace" or "tensor".
-    erase_scale: e, weight of the erased rows.
-    preserve_scale: p, weight of the preserved rows; None for the release's own,
+    erase_scale: e, the weight of erased rows.
+    preserve_scale: p, the weight of preserved rows. None for the release's:
       max(0.1, 1 / preserved phrases) in uce2023, 1 in uce2025.
-    lamb: weight of the distance to the base weights.
-    expand_prompts: add the task's templates ("image of ...").
-    allow_conflict: whether a phrase may be both erased and preserved; it then
-      ends in between, as the scales say.
-    truncate: cut phrases that are too long for the text encoder off, as the
-      releases do silently, and warn of what is kept; else they are refused.
+    lamb: the ridge, the weight of |W' - W|^2.
+    expand_prompts: also erase the phrases in the task's templates, as "image of
+      ...".
+    allow_conflict: whether a phrase may be both erased and preserved. The
+      scales then decide how far it moves.
+    truncate: cut phrases that are too long for the text encoder, as the
+      releases do, with a warning; by default they are refused.
   """
 
   preset: str = "uce2023"
@@ -109,7 +97,7 @@ class Hparams:
 
   @property
   def scales(self) -> dict[str, Any]:
-    """The arguments of `solve`."""
+    """The keyword arguments of `solve`."""
     return {
       name: getattr(self, name)
       for name in ("erase_scale", "preserve_scale", "lamb")
@@ -117,7 +105,7 @@ class Hparams:
 
   @property
   def rules(self) -> dict[str, Any]:
-    """The arguments of `encode_task`."""
+    """The keyword arguments of `encode_task`."""
     names = ("preset", "expand_prompts", "allow_conflict", "truncate")
     return {name: getattr(self, name) for name in names}
 
@@ -129,17 +117,14 @@ def solve(
   preserve_scale: float | None = None,
   lamb: float = 0.5,
 ) -> tuple[Float64[np.ndarray, "d d"], dict[str, Any]]:
-  """The context map T of an edit, and its diagnostics; scales as `Hparams`.
+  """The context map T of an edit, and diagnostics; scales as in `Hparams`.
 
   Raises:
     ValueError: a scale is negative or not finite, or the system is not positive
       definite.
   """
-  if preserve_scale is None:
-    preserve_scale = _published_scale(task)
-  rows = [paired_rows(*pair, task.preset) for pair in task.pairs]
   return closed_form.solve_pairs(
-    [(*pair, erase_scale) for pair in rows], task.held, preserve_scale, lamb
+    *_weighted(task, erase_scale, preserve_scale), lamb
   )
 
 
@@ -151,21 +136,22 @@ def solve_tensor(
   preserve_scale: float | None = None,
   lamb: float = 0.5,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """`solve` of the technique "tensor": the changed kernels, diagnostics."""
-  if preserve_scale is None:
-    preserve_scale = _published_scale(task)
-  rows = [paired_rows(*pair, task.preset) for pair in task.pairs]
+  """Like `solve` with "tensor"; returns the changed kernels by path."""
   return closed_form.solve_orthogonal(
-    kernels,
-    [(*pair, erase_scale) for pair in rows],
-    task.held,
-    preserve_scale,
-    lamb,
+    kernels, *_weighted(task, erase_scale, preserve_scale), lamb
   )
 
 
+def _weighted(task: Task, erase_scale: float, preserve_scale: float | None):
+  """Pairs of rows with e, the preserved sums, and p."""
+  if preserve_scale is None:
+    preserve_scale = _published_scale(task)
+  rows = (paired_rows(*pair, task.preset) for pair in task.pairs)
+  return [(*pair, erase_scale) for pair in rows], task.held, preserve_scale
+
+
 def _published_scale(task: Task) -> float:
-  """The preserve scale where none is given."""
+  """The release's preserve scale."""
   if not PRESETS[task.preset].tail:
     return 1.0
   return max(0.1, 1 / max(task.held_phrases, 1))
@@ -178,10 +164,10 @@ def gather(
   h: Hparams,
   base: str | None = None,
 ) -> Statistics:
-  """What `erase` solves, to keep beside the edit; see `closed_form.statistics`.
+  """The sums that `erase` solves, see `closed_form.statistics`.
 
-  `statistics.edit_of` makes the edit of it; arguments as `erase`, and `base`,
-  the fingerprint of `params` where it is known.
+  Arguments as `erase`; `base` is the fingerprint of `params`, computed if None.
+  `statistics.edit_of` turns the sums into an edit.
   """
   task = encode_task(sd, params, concepts, **h.rules)
   scale = h.preserve_scale
@@ -204,11 +190,16 @@ def extend(
   known: Statistics,
   concepts: Sequence[Concept],
 ) -> Statistics:
-  """Erases `concepts` too, by the settings of `known`.
+  """Adds `concepts` to an erasure, with its settings.
+
+  Args:
+    params: the base of `known`.
+    known: the sums of the erasure so far.
+    concepts: what to erase besides.
 
   Raises:
-    ValueError: as `gather`; `params` are not the base, an edited model least of
-      all; a concept is erased or preserved already.
+    ValueError: an unusable phrase, `params` that are not the base, or a concept
+      that is already erased or preserved.
   """
   statistics.check_more(known, concepts)
   statistics.check_same_base(known, params)
@@ -232,7 +223,7 @@ def extend(
 def _erased(
   task: Task, concepts: Sequence[Concept], scale: float
 ) -> tuple[statistics.Erased, ...]:
-  """The rows of each concept, those of its templates included."""
+  """Each concept's rows, with those of its templates."""
   rows = [paired_rows(*pair, task.preset) for pair in task.pairs]
   each = len(rows) // len(concepts)
   erased = []
@@ -253,17 +244,12 @@ def erase(
 ) -> Edit:
   """Erases `concepts` by UCE.
 
-  Args:
-    sd: the model.
-    params: its parameters.
-    concepts: what to erase, towards what, and what to preserve.
-    key: unused, UCE draws nothing.
-    h: the hyperparameters.
-    hooks: `keep` is used, but not by "tensor", which has no statistics.
+  Arguments as `Erasure`; UCE does not use `key`. It uses `hooks.keep`, except
+  for "tensor", which has no statistics.
 
   Raises:
-    ValueError: a phrase is not usable; the system is not positive definite; the
-      edit changes nothing.
+    ValueError: an unusable phrase, a system that is not positive definite, or
+      an edit that changes nothing.
   """
   del key
   kernels = cross_attention_kernels(params)
@@ -277,7 +263,7 @@ def erase(
       concepts=concepts,
       diagnostics=diagnostics,
     )
-  # `make_edit` hashes the weights, and once is enough.
+  # No fingerprint here: `make_edit` computes it, and once is enough.
   gathered = gather(sd, params, concepts, h, base="")
   context_map, diagnostics = statistics.solution(gathered)
   edit = make_edit(

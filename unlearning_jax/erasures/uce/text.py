@@ -1,4 +1,4 @@
-"""UCE's phrases: which rows of their text states are erased, and held."""
+"""UCE's phrases: which rows of their text states are erased, which are held."""
 
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
@@ -22,17 +22,17 @@ from unlearning_jax.projections import text_width
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 from unlearning_jax.tokens import check_tokens
 
-# Phrases in one call of the text encoder: bounds memory for long lists.
+# Phrases in one call of the text encoder; bounds memory for long lists.
 _BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-  """Where the two published variants differ."""
+  """Where the two releases differ."""
 
-  tail: bool  # rows: from the last subject token on, or that token alone
-  hold_empty: bool  # the empty prompt is always preserved
-  template_anchors: bool  # templates apply to anchors too
+  tail: bool  # whether all rows from the last subject token on are erased
+  hold_empty: bool  # whether the empty prompt is always preserved
+  template_anchors: bool  # whether anchors stand in templates too
 
 
 PRESETS = {
@@ -46,8 +46,8 @@ class TextState:
   """A phrase as the projections see it.
 
   Attributes:
-    rows: text states, (l, d), start and padding included.
-    last: index of the phrase's last token; 0, the start, of an empty phrase.
+    rows: all text states, start of text and padding included.
+    last: index of the phrase's last token; 0, the start, if it is empty.
   """
 
   rows: Float[np.ndarray, "l d"]
@@ -61,22 +61,22 @@ def encode(
   *,
   truncate: bool = False,
 ) -> Iterator[TextState]:
-  """The text states of `phrases`, in order, encoded in batches.
+  """Encodes phrases in batches; yields their text states in order.
 
-  Phrases that are too long are cut off, with a warning, where `truncate` says
-  so.
+  Args:
+    params: the base.
+    truncate: cut phrases that are too long, with a warning.
 
   Raises:
-    ValueError: naming the phrase, if it is too long or its states are not
-      finite.
+    ValueError: a phrase is too long, or its states are not finite.
   """
-  # All of them first: a phrase that is too long is refused before any work.
+  # All phrases are tokenized first, so that a long one is refused at once.
   ids = stable_diffusion.tokenize(sd, phrases, truncate=truncate)
   lasts = mass.last_tokens(sd, ids)
-  # Few sizes, all powers of two, and short batches filled up: the encoder is
-  # compiled once for each.
+  # Batches have few sizes, all powers of two, and short ones are filled up:
+  # the encoder is compiled once for each size.
   size = min(_BATCH, 1 << max(len(ids) - 1, 0).bit_length())
-  # On the device once, not once a batch.
+  # Move the weights to the device once, not for every batch.
   encoder = jax.tree.map(jnp.asarray, {"text_encoder": params["text_encoder"]})
   for start in range(0, len(ids), _BATCH):
     rows = np.minimum(np.arange(start, start + size), len(ids) - 1)
@@ -91,14 +91,14 @@ def encode(
 def paired_rows(
   source: TextState, target: TextState, preset: str = "uce2023"
 ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]:
-  """The rows to erase, and the rows that say what each of them shall mean.
+  """The rows to erase, c, and the row c* whose value each of them takes.
 
   Raises:
-    ValueError: `source` has no token of its own: its only row would be the
-      start token that all prompts share.
+    ValueError: `source` has no tokens. Its only row would be the start of text,
+      which all prompts share.
   """
   if source.last < 1:
-    raise ValueError("an erased phrase has no tokens")
+    raise ValueError("concepts: an erased phrase has no tokens; give it words")
   if PRESETS[preset].tail:
     count = len(source.rows) - max(source.last, target.last)
   else:
@@ -111,14 +111,14 @@ def paired_rows(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-  """An edit's phrases, encoded; `solve` needs nothing else.
+  """An edit's encoded phrases, all that `solve` needs.
 
   Attributes:
     preset: "uce2023" or "uce2025".
     pairs: (erased, anchor).
     held: sums of the preserved rows, each with weight 1.
-    held_phrases: how many phrases that is.
-    held_names: which; may be left out.
+    held_phrases: the number of preserved phrases.
+    held_names: the preserved phrases; may be empty.
   """
 
   preset: str
@@ -141,8 +141,20 @@ def encode_task(
 ) -> Task:
   """Checks the concepts and encodes each distinct phrase once.
 
-  The states of preserved phrases are summed as they come: a list of thousands
-  needs no more memory than a short one. Those in `known` are left out.
+  The states of preserved phrases are added to sums as they come, so that a list
+  of thousands needs no more memory than a short one.
+
+  Args:
+    params: the base.
+    concepts: what to erase, each with its anchor and what it preserves.
+    preset: "uce2023" or "uce2025".
+    expand_prompts: see `Hparams`.
+    known: preserved phrases to leave out, because other sums hold them.
+    allow_conflict: see `Hparams`.
+    truncate: see `Hparams`.
+
+  Raises:
+    ValueError: an unusable concept or phrase.
   """
   check_choice("preset", preset, PRESETS)
   check_concepts(concepts, allow_conflict=allow_conflict)

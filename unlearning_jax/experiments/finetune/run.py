@@ -10,7 +10,7 @@ from unlearning_jax.edits import save_edit
 from unlearning_jax.experiments import common
 from unlearning_jax.experiments.finetune import images, parts
 from unlearning_jax.experiments.finetune.settings import (
-  DEFENCES,
+  DEFENSES,
   Settings,
   sources,
 )
@@ -19,10 +19,10 @@ from unlearning_jax.record import Recorder, training_log
 
 
 def listed() -> list[str]:
-  """Lines: what may be said for `train`, `defence.kind`, `data.source`."""
+  """Lines: what may be said for `train`, `defense.kind`, `data.source`."""
   choices = {
     "train": finetune.TRAINABLE,
-    "defence.kind": DEFENCES,
+    "defense.kind": DEFENSES,
     "data.source": sources(),
   }
   return [f"{key}: {', '.join(names)}" for key, names in choices.items()]

@@ -171,8 +171,9 @@ class Matrix:
     table, setup = self._table(cell.task), self._setup(own, edits)
     check = checks.checker(record, setup, listed)
     for other in self._others(cell):
-      records = read_rows(self.store.folder(other))
-      check = checks.remembering(check, records, f"../{other.attack}")
+      folder = self.store.folder(other)
+      records = read_rows(folder)
+      check = checks.remembering(check, records, f"../{folder.name}")
     done = record.done_ids()
     left = [row for row in table if row.id not in done]
     label = f"{self.cells.index(cell) + 1}/{len(self.cells)} {cell}"

@@ -191,10 +191,10 @@ def _check_plain(own: attack.Settings):
   Raises:
     ValueError: naming the key.
   """
-  kept: dict[str, Any] = {"victim": own.victim, "words": own.words}
+  kept: dict[str, Any] = {"victim": own.victim, "new_words": own.new_words}
   guiding = dataclasses.asdict(own.guidance)
   kept |= {f"guidance.{key}": value for key, value in guiding.items()}
-  kept["proxy.timesteps"] = own.proxy.timesteps
+  kept["diffusion_classifier.timesteps"] = own.diffusion_classifier.timesteps
   for key, value in kept.items():
     if value:
       raise ValueError(

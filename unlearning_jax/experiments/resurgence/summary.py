@@ -64,14 +64,14 @@ def document(study: Study) -> dict[str, Any]:
   settings = study.settings
   cells = measured(study)
   known = records(study, cells)
-  found = statistics.summarize(known, settings.revival)
+  found = statistics.summarize(known, settings.revival_threshold)
   own = _metrics(study, cells)
   for one in found:
     if one["condition"] in own:
       one["metrics"] = own[one["condition"]]
   return {
     "title": settings.title,
-    "threshold": settings.revival,
+    "threshold": settings.revival_threshold,
     "cells": {"planned": len(settings.cells), "measured": len(known)},
     "failed": list(_failures(study.rows)),
     "conditions": found,
@@ -125,7 +125,7 @@ def write(study: Study):
 
 
 def table(conditions: Sequence[Mapping[str, Any]]) -> str:
-  """Every rate at every step as a line of CSV; see docs/resurgence.md."""
+  """Every rate at every step as a line of CSV; see docs/finetune.md."""
   lines = (line for one in conditions for line in _lines(one))
   return tables.to_csv(_COLUMNS, lines, tables.short)
 

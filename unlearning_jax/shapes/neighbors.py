@@ -1,4 +1,4 @@
-"""How near two concepts are to each other, in the Shapes world's own CLIP."""
+"""How similar two concepts are in the Shapes world's own CLIP."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,8 @@ from jaxtyping import Float
 from safetensors.numpy import load_file
 
 from unlearning_jax import shapes, stable_diffusion
-from unlearning_jax.shapes import captions, vocabulary
+from unlearning_jax.concepts import check_choice
+from unlearning_jax.shapes import captions
 
 # Head -> the task whose phrases name its classes.
 TASKS = {"object": "object", "style": "style", "identity": "identity"}
@@ -19,18 +20,12 @@ def embed(
   params: Mapping[str, Any],
   phrases: Sequence[str],
 ) -> Float[np.ndarray, "n p"]:
-  """Unit vectors of phrases in the space of the contrastive tower.
-
-  Args:
-    sd: the Shapes model.
-    params: its parameters; the text encoder's are read.
-    phrases: what to embed.
-  """
+  """Unit vectors of n phrases in the contrastive space."""
   ids = stable_diffusion.tokenize(sd, phrases)
   states = np.asarray(
     stable_diffusion.encode_text(sd, dict(params), ids), np.float64
   )
-  # The state at the end of the text: the first of the tokens that also pad.
+  # The end of text is the first token with the id that also pads.
   ends = (ids == sd.tokenizer.eos_token_id).argmax(axis=1)
   file = shapes.clip_folder() / "model.safetensors"
   weight = load_file(file)["text_projection.weight"].astype(np.float64)
@@ -45,19 +40,17 @@ def similarity(
   head: str,
   names: Sequence[str],
 ) -> dict[str, float]:
-  """Mean cosine of each class's name to the names of what was erased.
+  """Each class's mean cosine to the names of what was erased.
 
   Args:
-    sd: the Shapes model.
-    params: its parameters.
     erased: (task, class) of each erased concept.
-    head: of the classes to compare.
-    names: those classes; "plain" is a style without an artist.
+    head: the head of the classes to compare, a key of `TASKS`.
+    names: the classes to compare.
 
   Raises:
-    ValueError: a class or a task that does not exist.
+    ValueError: an unknown head, class or task.
   """
-  vocabulary.check(head, tuple(TASKS), "head")
+  check_choice("head", head, TASKS)
   own = [
     phrase
     for task, name in erased
