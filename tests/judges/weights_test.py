@@ -79,7 +79,7 @@ def test_every_shipped_judge_says_what_it_needs(monkeypatch):
 def test_options_are_read_from_the_name():
   with pytest.raises(ValueError, match="did you mean 'threshold'"):
     judges.load("nudenet~treshold=1")
-  with pytest.raises(ValueError, match="threshold='x' is no float"):
+  with pytest.raises(ValueError, match="threshold='x' is not a float"):
     judges.load("nudenet~threshold=x")
   with pytest.raises(ValueError, match="did you mean 'nudenet'"):
     judges.load("nudenet-3.4.2")

@@ -246,8 +246,9 @@ def _collect(
   """Finds the tensors in what the pickle built, and reads only their bytes."""
   if not isinstance(tree, dict):
     raise ValueError(f"it holds {_describe(tree)}, not a state dict")
-  if isinstance(tree.get("state_dict"), dict):
-    tree = tree["state_dict"]
+  for key in ("state_dict", "model_state_dict"):
+    if isinstance(tree.get(key), dict):
+      tree = tree[key]
   cache: dict[_Storage, np.ndarray] = {}
   tensors = {}
   for name, value in _leaves(tree, (), 0):

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array
 
 from unlearning_jax.convert import names, reader
 from unlearning_jax.models.resnet import ResNet, ResNetConfig
@@ -169,16 +168,49 @@ def _laid_out(
   return names.to_flax(state, template, what)
 
 
-def outputs(state: Mapping[str, Array | np.ndarray], head: str) -> int:
-  """How many classes a head has, by the shape of its weight.
-
-  Args:
-    state: the file's tensors.
-    head: the name of its weight.
+def timm_config(state: Mapping[str, np.ndarray], what: str) -> VisionConfig:
+  """The shapes of timm's ViT, by its tensors: no config lies beside them.
 
   Raises:
-    ValueError: there is no such tensor.
+    ValueError: a tensor that says them is missing.
   """
-  if head not in state:
-    raise ValueError(f"weights: no {head!r} among {list(state)[:3]}, ...")
-  return state[head].shape[0]
+  wanted = ("patch_embed.proj.weight", "pos_embed", "head.weight")
+  names.report_mismatch(what, missing=[n for n in wanted if n not in state])
+  width, _, patch, _ = state["patch_embed.proj.weight"].shape
+  blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
+  side = round((state["pos_embed"].shape[-2] - 1) ** 0.5)
+  return VisionConfig(
+    hidden_size=width,
+    intermediate_size=4 * width,
+    num_hidden_layers=len(blocks),
+    # Of 64 channels each, in all of its sizes.
+    num_attention_heads=width // 64,
+    image_size=side * patch,
+    patch_size=patch,
+    outputs=len(state["head.weight"]),
+    hidden_act="gelu",
+    layer_norm_eps=1e-6,
+    is_clip=False,
+  )
+
+
+def torchvision_config(
+  state: Mapping[str, np.ndarray], what: str
+) -> ResNetConfig:
+  """The shapes of torchvision's ResNet of bottlenecks, by its tensors.
+
+  Raises:
+    ValueError: a tensor that says them is missing.
+  """
+  wanted = ["conv1.weight", "fc.weight", "layer4.0.conv3.weight"]
+  names.report_mismatch(what, missing=[n for n in wanted if n not in state])
+  stages = [f"layer{i}" for i in range(1, 5)]
+  return ResNetConfig(
+    depths=tuple(
+      len({n.split(".")[1] for n in state if n.startswith(f"{stage}.")})
+      for stage in stages
+    ),
+    widths=tuple(len(state[f"{stage}.0.conv3.weight"]) for stage in stages),
+    stem=len(state["conv1.weight"]),
+    classes=len(state["fc.weight"]),
+  )

@@ -51,6 +51,13 @@ def _all_labels(judged: Mapping[str, str]) -> str:
   return ", ".join(label for label in judged.values() if label)
 
 
+def _nothing(
+  raw: Sequence[Any], thresholds: Mapping[str, float]
+) -> Mapping[str, int]:
+  del raw, thresholds
+  return {}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Judge:
   """A named, versioned, hashed classifier.
@@ -68,6 +75,10 @@ class Judge:
       order of the channels.
     cannot_see: what it is blind to, in a sentence.
     describe: what `decide` found in an image, in words for a page.
+    top: under a head without thresholds, an image shows a label that is among
+      so many of the likeliest.
+    count: what papers count of `raw` of many images and thresholds, unit ->
+      number; a detector's boxes are not its images.
   """
 
   name: str
@@ -80,6 +91,10 @@ class Judge:
   sees: str = "uint8 RGB as it is drawn"
   cannot_see: str = ""
   describe: Callable[[Mapping[str, str]], str] = _all_labels
+  top: int = 1
+  count: Callable[[Sequence[Any], Mapping[str, float]], Mapping[str, int]] = (
+    _nothing
+  )
 
   def __call__(self, images: UInt8[np.ndarray, "n h w 3"]) -> Judged:
     """Raw scores of each head.
@@ -133,7 +148,8 @@ class Judge:
     """
     index, values = self.find(target), scores[target.head]
     threshold = self.thresholds.get(target.label)
-    seen = values.argmax(axis=1) == index
+    likeliest = np.argsort(-values, axis=1, kind="stable")[:, : self.top]
+    seen = (likeliest == index).any(axis=1)
     if threshold is not None:
       seen = values[:, index] >= threshold
     pairs = zip(seen, values[:, index], strict=True)
@@ -156,6 +172,8 @@ class Judge:
     known = [self.weights_hash] if self.weights_hash else []
     if not known or self.version != "1":
       known.append(f"version {self.version}")
+    if self.top != 1:
+      known.append(f"top {self.top}")
     if self.thresholds:
       known.append(f"thresholds {json.dumps(self.thresholds, sort_keys=True)}")
     return " ".join(known)
@@ -176,7 +194,7 @@ def load(name: str, **options: Any) -> Judge:
 
   Raises:
     ValueError: no such judge or option, with the nearest; what the name stands
-      for is no judge; weights or a package that it needs are missing.
+      for is not a judge; weights or a package that it needs are missing.
   """
   base, _, text = str(name).partition("~")
   own = ":" in base
@@ -223,6 +241,6 @@ def _options(name: str, made_by: Callable, text: str) -> dict[str, Any]:
       found[key] = tuple(value.split("|")) if kind is tuple else kind(value)
     except ValueError as error:
       raise ValueError(
-        f"judge={name!r}: {key}={value!r} is no {kind.__name__}"
+        f"judge={name!r}: {key}={value!r} is not a {kind.__name__}"
       ) from error
   return found

@@ -53,6 +53,14 @@ def _apply(network: nn.Module, params: Any, images: Array) -> Array:
   return models.apply(network, params, images)
 
 
+def classifier(
+  network: nn.Module, params: Any, pixels: Pixels, head: str
+) -> Callable[[Images], dict[str, Float[np.ndarray, "n c"]]]:
+  """Probabilities of the classes of one head, as a judge's `score`."""
+  logits = batched(network, params, pixels)
+  return lambda images: {head: softmax(logits(images))}
+
+
 def softmax(logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
   """Probabilities, in float64."""
   shifted = np.exp(np.float64(logits) - logits.max(axis=1, keepdims=True))
