@@ -188,7 +188,7 @@ class Rows(Generic[C]):
     folder: where a cell keeps what it would go on from.
 
   Attributes:
-    note: is told of every row.
+    note: takes every row.
   """
 
   own: tuple[type[Exception], ...] = (ValueError, FloatingPointError)

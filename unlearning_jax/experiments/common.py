@@ -43,7 +43,7 @@ class Drawn:
     model: a world's name, a diffusers folder or a hub id.
     dtype: of the networks' computation.
     attention: see `models.attention`.
-    seed: of all that is drawn at random.
+    seed: of prompts, noise and everything else that is random.
     title: of the page.
     judge: who looks at the images, see `judges.load`; None for nobody.
     metrics: what is computed besides the experiment's own, see `metrics.load`.

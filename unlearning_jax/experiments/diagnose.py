@@ -145,7 +145,6 @@ def diagnosed(
   """What a model makes of one image: `gap` and, given classes, `label`.
 
   Args:
-    sd: the model.
     who: the original or the victim.
     latents: x_0 of the image.
     prompt: the row's.

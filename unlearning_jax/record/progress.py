@@ -61,7 +61,7 @@ class Progress:
 
   @contextlib.contextmanager
   def compiling(self):
-    """Around a call that compiles: its seconds are told apart."""
+    """Around a call that compiles: its seconds are reported apart."""
     start = time.monotonic()
     try:
       yield
