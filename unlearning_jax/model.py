@@ -103,6 +103,12 @@ class Model:
       "safe": given.safe if given else None,
     }
 
+  def with_made(self, made: Edit | Guidance) -> "Model":
+    """The model with what an erasure made, an edit or guidance."""
+    if isinstance(made, Guidance):
+      return self.with_guidance(made)
+    return self.with_edit(made)
+
   def with_edit(self, edit: Edit) -> "Model":
     """The base with an edit, as an erasure or tuning gives it."""
     return dataclasses.replace(self, edit=edit)

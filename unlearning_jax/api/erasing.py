@@ -8,7 +8,6 @@ from unlearning_jax import concepts, erasures, extensions, lists
 from unlearning_jax.api import given as given_
 from unlearning_jax.api.runs import Path, opener
 from unlearning_jax.concepts import Concept, check_choice
-from unlearning_jax.edits import Edit
 from unlearning_jax.experiments import common
 from unlearning_jax.experiments import erase as experiment
 from unlearning_jax.model import Model
@@ -189,9 +188,7 @@ def erase(
   )  # fmt: skip
   experiment.tidy(run)
   run.mark_done()
-  if isinstance(made, Edit):
-    return model.with_edit(made)
-  return model.with_guidance(made)
+  return model.with_made(made)
 
 
 def _recipe(

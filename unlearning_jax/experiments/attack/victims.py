@@ -116,7 +116,7 @@ def setup(
   if model is None:
     model = common.load_model(given)
     for one in made.values():
-      model = common.with_made(model, one)
+      model = model.with_made(one)
   elif model.edit is not None:
     made = {model.name: model.edit}
   victim, held = victim_of(given, model)
