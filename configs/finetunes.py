@@ -16,7 +16,7 @@ def parse(train: str, argument: str) -> tuple[str, ml_collections.ConfigDict]:
   `--config.data.path`.
 
   Args:
-    train: a key of `finetune.TRAINABLE`.
+    train: `Settings.train`: lora, full, cross, kv, ...
     argument: as `tiny,only=object/circle+square`.
   """
   chosen = common.parse(argument, size="tiny", only="", without="")

@@ -92,7 +92,7 @@ class Model:
 
   @property
   def drawing(self) -> dict[str, Any]:
-    """What the sampler needs to be told besides `drawn_params`."""
+    """What the sampler needs besides `drawn_params`."""
     mapped = None
     if self.edit is not None and self.edit.context_map is not None:
       mapped = functools.partial(edits.apply_to_context, self.edit)
@@ -260,7 +260,7 @@ def _made(path: pathlib.Path) -> pathlib.Path | None:
 
 
 def _base_of(file: pathlib.Path) -> str:
-  """The base that the run of an edit's file was told."""
+  """The base that the run beside an edit's file names."""
   for folder in (file.parent, file.parent.parent):
     config = folder / "config.json"
     if config.is_file():

@@ -88,7 +88,7 @@ def test_the_page_has_all_that_was_measured(document):
   assert "6 of 8 runs are measured" in plain
   for part in (
     "Defenses, and their cost",
-    "Predictors of it",
+    "What predicts it",
     "python -m x",
   ):
     assert part in plain

@@ -116,7 +116,7 @@ class Settings:
     method: who erases.
     hparams: of the method.
     concepts: fields of `Concept` each.
-    seed: of all that it draws.
+    seed: of everything that it draws.
     judge: none: nothing is drawn.
   """
 
@@ -147,7 +147,7 @@ def erase(
     subject: from `ul.concept`, or its name; or concepts of one's own, which
       are taken as they are.
     method: the erasure.
-    seed: of all that it draws.
+    seed: of everything that it draws.
     out: a folder that keeps the edit; None keeps it in memory.
     **hparams: of the method, other than the recipe's or its defaults.
 

@@ -160,7 +160,7 @@ def made(
     model: the base.
     erasure: from `erasures.bind`.
     phrases: what to erase.
-    seed: of all that it draws.
+    seed: of everything that it draws.
     hooks: see `erasures.Hooks`.
     writes: whether this process keeps it: one of those that make it together.
   """

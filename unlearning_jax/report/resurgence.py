@@ -233,7 +233,7 @@ def _predictors(found: Sequence[Mapping[str, Any]]) -> Html:
   if not rows:
     return Html()
   return join(
-    element("h2", "Predictors of it"),
+    element("h2", "What predicts it"),
     element(
       "p",
       "Spearman's rank correlation with the last R_norm, over runs on "
