@@ -194,7 +194,7 @@ def test_a_verb_keeps_its_run_where_it_is_told(tmp_path):
   )
   run = runs.opener(tmp_path / "run", given)()
   assert json.loads((run.path / "config.json").read_text())["method"] == "uce"
-  assert runs.page(run) == ""
+  assert runs.page(run.path) == ""
 
 
 def test_no_verb_hides_a_script():

@@ -92,7 +92,7 @@ class Model:
 
   @property
   def drawing(self) -> dict[str, Any]:
-    """What the sampler needs to be told besides `drawn_params`."""
+    """What the sampler needs besides `drawn_params`."""
     mapped = None
     if self.edit is not None and self.edit.context_map is not None:
       mapped = functools.partial(edits.apply_to_context, self.edit)
@@ -102,6 +102,12 @@ class Model:
       "negative_prompt": given.negative_prompt if given else "",
       "safe": given.safe if given else None,
     }
+
+  def with_made(self, made: Edit | Guidance) -> "Model":
+    """The model with what an erasure made, an edit or guidance."""
+    if isinstance(made, Guidance):
+      return self.with_guidance(made)
+    return self.with_edit(made)
 
   def with_edit(self, edit: Edit) -> "Model":
     """The base with an edit, as an erasure or tuning gives it."""
@@ -254,7 +260,7 @@ def _made(path: pathlib.Path) -> pathlib.Path | None:
 
 
 def _base_of(file: pathlib.Path) -> str:
-  """The base that the run of an edit's file was told."""
+  """The base that the run beside an edit's file names."""
   for folder in (file.parent, file.parent.parent):
     config = folder / "config.json"
     if config.is_file():

@@ -291,7 +291,7 @@ def test_the_launch_script(tmp_path):
   assert second.returncode == 0, second.stderr
   assert concepts("b") == [("heart", "moon")]
   for flags, message in (
-    (["--weight=heart"], "allowed: 'concept = e'"),
+    (["--weight=heart"], "must be 'concept = e'"),
     ([], "nothing to erase"),
     (["--statistics=nowhere"], "not the joint edit"),
   ):

@@ -83,7 +83,7 @@ def test_guidance_is_kept_and_drawn(method, base):
   assert guided.edit is None and guided.guidance.concepts[0].erase == "star"
   found = common.read_made(record.path)
   assert isinstance(found, Guidance) and found == guided.guidance
-  assert common.with_made(base, found).guidance == guided.guidance
+  assert base.with_made(found).guidance == guided.guidance
   (name,) = common.read_edits([str(record.path)])
   assert name == method.upper()
 

@@ -108,14 +108,14 @@ def prepare(sd, erased, edit, own, mesh):
   return part, None, state, {"empty": None, "rate": rate}
 
 
-def train(state, step, frozen, batches, key, *, num_steps, at, on_state, **_):
+def train(state, step, frozen, batches, key, *, num_steps, watch, **_):
   del step, key
   while int(state.step) < num_steps:
     pushed = frozen["rate"] * batches[int(state.step)]["mean"].mean()
     leaves = {k: x + np.float32(pushed) for k, x in state.params.items()}
     state = finetune.TrainState(np.asarray(state.step + 1), leaves, (), ())
-    if int(state.step) in at:
-      on_state(int(state.step), state)
+    if int(state.step) in watch.at:
+      watch.on_state(int(state.step), state)
   return state
 
 

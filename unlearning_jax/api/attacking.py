@@ -97,7 +97,7 @@ def attack(
     by_model,
     rows=tuple(run.rows()),
     summary=document,
-    page=page(run),
+    page=page(run.path),
   )
 
 

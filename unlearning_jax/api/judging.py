@@ -153,7 +153,7 @@ def evaluate(
     by_model,
     rows=tuple(run.rows()),
     summary=document,
-    page=page(run),
+    page=page(run.path),
   )
 
 

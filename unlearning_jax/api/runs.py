@@ -42,11 +42,9 @@ def plain(given: Any) -> dict[str, Any]:
   return json.loads(to_json(settings_.plain(given), "settings"))
 
 
-def page(run: Recorder) -> str:
-  """A run's page, HTML; "" where it has none."""
-  if isinstance(run, Memory):
-    return str(run.files.get("report.html", ""))
-  file = run.path / "report.html"
+def page(folder: pathlib.Path) -> str:
+  """The page in a run's folder, HTML; "" where it has none."""
+  file = folder / "report.html"
   return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
@@ -94,14 +92,13 @@ def open(folder: Path) -> Run:
     place = one.get("model") or "all"
     by_model[place] = [*by_model.get(place, ()), one]
   table = pivot(config.get("title") or path.name, by_model)
-  html = path / "report.html"
   return Run(
     table.title,
     table.columns,
     table.lines,
     tuple(read_rows(path)),
     summary,
-    html.read_text(encoding="utf-8") if html.exists() else "",
+    page(path),
     path=path,
     config=config,
   )

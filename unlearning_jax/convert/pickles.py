@@ -162,7 +162,7 @@ def read_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
   The file has the zip format of `torch.save` or the older one. Names of nested
   dictionaries are joined by dots. Of a training checkpoint only the entry
-  `state_dict` is read. Numbers and strings are left out.
+  `state_dict` or `model_state_dict` is read. Numbers and strings are left out.
 
   Returns:
     Read-only arrays of the stored dtypes, bfloat16 as `ml_dtypes.bfloat16`.

@@ -53,7 +53,8 @@ def test_they_are_in_the_summary_and_on_the_page(given):
   (start,) = record.provenance["runs"]
   assert start["judge_hashes"] == {"warmth": toys.WARMTH.identity}
   assert toys.WARMTH.identity.startswith("version 1 ")
-  assert f"brightness   {bright['value']:.4g}" in attack.printed(found)
+  printed = " ".join(attack.printed(found).split())
+  assert f"brightness {bright['value']:.4g}" in printed
   page = str(record.files["report.html"])
   assert "brightness" in page and f"{bright['n']}" in page
 

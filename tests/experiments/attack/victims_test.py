@@ -275,7 +275,7 @@ def test_words_come_from_a_finished_inversion(tmp_path):
   config.method = "pez"
   with pytest.raises(ValueError, match="'new_word' draws with"):
     victims.bind(build(config))
-  with pytest.raises(ValueError, match=r"all \(k, width\)"):
+  with pytest.raises(ValueError, match=r"one shape, \(k, width\)"):
     attacks.bind("new_word", {"words": (((0.0,),), ((0.0, 1.0),))})
 
 

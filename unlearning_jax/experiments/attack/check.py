@@ -103,7 +103,6 @@ def drawn(
   """A function that draws requests and asks a judge whether they show a target.
 
   Args:
-    sd: the model.
     victim: who draws.
     how: its `guidance_scale` is for the requests that have none.
     on_image: sees every image, and says where it has put it.

@@ -1,4 +1,4 @@
-"""What an attack can be told, and what of it cannot be."""
+"""The settings of an attack, and which of them are refused."""
 
 import dataclasses
 from collections.abc import Mapping

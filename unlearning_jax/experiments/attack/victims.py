@@ -116,7 +116,7 @@ def setup(
   if model is None:
     model = common.load_model(given)
     for one in made.values():
-      model = common.with_made(model, one)
+      model = model.with_made(one)
   elif model.edit is not None:
     made = {model.name: model.edit}
   victim, held = victim_of(given, model)
@@ -319,7 +319,7 @@ def place(
 
 
 def fingerprint(victim: Victim, made: Mapping[str, Made]) -> str:
-  """A sha256 of all that tells victims apart: weights, edit, guidance."""
+  """A sha256 of what makes a victim: weights, edit, guidance."""
   parts = {
     "weights": convert.params_fingerprint(victim.params),
     "edits": {name: common.made_hash(one) for name, one in made.items()},

@@ -82,8 +82,7 @@ def prepare(
   """Partition, step, first state and frozen values of a run.
 
   Args:
-    sd: the model.
-    params: its parameters, with the edit in them.
+    params: the base's, with the edit in them.
     edit: the erasure that a defense holds.
     settings: the run's.
     mesh: over which the state lies, as `finetune.train` wants it.

@@ -234,12 +234,10 @@ class Matrix:
       return {}
     if one in self._given:
       return {str(one): self._given[one]}
-    file = self._edit_file(one)
-    guided = file.with_name(common.GUIDANCE)
-    file = guided if guided.exists() else file
-    if not file.exists():
-      raise ValueError(f"{one}: no edit {file}; its erasure has failed")
-    return {str(one): common.read_made(file)}
+    folder = self._edit_file(one).parent
+    if not any((folder / n).exists() for n in (common.EDIT, common.GUIDANCE)):
+      raise ValueError(f"{one}: no edit in {folder}; its erasure has failed")
+    return {str(one): common.read_made(folder)}
 
   def _edit_file(self, one: Erased) -> pathlib.Path:
     return self.root / one.task / one.victim / common.EDIT

@@ -143,7 +143,7 @@ class Settings:
     return [BASE, *self.erasures, *added]
 
   def check_given(self, given: Iterable[Erased]):
-    """Refuses victims from elsewhere that could not be told from others.
+    """Refuses given victims whose names others have already.
 
     Raises:
       ValueError: of no task, or with the name of another victim.

@@ -39,7 +39,7 @@ def conclude(
   Args:
     settings: the matrix's.
     store: where its cells are.
-    listed: its cells; those that have not ended are told as such.
+    listed: its cells; those that have not ended are marked so.
 
   Returns:
     The table for the terminal.
