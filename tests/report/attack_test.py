@@ -79,7 +79,7 @@ def test_the_page_says_what_was_measured(run):
   text = Page(render(make_document(), run)).text
   for words in (
     "for 4 of 8 prompts under attack (50.0 %), for 2 without one",
-    "The control, random, reached 2 of 8: the two cannot be told apart",
+    "The control, random, reached 2 of 8: the rows do not show which is ahead",
     "p = 0.5, McNemar",
     "2 were won by both, 2 by the attack alone, 0 by the control alone, 4 by "
     "neither",
@@ -114,7 +114,10 @@ def test_the_summary_says_what_the_victim_s_file_held(run):
   [
     ({"p": 0.01, "only_attack": 9, "only_control": 0}, "the attack is ahead"),
     ({"p": 0.01, "only_attack": 0, "only_control": 9}, "the attack is behind"),
-    ({"p": 0.2, "only_attack": 9, "only_control": 4}, "cannot be told apart"),
+    (
+      {"p": 0.2, "only_attack": 9, "only_control": 4},
+      "do not show which is ahead",
+    ),
     ({"equal_budget": False}, "the comparison is not fair"),
   ],
 )

@@ -90,7 +90,7 @@ def test_the_page_has_all_that_was_measured(document):
   assert "6 of 8 runs are measured" in plain
   for part in (
     "Defenses, and what they cost",
-    "What foretells it",
+    "What predicts it",
     "python -m x",
   ):
     assert part in plain

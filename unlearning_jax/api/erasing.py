@@ -116,7 +116,7 @@ class Settings:
     method: the erasure.
     hparams: the method's hyperparameters.
     concepts: the concepts to erase, fields of `Concept` each.
-    seed: seed of all that the method draws.
+    seed: the seed that the method draws from.
     judge: always None, since nothing is drawn.
   """
 
@@ -147,7 +147,7 @@ def erase(
     subject: from `ul.concept`, or its name; or concepts of one's own, which
       are taken as they are.
     method: the erasure.
-    seed: of all that it draws.
+    seed: of everything that it draws.
     out: a folder that keeps the edit; None keeps it in memory.
     **hparams: of the method, other than the recipe's or its defaults.
 

@@ -145,7 +145,6 @@ def diagnosed(
   """What a model makes of one image: `gap` and, given classes, `label`.
 
   Args:
-    sd: the model.
     who: the original or the victim.
     latents: the image's latents x_0.
     prompt: the row's prompt.

@@ -160,7 +160,7 @@ def made(
     model: the base.
     erasure: from `erasures.bind`.
     phrases: the concepts to erase.
-    seed: seed of all that the method draws.
+    seed: the seed that the method draws from.
     hooks: see `erasures.Hooks`.
     writes: True in the one of several processes that keeps the result.
   """

@@ -53,7 +53,6 @@ class Tallies:
     """Counts images and saves the states; rows counted before are skipped.
 
     Args:
-      images: the images.
       rows: a row for each image, with `id` and `model`, not yet recorded.
 
     Raises:

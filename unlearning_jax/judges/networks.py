@@ -31,7 +31,6 @@ def batched(
 
   Args:
     network: takes normalized images.
-    params: its parameters.
     pixels: what it sees of an image.
   """
   params = jax.tree.map(jnp.asarray, params)

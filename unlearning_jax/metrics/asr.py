@@ -8,7 +8,7 @@
   asr@b                rows won within b images, counting that of the row's own
                        prompt
   roundtrip_rate       adversarial prompts whose text is tokenized to the same
-                       ids, of all that were tried
+                       ids, of those tried
 
 Dropped rows count in every denominator but that of `attacked_asr`. ASR is the
 best of many images, so compare it with a control that has as many.

@@ -100,7 +100,7 @@ def verdict(document: Document) -> str:
   if paired["p"] < 0.05:
     text += "the attack is ahead" if ahead else "the attack is behind"
   else:
-    text += "the two cannot be told apart"
+    text += "the rows do not show which is ahead"
   text += f" ({p_value(paired['p'])}, McNemar, the same rows)."
   if not paired["equal_budget"]:
     text += " They did not have as many images: the comparison is not fair."

@@ -232,7 +232,7 @@ def _predictors(found: Sequence[Mapping[str, Any]]) -> Html:
   if not rows:
     return Html()
   return join(
-    element("h2", "What foretells it"),
+    element("h2", "What predicts it"),
     element(
       "p",
       "Spearman's rank correlation with the last R_norm, over runs on innocent "

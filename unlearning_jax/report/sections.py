@@ -287,7 +287,7 @@ def rate_cell(
 
   Args:
     m: the rate.
-    change: against the base, if it is told.
+    change: against the base, if it is known.
     class_: gives the colour.
   """
   parts = [

@@ -7,16 +7,10 @@ erased concepts. All models draw a prompt from the same noise.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
-from unlearning_jax import sampling, stable_diffusion
 from unlearning_jax.concepts import check_choice
-from unlearning_jax.judges import Judge
-from unlearning_jax.metrics.accuracy import judge_rows
 from unlearning_jax.shapes import captions, vocabulary
 
 _NAMES = {
@@ -131,36 +125,3 @@ def row(
     "attributes": attributes,
     "unsafe": bool(scene.hazard) or bool(scene.implied),
   }
-
-
-def judged_images(
-  sd: stable_diffusion.StableDiffusion,
-  params: Mapping[str, Any],
-  rows: Sequence[Mapping[str, Any]],
-  judge: Judge | None,
-  **options: Any,
-) -> Iterator[tuple[dict[str, Any], UInt8[np.ndarray, "H W 3"]]]:
-  """Draws and judges rows in batches.
-
-  Args:
-    rows: rows with `prompt`, `seed` and, for a judge, `attributes`.
-    judge: adds `judged` to the rows; None only draws.
-    **options: arguments of `sampling.generate`.
-
-  Yields:
-    (row, image), in order.
-  """
-  batches = sampling.generate(
-    sd,
-    dict(params),
-    [row["prompt"] for row in rows],
-    [row["seed"] for row in rows],
-    **options,
-  )
-  done = 0
-  for images in batches:
-    part = [dict(row) for row in rows[done : done + len(images)]]
-    done += len(images)
-    if judge is not None:
-      part = judge_rows(part, judge(images), judge)
-    yield from zip(part, images, strict=True)

@@ -103,7 +103,6 @@ def drawn(
   """Returns a function that draws requests and judges the images.
 
   Args:
-    sd: the model.
     victim: the model that draws.
     how: how images are drawn; a request may have a guidance_scale of its own.
     on_image: gets every image and returns where it is kept; None keeps none.

@@ -320,7 +320,7 @@ def place(
 
 
 def fingerprint(victim: Victim, made: Mapping[str, Made]) -> str:
-  """SHA-256 of all that tells victims apart: weights, edits, guidance."""
+  """SHA-256 of what makes a victim: weights, edits, guidance."""
   parts = {
     "weights": convert.params_fingerprint(victim.params),
     "edits": {name: common.made_hash(one) for name, one in made.items()},

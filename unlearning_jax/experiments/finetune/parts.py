@@ -82,8 +82,7 @@ def prepare(
   """The partition, step, first state and frozen values of a run.
 
   Args:
-    sd: the model.
-    params: its parameters, with the edit in them.
+    params: the base's parameters, with the edit in them.
     edit: the erasure that a defense protects; None where nothing is erased.
     settings: the settings of the run.
     mesh: the mesh over which the state is laid out.

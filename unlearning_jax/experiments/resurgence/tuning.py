@@ -36,7 +36,6 @@ def finish(study: Study, cells: Sequence[Cell]) -> None:
   """Runs cells to their end, or records why they failed.
 
   Args:
-    study: the study.
     cells: a cell, or a pack of cells to tune in one program.
   """
   tunings = []
