@@ -167,7 +167,7 @@ class Model:
         "model without it: dataclasses.replace(model, guidance=None)"
       )
     if self.edit is None:
-      raise ValueError("save: this is the base; it has no edit to write")
+      raise ValueError("save: this is the base, there is no edit to write")
     for name in options:
       check_choice("save: option", name, ("dtype", "rank", "overwrite"))
     return exports.export(
@@ -267,6 +267,6 @@ def _base_of(file: pathlib.Path) -> str:
       if found:
         return str(found)
   raise ValueError(
-    f"{file}: an edit whose base no run beside it names; give it: "
+    f"{file}: an edit, and no run beside it names its base; give it: "
     f"load({str(file)!r}, base=...)"
   )

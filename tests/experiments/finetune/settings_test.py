@@ -85,7 +85,7 @@ def test_what_cannot_be_is_refused(schedule, key, value, words):
 
 
 def test_a_defense_of_text_states_that_move():
-  with pytest.raises(ValueError, match="the states themselves move"):
+  with pytest.raises(ValueError, match="moves the states themselves"):
     given(train="text_encoder", **{"defense.kind": "anchor"})
 
 

@@ -66,7 +66,7 @@ def check_control(
     if control.config[key] != made[key]:
       raise ValueError(
         f"--control: has {key}={control.config[key]!r} and this attack "
-        f"{made[key]!r}; run another control for it"
+        f"{made[key]!r}; give it a control of its own"
       )
   ours = {row["id"]: [row[key] for key in _OF_ROW] for row in listed}
   theirs = {row["id"]: [row[key] for key in _OF_ROW] for row in control.rows}

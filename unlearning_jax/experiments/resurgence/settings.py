@@ -91,8 +91,8 @@ class Erasure:
       erasures.bind(self.method, self.hparams)
       if not erasures.module(self.method).CHANGES:
         raise ValueError(
-          f"method={self.method!r}: guides and changes no weight, so nothing "
-          "can be tuned; choose a method that makes an edit"
+          f"method={self.method!r}: guides and changes no weight, so there "
+          "is nothing to tune; choose a method that makes an edit"
         )
       check_concepts(self.concepts)
 
