@@ -1,5 +1,7 @@
 """Names of methods, attacks, protocols and concepts; judges and metrics."""
 
+from typing import Any
+
 from unlearning_jax import attacks as attacks_
 from unlearning_jax import erasures, extensions, judges, lists, metrics
 from unlearning_jax import protocols as protocols_
@@ -38,13 +40,18 @@ def concepts(source: str = "") -> dict[str, tuple[str, ...]]:
   return {name: lists.load(name) for name in lists.names()}
 
 
-def judge(name: str) -> Judge:
+def judge(name: str, **options: Any) -> Judge:
   """A judge by its name, or your own, `package.module:name`.
 
+  Args:
+    name: the name, as `nudenet`, or with options, `nudenet~threshold=0.5`.
+    **options: more options, such as `judges_dir`, the folder of the weights.
+
   Raises:
-    ValueError: there is no such judge.
+    ValueError: there is no such judge or option, or weights or a package that
+      it needs are missing.
   """
-  return judges.load(name)
+  return judges.load(name, **options)
 
 
 def metric(name: str) -> Metric:
