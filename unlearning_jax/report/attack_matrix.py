@@ -20,6 +20,8 @@ from unlearning_jax.report.markup import Html, element, join, picture
 from unlearning_jax.report.page import page
 
 Document = Mapping[str, Any]
+# Of a column in the terminal: no shipped attack's name is longer.
+_WIDE = 19
 
 
 def render(
@@ -82,12 +84,12 @@ def printed(document: Document) -> str:
   """The table for the terminal: won of all rows, a line for each victim."""
   attacks = document["attacks"]
   lines = [document["title"]]
-  lines.append(f"{'':24}" + "".join(f"{name:>14}" for name in attacks))
+  lines.append(f"{'':24}" + "".join(f"{name:>{_WIDE}}" for name in attacks))
   for task, about in document["tasks"].items():
     for victim in about["victims"]:
       found = _cells(document, task, victim)
       texts = (_short(found[name]) for name in attacks)
-      line = "".join(f"{text:>14}" for text in texts)
+      line = "".join(f"{text:>{_WIDE}}" for text in texts)
       lines.append(f"{f'{task}/{victim}':24}{line}")
   lines.append(verdict(document))
   return "\n".join(lines)
