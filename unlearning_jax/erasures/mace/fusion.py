@@ -60,8 +60,7 @@ def refine(
     ValueError: M is not positive definite or too badly conditioned.
   """
   context_map, diagnostics = closed_form.solve(sums, lamb)
-  # X M^-1 alone, transposed as kernels are: added to W, it keeps more digits
-  # than a product with the whole map.
+  # X M^-1 without I, transposed as kernels are.
   change = (context_map - np.eye(len(context_map))).T
   refined = {}
   for path, kernel in kernels.items():
