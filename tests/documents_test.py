@@ -165,7 +165,7 @@ SMALL = {
   "attack": ["--config.rows_per_group=2", *FEW, "--config.hparams.blocks=1"],
   "finetune": [
     "--config.num_steps=2", "--config.batch_size=2",
-    "--config.checkpoints=(2,)", "--config.data.size=8",
+    "--config.checkpoints=(2,)",
   ],
   "attack_matrix": ["--dry_run"],
   "resurgence": ["--dry_run"],

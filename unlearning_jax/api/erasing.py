@@ -1,4 +1,4 @@
-"""Concepts to erase, with what their world knows of them, and erasing them."""
+"""Concepts and what their world knows of them; erasing them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from unlearning_jax.settings import Output
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """What shall be erased: its phrases, and how its world calls it.
+  """What shall be erased: its phrases, and its name in its world.
 
   Attributes:
-    name: what it is called.
-    concepts: a phrase each, with anchor and preserved phrases.
-    task: object, style, identity or unsafe, in an embedded world; else the
-      kind of concept.
+    name: the class's name, or the phrase.
+    concepts: a concept for each phrase, with anchor and preserved phrases.
+    task: object, style, identity or unsafe in an embedded world; elsewhere
+      object, art or unsafe.
     world: the embedded world that knows it; "" for none.
   """
 
@@ -33,7 +33,7 @@ class Subject:
 
   @property
   def target(self) -> dict[str, str]:
-    """As configs name it.
+    """Task and name, in the form of `targets`.
 
     Raises:
       ValueError: no world knows it, so no judge looks for it.
@@ -70,23 +70,23 @@ def concept(
   """A concept with what is known of it; its repr says what was filled in.
 
   Args:
-    model: of an embedded world, the world's classes are known: phrases,
-      anchors and what must be preserved are filled in.
-    name: a class of that world, several of one task joined, `star+moon`; or
-      any phrase for another model.
-    anchor: what it shall mean instead; None for the world's, or the task's
-      published one.
-    preserve: phrases to hold, or the name of a published list; None for the
-      world's, or none.
-    task: of a phrase that no world knows: object, art or unsafe.
+    model: the base. An embedded world knows its classes, and fills in phrases,
+      anchors and preserved phrases.
+    name: a class of that world, or several of one task, as `star+moon`; for
+      another model any phrase.
+    anchor: what the phrase shall mean instead; None takes the world's anchor,
+      or the one published for the task.
+    preserve: phrases to preserve, or the name of a published list; None takes
+      the world's, or none.
+    task: object, art or unsafe, for a phrase that no world knows.
 
   Raises:
-    ValueError: no such class, with the nearest; a blank phrase or an anchor
-      that says the same.
+    ValueError: the world has no such class; a phrase is blank or equals its
+      anchor.
   """
   model = given_.model("concept: model", model)
   if not isinstance(name, str):
-    raise ValueError(f"concept: name={name!r} is not a text, as 'star'")
+    raise ValueError(f"concept: name={name!r} must be a text, as 'star'")
   concepts.check_choice("task", task, concepts.DEFAULT_ANCHORS)
   held = lists.load(preserve) if isinstance(preserve, str) else preserve
   if model.source in extensions.worlds():
@@ -112,12 +112,12 @@ class Settings:
   """An erasure, as its record keeps it.
 
   Attributes:
-    model: the base.
-    method: who erases.
-    hparams: of the method.
-    concepts: fields of `Concept` each.
-    seed: of everything that it draws.
-    judge: none: nothing is drawn.
+    model: the source of the base.
+    method: the erasure.
+    hparams: the method's hyperparameters.
+    concepts: the concepts to erase, fields of `Concept` each.
+    seed: the seed that the method draws from.
+    judge: always None, since nothing is drawn.
   """
 
   model: Output[str]
@@ -196,7 +196,7 @@ def _recipe(
   subject: Subject | Concept | Sequence[Concept] | str,
   method: str,
 ) -> tuple[tuple[Concept, ...], dict[str, Any]]:
-  """A method's phrases for what shall be erased, and its hyperparameters."""
+  """The method's phrases for a concept, and its hyperparameters."""
   if isinstance(subject, str):
     subject = concept(model, subject)
   if isinstance(subject, Subject):
@@ -204,7 +204,7 @@ def _recipe(
     if not subject.world:
       return listed, {}
     world = extensions.world(subject.world)
-    # A method's own phrases, unless they were changed by hand.
+    # The method's own phrases, unless the user changed them.
     if listed == world.concept(subject.name):
       listed = world.concept(subject.name, method)
     return listed, dict(world.hparams(method, subject.task))

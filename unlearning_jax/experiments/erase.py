@@ -1,4 +1,4 @@
-"""Erasing: an edit, or guidance, made once and read back after a restart."""
+"""Erases concepts once, reads the result back after a restart, and draws."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ from unlearning_jax.settings import Output
 from unlearning_jax.stable_diffusion import Params
 
 STATISTICS = "statistics.safetensors"
-# What a killed run goes on from, in its folder.
+# What a killed run goes on from.
 _STATES, _DRAWN = "checkpoints", "drawn"
 
 
@@ -55,7 +55,7 @@ class Settings(drawing.Settings):
 
   def __post_init__(self):
     super().__post_init__()
-    # Whether all that is said in them can be is found now.
+    # Refuses now a text that cannot be encoded later.
     self.spoken()
 
   @functools.cached_property
@@ -65,12 +65,12 @@ class Settings(drawing.Settings):
 
   @functools.cached_property
   def phrases(self) -> tuple[Concept, ...]:
-    """What is erased, and what each phrase holds."""
+    """The concepts to erase, each with what it preserves."""
     conflict = getattr(self.erasure.h, "allow_conflict", False)
     return wanted(self.concepts, self.preserve, conflict)
 
   def spoken(self) -> list[str]:
-    """All that the text encoder must have room for."""
+    """All texts that must be short enough to encode."""
     h = self.erasure.h
     pairs = concepts.phrase_pairs(
       self.phrases,
@@ -120,7 +120,7 @@ def run(
     )
   evaluate.check_fits(settings, model, settings.spoken())
   if not erasures.module(settings.method).CHANGES:
-    # Guidance is made in no time: whether it can be drawn is known now.
+    # Guidance takes no time, so check now whether it can be drawn.
     key = jax.random.key(settings.seed)
     guided = erasure(model.sd, model.params, phrases, key)
     evaluate.check_fits(settings, model.with_made(guided))
@@ -153,16 +153,16 @@ def made(
   hooks: Hooks = NO_HOOKS,
   writes: bool = True,
 ) -> Edit | Guidance:
-  """What an erasure makes, or read back where an earlier start had made it.
+  """Makes the edit or guidance of an erasure, or reads back an earlier one.
 
   Args:
-    path: of the edit's file; guidance lies beside it, as `guidance.json`.
+    path: the edit's file; guidance is kept beside it, as `guidance.json`.
     model: the base.
     erasure: from `erasures.bind`.
-    phrases: what to erase.
-    seed: of everything that it draws.
+    phrases: the concepts to erase.
+    seed: the seed that the method draws from.
     hooks: see `erasures.Hooks`.
-    writes: whether this process keeps it: one of those that make it together.
+    writes: True in the one of several processes that keeps the result.
   """
   guided = path.with_name(common.GUIDANCE)
   for file in (path, guided):
@@ -182,16 +182,16 @@ def wanted(
   held: str = "",
   allow_conflict: bool = False,
 ) -> tuple[Concept, ...]:
-  """The concepts that a config lists, each holding a list as well.
+  """The concepts of a config, each of which preserves a list as well.
 
   Args:
     listed: fields of `Concept` each.
-    held: name of a list to preserve; what is erased is left out of it.
+    held: the name of a list to preserve without what is erased; "" for none.
     allow_conflict: see `uce.Hparams`.
 
   Raises:
-    ValueError: an unknown key or list; a blank, repeated or contradictory
-      phrase.
+    ValueError: a key or the list is unknown, or a phrase is blank, repeated or
+      contradictory.
   """
   known = [field.name for field in dataclasses.fields(Concept)]
   for concept in listed:
@@ -213,7 +213,7 @@ def wanted(
 
 
 def keeping(folder: pathlib.Path, writes: bool) -> Hooks:
-  """Hooks that keep the statistics, from which `launch.amend` goes on."""
+  """Hooks that keep the statistics from which `launch.amend` goes on."""
 
   def keep(found: erasures.Saved):
     if writes:
@@ -223,12 +223,12 @@ def keeping(folder: pathlib.Path, writes: bool) -> Hooks:
 
 
 def recorded(run: Recorder, every: int, *, tensorboard: bool = False) -> Hooks:
-  """Hooks that show, record and resume what takes long.
+  """Hooks that show, record and resume the parts that take long.
 
   Args:
-    run: the run's record.
-    every: steps between states to go on from.
-    tensorboard: write events too.
+    run: the record.
+    every: steps between checkpoints.
+    tensorboard: True writes TensorBoard events too.
   """
   return dataclasses.replace(
     keeping(run.path, run.is_writer),
@@ -238,7 +238,7 @@ def recorded(run: Recorder, every: int, *, tensorboard: bool = False) -> Hooks:
 
 
 def tidy(run: Recorder):
-  """Removes what a killed run would have gone on from: the edit is made."""
+  """Removes checkpoints and drawn images once the edit is made."""
   sharding.wait_for_all("edit made")
   if run.is_writer:
     for name in (_STATES, _DRAWN):
@@ -253,12 +253,12 @@ def _train(
   num_steps: int,
   **options: Any,
 ) -> Params:
-  """`finetune.train_erasure`, from the last checkpoint on."""
+  """`finetune.train_erasure`, which goes on from the last checkpoint."""
   saved, at = run.path / _STATES, range(every, num_steps, every)
   done = checkpoints.latest_step(saved) or 0
 
   def begin(state: finetune.TrainState) -> finetune.TrainState:
-    # On the host: each process trains by itself, on devices of its own.
+    # On the host, since each process trains on devices of its own.
     return checkpoints.restore(saved, jax.device_get(state)) if done else state
 
   def on_state(now: int, state: finetune.TrainState):
@@ -278,7 +278,7 @@ def _train(
 def _collect(
   run: Recorder, name: str, count: int, make: Callable[[int], np.ndarray]
 ) -> list[np.ndarray]:
-  """What `make` makes of each number, kept until the edit is made."""
+  """The results of `make` for 0 to count - 1, kept until the edit is made."""
   folder, found = run.path / _DRAWN, []
   files = [folder / f"{name}-{i:05}.safetensors" for i in range(count)]
   done = sum(file.exists() for file in files)

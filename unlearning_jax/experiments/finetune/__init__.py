@@ -1,7 +1,7 @@
-"""Innocent tuning of a model, erased or not: does the concept come back?
+"""Innocent fine-tuning of a model: does an erased concept come back?
 
-settings    what a run depends on, checked
-images      its captioned images
+settings    the settings of a run, checked
+images      the captioned images of a run
 parts       partition, step, first state; a state as a model
 run         the run
 """
