@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from tests.support import scripts, tiny_pipelines
+from tests.support import scripts
+from unlearning_jax import shapes
 
 ROOT = scripts.ROOT
 PAGES = [
@@ -230,12 +231,10 @@ def test_the_python_of_a_page_runs(page, tmp_path):
 @pytest.mark.e2e
 @pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
 def test_the_lines_for_stable_diffusion_run(page, tmp_path):
-  pytest.importorskip("torch")
   (block,) = [b for b in blocks(page, "python") if "stable-diffusion-v1" in b]
-  model = tmp_path / "model"
-  model.mkdir()
-  tiny_pipelines.write(model)
-  block = block.replace("CompVis/stable-diffusion-v1-4", "model")
+  # A folder as any other: of it no world is known.
+  folder = shutil.copytree(shapes.model_folder(), tmp_path / "model")
+  block = block.replace("CompVis/stable-diffusion-v1-4", str(folder))
   block = block.replace("seeds=[0, 1]", "seeds=[0], num_inference_steps=2")
   head = "import unlearning_jax as ul\n"
   done = subprocess.run(
