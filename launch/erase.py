@@ -8,7 +8,8 @@ The folder gets `edit.safetensors`, which `launch.evaluate --edits` applies, or
 concepts. Unless the config asks for no rows, images before and after and
 `report.html` follow. A method that trains shows its progress; start a killed
 run again to go on from the last multiple of `--checkpoint_every` steps.
-`--list` prints the methods.
+`--list` prints the methods. A probe warns, with figures, of an erasure that
+seems to have failed; with `--strict` it raises an error, and writes no edit.
 """
 
 from absl import flags as absl_flags
@@ -19,11 +20,9 @@ _CONFIG = flags.config()
 _WORKDIR = flags.workdir()
 # Results do not depend on these, so they are in no config.
 _EVERY = absl_flags.DEFINE_integer(
-  "checkpoint_every",
-  100,
-  "Steps between the states that a restart takes.",
-  lower_bound=1,
+  "checkpoint_every", 100, "Steps between saved states.", lower_bound=1
 )
+_STRICT = absl_flags.DEFINE_bool("strict", False, "Refuse what seems to fail.")
 _TENSORBOARD = absl_flags.DEFINE_bool(
   "tensorboard", False, "Also write TensorBoard events."
 )
@@ -42,6 +41,7 @@ def main(_):
     lambda: common.workdir(path, config, erase.Settings),
     every=_EVERY.value,
     tensorboard=_TENSORBOARD.value,
+    strict=_STRICT.value,
   )
   if document and jax.process_index() == 0:
     print(comparison.text_table(document))

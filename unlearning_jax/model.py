@@ -30,11 +30,13 @@ from unlearning_jax import (
   stable_diffusion,
 )
 from unlearning_jax import guidance as guidance_
+from unlearning_jax import probe as probe_
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.convert import reader
 from unlearning_jax.edits import Edit
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.models import attention as attentions
+from unlearning_jax.probe import Probe
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 
@@ -48,6 +50,7 @@ class Model:
     edit: what an erasure or tuning changed; None for nothing.
     guidance: how sampling is guided away from something; None for not at all.
     source: where the base was read from: a world's name, a folder, a hub id.
+    probe: figures of the erasure's probe; None where it was not probed.
 
   Raises:
     ValueError: the edit was made from another base.
@@ -58,6 +61,7 @@ class Model:
   edit: Edit | None = None
   guidance: Guidance | None = None
   source: str = ""
+  probe: Probe | None = None
 
   def __post_init__(self):
     if self.edit is not None:
@@ -65,7 +69,8 @@ class Model:
 
   def __repr__(self) -> str:
     """A short text; the weights would be megabytes."""
-    return f"Model({self.source!r}, {self.name})"
+    said = f", {self.probe.sentence}" if self.probe else ""
+    return f"Model({self.source!r}, {self.name}{said})"
 
   @property
   def name(self) -> str:
@@ -76,7 +81,7 @@ class Model:
   @property
   def base(self) -> "Model":
     """The model without edit and guidance."""
-    return dataclasses.replace(self, edit=None, guidance=None)
+    return dataclasses.replace(self, edit=None, guidance=None, probe=None)
 
   @property
   def weights(self) -> Params:
@@ -112,11 +117,11 @@ class Model:
 
   def with_edit(self, edit: Edit) -> "Model":
     """The base with an edit that an erasure or tuning made."""
-    return dataclasses.replace(self, edit=edit)
+    return dataclasses.replace(self, edit=edit, probe=None)
 
   def with_guidance(self, guidance: Guidance) -> "Model":
     """This model with guidance."""
-    return dataclasses.replace(self, guidance=guidance)
+    return dataclasses.replace(self, guidance=guidance, probe=None)
 
   def generate(
     self, prompts: Sequence[str], seeds: Sequence[int], **options: Any
@@ -210,8 +215,10 @@ def load(
         known = base or _base_of(made)
         base = load(known, dtype=dtype, attention=attention).base
       if made.suffix == ".json":
-        return base.with_guidance(guidance_.load(made))
-      return base.with_edit(edits.load_edit(made))
+        loaded = base.with_guidance(guidance_.load(made))
+      else:
+        loaded = base.with_edit(edits.load_edit(made))
+      return dataclasses.replace(loaded, probe=probe_.of(made))
   if base is not None:
     raise ValueError(f"base: {name} is no edit, so it needs no base")
   if not (name in extensions.worlds() or "/" in name or os.path.exists(name)):

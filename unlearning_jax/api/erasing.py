@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from unlearning_jax import concepts, erasures, extensions, lists
+from unlearning_jax import concepts, erasures, extensions, lists, probe
 from unlearning_jax.api import given as given_
+from unlearning_jax.api import holding
 from unlearning_jax.api.runs import Path, opener
-from unlearning_jax.concepts import Concept, check_choice
+from unlearning_jax.concepts import Concept, Unsaid, check_choice
 from unlearning_jax.experiments import common
 from unlearning_jax.experiments import erase as experiment
 from unlearning_jax.model import Model
@@ -53,9 +54,12 @@ class Subject:
       len(self.concepts) > 1
     )
     source = f"filled in by {self.world}" if self.world else "as given"
+    kept = f"{held} phrases preserved ({source})"
+    if isinstance(first.preserve, Unsaid):
+      kept = "ul.erase supplies the phrases to preserve"
     return (
       f"{self.task} {self.name!r}: {first.erase!r} -> {first.anchor!r}{more}, "
-      f"{held} phrases preserved ({source})"
+      f"{kept}"
     )
 
 
@@ -76,8 +80,8 @@ def concept(
       another model any phrase.
     anchor: what the phrase shall mean instead; None takes the world's anchor,
       or the one published for the task.
-    preserve: phrases to preserve, or the name of a published list; None takes
-      the world's, or none.
+    preserve: phrases to preserve, or the name of a published list; `()` for
+      none; None takes the world's, or a list that `ul.erase` supplies.
     task: object, art or unsafe, for a phrase that no world knows.
 
   Raises:
@@ -104,6 +108,9 @@ def concept(
     task = world.task_of(name.partition("+")[0])
     return Subject(name, listed, task, model.source)
   listed = concepts.make_concepts(name, anchor, held or (), task)
+  if held is None:
+    # `erase` supplies a list: which, the method says.
+    listed = tuple(dataclasses.replace(c, preserve=Unsaid()) for c in listed)
   return Subject(name, listed, task)
 
 
@@ -135,6 +142,7 @@ def erase(
   *,
   seed: int = 0,
   out: Path | None = None,
+  strict: bool = False,
   **hparams: Any,
 ) -> Model:
   """Erases a concept; `ul.methods()` lists who can.
@@ -149,14 +157,18 @@ def erase(
     method: the erasure.
     seed: of everything that it draws.
     out: a folder that keeps the edit; None keeps it in memory.
+    strict: refuses an erasure that the probe says has failed, instead of
+      warning.
     **hparams: of the method, other than the recipe's or its defaults.
 
   Returns:
-    The model with the edit, or kept from it by guidance.
+    The model with the edit, or kept from it by guidance; its `probe` says
+    whether the concept is gone and others are not.
 
   Raises:
     ValueError: something was erased already; an unknown method or
-      hyperparameter, with the nearest; what the method refuses.
+      hyperparameter, with the nearest; what the method refuses; a phrase
+      that is too long or has no tokens; with `strict`, a failed erasure.
   """
   model = given_.model("erase: model", model)
   if model.edit is not None or model.guidance is not None:
@@ -166,13 +178,15 @@ def erase(
     )
   check_choice("method", method, erasures.methods())
   listed, recipe = _recipe(model, subject, method)
-  chosen = recipe | hparams
+  listed, scales, note = holding.supplied(model, method, listed)
+  chosen = recipe | scales | hparams
   if not isinstance(seed, int):
     raise ValueError(f"erase: seed={seed!r} is not a whole number")
   bound = erasures.bind(method, chosen)
   concepts.check_concepts(
     listed, allow_conflict=chosen.get("allow_conflict", False)
   )
+  experiment.check_phrases(model, bound, listed)
   given = Settings(
     model=model.source,
     method=method,
@@ -182,13 +196,18 @@ def erase(
   )
   run = opener(out, given)()
   common.begin(run, given, model.params)
+  file = run.path / common.EDIT
   made = experiment.made(
-    run.path / common.EDIT, model, bound, listed, seed,
-    experiment.recorded(run, 100),
+    file, model, bound, listed, seed, experiment.recorded(run, 100),
+    strict=strict,
   )  # fmt: skip
   experiment.tidy(run)
   run.mark_done()
-  return model.with_made(made)
+  probed = probe.of(file)
+  if probed and note:
+    probed = dataclasses.replace(probed, note=note)
+  erased = model.with_made(made)
+  return dataclasses.replace(erased, probe=probed)
 
 
 def _recipe(

@@ -18,7 +18,10 @@ from unlearning_jax import (
   finetune,
   guidance,
   lists,
+  probe,
   sharding,
+  stable_diffusion,
+  tokens,
 )
 from unlearning_jax.closed_form import statistics
 from unlearning_jax.concepts import Concept
@@ -27,6 +30,7 @@ from unlearning_jax.erasures import NO_HOOKS, Erasure, Hooks
 from unlearning_jax.experiments import common, drawing, evaluate
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.model import Model
+from unlearning_jax.probe.measure import measure
 from unlearning_jax.record import Recorder, training_log
 from unlearning_jax.report.comparison import BASE
 from unlearning_jax.settings import Output
@@ -89,6 +93,7 @@ def run(
   model: Model | None = None,
   every: int = 100,
   tensorboard: bool = False,
+  strict: bool = False,
 ) -> tuple[Model, dict[str, Any]]:
   """The whole experiment: erases, draws before and after, writes the page.
 
@@ -98,6 +103,7 @@ def run(
     model: the base; None reads what the settings name.
     every: steps between states to go on from.
     tensorboard: write events too.
+    strict: see `made`.
 
   Returns:
     The erased model, and the document that the page renders.
@@ -119,6 +125,7 @@ def run(
       "together, from `model.base`"
     )
   evaluate.check_fits(settings, model, settings.spoken())
+  check_phrases(model, erasure, phrases)
   if not erasures.module(settings.method).CHANGES:
     # Guidance takes no time, so check now whether it can be drawn.
     key = jax.random.key(settings.seed)
@@ -126,19 +133,26 @@ def run(
     evaluate.check_fits(settings, model.with_made(guided))
   record = open_record()
   common.begin(record, settings, model.params)
+  file = record.path / common.EDIT
   found = made(
-    record.path / common.EDIT,
+    file,
     model,
     erasure,
     phrases,
     settings.seed,
     recorded(record, every, tensorboard=tensorboard),
     record.is_writer,
+    strict,
   )
   tidy(record)
   erased = model.with_made(found)
+  known = probe.of(file)
   document = evaluate.compare(
-    record, settings, {BASE: model, common.stage_name(found): erased}
+    record,
+    settings,
+    {BASE: model, common.stage_name(found): erased},
+    notes=[known.sentence] if known else [],
+    facts={"probe": known.facts()} if known else {},
   )
   record.mark_done()
   return erased, document
@@ -152,8 +166,11 @@ def made(
   seed: int,
   hooks: Hooks = NO_HOOKS,
   writes: bool = True,
+  strict: bool = False,
 ) -> Edit | Guidance:
   """Makes the edit or guidance of an erasure, or reads back an earlier one.
+
+  The probe runs before the edit is written; its figures are kept beside it.
 
   Args:
     path: the edit's file; guidance is kept beside it, as `guidance.json`.
@@ -163,18 +180,73 @@ def made(
     seed: the seed that the method draws from.
     hooks: see `erasures.Hooks`.
     writes: True in the one of several processes that keeps the result.
+    strict: whether an erasure that seems to have failed is an error.
+
+  Raises:
+    ValueError: the erasure cannot be made; with `strict`, the probe says that
+      it failed.
   """
   guided = path.with_name(common.GUIDANCE)
   for file in (path, guided):
     if file.exists():
+      if known := probe.of(path):
+        known.check(erasure.method, strict)
       return common.read_made(file)
   key = jax.random.key(seed)
   found = erasure(model.sd, model.params, phrases, key, hooks)
+  probed(path, model, found, phrases, writes=writes, strict=strict)
   if writes and isinstance(found, Guidance):
     guidance.save(found, guided)
   elif writes and isinstance(found, Edit):
     save_edit(found, path)
   return found
+
+
+def probed(
+  path: pathlib.Path,
+  model: Model,
+  found: Edit | Guidance,
+  phrases: Sequence[Concept],
+  *,
+  writes: bool = True,
+  strict: bool = False,
+):
+  """Probes an erasure, and keeps what the probe says beside its file.
+
+  Args:
+    path: of the file, which need not be there yet.
+    model: the base.
+    found: what the erasure made.
+    phrases: what it erased.
+    writes: whether this process keeps it.
+    strict: see `made`.
+
+  Raises:
+    ValueError: `strict`, and it seems to have failed.
+  """
+  known = measure(model, found, phrases)
+  known.check(found.method, strict)
+  if writes:
+    known.save(path)
+
+
+def check_phrases(model: Model, erasure: Erasure, phrases: Sequence[Concept]):
+  """Refuses phrases that this model cannot tell apart, before any work.
+
+  Raises:
+    ValueError: one is too long; a concept has no tokens, or those of its
+      anchor, of another concept or of a preserved phrase.
+  """
+  sd, cuts = model.sd, getattr(erasure.h, "truncate", False)
+  ends = [end for one in phrases for end in (one.erase, one.anchor)]
+  if not cuts:
+    stable_diffusion.tokenize(sd, ends)
+  tokens.check_tokens(
+    sd.tokenizer,
+    phrases,
+    allow_conflict=getattr(erasure.h, "allow_conflict", False),
+    length=sd.context_shape[0],
+  )
 
 
 def wanted(
@@ -199,11 +271,8 @@ def wanted(
       concepts.check_choice("concepts key", key, known)
   found = tuple(Concept(**concept) for concept in listed)
   if held:
-    erased = {concepts.same_phrase(concept.erase) for concept in found}
-    kept = tuple(
-      phrase
-      for phrase in lists.load(held)
-      if concepts.same_phrase(phrase) not in erased
+    kept = concepts.without_erased(
+      lists.load(held), [concept.erase for concept in found]
     )
     found = tuple(
       dataclasses.replace(c, preserve=(*c.preserve, *kept)) for c in found

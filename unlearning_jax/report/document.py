@@ -17,6 +17,7 @@ absent:
   notes: [sentences for the top of the page].
   heads: [the heads of everything else in the terminal's table].
   protocol: name and hash of the protocol.
+  probe: figures and verdict of an erasure's probe, see `Probe.facts`.
   provenance: {"runs": [...]}, as `Workdir.record_provenance` writes it.
 """
 
@@ -59,6 +60,7 @@ class Document:
   notes: Sequence[str] = ()
   heads: Sequence[str] = ()
   protocol: str = ""
+  probe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   root: pathlib.Path = pathlib.Path()
 

@@ -7,29 +7,27 @@ run         the run
 """
 
 from unlearning_jax.experiments.finetune.images import (
-  check_batch,
-  check_overlap,
-  data_of,
-  encode,
-  examples,
+  check_batch as check_batch,
 )
+from unlearning_jax.experiments.finetune.images import (
+  check_overlap as check_overlap,
+)
+from unlearning_jax.experiments.finetune.images import data_of as data_of
+from unlearning_jax.experiments.finetune.images import encode as encode
+from unlearning_jax.experiments.finetune.images import examples as examples
+from unlearning_jax.experiments.finetune.parts import check_start as check_start
 from unlearning_jax.experiments.finetune.parts import (
-  check_start,
-  phrase_states,
-  prepare,
-  programs,
-  tuned_params,
-  with_remat,
+  phrase_states as phrase_states,
 )
-from unlearning_jax.experiments.finetune.run import edits, listed, run
-from unlearning_jax.experiments.finetune.settings import (
-  DEFENSES,
-  Data,
-  Settings,
+from unlearning_jax.experiments.finetune.parts import prepare as prepare
+from unlearning_jax.experiments.finetune.parts import programs as programs
+from unlearning_jax.experiments.finetune.parts import (
+  tuned_params as tuned_params,
 )
-
-__all__ = [
-  "DEFENSES", "Data", "Settings", "check_batch", "check_overlap", "check_start",
-  "data_of", "edits", "encode", "examples", "listed", "phrase_states",
-  "prepare", "programs", "run", "tuned_params", "with_remat",
-]  # fmt: skip
+from unlearning_jax.experiments.finetune.parts import with_remat as with_remat
+from unlearning_jax.experiments.finetune.run import edits as edits
+from unlearning_jax.experiments.finetune.run import listed as listed
+from unlearning_jax.experiments.finetune.run import run as run
+from unlearning_jax.experiments.finetune.settings import DEFENSES as DEFENSES
+from unlearning_jax.experiments.finetune.settings import Data as Data
+from unlearning_jax.experiments.finetune.settings import Settings as Settings

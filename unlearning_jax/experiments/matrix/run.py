@@ -24,7 +24,6 @@ from unlearning_jax.experiments import (
   common,
   erase,
 )
-from unlearning_jax.experiments import given as given_
 from unlearning_jax.experiments.attack import check as checks
 from unlearning_jax.experiments.attack import control as controls
 from unlearning_jax.experiments.attack import rows, victims
@@ -54,7 +53,7 @@ def read_given(settings: Settings, items: Sequence[str]) -> dict[Erased, Edit]:
   Raises:
     ValueError: an item has another form, repeats a victim, or names no file.
   """
-  listed = given_.listed(items, "<task>/<name>")
+  listed = common.read_items(items, "<task>/<name>")
   paths = {Erased(*names): path for names, path in listed.items()}
   settings.check_given(paths)
   return {one: common.read_edit(path) for one, path in paths.items()}

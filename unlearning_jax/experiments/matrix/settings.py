@@ -167,22 +167,15 @@ class Settings:
       "hparams": {**self.budget, **task.hparams, **column.hparams},
     }
     for key, value in column.changes.items():
-      found = _changed(found, key.split("."), value)
+      for part in reversed(key.split(".")):
+        value = {part: value}
+      found = settings.changed(found, value)
     title = f"{cell.attack} on {cell.victim}, {cell.task}"
     return found | {"targets": task.targets, "title": title}
 
   def attack(self, cell: Cell) -> attack.Settings:
     """The settings of a cell."""
     return settings.build(attack.Settings, self.config(cell))
-
-
-def _changed(
-  values: Mapping[str, Any], key: list[str], value: Any
-) -> dict[str, Any]:
-  """The values with another value at a nested key."""
-  first, *rest = key
-  own = _changed(values[first], rest, value) if rest else value
-  return {**values, first: own}
 
 
 def _check_plain(own: attack.Settings):

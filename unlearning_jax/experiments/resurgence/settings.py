@@ -14,7 +14,6 @@ from unlearning_jax.concepts import (
 )
 from unlearning_jax.edits import Edit
 from unlearning_jax.experiments import common, finetune
-from unlearning_jax.experiments import given as given_
 from unlearning_jax.experiments.resurgence import keys
 from unlearning_jax.judges import Target
 from unlearning_jax.settings import Free, Output
@@ -325,7 +324,7 @@ def with_edits(config: Mapping[str, Any], items: Sequence[str]) -> Any:
     ValueError: an item has another form, its name is a method of the study, or
       its concept is unknown.
   """
-  found = given_.listed(items, "<name>/<concept>")
+  found = common.read_items(items, "<name>/<concept>")
   if not found:
     return config
   methods = {name.partition("/")[0] for name in config["erasures"]}
