@@ -24,8 +24,9 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 __version__ = "0.2.0"
 _NAMES = (
-  "Concept", "Model", "attack", "concept", "erase", "evaluate", "grid",
-  "judge", "load", "methods", "metric", "open", "protocol", "resurgence",
+  "Concept", "ErasureWarning", "Model", "attack", "concept", "erase",
+  "evaluate", "grid", "judge", "load", "methods", "metric", "open", "protocol",
+  "resurgence",
 )  # fmt: skip
 # Packages that can also be called, as the functions of the same names in `api`.
 _CALLED = ("attacks", "concepts", "finetune", "protocols")
@@ -33,6 +34,7 @@ _CALLED = ("attacks", "concepts", "finetune", "protocols")
 if TYPE_CHECKING:
   from unlearning_jax.api import (  # noqa: F401
     Concept,
+    ErasureWarning,
     Model,
     attack,
     concept,

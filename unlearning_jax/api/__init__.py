@@ -21,9 +21,10 @@ from unlearning_jax.api.runs import open
 from unlearning_jax.api.tuning import finetune
 from unlearning_jax.concepts import Concept
 from unlearning_jax.model import Model, load
+from unlearning_jax.probe import ErasureWarning
 
 __all__ = [
-  "Concept", "Model", "Subject", "attack", "attacks", "concept", "concepts",
-  "erase", "evaluate", "finetune", "grid", "judge", "load", "methods",
-  "metric", "open", "protocol", "protocols", "resurgence",
+  "Concept", "ErasureWarning", "Model", "Subject", "attack", "attacks",
+  "concept", "concepts", "erase", "evaluate", "finetune", "grid", "judge",
+  "load", "methods", "metric", "open", "protocol", "protocols", "resurgence",
 ]  # fmt: skip

@@ -34,7 +34,7 @@ class Limits:
   moved: float
 
 
-LIMITS = {"states": Limits(0.4, 0.6), "drawings": Limits(0.4, 0.45)}
+LIMITS = {"states": Limits(0.43, 0.68), "drawings": Limits(0.4, 0.5)}
 
 
 class ErasureWarning(UserWarning):
@@ -67,12 +67,10 @@ class Probe:
   def moved(self) -> float | None:
     """How far other phrases moved: what the verdict goes by.
 
-    Of states it is the worse of the two figures. Few preserved phrases are
-    drawn, too few to decide: of drawings it is that of unrelated ones.
+    Those that nobody named decide. Preserved ones move less than they do when
+    an edit damages others, and too few are drawn to add anything.
     """
-    if self.instrument == "drawings" or self.preserved is None:
-      return self.unrelated
-    return max(self.preserved, self.unrelated or 0.0)
+    return self.unrelated
 
   @property
   def verdict(self) -> str:

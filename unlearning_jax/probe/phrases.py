@@ -10,8 +10,9 @@ from unlearning_jax.sampling import Sampling
 from unlearning_jax.stable_diffusion import StableDiffusion
 
 T = TypeVar("T")
-# A concept must be gone from sentences too, not only as a bare phrase.
-_SENTENCES = ("{}", "a picture of {}", "an image showing {}")
+# Prompts are sentences. A closed form is solved at the bare phrase, which
+# therefore says little of them: it reads as gone where they still show it.
+_SENTENCES = ("a picture of {}", "an image showing {}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Asked:
   """Phrases to ask an edited model for.
 
   Attributes:
-    pairs: (erased, anchor), bare and in sentences.
+    pairs: (erased, anchor), each in the same sentence.
     preserved: some of the preserved phrases.
     unrelated: everyday phrases that do not name the concept.
   """
