@@ -122,7 +122,7 @@ def test_a_published_unet_to_an_edit(place):
     (
       ["--input=a.pt", "--base=base", "--output=x.safetensors"]
       + ["--format=edit", "--erased=a", "--dtype=float16"],
-      "an edit is of float32 weights",
+      "an edit holds float32 weights",
     ),
     (["--input=base", "--output=x", "--erased=a"], "and no other"),
     (["--input=base", "--output=x", "--format=unet"], "ends in .safetensors"),
