@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -37,36 +36,28 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def command(source, tmp_path_factory):
-  """`unlearning-jax` out of a wheel, beside the packages of this environment.
-
-  Their editable install of the checkout is left out: a .pth names the folder of
-  packages, and no .pth in there is followed.
-  """
-  folder = tmp_path_factory.mktemp("wheel")
+def installed(source, tmp_path_factory):
+  """A fresh environment with the wheel and the core dependencies only."""
+  folder = tmp_path_factory.mktemp("fresh")
   python = folder / "venv/bin/python"
-  for line in (
+  for command in (
     [sys.executable, "-m", "venv", folder / "venv"],
-    [
-      *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"),
-      *("--no-build-isolation", "--wheel-dir", folder, source),
-    ],
-    [
-      *(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"),
-      *("--find-links", folder, "unlearning_jax"),
-    ],
+    [python, "-m", "pip", "install", "--quiet", source],
   ):
-    code, _, errors = run(*line, cwd=folder)
+    code, _, errors = run(*command, cwd=folder)
     assert code == 0, errors
-  here = pathlib.Path(jax.__file__).parents[1]
-  (packages_folder(python) / "beside.pth").write_text(f"{here}\n")
-  return python.with_name("unlearning-jax")
+  return python
+
+
+def packages_folder(python):
+  code = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+  return pathlib.Path(run(python, "-c", code, cwd=python.parent)[1].strip())
 
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_the_command_works_from_any_folder(command, tmp_path):
-  python = command.with_name("python")
+def test_the_command_works_from_any_folder(installed, tmp_path):
+  python, command = installed, installed.with_name("unlearning-jax")
   there = {path.name for path in packages_folder(python).iterdir()}
   assert "unlearning_jax" in there and not {"launch", "configs"} & there
   code, output, errors = run(command, "--list", cwd=tmp_path)
@@ -84,25 +75,6 @@ def test_the_command_works_from_any_folder(command, tmp_path):
   assert code and "did you mean 'erase_uce'" in errors
   code, _, errors = run(command, "erasee", cwd=tmp_path)
   assert code and "did you mean 'erase'" in errors
-
-
-@pytest.fixture(scope="module")
-def installed(source, tmp_path_factory):
-  """A fresh environment with the wheel and the core dependencies only."""
-  folder = tmp_path_factory.mktemp("fresh")
-  python = folder / "venv/bin/python"
-  for command in (
-    [sys.executable, "-m", "venv", folder / "venv"],
-    [python, "-m", "pip", "install", "--quiet", source],
-  ):
-    code, _, errors = run(*command, cwd=folder)
-    assert code == 0, errors
-  return python
-
-
-def packages_folder(python):
-  code = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
-  return pathlib.Path(run(python, "-c", code, cwd=python.parent)[1].strip())
 
 
 @pytest.mark.slow
