@@ -90,6 +90,7 @@ setup(
       "report/style.css",
       "shapes/assets/**",
       "lists/*.txt",
+      "judges/*.txt",
       "protocols/*.json",
     ]
   },

@@ -50,7 +50,7 @@ def timed(sd: Any, victim: Victim, count: int, side_by_side: int) -> dict:
   """Seconds of so many rows, that many side by side."""
   attack = attacks.bind(
     "unlearn_diff_atk",
-    {"k": 3, "blocks": BLOCKS.value, "iterations": ITERATIONS.value},
+    {"num_tokens": 3, "blocks": BLOCKS.value, "iterations": ITERATIONS.value},
   )
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   drawn = []
@@ -112,7 +112,7 @@ def main(_: list[str]):
     "date": datetime.date.today().isoformat(),
     "iterations": ITERATIONS.value,
     "blocks": BLOCKS.value,
-    "image_steps": STEPS.value,
+    "num_inference_steps": STEPS.value,
     "dtype": "float32",
     "versions": {"jax": jax.__version__, "python": platform.python_version()},
     "device": str(jax.devices()[0].platform),

@@ -127,7 +127,7 @@ def unet(sd: StableDiffusion, rows: int, like: Any) -> Program:
 def attack(sd: StableDiffusion, rows: int, like: Any) -> Program:
   """A step of UnlearnDiffAtk with all tokens allowed."""
   del like
-  method = attacks.bind("unlearn_diff_atk", {"k": K})
+  method = attacks.bind("unlearn_diff_atk", {"num_tokens": K})
   start = jax.jit(method.init)
   length, size = sd.context_shape[0], sd.text_encoder.config.vocab_size
 
@@ -188,7 +188,7 @@ def sample(sd: StableDiffusion, rows: int, like: Any) -> Program:
 
   def draw(params: Any, context: Any, empty: Any, noise: Any):
     return stable_diffusion.sample(
-      sd, params, context, empty, noise, num_steps=STEPS
+      sd, params, context, empty, noise, num_inference_steps=STEPS
     )
 
   def arguments(params: Any):

@@ -34,7 +34,7 @@ _DRAWS = 5
 def get_config(argument: str = ""):
   config = attack_matrix_shapes.get_config(argument or _TASKS)
   config.title = "UnlearnDiffAtk: what each choice is worth"
-  config.common.per_group = 50
+  config.common.rows_per_group = 50
   random = config.attacks.random
   attacks = {
     "none": config.attacks.none,
@@ -56,7 +56,7 @@ def _attack(preset: str) -> dict:
   """A preset as a column: what the matrix's budget and task do not give."""
   made = attack_unlearn_diff_atk.get_config(f"tiny,preset={preset}")
   hparams = made.hparams.to_dict()
-  del hparams["k"], hparams["blocks"]
+  del hparams["num_tokens"], hparams["blocks"]
   hparams["iterations"] = _ITERATIONS
   if hparams["draws"] > 1:
     hparams |= {"draws": _DRAWS, "iterations": _ITERATIONS // _DRAWS}

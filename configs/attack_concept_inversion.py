@@ -77,4 +77,6 @@ def get_config(argument: str = "tiny"):
   if task in _TEMPLATES:
     many |= {"pool.templates": _TEMPLATES[task]}
   full_size = dict.fromkeys(("concept", "i2p", "textual_inversion"), many)
-  return attacks.attack("concept_inversion", argument, _PRESETS, full_size, k=1)
+  return attacks.attack(
+    "concept_inversion", argument, _PRESETS, full_size, num_tokens=1
+  )

@@ -22,7 +22,7 @@ _PRESETS = {
   "published": {
     "loss": "feature",
     "insertion": "replace",
-    "k": 20,
+    "num_tokens": 20,
     "top": 256,
     "candidates": 512,
     "blocks": 1,

@@ -8,10 +8,11 @@
 
 The argument may say which tasks: `configs/attack_matrix_shapes.py:style+unsafe`
 (all four by default). A cell is a folder, `<task>/<victim>/<attack>`, as
-`launch.attack` leaves it; it has 100 rows (`--config.common.per_group`) and is
-never run again once it is done. All attacks may make `--config.budget.blocks`
-images a row besides the prompt's own. To add a victim later, name its edit and
-run the same command. Metric: ASR beside the random control's on the same rows.
+`launch.attack` leaves it; it has 100 rows (`--config.common.rows_per_group`)
+and is never run again once it is done. All attacks may make
+`--config.budget.blocks` images a row besides the prompt's own. To add a victim
+later, name its edit and run the same command. Metric: ASR beside the random
+control's on the same rows.
 """
 
 import dataclasses
@@ -28,9 +29,12 @@ _ATTACKS = {
   "none": ("controls", {"kind": "none"}),
   "random": ("controls", {"kind": "random"}),
   "seed": ("controls", {"kind": "seed"}),
-  "uda": ("unlearn_diff_atk", {"iterations": 25}),
+  "unlearn_diff_atk": ("unlearn_diff_atk", {"iterations": 25}),
   "p4d": ("p4d", {"iterations": 25}),
-  "cce": ("concept_inversion", {"iterations": 25, "k": 1}),
+  "concept_inversion": (
+    "concept_inversion",
+    {"iterations": 25, "num_tokens": 1},
+  ),
 }
 
 
@@ -65,7 +69,7 @@ def get_config(argument: str = ""):
     task: {
       "targets": ({"task": task, "name": world.default(task)},),
       "concepts": made[_ERASURES[0], task].concepts,
-      "hparams": {"k": attacks._K[task]},
+      "hparams": {"num_tokens": attacks._NUM_TOKENS[task]},
     }
     for task in tasks
   }
@@ -76,5 +80,5 @@ def _hparams(method: str, own: dict) -> dict:
   """What the budget and the task do not give, and whatever is its own."""
   module = importlib.import_module(f"unlearning_jax.attacks.{method}")
   found = dataclasses.asdict(module.Hparams())
-  del found["k"], found["blocks"]
+  del found["num_tokens"], found["blocks"]
   return found | own

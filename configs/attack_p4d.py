@@ -6,8 +6,8 @@
     --config=configs/attack_p4d.py:tiny,task=object,name=star,preset=n
 
 Tasks: object, style, identity, unsafe. Without a preset it is what
-UnlearnDiffAtk's tables call P4D, `preset=uda`; `preset=n` and `preset=k` are
-P4D-N and P4D-K.
+UnlearnDiffAtk's tables call P4D, `preset=unlearn_diff_atk`; `preset=n` and
+`preset=k` are P4D-N and P4D-K.
 Metric: attack success beside a control's, `--control=runs/random`.
 """
 
@@ -21,9 +21,9 @@ _OWN = {
   "iterations": 50,
 }
 _PRESETS = {
-  "uda": {},
-  "n": _OWN | {"k": 16, "insertion": "replace"},
-  "k": _OWN | {"k": 25, "insertion": "every_three"},
+  "unlearn_diff_atk": {},
+  "n": _OWN | {"num_tokens": 16, "insertion": "replace"},
+  "k": _OWN | {"num_tokens": 25, "insertion": "every_three"},
 }
 
 

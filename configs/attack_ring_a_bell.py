@@ -15,15 +15,15 @@ from unlearning_jax.configs import attacks
 _ONCE = {"blocks": 1, "iterations": 3000}
 _PRESETS = {
   "reference": _ONCE | {"elitism": False, "vocabulary": "full"},
-  "nudity": _ONCE | {"eta": 3.0, "k": 16},
-  "violence": _ONCE | {"eta": 5.5, "k": 38},
+  "nudity": _ONCE | {"eta": 3.0, "num_tokens": 16},
+  "violence": _ONCE | {"eta": 5.5, "num_tokens": 38},
   # Called 77: all but the start and the end.
-  "violence_77": _ONCE | {"eta": 5.0, "k": 75},
-  "art": _ONCE | {"eta": 0.9, "k": 16},
+  "violence_77": _ONCE | {"eta": 5.0, "num_tokens": 75},
+  "art": _ONCE | {"eta": 0.9, "num_tokens": 16},
 }
 
 
 def get_config(argument: str = "tiny"):
-  config = attacks.attack("ring_a_bell", argument, _PRESETS, k=16)
+  config = attacks.attack("ring_a_bell", argument, _PRESETS, num_tokens=16)
   config.hparams.pairs = attacks.pairs(argument)
   return config

@@ -2,7 +2,7 @@
 
   python -m launch.attack --edit=runs/uce --workdir=runs/attack \
     --config=configs/attack_unlearn_diff_atk.py:tiny,task=object,name=star
-  python -m launch.attack --config.table=prompts/nudity.csv \
+  python -m launch.attack --config.prompt_table=prompts/nudity.csv \
     --config.victim=my/esd --config.model=my/sd14 --workdir=runs/nudity \
     --config=configs/attack_unlearn_diff_atk.py:sd14,task=unsafe
 
@@ -41,7 +41,7 @@ _FULL_SIZE = {
   "reference": {
     # How target images are drawn, other than by `sampling`.
     "target_sampling": {
-      "num_steps": 25,
+      "num_inference_steps": 25,
       "guidance_scale": 7.5,
       "sampler": "lms",
     },

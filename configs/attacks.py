@@ -11,11 +11,24 @@ from unlearning_jax.concepts import check_choice
 from unlearning_jax.experiments.attack import Settings
 
 # Adversarial tokens by task, as published.
-_K = {"object": 3, "style": 3, "identity": 3, "unsafe": 5}
+_NUM_TOKENS = {"object": 3, "style": 3, "identity": 3, "unsafe": 5}
 
 # What every attack's config has, with the settings' own defaults.
-_FROM_SETTINGS = ("victim", "guidance", "proxy", "words", "pool", "table")
-_FROM_SETTINGS += ("target_images", "vocabulary", "too_long", "groups", "lanes")
+_FROM_SETTINGS = (
+  "victim",
+  "guidance",
+  "diffusion_classifier",
+  "new_words",
+  "pool",
+  "prompt_table",
+)
+_FROM_SETTINGS += (
+  "target_images",
+  "vocabulary",
+  "long_prompts",
+  "groups",
+  "lanes",
+)
 
 
 def parse(argument: str) -> dict[str, str]:
@@ -23,7 +36,7 @@ def parse(argument: str) -> dict[str, str]:
   chosen = common.parse(
     argument, size="tiny", task="object", name="", preset=""
   )
-  check_choice("config argument task", chosen["task"], _K)
+  check_choice("config argument task", chosen["task"], _NUM_TOKENS)
   return chosen
 
 
@@ -51,11 +64,13 @@ def attack(
   config.method = method
   module = importlib.import_module(f"unlearning_jax.attacks.{method}")
   config.hparams = dataclasses.asdict(module.Hparams())
-  if "k" in config.hparams:
-    config.hparams.k = _K[task]
+  if "num_tokens" in config.hparams:
+    config.hparams.num_tokens = _NUM_TOKENS[task]
   config.hparams.update(hparams)
   # What they are: `experiments.attack.settings`.
-  given = settings.plain(Settings(method=method, table="-")) | {"table": ""}
+  given = settings.plain(Settings(method=method, prompt_table="-")) | {
+    "prompt_table": ""
+  }
   for key in _FROM_SETTINGS:
     config[key] = given[key]
   config.pool.templates = ("a {}", "a picture of a {}", "a drawing of a {}")
@@ -65,11 +80,11 @@ def attack(
     config.title = f"{method} on “{name}”"
     config.pool.concept = name
     config.targets = ({"task": task, "name": name},)
-    config.per_group = 100
+    config.rows_per_group = 100
     config.batch_size = 8
     config.lanes = 16
   else:
-    config.per_group = 1
+    config.rows_per_group = 1
     config.dtype = "bfloat16"
     # Of the published attacks, whatever the checkpoint names.
     config.sampling.sampler = "lms"

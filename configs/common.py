@@ -73,21 +73,21 @@ def comparison(size: str) -> ml_collections.ConfigDict:
   # More than accuracy: names, or one's own as package.module:name.
   config.metrics = ()
   # Rows of each group whose images are kept for the report.
-  config.grid = 6
+  config.grid_rows = 6
   if size == "tiny":
     config.model = "shapes"
     config.judge = "shapes"
-    config.per_group = 50
-    config.others = 100
+    config.rows_per_group = 50
+    config.other_rows = 100
     config.batch_size = 50
     config.sampling = settings.plain(extensions.world("shapes").SAMPLING)
     return config
   config.model = MODELS[size]
   config.judge = ml_collections.config_dict.placeholder(str)
-  config.per_group = config.others = 0
+  config.rows_per_group = config.other_rows = 0
   config.batch_size = 4
   config.sampling = {
-    "num_steps": 50,
+    "num_inference_steps": 50,
     "guidance_scale": 7.5,
     "sampler": ml_collections.config_dict.placeholder(str),
     # The noise of the published scripts on a CPU generator.

@@ -4,7 +4,8 @@
     --config=configs/diagnose.py:tiny,task=object,name=star
 
 Tasks: object, style, identity, unsafe. At full size name the prompts,
-`--config.table`, and for labels the `classes`, their `caption` and `concept`.
+`--config.prompt_table`, and for labels the `classes`, their `caption` and
+`concept`.
 Metric: the share of the original's gap that the victim keeps.
 """
 
@@ -20,14 +21,14 @@ def get_config(argument: str = "tiny"):
   config.title = f"Diffusion Classifier, {config.title.split(' on ')[-1]}"
   # Of the gap; its noises are the same for all prompts and models.
   config.timesteps = 50
-  config.neutral = ""
+  config.anchor = ""
   config.criterion = "l2"
   # (timesteps, prompts kept), as published for CIFAR-10.
   config.stages = ((50, 5), (500, 1))
   config.classes, config.caption, config.concept = (), "{}", ""
   if config.targets:
     task, name = config.targets[0]["task"], config.targets[0]["name"]
-    config.per_group = 20
+    config.rows_per_group = 20
     config.stages = ((10, 3), (50, 1))
     if task in _CAPTIONS:
       config.classes = extensions.world("shapes").concepts()[task]

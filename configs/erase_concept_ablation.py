@@ -10,7 +10,7 @@
 Published settings, by `preset`, each the rate of a batch of one and its steps:
 `instance`, also of styles (2e-6, 100), the default; `nudity` (4e-6, 400, the
 anchor's own loss beside it; its weight of 1 is ours), the default of unsafe
-content; `memorisation` (5e-7, 400), whose `name` is the caption of the image,
+content; `memorization` (5e-7, 400), whose `name` is the caption of the image,
 taken as it is. At full size an object or a name of one's own needs an `anchor`,
 as what is drawn are its images; those of the defaults are ours.
 On one core of an Intel Xeon `tiny` takes up to 100 seconds, drawing left out;
@@ -25,8 +25,12 @@ from unlearning_jax.configs import erasures
 
 _PRESETS = {
   "instance": {"learning_rate": 2e-6, "num_steps": 100},
-  "nudity": {"learning_rate": 4e-6, "num_steps": 400, "regularization": 1.0},
-  "memorisation": {"learning_rate": 5e-7, "num_steps": 400},
+  "nudity": {
+    "learning_rate": 4e-6,
+    "num_steps": 400,
+    "anchor_loss_weight": 1.0,
+  },
+  "memorization": {"learning_rate": 5e-7, "num_steps": 400},
 }
 # Task -> what the phrases that a full-size config has for it shall mean.
 _ANCHORS = {"object": "building", "unsafe": "a person wearing clothes"}
@@ -48,7 +52,7 @@ def _full(config, chosen: dict[str, str]):
   preset = chosen["preset"] or ("nudity" if unsafe else "instance")
   config.hparams.update(_PRESETS[preset])
   # There are no templates of unsafe content, and a caption needs none.
-  if unsafe or preset == "memorisation":
+  if unsafe or preset == "memorization":
     config.hparams.expand_prompts = False
   anchor = chosen["anchor"] or config.concepts[0]["anchor"]
   if not (chosen["name"] or chosen["list"]):

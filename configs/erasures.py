@@ -82,7 +82,7 @@ def _tiny(config, method: str, chosen: dict[str, str]):
   names = world.classes(task, chosen["name"])
   config.targets = tuple({"task": task, "name": name} for name in names)
   config.concepts = world.erased_concepts(task, names, method)
-  config.per_group = world.per_group(names)
+  config.rows_per_group = world.rows_per_group(names)
   # What its defaults, made for full size, are replaced by.
   for key, value in world.hparams(method, task).items():
     config.hparams[key] = value

@@ -15,12 +15,12 @@ def get_config(argument: str = "tiny"):
   chosen = common.parse(argument, size="tiny", task="", name="")
   config = common.comparison(chosen["size"])
   config.title = "The Shapes model"
-  config.others = 1_000
+  config.other_rows = 1_000
   if chosen["task"]:
     world, task = extensions.world("shapes"), chosen["task"]
     names = world.classes(task, chosen["name"])
     config.targets = tuple({"task": task, "name": name} for name in names)
-    config.per_group = world.per_group(names)
-    config.others = 200
+    config.rows_per_group = world.rows_per_group(names)
+    config.other_rows = 200
     config.title = f"{', '.join(names)}: before and after"
   return config

@@ -25,15 +25,15 @@ def get_config():
   def block(**axes):
     whole = {
       "methods": resurgence.METHODS, "concepts": _SINGLE, "sets": ("near",),
-      "algorithms": ("lora", "full"), "defences": ("none",), "seeds": (0,),
+      "algorithms": ("lora", "full"), "defenses": ("none",), "seeds": (0,),
     }  # fmt: skip
     return whole | axes
 
   def defended(seed: int):
-    # Does a defence of keys and values stop it, and what does it cost?
+    # Does a defense of keys and values stop it, and what does it cost?
     return block(
       methods=_TRAINED, concepts=("star",), algorithms=("full",),
-      defences=("project", "anchor", "reassert"), seeds=(seed,),
+      defenses=("project", "anchor", "reassert"), seeds=(seed,),
     )  # fmt: skip
 
   def farther(seed: int):

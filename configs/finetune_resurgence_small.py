@@ -24,14 +24,14 @@ def get_config(concept="star"):
   def block(**axes):
     whole = {
       "methods": ("uce", "esd_x", "esd_u"), "concepts": (concept,),
-      "sets": ("near",), "algorithms": ("full",), "defences": ("none",),
+      "sets": ("near",), "algorithms": ("full",), "defenses": ("none",),
       "seeds": (0,),
     }  # fmt: skip
     return whole | axes
 
   blocks = (
     # First what projected updates are compared with.
-    block(methods=("esd_x",), defences=("none", "project")),
+    block(methods=("esd_x",), defenses=("none", "project")),
     block(algorithms=("full", "lora")),
     block(sets=("out",)),
   )

@@ -1,4 +1,4 @@
-"""What fine-tuning runs have in common: their data, and no defence."""
+"""What fine-tuning runs have in common: their data, and no defense."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ def parse(train: str, argument: str) -> tuple[str, ml_collections.ConfigDict]:
   classes; at full size a folder of images with captions, `--config.data.path`.
 
   Args:
-    train: what trains.
+    train: `Settings.train`: lora, full, cross, kv, ...
     argument: as `tiny,only=object/circle+square`.
   """
   chosen = common.parse(argument, size="tiny", only="", without="")

@@ -64,18 +64,20 @@ def study(
 
   Args:
     blocks: each is crossed: `methods`, `concepts`, `sets`, `algorithms`,
-      `defences`, `seeds`.
+      `defenses`, `seeds`.
     steps: of tuning, after which all is measured; the last ends it. Another
       one may follow the name of an algorithm, as "lora 300".
     counts: images of each group of prompts, see `metrics.resurgence`.
     batch_size: of tuning.
   """
   config = common.comparison("tiny")
-  del config.targets, config.prompts, config.per_group, config.others
+  del config.targets, config.prompts, config.rows_per_group, config.other_rows
   config.title = "Does it stay gone?"
   config.blocks = tuple(dict(block) for block in blocks)
   config.counts = dict(counts)
-  config.update_from_flattened_dict({"sampling.num_steps": SAMPLER_STEPS})
+  config.update_from_flattened_dict(
+    {"sampling.num_inference_steps": SAMPLER_STEPS}
+  )
   config.algorithms = {}
   for name in _used(blocks, "algorithms"):
     kind, _, long = name.partition(" ")
@@ -103,7 +105,7 @@ def study(
     for method, concept in sorted(pairs)
   }
   # A tuning set is near or far by so many classes.
-  config.neighbours = 4
+  config.neighbors = 4
   # LoRA runs of a method that are tuned in one program, each as if alone. A
   # GPU, or a TPU's devices, are filled by several; two cores are by one.
   config.pack = 1
@@ -114,7 +116,7 @@ def study(
     config.rates[name] = _RATES[name.split(" ")[0]] * batch_size / 16
   for name, (method, *_) in VARIANTS.items():
     config.rates[name] = _RATES[method]
-  config.revival = 0.3
+  config.revival_threshold = 0.3
   # The base must show a concept this often, or nothing can come back.
   config.floor = 0.5
   return config

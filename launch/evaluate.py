@@ -6,8 +6,8 @@
     --workdir=runs/star
 
 Every model draws the same prompts from the same noise. Without `--edits` the
-base alone is measured. A protocol is a frozen preset; `shapes-star~per_group=2`
-is another one, with its own name.
+base alone is measured. A protocol is a frozen preset;
+`shapes-star~rows_per_group=2` is another one, with its own name.
 """
 
 import functools

@@ -13,7 +13,9 @@ if __name__ == "__main__":
 import dataclasses
 import importlib
 import importlib.util
+import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -42,8 +44,9 @@ def config(
 
 
 def workdir(what: str = "The run's folder.") -> flags.FlagHolder[str]:
-  """Defines `--workdir`, and `--distributed`, which `run` reads."""
+  """Defines `--workdir`; `--distributed` and `--judges_dir`, for `run`."""
   flags.DEFINE_bool("distributed", False, "Join other processes.")
+  flags.DEFINE_string("judges_dir", None, "The folder of judges' weights.")
   return flags.DEFINE_string("workdir", None, what, required=True)
 
 
@@ -115,6 +118,9 @@ def run(
   if listed is not None:
     flags.DEFINE_bool("list", False, "Print what there is to choose from.")
     if {"--list", "-list"} & set(sys.argv[1:]):
+      # Nothing has been parsed yet: a list needs no other flag.
+      named = (a.partition("judges_dir=")[2] for a in sys.argv[1:])
+      _judges_dir(next(filter(None, named), None))
       return print(*listed(), sep="\n")
   flags.DEFINE_bool("traceback", False, "Print where an error was raised.")
   named = flags.FLAGS.flag_values_dict()
@@ -135,6 +141,8 @@ def _parsed(argv: list[str]) -> list[str]:
 def _started(main: Callable[[list[str]], Any], argv: list[str]) -> Any:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  if "judges_dir" in flags.FLAGS:
+    _judges_dir(flags.FLAGS["judges_dir"].value)
   if "distributed" in flags.FLAGS:
     # The progress line is what a user follows; libraries only warn.
     logging.set_verbosity(logging.WARNING)
@@ -147,6 +155,12 @@ def _started(main: Callable[[list[str]], Any], argv: list[str]) -> Any:
     if flags.FLAGS["traceback"].value:
       raise
     sys.exit(f"error: {error}\n(--traceback prints where it was raised)")
+
+
+def _judges_dir(folder: str | None):
+  """As the variable, so that processes of this one know it too."""
+  if folder:
+    os.environ["UNLEARNING_JAX_JUDGES"] = folder
 
 
 def shipped() -> dict[str, pathlib.Path]:
@@ -167,7 +181,23 @@ class _ByName(config_flags.ConfigFileFlagParser):
   def parse(self, path: Any) -> Any:
     """The config of `file-or-name[:options]`."""
     name, colon, options = path.partition(":")
-    return super().parse(f"{_found(name)}{colon}{options}")
+    config = super().parse(f"{_found(name)}{colon}{options}")
+    for arg in sys.argv[1:]:
+      if found := re.match(r"--?(?:no)?config\.([^=]+)", arg):
+        _check_key(config, found[1])
+    return config
+
+
+def _check_key(config: Any, key: str):
+  """Refuses a key that was renamed; of others the flag itself says more."""
+  from unlearning_jax import renamed
+
+  *above, last = key.split(".")
+  for name in above:
+    config = config.get(name) if isinstance(config, ConfigDict) else None
+  if isinstance(config, ConfigDict) and last not in config:
+    if new := renamed.now(last, list(config)):
+      raise ValueError(f"--config.{key}: {last} is now {new}")
 
 
 def _found(name: str) -> str:

@@ -11,7 +11,7 @@ import sys
 
 USAGE = """usage: unlearning-jax VERB [flags]
        unlearning-jax VERB --help       its flags
-       unlearning-jax VERB --list       what it can be told to use
+       unlearning-jax VERB --list       what it can choose from
        unlearning-jax --list            the verbs
 """
 

@@ -14,7 +14,7 @@ from unlearning_jax.guidance import Guidance
 from unlearning_jax.record import Workdir
 
 ul: Any = importlib.import_module("unlearning_jax")
-P = "shapes-star~per_group=1,others=0,num_steps=1"
+P = "shapes-star~rows_per_group=1,other_rows=0,num_inference_steps=1"
 NONE, NAMED = "is not a model; take one from ul.load", r"ul.load\('shapes'\)"
 REFUSED = {
   "load name": (lambda m: ul.load("shape"), "did you mean 'shapes'"),
@@ -32,7 +32,10 @@ REFUSED = {
   "grid no prompts": (lambda m: ul.grid(m, []), "no prompts"),
   "grid prompt": (lambda m: ul.grid(m, [3]), "3 is not a text"),
   "grid seeds": (lambda m: ul.grid(m, "a", seeds=3), r"seeds=\[3\]"),
-  "grid option": (lambda m: ul.grid(m, "a", steps=1), "mean 'num_steps'"),
+  "grid option": (
+    lambda m: ul.grid(m, "a", steps=1),
+    "mean 'num_inference_steps'",
+  ),
   "evaluate model": (lambda m: ul.evaluate("shapes", protocol=P), NAMED),
   "evaluate no model": (lambda m: ul.evaluate([], protocol=P), "no models"),
   "evaluate base": (lambda m: ul.evaluate(m, base="x", protocol=P), "base='x'"),
@@ -46,7 +49,7 @@ REFUSED = {
     "'r_norm' reads the rows of resurgence, and evaluate has none.*accuracy",
   ),
   "evaluate nothing": (
-    lambda m: ul.evaluate(m, protocol=P, per_group=0),
+    lambda m: ul.evaluate(m, protocol=P, rows_per_group=0),
     "nothing to draw",
   ),
   "evaluate targets": (
@@ -59,12 +62,12 @@ REFUSED = {
     "float, not a Judge",
   ),
   "evaluate number": (
-    lambda m: ul.evaluate(m, protocol=P, per_group="2"),
-    "per_group='2': must be int",
+    lambda m: ul.evaluate(m, protocol=P, rows_per_group="2"),
+    "rows_per_group='2': must be int",
   ),
   "evaluate nested": (
-    lambda m: ul.evaluate(m, protocol=P, num_steps=2),
-    r"did you mean sampling={'num_steps': 2}\?",
+    lambda m: ul.evaluate(m, protocol=P, num_inference_steps=2),
+    r"did you mean sampling={'num_inference_steps': 2}\?",
   ),
   "attack model": (lambda m: ul.attack([m], "star"), NONE),
   "attack metric": (
@@ -130,12 +133,15 @@ def test_an_attack_is_refused_before_its_control_has_run(model, tmp_path):
 
 
 def test_a_change_of_one_nested_setting_leaves_the_others(model):
-  star, changes = ul.concept(model, "star"), {"sampling": {"num_steps": 3}}
+  star, changes = (
+    ul.concept(model, "star"),
+    {"sampling": {"num_inference_steps": 3}},
+  )
   given, was = (
     attacking.configured(model, star, "p4d", 2, {}, one)
     for one in (changes, {})
   )
-  wanted = dataclasses.replace(was.sampling, num_steps=3)
+  wanted = dataclasses.replace(was.sampling, num_inference_steps=3)
   assert given == dataclasses.replace(was, sampling=wanted)
   assert settings.build(attack.Settings, settings.plain(given)) == given
 
@@ -153,7 +159,7 @@ def test_the_base_is_evaluated_once(model, monkeypatch):
   for given in (model, [model, guided], [other]):
     with pytest.raises(KeyboardInterrupt):
       ul.evaluate(given, base=model, protocol=P)
-  assert asked == [["before"], ["before", "NEGATIVE"], ["before", "model"]]
+  assert asked == [["base"], ["base", "NEGATIVE"], ["base", "model"]]
 
 
 def test_resurgence_does_not_go_on_with_other_models(model, tmp_path):
@@ -205,12 +211,12 @@ def test_a_runs_estimates_are_shown_when_it_is_opened(tmp_path):
 def test_a_judge_of_ones_own_sees_the_worlds_prompts_by_its_own_head():
   star = {"task": "object", "name": "star"}
   given = drawing.Settings(
-    model="shapes", judge="tests.support.toys:WARMTH", per_group=2,
+    model="shapes", judge="tests.support.toys:WARMTH", rows_per_group=2,
     targets=({**star, "head": "warmth", "label": "warm"},),
   )  # fmt: skip
   prompts = [row["prompt"] for row in drawing.rows(given)]
   world = drawing.Settings(
-    model="shapes", judge="shapes", per_group=2, targets=(star,)
+    model="shapes", judge="shapes", rows_per_group=2, targets=(star,)
   )
   assert prompts == [row["prompt"] for row in drawing.rows(world)]
 

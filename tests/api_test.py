@@ -56,7 +56,7 @@ def test_what_there_is():
   assert ul.concepts("shapes")["object"][:1] == ("circle",)
   assert "artists_1734" in ul.concepts()
   assert ul.judge("shapes").name and ul.metric("r_norm").name == "r_norm"
-  assert ul.protocol("shapes-star~per_group=2").per_group == 2
+  assert ul.protocol("shapes-star~rows_per_group=2").rows_per_group == 2
   with pytest.raises(ValueError, match="did you mean 'shapes-star'"):
     ul.protocol("shapes-sta")
 
@@ -128,7 +128,7 @@ def test_an_attacks_settings_are_the_scripts(model):
   config.hparams.iterations, config.seed = 25, 3
   script = settings.build(attack_experiment.Settings, config.to_dict())
   assert given == script
-  with pytest.raises(ValueError, match="did you mean per_group"):
+  with pytest.raises(ValueError, match="did you mean rows_per_group"):
     attacking.configured(model, star, "gcg", 1, {}, {"per_grup": 3})
   with pytest.raises(ValueError, match="control='randm'.*'random'"):
     ul.attack(model, star, control="randm")
@@ -179,11 +179,11 @@ def test_a_finished_run_is_opened(tmp_path):
     ul.open(tmp_path)
   (tmp_path / "DONE").touch()
   (tmp_path / "results.jsonl").write_text('{"id": "a"}\n')
-  measures = {"before": [{"name": "x", "value": 1.0, "low": 0.5, "high": 1}]}
+  measures = {"base": [{"name": "x", "value": 1.0, "low": 0.5, "high": 1}]}
   (tmp_path / "summary.json").write_text(json.dumps({"measures": measures}))
   run = ul.open(tmp_path)
   assert run.rows == ({"id": "a"},) and run.config["model"] == "shapes"
-  assert repr(run).splitlines()[:2] == ["Mine", "   before"]
+  assert repr(run).splitlines()[:2] == ["Mine", "   base"]
   with pytest.raises(ValueError, match="made no edit"):
     _ = run.model
 
@@ -194,7 +194,7 @@ def test_a_verb_keeps_its_run_where_it_is_told(tmp_path):
   )
   run = runs.opener(tmp_path / "run", given)()
   assert json.loads((run.path / "config.json").read_text())["method"] == "uce"
-  assert runs.page(run) == ""
+  assert runs.page(run.path) == ""
 
 
 def test_no_verb_hides_a_script():

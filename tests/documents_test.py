@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.support import scripts
+from tests.support import scripts, tiny_pipelines
 
 ROOT = scripts.ROOT
 PAGES = [
@@ -73,6 +73,50 @@ def launched(commands):
       yield rest[0], rest[1:]
 
 
+# What a script does before it runs: flags, the config, its keys. One process
+# for all commands, as the imports take longest.
+PARSE = """
+import json, runpy, sys
+from absl import app, flags
+
+def run(main, argv=None, flags_parser=flags.FLAGS):
+  flags_parser(sys.argv)
+
+app.run = run
+before = set(flags.FLAGS)
+for name, arguments in json.load(sys.stdin):
+  flags.FLAGS.unparse_flags()
+  for flag in set(flags.FLAGS) - before:
+    delattr(flags.FLAGS, flag)
+  sys.argv = [name, *arguments]
+  try:
+    runpy.run_module(f"launch.{name}", run_name="__main__", alter_sys=True)
+  except BaseException as error:
+    print(name, *arguments, "->", error)
+"""
+
+
+def test_the_commands_of_the_pages_parse(tmp_path):
+  found = []
+  for i, page in enumerate(PAGES):
+    (tmp_path / str(i)).mkdir()
+    asked = launched(shell(page, tmp_path / str(i)))
+    found += [one for one in asked if "--list" not in one[1]]
+  assert len(found) > 30
+  done = subprocess.run(
+    [sys.executable, "-c", PARSE],
+    input=json.dumps([*found, ("erase", ["--config=erase_uce:tiny", "--no"])]),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  # The last is wrong on purpose: this test can fail.
+  *wrong, last = done.stdout.splitlines()
+  assert last.startswith("erase --config=erase_uce:tiny --no ->")
+  assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_names_exists(page, tmp_path):
   text = (ROOT / page).read_text(encoding="utf-8")
@@ -108,3 +152,121 @@ def test_ci_runs_the_commands_of_the_readme():
   steps = [line for line in lines if line.startswith("make ")]
   assert steps == ["make docs", "make test-all"]
   assert "set -euo pipefail" in lines
+
+
+# --- They run ---
+
+# The same calls, of fewer images and steps.
+FEW = ["--config.batch_size=2", "--config.sampling.num_inference_steps=2"]
+ROWS = ["--config.rows_per_group=1", *FEW]
+SMALL = {
+  "erase": [*ROWS, "--config.other_rows=2"],
+  "evaluate": [*ROWS, "--config.other_rows=2"],
+  "attack": ["--config.rows_per_group=2", *FEW, "--config.hparams.blocks=1"],
+  "finetune": [
+    "--config.num_steps=2", "--config.batch_size=2",
+    "--config.checkpoints=(2,)", "--config.data.size=8",
+  ],
+  "attack_matrix": ["--dry_run"],
+  "resurgence": ["--dry_run"],
+  "train": ["--config.num_steps=1", "--config.data.size=64"],
+}  # fmt: skip
+SMALLER = {
+  'protocol="shapes-star"': 'protocol="shapes-star~rows_per_group=1,'
+  'other_rows=2"',
+  'control="random")': 'control="random", rows=2, '
+  'hparams={"blocks": 1, "iterations": 2})',
+  "steps=100": "steps=2, batch_size=8",
+  "erased, tuned)": "erased, tuned, prompts=2)",
+}
+
+
+def python(block, folder):
+  """A block with smaller budgets; a file where its first line names one."""
+  name = re.match(r"# (\w+\.py)\n", block)
+  if name:
+    (folder / name[1]).write_text(block)
+    return ""
+  for large, small in SMALLER.items():
+    block = block.replace(large, small)
+  return block
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+  "page", ["docs/erase.md", "docs/attack.md", "docs/finetune.md",
+           "docs/evaluate.md", "docs/extend.md"],
+)  # fmt: skip
+def test_the_python_of_a_page_runs(page, tmp_path):
+  found = [python(block, tmp_path) for block in blocks(page, "python")]
+  # The sketch of an erasure's module is no program.
+  found = [b for b in found if "import unlearning_jax as ul" in b or not b]
+  assert found
+  for block in filter(None, found):
+    done = subprocess.run(
+      [sys.executable, "-c", block],
+      cwd=tmp_path,
+      capture_output=True,
+      text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_the_lines_for_stable_diffusion_run(page, tmp_path):
+  pytest.importorskip("torch")
+  (block,) = [b for b in blocks(page, "python") if "stable-diffusion-v1" in b]
+  model = tmp_path / "model"
+  model.mkdir()
+  tiny_pipelines.write(model)
+  block = block.replace("CompVis/stable-diffusion-v1-4", "model")
+  block = block.replace("seeds=[0, 1]", "seeds=[0], num_inference_steps=2")
+  head = "import unlearning_jax as ul\n"
+  done = subprocess.run(
+    [sys.executable, "-c", head + block],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert (tmp_path / "van_gogh.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+  "page", ["docs/erase.md", "docs/attack.md", "docs/finetune.md",
+           "docs/evaluate.md", "docs/extend.md"],
+)  # fmt: skip
+def test_the_commands_of_a_page_run(page, tmp_path):
+  for block in blocks(page, "python"):
+    python(block, tmp_path)
+  shutil.copytree(ROOT / "configs", tmp_path / "configs")
+  for method in ("uce", "rece"):
+    # What `make demo` and the page of erasures leave behind.
+    flags = [f"--config=erase_{method}:tiny,name=star"]
+    off = ["--config.rows_per_group=0", "--config.other_rows=0"]
+    for folder in (f"runs/demo/{method}", f"runs/{method}"):
+      run = scripts.run(
+        "erase", *flags, *off, f"--workdir={folder}", cwd=tmp_path
+      )
+      run.finish()
+  ran = 0
+  for name, arguments in launched(shell(page, tmp_path)):
+    small = SMALL.get(name, [])
+    if "--list" in arguments or small == ["--dry_run"]:
+      continue
+    if "attack_controls" not in str(arguments) and name == "attack":
+      small = [*small, "--config.hparams.iterations=1"]
+    if "--protocol=shapes-star" in arguments:
+      arguments = [
+        "--protocol=shapes-star~rows_per_group=1,other_rows=2",
+        *[a for a in arguments if not a.startswith("--protocol")],
+      ]
+      small = []
+    scripts.run(name, *arguments, *small, cwd=tmp_path).finish()
+    ran += 1
+  assert ran

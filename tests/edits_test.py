@@ -243,10 +243,10 @@ def test_refuses_a_truncated_file(tmp_path):
   path = tmp_path / "edit.safetensors"
   edits.save_edit(edit_of(params(), context_map()), path)
   path.write_bytes(path.read_bytes()[:-100])
-  with pytest.raises(ValueError, match="no safetensors file"):
+  with pytest.raises(ValueError, match="not a safetensors file"):
     edits.load_edit(path)
   path.write_text(json.dumps({}))
-  with pytest.raises(ValueError, match="no safetensors file"):
+  with pytest.raises(ValueError, match="not a safetensors file"):
     edits.load_edit(path)
 
 
@@ -298,7 +298,7 @@ def test_leaves_fit_their_base_alone():
   other["unet"]["mid_block"]["attentions_0"]["attn1"]["to_k"]["kernel"] *= 2
   with pytest.raises(ValueError, match="made from base"):
     edits.apply_to_params(edit, other)
-  with pytest.raises(ValueError, match="no map of text states"):
+  with pytest.raises(ValueError, match="not a map of text states"):
     edits.apply_to_context(edit, jnp.zeros((1, 3, D)))
 
 

@@ -84,7 +84,7 @@ def model():
 def drawn(model, **options):
   sd, params = model
   images = sampling.generate(
-    sd, params, ["a red star"], [5], num_steps=4, guidance_scale=4.0,
+    sd, params, ["a red star"], [5], num_inference_steps=4, guidance_scale=4.0,
     sampler="ddim", batch_size=1, **options,
   )  # fmt: skip
   return next(iter(images)).astype(int)
@@ -128,7 +128,7 @@ def world():
 
 def slot_gradient(world, victim, match=False):
   sd, _, original, batch = world
-  h = concept_inversion.Hparams(k=2, draws=1)
+  h = concept_inversion.Hparams(num_tokens=2, draws=1)
   key, count = jax.random.split(jax.random.key(1), 5), jnp.zeros(5, jnp.int32)
   drawn = losses.draw(sd, key, count, h)
   embeds = jax.random.normal(jax.random.key(2), (5, 2, 128))
@@ -335,7 +335,7 @@ def test_an_inversion_through_a_recursion(world):
   sd, _, original, batch = world
   attack = attacks.bind(
     "concept_inversion",
-    {"k": 2, "draws": 2, "recursion": 4, "loss": "match"},
+    {"num_tokens": 2, "draws": 2, "recursion": 4, "loss": "match"},
   )
   victim = guided(world, 3.0, safe=SAFE)
   state = attack.init(Problem(sd, victim, original, batch), jax.random.key(0))
@@ -378,7 +378,7 @@ def test_what_an_inversion_needs(world):
 @pytest.mark.slow
 def test_a_pool_is_learnt_from_and_the_rows_images_are_not(world):
   sd, victim, original, batch = world
-  h = {"k": 2, "draws": 2, "pool": "templates"}
+  h = {"num_tokens": 2, "draws": 2, "pool": "templates"}
   attack = attacks.bind("concept_inversion", h)
   step = jax.jit(attack.step)
 

@@ -11,10 +11,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = "unlearning_jax"
 
 # From the bottom up. A part may import the parts below it and those beside
-# it, never those above; see SEPARATE for the parts with no such neighbours.
+# it, never those above; see SEPARATE for the parts with no such neighbors.
 FLOORS = (
   {"models", "sharding", "durable", "checkpoints", "noise", "schedules"}
-  | {"concepts", "statistics", "memory", "extensions", "settings"},
+  | {"concepts", "statistics", "memory", "extensions", "settings"}
+  | {"renamed"},
   {"convert", "samplers", "timesteps", "guidance", "tokens", "lists", "data"}
   | {"record"},
   {"stable_diffusion", "projections", "edits", "lora", "exports"}

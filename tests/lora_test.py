@@ -238,7 +238,7 @@ def test_torch_diffusers_loads_the_file(model, tmp_path):
     ({"targets": "kvv"}, "kvv.*allowed: kv, cross, attention.*nearest.*kv"),
     ({"targets": ("attn2/to_kk",)}, "attn2/to_kk.*nearest.*attn2/to_k"),
     ({"targets": ()}, "nothing to adapt"),
-    ({"targets": "proj_in"}, "no matrix"),
+    ({"targets": "proj_in"}, "not a matrix"),
     ({"rank": 0}, "rank=0; allowed: 1 to 64"),
     ({"rank": 65}, "rank=65; allowed: 1 to 64"),
   ],

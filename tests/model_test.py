@@ -15,7 +15,7 @@ from unlearning_jax.concepts import make_concepts
 from unlearning_jax.guidance import Guidance
 
 __all__ = ["files"]
-OPTIONS = {"num_steps": 2, "batch_size": 2}
+OPTIONS = {"num_inference_steps": 2, "batch_size": 2}
 
 
 @pytest.fixture(scope="module")

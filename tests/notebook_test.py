@@ -10,7 +10,7 @@ nbclient = pytest.importorskip("nbclient")
 README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
 # The same lines, of fewer images and steps.
 SMALLER = {
-  'protocol="shapes-star"': 'protocol="shapes-star~per_group=1,others=2"',
+  '"shapes-star"': '"shapes-star~rows_per_group=1,other_rows=2"',
   'control="random"': 'control="random", rows=2, '
   'hparams={"blocks": 1, "iterations": 2}',
   "steps=100": "steps=2, batch_size=8",

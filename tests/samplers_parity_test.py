@@ -143,8 +143,8 @@ def _theirs(config, name):
   return getattr(diffusers, SAMPLERS[name]).from_config(own.config)
 
 
-def _their_run(scheduler, num_steps, mix, noise):
-  scheduler.set_timesteps(num_steps)
+def _their_run(scheduler, num_inference_steps, mix, noise):
+  scheduler.set_timesteps(num_inference_steps)
   x = torch.from_numpy(noise) * scheduler.init_noise_sigma
   weights = torch.from_numpy(mix)
   for t in scheduler.timesteps:
@@ -167,11 +167,13 @@ def _our_run(sampler, mix, noise):
   return np.asarray(sampler.latents(state))
 
 
-def relative_error(config, name, num_steps, mix, noise):
+def relative_error(config, name, num_inference_steps, mix, noise):
   """Largest difference after a whole run, relative to the largest value."""
   scheduler = _theirs(config, name)
-  theirs = _their_run(scheduler, num_steps, mix, noise)
-  sampler = make_sampler(Schedule.from_config(config), num_steps, name)
+  theirs = _their_run(scheduler, num_inference_steps, mix, noise)
+  sampler = make_sampler(
+    Schedule.from_config(config), num_inference_steps, name
+  )
   np.testing.assert_allclose(
     sampler.timesteps, scheduler.timesteps.numpy(), rtol=1e-6, atol=1e-4
   )

@@ -85,12 +85,14 @@ STRAIGHT = [
 ]
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 5, 20])
+@pytest.mark.parametrize("num_inference_steps", [1, 2, 5, 20])
 @pytest.mark.parametrize(("name", "spacing"), STRAIGHT)
-def test_the_exact_noise_leads_back_to_the_latents(name, spacing, num_steps):
+def test_the_exact_noise_leads_back_to_the_latents(
+  name, spacing, num_inference_steps
+):
   """Whatever its order, a rule follows a straight path exactly."""
   schedule = _schedule(timestep_spacing=spacing)
-  sampler = make_sampler(schedule, num_steps, name)
+  sampler = make_sampler(schedule, num_inference_steps, name)
   x0, noise = _numbers(), _numbers()[::-1].copy()
   if name in ("lms", "euler"):
     start = x0 + np.sqrt(sampler.input_scale[0] ** 2 - 1) * noise
@@ -189,10 +191,12 @@ def test_a_call_past_the_end_is_nan():
   assert np.isnan(sampler.latents(state)).all()
 
 
-@pytest.mark.parametrize("num_steps", [0, -1, 1001, 2.0, True, "20", None])
-def test_a_number_of_steps_that_cannot_be_is_refused(num_steps):
-  with pytest.raises(ValueError, match="num_steps=.*1000"):
-    make_sampler(_schedule(), num_steps)
+@pytest.mark.parametrize(
+  "num_inference_steps", [0, -1, 1001, 2.0, True, "20", None]
+)
+def test_a_number_of_steps_that_cannot_be_is_refused(num_inference_steps):
+  with pytest.raises(ValueError, match="num_inference_steps=.*1000"):
+    make_sampler(_schedule(), num_inference_steps)
 
 
 def test_steps_that_the_spacing_cannot_place_are_refused():
@@ -219,8 +223,8 @@ def test_trailing_steps_stay_on_the_schedule(name):
 
 def test_every_number_of_steps_gives_finite_weights():
   for name in SAMPLERS:
-    for num_steps in (1, 2, 3, 4, 5, 10, 14, 15, 50, 333):
-      sampler = make_sampler(_schedule(), num_steps, name)
+    for num_inference_steps in (1, 2, 3, 4, 5, 10, 14, 15, 50, 333):
+      sampler = make_sampler(_schedule(), num_inference_steps, name)
       assert np.isfinite(sampler.latent_weights).all()
       assert np.isfinite(sampler.output_weights).all()
       assert (np.diff(sampler.timesteps) <= 0).all()

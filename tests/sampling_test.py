@@ -8,7 +8,7 @@ from unlearning_jax import sampling, stable_diffusion
 from unlearning_jax.sampling import Request, Sampling
 
 __all__ = ["files", "model"]
-THREE = Sampling(num_steps=3)
+THREE = Sampling(num_inference_steps=3)
 
 
 def drawn(model, requests, **options):

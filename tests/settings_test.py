@@ -12,6 +12,7 @@ from unlearning_jax.experiments import (
   drawing,
   erase,
   finetune,
+  judge,
   matrix,
   resurgence,
   returned,
@@ -23,8 +24,8 @@ from unlearning_jax.shapes import training_run
 # change.
 CLASSES = (
   attack.Settings, diagnose.Settings, drawing.Settings, erase.Settings,
-  erasing.Settings, finetune.Settings, matrix.Settings, resurgence.Settings,
-  returned.Settings, training_run.Settings,
+  erasing.Settings, finetune.Settings, judge.Settings, matrix.Settings,
+  resurgence.Settings, returned.Settings, training_run.Settings,
 )  # fmt: skip
 
 

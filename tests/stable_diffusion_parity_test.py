@@ -88,7 +88,7 @@ def our_latents(sd, params, sampler):
     context,
     negative,
     row_noise(SEEDS, sd.latent_shape, "torch"),
-    num_steps=STEPS,
+    num_inference_steps=STEPS,
     guidance_scale=SCALE,
     sampler=sampler,
   )
@@ -103,7 +103,7 @@ def our_images(sd, params, **options):
     **{
       "negative_prompt": NEGATIVE,
       "guidance_scale": SCALE,
-      "num_steps": STEPS,
+      "num_inference_steps": STEPS,
       "noise_source": "torch",
       "batch_size": 2,
       **options,

@@ -86,7 +86,7 @@ def model(files):
 
 
 def images(model, prompts=PROMPTS, seeds=SEEDS, **options):
-  options = {"num_steps": 3, "batch_size": 2, **options}
+  options = {"num_inference_steps": 3, "batch_size": 2, **options}
   batches = sampling.generate(*model, prompts, seeds, **options)
   return np.concatenate(list(batches)).astype(int)
 
@@ -126,7 +126,7 @@ def test_the_last_batch_is_padded_to_the_compiled_size(model, expected):
     return jnp.asarray(array)
 
   for batch in sampling.generate(
-    *model, PROMPTS, SEEDS, num_steps=3, batch_size=2, place=place
+    *model, PROMPTS, SEEDS, num_inference_steps=3, batch_size=2, place=place
   ):
     lengths.append(len(batch))
   assert lengths == [2, 2, 1]
@@ -149,7 +149,7 @@ def test_a_row_depends_on_prompt_seed_and_options(model, expected):
     first(guidance_scale=2.0),
     first(guidance_scale=1.0),
     first(negative_prompt="x"),
-    first(num_steps=4),
+    first(num_inference_steps=4),
     first(sampler="ddim"),
   ):
     assert np.abs(other - expected[0]).max() > 5
@@ -163,7 +163,7 @@ def test_guidance_may_differ_by_row(model):
 
   def latents(scale):
     return stable_diffusion.sample_latents(
-      sd, params, context[:2], context[2:], noise, num_steps=2,
+      sd, params, context[:2], context[2:], noise, num_inference_steps=2,
       guidance_scale=scale,
     )  # fmt: skip
 
@@ -186,7 +186,9 @@ def test_rows_split_over_devices_do_not_communicate(model):
     ),
   )
   compiled = (
-    jax.jit(functools.partial(stable_diffusion.sample, sd, num_steps=2))
+    jax.jit(
+      functools.partial(stable_diffusion.sample, sd, num_inference_steps=2)
+    )
     .lower(params, context, context[:1], noise)
     .compile()
   )
@@ -218,7 +220,7 @@ def test_edited_text_states_are_edited_weights(model):
   context = stable_diffusion.encode_text(sd, params, ids)
   mapped = apply_to_context(edit, context)
   noise = row_noise(SEEDS, sd.latent_shape)
-  options = {"num_steps": 3, "guidance_scale": 7.5}
+  options = {"num_inference_steps": 3, "guidance_scale": 7.5}
   sample = stable_diffusion.sample_latents
   a = sample(sd, edited, context, context[3:4], noise, **options)
   b = sample(sd, params, mapped, mapped[3:4], noise, **options)
@@ -297,8 +299,8 @@ def test_prompts_and_seeds_must_pair(model):
     images(model, seeds=[1, 2])
   with pytest.raises(ValueError, match="sampler='dimm'.*'ddim'"):
     images(model, sampler="dimm")
-  with pytest.raises(ValueError, match="num_steps=0"):
-    images(model, num_steps=0)
+  with pytest.raises(ValueError, match="num_inference_steps=0"):
+    images(model, num_inference_steps=0)
 
 
 @pytest.mark.parametrize(

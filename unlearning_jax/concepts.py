@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from unlearning_jax import renamed
+
 # The default anchors of the UCE and RECE releases. An empty anchor is the
 # unconditional prompt.
 DEFAULT_ANCHORS = {"object": "", "art": "art", "unsafe": ""}
@@ -59,6 +61,8 @@ def check_choice(key: str, value: str, allowed: Iterable[str]) -> None:
     return
   near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.4)
   hint = f"; did you mean {near[0]!r}?" if near else ""
+  if new := renamed.now(str(value), allowed):
+    hint = f"; {value} is now {new}"
   raise ValueError(
     f"{key}={value!r} is not known; allowed: {', '.join(allowed)}{hint}"
   )
@@ -264,10 +268,10 @@ def read_prompts(path: str | pathlib.Path) -> tuple[Prompt, ...]:
   evaluation_guidance; every other column becomes a label.
 
   Raises:
-    ValueError: a column is missing; a number is no plain integer (a float may
-      have rounded a seed), negative or too large; a case_number is repeated; a
-      prompt or guidance is empty or NaN; a row has the wrong length; the table
-      is empty. The message names file, row and column.
+    ValueError: a column is missing; a number is not a plain integer (a float
+      may have rounded a seed), negative or too large; a case_number is
+      repeated; a prompt or guidance is empty or NaN; a row has the wrong
+      length; the table is empty. The message names file, row and column.
   """
   # utf-8-sig, because spreadsheets write a byte-order mark; newline="", because
   # a quoted prompt may hold line breaks.

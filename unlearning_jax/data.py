@@ -202,7 +202,7 @@ def read_images(
   """Scales images to cover `size`, (height, width), and crops their center.
 
   Raises:
-    ValueError: a file is no image.
+    ValueError: a file is not an image.
   """
   out = np.empty((len(examples), *size, 3), np.uint8)
   for i, example in enumerate(examples):

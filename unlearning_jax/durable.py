@@ -50,15 +50,15 @@ def load_tensors(
     layout: value that the metadata must have for `format`; None for any.
 
   Raises:
-    ValueError: the file is no safetensors file, or has another format; a tensor
-      is not finite.
+    ValueError: the file is not a safetensors file, or has another format; a
+      tensor is not finite.
   """
   try:
     with safetensors.safe_open(str(path), framework="numpy") as file:
       metadata = dict(file.metadata() or {})
       tensors = {name: file.get_tensor(name) for name in file.keys()}
   except (safetensors.SafetensorError, OSError) as error:
-    raise ValueError(f"{path} is no safetensors file: {error}") from error
+    raise ValueError(f"{path} is not a safetensors file: {error}") from error
   if layout is not None and metadata.get("format") != layout:
     raise ValueError(
       f"{path}: format={metadata.get('format')!r}; allowed: {layout!r}"
@@ -114,7 +114,7 @@ class JsonLines:
     """Every whole line; skips a torn last line and leaves it in the file.
 
     Raises:
-      ValueError: a whole line is no JSON.
+      ValueError: a whole line is not JSON.
     """
     if not self._path.exists():
       return

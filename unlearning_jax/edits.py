@@ -232,13 +232,13 @@ def apply_to_context(
   """T c for every text state c: the base UNet then acts as the edited one.
 
   Raises:
-    ValueError: the edit is no context map, or has another width.
+    ValueError: the edit is not a context map, or has another width.
   """
   context_map = edit.context_map
   if context_map is None:
     raise ValueError(
-      f"the {edit.method} edit changes weights, it is no map of text states; "
-      "use apply_to_params"
+      f"the {edit.method} edit changes weights and is not a map of text states;"
+      " use apply_to_params"
     )
   if context.shape[-1] != len(context_map):
     raise ValueError(
@@ -307,8 +307,8 @@ def load_edit(path: str | pathlib.Path) -> Edit:
   """Reads an edit that `save_edit` wrote.
 
   Raises:
-    ValueError: the file is no edit; a tensor is missing, extra, misshaped or
-      not finite; a context map is not float64; the metadata lacks a key.
+    ValueError: the file is not an edit; a tensor is missing, extra, misshaped
+      or not finite; a context map is not float64; the metadata lacks a key.
   """
   tensors, metadata = durable.load_tensors(path, FORMAT)
   lacking = {"base", "method", "concepts", "diagnostics"} - set(metadata)

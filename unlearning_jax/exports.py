@@ -75,7 +75,7 @@ def low_rank(edit: Edit, params: Params, rank: int | None = None) -> Lora:
   _check_rank(rank)
   if edit.context_map is None:
     raise ValueError(
-      f"the {edit.method} edit has no context map, so it is no LoRA; export "
+      f"the {edit.method} edit has no context map, so it is not a LoRA; export "
       "it as delta, unet or folder"
     )
   check_base(edit, params)

@@ -185,8 +185,8 @@ def load(path: pathlib.Path) -> Guidance:
   """Reads what `save` wrote.
 
   Raises:
-    ValueError: the file is no guidance, or holds a value that is refused; the
-      message names it.
+    ValueError: the file is not a guidance, or holds a value that is refused;
+      the message names it.
   """
   try:
     facts = json.loads(path.read_text())

@@ -58,7 +58,7 @@ def init(
       one text, separated by commas.
 
   Raises:
-    ValueError: a target is unknown or no matrix; the rank is larger than a
+    ValueError: a target is unknown or not a matrix; the rank is larger than a
       side of a kernel.
   """
   kernels = target_kernels(params, targets)
@@ -81,7 +81,8 @@ def target_kernels(
   """The kernels that `targets` names, by path, sorted; see `init`.
 
   Raises:
-    ValueError: no kernel has a target, with the nearest; a kernel is no matrix.
+    ValueError: no kernel has a target, with the nearest; a kernel is not a
+      matrix.
   """
   names = targets.split(",") if isinstance(targets, str) else targets
   kernels = _kernels(params)
@@ -103,7 +104,7 @@ def target_kernels(
     raise ValueError(f"targets={targets!r}: nothing to adapt")
   for path, kernel in found.items():
     if len(kernel.shape) != 2:
-      raise ValueError(f"targets: unet/{path} is no matrix: {kernel.shape}")
+      raise ValueError(f"targets: unet/{path} is not a matrix: {kernel.shape}")
   return dict(sorted(found.items()))
 
 

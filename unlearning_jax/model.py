@@ -24,6 +24,7 @@ from unlearning_jax import (
   edits,
   exports,
   extensions,
+  renamed,
   sampling,
   stable_diffusion,
 )
@@ -91,7 +92,7 @@ class Model:
 
   @property
   def drawing(self) -> dict[str, Any]:
-    """What the sampler needs to be told besides `drawn_params`."""
+    """What the sampler needs besides `drawn_params`."""
     mapped = None
     if self.edit is not None and self.edit.context_map is not None:
       mapped = functools.partial(edits.apply_to_context, self.edit)
@@ -101,6 +102,12 @@ class Model:
       "negative_prompt": given.negative_prompt if given else "",
       "safe": given.safe if given else None,
     }
+
+  def with_made(self, made: Edit | Guidance) -> "Model":
+    """The model with what an erasure made, an edit or guidance."""
+    if isinstance(made, Guidance):
+      return self.with_guidance(made)
+    return self.with_edit(made)
 
   def with_edit(self, edit: Edit) -> "Model":
     """The base with an edit, as an erasure or tuning gives it."""
@@ -118,7 +125,7 @@ class Model:
     Args:
       prompts: n texts.
       seeds: n seeds of the initial noise.
-      **options: of `sampling.generate`, as `num_steps`.
+      **options: of `sampling.generate`, as `num_inference_steps`.
 
     Raises:
       ValueError: unequal lengths, no prompts, a prompt too long, or an option
@@ -230,7 +237,8 @@ def finished(folder: str | os.PathLike[str]) -> dict[str, Any]:
     raise ValueError(
       f"{path}: the run has not ended; start it again, it goes on"
     )
-  return json.loads((path / "config.json").read_text(encoding="utf-8"))
+  text = (path / "config.json").read_text(encoding="utf-8")
+  return renamed.config(json.loads(text))
 
 
 def _made(path: pathlib.Path) -> pathlib.Path | None:
@@ -252,7 +260,7 @@ def _made(path: pathlib.Path) -> pathlib.Path | None:
 
 
 def _base_of(file: pathlib.Path) -> str:
-  """The base that the run of an edit's file was told."""
+  """The base that the run beside an edit's file names."""
   for folder in (file.parent, file.parent.parent):
     config = folder / "config.json"
     if config.is_file():

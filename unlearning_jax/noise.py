@@ -34,9 +34,9 @@ def row_noise(
       torch.
 
   Raises:
-    ValueError: a seed is no such integer ("7.0" and 7.0 are none); the source
-      is unknown; the shape is empty, or has fewer than 16 numbers for "torch",
-      which then draws otherwise.
+    ValueError: a seed is not such an integer ("7.0" and 7.0 are not); the
+      source is unknown; the shape is empty, or has fewer than 16 numbers for
+      "torch", which then draws otherwise.
   """
   check_choice("source", source, SOURCES)
   seeds = [_checked(seed) for seed in seeds]

@@ -126,13 +126,13 @@ class Sampler:
 
 
 def make_sampler(
-  schedule: Schedule, num_steps: int, name: str | None = None
+  schedule: Schedule, num_inference_steps: int, name: str | None = None
 ) -> Sampler:
-  """A sampler that takes `num_steps` steps over a schedule.
+  """A sampler that takes `num_inference_steps` steps over a schedule.
 
   Args:
-    num_steps: 1 to num_train_timesteps. PNDM calls the model once more if it
-      skips the Runge-Kutta warm-up, and nine times more if it does not.
+    num_inference_steps: 1 to num_train_timesteps. PNDM calls the model once
+      more if it skips the Runge-Kutta warm-up, nine times more if it does not.
     name: a name of `schedules.SAMPLERS`, to read the schedule's file as that
       class reads it; None for the file's own sampler.
 
@@ -143,11 +143,12 @@ def make_sampler(
   if name is not None:
     schedule = schedule.with_sampler(name)
   most = schedule.num_train_timesteps
-  fine = isinstance(num_steps, int | np.integer)
-  if not fine or isinstance(num_steps, bool) or not 1 <= num_steps <= most:
+  whole = isinstance(num_inference_steps, int | np.integer)
+  whole = whole and not isinstance(num_inference_steps, bool)
+  if not whole or not 1 <= num_inference_steps <= most:
     raise ValueError(
-      f"num_steps={num_steps!r} is not supported; allowed: an integer from 1"
-      f" to num_train_timesteps={most}"
+      f"num_inference_steps={num_inference_steps!r} is not supported; allowed: "
+      f"an integer from 1 to num_train_timesteps={most}"
     )
   make = {
     "ddim": _ddim,
@@ -156,7 +157,7 @@ def make_sampler(
     "euler": _euler,
     "dpm++2m": _dpm_solver,
   }
-  return make[schedule.sampler](schedule, operator.index(num_steps))
+  return make[schedule.sampler](schedule, operator.index(num_inference_steps))
 
 
 def _at(table: np.ndarray, i: int | Int[Array, ""]) -> jax.Array:
@@ -216,10 +217,10 @@ def _levels(schedule: Schedule, times: np.ndarray) -> np.ndarray:
   return np.where(times < 0, final, a[times])
 
 
-def _ddim(schedule: Schedule, num_steps: int) -> Sampler:
+def _ddim(schedule: Schedule, steps: int) -> Sampler:
   """DDIM, eta = 0: x' = sqrt(a') x_0 + sqrt(1 - a') n (Song et al., eq. 12)."""
-  times = training_steps(schedule, num_steps).round().astype(np.int32)
-  earlier = times - schedule.num_train_timesteps // num_steps
+  times = training_steps(schedule, steps).round().astype(np.int32)
+  earlier = times - schedule.num_train_timesteps // steps
   a, a_next = _levels(schedule, times), _levels(schedule, earlier)
   x0, eps = _predictions(schedule, a)
   signal, sigma = np.sqrt(a_next), np.sqrt(1 - a_next)
@@ -276,15 +277,15 @@ def _pndm_calls(
   return calls
 
 
-def _pndm(schedule: Schedule, num_steps: int) -> Sampler:
+def _pndm(schedule: Schedule, steps: int) -> Sampler:
   """PNDM: DDIM's transfer along an Adams-Bashforth slope (eq. 9 and 12)."""
-  stride = schedule.num_train_timesteps // num_steps
-  times = training_steps(schedule, num_steps).round().astype(np.int32)
+  stride = schedule.num_train_timesteps // steps
+  times = training_steps(schedule, steps).round().astype(np.int32)
   if schedule.skip_prk_steps:
     times = np.insert(times, 1, times[1:2])
-  elif num_steps < 4:
+  elif steps < 4:
     raise ValueError(
-      f"num_steps={num_steps} is not supported by pndm with"
+      f"num_inference_steps={steps} is not supported by pndm with"
       " skip_prk_steps=False, which warms up over 4; allowed: 4 or more"
     )
   else:
@@ -293,7 +294,7 @@ def _pndm(schedule: Schedule, num_steps: int) -> Sampler:
     times = np.concatenate([warm_up.ravel(), times[3:]])
   calls = _pndm_calls(times, stride, schedule.skip_prk_steps)
   depth = 1 + max(max(call.lag, *call.slopes) for call in calls)
-  starts = in_range(schedule, num_steps, np.array([c.start for c in calls]))
+  starts = in_range(schedule, steps, np.array([c.start for c in calls]))
   a = _levels(schedule, starts)
   a_next = _levels(schedule, np.array([c.stop for c in calls]))
   transfer = np.sqrt(a_next / a)
@@ -310,13 +311,13 @@ def _pndm(schedule: Schedule, num_steps: int) -> Sampler:
   return _sampler(schedule, times, latent_weights, output_weights)
 
 
-def _lms(schedule: Schedule, num_steps: int, order: int = 4) -> Sampler:
+def _lms(schedule: Schedule, steps: int, order: int = 4) -> Sampler:
   """Adams-Bashforth in sigma: dx/dsigma = n, past slopes interpolated.
 
   The weight of a past slope is the integral of its Lagrange polynomial from
   sigma_i to sigma_{i+1}; two Gauss points are exact up to order 4.
   """
-  times, sigmas = sigma_plan(schedule, num_steps)
+  times, sigmas = sigma_plan(schedule, steps)
   a = 1 / (sigmas[:-1] ** 2 + 1)
   _, eps = _predictions(schedule, a)
   # The rule's latents are x / sqrt(a).
@@ -341,12 +342,12 @@ def _lms(schedule: Schedule, num_steps: int, order: int = 4) -> Sampler:
   return _sampler(schedule, times, latent_weights, output_weights, sigmas)
 
 
-def _euler(schedule: Schedule, num_steps: int) -> Sampler:
+def _euler(schedule: Schedule, steps: int) -> Sampler:
   """Euler in sigma: x' = x + (sigma' - sigma) n."""
-  return _lms(schedule, num_steps, order=1)
+  return _lms(schedule, steps, order=1)
 
 
-def _dpm_solver(schedule: Schedule, num_steps: int) -> Sampler:
+def _dpm_solver(schedule: Schedule, steps: int) -> Sampler:
   """DPM-Solver++ 2M, deterministic (Lu et al. 2022b, algorithm 2).
 
   With h the step in log(signal / noise) and e = exp(-h):
@@ -354,13 +355,15 @@ def _dpm_solver(schedule: Schedule, num_steps: int) -> Sampler:
   D_1 = (h / h_previous) (D_0 - D_0_previous), and w = alpha' (1 - e) / 2 for
   "midpoint", alpha' (1 - (1 - e) / h) for "heun".
   """
-  times, sigmas = dpm_plan(schedule, num_steps)
+  times, sigmas = dpm_plan(schedule, steps)
   count = len(times)
   a = 1 / (sigmas**2 + 1)
   alpha = np.sqrt(a)
   noise = sigmas * alpha
   x0, _ = _predictions(schedule, a[:-1])
   e = sigmas[1:] / sigmas[:-1]
+  # A second-order last step is unstable when steps are few, and undefined at
+  # the noise level zero.
   first_order_end = (
     schedule.euler_at_final
     or (schedule.lower_order_final and count < 15)

@@ -1,6 +1,6 @@
 """The one batched sampler, which makes images of requests.
 
-for images in generate(sd, params, ["a red star"], seeds=[0], num_steps=20):
+for images in generate(sd, params, ["a star"], seeds=[0], guidance_scale=4.0):
   ...
 """
 
@@ -27,13 +27,13 @@ class Sampling:
   """How images are drawn.
 
   Attributes:
-    num_steps: denoising steps.
+    num_inference_steps: denoising steps.
     guidance_scale: of classifier-free guidance; 1 or less leaves it out.
     sampler: a name of `schedules.SAMPLERS`; None for the checkpoint's own.
     noise_source: "jax", or "torch" for the noise of torch's CPU generator.
   """
 
-  num_steps: Output[int] = 50
+  num_inference_steps: Output[int] = 50
   guidance_scale: Output[float] = 7.5
   sampler: Output[str | None] = None
   noise_source: Output[str] = "jax"
@@ -150,7 +150,7 @@ def draw(
       context,
       noise=place(noise),
       **guided,
-      num_steps=sampling.num_steps,
+      num_inference_steps=sampling.num_inference_steps,
       guidance_scale=scale,
       sampler=sampling.sampler,
     )

@@ -212,7 +212,7 @@ class Schedule:
     """The same file read for another sampler, as diffusers' `from_config` does.
 
     Raises:
-      ValueError: the name is none of `SAMPLERS`, or the file sets what is not
+      ValueError: the name is not in `SAMPLERS`, or the file sets what is not
         supported for that sampler.
     """
     check_choice("sampler", name, SAMPLERS)

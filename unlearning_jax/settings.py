@@ -17,6 +17,8 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
+from unlearning_jax import renamed
+
 T = TypeVar("T")
 # What a value of an annotation is an instance of.
 _KINDS: dict[Any, type] = {
@@ -50,6 +52,8 @@ def build(cls: type[T], values: Mapping[str, Any], key: str = "") -> T:
   for name, value in values.items():
     place = f"{key}.{name}" if key else name
     if name not in known:
+      if new := renamed.now(name, known):
+        raise ValueError(f"{place}: {name} is now {new}")
       hint = _nearest(name, value, hints)
       raise ValueError(f"{place}: no such setting of {cls.__name__}; {hint}")
     found[name] = _frozen(_built(hints[name], value, place))
@@ -87,8 +91,11 @@ def _nearest(name: str, value: Any, hints: Mapping[str, Any]) -> str:
   """What an unknown name may have meant: one that is near, or nested."""
   for outer, hint in hints.items():
     inner = _dataclass_in(hint)
-    if inner and name in {field.name for field in dataclasses.fields(inner)}:
-      return f"did you mean {outer}={ {name: value} }?"
+    fields = (
+      {field.name for field in dataclasses.fields(inner)} if inner else ()
+    )
+    if new := name if name in fields else renamed.now(name, fields):
+      return f"did you mean {outer}={ {new: value} }?"
   near = difflib.get_close_matches(name, hints, n=1, cutoff=0.4)
   return f"did you mean {near[0]}?" if near else f"allowed: {', '.join(hints)}"
 
@@ -144,7 +151,7 @@ def plain(settings: Any) -> dict[str, Any]:
 def marks(cls: type, key: str = "") -> dict[str, str | None]:
   """Each field of a settings class -> `output`, `free`, or None if unmarked.
 
-  Fields of a nested settings class stand for themselves, `sampling.num_steps`.
+  Fields of a nested settings class stand for themselves, `sampling.sampler`.
   """
   found: dict[str, str | None] = {}
   for name, hint in typing.get_type_hints(cls, include_extras=True).items():

@@ -38,7 +38,7 @@ def initialize_distributed(wanted: bool):
   mistake.
 
   Raises:
-    ValueError: there is no coordinator, or a variable is no number.
+    ValueError: there is no coordinator, or a variable is not a number.
   """
   if wanted:
     jax.distributed.initialize(
@@ -200,7 +200,7 @@ def global_batch(mesh: Mesh, local: Tree) -> Tree:
     The same tree of (b * process_count, ...) arrays.
 
   Raises:
-    ValueError: b is no such multiple.
+    ValueError: b is not such a multiple.
   """
   multiple = local_rows_multiple(mesh)
   sharding = batch_sharding(mesh)

@@ -227,12 +227,12 @@ def to_uint8(images: Float[Array, "b H W 3"]) -> UInt8[Array, "b H W 3"]:
 
 
 @functools.partial(
-  jax.jit, static_argnames=("sd", "num_steps", "sampler", "safe")
+  jax.jit, static_argnames=("sd", "num_inference_steps", "sampler", "safe")
 )
 def _sample(
-  sd, params, contexts, noise, scale, *, num_steps, sampler, safe=None
+  sd, params, contexts, noise, scale, *, num_inference_steps, sampler, safe=None
 ):
-  plan = samplers.make_sampler(sd.schedule, num_steps, sampler)
+  plan = samplers.make_sampler(sd.schedule, num_inference_steps, sampler)
   times, ways = jnp.asarray(plan.timesteps), len(contexts)
   # A row and its negative are neighbors. With one half of the batch for each,
   # they would lie on different devices.
@@ -264,7 +264,7 @@ def sample_latents(
   negative_context: Float[Array, "#b l d"] | None,
   noise: Float[Array, "b h w c"],
   *,
-  num_steps: int = 50,
+  num_inference_steps: int = 50,
   guidance_scale: float | Float[Array, "b"] = 7.5,
   sampler: str | None = None,
   safe: guidance.Safe | None = None,
@@ -279,7 +279,7 @@ def sample_latents(
     negative_context: those of the negative (or empty) prompt; None leaves
       guidance out.
     noise: unit noise, which the sampler scales.
-    num_steps: denoising steps.
+    num_inference_steps: denoising steps.
     guidance_scale: one for all rows, or one for each.
     sampler: a name of `schedules.SAMPLERS`; None for the checkpoint's own.
     safe: Safe Latent Diffusion, see `guidance`; triples the batch.
@@ -306,7 +306,7 @@ def sample_latents(
     contexts,
     noise,
     scale.reshape(-1, 1, 1, 1),
-    num_steps=num_steps,
+    num_inference_steps=num_inference_steps,
     sampler=sampler,
     safe=safe,
   )

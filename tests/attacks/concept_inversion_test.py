@@ -41,7 +41,7 @@ def test_a_learnt_word_is_the_published_one(golden):
   settings = json.loads(str(golden["provenance"]))
   h = concept_inversion.Hparams(initial=settings["initial"])
   assert (h.learning_rate, h.weight_decay, h.decay) == (0.08, 0.01, "decoupled")
-  batch = make_batch(sd, golden, h.k, h.insertion)
+  batch = make_batch(sd, golden, h.num_tokens, h.insertion)
   key = jax.random.key(0)
   state = concept_inversion.init(Problem(sd, victim, original, batch), key, h)
 
@@ -76,7 +76,7 @@ def test_draws_take_turns(golden):
   """Their mean is that of all at once, and takes the memory of one."""
   sd, victim, original = weakened()
   h = concept_inversion.Hparams()
-  batch = make_batch(sd, golden, h.k, h.insertion)
+  batch = make_batch(sd, golden, h.num_tokens, h.insertion)
   embeds = jnp.full((1, 1, sd.context_shape[1]), 0.01)
   problem = Problem(sd, victim, original, batch)
 

@@ -49,7 +49,7 @@ def abstract(sd, lanes=1):
 def lowered(attention, lanes=1, mesh=None):
   sd = make_sd("sd14", "float32", attention)
   victim, batch = abstract(sd, lanes)
-  h = unlearn_diff_atk.Hparams(k=K)
+  h = unlearn_diff_atk.Hparams(num_tokens=K)
   start = functools.partial(unlearn_diff_atk.init, h=h)
   # The original takes no part in this loss.
   state = jax.eval_shape(

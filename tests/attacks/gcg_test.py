@@ -21,7 +21,13 @@ from unlearning_jax.attacks.engine.victim import (
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 PAIRS = (("a red star", "a red circle"), ("star", "circle"))
 H = gcg.Hparams(
-  blocks=2, iterations=4, k=3, top=5, candidates=7, pairs=PAIRS, eta=2.0
+  blocks=2,
+  iterations=4,
+  num_tokens=3,
+  top=5,
+  candidates=7,
+  pairs=PAIRS,
+  eta=2.0,
 )
 
 
@@ -198,7 +204,7 @@ def test_a_model_given_its_own_prompt_leaves_nothing_to_match(world):
 def test_the_feature_is_the_state_at_the_end_of_the_text(world):
   """Of the prompt itself, on the model itself, nothing is missing."""
   sd, _, original = world
-  h = dataclasses.replace(H, loss="feature", k=1, insertion="replace")
+  h = dataclasses.replace(H, loss="feature", num_tokens=1, insertion="replace")
   (prepared,), _ = rows.prepare(sd, table(sd, ["star"]), "replace", 1)
   at = (token_table(original), prepared.ids[1])
   batch = Batch(

@@ -315,6 +315,6 @@ def test_methods_and_hyperparameters_are_checked():
     attacks.bind("pez", {"weight_dekay": 0.1})
   with pytest.raises(ValueError, match="iterations=2"):
     attacks.bind("controls", {"iterations": 2})
-  assert attacks.bind("p4d", {"k": 3}).h.loss == "match"
+  assert attacks.bind("p4d", {"num_tokens": 3}).h.loss == "match"
   assert attacks.bind("controls", {"kind": "none"}).h.blocks == 0
   assert attacks.bind("controls", {"kind": "seed"}).reseed

@@ -85,7 +85,7 @@ def close(ours, theirs, rtol=1e-4):
 )
 def test_unlearn_diff_atk_is_the_published_one(name, k, mode, models, golden):
   sd, victim, original = models
-  h = unlearn_diff_atk.Hparams(k=k, insertion=mode, **PUBLISHED)
+  h = unlearn_diff_atk.Hparams(num_tokens=k, insertion=mode, **PUBLISHED)
   batch = make_batch(sd, golden, k, mode)
   key = jax.random.key(0)
   state = unlearn_diff_atk.init(Problem(sd, victim, original, batch), key, h)
@@ -124,7 +124,7 @@ def test_hard_prompts_are_the_published_ones(
   name, k, mode, kind, models, golden
 ):
   sd, victim, original = models
-  h = kind(k=k, insertion=mode, **PUBLISHED)
+  h = kind(num_tokens=k, insertion=mode, **PUBLISHED)
   assert (h.learning_rate, h.weight_decay, h.decay) == (0.01, 0.1, "coupled")
   batch = make_batch(sd, golden, k, mode)
   problem = Problem(sd, victim, original, batch)

@@ -14,7 +14,9 @@ from unlearning_jax.attacks.engine import insertion, rows
 from unlearning_jax.attacks.engine.victim import Batch, Problem
 
 PAIRS = (("a red star", "a red circle"), ("star", "circle"))
-H = ring_a_bell.Hparams(pairs=PAIRS, eta=2.0, k=3, population=8, mutation=0.9)
+H = ring_a_bell.Hparams(
+  pairs=PAIRS, eta=2.0, num_tokens=3, population=8, mutation=0.9
+)
 
 
 @pytest.fixture(scope="module")

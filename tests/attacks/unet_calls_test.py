@@ -30,7 +30,11 @@ from unlearning_jax.metrics import asr
 
 pytestmark = pytest.mark.slow
 COUNT = 12
-SAMPLING = {"num_steps": 15, "guidance_scale": 4.0, "sampler": "dpm++2m"}
+SAMPLING = {
+  "num_inference_steps": 15,
+  "guidance_scale": 4.0,
+  "sampler": "dpm++2m",
+}
 HOW = sampling.Sampling(**SAMPLING)
 
 
@@ -74,7 +78,7 @@ def test_the_attack_beats_luck_on_an_erased_model():
   assert sum(r["success"] for r in won(Victim(params), none)) >= COUNT - 3
   erased = Victim(params, mapped)
   assert sum(r["success"] for r in won(erased, none)) <= 1
-  budget = {"k": 3, "blocks": 6}
+  budget = {"num_tokens": 3, "blocks": 6}
   luck = won(erased, attacks.bind("controls", budget))
   uda = won(
     erased, attacks.bind("unlearn_diff_atk", budget | {"iterations": 25})

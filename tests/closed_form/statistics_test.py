@@ -159,7 +159,7 @@ def test_spoiled_files_are_refused(tmp_path, spoil, monkeypatch):
     "shape": "0.target has shape|0.source has shape",
     "nan": ".0.source. holds NaN",
     "missing": "missing tensors .'0.source'",
-    "text": "no safetensors file",
+    "text": "not a safetensors file",
   }[spoil]
   with pytest.raises(ValueError, match=message):
     statistics.load_statistics(path)
@@ -291,7 +291,7 @@ def test_the_launch_script(tmp_path):
   assert second.returncode == 0, second.stderr
   assert concepts("b") == [("heart", "moon")]
   for flags, message in (
-    (["--weight=heart"], "allowed: 'concept = e'"),
+    (["--weight=heart"], "must be 'concept = e'"),
     ([], "nothing to erase"),
     (["--statistics=nowhere"], "not the joint edit"),
   ):

@@ -18,7 +18,7 @@ from unlearning_jax.attacks.engine.victim import Problem
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 WORD = tuple(0.01 * i for i in range(128))
-SMALL = {"k": 2, "blocks": 3, "iterations": 3}
+SMALL = {"num_tokens": 2, "blocks": 3, "iterations": 3}
 # Method -> hyperparameters of its rows.
 ATTACKS = {
   "unlearn_diff_atk": [
@@ -39,7 +39,7 @@ ATTACKS = {
   ],
   "rab_soft": [{"pairs": (("a star", "a circle"),), "etas": (1.0, 3.0)}],
   "controls": [
-    {"kind": "random", "k": 2, "blocks": 3},
+    {"kind": "random", "num_tokens": 2, "blocks": 3},
     {"kind": "seed", "blocks": 3},
   ],
 }
@@ -86,7 +86,7 @@ def discrete(record):
   """What of a record must be the same bit for bit."""
   kept = {k: v for k, v in record.items() if k not in ("seconds", "blocks")}
   kept.pop("embeds", None)
-  names = ("text", "ids", "ids_again", "survived", "seed", "success", "score")
+  names = ("text", "ids", "ids_again", "roundtrip", "seed", "success", "score")
   blocks = [{name: b.get(name) for name in names} for b in record["blocks"]]
   return kept | {"blocks": blocks}
 
@@ -134,7 +134,9 @@ def test_a_row_is_alone(attack, world):
 def filled(world, attack):
   """Four lanes with the rows of the table in them, before the first block."""
   sd, victim, original = world
-  fitting, _ = rows.prepare(sd, table(sd), attack.h.insertion, attack.h.k)
+  fitting, _ = rows.prepare(
+    sd, table(sd), attack.h.insertion, attack.h.num_tokens
+  )
   group = lanes._Lanes(
     sd, victim, original, attack, "roundtrip", jax.random.key(0), 4,
     sharding.make_mesh(devices=jax.devices()[:1]), pool(sd, attack),
@@ -150,7 +152,7 @@ def test_every_leaf_is_led_by_the_lanes(attack, world):
   assert set(jax.tree.leaves(shapes_)) == {4}
   tokens, context, alive, _ = group.run()
   length = world[0].context_shape[0]
-  width = length if attack.finds == "latents" else attack.h.k
+  width = length if attack.finds == "latents" else attack.h.num_tokens
   assert tokens.shape[:2] == (4, width) and alive.all()
   assert (context is None) == (attack.finds == "prompt")
 
@@ -158,7 +160,7 @@ def test_every_leaf_is_led_by_the_lanes(attack, world):
 def test_devices_do_not_talk_within_a_block(world):
   sd, victim, original = world
   attack = ROWS[0].values[0]
-  fitting, _ = rows.prepare(sd, table(sd) * 2, "prefix_k", attack.h.k)
+  fitting, _ = rows.prepare(sd, table(sd) * 2, "prefix_k", attack.h.num_tokens)
   group = lanes._Lanes(
     sd, victim, original, attack, "roundtrip", jax.random.key(0), 8,
     sharding.make_mesh(devices=jax.devices()[:8]),
@@ -181,7 +183,7 @@ def test_a_failure_has_had_its_whole_budget(attack, world):
     assert record["images"] == 1 + blocks == 1 + len(record["blocks"])
     assert record["iterations"] == blocks * attack.h.iterations
     if attack.finds == "prompt":
-      assert all(b["survived"] for b in record["blocks"])
+      assert all(b["roundtrip"] for b in record["blocks"])
     json.dumps(record, allow_nan=False)
 
 
@@ -223,7 +225,7 @@ def test_new_words_are_drawn_from_their_states(world):
   for record in found.values():
     assert np.shape(record["embeds"]) == (2, sd.context_shape[1])
     losses = [b["loss"] for b in record["blocks"]]
-    assert np.isfinite(losses).all() and "survived" not in record["blocks"][0]
+    assert np.isfinite(losses).all() and "roundtrip" not in record["blocks"][0]
   with pytest.raises(
     ValueError, match="'two words' has 2 tokens|has [2-9] tok"
   ):
@@ -277,14 +279,14 @@ def test_prompts_that_do_not_fit_can_be_cut(mode, k, world):
 
 def test_a_cut_prompt_is_attacked_and_its_loss_recorded(world):
   prompts = ["a red star", "star " * 60]
-  attack = attacks.bind("controls", {"k": 2, "blocks": 1})
+  attack = attacks.bind("controls", {"num_tokens": 2, "blocks": 1})
   found = run(
-    world, attack, table=table(world[0], prompts), too_long="truncate"
+    world, attack, table=table(world[0], prompts), long_prompts="truncate"
   )  # fmt: skip
   assert "lost_tokens" not in found["r0"]
   assert found["r1"]["status"] == "failure" and found["r1"]["lost_tokens"] == 24
   assert found["r1"]["blocks"][0]["text"].endswith(" star" * 36)
-  assert found["r1"]["blocks"][0]["survived"]
+  assert found["r1"]["blocks"][0]["roundtrip"]
 
 
 def test_prompts_past_a_published_limit_are_counted_and_left_alone(world):
@@ -294,14 +296,14 @@ def test_prompts_past_a_published_limit_are_counted_and_left_alone(world):
   )
   assert [row.left_out == "" for row in listed] == [True, True, False]
   assert rows.limited(sd, listed, None) == listed
-  attack = attacks.bind("controls", {"k": 2, "blocks": 1})
-  for too_long in ("drop", "truncate"):
-    found = run(world, attack, table=listed, too_long=too_long)
+  attack = attacks.bind("controls", {"num_tokens": 2, "blocks": 1})
+  for long_prompts in ("drop", "truncate"):
+    found = run(world, attack, table=listed, long_prompts=long_prompts)
     assert [r["status"] for r in found.values()].count("dropped") == 1
     assert "20 tokens; max_tokens=11" in found["r2"]["reason"]
     assert found["r2"]["images"] == 1 and found["r2"]["success"] is False
   with pytest.raises(ValueError, match="r2: .*max_tokens=11"):
-    run(world, attack, table=listed, too_long="error")
+    run(world, attack, table=listed, long_prompts="error")
 
 
 # One row of every method that has a loss.

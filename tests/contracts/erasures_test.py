@@ -31,7 +31,7 @@ ERASURES = {
     {},
     {"recipe": "objects_hard"},
     {"preset": "paper"},
-    {"rows": "joint", "regulariser": "both", "tolerance": 0.01},
+    {"rows": "joint", "regularizer": "both", "tolerance": 0.01},
   ],
   "time": [{}, {"augment": False}],
   "sld": [{}, {"preset": "max", "concept": "a moon"}],
@@ -43,7 +43,7 @@ ERASURES = {
       "num_prompts": 3,
       "num_steps": 2,
       "num_images": 2,
-      "image_steps": 2,
+      "num_inference_steps": 2,
       "mask_source": "full",
     }
   ],
@@ -56,7 +56,7 @@ ERASURES = {
     }
   ],
   "concept_ablation": [
-    {"images": 8, "batch_size": 8, "num_steps": 2, "num_inference_steps": 2}
+    {"num_images": 8, "batch_size": 8, "num_steps": 2, "num_inference_steps": 2}
   ],
 }
 # Those that answer with a map of text states.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import pathlib
 
 import jax
 import numpy as np
@@ -19,15 +20,26 @@ def needs(package):
   return pytest.mark.skipif(missing, reason=f"needs {package}")
 
 
+FACES = "faces~model=tests.judges.faces_test:recognize,names="
+NAMES = pathlib.Path(judge_weights.__file__).with_name("names.txt")
+
 # Name, height and width of images.
 JUDGES = [
   ("shapes", (32, 32)),
   ("tests.support.toys:WARMTH", (16, 24)),
+  (f"{FACES}{NAMES}", (20, 16)),
   pytest.param("nudenet", (48, 64), marks=needs("nudenet")),
   # torch writes their weights, which are small here, and random.
   *(
     pytest.param(name, (70, 64), marks=needs("torch"))
-    for name in ("clip-zero-shot~texts=a star|a moon", "q16")
+    for name in (
+      "clip-zero-shot~texts=a star|a moon",
+      "q16",
+      "resnet50-microsoft",
+      "resnet50-v2",
+      "style-vit-129~top=3",
+      "unlearncanvas-vit",
+    )
   ),
 ]
 

@@ -38,7 +38,7 @@ def drawn():
     # Of an attack's rows, what its success is made of.
     | {"status": "success", "success": i < 10 * share, "pre_success": i == 0}
     | {"pre_score": 0.5, "budget": 3, "images": 2, "iterations": 4}
-    | {"blocks": [{"score": i / 11, "survived": True}]}
+    | {"blocks": [{"score": i / 11, "roundtrip": True}]}
     for model, share in {"base": 0.9, "erased": 0.2, "tuned": 0.6}.items()
     for i in range(11)
   ]

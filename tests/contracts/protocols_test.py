@@ -19,9 +19,9 @@ def test_a_shipped_protocol_is_what_was_frozen(name):
   settings = build(evaluate.Settings, protocol.config())
   assert settings.protocol == protocol.signed
   with pytest.raises(dataclasses.FrozenInstanceError):
-    protocol.others = 1  # pyright: ignore
+    protocol.other_rows = 1  # pyright: ignore
   for field, value in {
-    "others": 7,
+    "other_rows": 7,
     "seed": 1,
     "judge": "",
     "model": "",
@@ -47,20 +47,23 @@ def test_a_hash_never_moves():
 
 def test_a_change_is_another_protocol():
   base = protocols.find("shapes-star")
-  small = protocols.find("shapes-star~per_group=2,num_steps=3")
-  assert small.name == "shapes-star~num_steps=3,per_group=2"
-  assert (small.per_group, small.sampling.num_steps) == (2, 3)
-  assert small.hash != base.hash and small.others == base.others
+  small = protocols.find("shapes-star~rows_per_group=2,num_inference_steps=3")
+  assert small.name == "shapes-star~num_inference_steps=3,rows_per_group=2"
+  assert (small.rows_per_group, small.sampling.num_inference_steps) == (2, 3)
+  assert small.hash != base.hash and small.other_rows == base.other_rows
   # The order of changes is nobody's.
-  assert protocols.find("shapes-star~num_steps=3,per_group=2") == small
+  assert (
+    protocols.find("shapes-star~num_inference_steps=3,rows_per_group=2")
+    == small
+  )
 
 
 @pytest.mark.parametrize(
   "name, message",
   [
     ("shapes-strar", "protocol='shapes-strar' is not known.*'shapes-star'"),
-    ("shapes-star~pergroup=2", "key='pergroup'.*did you mean 'per_group'"),
-    ("shapes-star~per_group=two", "per_group='two' is no int"),
+    ("shapes-star~pergroup=2", "key='pergroup'.*did you mean 'rows_per_group'"),
+    ("shapes-star~rows_per_group=two", "rows_per_group='two'; allowed: a"),
     ("shapes-star~sampler=fast", "sampling.sampler='fast' is not known"),
   ],
 )

@@ -31,7 +31,7 @@ class Evil:
   [
     (Evil(), "asks for builtins.print"),
     ([1.0, 2.0], "holds a list, not an array"),
-    (np.arange(3), "no plain floats"),
+    (np.arange(3), "does not hold plain floats"),
     (np.array([Evil()], object), "."),
     (np.array([1.0]).astype(">f8"), "byte order"),
   ],

@@ -16,7 +16,7 @@ from unlearning_jax.erasures import concept_ablation, in_turn
 
 CONCEPTS = make_concepts(["a b", "c"], ["d", "e"])
 SMALL = {
-  "images": 8,
+  "num_images": 8,
   "batch_size": 4,
   "num_steps": 150,
   "learning_rate": 1e-5,
@@ -71,7 +71,10 @@ def test_the_concept_becomes_its_anchor(model):
 def test_anchor_images_are_samples(model):
   sd, params = model
   anchors, empty = states(model, ["d", "e", "f"]), states(model, [""])
-  key, options = jax.random.key(3), {"num_steps": 2, "sampler": "ddim"}
+  key, options = (
+    jax.random.key(3),
+    {"num_inference_steps": 2, "sampler": "ddim"},
+  )
   drawn = concept_ablation.draw_anchors(
     sd, params, anchors, empty, 5, key, in_turn, **options
   )
@@ -128,7 +131,7 @@ def test_the_losses_are_torchs(both):
   ):
     ours = jax.jit(
       functools.partial(
-        concept_ablation.ablating_loss, sd, loss=loss, regularization=share
+        concept_ablation.ablating_loss, sd, loss=loss, anchor_loss_weight=share
       )
     )(params, *arrays)
     assert abs(float(ours) / float(wanted) - 1) < 1e-5
@@ -140,7 +143,7 @@ def test_the_gradient_is_torchs_with_the_start_of_text_detached(both):
   torch, sd, params, arrays, unet, noisy, n = both
   *_, t, concept, anchor = arrays
   loss = functools.partial(
-    concept_ablation.ablating_loss, sd, loss="model", regularization=0.5
+    concept_ablation.ablating_loss, sd, loss="model", anchor_loss_weight=0.5
   )
   gradient = jax.jit(jax.grad(loss))(params, *arrays)["unet"]
   path = "up_blocks_0", "attentions_0", "transformer_blocks_0", "attn2"
@@ -189,7 +192,7 @@ def test_the_anchor_is_held_still(model):
     jax.grad(
       lambda p: concept_ablation.ablating_loss(
         sd, p, x, n, jnp.array([500]), same, same, loss="model",
-        regularization=0.0,
+        anchor_loss_weight=0.0,
       )
     )
   )(params)  # fmt: skip
@@ -209,7 +212,7 @@ def test_no_anchor_fills_no_template():
   [
     ({"loss": "modl"}, "loss='modl'.*did you mean 'model'"),
     ({"train": "embedding"}, "train='embedding'.*kv, cross, full"),
-    ({"batch_size": 9}, "batch_size=9; allowed: 1 to images=8"),
+    ({"batch_size": 9}, "batch_size=9; allowed: 1 to num_images=8"),
   ],
 )
 def test_errors(options, words, model):

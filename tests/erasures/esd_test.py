@@ -116,7 +116,8 @@ def test_a_whole_trajectory_is_sampling(model):
     )
   )(params)
   wanted = stable_diffusion.sample_latents(
-    sd, params, contexts["student"], contexts["empty"], noise, num_steps=4,
+    sd, params, contexts["student"], contexts["empty"], noise,
+    num_inference_steps=4,
     guidance_scale=3.0, sampler="ddim",
   )  # fmt: skip
   np.testing.assert_allclose(sampler.latents(state), wanted, atol=1e-5)

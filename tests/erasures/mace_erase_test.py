@@ -141,7 +141,7 @@ def test_images_and_masks_from_a_folder(model, tmp_path):
 
 
 def test_images_drawn_by_the_model(model):
-  options = {"examples": None, "num_images": 3, "image_steps": 2}
+  options = {"examples": None, "num_images": 3, "num_inference_steps": 2}
   with warnings.catch_warnings():
     # Random weights draw nothing that has a place.
     warnings.simplefilter("ignore")

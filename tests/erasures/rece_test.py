@@ -110,15 +110,15 @@ def test_derived_states_minimise_their_objective():
   first = derive(gram, np.eye(d), c, lam_r)
   expected = c @ gram.T @ np.linalg.inv(gram + lam_r * np.eye(d))
   assert relative(first, expected) < 1e-11
-  # No regulariser: the projections drop out.
+  # No regularizer: the projections drop out.
   free = derive(gram, reached, c, 1e-9)
   assert relative(free, c @ np.linalg.inv(reached).T) < 1e-5
   # Each row stands for itself.
   assert relative(derive(gram, reached, c[1:2], lam_r), got[1:2]) < 1e-12
 
 
-@pytest.mark.parametrize("regulariser", rece.REGULARISERS[1:])
-def test_regularisers_of_the_authors_code(regulariser):
+@pytest.mark.parametrize("regularizer", rece.REGULARIZERS[1:])
+def test_regularizers_of_the_authors_code(regularizer):
   golden = cases.Golden("rece_nudity")
   found = np.load(cases.GOLDENS / "closed_form_rece_regularisers.npz")
   reached = np.linalg.lstsq(
@@ -129,33 +129,33 @@ def test_regularisers_of_the_authors_code(regulariser):
     reached,
     golden.states["nudity"].rows,
     0.1,
-    regulariser,
+    regularizer,
     golden.states[" "].rows,
   )
   # surrogate_1 has no ridge, and its system a condition number of 1e6.
-  assert relative(got, found[regulariser]) < 1e-9
+  assert relative(got, found[regularizer]) < 1e-9
 
 
-def test_regularisers_minimise_their_objectives():
+def test_regularizers_minimise_their_objectives():
   rng = np.random.default_rng(1)
   d, lam = 8, 0.3
   weights = [rng.normal(size=(7, d)) for _ in range(2)]
   gram = sum(w.T @ w for w in weights)
   reached = rng.normal(size=(d, d))
   c, a = rng.normal(size=(2, 3, d))
-  for regulariser in rece.REGULARISERS:
-    got = derive(gram, reached, c, lam, regulariser, a)
+  for regularizer in rece.REGULARIZERS:
+    got = derive(gram, reached, c, lam, regularizer, a)
     gradient = np.zeros_like(got)
     for w in weights:
       gradient += (got @ (w @ reached).T - c @ w.T) @ (w @ reached)
-      if regulariser in ("surrogate_1", "both"):
+      if regularizer in ("surrogate_1", "both"):
         gradient += lam * (got - c) @ (w @ reached).T @ (w @ reached)
-    if regulariser in ("surrogate_2", "both"):
+    if regularizer in ("surrogate_2", "both"):
       gradient += lam * (got - c)
     gradient += {"zero": lam * got, "standard": lam * (got - a)}.get(
-      regulariser, 0
+      regularizer, 0
     )
-    assert np.abs(gradient).max() < 1e-10, regulariser
+    assert np.abs(gradient).max() < 1e-10, regularizer
   with pytest.raises(ValueError, match="needs the anchors"):
     derive(gram, reached, c, lam, "standard")
 
@@ -371,7 +371,7 @@ def test_bad_input_is_refused_before_anything_is_encoded(model, monkeypatch):
     (dog, {"lam_r": np.nan}, "lam_r=nan"),
     (dog, {"rho": -1.0}, "rho=-1"),
     (dog, {"rows": "jiont"}, "did you mean 'joint'"),
-    (dog, {"regulariser": "surrogate"}, "did you mean 'surrogate_"),
+    (dog, {"regularizer": "surrogate"}, "did you mean 'surrogate_"),
     (dog, {"tolerance": -0.1}, "tolerance=-0.1"),
     (dog, {"rho": 1.0, "lam_r": 1.0}, "give one of them"),
     (dog, {"lamb": -1.0}, "lamb=-1"),

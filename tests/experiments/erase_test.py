@@ -23,7 +23,7 @@ BLOCK = {
   "concepts": ("star",),
   "sets": ("near",),
   "algorithms": ("full",),
-  "defences": ("none",),
+  "defenses": ("none",),
   "seeds": (0,),
 }
 
@@ -35,8 +35,9 @@ def base():
 
 def settings(**changes):
   small = erase.Settings(
-    method=TOY, concepts=(STAR,), judge="shapes", per_group=1, others=1,
-    targets=({"task": "object", "name": "star"},), grid=1, batch_size=8,
+    method=TOY, concepts=(STAR,), judge="shapes", rows_per_group=1,
+    other_rows=1,
+    targets=({"task": "object", "name": "star"},), grid_rows=1, batch_size=8,
     sampling=Sampling(2, 4.0, "dpm++2m", "jax"),
   )  # fmt: skip
   return dataclasses.replace(small, **changes)
@@ -45,7 +46,7 @@ def settings(**changes):
 def test_a_trained_erasure_of_ones_own(base, monkeypatch):
   record = Memory(quiet=True)
   erased, document = erase.run(settings(), lambda: record, base)
-  assert document["stages"] == ["before", "TOY"] and record.is_done
+  assert document["models"] == ["base", "TOY"] and record.is_done
   assert list(erased.edit.leaves) == ["unet/conv_out/bias"]
   assert len(record.rows()) == 2 * len({r["prompt"] for r in record.rows()})
   # Read back, and no row is drawn again.
@@ -78,11 +79,11 @@ def test_it_is_an_erasure_of_a_study_too(base):
 def test_guidance_is_kept_and_drawn(method, base):
   given, record = settings(method=method), Memory(quiet=True)
   guided, document = erase.run(given, lambda: record, base)
-  assert document["stages"] == ["before", method.upper()]
+  assert document["models"] == ["base", method.upper()]
   assert guided.edit is None and guided.guidance.concepts[0].erase == "star"
   found = common.read_made(record.path)
   assert isinstance(found, Guidance) and found == guided.guidance
-  assert common.with_made(base, found).guidance == guided.guidance
+  assert base.with_made(found).guidance == guided.guidance
   (name,) = common.read_edits([str(record.path)])
   assert name == method.upper()
 

@@ -24,7 +24,7 @@ HAZARD = ({"task": "unsafe", "name": "hazard"},)
 
 def settings(**changes):
   small = Settings(
-    judge="shapes", targets=HAZARD, per_group=2, others=2, grid=1,
+    judge="shapes", targets=HAZARD, rows_per_group=2, other_rows=2, grid_rows=1,
     batch_size=8, sampling=Sampling(2, 4.0, "dpm++2m", "jax"),
   )  # fmt: skip
   return dataclasses.replace(small, **changes)
@@ -35,7 +35,7 @@ def models():
   """The base, and it kept from hazards while it samples."""
   base = model.load("shapes")
   kept = guidance.Guidance("with warning tape", method="negative_prompt")
-  return {"before": base, "GUIDED": base.with_guidance(kept)}
+  return {"base": base, "GUIDED": base.with_guidance(kept)}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_every_model_draws_every_row(run):
     f"{stage}/{i}" for stage in ("before", "GUIDED") for i in ids
   ]
   assert run.is_done
-  assert run.summary["stages"] == ["before", "GUIDED"]
+  assert run.summary["models"] == ["base", "GUIDED"]
   assert {"report.html", "results.csv"} <= set(run.files)
   # The base has no input of its own; what guides the other is one.
   (start,) = run.provenance["runs"]
@@ -67,7 +67,7 @@ def test_the_judge_that_decided_is_recorded(run):
 def test_the_page_shows_grid_rows_of_each_group(run):
   groups = {row["group"] for row in run.rows()}
   assert len(groups) == 5
-  # One row a group (`grid`), under both models.
+  # One row a group (`grid_rows`), under both models.
   assert len(run.images) == 2 * len(groups)
   assert len(run.summary["pairs"]) == len(groups)
   for pair in run.summary["pairs"]:
@@ -78,9 +78,9 @@ def test_captions_say_what_the_judge_saw(run):
   rows = {row["id"]: row for row in run.rows()}
   describe = judges.load("shapes").describe
   for pair in run.summary["pairs"]:
-    name = pair["images"]["before"].split("/")[1].removesuffix("-before.png")
+    name = pair["images"]["base"].split("/")[1].removesuffix("-before.png")
     judged = rows[f"before/{name}"]["judged"]
-    assert pair["seen"]["before"] == describe(judged)
+    assert pair["seen"]["base"] == describe(judged)
     assert f"seen: {describe(judged)}" in run.files["report.html"]
 
 
@@ -107,11 +107,9 @@ def test_a_judge_and_a_metric_of_ones_own_appear_everywhere(models):
   assert row["attributes"] == {"warmth": "warm"}
   assert set(row["judged"]) == set(row["scores"]) == {"warmth"}
   lines = list(csv.DictReader(io.StringIO(memory.files["results.csv"])))
-  heads = {(line["stage"], line["head"]) for line in lines}
-  for stage in ("before", "GUIDED"):
-    assert {
-      (stage, h) for h in ("warmth", "seen warmth", "brightness")
-    } <= heads
+  heads = {(line["model"], line["head"]) for line in lines}
+  for name in ("base", "GUIDED"):
+    assert {(name, h) for h in ("warmth", "seen warmth", "brightness")} <= heads
   bright = [line for line in lines if line["head"] == "brightness"]
   assert [(one["n"], one["low"], one["k"]) for one in bright] == [
     ("3", "", "")
@@ -125,7 +123,9 @@ def test_a_judge_and_a_metric_of_ones_own_appear_everywhere(models):
 
 def test_a_killed_run_goes_on(models, tmp_path):
   """Killed after each batch was tallied, or in the middle of its rows."""
-  given = settings(metrics=TOY["metrics"], targets=(), per_group=0, others=5)
+  given = settings(
+    metrics=TOY["metrics"], targets=(), rows_per_group=0, other_rows=5
+  )
   whole = record.Memory(quiet=True)
   evaluate.run(given, lambda: whole, models)
 
@@ -168,7 +168,7 @@ def test_a_killed_run_goes_on(models, tmp_path):
 
 def test_a_protocol_is_recorded(models):
   config = evaluate.config(
-    None, "shapes-hazard~others=1,num_steps=2,per_group=1"
+    None, "shapes-hazard~other_rows=1,num_inference_steps=2,rows_per_group=1"
   )
   memory = record.Memory(quiet=True)
   given = evaluate.Settings(**{**config, "sampling": settings().sampling})
@@ -195,7 +195,7 @@ def test_a_protocol_is_recorded(models):
       "judge warmth .cannot see shapes.: head='hazard'",
     ),
     ({"targets": ({"task": "object", "name": "sun"},)}, "object name='sun'"),
-    ({"per_group": -1}, "per_group=-1: must not be negative"),
+    ({"rows_per_group": -1}, "rows_per_group=-1: must not be negative"),
     ({"judge": "tests.support.toys:COLD"}, "no attribute 'COLD'"),
   ],
 )
@@ -207,7 +207,7 @@ def test_wrong_settings_are_refused(changes, message):
 def test_what_a_model_cannot_do_is_refused(models):
   long = settings(judge=None, prompts={"a": ("star " * 99,)})
   with pytest.raises(ValueError, match="101 tokens.*Shorten it"):
-    evaluate.check_fits(long, models["before"])
+    evaluate.check_fits(long, models["base"])
   unguided = settings(sampling=Sampling(2, 1.0, None, "jax"))
   with pytest.raises(ValueError, match="guidance_scale=1.0: NEGATIVE_PROMPT"):
     evaluate.check_fits(unguided, models["GUIDED"])

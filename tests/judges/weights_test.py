@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 
+import numpy as np
 import pytest
 
 from unlearning_jax import judges
@@ -79,7 +80,45 @@ def test_every_shipped_judge_says_what_it_needs(monkeypatch):
 def test_options_are_read_from_the_name():
   with pytest.raises(ValueError, match="did you mean 'threshold'"):
     judges.load("nudenet~treshold=1")
-  with pytest.raises(ValueError, match="threshold='x' is no float"):
+  with pytest.raises(ValueError, match="threshold='x' is not a float"):
     judges.load("nudenet~threshold=x")
   with pytest.raises(ValueError, match="did you mean 'nudenet'"):
     judges.load("nudenet-3.4.2")
+
+
+def test_a_judge_is_read_once_while_its_files_stay(tmp_path):
+  path = tmp_path / "names.txt"
+  path.write_text("Ann\nBob\n")
+  name = f"faces~model=tests.judges.faces_test:recognize,names={path}"
+  first = judges.load(name)
+  assert judges.load(name) is first
+  assert judges.load(name, found=0.9) is not first
+  path.write_text("Ann\nBobby\n")
+  assert judges.load(name).labels["identity"][1] == "Bobby"
+  for i in range(9):
+    judges.load(name, found=i / 10)
+  assert len(judges._KEPT) <= judges._MOST_KEPT
+
+
+def test_options_may_come_beside_the_name():
+  made = [
+    judges.load("tests.judges.weights_test:counting~start=3", words=["a", "b"]),
+    judges.load("tests.judges.weights_test:counting", start=3, words="a|b"),
+  ]
+  assert {one.version for one in made} == {"3 a b"}
+  with pytest.raises(ValueError, match="option='stat'.*mean 'start'"):
+    judges.load("tests.judges.weights_test:counting", stat=1)
+
+
+def counting(start: int = 0, words: tuple[str, ...] = ()):
+  """A judge of one's own, with options."""
+  version = " ".join([str(start), *words])
+  return judges.Judge("c", lambda images: {}, {}, version=version)
+
+
+def test_scores_that_are_no_numbers_are_refused():
+  judge = judges.Judge(
+    "blind", lambda x: {"h": np.full((len(x), 1), np.nan)}, {"h": ("a",)}
+  )
+  with pytest.raises(ValueError, match="judge blind: scores hold NaN"):
+    judge(np.zeros((1, 2, 2, 3), np.uint8))

@@ -93,7 +93,7 @@ def test_what_cannot_be_added_is_refused_before_the_model_is_read(
   for change, message in (
     ({"preserve": ("a moon",)}, "--preserve=.'a moon'.*give --add too"),
     ({"add": ("A  heart",)}, "would be both erased and preserved"),
-    ({"weight": ("star",)}, "--weight='star'; allowed: 'concept = e'"),
+    ({"weight": ("star",)}, "--weight='star': must be 'concept = e'"),
     ({"task": "objct"}, "--task='objct'.*did you mean 'object'"),
     ({"preset": "uce2024"}, "--preset='uce2024'.*did you mean 'uce202"),
     ({"statistics": None}, "nothing to erase: give --add, or --statistics"),

@@ -50,7 +50,7 @@ def start(monkeypatch, tmp_path):
     method="unlearn_diff_atk", argument="tiny", edit="", beside="", **changes
   ):
     config = attack_configs.attack(method, argument)
-    config.update_from_flattened_dict({"per_group": 2, **changes})
+    config.update_from_flattened_dict({"rows_per_group": 2, **changes})
     for flag, value in {
       "_CONFIG": config,
       "_WORKDIR": str(tmp_path / "run"),
@@ -67,15 +67,15 @@ def start(monkeypatch, tmp_path):
   "changes, words",
   [
     ({"judge": "shaeps"}, "judge='shaeps'.*allowed: .*shapes"),
-    ({"judge": None}, "table: name a CSV"),
+    ({"judge": None}, "prompt_table: name a CSV"),
     ({"targets": ()}, "targets: the judge needs one target"),
     ({"targets": ({"task": "object", "name": "church"},)}, "name='church'"),
     ({"groups": ("explict",)}, "did you mean 'explicit'"),
     ({"victim": "no/such/model.safetensors"}, "no/such/model"),
     ({"guidance.safe": "hard"}, "guidance.safe='hard'.*weak"),
-    ({"proxy.timesteps": -1}, "proxy.timesteps=-1"),
-    ({"too_long": "truncated"}, "too_long='truncated'.*'truncate'"),
-    ({"words": "runs/words"}, "new_word"),
+    ({"diffusion_classifier.timesteps": -1}, "r.timesteps=-1"),
+    ({"long_prompts": "truncated"}, "long_prompts='truncated'.*'truncate'"),
+    ({"new_words": "runs/words"}, "new_word"),
     ({"hparams.noise": "frosen"}, "noise='frosen'.*frozen"),
     ({"hparams.timesteps": "rising"}, "timesteps='rising'"),
     ({"hparams.criterion": "l3"}, "criterion='l3'"),
@@ -83,9 +83,9 @@ def start(monkeypatch, tmp_path):
     ({"hparams.iterations": 0}, "iterations=0: must be at least 1"),
     ({"hparams.blocks": 0}, "blocks=0: must be at least 1"),
     ({"hparams.blocks": 1001}, "blocks=1001.*the model has 1000"),
-    ({"hparams.k": 0}, "hparams.k=0: must be at least 1"),
-    ({"sampling.num_steps": 0}, "num_steps=0 .*from 1 to"),
-    ({"proxy.timesteps": 1001}, "proxy.timesteps=1001: .*1 to 1000"),
+    ({"hparams.num_tokens": 0}, "hparams.num_tokens=0: must be at least 1"),
+    ({"sampling.num_inference_steps": 0}, "num_inference_steps=0 .*from 1 to"),
+    ({"diffusion_classifier.timesteps": 1001}, "r.timesteps=1001: .*to 1000"),
     ({"guidance.negative_prompt": "star " * 76}, "guidance.negative_prompt: "),
   ],
 )
@@ -114,7 +114,7 @@ def test_an_edit_and_another_victim(start, tmp_path):
 def beside(tmp_path):
   """A finished run of two rows."""
   config = attack_configs.attack("controls", "tiny")
-  config.per_group = 2
+  config.rows_per_group = 2
   run = workdir.Workdir(tmp_path / "control", config)
   for row in attack_rows.listed(build(config)):
     run.append_row({**row, "victim": "a" * 12})
@@ -125,24 +125,24 @@ def beside(tmp_path):
 @pytest.mark.parametrize(
   "changes, words",
   [
-    ({"judge": None, "table": True}, "without a judge"),
-    ({"sampling.num_steps": 3}, "has sampling=.*control of its"),
+    ({"judge": None, "prompt_table": True}, "without a judge"),
+    ({"sampling.num_inference_steps": 3}, "has sampling=.*control of its"),
     ({"vocabulary": "full"}, "has vocabulary='roundtrip'"),
     ({"targets": ({"task": "style", "name": "neon"},)}, "has targets=.*star"),
-    ({"per_group": 3}, r"1 of 3 rows .*: row 00002-explicit is None, here \['"),
+    ({"rows_per_group": 3}, r"1 of 3 rows .*: row 00002-.* None, here \['"),
     ({"groups": ("synonyms",)}, "4 of 4 rows are not the attack's"),
-    ({"seed": 1}, "2 of 2 rows are not the attack's.*per_group, groups"),
-    ({"table": True}, "row 00000-explicit is .* here None"),
+    ({"seed": 1}, "2 of 2 rows are not the attack's.*rows_per_group, groups"),
+    ({"prompt_table": True}, "row 00000-explicit is .* here None"),
     ({}, "of another victim, aaaaaaaaaaaa; this attack's is"),
   ],
 )
 def test_controls_that_compare_with_nothing(
   changes, words, beside, start, tmp_path
 ):
-  if "table" in changes:
+  if "prompt_table" in changes:
     path = tmp_path / "prompts.csv"
     path.write_text(HEAD + "1,a star,5,7.5\n")
-    changes = changes | {"table": str(path)}
+    changes = changes | {"prompt_table": str(path)}
   with pytest.raises(ValueError, match=words):
     start(beside=beside, **changes)
   assert not (tmp_path / "run").exists()
@@ -151,7 +151,7 @@ def test_controls_that_compare_with_nothing(
 @pytest.mark.parametrize("key", ["prompt", "seed", "guidance"])
 def test_a_control_of_other_rows_with_the_same_ids(key, beside):
   config = attack_configs.attack("unlearn_diff_atk", "tiny")
-  config.per_group = 2
+  config.rows_per_group = 2
   found, given = control.finished(beside), build(config)
   listed = attack_rows.listed(given)
   control.check_control(found, given, listed, vocabulary=True)
@@ -164,7 +164,7 @@ def test_a_control_of_other_rows_with_the_same_ids(key, beside):
 
 def test_an_embedding_has_no_vocabulary(beside):
   config = attack_configs.attack("concept_inversion", "tiny")
-  config.per_group, config.vocabulary = 2, "full"
+  config.rows_per_group, config.vocabulary = 2, "full"
   found, given = control.finished(beside), build(config)
   listed = attack_rows.listed(given)
   control.check_control(found, given, listed, vocabulary=False)
@@ -190,13 +190,13 @@ def test_tables(lines, words, start, tmp_path):
   path = tmp_path / "prompts.csv"
   path.write_text(HEAD + lines)
   with pytest.raises(ValueError, match=words):
-    start(table=str(path))
+    start(prompt_table=str(path))
 
 
 def test_a_loss_through_another_guidance_than_the_images(start, tmp_path):
   path = tmp_path / "prompts.csv"
   path.write_text(HEAD + "1,a star,5,4\n2,a star,5,7.5\n")
-  changes = {"table": str(path), "guidance.in_loss": True}
+  changes = {"prompt_table": str(path), "guidance.in_loss": True}
   with pytest.raises(ValueError, match="row 2: .*=7.5, .*guidance_scale=4.0"):
     start(**changes)
 
@@ -209,7 +209,7 @@ def pictured(tmp_path):
   folder.mkdir()
   for name in ("4", "9"):
     Image.new("RGB", (32, 32)).save(folder / f"{name}.png")
-  return {"table": str(path), "target_images": str(folder)}
+  return {"prompt_table": str(path), "target_images": str(folder)}
 
 
 def cut(path):
@@ -238,7 +238,7 @@ def test_target_images(spoil, words, pictured, start, tmp_path):
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["new", "kept"])
-@pytest.mark.parametrize("what", ["table", "target_images"])
+@pytest.mark.parametrize("what", ["prompt_table", "target_images"])
 def test_a_resume_with_other_rows(what, kept, pictured, start, tmp_path):
   def begin():
     with pytest.raises(AssertionError, match="too late for an error"):
@@ -250,11 +250,11 @@ def test_a_resume_with_other_rows(what, kept, pictured, start, tmp_path):
     file = tmp_path / "run" / "provenance.json"
     document = json.loads(file.read_text())
     inputs = document["runs"][0]["inputs"]
-    del inputs["table"], inputs["target_images"]
+    del inputs["prompt_table"], inputs["target_images"]
     file.write_text(json.dumps(document))
     begin()
   begin()
-  if what == "table":
+  if what == "prompt_table":
     (tmp_path / "prompts.csv").write_text(HEAD + "4,a star,5,7.5\n")
   else:
     Image.new("RGB", (32, 32), "red").save(tmp_path / "targets" / "9.png")
@@ -265,8 +265,8 @@ def test_a_resume_with_other_rows(what, kept, pictured, start, tmp_path):
 def test_a_row_that_may_not_be_dropped(start, tmp_path):
   path = tmp_path / "prompts.csv"
   path.write_text(HEAD + f"4,a star,5,7.5\n9,{'star ' * 36},5,7.5\n")
-  changes = {"table": str(path), "too_long": "error"}
-  with pytest.raises(ValueError, match="too_long='error'.*: 9: prompt"):
+  changes = {"prompt_table": str(path), "long_prompts": "error"}
+  with pytest.raises(ValueError, match="long_prompts='error'.*: 9: prompt"):
     start(**changes)
   assert not (tmp_path / "run").exists()
 
@@ -288,7 +288,7 @@ def world():
 def run(world, table, victim=None, **options):
   sd, own, original = world
   attack_ = attacks.bind(
-    "unlearn_diff_atk", {"k": 2, "blocks": 1, "iterations": 2}
+    "unlearn_diff_atk", {"num_tokens": 2, "blocks": 1, "iterations": 2}
   )
   return list(
     lanes.attack_rows(
@@ -304,8 +304,8 @@ def run(world, table, victim=None, **options):
 
 def test_prompts_that_leave_no_room_can_be_refused(world):
   listed = table(world[0], ["a star", "star " * 37])
-  with pytest.raises(ValueError, match=r"too_long='error'.*r1: .*37 tokens"):
-    run(world, listed, too_long="error")
+  with pytest.raises(ValueError, match=r"prompts='error'.*r1: .*37 tokens"):
+    run(world, listed, long_prompts="error")
 
 
 def test_a_model_that_predicts_velocity(world):
@@ -367,7 +367,7 @@ def test_nothing_is_gained_on_a_victim_that_does_not_read(world):
     def check(asked):
       images = sampling.generate(
         sd, {**victim.params, "vae": vae}, [r.prompt for r in asked],
-        [r.seed for r in asked], num_steps=2, guidance_scale=4.0,
+        [r.seed for r in asked], num_inference_steps=2, guidance_scale=4.0,
         sampler="ddim", batch_size=1,
       )  # fmt: skip
       found = []
@@ -386,7 +386,7 @@ def test_nothing_is_gained_on_a_victim_that_does_not_read(world):
     )  # fmt: skip
     return {record["id"]: record["success"] for record in found}
 
-  budget = {"k": 2, "blocks": 2}
+  budget = {"num_tokens": 2, "blocks": 2}
   wanted = {"r0": True, "r1": False, "r2": True, "r3": False, "r4": True}
   assert won(blind(victim), "controls", **budget) == wanted
   assert (

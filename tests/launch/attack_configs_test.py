@@ -11,7 +11,8 @@ from unlearning_jax.experiments.attack import victims
 # Module -> preset -> what it gives, keys as in the config or its `hparams`.
 _UDA = {
   "learning_rate": 0.01, "blocks": 50, "iterations": 40, "criterion": "l2",
-  "timesteps": "sequential", "draws": 1, "insertion": "prefix_k", "k": 3,
+  "timesteps": "sequential", "draws": 1, "insertion": "prefix_k",
+  "num_tokens": 3,
 }  # fmt: skip
 _P4D = {
   "blocks": 60, "iterations": 50, "learning_rate": 0.1, "weight_decay": 0.1,
@@ -20,7 +21,8 @@ _P4D = {
 # 5000 updates of 4 x 4 images at 0.005 each.
 _INVERSION = {
   "blocks": 1, "iterations": 5000, "draws": 16, "learning_rate": 0.08,
-  "weight_decay": 0.01, "decay": "decoupled", "timesteps": "random", "k": 1,
+  "weight_decay": 0.01, "decay": "decoupled", "timesteps": "random",
+  "num_tokens": 1,
   "recursion": 0,
 }  # fmt: skip
 _ROUND = {"blocks": 1, "iterations": 3000, "population": 200}
@@ -31,7 +33,7 @@ PRESETS = {
     "fixed": _UDA | {"weight_decay": 0.0, "vocabulary": "roundtrip"},
     "reference": _UDA
     | {"weight_decay": 0.1, "decay": "coupled", "noise": "frozen"}
-    | {"vocabulary": "full", "too_long": "drop"},
+    | {"vocabulary": "full", "long_prompts": "drop"},
     "coupled": _UDA | {"weight_decay": 0.1, "decay": "coupled"},
     "decoupled": _UDA | {"weight_decay": 0.1, "decay": "decoupled"},
     "no_decay": _UDA | {"weight_decay": 0.0},
@@ -48,18 +50,19 @@ PRESETS = {
   },
   "p4d": {
     "": _UDA | {"weight_decay": 0.1, "decay": "coupled", "loss": "match"},
-    "uda": _UDA | {"weight_decay": 0.1, "decay": "coupled", "loss": "match"},
-    "n": _P4D | {"k": 16, "insertion": "replace"},
+    "unlearn_diff_atk": _UDA
+    | {"weight_decay": 0.1, "decay": "coupled", "loss": "match"},
+    "n": _P4D | {"num_tokens": 16, "insertion": "replace"},
     # No prompt of 75 tokens has more places.
-    "k": _P4D | {"k": 25, "insertion": "every_three"},
+    "k": _P4D | {"num_tokens": 25, "insertion": "every_three"},
   },
   "pez": {
     "": _UDA | {"weight_decay": 0.1, "decay": "coupled", "loss": "denoise"},
   },
   "concept_inversion": {
-    "": {"pool": "", "loss": "denoise", "k": 1},
+    "": {"pool": "", "loss": "denoise", "num_tokens": 1},
     "concept": _INVERSION
-    | {"pool": "templates", "loss": "denoise", "pool.images": 25},
+    | {"pool": "templates", "loss": "denoise", "pool.num_images": 25},
     "i2p": _INVERSION | {"pool": "own", "loss": "denoise"},
     "textual_inversion": {
       "blocks": 1, "iterations": 3000, "draws": 4, "learning_rate": 2e-3,
@@ -79,25 +82,33 @@ PRESETS = {
     "match": {"loss": "match"},
     "feature": {"loss": "feature", "pairs": ()},
     "fitness": {"loss": "fitness", "eta": 3.0},
-    "published+fitness": {"loss": "fitness", "k": 20, "candidates": 512},
+    "published+fitness": {
+      "loss": "fitness", "num_tokens": 20, "candidates": 512,
+    },
     "published": {
-      "k": 20, "top": 256, "candidates": 512, "blocks": 1, "iterations": 1000,
+      "num_tokens": 20, "top": 256, "candidates": 512, "blocks": 1,
+      "iterations": 1000,
       "loss": "feature", "insertion": "replace",
     },
   },
   "ring_a_bell": {
-    "": {"k": 16, "elitism": True, "insertion": "replace"},
-    "reference": _ROUND | {"elitism": False, "vocabulary": "full", "k": 16},
-    "nudity": _ROUND | {"eta": 3.0, "k": 16},
-    "violence": _ROUND | {"eta": 5.5, "k": 38},
-    "violence_77": _ROUND | {"eta": 5.0, "k": 75},
-    "art": _ROUND | {"eta": 0.9, "k": 16},
-    "violence+reference": _ROUND | {"eta": 5.5, "k": 38, "elitism": False},
+    "": {"num_tokens": 16, "elitism": True, "insertion": "replace"},
+    "reference": _ROUND
+    | {"elitism": False, "vocabulary": "full", "num_tokens": 16},
+    "nudity": _ROUND | {"eta": 3.0, "num_tokens": 16},
+    "violence": _ROUND | {"eta": 5.5, "num_tokens": 38},
+    "violence_77": _ROUND | {"eta": 5.0, "num_tokens": 75},
+    "art": _ROUND | {"eta": 0.9, "num_tokens": 16},
+    "violence+reference": _ROUND
+    | {"eta": 5.5, "num_tokens": 38, "elitism": False},
   },
   "rab_soft": {"": {"etas": (0.5, 1.0, 2.0, 3.0)}},
   "new_word": {"": {}},
   "controls": {
-    "": {"kind": "random", "blocks": 50, "k": 3, "insertion": "prefix_k"},
+    "": {
+      "kind": "random", "blocks": 50, "num_tokens": 3,
+      "insertion": "prefix_k",
+    },
     "random": {"kind": "random", "blocks": 50, "vocabulary": "roundtrip"},
     "seed": {"kind": "seed", "blocks": 50},
     "none": {"kind": "none"},
@@ -123,7 +134,7 @@ def config(size, method, preset, task="object"):
 def test_a_preset_is_accepted_and_has_its_numbers(size, method, preset):
   found = config(size, method, preset)
   if size != "tiny":
-    found.table = "prompts.csv"
+    found.prompt_table = "prompts.csv"
     found.pool.concept = "a church"
   given = settings.build(attack.Settings, found.to_dict())
   if method != "new_word":
@@ -133,7 +144,10 @@ def test_a_preset_is_accepted_and_has_its_numbers(size, method, preset):
     assert flat[key] == wanted, key
   if size == "sd14":
     # As the published images are drawn.
-    assert flat["sampling.sampler"] == "lms" and found.sampling.num_steps == 50
+    assert (
+      flat["sampling.sampler"] == "lms"
+      and found.sampling.num_inference_steps == 50
+    )
     assert found.sampling.guidance_scale == 7.5
 
 
@@ -155,7 +169,7 @@ def test_the_table_has_every_preset():
 def test_a_released_choice_at_full_size_alone():
   found = config("sd14", "unlearn_diff_atk", "reference")
   assert found.max_tokens == 60 and found.target_sampling.to_dict() == {
-    "num_steps": 25, "guidance_scale": 7.5, "sampler": "lms",
+    "num_inference_steps": 25, "guidance_scale": 7.5, "sampler": "lms",
   }  # fmt: skip
   for size, preset in (("tiny", "reference"), ("sd14", "fixed")):
     keys = config(size, "unlearn_diff_atk", preset).keys()
@@ -171,7 +185,7 @@ def test_captions_of_a_concept_at_full_size_alone(task, count, initial):
     found = config("sd14", "concept_inversion", preset, task)
     assert len(set(found.pool.templates)) == count
     assert found.hparams.initial == initial
-    found.pool.concept, found.table = "x", "prompts.csv"
+    found.pool.concept, found.prompt_table = "x", "prompts.csv"
     settings.build(attack.Settings, found.to_dict())
   for size, preset in (("tiny", "concept"), ("sd14", "")):
     found = config(size, "concept_inversion", preset, task)
@@ -183,4 +197,4 @@ def test_captions_of_a_concept_at_full_size_alone(task, count, initial):
 )
 def test_a_task_has_its_published_number_of_tokens(task, k):
   for method in ("unlearn_diff_atk", "p4d", "controls"):
-    assert config("sd14", method, "", task).hparams.k == k
+    assert config("sd14", method, "", task).hparams.num_tokens == k

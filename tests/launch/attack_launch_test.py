@@ -14,12 +14,12 @@ CONFIGS = sorted(
   - set((ROOT / "configs").glob("attack_*_shapes.py"))
 )
 SMALL = [
-  "--config.per_group=3",
+  "--config.rows_per_group=3",
   "--config.lanes=2",
   "--config.batch_size=2",
   "--config.hparams.blocks=1",
-  "--config.hparams.k=2",
-  "--config.sampling.num_steps=2",
+  "--config.hparams.num_tokens=2",
+  "--config.sampling.num_inference_steps=2",
 ]
 FEW = [*SMALL, "--config.hparams.iterations=2"]
 
@@ -74,7 +74,7 @@ def learnt(folder):
 def test_every_config_runs(path, tmp_path):
   flags = few(path, "tiny,task=style,name=neon")
   if path.stem == "attack_new_word":
-    flags.append(f"--config.words={learnt(tmp_path / 'words')}")
+    flags.append(f"--config.new_words={learnt(tmp_path / 'words')}")
   config = f"{path}:tiny,task=style,name=neon"
   result = attack(config, tmp_path / "a", *flags).finish()
   found = rows(tmp_path / "a")
@@ -120,7 +120,7 @@ def test_a_table_without_a_judge_keeps_its_images(tmp_path):
   # The full-size configs have no judge.
   attack(
     f"{ROOT}/configs/attack_controls.py:sd14", tmp_path / "run", *SMALL,
-    f"--config.table={table}", "--config.model=shapes",
+    f"--config.prompt_table={table}", "--config.model=shapes",
   ).finish()  # fmt: skip
   found = rows(tmp_path / "run")
   assert {n: r["guidance"] for n, r in found.items()} == {"4": 7.5, "9": 4.0}
@@ -139,7 +139,7 @@ def test_a_table_without_a_judge_keeps_its_images(tmp_path):
     ("--config.hparams.insertion=prefix", ["prefix", "prefix_k"]),
     ("--config.vocabulary=ful", ["ful", "roundtrip"]),
     ("--config.lanes=0", ["lanes=0"]),
-    ("--config.table=/no/such.csv", ["/no/such.csv"]),
+    ("--config.prompt_table=/no/such.csv", ["/no/such.csv"]),
     ("--control=/no/such/run", ["/no/such/run"]),
     ("--edit=/no/such/edit", ["/no/such/edit"]),
   ],
@@ -162,4 +162,4 @@ def test_full_size_configs_say_what_to_load(path, size):
   k = {"attack_concept_inversion": 1, "attack_ring_a_bell": 16}
   assert "/" in config.model
   if path.stem not in ("attack_new_word", "attack_rab_soft"):
-    assert config.hparams.k == k.get(path.stem, 5)
+    assert config.hparams.num_tokens == k.get(path.stem, 5)

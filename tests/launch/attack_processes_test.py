@@ -10,14 +10,14 @@ from tests.launch.processes_test import launch, rows
 from tests.support import scripts
 
 SMALL = [
-  "--config.per_group=19",
+  "--config.rows_per_group=19",
   "--config.groups=('implied',)",
   "--config.lanes=4",
   "--config.batch_size=2",
   "--config.hparams.blocks=3",
   "--config.hparams.iterations=3",
-  "--config.hparams.k=2",
-  "--config.sampling.num_steps=4",
+  "--config.hparams.num_tokens=2",
+  "--config.sampling.num_inference_steps=4",
 ]
 KILLS = 6
 

@@ -112,7 +112,7 @@ def test_a_published_unet_to_an_edit(place):
     (
       ["--input=a.pt", "--base=base", "--output=x.safetensors"]
       + ["--format=edit"],
-      "says what was erased",
+      "no other format takes it",
     ),
     (
       ["--input=a.pt", "--base=base", "--output=x.safetensors"]

@@ -12,9 +12,9 @@ from unlearning_jax.experiments import diagnose as experiment
 
 diagnose = script("diagnose")
 FEW = {
-  "per_group": 2,
+  "rows_per_group": 2,
   "batch_size": 2,
-  "sampling.num_steps": 1,
+  "sampling.num_inference_steps": 1,
   "timesteps": 2,
   "stages": ((2, 3), (4, 1)),
 }
@@ -51,8 +51,8 @@ def start(monkeypatch, tmp_path):
     ({"stages": ((2, 3), (1001, 1))}, "stages: timesteps=1001"),
     ({"stages": ((4, 3), (2, 1))}, "stages: .*n rising"),
     ({"stages": ()}, "stages: .*both >= 1"),
-    ({"neutral": "star " * 76}, "tokens, start and end included"),
-    ({"sampling.num_steps": 0}, "num_steps=0"),
+    ({"anchor": "star " * 76}, "tokens, start and end included"),
+    ({"sampling.num_inference_steps": 0}, "num_inference_steps=0"),
     ({"target_images": "/no/such/folder"}, "target_images: no file /no/such"),
   ],
 )
@@ -74,18 +74,18 @@ def test_a_model_has_lost_nothing_of_itself(start):
   rows = [json.loads(line) for line in lines]
   assert len(rows) == 2 and (folder / "DONE").exists()
   for row in rows:
-    assert row["original"] == row["victim"]
-    assert row["original"]["label"] in diagnose_config.get_config().classes
+    assert row["base"] == row["victim"]
+    assert row["base"]["label"] in diagnose_config.get_config().classes
   summary = json.loads((folder / "summary.json").read_text())
   assert summary["n"] == 2 and "victim_file" not in summary
-  assert summary["original_gap"] == summary["victim_gap"] != 0
+  assert summary["base_gap"] == summary["victim_gap"] != 0
 
 
 def test_a_summary_counts_the_labels_that_fit():
   config = diagnose_config.get_config()
   rows = [
     {
-      "original": {"gap": 0.4, "label": "star"},
+      "base": {"gap": 0.4, "label": "star"},
       "victim": {"gap": gap, "label": label},
     }
     for gap, label in ((0.1, "star"), (0.0, "circle"), (0.2, "circle"))
@@ -93,7 +93,7 @@ def test_a_summary_counts_the_labels_that_fit():
   given = settings.build(experiment.Settings, config.to_dict())
   found = experiment.summary(rows, given)
   assert found["kept"] == pytest.approx(0.25)
-  assert [found[f"{who}_label"]["k"] for who in ("original", "victim")] == [
+  assert [found[f"{who}_label"]["k"] for who in ("base", "victim")] == [
     3,
     1,
   ]

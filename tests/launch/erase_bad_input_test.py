@@ -13,7 +13,7 @@ from unlearning_jax import shapes, stable_diffusion
 
 erase = script("erase")
 
-SMALL = {"per_group": 1, "others": 2, "grid": 1, "batch_size": 2}
+SMALL = {"rows_per_group": 1, "other_rows": 2, "grid_rows": 1, "batch_size": 2}
 UNET = "unet/diffusion_pytorch_model.safetensors"
 SCHEDULER = "scheduler/scheduler_config.json"
 
@@ -69,8 +69,8 @@ def concepts(*pairs, **more):
     ({"attention": "cudnn", "dtype": "bfloat16"}, "needs an NVIDIA GPU"),
     ({"seed": -1}, "seed=-1"),
     ({"batch_size": 0}, "batch_size=0"),
-    ({"sampling.num_steps": 0}, "num_steps=0"),
-    ({"sampling.num_steps": 5000}, "num_steps=5000.*1000"),
+    ({"sampling.num_inference_steps": 0}, "num_inference_steps=0"),
+    ({"sampling.num_inference_steps": 5000}, "num_inference_steps=5000.*1000"),
     ({"sampling.sampler": "ddmi"}, "sampler='ddmi'.*did you mean 'ddim'"),
     ({"sampling.noise_source": "tourch"}, "'tourch'.*did you mean 'torch'"),
     ({"model": "no/such/model/folder"}, "no/such/model/folder: no such file"),

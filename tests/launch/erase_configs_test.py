@@ -16,9 +16,10 @@ ESD = {
 }  # fmt: skip
 # Two GPUs' batches of four: 2e-6 of one image is 1.6e-5.
 ABLATION = {
-  "loss": "model", "train": "kv", "images": 1000, "num_inference_steps": 100,
+  "loss": "model", "train": "kv", "num_images": 1000,
+  "num_inference_steps": 100,
   "guidance_scale": 6.0, "batch_size": 8, "learning_rate": 2e-6,
-  "num_steps": 100, "regularization": 0.0, "expand_prompts": True,
+  "num_steps": 100, "anchor_loss_weight": 0.0, "expand_prompts": True,
 }  # fmt: skip
 # File, argument, hyperparameters, number of concepts, first anchor, held list.
 PUBLISHED = [
@@ -89,11 +90,11 @@ PUBLISHED = [
   (
     "concept_ablation", "sd14,task=unsafe",
     ABLATION | {"learning_rate": 4e-6, "num_steps": 400,
-                "regularization": 1.0, "expand_prompts": False},
+                "anchor_loss_weight": 1.0, "expand_prompts": False},
     1, "a person wearing clothes", "",
   ),
   (
-    "concept_ablation", "sd14,name=A B C,anchor=A,preset=memorisation",
+    "concept_ablation", "sd14,name=A B C,anchor=A,preset=memorization",
     ABLATION | {"learning_rate": 5e-7, "num_steps": 400,
                 "expand_prompts": False},
     1, "A", "",
@@ -145,7 +146,7 @@ def test_a_list_is_held_but_for_what_is_erased():
     # As measured: the release's own are for 768 dimensions.
     ("uce", {"preserve_scale": 1.0, "lamb": 0.5}),
     ("rece", {"uce_preserve_scale": 1.0, "rows": "joint"}),
-    ("concept_ablation", {"regularization": 1.0, "expand_prompts": False}),
+    ("concept_ablation", {"anchor_loss_weight": 1.0, "expand_prompts": False}),
     ("sld", {"preset": "medium", "concept": ""}),
   ],
 )
@@ -186,7 +187,7 @@ def test_guidance_has_room_for_names_alone():
 
 def test_several_classes_of_the_shapes_world():
   found = config("uce", "tiny,task=identity,name=all")
-  assert len(found.targets) == 20 and found.per_group == 3
+  assert len(found.targets) == 20 and found.rows_per_group == 3
   assert {c["anchor"] for c in found.concepts} == {
     "a person", "a portrait of a person", "the face of a person",
     "this is a person",
@@ -194,7 +195,7 @@ def test_several_classes_of_the_shapes_world():
   two = config("mace", "tiny,name=star+circle")
   assert [c["erase"] for c in two.concepts] == ["star", "circle"]
   assert {c["anchor"] for c in two.concepts} == {"square"}
-  assert len(two.targets) == 2 and two.per_group == 25
+  assert len(two.targets) == 2 and two.rows_per_group == 25
   assert not any(
     "star" in phrase or "circle" in phrase
     for phrase in two.concepts[0]["preserve"]
@@ -233,7 +234,7 @@ def test_an_anchor_of_ones_own():
   "method, argument, message",
   [
     ("time", "tiny,anchor=x", "argument anchor: of full-size models only"),
-    ("concept_ablation", "sd14,preset=x", "instance, nudity, memorisation"),
+    ("concept_ablation", "sd14,preset=x", "instance, nudity, memorization"),
     ("concept_ablation", "tiny,preset=nudity", "preset: of full-size models"),
     ("concept_ablation", "sd14,name=A B", "anchor: what shall 'A B' mean"),
     ("concept_ablation", "sd14,task=i2p", "anchor: what shall 'hate' and"),

@@ -13,7 +13,7 @@ STEPS = (1, 2, 4)
 SMALL = [
   "--config.batch_size=4", "--config.data.count=8", "--config.num_steps=4",
   f"--config.checkpoints={STEPS}", "--config.log_every=1",
-  "--config.defence.kind=project", "--config.checkpoint_every=3",
+  "--config.defense.kind=project", "--config.checkpoint_every=3",
 ]  # fmt: skip
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -36,7 +36,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path):
   erased = tmp_path / "uce"
   scripts.run(
     "erase", "--config=configs/erase_uce.py:tiny", f"--workdir={erased}",
-    "--config.per_group=0", "--config.others=0",
+    "--config.rows_per_group=0", "--config.other_rows=0",
   ).finish()  # fmt: skip
   finetune(erased, tmp_path / "whole").finish()
   process = finetune(erased, tmp_path / "cut")

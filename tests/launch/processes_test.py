@@ -16,11 +16,11 @@ from unlearning_jax.edits import load_edit
 
 # Rows that neither the batch nor the processes divide: 13 of each model.
 SMALL = [
-  "--config.per_group=2",
-  "--config.others=7",
-  "--config.grid=1",
+  "--config.rows_per_group=2",
+  "--config.other_rows=7",
+  "--config.grid_rows=1",
   "--config.batch_size=2",
-  "--config.sampling.num_steps=2",
+  "--config.sampling.num_inference_steps=2",
 ]
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]

@@ -21,13 +21,16 @@ from unlearning_jax.configs import resurgence
 def get_config():
   block = {
     "methods": ("mace",), "concepts": ("star", "quill"), "sets": ("in",),
-    "algorithms": ("lora",), "defences": ("none",), "seeds": (0,),
+    "algorithms": ("lora",), "defenses": ("none",), "seeds": (0,),
   }
   counts = {"explicit": 2, "words": 1, "others": 1, "tuned": 2}
   config = resurgence.study([block], (1, 2), counts)
-  config.batch_size, config.sampling.num_steps, config.floor = 8, 2, 0.0
+  config.batch_size, config.floor = 8, 0.0
+  config.sampling.num_inference_steps = 2
   for erasure in config.erasures.values():
-    erasure.hparams.update({"num_images": 2, "image_steps": 2, "num_steps": 2})
+    erasure.hparams.update(
+      {"num_images": 2, "num_inference_steps": 2, "num_steps": 2}
+    )
   config.algorithms.lora.batch_size = config.algorithms.lora.data.count = 4
   return config
 """

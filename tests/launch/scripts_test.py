@@ -13,20 +13,20 @@ ERASE = sorted(CONFIGS.glob("erase_*.py"))
 TRAIN = sorted(CONFIGS.glob("train_shapes_*.py"))
 # Small enough for a test; every other key is the config's own.
 SMALL = [
-  "--config.per_group=1",
-  "--config.others=2",
-  "--config.grid=1",
+  "--config.rows_per_group=1",
+  "--config.other_rows=2",
+  "--config.grid_rows=1",
   "--config.batch_size=2",
-  "--config.sampling.num_steps=2",
+  "--config.sampling.num_inference_steps=2",
 ]
 
 # And of what trains: two steps.
 SHORT = {
   "esd": ["num_steps=2", "num_inference_steps=2"],
   "concept_ablation": [
-    "num_steps=2", "num_inference_steps=2", "images=2", "batch_size=2",
+    "num_steps=2", "num_inference_steps=2", "num_images=2", "batch_size=2",
   ],
-  "mace": ["num_steps=2", "num_images=2", "image_steps=2"],
+  "mace": ["num_steps=2", "num_images=2", "num_inference_steps=2"],
 }  # fmt: skip
 
 # Those that change no weight.
@@ -62,7 +62,7 @@ def test_erase_runs_every_config(path, tmp_path):
     "summary.json", "report.html", "results.csv", "images", "DONE",
   }  # fmt: skip
   summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-  assert len(summary["stages"]) == 2
+  assert len(summary["models"]) == 2
   rows = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
   assert len(rows) == 2 * (len(rows) // 2) > 0
 

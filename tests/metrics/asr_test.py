@@ -22,7 +22,7 @@ def record(name, status, blocks=0, survived=True, score=0.5):
     "images": 1 + blocks,
     "iterations": 40 * blocks,
     "pre_score": score,
-    "blocks": [{"survived": survived, "score": score}] * blocks,
+    "blocks": [{"roundtrip": survived, "score": score}] * blocks,
   }
 
 
@@ -45,13 +45,13 @@ def test_every_rate_has_its_own_denominator():
   assert counts == {
     "pre_asr": (2, 8),
     "asr": (4, 8),
-    "sure": (2, 8),
-    "conditional": (2, 5),
+    "high_confidence_asr": (2, 8),
+    "attacked_asr": (2, 5),
     "asr@1": (2, 8),
     "asr@2": (3, 8),
     "asr@5": (4, 8),
     "asr@10": (4, 8),
-    "survival": (21, 25),
+    "roundtrip_rate": (21, 25),
   }
   won = found["asr"]
   assert (won.low, won.high) == statistics.wilson(4, 8)
@@ -76,7 +76,7 @@ def test_the_accounting_names_what_was_left_out():
 
 def test_nothing_but_dropped_rows_has_no_conditional_rate():
   names = {m.name for m in asr.measure([ROWS[-1]])}
-  assert "asr" in names and not names & {"conditional", "survival"}
+  assert "asr" in names and not names & {"attacked_asr", "roundtrip_rate"}
   with pytest.raises(ValueError, match="no rows"):
     list(asr.measure([]))
 

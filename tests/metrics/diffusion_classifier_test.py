@@ -139,7 +139,7 @@ def test_a_poor_prompt_gets_no_image_but_the_last_does(world):
     seen.extend(requests)
     return [rows.Verdict(False, 0.25) for _ in requests]
 
-  attack = attacks.bind("controls", {"k": 2, "blocks": 4})
+  attack = attacks.bind("controls", {"num_tokens": 2, "blocks": 4})
   found = lanes.attack_rows(
     sd, victim, original, attack, table(sd)[:2], check, KEY,
     lanes.Options(
@@ -149,10 +149,15 @@ def test_a_poor_prompt_gets_no_image_but_the_last_does(world):
   )  # fmt: skip
   for record in found:
     assert record["status"] == "failure" and record["images"] == 3
-    assert [b["proxy"] for b in record["blocks"]] == [0.1, 0.7, 0.4, 0.2]
+    assert [b["diffusion_classifier"] for b in record["blocks"]] == [
+      0.1,
+      0.7,
+      0.4,
+      0.2,
+    ]
     assert ["score" in b for b in record["blocks"]] == [
       False, True, False, True,
     ]  # fmt: skip
     # Once for the row's two ends, then for each prompt.
-    assert record["proxy_calls"] == 5 * (3 + 1 + 1 + 1)
+    assert record["diffusion_classifier_calls"] == 5 * (3 + 1 + 1 + 1)
   assert len(seen) == 2 * 3

@@ -177,7 +177,7 @@ def test_seeds_are_told_apart_and_changes_counted():
   assert "defended" not in last
 
 
-def test_a_defence_is_compared_with_the_same_run_without():
+def test_a_defense_is_compared_with_the_same_run_without():
   run, rest = "esd_x/star/near/full", (2, 4, 8)
   cells = [cell(f"{run}/none", 0, 0, *rest), cell(f"{run}/none", 1, 0, 2, 2, 9)]
   held = [

@@ -70,7 +70,7 @@ def test_folders_that_cannot_be_written_are_refused(tmp_path):
     with pytest.raises(ValueError, match="workdir: .* cannot be written"):
       Workdir(path, {})
   for path in ("", "gs://bucket/run"):
-    with pytest.raises(ValueError, match="is not a folder on this machine"):
+    with pytest.raises(ValueError, match="is no folder on this machine"):
       Workdir(path, {})
 
 
@@ -94,7 +94,9 @@ def test_rows_without_a_config_are_not_adopted(tmp_path):
 
 def test_a_foreign_folder_is_left_alone(tmp_path):
   (tmp_path / "thesis.tex").write_text("mine")
-  with pytest.raises(ValueError, match="1 other files, as thesis.tex; name a"):
+  with pytest.raises(
+    ValueError, match="1 other files such as thesis.tex; name a"
+  ):
     Workdir(tmp_path, CONFIG)
   assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
   # What a scheduler or a failed cell has left is no reason.
@@ -132,7 +134,7 @@ def test_rows_are_kept_in_order_and_by_id(tmp_path):
 @pytest.mark.parametrize(
   "row, message",
   [
-    ({}, "'id' must be a str or an int, got None"),
+    ({}, "'id' must be a str or an int; got None"),
     ({"id": 1.5}, "got 1.5"),
     ({"id": 3, "loss": float("nan")}, "row 3: .*'loss': nan"),
     ({"id": 3, "loss": np.array([np.inf])}, "row 3: Out of range"),
@@ -239,7 +241,7 @@ def test_image_names_stay_inside(tmp_path, name):
   "array", [np.zeros((2, 2, 3)), np.zeros((2, 2, 4), np.uint8)]
 )
 def test_images_are_uint8_rgb(tmp_path, array):
-  with pytest.raises(ValueError, match="want uint8 of shape"):
+  with pytest.raises(ValueError, match="must be uint8 of shape"):
     Workdir(tmp_path, {}).save_image("x", array)
 
 
@@ -286,7 +288,9 @@ def test_a_resume_on_another_model_or_judge_is_refused(tmp_path, change):
   Workdir(tmp_path, {}).record_provenance(devices={}, base_fingerprint="a")
   before = (tmp_path / "provenance.json").read_bytes()
   facts = {"devices": {}, "base_fingerprint": "a", **change}
-  with pytest.raises(ValueError, match=f"was started with {[*change][0]}"):
+  with pytest.raises(
+    ValueError, match=f"was started with other {[*change][0]}"
+  ):
     Workdir(tmp_path, {}).record_provenance(**facts)
   assert (tmp_path / "provenance.json").read_bytes() == before
 
@@ -294,17 +298,17 @@ def test_a_resume_on_another_model_or_judge_is_refused(tmp_path, change):
 def test_an_input_that_older_versions_did_not_record(tmp_path):
   def start(**inputs):
     run = Workdir(tmp_path, {})
-    run.record_provenance(devices={}, inputs=inputs, newer=["table"])
+    run.record_provenance(devices={}, inputs=inputs, newer=["prompt_table"])
 
   start(edit="a")
   # It is not held against the first start, but against all after it.
-  start(edit="a", table="b")
-  start(edit="a", table="b")
-  for other in ({"edit": "a", "table": "c"}, {"edit": "a"}):
-    with pytest.raises(ValueError, match="inputs.table: 'b' -> "):
+  start(edit="a", prompt_table="b")
+  start(edit="a", prompt_table="b")
+  for other in ({"edit": "a", "prompt_table": "c"}, {"edit": "a"}):
+    with pytest.raises(ValueError, match="inputs.prompt_table: 'b' -> "):
       start(**other)
   with pytest.raises(ValueError, match="inputs.more: '.absent.' -> 'd'"):
-    start(edit="a", table="b", more="d")
+    start(edit="a", prompt_table="b", more="d")
 
 
 # --- The kill ---

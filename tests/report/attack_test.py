@@ -42,7 +42,7 @@ SD: Any = types.SimpleNamespace(tokenizer=Tokenizer())
 
 def won(name="c", **changes) -> dict[str, Any]:
   """A row whose attack made one image that counts."""
-  last = {"text": f"a <b>{name}</b>", "ids": [0, 7, 8, 1], "survived": False}
+  last = {"text": f"a <b>{name}</b>", "ids": [0, 7, 8, 1], "roundtrip": False}
   last |= {"score": 0.9, "seed": 3, "image": f"images/{name}-1.png"}
   own = {"number": 2, "pre_score": 0.1, "pre_image": f"images/{name}-0.png"}
   return record(name, "success", 1) | own | {"blocks": [last]} | changes
@@ -79,7 +79,7 @@ def test_the_page_says_what_was_measured(run):
   text = Page(render(make_document(), run)).text
   for words in (
     "for 4 of 8 prompts under attack (50.0 %), for 2 without one",
-    "The control, random, reached 2 of 8: the two cannot be told apart",
+    "The control, random, reached 2 of 8: the rows do not show which is ahead",
     "p = 0.5, McNemar",
     "2 were won by both, 2 by the attack alone, 0 by the control alone, 4 by "
     "neither",
@@ -95,7 +95,7 @@ def test_the_page_says_what_was_measured(run):
 
 def test_the_summary_says_what_the_victim_s_file_held(run):
   config = attack_controls.get_config("tiny")
-  config.grid = 0
+  config.grid_rows = 0
   for i, row in enumerate(ROWS):
     run.append_row(row | {"number": i})
   run.record_provenance(devices={})
@@ -114,7 +114,10 @@ def test_the_summary_says_what_the_victim_s_file_held(run):
   [
     ({"p": 0.01, "only_attack": 9, "only_control": 0}, "the attack is ahead"),
     ({"p": 0.01, "only_attack": 0, "only_control": 9}, "the attack is behind"),
-    ({"p": 0.2, "only_attack": 9, "only_control": 4}, "cannot be told apart"),
+    (
+      {"p": 0.2, "only_attack": 9, "only_control": 4},
+      "do not show which is ahead",
+    ),
     ({"equal_budget": False}, "the comparison is not fair"),
   ],
 )
@@ -128,7 +131,7 @@ def test_a_frame_has_three_images_from_one_seed(run):
   frame = summary.frame(run, SD, won(), run.path.parent / "targets")
   assert frame["tokens"] == ["<t7></w>", "<t8></w>"]
   # What stood elsewhere has been copied: the page's images are the run's own.
-  assert frame["images"]["original"].startswith("images/shown/c-original")
+  assert frame["images"]["base"].startswith("images/shown/c-base")
   document = make_document(gallery=[frame])
   found = Page(render(document, run))
   drawn = list(found.images())
@@ -244,7 +247,7 @@ def test_the_csv_has_counts_intervals_and_the_test(tmp_path):
   }
   uda = lines["uce", "uda"]
   assert (uda["asr_k"], uda["asr_n"], uda["dropped"]) == ("4", "8", "1")
-  assert (uda["conditional_k"], uda["conditional_n"]) == ("2", "5")
+  assert (uda["attacked_asr_k"], uda["attacked_asr_n"]) == ("2", "5")
   assert (uda["only_attack"], uda["p"], uda["p_holm"]) == ("2", "0.5", "0.9")
   assert uda["asr@10_k"] == "4" and "asr@20" not in uda
   assert uda["gradient_rms"] == "" and "confidence" in uda
@@ -284,7 +287,10 @@ def test_images_that_nobody_judged_are_no_failures(run):
 
 
 def test_a_block_without_any_image_has_no_mean_score(run):
-  spared = [{"loss": 0.5, "proxy": 0.1}, {"loss": 0.25, "score": 0.5}]
+  spared = [
+    {"loss": 0.5, "diffusion_classifier": 0.1},
+    {"loss": 0.25, "score": 0.5},
+  ]
   rows = [record("e", "failure", 2) | {"blocks": spared}]
   found = asr.curves(rows)
   assert found["score"] == [None, 0.5]

@@ -38,15 +38,15 @@ def make_document():
       rate("object/ring/others", 97, 100),
       rate("colour/all/others", 480, 500),
     ]
-    for stage, k in {"before": 144, "UCE": 3}.items()
+    for stage, k in {"base": 144, "UCE": 3}.items()
   }
   pairs = [
     {
       "prompt": f"a star & <script>{group}</script>",
       "group": group,
       "seed": seed,
-      "images": {"before": image(seed), "UCE": image(seed + 10)},
-      "seen": {"before": "star", "UCE": "ring"},
+      "images": {"base": image(seed), "UCE": image(seed + 10)},
+      "seen": {"base": "star", "UCE": "ring"},
     }
     for seed, group in enumerate(["explicit", "others"])
   ]
@@ -54,7 +54,7 @@ def make_document():
   return {
     "title": "Erasing <star>",
     "erased": [{"head": "object", "class": "star"}],
-    "stages": ["before", "UCE"],
+    "models": ["base", "UCE"],
     "measures": measures,
     "changes": {
       "UCE": [Change("object/star/explicit", -0.705, -0.77, -0.64, None)]
@@ -150,7 +150,7 @@ def test_large_images_are_shrunk():
 def test_unsafe_images_are_blurred_unless_asked():
   document = make_document()
   document["pairs"][0]["unsafe"] = True
-  original = document["pairs"][0]["images"]["before"].astype(float)
+  original = document["pairs"][0]["images"]["base"].astype(float)
   page = Page(report.render_report(document))
   blurred = next(page.images()).astype(float)
   assert "blurred" in page.text
@@ -167,7 +167,7 @@ def test_unsafe_images_are_blurred_unless_asked():
 def test_csv_has_every_measure():
   lines = list(csv.DictReader(io.StringIO(report.results_csv(make_document()))))
   assert len(lines) == 12
-  found = {(r["stage"], r["head"], r["class"], r["group"]): r for r in lines}
+  found = {(r["model"], r["head"], r["class"], r["group"]): r for r in lines}
   star = found["UCE", "object", "star", "explicit"]
   assert (star["k"], star["n"]) == ("3", "200")
   assert float(star["value"]) == 0.015
@@ -193,7 +193,7 @@ def test_a_workdir_is_a_report(tmp_path):
 
 def test_little_data_makes_a_small_page():
   measures = {"model": [rate("object/all/others", 9, 10)]}
-  document = {"stages": ["model"], "measures": measures}
+  document = {"models": ["model"], "measures": measures}
   page = Page(report.render_report(document))
   assert "90.0 %" in page.text
   assert "Before and after" not in page.text
@@ -202,8 +202,8 @@ def test_little_data_makes_a_small_page():
 @pytest.mark.parametrize(
   "change, message",
   [
-    ({"stages": []}, "'stages' is missing or empty"),
-    ({"stages": ["before", "RECE"]}, "stage 'RECE' has no measures"),
+    ({"models": []}, "'models' is missing or empty"),
+    ({"models": ["base", "RECE"]}, "model 'RECE' has no measures"),
     ({"diagnostic": {}}, "unknown key 'diagnostic'; did you mean .'diagnos"),
   ],
 )
@@ -218,12 +218,12 @@ def test_images_stay_below_the_workdir(tmp_path):
   document = make_document()
   del document["pairs"][1]
   for path in ("../secret.png", str(tmp_path / "secret.png"), "none.png"):
-    document["pairs"][0]["images"] = {"before": path, "UCE": path}
+    document["pairs"][0]["images"] = {"base": path, "UCE": path}
     (tmp_path / "run/summary.json").write_text(json.dumps(document))
     with pytest.raises(ValueError, match="is not a file below"):
       report.render_report(tmp_path / "run")
   document["pairs"][0]["images"].pop("UCE")
-  with pytest.raises(ValueError, match="stage 'UCE' has no image of 'a star"):
+  with pytest.raises(ValueError, match="model 'UCE' has no image of 'a star"):
     report.render_report(document)
   with pytest.raises(ValueError, match="holds no summary.json"):
     report.render_report(tmp_path / "none")

@@ -89,13 +89,13 @@ def test_the_page_has_all_that_was_measured(document):
   )
   assert "6 of 8 runs are measured" in plain
   for part in (
-    "Defences, and what they cost",
-    "What foretells it",
+    "Defenses, and what they cost",
+    "What predicts it",
     "python -m x",
   ):
     assert part in plain
   assert "A &lt;study&gt;" in text and "ValueError: &lt;no&gt;" in text
-  # What the defence took off, in images; seed by seed; among which runs.
+  # What the defense took off, in images; seed by seed; among which runs.
   assert "10, 0" in plain and "0.002" in plain and "0 → 12" in plain
   words = " ".join(plain.split())
   assert words.count("before tuning") == words.count("all before tuning") > 0
@@ -113,7 +113,7 @@ def test_the_csv_has_every_group_step_and_seed():
   rows = list(csv.DictReader(io.StringIO(text)))
   # Two conditions; the base and four stages; six groups.
   assert len(rows) == 2 * 5 * 6
-  by = {(r["defence"], r["step"], r["group"]): r for r in rows}
+  by = {(r["defense"], r["step"], r["group"]): r for r in rows}
   last = by["anchor", "50", "explicit"]
   assert [last[k] for k in ("k", "n", "k_by_seed")] == ["4", "40", "2 2"]
   assert [last[k] for k in ("lost", "gained", "p")] == ["0", "4", "0.125"]
@@ -123,7 +123,7 @@ def test_the_csv_has_every_group_step_and_seed():
   assert (last["moved"], last["reversion_prompt"]) == ("1 1", "1 1")
   assert float(last["harmonic"]) == pytest.approx(0.9)
   assert last["r_norm"] == "0.1" and float(last["area"]) > 0
-  # Of no defence, before tuning and of the base there is nothing to compare.
+  # Of no defense, before tuning and of the base there is nothing to compare.
   plain, first = by["none", "50", "explicit"], by["none", "0", "words"]
   assert plain["p_undefended"] == first["p"] == first["harmonic"] == ""
   assert by["none", "base", "explicit"]["k_by_seed"] == "20 20"

@@ -1,6 +1,7 @@
 """The model and the judge that ship: whole, small, good, and torch's too."""
 
 import hashlib
+import itertools
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from unlearning_jax import judges, sampling, shapes, stable_diffusion
 from unlearning_jax.metrics import accuracy
-from unlearning_jax.shapes import dataset
+from unlearning_jax.shapes import dataset, shipping
 from unlearning_jax.shapes import prompts as erasure
 
 ASSETS = shapes.model_folder().parent
@@ -60,11 +61,12 @@ def test_the_judge_refuses_other_images():
 def test_the_model_draws_what_is_asked():
   sd, params = stable_diffusion.load(shapes.model_folder())
   rows = erasure.prompt_rows([], 0, 60, seed=5)
-  drawn = erasure.judged_images(
+  drawn = shipping.judged(
     sd, params, rows, judges.load("shapes"), batch_size=16,
     **CARD["sampling"],
   )  # fmt: skip
-  measures = {m.name: m for m in accuracy.measure(row for row, _ in drawn)}
+  judged = itertools.chain.from_iterable(drawn)
+  measures = {m.name: m for m in accuracy.measure(judged)}
   # Other prompts than the card's; three standard deviations of its rate.
   for head in ("object", "style", "identity", "colour", "hazard"):
     found, told = measures[f"{head}/all/others"], CARD[MEASURED][f"{head}/all"]
@@ -97,7 +99,7 @@ def test_torch_opens_the_folder_and_draws_the_same():
     height=32, width=32, output_type="np",
   ).images  # fmt: skip
   (ours,) = sampling.generate(
-    sd, params, prompts, seeds, guidance_scale=4.0, num_steps=20,
+    sd, params, prompts, seeds, guidance_scale=4.0, num_inference_steps=20,
     noise_source="torch", batch_size=2,
   )  # fmt: skip
   expected = np.round(theirs * 255).astype(int)

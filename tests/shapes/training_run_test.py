@@ -51,7 +51,7 @@ def test_every_setting_is_marked():
   [
     ("stage", "vea", "stage='vea'.*did you mean 'vae'"),
     ("num_steps", 0, "num_steps=0: must be at least 1"),
-    ("data.without", "object/sta", "object in data.without 'sta'"),
+    ("data.without", "object/sta", "data.without: object='sta'"),
     ("stage", "unet", "unet=None: stage='unet' needs it"),
   ],
 )

@@ -62,7 +62,9 @@ def pool(sd, attack, named="a picture of a star", count=3):
   text = named.rpartition(" ")[0]
   ids = stable_diffusion.tokenize(sd, [text])
   n = int((ids[0] == sd.tokenizer.eos_token_id).argmax()) - 1
-  source = insertion.between(n, n, attack.h.k, ids.shape[1], text)[None]
+  source = insertion.between(n, n, attack.h.num_tokens, ids.shape[1], text)[
+    None
+  ]
   rng = np.random.default_rng(3)
   latents = rng.normal(size=(count, *sd.latent_shape)).astype(np.float32)
   return Pool(latents, ids, source, stable_diffusion.tokenize(sd, [named]))

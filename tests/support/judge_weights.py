@@ -84,8 +84,156 @@ def q16(folder, width=24):
   return vectors.astype(np.float16)
 
 
+def _stirred(model):
+  """Random biases, norms and averages, which start as zeros and ones."""
+  import torch
+
+  with torch.no_grad():
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+      if value.is_floating_point() and (value.ndim == 1 or "embed" in name):
+        value.add_(0.3 * torch.rand_like(value))
+  return model.eval()
+
+
+# Width, layers and heads; whose heads have 64 channels each, as in all of them.
+VIT_SIZES = {"small": (128, 2), "base": (768, 12), "large": (1024, 24)}
+
+
+def vit(classes, size="small", epsilon=1e-12):
+  """transformers' ViT with random weights."""
+  import torch
+  import transformers
+
+  width, layers = VIT_SIZES[size]
+  side = 32 if size == "small" else 224
+  torch.manual_seed(classes)
+  config = transformers.ViTConfig(
+    **_tower(width, layers, width // 64),
+    image_size=side,
+    patch_size=16,
+    num_labels=classes,
+    layer_norm_eps=epsilon,
+  )
+  return _stirred(transformers.ViTForImageClassification(config))
+
+
+def timm_state(model):
+  """The tensors of transformers' ViT, under timm's names."""
+  given = {k.removeprefix("vit."): v for k, v in model.state_dict().items()}
+  found = {
+    "cls_token": given["embeddings.cls_token"],
+    "pos_embed": given["embeddings.position_embeddings"],
+  }
+  for leaf in ("weight", "bias"):
+    patches = "embeddings.patch_embeddings.projection"
+    found[f"patch_embed.proj.{leaf}"] = given[f"{patches}.{leaf}"]
+    found[f"norm.{leaf}"] = given[f"layernorm.{leaf}"]
+    found[f"head.{leaf}"] = given[f"classifier.{leaf}"]
+    for i in range(model.config.num_hidden_layers):
+      layer = {
+        k.removeprefix(f"layers.{i}."): v
+        for k, v in given.items()
+        if k.startswith(f"layers.{i}.")
+      }
+      heads = [layer[f"attention.{n}_proj.{leaf}"] for n in "qkv"]
+      for name, value in {
+        "attn.qkv": _stacked(heads),
+        "attn.proj": layer[f"attention.o_proj.{leaf}"],
+        "mlp.fc1": layer[f"mlp.fc1.{leaf}"],
+        "mlp.fc2": layer[f"mlp.fc2.{leaf}"],
+        "norm1": layer[f"layernorm_before.{leaf}"],
+        "norm2": layer[f"layernorm_after.{leaf}"],
+      }.items():
+        found[f"blocks.{i}.{name}.{leaf}"] = value
+  return found
+
+
+def _stacked(parts):
+  import torch
+
+  return torch.cat(parts)
+
+
+# Depths, widths, stem.
+RESNET_SIZES = {
+  "small": ((1, 2, 1, 1), (16, 24, 32, 40), 8),
+  "50": ((3, 4, 6, 3), (256, 512, 1024, 2048), 64),
+}
+
+
+def resnet(size="small", classes=1000, **changes):
+  """transformers' ResNet with random weights."""
+  import torch
+  import transformers
+
+  depths, widths, stem = RESNET_SIZES[size]
+  torch.manual_seed(3)
+  config = transformers.ResNetConfig(
+    embedding_size=stem, hidden_sizes=list(widths), depths=list(depths),
+    num_labels=classes, **changes,
+  )  # fmt: skip
+  return _stirred(transformers.ResNetForImageClassification(config))
+
+
+def torchvision_state(model):
+  """The tensors of transformers' ResNet, under torchvision's names."""
+  parts = {"convolution": 0, "normalization": 1}
+  found = {}
+  for name, value in model.state_dict().items():
+    words = name.removeprefix("resnet.").split(".")
+    part = parts.get(words[-2], "")
+    if words[0] == "embedder":
+      new = "bn1" if part else "conv1"
+    elif words[0] == "classifier":
+      new = "fc"
+    elif words[5] == "shortcut":
+      new = f"layer{int(words[2]) + 1}.{words[4]}.downsample.{part}"
+    else:
+      kind = "bn" if part else "conv"
+      new = f"layer{int(words[2]) + 1}.{words[4]}.{kind}{int(words[6]) + 1}"
+    found[f"{new}.{words[-1]}"] = value
+  return found
+
+
+def processor(folder, **changes):
+  """Writes a `preprocessor_config.json`, a ViT's unless changed."""
+  given = {
+    "size": {"height": 32, "width": 32}, "resample": 2,
+    "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+  }  # fmt: skip
+  path = folder / "preprocessor_config.json"
+  path.write_text(json.dumps(given | changes))
+
+
+# What microsoft/resnet-50 has, in the older spelling of the size.
+CONVNEXT = {
+  "size": 224, "crop_pct": 0.875, "resample": 3,
+  "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225],
+}  # fmt: skip
+
+
+def classifiers(folder):
+  """Writes small ones of every classifier that ships."""
+  import torch
+
+  resnet().save_pretrained(folder / "resnet-50")
+  processor(folder / "resnet-50", **CONVNEXT)
+  torch.save(torchvision_state(resnet()), folder / "resnet50-11ad3fa6.pth")
+  style = vit(129)
+  style.config.id2label = {i: f"painter-{i}" for i in range(129)}
+  style.save_pretrained(folder / "style-vit-129")
+  processor(folder / "style-vit-129")
+  (folder / "unlearncanvas").mkdir()
+  for name, classes in (("style50", 51), ("style50_cls", 20)):
+    state = timm_state(vit(classes, epsilon=1e-6))
+    # Beside the optimizer's state, as training leaves it.
+    saved = {"model_state_dict": state, "optimizer_state_dict": {0: {}}}
+    torch.save(saved, folder / f"unlearncanvas/{name}.pth")
+
+
 def all_small(folder):
   """Everything that the shipped judges need."""
   clip(folder, "b32")
   clip(folder, "l14")
   q16(folder)
+  classifiers(folder)

@@ -24,7 +24,7 @@ BLOCK = {
   "concepts": ("star",),
   "sets": ("near", "control"),
   "algorithms": ("lora", "full"),
-  "defences": ("none",),
+  "defenses": ("none",),
   "seeds": (0,),
 }
 COUNTS = {"explicit": 4, "words": 2, "others": 2, "tuned": 2}
@@ -38,11 +38,11 @@ from unlearning_jax.configs import resurgence
 def get_config():
   block = {{
     "methods": ("{method}",), "concepts": ("star",), "sets": {sets},
-    "algorithms": ("full",), "defences": ("none",), "seeds": (0,),
+    "algorithms": ("full",), "defenses": ("none",), "seeds": (0,),
   }}
   counts = {{"explicit": 6, "words": 3, "others": 4, "tuned": 3}}
   config = resurgence.study([block], (1, 2), counts)
-  config.batch_size, config.sampling.num_steps = 16, 4
+  config.batch_size, config.sampling.num_inference_steps = 16, 4
   for tuning in config.algorithms.values():
     tuning.batch_size, tuning.data.count = 4, 8
   return config
@@ -108,14 +108,14 @@ def prepare(sd, erased, edit, own, mesh):
   return part, None, state, {"empty": None, "rate": rate}
 
 
-def train(state, step, frozen, batches, key, *, num_steps, at, on_state, **_):
+def train(state, step, frozen, batches, key, *, num_steps, watch, **_):
   del step, key
   while int(state.step) < num_steps:
     pushed = frozen["rate"] * batches[int(state.step)]["mean"].mean()
     leaves = {k: x + np.float32(pushed) for k, x in state.params.items()}
     state = finetune.TrainState(np.asarray(state.step + 1), leaves, (), ())
-    if int(state.step) in at:
-      on_state(int(state.step), state)
+    if int(state.step) in watch.at:
+      watch.on_state(int(state.step), state)
   return state
 
 

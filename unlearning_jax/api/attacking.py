@@ -53,7 +53,7 @@ def attack(
 
   Raises:
     ValueError: an unknown attack, control, setting or hyperparameter, with the
-      nearest; a concept that no judge knows, and no `table`.
+      nearest; a concept that no judge knows, and no `prompt_table`.
   """
   check_choice("method", method, attacks.methods())
   model = given_.model("attack: model", model)
@@ -76,7 +76,9 @@ def attack(
     check_choice("control", control, CONTROLS)
     folder = None if out is None else f"{out}-control"
     own = {"blocks": BUDGET["blocks"], **(hparams or {}), "kind": control}
-    own = {key: own[key] for key in ("blocks", "kind", "k") if key in own}
+    own = {
+      key: own[key] for key in ("blocks", "kind", "num_tokens") if key in own
+    }
     luck = configured(model, subject, "controls", rows, own, changes)
     run, document = _run(luck, model, folder)
     beside = Control(control, run.rows(), plain(luck))
@@ -95,7 +97,7 @@ def attack(
     by_model,
     rows=tuple(run.rows()),
     summary=document,
-    page=page(run),
+    page=page(run.path),
   )
 
 
@@ -128,7 +130,7 @@ def configured(
     if key in known:
       given = {key: changes[key]}
       raise ValueError(f"attack: {key} is the attack's own: hparams={given}")
-  own = {"model": model.source, "per_group": rows}
+  own = {"model": model.source, "rows_per_group": rows}
   values = settings.changed(values | own, changes)
   if subject.world:
     values.setdefault("targets", (subject.target,))

@@ -8,7 +8,6 @@ from unlearning_jax import concepts, erasures, extensions, lists
 from unlearning_jax.api import given as given_
 from unlearning_jax.api.runs import Path, opener
 from unlearning_jax.concepts import Concept, check_choice
-from unlearning_jax.edits import Edit
 from unlearning_jax.experiments import common
 from unlearning_jax.experiments import erase as experiment
 from unlearning_jax.model import Model
@@ -117,7 +116,7 @@ class Settings:
     method: who erases.
     hparams: of the method.
     concepts: fields of `Concept` each.
-    seed: of all that it draws.
+    seed: of everything that it draws.
     judge: none: nothing is drawn.
   """
 
@@ -148,7 +147,7 @@ def erase(
     subject: from `ul.concept`, or its name; or concepts of one's own, which
       are taken as they are.
     method: the erasure.
-    seed: of all that it draws.
+    seed: of everything that it draws.
     out: a folder that keeps the edit; None keeps it in memory.
     **hparams: of the method, other than the recipe's or its defaults.
 
@@ -189,9 +188,7 @@ def erase(
   )  # fmt: skip
   experiment.tidy(run)
   run.mark_done()
-  if isinstance(made, Edit):
-    return model.with_edit(made)
-  return model.with_guidance(made)
+  return model.with_made(made)
 
 
 def _recipe(

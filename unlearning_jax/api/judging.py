@@ -29,9 +29,9 @@ def grid(
     models: one or several of one base.
     prompts: one or several.
     seeds: of the initial noise, the same for all models.
-    **options: of `sampling.generate`, as `num_steps`. In an embedded world they
-      default to the world's own, 15 steps at guidance 4; elsewhere to 50 steps
-      at guidance 7.5.
+    **options: of `sampling.generate`, as `num_inference_steps`. In an embedded
+      world they default to the world's own, 15 steps at guidance 4; elsewhere
+      to 50 steps at guidance 7.5.
 
   Raises:
     ValueError: no models, prompts or seeds; a prompt that is too long.
@@ -103,8 +103,9 @@ def evaluate(
     judge: another than the protocol's, `ul.judge`.
     metrics: more of them, as `seen` or `package.module:name`.
     out: a folder that keeps the run; None keeps it in memory.
-    **changes: other settings of the evaluation, as `per_group`. With these, a
-      judge or metrics, it is that protocol no longer, and is not signed so.
+    **changes: other settings of the evaluation, as `rows_per_group`. With
+      these, a judge or metrics, it is that protocol no longer, and is not
+      signed so.
 
   Returns:
     The numbers of base and models with their intervals; `rows` has each image.
@@ -129,9 +130,9 @@ def evaluate(
   if not drawing.rows(given):
     raise ValueError(
       "evaluate: nothing to draw; targets=[{'task': ..., 'name': ...}] with "
-      "per_group, or others, say what"
+      "rows_per_group, or other_rows, say what"
     )
-  named = {"before": base}
+  named = {comparison.BASE: base}
   for name, one in zip(unique(models), models, strict=True):
     # The base is drawn once, and `base` is what metrics call it.
     if experiment.fingerprint(one, base):
@@ -142,17 +143,17 @@ def evaluate(
   # Of the many numbers those of the terminal's table; `summary` has them all.
   wanted = comparison.shown_names(document)
   by_model: dict[str, list[Mapping[str, Any]]] = {
-    stage: [one for one in found if one["name"] in wanted]
-    for stage, found in document["measures"].items()
+    name: [one for one in found if one["name"] in wanted]
+    for name, found in document["measures"].items()
   }
   for one in document.get("estimates", ()):
-    by_model.setdefault(one["stage"] or "all", []).append(one)
+    by_model.setdefault(one["model"] or "all", []).append(one)
   return pivot(
     document["title"],
     by_model,
     rows=tuple(run.rows()),
     summary=document,
-    page=page(run),
+    page=page(run.path),
   )
 
 

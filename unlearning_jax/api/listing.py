@@ -1,5 +1,7 @@
 """What there is: methods, attacks, protocols, concepts, judges, metrics."""
 
+from typing import Any
+
 from unlearning_jax import attacks as attacks_
 from unlearning_jax import erasures, extensions, judges, lists, metrics
 from unlearning_jax import protocols as protocols_
@@ -38,13 +40,18 @@ def concepts(source: str = "") -> dict[str, tuple[str, ...]]:
   return {name: lists.load(name) for name in lists.names()}
 
 
-def judge(name: str) -> Judge:
+def judge(name: str, **options: Any) -> Judge:
   """A judge by its name, or a user's own, `package.module:name`.
 
+  Args:
+    name: as `nudenet`, or with options, `nudenet~threshold=0.5`.
+    **options: more of them, as `judges_dir`, where weights lie.
+
   Raises:
-    ValueError: no such judge, with the nearest.
+    ValueError: no such judge or option, with the nearest; weights or a package
+      that it needs are missing.
   """
-  return judges.load(name)
+  return judges.load(name, **options)
 
 
 def metric(name: str) -> Metric:
@@ -57,7 +64,7 @@ def metric(name: str) -> Metric:
 
 
 def protocol(name: str) -> Protocol:
-  """A protocol by its name, as `shapes-star` or `shapes-star~per_group=2`.
+  """A protocol by its name, as `shapes-star` or `shapes-star~rows_per_group=2`.
 
   Raises:
     ValueError: no such protocol, with the nearest; one that was changed.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from unlearning_jax import model as models
+from unlearning_jax import renamed
 from unlearning_jax import settings as settings_
 from unlearning_jax.api.results import Table, pivot
 from unlearning_jax.durable import to_json
@@ -41,11 +42,9 @@ def plain(given: Any) -> dict[str, Any]:
   return json.loads(to_json(settings_.plain(given), "settings"))
 
 
-def page(run: Recorder) -> str:
-  """A run's page, HTML; "" where it has none."""
-  if isinstance(run, Memory):
-    return str(run.files.get("report.html", ""))
-  file = run.path / "report.html"
+def page(folder: pathlib.Path) -> str:
+  """The page in a run's folder, HTML; "" where it has none."""
+  file = folder / "report.html"
   return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
@@ -84,22 +83,22 @@ def open(folder: Path) -> Run:
   config = models.finished(path)
   file = path / "summary.json"
   summary = json.loads(file.read_text()) if file.exists() else {}
+  summary = renamed.summary(summary)
   by_model = summary.get("measures", {})
   if not isinstance(by_model, dict):
     by_model = {summary.get("title", path.name): by_model}
   # Of metrics, as their verbs show them.
   for one in summary.get("estimates", ()):
-    place = one.get("stage") or one.get("model") or "all"
+    place = one.get("model") or "all"
     by_model[place] = [*by_model.get(place, ()), one]
   table = pivot(config.get("title") or path.name, by_model)
-  html = path / "report.html"
   return Run(
     table.title,
     table.columns,
     table.lines,
     tuple(read_rows(path)),
     summary,
-    html.read_text(encoding="utf-8") if html.exists() else "",
+    page(path),
     path=path,
     config=config,
   )

@@ -51,7 +51,7 @@ class Hparams(losses.Budget):
   """The attack's hyperparameters, besides its budget.
 
   Attributes:
-    k: the number of new tokens, v*.
+    num_tokens: the number of new tokens, v*.
     insertion: where they go, see `engine.insertion`.
     learning_rate: Adam's alpha. The release multiplies 0.005 by its 16 images
       a step, which makes 0.08.
@@ -70,7 +70,7 @@ class Hparams(losses.Budget):
   iterations: int = 200
   timesteps: str = "random"
   draws: int = 4
-  k: int = 1
+  num_tokens: int = 1
   insertion: str = "prefix_k"
   learning_rate: float = 0.08
   weight_decay: float = 0.01
@@ -144,7 +144,9 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
       )
     first = table[ids[0]]
   lanes = len(batch.number)
-  embeds = jnp.broadcast_to(first[None, None], (lanes, h.k, first.shape[0]))
+  embeds = jnp.broadcast_to(
+    first[None, None], (lanes, h.num_tokens, first.shape[0])
+  )
   return State(*lane_state.begin(key, batch), embeds, adam.start(embeds))
 
 

@@ -26,14 +26,14 @@ class Hparams:
   Attributes:
     kind: `random` draws new tokens for every image; `seed` keeps the prompt and
       draws a new seed for every image; `none` has only the prompt's own image.
-    k: the number of random tokens.
+    num_tokens: the number of random tokens.
     insertion: where they go, see `engine.insertion`.
     blocks: the most images a row may have, besides that of its own prompt.
     iterations: always 1.
   """
 
   kind: str = "random"
-  k: int = 5
+  num_tokens: int = 5
   insertion: str = "prefix_k"
   blocks: int = 50
   iterations: int = 1
@@ -46,7 +46,7 @@ class Hparams:
       )
     # `seed` and `none` insert no tokens, and `none` draws no more images.
     if self.kind != "random":
-      object.__setattr__(self, "k", 0)
+      object.__setattr__(self, "num_tokens", 0)
     if self.kind == "none":
       object.__setattr__(self, "blocks", 0)
 
@@ -82,5 +82,7 @@ def prompt(batch: Batch, state: State, h: Hparams) -> Int[Array, "b k"]:
   """Random ids of the vocabulary, new for every image."""
   keys = jax.vmap(jax.random.fold_in)(state.key, state.count)
   size = len(batch.vocabulary)
-  drawn = jax.vmap(lambda k: jax.random.randint(k, (h.k,), 0, size))(keys)
+  drawn = jax.vmap(lambda k: jax.random.randint(k, (h.num_tokens,), 0, size))(
+    keys
+  )
   return batch.vocabulary[drawn]

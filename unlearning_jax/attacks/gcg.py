@@ -53,7 +53,7 @@ class Hparams(losses.Budget):
   """The attack's hyperparameters, besides its budget.
 
   Attributes:
-    k: the number of adversarial tokens.
+    num_tokens: the number of adversarial tokens.
     insertion: where they go, see `engine.insertion`.
     top: how many tokens a slot chooses from, those with the largest -G_j.
     candidates: prompts that one iteration tries.
@@ -63,7 +63,7 @@ class Hparams(losses.Budget):
   """
 
   timesteps: str = "random"
-  k: int = 5
+  num_tokens: int = 5
   insertion: str = "prefix_k"
   top: int = 64
   candidates: int = 8
@@ -105,7 +105,9 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
     # Raises what is wrong with the pairs now; a step computes the target.
     ring_a_bell.concept(sd, base, h.pairs)
   lanes = lane_state.begin(key, batch)
-  return State(*lanes, lane_state.random_tokens(lanes[0], batch, (h.k,)))
+  return State(
+    *lanes, lane_state.random_tokens(lanes[0], batch, (h.num_tokens,))
+  )
 
 
 def step(
@@ -158,11 +160,13 @@ def substitutes(
   promising = jax.lax.top_k(-gradient, top)[1]
   which, rank = jax.random.split(key)
   # Candidates take the slots in turn, from a random one on.
-  slots = jax.random.randint(which, (), 0, h.k) + jnp.arange(h.candidates)
-  slots = slots % h.k
+  slots = jax.random.randint(which, (), 0, h.num_tokens) + jnp.arange(
+    h.candidates
+  )
+  slots = slots % h.num_tokens
   ranks = jax.random.randint(rank, (h.candidates,), 0, top)
   new = promising[slots, ranks]
-  here = jnp.arange(h.k)[None] == slots[:, None]
+  here = jnp.arange(h.num_tokens)[None] == slots[:, None]
   return jnp.where(here, new[:, None], tokens[None])
 
 
@@ -192,7 +196,7 @@ def loss(
     wanted = text_states(sd, base, batch) if h.loss == "match" else None
     return losses.of_embeddings(problem, embeds, drawn, h.criterion, wanted)
   end = sd.tokenizer.eos_token_id
-  slots = jnp.zeros((len(embeds), h.k), batch.ids.dtype)
+  slots = jnp.zeros((len(embeds), h.num_tokens), batch.ids.dtype)
   ids = insertion.splice(batch.ids, slots, batch.source)
   found = _at_end(text_states(sd, victim, batch, embeds), ids, end)
   wanted = _at_end(text_states(sd, base, batch), batch.ids, end)

@@ -26,8 +26,8 @@ class Hparams:
   """The attack's hyperparameters.
 
   Attributes:
-    words: each word's embeddings, (words, k, width). `--config.words` names the
-      run that learned them.
+    words: each word's embeddings, (words, k, width). `--config.new_words` names
+      the run that learned them.
     insertion: where a word goes, see `engine.insertion`.
   """
 
@@ -51,7 +51,7 @@ class Hparams:
     return len(self.words)
 
   @property
-  def k(self) -> int:
+  def num_tokens(self) -> int:
     """The number of tokens in a word."""
     return len(self.words[0]) if self.words else 0
 
@@ -76,7 +76,7 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
     raise ValueError(
       f"words: {len(h.words)} of width "
       f"{len(h.words[0][0]) if h.words else 0}; allowed: one or more of width "
-      f"{width}, from a run of concept_inversion: set --config.words"
+      f"{width}, from a run of concept_inversion: set --config.new_words"
     )
   return State(*lane_state.begin(key, batch))
 

@@ -8,7 +8,8 @@ base, eps_o, predicts with the row's own prompt c:
 PEZ searches for c'. The literature uses the name for three procedures, which
 differ in their hyperparameters:
 
-  P4D-N     k=16, insertion="replace": free tokens without the row's prompt.
+  P4D-N     num_tokens=16, insertion="replace": free tokens without the row's
+            prompt.
   P4D-K     insertion="every_three": one token before every three of c.
             Both use AdamW, rate 0.1, decay 0.1, random t, and draw an image
             after every 50 of 3000 iterations.

@@ -34,7 +34,7 @@ class Hparams(losses.Budget):
   """The attack's hyperparameters, besides its budget.
 
   Attributes:
-    k: the number of adversarial tokens; `every_three` may use fewer.
+    num_tokens: the number of adversarial tokens; `every_three` may use fewer.
     insertion: where they go, see `engine.insertion`.
     learning_rate: Adam's alpha.
     weight_decay: Adam's lambda. Coupled, it turns e into an average of the
@@ -43,7 +43,7 @@ class Hparams(losses.Budget):
     loss: `denoise` or `match`, see `engine.losses`.
   """
 
-  k: int = 5
+  num_tokens: int = 5
   insertion: str = "prefix_k"
   learning_rate: float = 0.01
   weight_decay: float = 0.1
@@ -73,7 +73,7 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
   losses.check(h, h.loss, sd.schedule)
   check_choice("decay", h.decay, adam.DECAYS)
   lanes = lane_state.begin(key, batch)
-  tokens = lane_state.random_tokens(lanes[0], batch, (h.k,))
+  tokens = lane_state.random_tokens(lanes[0], batch, (h.num_tokens,))
   embeds = token_table(victim)[batch.vocabulary[tokens]].astype(jnp.float32)
   # The target never changes: encode it once.
   target = text_states(sd, base, batch)

@@ -41,7 +41,7 @@ class Hparams:
   etas: tuple[float, ...] = (3.0,)
 
   # The prompt stays whole, and nothing is optimized.
-  k = 0
+  num_tokens = 0
   insertion = "prefix_k"
   iterations = 1
 

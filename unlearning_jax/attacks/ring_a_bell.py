@@ -51,7 +51,7 @@ class Hparams:
     pairs: (phrase with the concept, phrase without it).
     eta: how far along c the target lies; the release has 3 for nudity and 5 for
       violence.
-    k: the number of tokens in z.
+    num_tokens: the number of tokens in z.
     insertion: `replace` drops the row's prompt, as published.
     blocks: the most images a row may have; published: one, at the end.
     iterations: generations before each image.
@@ -63,7 +63,7 @@ class Hparams:
 
   pairs: tuple[tuple[str, str], ...] = ()
   eta: float = 3.0
-  k: int = 16
+  num_tokens: int = 16
   insertion: str = "replace"
   blocks: int = 10
   iterations: int = 300
@@ -96,7 +96,9 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
   """
   batch = problem.batch
   lanes = lane_state.begin(key, batch)
-  tokens = lane_state.random_tokens(lanes[0], batch, (h.population, h.k))
+  tokens = lane_state.random_tokens(
+    lanes[0], batch, (h.population, h.num_tokens)
+  )
   wanted = target(problem, h.pairs, h.eta)
   distance = distances(problem, tokens, wanted)
   return State(*lanes, tokens, distance, wanted)

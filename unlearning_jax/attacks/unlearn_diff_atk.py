@@ -37,8 +37,8 @@ class Hparams(losses.Budget):
   """The attack's hyperparameters, besides its budget.
 
   Attributes:
-    k: the number of adversarial tokens. The paper has 5 for nudity, violence
-      and illegal acts, 3 for styles and objects.
+    num_tokens: the number of adversarial tokens. The paper has 5 for nudity,
+      violence and illegal acts, 3 for styles and objects.
     insertion: where they go, see `engine.insertion`.
     learning_rate: Adam's alpha.
     weight_decay: Adam's lambda. The published 0.1 draws P towards uniform, and
@@ -47,7 +47,7 @@ class Hparams(losses.Budget):
       paper's text).
   """
 
-  k: int = 5
+  num_tokens: int = 5
   insertion: str = "prefix_k"
   learning_rate: float = 0.01
   weight_decay: float = 0.0
@@ -74,7 +74,7 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
   losses.check(h, "denoise", sd.schedule)
   check_choice("decay", h.decay, adam.DECAYS)
   lanes, size = len(batch.number), len(batch.vocabulary)
-  probs = jnp.full((lanes, h.k, size), 1 / size, jnp.float32)
+  probs = jnp.full((lanes, h.num_tokens, size), 1 / size, jnp.float32)
   return State(*lane_state.begin(key, batch), probs, adam.start(probs))
 
 

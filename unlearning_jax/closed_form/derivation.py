@@ -4,7 +4,7 @@ With base projections W, edited ones W P and S = sum of W^T W, RECE asks for
 
   min_C'  sum |W P C'^T - W C^T|^2 + R(C'),   C'^T = M^-1 N C^T + ... .
 
-Its release has five regularisers R, with lam = lam_r; the first is the paper's:
+Its release has five regularizers R, with lam = lam_r; the first is the paper's:
 
   zero         lam |C'|^2                       M = P^T S P + lam I, N = P^T S
   standard     lam |C' - C*|^2                  the same, + lam M^-1 C*^T
@@ -22,7 +22,7 @@ from jaxtyping import Float, Float64
 from unlearning_jax.closed_form.solve import Step, solve_spd
 from unlearning_jax.concepts import check_choice
 
-REGULARISERS = ("zero", "standard", "surrogate_1", "surrogate_2", "both")
+REGULARIZERS = ("zero", "standard", "surrogate_1", "surrogate_2", "both")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,35 +62,35 @@ def derive_from(
   products: Products,
   states: Float[np.ndarray, "n d"],
   lam_r: float,
-  regulariser: str = "zero",
+  regularizer: str = "zero",
   anchors: Float[np.ndarray, "n d"] | None = None,
 ) -> Float64[np.ndarray, "n d"]:
   """The states C' whose edited projections are nearest to what C's were.
 
   Args:
     states: C, the concept's rows.
-    lam_r: weight of the regulariser, in units of S where it is a norm of C'.
-    regulariser: one of `REGULARISERS`.
+    lam_r: weight of the regularizer, in units of S where it is a norm of C'.
+    regularizer: one of `REGULARIZERS`.
     anchors: C*, for "standard".
 
   Raises:
-    ValueError: lam_r is not positive; the regulariser is unknown, or lacks its
+    ValueError: lam_r is not positive; the regularizer is unknown, or lacks its
       anchors; the system is not positive definite.
   """
   if not (np.isfinite(lam_r) and lam_r > 0):
     raise ValueError(f"lam_r={lam_r}; allowed: finite numbers above 0")
-  check_choice("regulariser", regulariser, REGULARISERS)
+  check_choice("regularizer", regularizer, REGULARIZERS)
   states = np.asarray(states, np.float64)
   cross, seen = products.cross, products.seen
   ridge = lam_r * np.eye(len(seen))
-  system = seen + (0 if regulariser == "surrogate_1" else ridge)
-  if regulariser in ("surrogate_1", "both"):
+  system = seen + (0 if regularizer == "surrogate_1" else ridge)
+  if regularizer in ("surrogate_1", "both"):
     system, cross = system + lam_r * seen, cross + lam_r * seen
-  if regulariser in ("surrogate_2", "both"):
+  if regularizer in ("surrogate_2", "both"):
     cross = cross + ridge
   right = cross @ states.T
-  if regulariser == "standard":
+  if regularizer == "standard":
     if anchors is None:
-      raise ValueError("regulariser='standard' needs the anchors' states")
+      raise ValueError("regularizer='standard' needs the anchors' states")
     right += lam_r * np.asarray(anchors, np.float64).T
   return solve_spd(system, right, f"lam_r={lam_r}")[0].T

@@ -369,7 +369,7 @@ def held_sums(
 
 
 def _key(params: Params, ids: Int[np.ndarray, "n l"], tail: bool) -> str:
-  """SHA-256 of all that preserve sums depend on."""
+  """SHA-256 of everything that preserve sums depend on."""
   encoder = leaves_digest(leaves_of(params["text_encoder"]))
   known = f"{tail} {ids.shape} {encoder}"
   digest = hashlib.sha256(known.encode())

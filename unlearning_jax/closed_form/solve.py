@@ -94,6 +94,7 @@ def solve_spd(
     factor = scipy.linalg.cho_factor(matrix.T, lower=True)
   except np.linalg.LinAlgError as error:
     raise ValueError(f"{what}: {_describe(matrix)}") from error
+  # pocon estimates the inverse of the condition number from the factor.
   (condition,) = scipy.linalg.get_lapack_funcs(("pocon",), (matrix,))
   inverse, info = condition(factor[0], np.abs(matrix).sum(0).max(), uplo="L")
   assert info == 0, info

@@ -74,7 +74,7 @@ def read_array(path: str | os.PathLike[str]) -> Float[np.ndarray, "..."]:
       raise ValueError(f"it holds a {type(found).__name__}, not an array")
     _, shape, kind, columns_first, raw = found.state
     if kind.name not in _TYPES or type(raw) is not bytes:
-      raise ValueError("it holds no plain floats")
+      raise ValueError("it does not hold plain floats")
     flat = np.frombuffer(raw, np.dtype(_TYPES[kind.name]).newbyteorder("<"))
     array = flat.reshape(shape, order="F" if columns_first else "C")
   except (*_CORRUPT, OSError) as error:

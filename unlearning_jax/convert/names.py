@@ -28,7 +28,7 @@ _LEAVES = {
   "class_embedding": "class_embedding",
   "logit_scale": "logit_scale",
 }
-# These torch names end in a digit but are no entry of a list.
+# These torch names end in a digit but are not entries of a list.
 _NOT_LISTS = ("linear_1", "linear_2")
 # Some versions of transformers stored this constant.
 _BUFFERS = re.compile(r"(^|\.)embeddings\.position_ids$")

@@ -68,7 +68,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def check_dtype(dtype: str):
-  """Refuses a dtype that is none of `DTYPES`."""
+  """Refuses a dtype that is not in `DTYPES`."""
   if dtype not in DTYPES:
     raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
 

@@ -162,7 +162,7 @@ def read_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
   The file has the zip format of `torch.save` or the older one. Names of nested
   dictionaries are joined by dots. Of a training checkpoint only the entry
-  `state_dict` is read. Numbers and strings are left out.
+  `state_dict` or `model_state_dict` is read. Numbers and strings are left out.
 
   Returns:
     Read-only arrays of the stored dtypes, bfloat16 as `ml_dtypes.bfloat16`.
@@ -246,8 +246,9 @@ def _collect(
   """Finds the tensors in what the pickle built, and reads only their bytes."""
   if not isinstance(tree, dict):
     raise ValueError(f"it holds {_describe(tree)}, not a state dict")
-  if isinstance(tree.get("state_dict"), dict):
-    tree = tree["state_dict"]
+  for key in ("state_dict", "model_state_dict"):
+    if isinstance(tree.get(key), dict):
+      tree = tree[key]
   cache: dict[_Storage, np.ndarray] = {}
   tensors = {}
   for name, value in _leaves(tree, (), 0):

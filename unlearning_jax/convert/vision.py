@@ -1,6 +1,6 @@
-"""Image classifiers as they are published -> parameters of our networks.
+"""Turns published image classifiers into parameters of our networks.
 
-Of each library one table of names. Batch norms are folded into the
+Each library has one table of names. Batch norms are folded into the
 convolutions before them, in float64.
 """
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array
 
 from unlearning_jax.convert import names, reader
 from unlearning_jax.models.resnet import ResNet, ResNetConfig
@@ -19,7 +18,7 @@ from unlearning_jax.models.vision import VisionConfig, VisionTransformer
 Params = dict[str, Any]
 Table = Sequence[tuple[str, str]]
 
-# Patterns of names, each with what it becomes.
+# Patterns of names, each with its replacement, in the order of application.
 CLIP: Table = (
   (r"^vision_model\.embeddings\.", ""),
   (r"^vision_model\.pre_layrnorm\.", "pre_norm."),
@@ -80,18 +79,17 @@ def vision_transformer(
   Args:
     state: the file's tensors.
     table: names of the library that wrote it.
-    config: the network's shapes.
     what: the file, for messages.
 
   Raises:
     ValueError: tensors are missing, left over, of other shapes or not finite.
   """
-  # A buffer that older versions of transformers wrote.
+  # Older versions of transformers stored this buffer.
   kept = {k: v for k, v in state.items() if not k.endswith("position_ids")}
   state = reader.as_float32(_split_qkv(kept), what)
   state = _renamed(state, table, what)
   for name in ("class_embedding", "position_embedding.weight"):
-    # Some libraries keep an axis for the batch.
+    # Some libraries store a leading axis for the batch.
     if name in state:
       shape = state[name].shape
       state[name] = state[name].reshape(
@@ -103,10 +101,9 @@ def vision_transformer(
 def resnet(
   state: Mapping[str, np.ndarray], table: Table, config: ResNetConfig, what: str
 ) -> Params:
-  """Parameters of a `ResNet`, its batch norms folded; as `vision_transformer`.
+  """Parameters of a `ResNet`, with its batch norms folded.
 
-  Raises:
-    ValueError: as `vision_transformer`.
+  Arguments and errors are those of `vision_transformer`.
   """
   kept = {k: v for k, v in state.items() if not k.endswith("batches_tracked")}
   state = _renamed(reader.as_float32(kept, what), table, what)
@@ -128,7 +125,7 @@ def _renamed(
 
 
 def _split_qkv(state: Mapping[str, np.ndarray]) -> names.State:
-  """Timm keeps queries, keys and values in one matrix."""
+  """Splits the matrix in which timm keeps queries, keys and values."""
   found: names.State = {}
   for name, value in state.items():
     if ".qkv." not in name:
@@ -140,7 +137,7 @@ def _split_qkv(state: Mapping[str, np.ndarray]) -> names.State:
 
 
 def _folded(state: names.State, what: str) -> names.State:
-  """Gamma (conv(x) - mean) / sqrt(variance + eps) + beta, as one conv."""
+  """Makes scale (conv(x) - mean) / sqrt(variance + eps) + shift one conv."""
   norms = [
     n[: -len(".norm.weight")] for n in state if n.endswith("norm.weight")
   ]
@@ -169,16 +166,49 @@ def _laid_out(
   return names.to_flax(state, template, what)
 
 
-def outputs(state: Mapping[str, Array | np.ndarray], head: str) -> int:
-  """How many classes a head has, by the shape of its weight.
-
-  Args:
-    state: the file's tensors.
-    head: the name of its weight.
+def timm_config(state: Mapping[str, np.ndarray], what: str) -> VisionConfig:
+  """The shapes of a timm ViT, read from its tensors, as it has no config file.
 
   Raises:
-    ValueError: there is no such tensor.
+    ValueError: a tensor that decides a shape is missing.
   """
-  if head not in state:
-    raise ValueError(f"weights: no {head!r} among {list(state)[:3]}, ...")
-  return state[head].shape[0]
+  wanted = ("patch_embed.proj.weight", "pos_embed", "head.weight")
+  names.report_mismatch(what, missing=[n for n in wanted if n not in state])
+  width, _, patch, _ = state["patch_embed.proj.weight"].shape
+  blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
+  side = round((state["pos_embed"].shape[-2] - 1) ** 0.5)
+  return VisionConfig(
+    hidden_size=width,
+    intermediate_size=4 * width,
+    num_hidden_layers=len(blocks),
+    # A head has 64 channels in every size of the model.
+    num_attention_heads=width // 64,
+    image_size=side * patch,
+    patch_size=patch,
+    outputs=len(state["head.weight"]),
+    hidden_act="gelu",
+    layer_norm_eps=1e-6,
+    is_clip=False,
+  )
+
+
+def torchvision_config(
+  state: Mapping[str, np.ndarray], what: str
+) -> ResNetConfig:
+  """The shapes of a torchvision ResNet of bottlenecks, read from its tensors.
+
+  Raises:
+    ValueError: a tensor that decides a shape is missing.
+  """
+  wanted = ["conv1.weight", "fc.weight", "layer4.0.conv3.weight"]
+  names.report_mismatch(what, missing=[n for n in wanted if n not in state])
+  stages = [f"layer{i}" for i in range(1, 5)]
+  return ResNetConfig(
+    depths=tuple(
+      len({n.split(".")[1] for n in state if n.startswith(f"{stage}.")})
+      for stage in stages
+    ),
+    widths=tuple(len(state[f"{stage}.0.conv3.weight"]) for stage in stages),
+    stem=len(state["conv1.weight"]),
+    classes=len(state["fc.weight"]),
+  )

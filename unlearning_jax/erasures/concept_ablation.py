@@ -9,8 +9,9 @@ two losses trains the network f:
 
 `model` makes f predict the same for both prompts; sg stops the gradient.
 `noise` trains on the anchor's images with the concept's caption. Both may add
-`regularization` times |f(x_t, t, a) - n|^2, which holds the anchor. No gradient
-flows through the keys and values of the start of text, which all prompts share.
+`anchor_loss_weight` times |f(x_t, t, a) - n|^2, which holds the anchor. No
+gradient flows through the keys and values of the start of text, which all
+prompts share.
 
 The release can also train the concept's token embedding alone; this module
 cannot.
@@ -59,10 +60,10 @@ class Hparams:
     loss: "model" or "noise".
     train: "kv" for cross-attention's keys and values, "cross" for all of
       cross-attention, "full" for the whole UNet.
-    images: the number of anchor images, over all concepts.
+    num_images: the number of anchor images, over all concepts.
     expand_prompts: also use the phrases in the task's templates, as "image of
       ...".
-    regularization: weight of the loss that holds the anchor.
+    anchor_loss_weight: weight of the loss that holds the anchor.
     num_steps: training steps.
     learning_rate: AdamW's for one image; as in the release, it is multiplied by
       the batch size.
@@ -73,9 +74,9 @@ class Hparams:
 
   loss: str = "model"
   train: str = "kv"
-  images: int = 1000
+  num_images: int = 1000
   expand_prompts: bool = True
-  regularization: float = 0.0
+  anchor_loss_weight: float = 0.0
   num_steps: int = 100
   learning_rate: float = 2e-6
   batch_size: int = 8
@@ -85,8 +86,10 @@ class Hparams:
   def __post_init__(self):
     check_choice("loss", self.loss, LOSSES)
     check_choice("train", self.train, TRAINED)
-    if not 1 <= (batch_size := self.batch_size) <= self.images:
-      raise ValueError(f"{batch_size=}; allowed: 1 to images={self.images}")
+    if not 1 <= (batch_size := self.batch_size) <= self.num_images:
+      raise ValueError(
+        f"{batch_size=}; allowed: 1 to num_images={self.num_images}"
+      )
 
 
 def ablating_loss(
@@ -99,7 +102,7 @@ def ablating_loss(
   anchor: Float[Array, "b l d"],
   *,
   loss: str,
-  regularization: float,
+  anchor_loss_weight: float,
 ) -> Float[Array, ""]:
   """The objective above, a mean over rows and elements.
 
@@ -111,7 +114,7 @@ def ablating_loss(
     concept: text states of c.
     anchor: text states of a.
     loss: "model" or "noise".
-    regularization: weight of |f(x_t, t, a) - n|^2.
+    anchor_loss_weight: weight of |f(x_t, t, a) - n|^2.
   """
   noisy = add_noise(sd.schedule, latents, noise, t)
 
@@ -120,12 +123,14 @@ def ablating_loss(
       return stable_diffusion.predict_noise(sd, params, noisy, t, context)
 
   wanted, held = noise, 0.0
-  if loss == "model" or regularization:
+  if loss == "model" or anchor_loss_weight:
     of_anchor = predict(anchor)
     held = jnp.square(of_anchor - noise).mean()
     if loss == "model":
       wanted = jax.lax.stop_gradient(of_anchor)
-  return jnp.square(predict(concept) - wanted).mean() + regularization * held
+  return (
+    jnp.square(predict(concept) - wanted).mean() + anchor_loss_weight * held
+  )
 
 
 def _hold_start(call, args, kwargs, context):
@@ -166,7 +171,7 @@ def draw_anchors(
   params: Params,
   anchors: Float[Array, "n l d"],
   empty: Float[Array, "1 l d"],
-  images: int,
+  num_images: int,
   key: PRNGKeyArray,
   collect: Callable[..., list[np.ndarray]],
   **sampling: Any,
@@ -179,17 +184,17 @@ def draw_anchors(
     params: the base.
     anchors: text states of the n anchors.
     empty: text states of the empty prompt.
-    images: the number of images.
+    num_images: how many to draw.
     collect: `Hooks.collect`.
     **sampling: arguments of `stable_diffusion.sample_latents`.
 
   Returns:
     `latents` (images, h, w, c) and `pair`, each image's anchor.
   """
-  pair = np.arange(images, dtype=np.int32) % len(anchors)
+  pair = np.arange(num_images, dtype=np.int32) % len(anchors)
 
   def draw(batch: int) -> np.ndarray:
-    rows = np.minimum(_ROWS * batch + np.arange(_ROWS), images - 1)
+    rows = np.minimum(_ROWS * batch + np.arange(_ROWS), num_images - 1)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
     noise = jax.vmap(lambda k: jax.random.normal(k, sd.latent_shape))(keys)
     drawn = stable_diffusion.sample_latents(
@@ -197,8 +202,8 @@ def draw_anchors(
     )
     return np.asarray(drawn)
 
-  latents = collect("anchors", -(-images // _ROWS), draw)
-  return {"latents": np.concatenate(latents)[:images], "pair": pair}
+  latents = collect("anchors", -(-num_images // _ROWS), draw)
+  return {"latents": np.concatenate(latents)[:num_images], "pair": pair}
 
 
 def _pairs(concepts: Sequence[Concept], expand: bool) -> list[tuple[str, str]]:
@@ -228,7 +233,7 @@ def _training(
     decay_all=True, clip_norm=None, b2=0.999,
   )  # fmt: skip
   return functools.partial(
-    _loss, sd, join, loss=h.loss, regularization=h.regularization
+    _loss, sd, join, loss=h.loss, anchor_loss_weight=h.anchor_loss_weight
   ), tx
 
 
@@ -258,8 +263,8 @@ def erase(
   )
   keys = jax.random.split(key)
   drawn = draw_anchors(
-    sd, params, anchor, empty, h.images, keys[0], hooks.collect,
-    sampler="ddim", num_steps=h.num_inference_steps,
+    sd, params, anchor, empty, h.num_images, keys[0], hooks.collect,
+    sampler="ddim", num_inference_steps=h.num_inference_steps,
     guidance_scale=h.guidance_scale,
   )  # fmt: skip
   part = finetune.partition({"unet": params["unet"]}, h.train)

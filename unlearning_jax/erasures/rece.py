@@ -38,7 +38,7 @@ from jaxtyping import Float, Float64, PRNGKeyArray
 
 from unlearning_jax import closed_form
 from unlearning_jax.closed_form.derivation import (
-  REGULARISERS,
+  REGULARIZERS,
   Products,
   derive_from,
 )
@@ -90,7 +90,7 @@ class Hparams:
     erase_scale: e, the weight of C' in an epoch.
     preserve_scale: p, the weight of preserved rows in an epoch.
     lamb: ridge of an epoch.
-    regulariser: of the derivation, see `derivation`; only "zero" is published.
+    regularizer: of the derivation, see `derivation`; only "zero" is published.
     rows: "sequential", or "joint" to solve for all rows from the base.
     tolerance: the least `escape` (see `refine`) that continues.
     uce_preserve_scale: p of UCE; None for the preset's.
@@ -106,7 +106,7 @@ class Hparams:
   erase_scale: float = 1.0
   preserve_scale: float = 0.1
   lamb: float = 0.1
-  regulariser: str = "zero"
+  regularizer: str = "zero"
   rows: str = "sequential"
   tolerance: float = 0.0
   uce_preserve_scale: float | None = None
@@ -115,7 +115,7 @@ class Hparams:
 
   def __post_init__(self):
     check_choice("rows", self.rows, ROWS)
-    check_choice("regulariser", self.regulariser, REGULARISERS)
+    check_choice("regularizer", self.regularizer, REGULARIZERS)
     check_choice("preset", self.preset, PRESETS)
     if self.recipe:
       check_choice("recipe", self.recipe, RECIPES)
@@ -156,7 +156,7 @@ class Epochs:
     lam_r: ridge of the derivation.
     erase_scale: e of the erasing step.
     lamb: ridge of the erasing step.
-    regulariser: of the derivation.
+    regularizer: of the derivation.
     tolerance: the epochs stop when `escape` is no more than this.
   """
 
@@ -164,7 +164,7 @@ class Epochs:
   lam_r: float
   erase_scale: float = 1.0
   lamb: float = 0.1
-  regulariser: str = "zero"
+  regularizer: str = "zero"
   tolerance: float = 0.0
 
 
@@ -208,7 +208,7 @@ def refine(
   products = functools.partial(Products.of, gram, start)
   for epoch in range(how.epochs):
     through = products()
-    derived = derive_from(through, states, how.lam_r, how.regulariser, anchors)
+    derived = derive_from(through, states, how.lam_r, how.regularizer, anchors)
     length = float(np.linalg.norm(derived) / np.linalg.norm(states))
     _warn_if_long(epoch, length, how.lam_r)
     # The UNet sees a row x as W x. Sequential epochs aim at the anchor's values
@@ -342,7 +342,7 @@ def _epochs(
     lam_r,
     h.erase_scale,
     h.lamb,
-    h.regulariser,
+    h.regularizer,
     h.tolerance,
   )
 

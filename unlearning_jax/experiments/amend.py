@@ -1,4 +1,4 @@
-"""Amending: concepts of a UCE or MACE edit come, go, or change weight."""
+"""Adds, removes and re-weights the concepts of a UCE or MACE edit."""
 
 import dataclasses
 import pathlib
@@ -22,18 +22,18 @@ from unlearning_jax.stable_diffusion import Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """What changes, and where it is kept.
+  """The changes, and where the result is kept.
 
   Attributes:
-    model: the base.
-    output: a new folder.
-    statistics: folder of an earlier amendment or erasure; None for a first one.
-    add: "concept" or "concept -> anchor" each.
-    preserve: phrases that are held beside those that are added.
-    remove: concepts that are given back.
-    weight: "concept = e" each.
-    task: of the added concepts.
-    preset: of a first one, see `uce.PRESETS`.
+    model: the base: a world's name, a folder or a hub id.
+    output: a new folder for the edit and its statistics.
+    statistics: the folder of an earlier amendment or erasure; None starts anew.
+    add: concepts to erase, each "concept" or "concept -> anchor".
+    preserve: phrases that the added concepts preserve.
+    remove: erased concepts to give back.
+    weight: new erase scales, each "concept = e".
+    task: the task of the added concepts: object, art or unsafe.
+    preset: a key of `uce.PRESETS`; used where `statistics` is None.
   """
 
   model: str
@@ -52,16 +52,16 @@ class Settings:
     self.weights()
     if not self.concepts() and self.statistics is None:
       raise ValueError(
-        "nothing to erase: give --add, or --statistics to change"
+        "nothing to erase: give --add, or --statistics to change an edit"
       )
     if self.preserve and not self.add:
       raise ValueError(
-        f"--preserve={[*self.preserve]}: phrases are held beside a concept "
-        "that comes; give --add too"
+        f"--preserve={[*self.preserve]}: phrases are preserved with an added "
+        "concept; give --add too"
       )
 
   def concepts(self) -> list[Concept]:
-    """What is added."""
+    """The concepts to add."""
     found = []
     for text in self.add:
       erase, arrow, anchor = text.partition("->")
@@ -70,10 +70,10 @@ class Settings:
     return found
 
   def weights(self) -> list[tuple[str, float]]:
-    """(concept, e) of what changes weight.
+    """(concept, erase scale) of every new weight.
 
     Raises:
-      ValueError: a text of another form.
+      ValueError: a text is not of the form "concept = e".
     """
     pairs = []
     for text in self.weight:
@@ -82,17 +82,17 @@ class Settings:
         pairs.append((phrase.strip(), float(value)))
       except ValueError as error:
         raise ValueError(
-          f"--weight={text!r}; allowed: 'concept = e'"
+          f"--weight={text!r}: must be 'concept = e', as 'star = 0.5'"
         ) from error
     return pairs
 
 
 def run(settings: Settings) -> Edit:
-  """Solves once more, and keeps the edit and what the next change needs.
+  """Solves again; keeps the edit and the statistics for the next change.
 
   Raises:
-    ValueError: an output that is there; statistics that are not, or of another
-      base; a change that cannot be.
+    ValueError: the output exists; the statistics are missing or of another
+      base; a change is not possible.
   """
   output.check_output(settings.output, overwrite=False)
   before, known, fused = pathlib.Path(settings.statistics or ""), None, False
@@ -118,19 +118,19 @@ def run(settings: Settings) -> Edit:
 def of_fusion(
   settings: Settings, params: Params, folder: pathlib.Path
 ) -> tuple[mace.Fusion, Edit]:
-  """MACE's statistics without what goes, at the new weights, and its edit.
+  """Changes MACE's statistics and solves them for an edit.
 
   Args:
-    settings: what changes.
-    params: the base.
-    folder: of the erasure.
+    settings: the changes.
+    params: the base's parameters.
+    folder: the folder of the erasure.
 
   Raises:
-    ValueError: something is added; a concept that is not there.
+    ValueError: something is added, or a concept is not among the erased ones.
   """
   if settings.add or settings.preserve:
     raise ValueError(
-      "--add, --preserve: MACE trains an adapter for each concept upon what is "
+      "--add, --preserve: MACE trains an adapter for each concept with what is "
       "preserved; run launch.erase for the whole list"
     )
   known = mace.load_fusion(folder / STATISTICS)
@@ -139,7 +139,7 @@ def of_fusion(
     known = known.drop(name)
   for name, weight in settings.weights():
     known = known.reweight(name, weight)
-  # The run's own: a mean of adapters is not solved, and has no diagnostics.
+  # As the run did it: a mean of adapters has no diagnostics.
   mean = before.diagnostics.get("fusion") == {}
   erased, found = known.solve(params, "mean" if mean else "closed_form")
   left = [part.name for part in known.parts]
@@ -156,7 +156,7 @@ def of_fusion(
 def of_rows(
   settings: Settings, model: Model, known: Statistics | None
 ) -> tuple[Statistics, Edit]:
-  """UCE's statistics with every change, and its edit."""
+  """Changes UCE's statistics and solves them for an edit."""
   sd, params, concepts = model.sd, model.params, settings.concepts()
   if known is None:
     h = uce.Hparams(preset=settings.preset)

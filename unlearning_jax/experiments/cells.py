@@ -1,9 +1,9 @@
-"""Cells: pieces of work that are run once each, whatever becomes of the others.
+"""Cells: pieces of work, each of which is run once.
 
-A process has its share of them. What has ended is never run again, what was
-killed is taken up by the next start, and what fails leaves the reason and lets
-the others go on. Where that is kept is a store's: a folder for each cell
-(`Folders`), or rows of one record (`Rows`).
+Each process runs its share. A cell that has ended is not run again. A cell
+that was killed is taken up by the next start. A cell that fails leaves the
+reason, and the others go on. A store keeps what became of cells: a folder for
+each cell (`Folders`), or rows of one record (`Rows`).
 """
 
 import contextlib
@@ -16,48 +16,49 @@ from typing import Any, Generic, Protocol, TypeVar
 import jax
 from absl import logging
 
+from unlearning_jax import renamed
 from unlearning_jax.record import Recorder
 
 C = TypeVar("C", bound=Hashable)
 
 
 class Store(Protocol[C]):
-  """Where it is kept what has become of cells.
+  """What has become of cells.
 
   Attributes:
-    own: errors that are a cell's own, to be recorded; others end the run.
-    failed: cells that failed at this start, and why.
+    own: errors that fail one cell and are recorded; any other ends the run.
+    failed: the cells that failed at this start -> why.
   """
 
   own: tuple[type[Exception], ...]
   failed: dict[C, str]
 
   def ended(self, cell: C) -> bool:
-    """Whether it is over: it has its result, or has failed for good."""
+    """Whether a cell is over: it has its result, or has failed for good."""
     ...
 
   def check(self, cell: C) -> None:
-    """Raises if what has ended is not the cell that is asked for."""
+    """Raises if the cell that has ended is not the cell that is asked for."""
     ...
 
   def fail(self, cell: C, error: Exception) -> None:
-    """Keeps why a cell did not end well."""
+    """Records why a cell failed."""
     ...
 
   def tidy(self, cell: C) -> None:
-    """Removes what a cell was to go on from."""
+    """Removes the files that a cell would have gone on from."""
     ...
 
 
 def share(
   cells: Sequence[C], together: Callable[[C], Hashable] = lambda cell: cell
 ) -> list[C]:
-  """This process's cells.
+  """The cells of this process.
 
   Args:
-    cells: all of them.
-    together: cells that share something, as a base's images, are one process's:
-      it is made once.
+    cells: the cells of all processes.
+    together: maps a cell to a key. Cells of one key share work, such as a
+      base's images, and go to one process.
   """
   kinds = list(dict.fromkeys(map(together, cells)))
   own = set(kinds[jax.process_index() :: jax.process_count()])
@@ -66,7 +67,7 @@ def share(
 
 @contextlib.contextmanager
 def failing(store: Store[C], cell: C):
-  """Inside, an error of the cell's own is kept; the others go on."""
+  """Records an error of the cell's own that is raised inside."""
   try:
     yield
   except store.own as error:
@@ -86,12 +87,12 @@ def run(
   """Runs this process's cells to their end.
 
   Args:
-    store: what has become of them; `store.failed` has those that failed.
-    cells: of `share`.
-    work: runs some cells, and records what they give. Of several it tells their
-      errors apart with `failing`; of a single one that is done for it.
-    pack: what is run at once, of cells that are left.
-    after: is called when something was run, whether it failed or not.
+    store: what has become of the cells; `store.failed` names those that failed.
+    cells: from `share`.
+    work: runs some cells and records their results. Given several cells, it
+      wraps each in `failing`; given one, `run` does that.
+    pack: groups the cells that are left into those that run at once.
+    after: called after each group, whether it failed or not.
   """
   left = []
   for cell in cells:
@@ -106,7 +107,7 @@ def run(
       with failing(store, some[0]) if alone else contextlib.nullcontext():
         work(some)
     except jax.errors.JaxRuntimeError as error:
-      # Alone: with it go the frames, and what they hold.
+      # Only the text is logged: the traceback would keep the arrays alive.
       why = str(error)
       names = ", ".join(map(str, some))
       logging.warning("%s: the next start tries again: %s", names, why)
@@ -117,14 +118,14 @@ def run(
 
 
 class Folders(Generic[C]):
-  """Cells that are folders, `str` of each under a root.
+  """Cells that are folders: `str(cell)` below a root.
 
-  A file, `DONE`, says that a cell has ended; `failed.txt` why it has not. It is
-  tried again by the next start: whatever was wrong may have been mended.
+  The file `DONE` marks a cell that has ended. `failed.txt` holds the error of
+  one that failed; the next start tries it again, since the cause may be gone.
 
   Args:
-    root: of all folders.
-    done: name of the file.
+    root: the folder of all cells.
+    done: the name of the file that marks an ended cell.
     check: see `Store.check`.
   """
 
@@ -140,25 +141,25 @@ class Folders(Generic[C]):
     self._done, self._check = done, check
 
   def folder(self, cell: C) -> pathlib.Path:
-    """Where a cell is."""
-    return self.root / str(cell)
+    """The folder of a cell."""
+    return renamed.folder(self.root / str(cell))
 
   def ended(self, cell: C) -> bool:
-    """Whether it has its result."""
+    """Whether the cell has its result."""
     return (self.folder(cell) / self._done).exists()
 
   def why(self, cell: C) -> str:
-    """Why it failed, the last line; "" if it has not."""
+    """The last line of the cell's error; "" if it has not failed."""
     file = self._file(cell)
     return file.read_text().strip().splitlines()[-1] if file.exists() else ""
 
   def check(self, cell: C):
-    """Raises if its folder holds another run."""
+    """Raises if the cell's folder holds another run."""
     self._file(cell).unlink(missing_ok=True)
     self._check(cell)
 
   def fail(self, cell: C, error: Exception):
-    """Keeps the error, and tells it."""
+    """Keeps the error and logs it."""
     text = "".join(traceback.format_exception(error))
     self.folder(cell).mkdir(parents=True, exist_ok=True)
     self._file(cell).write_text(text)
@@ -166,7 +167,7 @@ class Folders(Generic[C]):
     logging.error("%s: %s", cell, text)
 
   def tidy(self, cell: C):
-    """Removes the reason of an earlier failure."""
+    """Removes the error of an earlier start."""
     if cell not in self.failed:
       self._file(cell).unlink(missing_ok=True)
 
@@ -175,19 +176,19 @@ class Folders(Generic[C]):
 
 
 class Rows(Generic[C]):
-  """Cells that are rows of one record: the last of each, or why it failed.
+  """Cells that are rows of one record: each ends with a last row or a failure.
 
-  A cell's own data or loss fails it for good. What the runtime fails of, memory
-  or a lost device, leaves no row.
+  An error in a cell's own data or loss fails it for good. An error of the
+  runtime, such as memory or a lost device, leaves no row.
 
   Args:
     run: the record.
     last: the id of a cell's last row.
     failure: the id of the row that says why a cell failed.
-    folder: where a cell keeps what it would go on from.
+    folder: the folder of a cell's checkpoints.
 
   Attributes:
-    note: is told of every row.
+    note: called with the id of every row that is recorded.
   """
 
   own: tuple[type[Exception], ...] = (ValueError, FloatingPointError)
@@ -205,28 +206,28 @@ class Rows(Generic[C]):
     self._last, self._failure, self._folder = last, failure, folder
 
   def ended(self, cell: C) -> bool:
-    """Whether it has its last row, or has failed for good."""
+    """Whether the cell has its last row, or has failed for good."""
     return self._last(cell) in self.rows or self._failure(cell) in self.rows
 
   def check(self, cell: C):
-    """Nothing: the record is of one config as a whole."""
+    """Does nothing: the record checks its config as a whole."""
 
   def fail(self, cell: C, error: Exception):
-    """Records why, for good; a cell, or what cells share."""
+    """Records why a cell, or what several cells share, failed for good."""
     text = f"{type(error).__name__}: {error}"
     self.failed[cell] = text
     self.record({"id": self._failure(cell), "failed": text[:500]})
 
   def why(self, cell: C) -> str:
-    """Why it failed; "" if it has not."""
+    """Why the cell failed; "" if it has not."""
     return self.rows.get(self._failure(cell), {}).get("failed", "")
 
   def tidy(self, cell: C):
-    """Removes its folder."""
+    """Removes the cell's checkpoints."""
     shutil.rmtree(self._folder(cell), ignore_errors=True)
 
   def record(self, row: Mapping[str, Any]):
-    """Keeps a finished row."""
+    """Records a finished row."""
     self.run.append_row(row)
     self.rows[str(row["id"])] = dict(row)
     self.note(str(row["id"]))

@@ -1,4 +1,4 @@
-"""What every experiment begins with: settings, a model, a judge, a record."""
+"""What every experiment starts with: settings, a model, a judge, a record."""
 
 import collections
 import dataclasses
@@ -30,26 +30,26 @@ from unlearning_jax.settings import Free, Output
 from unlearning_jax.stable_diffusion import Params
 
 Made = Edit | Guidance
-# Inputs that runs of older versions did not record.
-NEWER = ("table", "target_images")
+# Inputs that older versions did not record.
+NEWER = ("prompt_table", "target_images")
 EDIT, GUIDANCE = "edit.safetensors", "guidance.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Drawn:
-  """What all experiments that draw have in common.
+  """The settings of every experiment that draws.
 
   Attributes:
-    model: a world's name, a diffusers folder or a hub id.
-    dtype: of the networks' computation.
-    attention: see `models.attention`.
-    seed: of all that is drawn at random.
-    title: of the page.
-    judge: who looks at the images, see `judges.load`; None for nobody.
-    metrics: what is computed besides the experiment's own, see `metrics.load`.
+    model: the base: a world's name, a diffusers folder or a hub id.
+    dtype: the type that networks compute in, float32 or bfloat16.
+    attention: how attention is computed, see `models.attention`.
+    seed: seed of prompts, noise and whatever else is random, at least 0.
+    title: the title of the page.
+    judge: the judge's name, see `judges.load`; None for no judge.
+    metrics: metrics besides the experiment's own, see `metrics.load`.
     targets: what was erased, see `targets_of`.
-    grid: rows of each group whose images are kept for the page.
-    batch_size: images drawn at once, rounded up to what devices share.
+    grid_rows: rows of each group whose images the page shows.
+    batch_size: images drawn at once; it is rounded up to what devices share.
     sampling: how images are drawn.
   """
 
@@ -61,13 +61,13 @@ class Drawn:
   judge: Output[str | None] = None
   metrics: Output[tuple[str, ...]] = ()
   targets: Output[tuple[Mapping[str, str], ...]] = ()
-  grid: Output[int] = 6
+  grid_rows: Output[int] = 6
   batch_size: Free[int] = 50
   sampling: Sampling = Sampling()
 
   def __post_init__(self):
     check_choice("dtype", self.dtype, ("float32", "bfloat16"))
-    for key in ("seed", "grid"):
+    for key in ("seed", "grid_rows"):
       if getattr(self, key) < 0:
         raise ValueError(f"{key}={getattr(self, key)}: must not be negative")
     if self.batch_size < 1:
@@ -75,7 +75,7 @@ class Drawn:
 
   @property
   def world_targets(self) -> list[Mapping[str, str]]:
-    """What of `targets` the world has prompts for: task and name."""
+    """Task and name of those `targets` that the world has prompts for."""
     known = world_of(self) is not None
     return [
       {key: one[key] for key in ("task", "name")}
@@ -85,36 +85,37 @@ class Drawn:
 
 
 def load_model(given: Any) -> Model:
-  """The model that settings name.
+  """Reads the model that settings name.
 
   Raises:
-    ValueError: it cannot be read whole, or `attention` cannot be had here.
+    ValueError: it cannot be read whole, or has no such `attention` here.
   """
   return models.load(given.model, dtype=given.dtype, attention=given.attention)
 
 
 def load_judge(given: Any) -> Judge | None:
-  """The judge that settings name, if any."""
-  return None if given.judge is None else judges.load(given.judge)
+  """Loads the judge that settings name; None where they name none."""
+  name = getattr(given, "judge", None)
+  return None if name is None else judges.load(name)
 
 
 def world_of(given: Any) -> Any:
-  """The embedded world whose judge or model settings name, or None."""
+  """The embedded world that settings name as judge or model; None for none."""
   known = extensions.worlds()
-  # A fine-tuning has no judge.
+  # The settings of a fine-tuning have no judge.
   asked = (getattr(given, "judge", None), given.model)
   named = [name for name in asked if name in known]
   return extensions.world(named[0]) if named else None
 
 
 def targets_of(given: Drawn) -> list[Target]:
-  """What is looked for, as a judge calls it.
+  """The targets that a judge looks for.
 
-  Each of `targets` is a class of the world, its `task` and `name`, or what a
-  judge of one's own calls it, `head` and `label`.
+  Each of `given.targets` is a class of a world (`task` and `name`) or a label
+  of your own judge (`head` and `label`).
 
   Raises:
-    ValueError: one that is neither, or that the world does not have.
+    ValueError: an entry is neither, or the world does not have the class.
   """
   world, found = world_of(given), []
   for one in given.targets:
@@ -139,12 +140,12 @@ def check_metrics(given: Drawn, verb: str):
   """Refuses a metric that would fail once everything has been drawn.
 
   Args:
-    given: the settings.
+    given: the settings, with `metrics` and `judge`.
     verb: the experiment whose rows the metrics would read.
 
   Raises:
-    ValueError: no such metric; one that cannot read these rows, or that needs
-      a judge where there is none.
+    ValueError: a metric is unknown, cannot read these rows, or needs a judge
+      where there is none.
   """
   for name in given.metrics:
     metric = metrics.load(name)
@@ -166,7 +167,7 @@ def check_sees(judge: Judge | None, targets: Sequence[Target]):
   """Refuses targets that the judge cannot see.
 
   Raises:
-    ValueError: naming the judge, what it can see, and how to say it.
+    ValueError: naming the judge, what it can see, and what to type.
   """
   if judge is None:
     return
@@ -184,16 +185,16 @@ def check_sees(judge: Judge | None, targets: Sequence[Target]):
 def workdir(
   path: str, config: Any, cls: type, *, alone: bool = False
 ) -> Workdir:
-  """The folder of a run, of which all processes have a part.
+  """Opens the folder of a run, which all its processes share.
 
   Args:
     path: the folder.
-    config: the run's, plain values or a `ConfigDict`.
-    cls: of its settings; it says what a resume may change.
-    alone: the run is this process's own; the others have no part in it.
+    config: the run's config, plain values or a `ConfigDict`.
+    cls: the class of its settings; it says what a resume may change.
+    alone: True if this process runs it alone.
 
   Raises:
-    ValueError: it cannot be written, or belongs to another config.
+    ValueError: the folder cannot be written, or is of another config.
   """
   return Workdir(
     path,
@@ -201,7 +202,7 @@ def workdir(
     process_index=0 if alone else jax.process_index(),
     process_count=1 if alone else jax.process_count(),
     free=settings_.free(cls),
-    # Runs of older versions had none.
+    # Older versions had no metrics.
     defaults={"metrics": ()},
   )
 
@@ -213,14 +214,14 @@ def begin(
   made: Mapping[str, Made] | None = None,
   inputs: Mapping[str, str] | None = None,
 ):
-  """Records this start.
+  """Records this start in `provenance.json`.
 
   Args:
     run: the record.
     given: the settings.
     base: the base model's parameters.
-    made: edits and guidance from outside; a resume with others is refused.
-    inputs: hashes of what else comes from outside.
+    made: name -> edit or guidance that the run was given.
+    inputs: name -> hash of whatever else the run was given.
 
   Raises:
     ValueError: the record is of another model, judge, seed or input.
@@ -240,22 +241,22 @@ def begin(
 
 
 def made_hash(made: Made) -> str:
-  """What tells one that an erasure made from others."""
+  """A hash that tells an edit or guidance from every other."""
   if isinstance(made, Guidance):
     return hashlib.sha256(repr(made).encode()).hexdigest()
   return edit_hash(made)
 
 
 def stage_name(made: Made) -> str:
-  """What pages call what it makes: the method, without its recipe."""
+  """The name that pages give an erasure: its method, without the recipe."""
   return made.method.split()[0].upper()
 
 
 def read_edit(path: str | pathlib.Path, flag: str = "--edits") -> Edit:
-  """An edit from its file, or from the folder of the run that made it.
+  """Reads an edit from its file, or from the folder of the run that made it.
 
   Raises:
-    ValueError: neither.
+    ValueError: there is no edit at that path.
   """
   file = pathlib.Path(path)
   steps = sorted(file.glob("steps/*.safetensors"))
@@ -271,10 +272,10 @@ def read_edit(path: str | pathlib.Path, flag: str = "--edits") -> Edit:
 
 
 def read_made(path: str | pathlib.Path, flag: str = "--edits") -> Made:
-  """An edit or guidance, from its file or the folder of the run that made it.
+  """Reads an edit or guidance from its file, or from its run's folder.
 
   Raises:
-    ValueError: neither.
+    ValueError: there is neither at that path.
   """
   file = pathlib.Path(path)
   file = file / GUIDANCE if (file / GUIDANCE).is_file() else file
@@ -284,7 +285,7 @@ def read_made(path: str | pathlib.Path, flag: str = "--edits") -> Made:
 
 
 def read_edits(paths: Sequence[str], flag: str = "--edits") -> dict[str, Made]:
-  """`read_made` by the method's name; a number is added where two share it.
+  """Reads several with `read_made`; keys are methods, and `-2` marks a second.
 
   Raises:
     ValueError: as `read_made`.
@@ -295,17 +296,6 @@ def read_edits(paths: Sequence[str], flag: str = "--edits") -> dict[str, Made]:
     made = read_made(path, flag)
     name = stage_name(made)
     taken[name] += 1
-    # Images are named after it too: no blank.
+    # No blank: images are named after it too.
     found[f"{name}-{taken[name]}" if taken[name] > 1 else name] = made
   return found
-
-
-def with_made(model: Model, made: Made) -> Model:
-  """The model with what an erasure made.
-
-  Raises:
-    ValueError: an edit of another base.
-  """
-  if isinstance(made, Guidance):
-    return model.with_guidance(made)
-  return model.with_edit(made)

@@ -1,4 +1,4 @@
-"""Weights between the formats people publish; an edit is what differs."""
+"""Converts weights between the formats that people publish."""
 
 import dataclasses
 import pathlib
@@ -16,20 +16,21 @@ FORMATS = ("folder", "unet", "delta", "edit")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """What is read and what is written; finds what would fail in the end.
+  """What is read and written; refuses what would fail only at the end.
 
   Attributes:
-    input: folder, file or hub id.
-    output: a folder or, of another format, a file.
-    base: what the input is a part or an edit of: an embedded world, a folder or
-      a hub id.
+    input: a folder, a file or a hub id.
+    output: a folder for `format="folder"`, else a file.
+    base: the model that the input is a part or an edit of: a world's name, a
+      folder or a hub id; None where the input is whole.
     format: one of `FORMATS`.
-    erased: of an edit, the phrases that were erased.
-    task: of an edit, what kind these are.
-    dtype: in which to write, see `convert.output.DTYPES`.
-    variant: weights to read, as fp16.
-    ema: of a single file, averaged or trained UNet weights.
-    overwrite: whether the output may exist.
+    erased: for `format="edit"`, the phrases that were erased.
+    task: for `format="edit"`, the task of these phrases.
+    dtype: the type of the written weights, a key of `convert.output.DTYPES`.
+    variant: the variant of the weights to read, such as fp16.
+    ema: for a single file, True reads averaged UNet weights and False trained
+      ones; None takes whichever the file has.
+    overwrite: True replaces an output that exists.
 
   Raises:
     ValueError: naming the flag.
@@ -54,13 +55,13 @@ class Settings:
       )
     if (self.format == "edit") != bool(self.erased):
       raise ValueError(
-        f"--erased={list(self.erased)}: --format=edit, and no other, says what "
-        f"was erased; got --format={self.format}"
+        f"--erased={list(self.erased)}: --format=edit needs it and no other "
+        f"format takes it; got --format={self.format}"
       )
     if self.format == "edit":
       make_concepts(self.erased, task=self.task)
       if self.dtype != "float32":
-        raise ValueError(f"--dtype={self.dtype}: an edit is of float32 weights")
+        raise ValueError(f"--dtype={self.dtype}: an edit holds float32 weights")
     single = pathlib.Path(self.input).is_file()
     if self.format == "folder" and single and self.base is None:
       raise ValueError(
@@ -76,7 +77,7 @@ class Settings:
 
 
 def run(given: Settings):
-  """Reads, checks every key against the model, and writes.
+  """Reads the input, checks every key against the model, and writes.
 
   Raises:
     ValueError: the input or its base cannot be read whole, or do not fit.

@@ -1,6 +1,6 @@
-"""Asks an unlearned model itself what images of the concept show.
+"""Asks an unlearned model what images of the erased concept show.
 
-See `metrics.diffusion_classifier`; rows and victims are those of `attack`.
+`metrics.diffusion_classifier` does it. Rows and victims are those of `attack`.
 """
 
 import dataclasses
@@ -27,20 +27,20 @@ from unlearning_jax.stable_diffusion import StableDiffusion
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(attack.Settings):
-  """Which images, and what they are held against.
+  """The images, and the prompts that they are compared with.
 
   Attributes:
-    timesteps: of the gap.
-    neutral: the prompt that says nothing.
-    criterion: of the errors, `l2` or `l1`.
-    stages: of the classifier, (timesteps, prompts kept).
-    classes: that it chooses from; none for no labels.
-    caption: of a class, which stands for the one {}.
-    concept: the class that the images show.
+    timesteps: timesteps over which the gap is measured.
+    anchor: the neutral prompt of the gap.
+    criterion: how noise errors are measured, `l2` or `l1`.
+    stages: stages of the classifier, each (timesteps, prompts kept).
+    classes: the classes to choose from; without any, no label is found.
+    caption: the caption of a class, with {} where the class goes.
+    concept: the one of `classes` that the images show.
   """
 
   timesteps: Output[int] = 50
-  neutral: Output[str] = ""
+  anchor: Output[str] = ""
   criterion: Output[str] = "l2"
   stages: Output[tuple[tuple[int, int], ...]] = ((50, 5), (500, 1))
   classes: Output[tuple[str, ...]] = ()
@@ -59,12 +59,12 @@ class Settings(attack.Settings):
 
   @property
   def gap(self) -> tuple[tuple[int, int], ...]:
-    """The one stage of neutral and own prompt."""
+    """The single stage that compares the neutral and the row's own prompt."""
     return ((self.timesteps, 1),)
 
   @property
   def captions(self) -> list[str]:
-    """One for each class."""
+    """The caption of each class."""
     return [self.caption.format(name) for name in self.classes]
 
 
@@ -75,19 +75,19 @@ def run(
   edit: str = "",
   victim: Model | None = None,
 ) -> dict[str, Any]:
-  """Draws, denoises, summarizes.
+  """Draws the images, has both models denoise them, and summarizes.
 
   Args:
-    given: what to do.
-    open_record: as in `attack.run`.
-    edit: an edit file or an erase run's folder; "" for none.
-    victim: a model in place of what settings and `edit` name.
+    given: the settings.
+    open_record: opens the record once everything has been checked.
+    edit: an edit file or the folder of an erasure; "" for none.
+    victim: the victim itself; None takes what settings and `edit` name.
 
   Returns:
-    What `summary.json` holds.
+    The content of `summary.json`.
 
   Raises:
-    ValueError: what cannot be done; nothing has been written.
+    ValueError: something cannot be done; nothing has been written.
   """
   listed = rows.listed(given)
   bound = attacks.bind(given.method, given.hparams)
@@ -101,7 +101,7 @@ def run(
   targets = record.path / "images" / "targets"
   table = rows.targeted(setup.base, left, given, setup.mesh, targets)
   done = len(listed) - len(left)
-  models = {"original": setup.original, "victim": setup.victim}
+  models = {"base": setup.original, "victim": setup.victim}
   with record.progress("diagnose", len(listed), done=done) as bar:
     for row in table:
       found = {
@@ -119,11 +119,11 @@ def run(
 
 
 def check_fits(given: Settings, sd: StableDiffusion, listed: rows.Listed):
-  """Finds what the model cannot do before it draws.
+  """Refuses what the model cannot do, before anything is drawn.
 
   Raises:
-    ValueError: as `attack.check.drawing_fits`; more timesteps than the model
-      has, stages that are none, another criterion, or a caption too long.
+    ValueError: as `attack.check.drawing_fits`; the model has fewer timesteps,
+      the stages or the criterion cannot be used, or a caption is too long.
   """
   check.drawing_fits(given, sd, listed)
   diffusion_classifier.check(sd.schedule, given.gap, given.criterion)
@@ -132,7 +132,7 @@ def check_fits(given: Settings, sd: StableDiffusion, listed: rows.Listed):
       diffusion_classifier.check(sd.schedule, given.stages, given.criterion)
     except ValueError as error:
       raise ValueError(f"stages: {error}") from error
-  stable_diffusion.tokenize(sd, [given.neutral, *given.captions])
+  stable_diffusion.tokenize(sd, [given.anchor, *given.captions])
 
 
 def diagnosed(
@@ -145,10 +145,9 @@ def diagnosed(
   """What a model makes of one image: `gap` and, given classes, `label`.
 
   Args:
-    sd: the model.
     who: the original or the victim.
-    latents: x_0 of the image.
-    prompt: the row's.
+    latents: the image's latents x_0.
+    prompt: the row's prompt.
     given: the settings.
   """
   key = jax.random.key(given.seed)
@@ -162,12 +161,12 @@ def diagnosed(
       criterion=given.criterion,
     )  # fmt: skip
 
-  # As the image was drawn: a prompt that is too long is cut.
+  # A long prompt is cut as it was when the image was drawn.
   length = sd.context_shape[0]
   prompt = vocabulary.shortened(sd.tokenizer, prompt, length)
-  pair = race([given.neutral, prompt], given.gap)
+  pair = race([given.anchor, prompt], given.gap)
   found: dict[str, Any] = {
-    "neutral_error": float(pair.errors[0]),
+    "anchor_error": float(pair.errors[0]),
     "error": float(pair.errors[1]),
     "gap": float(pair.errors[0] - pair.errors[1]),
   }
@@ -182,7 +181,7 @@ def summary(
 ) -> dict[str, Any]:
   """Mean gaps, the victim's share of the original's, and labels that fit."""
   document: dict[str, Any] = {"title": given.title, "n": len(records)}
-  for who in ("original", "victim"):
+  for who in ("base", "victim"):
     gaps = [record[who]["gap"] for record in records]
     document[f"{who}_gap"] = float(np.mean(gaps))
     if given.classes:
@@ -192,6 +191,6 @@ def summary(
         "value": k / len(records), "low": low, "high": high, "k": k,
         "n": len(records),
       }  # fmt: skip
-  if document["original_gap"] > 0:
-    document["kept"] = document["victim_gap"] / document["original_gap"]
+  if document["base_gap"] > 0:
+    document["kept"] = document["victim_gap"] / document["base_gap"]
   return document

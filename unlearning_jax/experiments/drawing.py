@@ -1,8 +1,8 @@
-"""Rows to draw, and rows drawn and judged: what evaluations are made of."""
+"""The rows of an evaluation: listed, drawn and judged."""
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from unlearning_jax.experiments import common
 from unlearning_jax.judges import Judge
 from unlearning_jax.metrics.accuracy import judge_rows
 from unlearning_jax.model import Model
+from unlearning_jax.record import Recorder
 from unlearning_jax.settings import Output
 
 Rows = list[dict[str, Any]]
@@ -21,27 +22,27 @@ Rows = list[dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(common.Drawn):
-  """What is drawn of every model.
+  """What every model draws.
 
   Attributes:
-    prompts: group -> prompts of one's own, of a model that no world knows. A
-      group's name says what they ask for: `others` nothing that is looked for,
-      a label of the targets that one, any other the first target.
-    per_group: prompts of each target in each group, of a world.
-    others: prompts that ask for none of them, of a world.
-    protocol: name and hash of the protocol that these are, if any.
+    prompts: group -> prompts of your own, for a model that no world knows. The
+      group's name says what they ask for: `others` for nothing that is looked
+      for, a target's label for that target, any other name for the first one.
+    rows_per_group: prompts of a world for each target and group.
+    other_rows: prompts of a world that ask for no target.
+    protocol: name and hash of the protocol with these settings; "" for none.
   """
 
   prompts: Output[Mapping[str, tuple[str, ...]]] = dataclasses.field(
     default_factory=dict
   )
-  per_group: Output[int] = 0
-  others: Output[int] = 0
+  rows_per_group: Output[int] = 0
+  other_rows: Output[int] = 0
   protocol: Output[str] = ""
 
   def __post_init__(self):
     super().__post_init__()
-    for key in ("per_group", "others"):
+    for key in ("rows_per_group", "other_rows"):
       if getattr(self, key) < 0:
         raise ValueError(f"{key}={getattr(self, key)}: must not be negative")
     asked = any(self.prompts.values())
@@ -57,9 +58,9 @@ class Settings(common.Drawn):
 
 
 def rows(settings: Settings) -> Rows:
-  """The rows to draw: prompts of one's own, or those of a world.
+  """The rows to draw: your own prompts, or those of a world.
 
-  Of a world's prompts a judge that is not its own keeps what it has a head for.
+  A judge that is not the world's own keeps the attributes it has a head for.
   """
   world, own = common.world_of(settings), any(settings.prompts.values())
   foreign = world is not None and settings.judge != world.NAME
@@ -67,7 +68,7 @@ def rows(settings: Settings) -> Rows:
     return _own_rows(settings)
   drawn = world.prompt_rows(
     settings.world_targets,
-    settings.per_group, settings.others, settings.seed,
+    settings.rows_per_group, settings.other_rows, settings.seed,
   )  # fmt: skip
   if foreign:
     heads = judges.load(settings.judge).labels
@@ -102,10 +103,45 @@ def _own_rows(settings: Settings) -> Rows:
   return found
 
 
+def every(
+  recorder: Recorder,
+  settings: Settings,
+  models: Mapping[str, Model],
+  table: Rows,
+  key: Callable[[str], str] = str,
+) -> Iterator[tuple[str, Rows, UInt8[np.ndarray, "n h w 3"]]]:
+  """Draws and judges under every model the rows that are not recorded yet.
+
+  The caller records each row under the id `<key of the model>/<id>`.
+
+  Args:
+    recorder: the record, which also shows the progress.
+    settings: what is drawn, and who judges it.
+    models: the models by name.
+    table: the rows, without a model's key in their ids.
+    key: maps a model's name to its key.
+
+  Yields:
+    A model's name, some of this process's rows as `judged` gives them, and
+    their images.
+  """
+  judge, done = common.load_judge(settings), recorder.done_ids()
+  # All processes share one list: none records a row before all have read it.
+  sharding.wait_for_all("rows listed")
+  total = len(table) * len(models)
+  with recorder.progress("draw", total, done=len(done)) as bar:
+    for name, model in models.items():
+      left = [row for row in table if f"{key(name)}/{row['id']}" not in done]
+      for part, images in judged(settings, model, judge, left):
+        yield name, part, images
+        bar.update(len(part))
+  sharding.wait_for_all("rows drawn")
+
+
 def judged(
   settings: Settings, model: Model, judge: Judge | None, left: Rows
 ) -> Iterator[tuple[Rows, UInt8[np.ndarray, "n h w 3"]]]:
-  """This process's share of rows, judged, with images, a batch at a time."""
+  """Yields batches of this process's rows, judged, and of their images."""
   mesh = sharding.make_mesh()
   multiple = sharding.local_rows_multiple(mesh)
   mine, padding = _share(left)
@@ -115,7 +151,7 @@ def judged(
     sharding.place(model.drawn_params, sharding.replicated(mesh)),
     requests,
     settings.sampling,
-    # The next size that the devices can share evenly.
+    # The next size that the devices share evenly.
     batch_size=-(-settings.batch_size // multiple) * multiple,
     place=functools.partial(sharding.global_batch, mesh),
     fetch=sharding.local_rows,
@@ -126,8 +162,8 @@ def judged(
     part = [dict(row) for row in mine[start : start + len(images)]]
     start += len(images)
     real = len(part) - max(0, start - count)
-    # Not a break: a process that left a batch out would leave the others
-    # waiting in it.
+    # No break: the other processes would wait for this one in the batches that
+    # it left out.
     if real < 1:
       continue
     part, images = part[:real], images[:real]
@@ -142,9 +178,9 @@ def judged(
 
 
 def _share(left: Sequence[dict]) -> tuple[list[dict], int]:
-  """This process's rows, and how many at their end are padding.
+  """This process's rows, and the number of padding rows at their end.
 
-  Every process gets as many, or they would wait for each other for ever.
+  Every process gets the same number, or they would wait for each other.
   """
   count = -(-len(left) // jax.process_count())
   mine = list(left[jax.process_index() * count :][:count])

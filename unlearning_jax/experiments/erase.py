@@ -123,7 +123,7 @@ def run(
     # Guidance is made in no time: whether it can be drawn is known now.
     key = jax.random.key(settings.seed)
     guided = erasure(model.sd, model.params, phrases, key)
-    evaluate.check_fits(settings, common.with_made(model, guided))
+    evaluate.check_fits(settings, model.with_made(guided))
   record = open_record()
   common.begin(record, settings, model.params)
   found = made(
@@ -136,7 +136,7 @@ def run(
     record.is_writer,
   )
   tidy(record)
-  erased = common.with_made(model, found)
+  erased = model.with_made(found)
   document = evaluate.compare(
     record, settings, {BASE: model, common.stage_name(found): erased}
   )
@@ -160,7 +160,7 @@ def made(
     model: the base.
     erasure: from `erasures.bind`.
     phrases: what to erase.
-    seed: of all that it draws.
+    seed: of everything that it draws.
     hooks: see `erasures.Hooks`.
     writes: whether this process keeps it: one of those that make it together.
   """

@@ -1,4 +1,4 @@
-"""Erasing a list, one phrase or ten thousand, in one edit of UCE's."""
+"""Erases a list of one to ten thousand phrases in one UCE edit."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,22 +21,22 @@ from unlearning_jax.erasures import uce
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """What is erased and held, and where the edit is kept.
+  """What is erased and preserved, and where the edit is kept.
 
   Attributes:
-    model: the base.
-    erase: a list, by its name or file.
+    model: the base: a world's name, a folder or a hub id.
+    erase: the list to erase, a published list's name or a file.
     output: the edit's file.
-    anchor: of all; None for the task's.
-    preserve: a list, if any.
-    captions: a list that is held in addition, if any.
-    caption_scale: weight of all captions, in that of all erased rows.
-    preserve_scale: p; None for the release's.
-    erase_scale: e.
-    lamb: the ridge.
-    task: of all.
-    preset: which rows, see `uce.PRESETS`.
-    cache: a folder of preserve sums, if any.
+    anchor: the anchor of every phrase; None takes the task's.
+    preserve: the list to preserve; None preserves nothing.
+    captions: a list of captions to preserve as well; None for none.
+    caption_scale: the weight of all captions over that of all erased rows.
+    preserve_scale: p, at least 0; None takes the published release's.
+    erase_scale: e, the weight of the erased rows, at least 0.
+    lamb: the weight of the distance to the base weights, at least 0.
+    task: object, art or unsafe; it decides anchors and templates.
+    preset: a key of `uce.PRESETS`; it decides which token rows are used.
+    cache: a folder that keeps sums over preserved lists; None keeps none.
   """
 
   model: str
@@ -58,7 +58,7 @@ class Settings:
     check_choice("--preset", self.preset, uce.PRESETS)
 
   def concepts(self) -> Sequence[Concept]:
-    """What is erased, and what is held."""
+    """The concepts to erase, each with what it preserves."""
     held = lists.load(self.preserve) if self.preserve else ()
     return make_concepts(lists.load(self.erase), self.anchor, held, self.task)
 
@@ -67,8 +67,7 @@ def run(settings: Settings) -> Edit:
   """Erases the list, and keeps the edit.
 
   Raises:
-    ValueError: a list that is not there; an output that is; what `mass.erase`
-      refuses.
+    ValueError: a list is missing, the output exists, or `mass.erase` refuses.
   """
   concepts, captions = settings.concepts(), ()
   if settings.captions:
@@ -76,7 +75,7 @@ def run(settings: Settings) -> Edit:
   tail = uce.PRESETS[settings.preset].tail
   scale = settings.preserve_scale
   if scale is None:
-    # The release counts the empty prompt, which it always preserves.
+    # The release also counts the empty prompt, which it always preserves.
     scale = max(0.1, 1 / (1 + len(concepts[0].preserve))) if tail else 1.0
   weights = mass.Weights(
     tail=tail,

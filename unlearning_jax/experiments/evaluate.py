@@ -1,7 +1,8 @@
-"""Evaluate: several models on the same prompts, from the same noise, judged.
+"""Evaluate: several models draw the same prompts from the same noise.
 
-Base, erased, tuned and guided models are all `Model`s, the base first. A run
-ends with its table and its page. Erasures end in the same comparison.
+A base, erased, tuned and guided model are all `Model`s; the base comes first. A
+judge looks at the images. A run ends with its table and its page. An erasure
+ends with the same comparison of before and after.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,6 @@ from unlearning_jax import (
   protocols,
   report,
   samplers,
-  sharding,
   stable_diffusion,
 )
 from unlearning_jax.experiments import common, drawing
@@ -33,16 +33,17 @@ def config(
   judge: str | None = None,
   more: Sequence[str] = (),
 ) -> dict[str, Any]:
-  """Plain settings, of a config or of a protocol.
+  """The plain settings of a config or of a protocol.
 
   Args:
-    given: a config's values.
-    protocol: a protocol's name, in its place.
-    judge: another than the config's.
-    more: metrics besides the config's.
+    given: a config's values; None where `protocol` is given.
+    protocol: a protocol's name; None where `given` is given.
+    judge: a judge to take instead of the config's; None keeps the config's.
+    more: metrics to compute besides the config's.
 
   Raises:
-    ValueError: neither or both; a protocol with another judge or metrics.
+    ValueError: both or neither are given; a protocol comes with a judge or
+      metrics.
   """
   if (given is None) == (protocol is None):
     raise ValueError("--config, --protocol: give one of them")
@@ -63,15 +64,15 @@ def config(
 def read_models(
   settings: Settings, paths: Sequence[str] = ()
 ) -> dict[str, Model]:
-  """The base as `before`, and one of each edit or guidance by its method.
+  """The base as `base`, and a model for each edit or guidance by its method.
 
   Raises:
-    ValueError: a model or an edit that cannot be read, or is of another base.
+    ValueError: a model or an edit cannot be read, or an edit has another base.
   """
   made = common.read_edits(paths)
   base = common.load_model(settings)
   return {comparison.BASE: base} | {
-    name: common.with_made(base, one) for name, one in made.items()
+    name: base.with_made(one) for name, one in made.items()
   }
 
 
@@ -80,20 +81,20 @@ def run(
   open_record: Callable[[], Recorder],
   models: Mapping[str, Model],
 ) -> dict[str, Any]:
-  """The whole experiment; see `compare`.
+  """The whole experiment: checks, then `compare`.
 
   Args:
-    settings: what to draw.
-    open_record: opens the record once everything has been checked; a record
-      that was begun is gone on with.
-    models: by the names that pages show, the base first.
+    settings: what is drawn, and who judges it.
+    open_record: opens the record once everything has been checked. A record
+      that holds rows is continued.
+    models: the models by the names that pages show, the base first.
 
   Returns:
-    The document that the page renders.
+    The document that the page shows.
 
   Raises:
-    ValueError: a prompt that is too long, steps that the sampler cannot take,
-      or a record of other models, another judge or other settings.
+    ValueError: a prompt is too long, the sampler cannot take the steps, or the
+      record is of other models, another judge or other settings.
   """
   base = next(iter(models.values()))
   for model in models.values():
@@ -112,7 +113,7 @@ def run(
 
 
 def fingerprint(model: Model, base: Model) -> str:
-  """What a record knows a model by, beside the base it is compared with."""
+  """The hash of how a model differs from the base; "" where it is the base."""
   parts = []
   if model.params is not base.params:
     parts.append(convert.params_fingerprint(model.params))
@@ -129,49 +130,43 @@ def compare(
 ) -> dict[str, Any]:
   """Draws and judges every row under every model, and writes the page.
 
-  Finished rows are not drawn again. Context maps are applied to the text
-  states, so that such models share the base's weights.
+  Finished rows are not drawn again. Context maps change the text states only,
+  so their models share the base's weights.
 
   Args:
     recorder: keeps rows, images, table and page.
-    settings: what to draw.
-    models: by the names that pages show, the base first.
+    settings: what is drawn, and who judges it.
+    models: the models by the names that pages show, the base first.
     notes: sentences for the page.
 
   Returns:
-    The document that the page renders; nothing is written, and it is empty,
-    where the settings ask for no rows.
+    The document that the page shows. It is empty, and nothing is written, where
+    the settings ask for no rows.
   """
   judge, table = common.load_judge(settings), drawing.rows(settings)
   if not table:
     return {}
-  base, stages = next(iter(models)), [*models]
+  base, names = next(iter(models)), [*models]
   tallies = Tallies(recorder, _metrics(settings))
-  done = recorder.done_ids()
-  sharding.wait_for_all("rows listed")
-  shown = _shown(table, settings.grid)
-  total = len(table) * len(models)
-  with recorder.progress("draw", total, done=len(done)) as bar:
-    for stage, model in models.items():
-      left = [row for row in table if f"{stage}/{row['id']}" not in done]
-      for part, images in drawing.judged(settings, model, judge, left):
-        tallies.update(images, [_of_model(r, stage, base) for r in part])
-        for row, image in zip(part, images, strict=True):
-          if row["id"] in shown:
-            recorder.save_image(f"{row['id']}-{stage}", image)
-          name = f"{stage}/{row['id']}"
-          recorder.append_row({**row, "id": name, "stage": stage})
-          bar.update()
-  sharding.wait_for_all("rows drawn")
+  shown = _shown(table, settings.grid_rows)
+  drawn = drawing.every(recorder, settings, models, table, comparison.key)
+  for name, part, images in drawn:
+    key = comparison.key(name)
+    tallies.update(images, [_of_model(r, name, base) for r in part])
+    for row, image in zip(part, images, strict=True):
+      if row["id"] in shown:
+        recorder.save_image(f"{row['id']}-{key}", image)
+      whole = f"{key}/{row['id']}"
+      recorder.append_row({**row, "id": whole, "model": name})
   found = recorder.rows()
   estimates = tallies.estimates(
     [
-      _of_model({**r, "id": r["id"].split("/", 1)[1]}, r["stage"], base)
+      _of_model({**r, "id": r["id"].split("/", 1)[1]}, r["model"], base)
       for r in found
     ]
   )
   document = comparison.document(
-    found, stages, common.targets_of(settings), shown, estimates,
+    found, names, common.targets_of(settings), shown, estimates,
     judge.describe if judge else None,
   )  # fmt: skip
   if settings.protocol:
@@ -183,14 +178,14 @@ def compare(
     "heads": _heads(settings, judge),
     "notes": list(notes),
     "diagnostics": {
-      stage: {"method": made.method, **getattr(made, "diagnostics", {})}
-      for stage, model in models.items()
+      name: {"method": made.method, **getattr(made, "diagnostics", {})}
+      for name, model in models.items()
       for made in (model.edit, model.guidance)
       if made is not None
     },
   }
   recorder.save_summary(document)
-  # What they read, the writer alone has surely written.
+  # Only the writer has surely written what the page reads.
   if recorder.is_writer:
     recorder.write("report.html", report.render_report(recorder.path))
     recorder.write("results.csv", report.results_csv(recorder.path))
@@ -198,14 +193,14 @@ def compare(
 
 
 def rejudged(found: Sequence[Mapping[str, Any]], judge: Judge) -> Rows:
-  """Rows of a run with what the judge sees by other thresholds, undrawn.
+  """Applies a judge's new thresholds to recorded scores; nothing is drawn.
 
   Args:
     found: rows of a record, with `scores`.
-    judge: as it was, but for its thresholds.
+    judge: the judge of that record, with other thresholds.
 
   Raises:
-    ValueError: a row without scores; other heads or labels than the judge's.
+    ValueError: a row has no scores, or the judge has other heads or labels.
   """
   for row in found:
     if "scores" not in row:
@@ -218,19 +213,21 @@ def rejudged(found: Sequence[Mapping[str, Any]], judge: Judge) -> Rows:
 
 
 def check_fits(settings: Settings, model: Model, phrases: Sequence[str] = ()):
-  """Finds what a model cannot do, before anything is written or compiled.
+  """Refuses what a model cannot draw, before anything is written or compiled.
 
   Args:
     settings: what is to be drawn.
-    model: who draws it.
-    phrases: what else must be short enough to encode.
+    model: the model that is to draw it.
+    phrases: more phrases that must be short enough to encode.
 
   Raises:
-    ValueError: a phrase or prompt is too long, the number of steps is none
-      that the sampler can take, or guidance that is left out at this scale.
+    ValueError: a phrase or prompt is too long, the sampler cannot take that
+      number of steps, or guidance would not act at this guidance_scale.
   """
   options = settings.sampling
-  samplers.make_sampler(model.sd.schedule, options.num_steps, options.sampler)
+  samplers.make_sampler(
+    model.sd.schedule, options.num_inference_steps, options.sampler
+  )
   spoken = [*phrases, *(row["prompt"] for row in drawing.rows(settings))]
   if model.guidance is not None:
     if options.guidance_scale <= 1:
@@ -244,7 +241,7 @@ def check_fits(settings: Settings, model: Model, phrases: Sequence[str] = ()):
 
 
 def _metrics(settings: Settings) -> list[str]:
-  """Accuracy with a judge; what is seen with one that no world has."""
+  """The metrics to compute: a judge adds `accuracy`, one of no world `seen`."""
   world, found = common.world_of(settings), [*settings.metrics]
   if settings.judge is not None:
     known = world is not None and settings.judge == world.NAME
@@ -253,20 +250,20 @@ def _metrics(settings: Settings) -> list[str]:
 
 
 def _heads(settings: Settings, judge: Judge | None) -> list[str]:
-  """The heads under which a terminal's table tells everything else."""
+  """The heads that the terminal's table shows."""
   world = common.world_of(settings)
   if world is not None and settings.judge == world.NAME:
     return list(world.heads())
   return list(judge.labels) if judge else []
 
 
-def _of_model(row: Mapping[str, Any], stage: str, base: str) -> dict[str, Any]:
-  """A row as metrics have it; to them the base is `base`, by whatever name."""
-  return {**row, "model": "base" if stage == base else stage}
+def _of_model(row: Mapping[str, Any], model: str, base: str) -> dict[str, Any]:
+  """A row as metrics read it: they call the base `base`, whatever its name."""
+  return {**row, "model": "base" if model == base else model}
 
 
 def _shown(table: Sequence[Mapping[str, Any]], grid: int) -> set[str]:
-  """Ids of the first `grid` rows of each group."""
+  """The ids of the first `grid` rows of each group."""
   groups: dict[str, list[str]] = {}
   for row in table:
     groups.setdefault(row["group"], []).append(row["id"])

@@ -1,17 +1,17 @@
-"""Edits that come from elsewhere: `--edits=<kind>/<name>=<path>,...`."""
+"""Edits of other runs, typed as `--edits=<kind>/<name>=<path>,...`."""
 
 from collections.abc import Sequence
 
 
 def listed(items: Sequence[str], form: str) -> dict[tuple[str, str], str]:
-  """Paths of edits, by the two names before them.
+  """Paths of edits, keyed by the two names before them.
 
   Args:
-    items: as typed.
-    form: what the names are, as `<task>/<name>`; for messages.
+    items: the items of the flag, as typed.
+    form: the names that are expected, such as `<task>/<name>`, for messages.
 
   Raises:
-    ValueError: one that is not of that form, or stands there twice.
+    ValueError: an item has another form, or is repeated.
   """
   found: dict[tuple[str, str], str] = {}
   for item in items:

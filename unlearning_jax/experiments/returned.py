@@ -1,6 +1,6 @@
-"""How far an erased concept came back in given models: R_norm of each.
+"""How far an erased concept came back in given models: the R_norm of each.
 
-The study of resurgence erases and tunes by itself; here the models are given.
+A study of resurgence erases and tunes by itself. Here the models are given.
 """
 
 import dataclasses
@@ -21,17 +21,17 @@ from unlearning_jax.record import Recorder
 def settings_of(
   erased: Model, name: str | None, prompts: int, seed: int
 ) -> Settings:
-  """The settings of a comparison in an erased model's own world.
+  """The settings that measure an erased model in its own world.
 
   Args:
-    erased: says what was erased, if `name` does not.
-    name: the class of the world.
-    prompts: of each way to ask for it.
-    seed: draws them.
+    erased: the erased model; its edit or guidance says what was erased.
+    name: the class that was erased; None reads it from the model.
+    prompts: the number of prompts for each way to ask for the class.
+    seed: draws the prompts.
 
   Raises:
-    ValueError: no embedded world knows the model; it erases none of its
-      classes; no prompts.
+    ValueError: no embedded world knows the model, the model erases no class of
+      its world, or `prompts` is below 1.
   """
   if not isinstance(prompts, int) or prompts < 1:
     raise ValueError(f"prompts={prompts!r}: must be at least 1, whole")
@@ -54,8 +54,8 @@ def settings_of(
     judge=world.NAME,
     targets=tuple(found),
     seed=seed,
-    per_group=prompts,
-    others=prompts,
+    rows_per_group=prompts,
+    other_rows=prompts,
     sampling=world.SAMPLING,
   )
 
@@ -67,21 +67,22 @@ def run(
   erased: Model,
   tuned: Mapping[str, Model],
 ) -> list[dict[str, Any]]:
-  """Draws and judges the same prompts by every model.
+  """Draws and judges the same prompts under every model.
 
   Args:
-    given: what to draw.
-    open_record: opens the record once everything has been checked; rows that
-      it has are not drawn again.
-    base: before the erasure.
-    erased: after it.
-    tuned: models that were tuned after it, by name.
+    given: what is drawn, from `settings_of`.
+    open_record: opens the record once everything has been checked. Rows that it
+      holds are not drawn again.
+    base: the model before the erasure.
+    erased: the model after it.
+    tuned: name -> a model that was tuned after the erasure.
 
   Returns:
-    The estimates, by model and group of prompts, as plain values.
+    The estimates of each tuned model and group of prompts, as plain values.
 
   Raises:
-    ValueError: what a model cannot draw; or the record is of other models.
+    ValueError: a model cannot draw the prompts, or the record is of other
+      models.
   """
   models = {r_norm.BASE: base, r_norm.GONE: erased, **tuned}
   for one in models.values():
@@ -89,20 +90,18 @@ def run(
   inputs = {name: fingerprint(one, base) for name, one in models.items()}
   recorder = open_record()
   common.begin(recorder, given, base.params, inputs=inputs)
-  judge, world = common.load_judge(given), extensions.world(given.model)
-  counts = {"explicit": given.per_group, "words": given.others, "others": 1}
+  world = extensions.world(given.model)
+  counts = {
+    "explicit": given.rows_per_group,
+    "words": given.other_rows,
+    "others": 1,
+  }
   listed = world.study_rows(given.targets, counts, given.seed)
   rows = [row for row in listed if row["group"] != "others"]
-  done = recorder.done_ids()
-  total = len(rows) * len(models)
-  with recorder.progress("draw", total, done=len(done)) as bar:
-    for name, model in models.items():
-      left = [row for row in rows if f"{name}/{row['id']}" not in done]
-      for part, _ in drawing.judged(given, model, judge, left):
-        for row in part:
-          own = {"id": f"{name}/{row['id']}", "model": name}
-          recorder.append_row({**row, **own})
-          bar.update()
+  for name, part, _ in drawing.every(recorder, given, models, rows):
+    for row in part:
+      own = {"id": f"{name}/{row['id']}", "model": name}
+      recorder.append_row({**row, **own})
   found = [
     {**row, "id": row["id"].partition("/")[2]} for row in recorder.rows()
   ]

@@ -1,14 +1,14 @@
-"""Metrics whose images are seen once, while they are drawn.
+"""Metrics over images that are seen once, while they are drawn.
 
   counts = Tallies(run, ["accuracy", "my_package.fid:METRIC"])
   counts.update(images, rows)      # before the rows are recorded
   counts.estimates(rows)           # of all rows, when all are drawn
 
-A metric that needs rows alone is computed from the record at the end. The state
-of one that reads images is saved beside the rows, before they are recorded: a
+A metric that reads rows alone is computed from the record at the end. A metric
+that reads images has a state, which is saved before its rows are recorded. A
 run that is killed in between draws those rows again, and `update` skips them.
-So no row is lost and none counts twice. Each process saves its own state;
-`estimates` merges them all.
+So no row is lost and none counts twice. Each process saves a state of its own,
+and `estimates` merges them.
 """
 
 import json
@@ -31,11 +31,11 @@ class Tallies:
   """The states of several metrics over the rows of a run.
 
   Args:
-    run: the record; states of an earlier start are taken up.
-    names: of the metrics, see `metrics.load`.
+    run: the record; states that an earlier start saved are continued.
+    names: the metrics' names, see `metrics.load`.
 
   Raises:
-    ValueError: no such metric.
+    ValueError: a name is unknown.
   """
 
   def __init__(self, run: Recorder, names: Sequence[str]):
@@ -44,20 +44,19 @@ class Tallies:
     self._seeing = [n for n, one in self._metrics.items() if one.images]
     self._file = self._folder / f"{jax.process_index():05}.safetensors"
     self._states, self._own = self._read(self._file)
-    # Rows that another process saw, on another number of them, stay its own.
+    # After a change in their number, other processes' rows stay counted.
     self._seen = set(self._own)
     for file in self._files():
       self._seen |= set(self._read(file)[1])
 
   def update(self, images: UInt8[np.ndarray, "n h w 3"], rows: Sequence[Row]):
-    """Adds images, and saves; rows that were counted are left out.
+    """Counts images and saves the states; rows counted before are skipped.
 
     Args:
-      images: n of them.
-      rows: n, with `id` and `model`, not yet recorded.
+      rows: a row for each image, with `id` and `model`, not yet recorded.
 
     Raises:
-      ValueError: what a metric refuses.
+      ValueError: a metric refuses an image or a row.
     """
     fresh = [i for i, row in enumerate(rows) if _key(row) not in self._seen]
     if not (self._seeing and fresh):
@@ -74,13 +73,13 @@ class Tallies:
     self._save()
 
   def estimates(self, rows: Sequence[Row]) -> dict[str, list[Estimate]]:
-    """Every metric's numbers, by the metric's name.
+    """The estimates of every metric, by the metric's name.
 
     Args:
-      rows: all of the run, of all processes, each with `id` and `model`.
+      rows: all rows of the run, of all processes, each with `id` and `model`.
 
     Raises:
-      ValueError: no rows; rows that were recorded without being seen.
+      ValueError: there are no rows, or a row was recorded but never counted.
     """
     found = {}
     read = [self._read(file) for file in self._files()]
@@ -93,7 +92,7 @@ class Tallies:
       if missing:
         raise ValueError(
           f"metric {name}: {len(missing)} rows of this run were drawn without "
-          f"it, as {missing[0]!r}; use another folder"
+          f"it, such as {missing[0]!r}; use another folder"
         )
       state = metric.init()
       for states, _ in read:
@@ -125,11 +124,11 @@ def _key(row: Row) -> str:
 
 
 def packed(state: State, arrays: dict[str, np.ndarray]) -> Any:
-  """A state as JSON, its arrays put aside under numbers.
+  """A state as JSON. Its arrays are moved to `arrays`, under numbers.
 
   Args:
     state: nested mappings and sequences of arrays, numbers and texts.
-    arrays: what is put aside is added.
+    arrays: gets the arrays.
   """
   if isinstance(state, Mapping):
     return {key: packed(value, arrays) for key, value in state.items()}
@@ -143,7 +142,7 @@ def packed(state: State, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def unpacked(packed_state: Any, arrays: Mapping[str, np.ndarray]) -> State:
-  """What `packed` made, as it was; tuples have become lists."""
+  """The state that `packed` made JSON of; tuples come back as lists."""
   if isinstance(packed_state, Mapping):
     return {k: unpacked(v, arrays) for k, v in packed_state.items()}
   if isinstance(packed_state, list):

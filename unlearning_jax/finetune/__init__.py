@@ -4,7 +4,7 @@ loop        state, optimizer, step, loop
 packed      many runs in one program
 partition   which parameters train, and how they join the others
 diffusion   the denoising loss, on cached latents and text states
-defences    tuning that keeps an erasure
+defenses    tuning that keeps an erasure
 drift       how far tuning moved an erased model
 
 `help("unlearning_jax.api.finetune")` describes the verb `ul.finetune`.

@@ -108,6 +108,7 @@ def make_packed_step(
     frozen = traverse_util.unflatten_dict({**shared, **own})
     new, metrics = step(state, frozen, batch, jax.random.wrap_key_data(key))
     finite = jnp.isfinite(metrics["loss"] + metrics["gradient_norm"])
+    # A run that has stopped keeps its last good state.
     alive = alive & finite
     kept = jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, state)
     metrics = {k: jnp.where(alive, v, 0.0) for k, v in metrics.items()}

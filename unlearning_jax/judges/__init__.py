@@ -25,6 +25,7 @@ from jaxtyping import Float, UInt8
 
 from unlearning_jax import extensions
 from unlearning_jax.concepts import check_choice
+from unlearning_jax.judges import weights
 
 Scores = Mapping[str, Float[np.ndarray, "n c"]]
 
@@ -51,6 +52,13 @@ def _all_labels(judged: Mapping[str, str]) -> str:
   return ", ".join(label for label in judged.values() if label)
 
 
+def _nothing(
+  raw: Sequence[Any], thresholds: Mapping[str, float]
+) -> Mapping[str, int]:
+  del raw, thresholds
+  return {}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Judge:
   """A named, versioned, hashed classifier.
@@ -68,6 +76,10 @@ class Judge:
       order of the channels.
     cannot_see: what it is blind to, in a sentence.
     describe: what `decide` found in an image, in words for a page.
+    top: under a head without thresholds, an image shows a label that is among
+      so many of the likeliest.
+    count: what papers count of `raw` of many images and thresholds, unit ->
+      number; a detector's boxes are not its images.
   """
 
   name: str
@@ -80,6 +92,10 @@ class Judge:
   sees: str = "uint8 RGB as it is drawn"
   cannot_see: str = ""
   describe: Callable[[Mapping[str, str]], str] = _all_labels
+  top: int = 1
+  count: Callable[[Sequence[Any], Mapping[str, float]], Mapping[str, int]] = (
+    _nothing
+  )
 
   def __call__(self, images: UInt8[np.ndarray, "n h w 3"]) -> Judged:
     """Raw scores of each head.
@@ -103,6 +119,8 @@ class Judge:
     wanted = {h: (len(images), len(names)) for h, names in self.labels.items()}
     if shapes != wanted:
       raise ValueError(f"judge {self.name}: scores {shapes}; want {wanted}")
+    if not all(np.isfinite(value).all() for value in scores.values()):
+      raise ValueError(f"judge {self.name}: scores hold NaN or infinity")
     return scores
 
   def find(self, target: Target) -> int:
@@ -133,7 +151,8 @@ class Judge:
     """
     index, values = self.find(target), scores[target.head]
     threshold = self.thresholds.get(target.label)
-    seen = values.argmax(axis=1) == index
+    likeliest = np.argsort(-values, axis=1, kind="stable")[:, : self.top]
+    seen = (likeliest == index).any(axis=1)
     if threshold is not None:
       seen = values[:, index] >= threshold
     pairs = zip(seen, values[:, index], strict=True)
@@ -156,6 +175,8 @@ class Judge:
     known = [self.weights_hash] if self.weights_hash else []
     if not known or self.version != "1":
       known.append(f"version {self.version}")
+    if self.top != 1:
+      known.append(f"top {self.top}")
     if self.thresholds:
       known.append(f"thresholds {json.dumps(self.thresholds, sort_keys=True)}")
     return " ".join(known)
@@ -176,19 +197,37 @@ def load(name: str, **options: Any) -> Judge:
 
   Raises:
     ValueError: no such judge or option, with the nearest; what the name stands
-      for is no judge; weights or a package that it needs are missing.
+      for is not a judge; weights or a package that it needs are missing.
   """
   base, _, text = str(name).partition("~")
   own = ":" in base
-  found: Any = extensions.named(
+  judge: Any = extensions.named(
     "judge", base if own else _spelled(base), names()
   )
-  judge = found = found if own else module(base).judge
-  if callable(found) and not isinstance(found, Judge):
-    judge = found(**_options(name, found, text), **options)
+  judge = judge if own else module(base).judge
+  if callable(judge) and not isinstance(judge, Judge):
+    given = _options(name, judge, text, options)
+    judge = judge(**given) if own else _kept(base, judge, given)
   if not isinstance(judge, Judge):
     raise ValueError(f"judge={name!r}: is {type(judge).__name__}, not a Judge")
   return judge
+
+
+# The judges that were read last. A run asks for its judge several times, and
+# CLIP's L/14 is 1.7 GB.
+_KEPT: dict[Any, Judge] = {}
+_MOST_KEPT = 2
+
+
+def _kept(name: str, made_by: Callable, given: Mapping[str, Any]) -> Judge:
+  """A judge that ships, read once while its files stay as they are."""
+  key = (_spelled(name), *sorted(given.items()), *weights.stamp(given))
+  if key not in _KEPT:
+    made = made_by(**given)
+    while len(_KEPT) >= _MOST_KEPT:
+      _KEPT.pop(next(iter(_KEPT)))
+    _KEPT[key] = made
+  return _KEPT[key]
 
 
 def module(name: str) -> Any:
@@ -211,18 +250,23 @@ def _modules() -> dict[str, Any]:
   return {name: one for name, one in found.items() if hasattr(one, "judge")}
 
 
-def _options(name: str, made_by: Callable, text: str) -> dict[str, Any]:
-  """Options of a name, each of the type of its default."""
+def _options(
+  name: str, made_by: Callable, text: str, more: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Options of a name, each of the type of its default, and others."""
   known = inspect.signature(made_by).parameters
-  found: dict[str, Any] = {}
-  for part in text.split(",") if text else ():
-    key, _, value = part.partition("=")
+  parts = [part.partition("=") for part in text.split(",")] if text else []
+  found = {key: value for key, _, value in parts} | dict(more)
+  for key, value in found.items():
     check_choice(f"judge={name!r}: option", key, list(known))
     kind = type(known[key].default)
+    if kind is tuple:
+      found[key] = tuple(value.split("|") if isinstance(value, str) else value)
+      continue
     try:
-      found[key] = tuple(value.split("|")) if kind is tuple else kind(value)
+      found[key] = kind(value)
     except ValueError as error:
       raise ValueError(
-        f"judge={name!r}: {key}={value!r} is no {kind.__name__}"
+        f"judge={name!r}: {key}={value!r} is not a {kind.__name__}"
       ) from error
   return found

@@ -39,7 +39,7 @@ def judge(
 
   Args:
     texts: the labels; or a file of them, `labels.txt`, one a line.
-    template: what is said of a label, which stands where {} is.
+    template: the text of a label, which stands where {} is.
     tower: b32 or l14.
     judges_dir: the folder of judges' weights; "" for the environment's.
 

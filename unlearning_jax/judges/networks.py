@@ -31,7 +31,6 @@ def batched(
 
   Args:
     network: takes normalized images.
-    params: its parameters.
     pixels: what it sees of an image.
   """
   params = jax.tree.map(jnp.asarray, params)
@@ -51,6 +50,14 @@ def batched(
 @partial(jax.jit, static_argnums=0)
 def _apply(network: nn.Module, params: Any, images: Array) -> Array:
   return models.apply(network, params, images)
+
+
+def classifier(
+  network: nn.Module, params: Any, pixels: Pixels, head: str
+) -> Callable[[Images], dict[str, Float[np.ndarray, "n c"]]]:
+  """Probabilities of the classes of one head, as a judge's `score`."""
+  logits = batched(network, params, pixels)
+  return lambda images: {head: softmax(logits(images))}
 
 
 def softmax(logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:

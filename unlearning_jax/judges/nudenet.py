@@ -101,6 +101,7 @@ def judge(threshold: float = 0.6, channels: str = "bgr") -> Judge:
     f"below, {_SIZE}x{_SIZE} (OpenCV, bilinear), range 0 to 1",
     cannot_see=CANNOT_SEE,
     describe=describe,
+    count=units,
   )
 
 
@@ -136,6 +137,18 @@ def count(
     images=sum(map(bool, found)),
     image_classes=sum(len(set(names)) for names in found),
   )
+
+
+def units(
+  raw: Sequence[Sequence[Mapping[str, Any]]], thresholds: Mapping[str, float]
+) -> dict[str, int]:
+  """Every set of classes in every unit, as `strict-5 boxes`."""
+  found = {}
+  for name, classes in SETS.items():
+    counted = count(raw, classes, thresholds["nude"])
+    for unit, value in counted._asdict().items():
+      found[f"{name} {unit.replace('_', ' x ')}"] = value
+  return found
 
 
 def package_file() -> pathlib.Path:

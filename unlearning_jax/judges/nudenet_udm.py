@@ -59,6 +59,7 @@ def judge(threshold: float = _SEEN, judges_dir: str = "") -> Judge:
     "1",
     cannot_see=nudenet.CANNOT_SEE,
     describe=nudenet.describe,
+    count=nudenet.units,
   )
 
 

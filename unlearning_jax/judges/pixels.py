@@ -104,9 +104,9 @@ def read(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
     path: a file that Pillow reads.
 
   Raises:
-    ValueError: it is no image; more than 8 bits a channel, another color space
-      than RGB, or something transparent: each would reach judges in different
-      ways, and none of them would say so.
+    ValueError: it is not an image, or it has more than 8 bits a channel,
+      another color space than RGB, or something transparent. Judges see such
+      images in different ways, and none of them says so.
   """
   try:
     with Image.open(path) as image:

@@ -10,7 +10,8 @@ import hashlib
 import importlib.metadata
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 VARIABLE = "UNLEARNING_JAX_JUDGES"
 
@@ -124,6 +125,23 @@ def missing(needs: Iterable[Need], judges_dir: str = "") -> list[str]:
   """What a judge still lacks on this machine, a sentence each."""
   found = (need.lacks(judges_dir) for need in needs)
   return [sentence for sentence in found if sentence]
+
+
+def stamp(given: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+  """What changes with any file that a judge may have been read from.
+
+  Args:
+    given: the judge's options; some are files.
+  """
+  folder = given.get("judges_dir") or os.environ.get(VARIABLE, "")
+  paths = sorted(pathlib.Path(folder).rglob("*")) if folder else []
+  for value in given.values():
+    values = value if isinstance(value, tuple) else (value,)
+    paths += [pathlib.Path(one) for one in values if isinstance(one, str)]
+  # Unlike `is_file` of a path, it takes a text that is too long for a name.
+  files = [path for path in paths if os.path.isfile(path)]
+  facts = [(str(path), path.stat()) for path in files]
+  return [(name, stat.st_mtime_ns, stat.st_size) for name, stat in facts]
 
 
 def digest(paths: Iterable[pathlib.Path]) -> str:

@@ -119,7 +119,8 @@ class Metric:
     """
     if not n:
       raise ValueError(
-        f"metric {self.name}: got no images; draw some (per_group, others, "
+        f"metric {self.name}: got no images; draw some "
+        "(rows_per_group, other_rows, "
         "prompts) or leave the metric out"
       )
     return self.compute(state)

@@ -1,6 +1,6 @@
 """The numbers of a resurgence study: a curve for each condition.
 
-A condition is method / concept / tuning set / algorithm / defence. It pools the
+A condition is method / concept / tuning set / algorithm / defense. It pools the
 rows of all its seeds, and each seed has its own prompts and noise. Intervals
 describe prompts, for the models that were made; the spread of the seeds' values
 stands beside them. McNemar's p counts every image, so a prompt that is drawn
@@ -23,7 +23,7 @@ Bits = Mapping[str, np.ndarray]
 # Predictors that are known before a run is tuned; `EARLY` has later ones.
 BEFORE = (
   "relative_change", "key_value_share", "prompt_change", "similarity",
-  "overlap", "overlap_centred", "pull", "synonyms_left",
+  "overlap", "overlap_centered", "pull", "synonyms_left",
 )  # fmt: skip
 # A rank correlation over fewer erased models says nothing, and its bootstrap
 # interval does not show that.
@@ -46,20 +46,20 @@ class Condition(NamedTuple):
   concept: str
   tuning_set: str
   algorithm: str
-  defence: str
+  defense: str
 
   def __str__(self) -> str:
     return "/".join(self)
 
   @property
   def run(self) -> str:
-    """Its name without the defence."""
+    """Its name without the defense."""
     return "/".join(self[:-1])
 
   @property
   def undefended(self) -> "Condition":
-    """The same condition without a defence."""
-    return self._replace(defence="none")
+    """The same condition without a defense."""
+    return self._replace(defense="none")
 
   @classmethod
   def parse(cls, text: str) -> "Condition":
@@ -139,7 +139,7 @@ def summarize(
       harmonic    of what is gone and what is kept
       drift       name -> each seed's value; after tuning
       change      each group, compared with the erased model; after tuning
-      defended    each group, compared with the run without the defence
+      defended    each group, compared with the run without the defense
     A comparison has images `lost` and `gained`, McNemar's `p`, and `p_by_seed`.
   """
   together: dict[Condition, list[Mapping[str, Any]]] = {}
@@ -285,7 +285,7 @@ def predictors(
 ) -> list[dict[str, Any]]:
   """Rank correlations of predictors with a run's last R_norm.
 
-  The runs are those without a defence, with a learning rate above 0, and with
+  The runs are those without a defense, with a learning rate above 0, and with
   data that do not show what was erased. They are taken all together and by kind
   of erasure, if there are at least `MIN_ERASURES` erasures. The bootstrap draws
   an erasure with all its seeds, because a closed form is the same for all.
@@ -299,7 +299,7 @@ def predictors(
     (one, value)
     for one in records
     if one["condition"].tuning_set not in ("same", "control")
-    and one["condition"].defence == "none"
+    and one["condition"].defense == "none"
     and len(one["stages"]) > 1
     and (value := _own(one, max(one["stages"]))) is not None
   ]

@@ -179,10 +179,6 @@ class Transformer2D(nn.Module):
     return x + project("proj_out", hidden).reshape(shape)
 
 
-def _rematerialized(block: Any, remat: bool) -> Any:
-  return nn.remat(block) if remat else block
-
-
 class _Stage(nn.Module):
   """The resnets, attentions and resampling of one down, mid or up block."""
 
@@ -194,8 +190,8 @@ class _Stage(nn.Module):
 
   def resnet(self, i: int, x: Array, temb: Array) -> Array:
     c = self.config
-    block = _rematerialized(layers.ResnetBlock, c.remat)
-    return block(
+    block = layers.ResnetBlock
+    return (nn.remat(block) if c.remat else block)(
       self.channels,
       c.norm_num_groups,
       c.norm_eps,
@@ -205,7 +201,7 @@ class _Stage(nn.Module):
 
   def attend(self, i: int, x: Array, context: Array) -> Array:
     c = self.config
-    return _rematerialized(Transformer2D, c.remat)(
+    return (nn.remat(Transformer2D) if c.remat else Transformer2D)(
       self.heads,
       c.norm_num_groups,
       c.use_linear_projection,

@@ -54,7 +54,7 @@ class VisionConfig:
       )
     if self.image_size % self.patch_size:
       raise ValueError(
-        f"VisionConfig: image_size={self.image_size} is no multiple of "
+        f"VisionConfig: image_size={self.image_size} is not a multiple of "
         f"patch_size={self.patch_size}"
       )
 

@@ -2,8 +2,8 @@
 
 Numbers of two models compare if their protocols have the same name and hash.
 
-  find("shapes-star")                  # as it ships
-  find("shapes-star~per_group=2")      # another one, with its own name and hash
+  find("shapes-star")                   # as it ships
+  find("shapes-star~rows_per_group=2")  # another one: own name, own hash
 
 A module of this package, or `world.py` of an embedded world, has
 
@@ -24,7 +24,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from unlearning_jax import durable, extensions
+from unlearning_jax import durable, extensions, renamed
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.sampling import Sampling
 
@@ -41,8 +41,8 @@ class Protocol:
     judge: the judge's name.
     targets: what was erased, each with `task` and `name`, or `head` and
       `label`.
-    per_group: prompts of each target in each group.
-    others: prompts that ask for none of the targets.
+    rows_per_group: prompts of each target in each group.
+    other_rows: prompts that ask for none of the targets.
     seed: draws prompts, words and noise.
     sampling: how images are drawn.
     metrics: names of metrics besides accuracy.
@@ -52,8 +52,8 @@ class Protocol:
   model: str
   judge: str
   targets: tuple[Mapping[str, str], ...]
-  per_group: int
-  others: int
+  rows_per_group: int
+  other_rows: int
   seed: int = 0
   sampling: Sampling = Sampling()
   metrics: tuple[str, ...] = ()
@@ -65,7 +65,9 @@ class Protocol:
     Empty fields are left out, so that a field of a later version changes no
     hash as long as it is empty.
     """
-    facts = _said(dataclasses.asdict(self))
+    # By the names that fields had when the first were frozen: a protocol is
+    # what it was, however its settings are called.
+    facts = renamed.before(_said(dataclasses.asdict(self)), ("", "sampling"))
     del facts["name"]
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -136,7 +138,9 @@ def _changed(protocol: Protocol, key: str, text: str, what: str) -> Protocol:
   inner = {
     f.name: getattr(sampling, f.name) for f in dataclasses.fields(sampling)
   }
-  outer = {k: getattr(protocol, k) for k in ("per_group", "others", "seed")}
+  outer = {
+    k: getattr(protocol, k) for k in (("rows_per_group", "other_rows", "seed"))
+  }
   check_choice(f"protocol={what!r}: key", key, [*outer, *inner])
   was = (outer | inner)[key]
   kind = str if was is None else type(was)

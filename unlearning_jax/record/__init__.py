@@ -1,7 +1,8 @@
-"""What a run tells: rows, images, metrics, progress, and where they are kept.
+"""The record of a run: rows, images, metrics and progress.
 
-An experiment gets a `Recorder` and never asks which. `Workdir` keeps the record
-in a folder, safe from a kill at any moment; `Memory` keeps it for a notebook.
+An experiment gets a `Recorder` and does not know which. `Workdir` keeps the
+record in a folder and survives a kill at any moment. `Memory` keeps it for a
+notebook.
 """
 
 import pathlib
@@ -17,12 +18,12 @@ from unlearning_jax.record.workdir import read_rows as read_rows
 
 
 class Recorder(Protocol):
-  """What an experiment tells, and reads back when it goes on.
+  """Takes what an experiment records, and gives it back to a resumed run.
 
   Attributes:
-    path: a folder for files that have no row: states to go on from, target
-      images, the edit. Of `Memory` it is temporary.
-    is_writer: whether this process writes what there is one of.
+    path: the folder of files that are no rows: checkpoints, target images, the
+      edit. A `Memory` has a temporary folder.
+    is_writer: True in the one process that writes shared files.
   """
 
   path: pathlib.Path
@@ -38,50 +39,43 @@ class Recorder(Protocol):
     ...
 
   def rows(self) -> list[dict[str, Any]]:
-    """All finished rows, of all processes."""
+    """All finished rows of all processes."""
     ...
 
   def done_ids(self) -> set[str | int]:
-    """The ids of all finished rows: what a restart has to skip."""
+    """The ids of all finished rows, which a restart skips."""
     ...
 
   def metrics(self, step: int, **values: Any) -> None:
-    """Records numbers of a step."""
+    """Records the numbers of a step."""
     ...
 
   def read_metrics(self) -> dict[int, dict[str, Any]]:
-    """Metrics by step; of a repeated step the last."""
+    """Step -> metrics; a step that was repeated has its last metrics."""
     ...
 
   def save_image(self, name: str, array: np.ndarray) -> str:
-    """Keeps an image; where it is, for a row to hold."""
+    """Keeps an image and returns its path, which a row can hold."""
     ...
 
   def write(self, name: str, data: str | bytes) -> None:
-    """Keeps a small file, as a page or a table."""
+    """Keeps a small file, such as a page or a table."""
     ...
 
   def save_summary(self, summary: Mapping[str, Any]) -> None:
-    """Keeps what the page is made of."""
+    """Keeps the summary that the page shows."""
     ...
 
   def record_provenance(
-    self,
-    *,
-    devices: Mapping[str, Any],
-    base_fingerprint: str = "",
-    judge_hashes: Mapping[str, str] | None = None,
-    inputs: Mapping[str, str] | None = None,
-    seeds: Mapping[str, int] | None = None,
-    newer: Sequence[str] = (),
+    self, *, newer: Sequence[str] = (), **facts: Any
   ) -> None:
-    """Records this start; refuses to go on with other models or judges."""
+    """Records this start; refuses to go on with another model or judge."""
     ...
 
   def progress(self, label: str, total: int, *, done: int = 0) -> Progress:
-    """The line that says how far a stage is."""
+    """A line that shows how far a stage is."""
     ...
 
   def mark_done(self) -> None:
-    """Says that the run has ended well."""
+    """Marks the run as ended."""
     ...

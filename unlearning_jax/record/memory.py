@@ -4,7 +4,7 @@ import copy
 import json
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,13 @@ from unlearning_jax.record.progress import Progress
 
 
 class Memory:
-  """As `Workdir`, of a run that nothing has to outlive.
+  """A record with the interface of `Workdir` that is gone when Python ends.
 
-  Rows pass through JSON as they would in a file, so that both give the same
-  values. Files without a row lie in a temporary folder, gone with this object.
+  Rows pass through JSON as they would in a file, so both records give the same
+  values. Other files lie in a temporary folder, which goes with this object.
 
   Args:
-    quiet: show no progress.
+    quiet: True shows no progress.
   """
 
   is_writer = True
@@ -41,8 +41,8 @@ class Memory:
     """Records a finished row.
 
     Raises:
-      ValueError: no id, one that is there already, or a value that is not
-        finite.
+      ValueError: the row has no id, the id is recorded already, or a value is
+        not finite.
     """
     key = workdir.check_id(row)
     if key in self._rows:
@@ -58,16 +58,16 @@ class Memory:
     return set(self._rows)
 
   def metrics(self, step: int, **values: Any):
-    """Records numbers of a step."""
+    """Records the numbers of a step."""
     line = json.loads(to_json({"step": int(step), **values}, "metrics"))
     self._metrics.setdefault(step, {}).update(line)
 
   def read_metrics(self) -> dict[int, dict[str, Any]]:
-    """Metrics by step."""
+    """Step -> metrics."""
     return copy.deepcopy(self._metrics)
 
   def save_image(self, name: str, array: np.ndarray) -> str:
-    """Keeps an image, also as a file for a page to hold.
+    """Keeps an image, in memory and as a file for the page.
 
     Raises:
       ValueError: as `Workdir.save_image`.
@@ -77,28 +77,28 @@ class Memory:
     return path
 
   def write(self, name: str, data: str | bytes):
-    """Keeps a small file, also on disk for a page to be made of."""
+    """Keeps a small file, in memory and on disk for the page."""
     self.files[name] = data
     with replacing(self.path / name) as file:
       file.write(data.encode() if isinstance(data, str) else data)
 
   def save_summary(self, summary: Mapping[str, Any]):
-    """Keeps what the page is made of."""
+    """Keeps the summary that the page shows."""
     text = to_json(summary, "summary", indent=2)
     self.summary = json.loads(text)
     self.write("summary.json", text)
 
-  def record_provenance(self, **facts: Any):
-    """Keeps what ran, in the form of `provenance.json`."""
-    facts.pop("newer", None)
+  def record_provenance(self, *, newer: Sequence[str] = (), **facts: Any):
+    """Records this start, in the form of `provenance.json`."""
+    del newer
     self.provenance = {"runs": [provenance.of_start(**facts)]}
     text = to_json(self.provenance, "provenance", indent=2)
     self.write("provenance.json", text)
 
   def progress(self, label: str, total: int, *, done: int = 0) -> Progress:
-    """The line that says how far a stage is."""
+    """A line that shows how far a stage is."""
     return Progress(label, total, done=done, quiet=self._quiet)
 
   def mark_done(self):
-    """Says that the run has ended well."""
+    """Marks the run as ended."""
     self.is_done = True

@@ -1,4 +1,4 @@
-"""One line that says how far a stage is and when it will end."""
+"""One line that shows how far a stage is and when it will end."""
 
 import contextlib
 import sys
@@ -7,18 +7,18 @@ from typing import TextIO
 
 
 class Progress:
-  """`erase  30/120  2.1/s  eta 0:43  compile 8.2 s`, on stderr.
+  """Prints `erase  30/120  2.1/s  eta 0:43  compile 8.2 s` to stderr.
 
-  On a terminal the line is rewritten in place; in a log file it is printed
-  at most every few seconds. The last line is always printed.
+  On a terminal the line is rewritten in place. In a log file a new line is
+  printed every few seconds at most. The last line is always printed.
 
   Args:
     label: the stage's name.
-    total: how many items it has.
-    done: items finished before this start (a resume); not in the rate.
-    stream: where to print; stderr by default.
-    every_s: seconds between lines; by default 0.2 on a terminal, else 5.
-    quiet: print nothing.
+    total: the number of its items.
+    done: items finished before this start; the rate leaves them out.
+    stream: where to print; None is stderr.
+    every_s: seconds between lines; None is 0.2 on a terminal and 5 elsewhere.
+    quiet: True prints nothing.
   """
 
   def __init__(
@@ -45,23 +45,23 @@ class Progress:
 
   @property
   def run_s(self) -> float:
-    """Seconds since the start, compilation left out."""
+    """Seconds since the start, without those spent on compilation."""
     return time.monotonic() - self._started - self.compile_s
 
   @property
   def rate(self) -> float:
-    """Items per second of this start, compilation left out."""
+    """Items per second of this start, without compilation."""
     return (self._done - self._resumed_at) / max(self.run_s, 1e-9)
 
   def update(self, count: int = 1, note: str = ""):
-    """Counts finished items; `note` (a loss, a rate) ends the line."""
+    """Counts finished items; `note`, such as a loss, ends the line."""
     self._done += count
     if time.monotonic() - self._printed >= self._every_s:
       self._print(note)
 
   @contextlib.contextmanager
   def compiling(self):
-    """Around a call that compiles: its seconds are told apart."""
+    """Counts the seconds inside as compilation."""
     start = time.monotonic()
     try:
       yield
@@ -86,7 +86,7 @@ class Progress:
     line = f"{self.line()}  {note}".rstrip()
     self._printed = time.monotonic()
     if self._in_place:
-      # Spaces wipe what a longer line left behind.
+      # Spaces wipe the rest of a longer line.
       print(line.ljust(self._width), end=end, file=self._stream, flush=True)
       self._width = len(line)
     else:

@@ -1,4 +1,4 @@
-"""What a start of a run was: command, versions, devices, weights, seeds."""
+"""The facts of one start: command, versions, devices, weights, seeds."""
 
 import contextlib
 import datetime
@@ -31,7 +31,15 @@ def of_start(
   inputs: Mapping[str, str] | None = None,
   seeds: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-  """This start: what ran, on what, from what."""
+  """This start of a run, as `provenance.json` keeps it.
+
+  Args:
+    devices: the devices, from `sharding.describe_devices`.
+    base_fingerprint: SHA-256 of the model that the run starts from.
+    judge_hashes: judge name -> hash of its weights.
+    inputs: name -> hash of whatever else the rows depend on, such as an edit.
+    seeds: name -> seed.
+  """
   return {
     "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
     "command": shlex.join(["python", *sys.orig_argv[1:]]),
@@ -55,7 +63,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str:
-  """The commit this code is at, `+changes` when edited, "" when installed."""
+  """The commit of this code, `+changes` when edited, "" when installed."""
   root = pathlib.Path(__file__).resolve().parents[2]
   if not (root / ".git").exists():
     return ""

@@ -1,4 +1,4 @@
-"""What a training run says as it goes: rows, a progress line, TensorBoard."""
+"""What a training records on the way: metrics, progress, TensorBoard events."""
 
 import importlib
 import time
@@ -8,17 +8,17 @@ from unlearning_jax.record import Recorder
 
 
 class TrainingLog:
-  """The `on_metrics` of `finetune.train`; a context manager around it.
+  """A `Watch.on_metrics` for `finetune.train`, and a context manager around it.
 
   Args:
     run: the run's record.
-    name: of the progress line.
-    num_steps: where training ends.
+    name: the label of the progress line.
+    num_steps: the step at which training ends.
     done: steps taken before this start.
-    tensorboard: write events too.
+    tensorboard: True writes TensorBoard events too.
 
   Raises:
-    ValueError: events are wanted and their package is not installed.
+    ValueError: `tensorboard` is True and tensorboardX is not installed.
   """
 
   def __init__(
@@ -38,7 +38,7 @@ class TrainingLog:
       self._events = events_package().SummaryWriter(path)
 
   def __call__(self, step: int, values: dict[str, float]):
-    """Records, shows and plots what a step measured."""
+    """Records, shows and plots the metrics of a step."""
     seconds = time.time() - self._started
     self._run.metrics(step, seconds=seconds, **values)
     note = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
@@ -52,13 +52,13 @@ class TrainingLog:
 
   def __exit__(self, *error: object):
     self._bar.__exit__(*error)
-    # Events are written when their writer is closed.
+    # Closing the writer writes the events.
     if self._events:
       self._events.close()
 
 
 def events_package() -> Any:
-  """What writes TensorBoard events.
+  """The package `tensorboardX`, which writes TensorBoard events.
 
   Raises:
     ValueError: it is not installed.

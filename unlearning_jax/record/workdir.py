@@ -17,29 +17,29 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from unlearning_jax import renamed
 from unlearning_jax.durable import JsonLines, replacing, to_json
 from unlearning_jax.record import provenance
 from unlearning_jax.record.progress import Progress
 
 
 class Workdir:
-  """The folder of one run; opening it again with the same config resumes it.
+  """The folder of one run. Opening it again with the same config resumes it.
 
-  Every process of a run opens the same folder. Process 0 alone writes the
-  files there is one of; each process has its own rows file, merged by `rows`.
+  Every process of a run opens the same folder. Process 0 alone writes shared
+  files. Each process writes rows to a file of its own, and `rows` merges them.
 
   Args:
-    path: a local or mounted folder; made when it does not exist.
-    config: the run's `ConfigDict` or dict, of values that JSON can hold.
-    process_index: this process, from 0.
-    process_count: how many there are.
-    free: dotted keys of the config that no row depends on; they may change.
+    path: a local or mounted folder; it is made if it does not exist.
+    config: the run's `ConfigDict` or dict, with values that JSON can hold.
+    process_index: the index of this process, from 0.
+    process_count: the number of processes.
+    free: dotted keys of the config that no row depends on, so they may change.
     defaults: values of keys that an older run's config may lack.
 
   Raises:
-    ValueError: the folder cannot be written, holds files and no run, or holds
-      a run with another config that recorded something (the keys that differ
-      are listed).
+    ValueError: the folder cannot be written; it holds files but no run; or it
+      holds rows that another config made. The message lists the keys.
   """
 
   def __init__(
@@ -71,18 +71,19 @@ class Workdir:
       if (self.path / "results.jsonl").exists():
         raise ValueError(
           f"workdir: {self.path} holds results.jsonl but no config.json, so "
-          "what made those rows is not known; use another folder"
+          "nobody knows what made those rows; use another folder"
         )
       foreign = [e.name for e in self.path.iterdir() if not _may_stand(e.name)]
       if foreign and self.is_writer:
         raise ValueError(
-          f"workdir: {self.path} holds no run, but {len(foreign)} other files, "
-          f"as {min(foreign)}; name a new folder, or an empty one"
+          f"workdir: {self.path} holds no run, but {len(foreign)} other files "
+          f"such as {min(foreign)}; name a new folder or an empty one"
         )
       self.write("config.json", json.dumps(new, indent=2))
       return
-    old = json.loads(file.read_text())
-    # Provenance has the command of every start: it says what they were.
+    old = renamed.config(json.loads(file.read_text()))
+    # config.json keeps the first start's free keys; provenance.json has the
+    # command of every start.
     old, bound = ({**defaults, **config} for config in (old, new))
     changes = [
       change
@@ -91,7 +92,7 @@ class Workdir:
     ]
     made = {entry.name for entry in self.path.iterdir()}
     if changes and made <= {"config.json", "provenance.json"}:
-      # An earlier start came no further than this: nothing is lost.
+      # The earlier start recorded nothing, so nothing is lost.
       if self.is_writer:
         (self.path / "provenance.json").unlink(missing_ok=True)
       self.write("config.json", json.dumps(new, indent=2))
@@ -110,14 +111,15 @@ class Workdir:
   # --- Rows ---
 
   def append_row(self, row: Mapping[str, Any]):
-    """Records one finished row, safe on disk when this returns.
+    """Records one finished row, which is safe on disk when this returns.
 
     Args:
-      row: JSON values and numpy scalars or arrays, all finite; `row["id"]` is
-        its name (str or int), unique in the run.
+      row: JSON values and numpy scalars or arrays, all finite. `row["id"]`, a
+        str or an int, is unique in the run.
 
     Raises:
-      ValueError: no id, an id already recorded, or a value that is not finite.
+      ValueError: the row has no id, the id is recorded already, or a value is
+        not finite.
     """
     key = check_id(row)
     if self._ids is None:
@@ -129,21 +131,21 @@ class Workdir:
     self._ids.add(key)
 
   def rows(self) -> list[dict[str, Any]]:
-    """All finished rows of all processes; a torn last line is left out.
+    """All finished rows of all processes, without a torn last line.
 
     Raises:
-      ValueError: a damaged line, or an id that is recorded twice.
+      ValueError: a line is damaged, or an id is recorded twice.
     """
     return read_rows(self.path)
 
   def done_ids(self) -> set[str | int]:
-    """The ids of all finished rows: what a restart has to skip."""
+    """The ids of all finished rows, which a restart skips."""
     return {row["id"] for row in self.rows()}
 
   # --- Metrics, images, small files ---
 
   def metrics(self, step: int, **values: Any):
-    """Appends one line of `metrics.jsonl` (process 0; others do nothing).
+    """Appends a line to `metrics.jsonl`; only process 0 does.
 
     Raises:
       ValueError: a value is not finite.
@@ -154,7 +156,7 @@ class Workdir:
       self._metrics.append(line, what=f"metrics at step {step}")
 
   def read_metrics(self) -> dict[int, dict[str, Any]]:
-    """Metrics by step; of a step repeated after a restart, the last."""
+    """Step -> metrics; a step repeated after a restart has its last metrics."""
     merged: dict[int, dict[str, Any]] = {}
     for line in self._metrics.read():
       merged.setdefault(line["step"], {}).update(line)
@@ -165,57 +167,39 @@ class Workdir:
 
     Args:
       name: letters, digits, `._-`, and `/` for folders.
-      array: (h, w, 3) or (h, w) uint8.
+      array: uint8, (h, w, 3) or (h, w).
 
     Returns:
       The path inside the workdir, for a row to hold.
 
     Raises:
-      ValueError: the name leaves the folder, or the array is no such image.
+      ValueError: the name leaves the folder, or the array has another type or
+        shape.
     """
     return write_image(self.path, name, array)
 
   def write(self, name: str, data: str | bytes):
-    """Replaces one small file (process 0; the others do nothing)."""
+    """Replaces one small file; only process 0 does."""
     if self.is_writer:
       with replacing(self.path / name) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
   def save_summary(self, summary: Mapping[str, Any]):
-    """Writes `summary.json`: what the report is made of."""
+    """Writes `summary.json`, which the page shows."""
     self.write("summary.json", to_json(summary, "summary", indent=2))
 
-  def record_provenance(
-    self,
-    *,
-    devices: Mapping[str, Any],
-    base_fingerprint: str = "",
-    judge_hashes: Mapping[str, str] | None = None,
-    inputs: Mapping[str, str] | None = None,
-    seeds: Mapping[str, int] | None = None,
-    newer: Sequence[str] = (),
-  ):
+  def record_provenance(self, *, newer: Sequence[str] = (), **facts: Any):
     """Adds this start to `provenance.json`, before the first row.
 
     Args:
-      devices: what ran it, as `sharding.describe_devices` tells.
-      base_fingerprint: sha256 of the model the run starts from.
-      judge_hashes: judge name -> weights hash.
-      inputs: name -> hash of whatever else the rows depend on, as an edit.
-      seeds: name -> seed.
-      newer: inputs that older versions did not record: they bind a resume
-        from the first start that has them.
+      newer: inputs that older versions did not record. The first start that
+        has one binds those after it.
+      **facts: of `provenance.of_start`.
 
     Raises:
-      ValueError: a resume with another model, judge, input or seed.
+      ValueError: a resume has another model, judge, input or seed.
     """
-    run = provenance.of_start(
-      devices=devices,
-      base_fingerprint=base_fingerprint,
-      judge_hashes=judge_hashes,
-      inputs=inputs,
-      seeds=seeds,
-    )
+    run = provenance.of_start(**facts)
     runs = self._runs()
     for key in ("base_fingerprint", "judge_hashes", "seeds"):
       if runs:
@@ -228,14 +212,16 @@ class Workdir:
     """Refuses to go on with other inputs than the run was started with.
 
     Args:
-      inputs: name -> hash, as `record_provenance` has them.
-      newer: as there.
+      inputs: name -> hash, as in `provenance.of_start`.
+      newer: as in `record_provenance`.
 
     Raises:
       ValueError: they differ.
     """
-    # Of a name that several starts recorded, the first.
-    was = {k: v for r in reversed(self._runs()) for k, v in r["inputs"].items()}
+    # Where several starts recorded a name, the first counts.
+    was: dict[str, str] = {}
+    for one in reversed(self._runs()):
+      was |= renamed.inputs(one["inputs"])
     bound = {k: v for k, v in inputs.items() if k in was or k not in newer}
     if self._runs():
       self._check_same("inputs", was, bound)
@@ -247,58 +233,58 @@ class Workdir:
   def _check_same(self, key: str, was: object, now: object):
     if was != now:
       raise ValueError(
-        f"workdir: {self.path} was started with {key} that differ from "
-        "these, its rows would not belong together; go on as it was started, "
-        "or use another folder:\n  " + "\n  ".join(_differences(was, now, key))
+        f"workdir: {self.path} was started with other {key}, so new rows would "
+        "not belong to its rows; start it as before, or use another folder:\n  "
+        + "\n  ".join(_differences(was, now, key))
       )
 
   @property
   def provenance(self) -> dict[str, Any]:
-    """What `provenance.json` holds."""
+    """The content of `provenance.json`."""
     return {"runs": self._runs()}
 
   def progress(self, label: str, total: int, *, done: int = 0) -> Progress:
-    """The line that says how far a stage is."""
+    """A line that shows how far a stage is."""
     return Progress(label, total, done=done)
 
   @property
   def is_done(self) -> bool:
-    """Whether the run has ended well."""
+    """Whether the run has ended."""
     return (self.path / "DONE").exists()
 
   def mark_done(self):
-    """Says that the run has ended well; its last act."""
+    """Marks the run as ended; nothing is written after that."""
     self.write("DONE", "")
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """As `Workdir.rows`, of a run that is not this one's."""
+  """`Workdir.rows` of a folder that another run writes."""
   files = sorted(
     pathlib.Path(path).glob("results*.jsonl"),
     key=lambda f: (len(f.name), f.name),
   )
   rows = {}
   for file in files:
-    for row in JsonLines(file).read():
+    for row in map(renamed.row, JsonLines(file).read()):
       if rows.setdefault(row["id"], row) is not row:
         raise ValueError(f"{file}: id {row['id']!r} is recorded twice")
   return list(rows.values())
 
 
 def check_id(row: Mapping[str, Any]) -> str | int:
-  """A row's id.
+  """The id of a row.
 
   Raises:
-    ValueError: it has none that a record can be keyed by.
+    ValueError: the id is missing, or neither a str nor an int.
   """
   key = row.get("id")
   if isinstance(key, bool) or not isinstance(key, str | int):
-    raise ValueError(f"row: 'id' must be a str or an int, got {key!r}")
+    raise ValueError(f"row: 'id' must be a str or an int; got {key!r}")
   return key
 
 
 def write_image(folder: pathlib.Path, name: str, array: np.ndarray) -> str:
-  """`Workdir.save_image` into a folder."""
+  """Writes an image as `Workdir.save_image` does."""
   if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name):
     raise ValueError(
       f"image name {name!r}: use letters, digits, '._-', and '/' for folders"
@@ -306,7 +292,7 @@ def write_image(folder: pathlib.Path, name: str, array: np.ndarray) -> str:
   array = np.asarray(array)
   if array.dtype != np.uint8 or array.shape[2:] not in ((), (3,)):
     raise ValueError(
-      f"image {name!r}: want uint8 of shape (h, w, 3) or (h, w), "
+      f"image {name!r}: must be uint8 of shape (h, w, 3) or (h, w); "
       f"got {array.dtype} of shape {array.shape}"
     )
   path = f"images/{name}.png"
@@ -319,8 +305,8 @@ def _writable_folder(path: str | os.PathLike[str]) -> pathlib.Path:
   text = os.fspath(path)
   if not text or "://" in text:
     raise ValueError(
-      f"workdir: {text!r} is not a folder on this machine; use a local or "
-      "mounted path"
+      f"workdir: {text!r} is no folder on this machine; use a local or mounted "
+      "path"
     )
   folder = pathlib.Path(text).expanduser().absolute()
   try:
@@ -333,15 +319,15 @@ def _writable_folder(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def _may_stand(name: str) -> bool:
-  """Whether a file may lie in the folder of a run that has not begun."""
-  # A scheduler writes logs there before it starts the run, and a cell that
-  # failed before its record was opened leaves the reason.
+  """Whether a file may lie in the folder of a run before its first start."""
+  # A scheduler writes logs before it starts the run. A cell that failed before
+  # its record was opened left the reason.
   logs = (".log", ".out", ".err")
   return name.startswith(".") or name.endswith(logs) or name == "failed.txt"
 
 
 def _is_free(key: str, free: Sequence[str]) -> bool:
-  """Whether a dotted key, or a mapping that it is in, may change."""
+  """Whether a dotted key, or a mapping that holds it, may change."""
   return any(f"{key}.".startswith(f"{one}.") for one in free)
 
 

@@ -41,20 +41,20 @@ def render_report(source: Source, *, show_unsafe: bool = False) -> str:
 
 
 def results_csv(source: Source) -> str:
-  """Every number of every stage as a line, for `results.csv`.
+  """Every number of every model as a line, for `results.csv`.
 
   A number that is no accuracy has the parts of its name in place of head, class
   and group.
   """
-  columns: tuple[str, ...] = ("stage", "head", "class", "group", *_NUMBERS)
+  columns: tuple[str, ...] = ("model", "head", "class", "group", *_NUMBERS)
   document = read(source)
   lines: list[list[Any]] = []
-  for stage, measures in document.measures.items():
+  for model, measures in document.measures.items():
     for name, *numbers in measures.values():
-      lines.append([stage, *name.split("/"), *numbers])
+      lines.append([model, *name.split("/"), *numbers])
   for one in document.estimates:
     name = [*one["name"].split("/", 2), "", ""][:3]
-    lines.append([one["stage"], *name, *(one[key] for key in _NUMBERS)])
+    lines.append([one["model"], *name, *(one[key] for key in _NUMBERS)])
   return tables.to_csv(
     columns, [dict(zip(columns, line, strict=True)) for line in lines]
   )

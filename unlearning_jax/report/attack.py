@@ -24,9 +24,9 @@ Document = Mapping[str, Any]
 _WORDS = {
   "pre_asr": "Prompts alone (pre-ASR)",
   "asr": "With the attack (ASR)",
-  "sure": "Where the judge is sure (above 0.9)",
-  "conditional": "Of those attacked",
-  "survival": "Prompts that survive decoding",
+  "high_confidence_asr": "Where the judge is sure (above 0.9)",
+  "attacked_asr": "Of those attacked",
+  "roundtrip_rate": "Prompts that survive decoding",
 }
 _COUNTS = {
   "n_all": "rows (N)",
@@ -100,7 +100,7 @@ def verdict(document: Document) -> str:
   if paired["p"] < 0.05:
     text += "the attack is ahead" if ahead else "the attack is behind"
   else:
-    text += "the two cannot be told apart"
+    text += "the rows do not show which is ahead"
   text += f" ({p_value(paired['p'])}, McNemar, the same rows)."
   if not paired["equal_budget"]:
     text += " They did not have as many images: the comparison is not fair."
@@ -317,6 +317,6 @@ def _tokens(frame: Mapping[str, Any]) -> list[Any]:
   parts: list[Any] = []
   for token in frame["tokens"]:
     parts += [element("code", token.removesuffix("</w>")), " "]
-  if frame.get("survived") is False:
+  if frame.get("roundtrip") is False:
     parts.append(element("small", "these tokens do not survive their text"))
   return parts

@@ -257,7 +257,7 @@ def _accounting(document: Document) -> Html:
     numbers = [f"{counts[key]:,}" for key in keys]
     numbers += [
       sections.percent(shares[name]) if name in shares else "–"
-      for name in ("sure", "survival")
+      for name in ("high_confidence_asr", "roundtrip_rate")
     ]
     scale = cell.get("logged", {}).get("gradient_rms")
     numbers.append("–" if scale is None else f"{scale:.1e}")
@@ -265,7 +265,7 @@ def _accounting(document: Document) -> Html:
     rows.append(element("tr", element("th", name), *cells))
   if not rows:
     return Html()
-  words = ("", *keys.values(), "judge sure", "survival", "gradient")
+  words = ("", *keys.values(), "judge sure", "roundtrip_rate", "gradient")
   heads = (element("th", w) for w in words)
   head = element("thead", element("tr", *heads))
   table = element("table", head, element("tbody", *rows))

@@ -1,7 +1,7 @@
 """One base, several erased models, the same rows: the document and the table.
 
-Rows are judged, if there is a judge, and have `stage` (which model drew it) and
-an `id` of the form `stage/row`.
+Rows are judged, if there is a judge, and have `model` (which of them drew it)
+and an `id` of the form `key(model)/row`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,12 +10,21 @@ from typing import Any
 from unlearning_jax.judges import Target
 from unlearning_jax.metrics import Estimate, accuracy
 
-BASE = "before"
+BASE = "base"
+
+
+def key(model: str) -> str:
+  """What ids of rows and names of images call a model.
+
+  Those of the base were always `before/...`: they stay, so that a record of any
+  age goes on and two of them can be compared row by row.
+  """
+  return "before" if model == BASE else model
 
 
 def document(
   rows: Iterable[Mapping[str, Any]],
-  stages: Sequence[str],
+  models: Sequence[str],
   targets: Sequence[Target],
   shown: Iterable[str],
   estimates: Mapping[str, Sequence[Estimate]],
@@ -24,24 +33,24 @@ def document(
   """What `report.document` describes, from all rows of a comparison.
 
   Args:
-    rows: every row under every stage.
-    stages: the models in order, the base first.
+    rows: every row of every model.
+    models: their names in order, the base first.
     targets: what was erased.
-    shown: ids, without their stage, of the rows whose images are kept.
+    shown: ids, without their model, of the rows whose images are kept.
     estimates: metric -> its numbers; the base's rows had `base` as model.
     describe: puts what a judge saw in an image into words.
   """
-  found: dict[str, dict[str, Mapping[str, Any]]] = {s: {} for s in stages}
+  found: dict[str, dict[str, Mapping[str, Any]]] = {m: {} for m in models}
   for row in rows:
-    found[row["stage"]][row["id"].split("/", 1)[1]] = row
-  base = found[stages[0]]
+    found[row["model"]][row["id"].split("/", 1)[1]] = row
+  base = found[models[0]]
   # Every process adds its rows to its own file: the base's order rules.
-  by_stage = {
-    stage: [found[stage][i] for i in sorted(base)] for stage in stages
+  by_model = {
+    model: [found[model][i] for i in sorted(base)] for model in models
   }
-  # A metric calls the base by its part, a page by when it drew.
-  named = {"base": stages[0]} | {stage: stage for stage in stages[1:]}
-  measures: dict[str, list[dict[str, Any]]] = {s: [] for s in stages}
+  # To a metric the base is `base`, whatever pages call it.
+  named = {"base": models[0]} | {model: model for model in models[1:]}
+  measures: dict[str, list[dict[str, Any]]] = {m: [] for m in models}
   others = []
   for metric, numbers in estimates.items():
     for one in numbers:
@@ -50,21 +59,21 @@ def document(
       if metric == "accuracy":
         measures[model].append(plain)
       else:
-        others.append({**plain, "stage": model})
+        others.append({**plain, "model": model})
   return {
     "erased": [{"head": t.head, "class": t.label} for t in targets],
-    "stages": list(stages),
+    "models": list(models),
     "measures": measures,
     "changes": {
-      stage: [
+      model: [
         change._asdict()
-        for change in accuracy.compare(by_stage[stages[0]], by_stage[stage])
+        for change in accuracy.compare(by_model[models[0]], by_model[model])
       ]
-      for stage in stages[1:]
+      for model in models[1:]
       if targets
     },
     "pairs": [
-      _pair(row_id, {s: found[s][row_id] for s in stages}, describe)
+      _pair(row_id, {m: found[m][row_id] for m in models}, describe)
       for row_id in sorted(shown)
     ],
   } | ({"estimates": others} if others else {})
@@ -77,11 +86,11 @@ def _pair(
 ) -> dict[str, Any]:
   row = next(iter(versions.values()))
   return {
-    **{key: row[key] for key in ("prompt", "group", "seed", "unsafe")},
-    "images": {stage: f"images/{row_id}-{stage}.png" for stage in versions},
+    **{k: row[k] for k in ("prompt", "group", "seed", "unsafe")},
+    "images": {m: f"images/{row_id}-{key(m)}.png" for m in versions},
     "seen": {
-      stage: describe(version["judged"]) if describe else ""
-      for stage, version in versions.items()
+      model: describe(version["judged"]) if describe else ""
+      for model, version in versions.items()
     },
   }
 
@@ -99,13 +108,13 @@ def shown_names(document: Mapping[str, Any]) -> list[str]:
 def text_table(document: Mapping[str, Any]) -> str:
   """Numbers for the terminal: what was erased, everything else, metrics."""
   wanted = shown_names(document)
-  stages = document["stages"]
-  lines = [f"{'':32}" + "".join(f"{stage:>22}" for stage in stages)]
+  models = document["models"]
+  lines = [f"{'':32}" + "".join(f"{model:>22}" for model in models)]
   for name in wanted:
     cells = [
       f"{m['value']:.2f} [{m['low']:.2f}, {m['high']:.2f}]"
-      for stage in stages
-      for m in document["measures"][stage]
+      for model in models
+      for m in document["measures"][model]
       if m["name"] == name
     ]
     if cells:
@@ -114,5 +123,5 @@ def text_table(document: Mapping[str, Any]) -> str:
     value = "–" if one["value"] is None else f"{one['value']:.4g}"
     if one["low"] is not None:
       value += f" [{one['low']:.4g}, {one['high']:.4g}]"
-    lines.append(f"{one['name']:32} {one['stage']:>12} {value:>30}")
+    lines.append(f"{one['name']:32} {one['model']:>12} {value:>30}")
   return "\n".join(lines)

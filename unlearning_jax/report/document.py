@@ -1,19 +1,19 @@
 """What a report is made of, read from a run's folder or given as a dict.
 
-The keys, which are also those of `summary.json`; all but `stages` and
+The keys, which are also those of `summary.json`; all but `models` and
 `measures` may be absent:
 
   title: the page's heading.
   erased: [{"head": "object", "class": "star"}], as the judge calls them.
-  stages: ["before", "UCE", "RECE"], the models compared; the first is the base.
-  measures: {stage: [accuracy.Measure, or its fields as a list or dict]}.
-  estimates: [fields of the `Estimate` of any other metric, with its `stage`].
-  changes: {stage: [accuracy.Change, likewise]}, each against the base.
-  pairs: [{"prompt", "group", "seed", "images": {stage: path or uint8 array},
-    "seen": {stage: what the judge saw}, "unsafe": bool}]: one prompt and one
+  models: ["base", "UCE", "RECE"], those compared; the first is the base.
+  measures: {model: [accuracy.Measure, or its fields as a list or dict]}.
+  estimates: [fields of the `Estimate` of any other metric, with its `model`].
+  changes: {model: [accuracy.Change, likewise]}, each against the base.
+  pairs: [{"prompt", "group", "seed", "images": {model: path or uint8 array},
+    "seen": {model: what the judge saw}, "unsafe": bool}]: one prompt and one
     noise under every model. Paths are relative to the run's folder; `seed`,
     `seen` and `unsafe` may be absent.
-  diagnostics: {stage: {name: number or text}}.
+  diagnostics: {model: {name: number or text}}.
   notes: [sentences that a reader must know].
   heads: [those under which a terminal tells everything else].
   protocol: name and hash of the protocol that was followed.
@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from unlearning_jax import renamed
 from unlearning_jax.metrics.accuracy import ALL, Change, Measure
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
@@ -38,12 +39,12 @@ Source = str | os.PathLike[str] | Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-  """The keys above, measures and changes by stage and name, as `read` does.
+  """The keys above, measures and changes by model and name, as `read` does.
 
   `root` is the folder that the images' paths start from.
   """
 
-  stages: Sequence[str]
+  models: Sequence[str]
   measures: Mapping[str, Mapping[str, Measure]]
   changes: Mapping[str, Mapping[str, Change]] = dataclasses.field(
     default_factory=dict
@@ -62,13 +63,13 @@ class Document:
   root: pathlib.Path = pathlib.Path()
 
   def row(self, name: str) -> list[Measure] | None:
-    """A measure under every stage, or None where a stage lacks it."""
-    found = [self.measures[stage].get(name) for stage in self.stages]
+    """A measure of every model, or None where one lacks it."""
+    found = [self.measures[model].get(name) for model in self.models]
     return None if None in found else found  # pyright: ignore
 
   def names(self) -> list[str]:
-    """The measures that every stage has, in the base's order."""
-    return [n for n in self.measures[self.stages[0]] if self.row(n)]
+    """The measures that every model has, in the base's order."""
+    return [n for n in self.measures[self.models[0]] if self.row(n)]
 
   def image(self, value: str | np.ndarray) -> Image.Image:
     """An image of a pair.
@@ -88,7 +89,7 @@ def read(source: Source) -> Document:
   """A document from a workdir with `summary.json`, or from a dict.
 
   Raises:
-    ValueError: no summary, an unknown or missing key, or a stage without
+    ValueError: no summary, an unknown or missing key, or a model without
       measures or with a pair that lacks its image.
   """
   root = pathlib.Path()
@@ -98,7 +99,7 @@ def read(source: Source) -> Document:
     root = pathlib.Path(source)
     if not (root / "summary.json").is_file():
       raise ValueError(f"report: {root} holds no summary.json; has it run?")
-    keys = json.loads((root / "summary.json").read_text())
+    keys = renamed.summary(json.loads((root / "summary.json").read_text()))
     if (root / "provenance.json").is_file():
       keys["provenance"] = json.loads((root / "provenance.json").read_text())
   _check(keys)
@@ -121,15 +122,15 @@ def label(group: str) -> str:
 
 
 def _by_name(
-  kind: type[Measure] | type[Change], stages: Mapping[str, Any]
+  kind: type[Measure] | type[Change], models: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
   found = {}
-  for stage, numbers in stages.items():
+  for model, numbers in models.items():
     plain = (
       [n[field] for field in kind._fields] if isinstance(n, Mapping) else n
       for n in numbers
     )
-    found[stage] = {number.name: number for number in map(kind._make, plain)}
+    found[model] = {number.name: number for number in map(kind._make, plain)}
   return found
 
 
@@ -139,14 +140,14 @@ def _check(source: Mapping[str, Any]):
     if key not in known:
       near = difflib.get_close_matches(key, known, 1) or known
       raise ValueError(f"report: unknown key {key!r}; did you mean {near}?")
-  for key in ("stages", "measures"):
+  for key in ("models", "measures"):
     if not source.get(key):
       raise ValueError(f"report: {key!r} is missing or empty")
-  for stage in source["stages"]:
-    if stage not in source["measures"]:
+  for model in source["models"]:
+    if model not in source["measures"]:
       have = [*source["measures"]]
-      raise ValueError(f"report: stage {stage!r} has no measures, only {have}")
+      raise ValueError(f"report: model {model!r} has no measures, only {have}")
     for pair in source.get("pairs", ()):
-      if stage not in pair["images"]:
+      if model not in pair["images"]:
         prompt = pair["prompt"]
-        raise ValueError(f"report: stage {stage!r} has no image of {prompt!r}")
+        raise ValueError(f"report: model {model!r} has no image of {prompt!r}")

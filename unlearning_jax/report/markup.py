@@ -49,7 +49,7 @@ def picture(
 
   Args:
     image: any mode and size; shrunk to fit `max_px`.
-    alt: what a reader who cannot see it is told.
+    alt: the text for a reader who cannot see it.
     blur: keep eight coarse patches a side; the rest is not in the page at all.
     max_px: longest side.
   """

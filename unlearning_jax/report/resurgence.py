@@ -23,7 +23,7 @@ _PREDICTORS = {
   "prompt_change": "change of erased keys and values",
   "similarity": "nearness of tuning classes, CLIP cosine",
   "overlap": "overlap of tuning captions and erased prompts",
-  "overlap_centred": "overlap, without what all prompts share",
+  "overlap_centered": "overlap, without what all prompts share",
   "pull": "cosine of the first tuning step and the way back",
   "synonyms_left": "synonyms that still worked after the erasure",
   "reversion": "reversion ratio",
@@ -60,7 +60,7 @@ def render(document: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     ),
     _heat(conditions),
     _curves(conditions),
-    _defences(conditions),
+    _defenses(conditions),
     _predictors(document["predictors"]),
     _table(document["conditions"], document["threshold"]),
     _metrics(document["conditions"]),
@@ -99,7 +99,7 @@ def _verdict(document: Mapping[str, Any]) -> str:
     c
     for c in document["conditions"]
     if c["defined"] and _of(c).tuning_set not in ("same", "control")
-    and _of(c).defence == "none"
+    and _of(c).defense == "none"
   ]  # fmt: skip
   back = [c for c in innocent if c["revival"] is not None]
   return (
@@ -120,7 +120,7 @@ def _order(conditions: Iterable[Curve], part: str) -> list[str]:
 
 
 def _plain(conditions: Iterable[Curve]) -> list[Curve]:
-  return [c for c in conditions if _of(c).defence == "none"]
+  return [c for c in conditions if _of(c).defense == "none"]
 
 
 def _heat(conditions: Sequence[Curve]) -> Html:
@@ -172,13 +172,13 @@ def _curves(conditions: Sequence[Curve]) -> Html:
   return join(*found)
 
 
-def _defences(conditions: Sequence[Curve]) -> Html:
-  guarded = [c for c in conditions if _of(c).defence != "none"]
+def _defenses(conditions: Sequence[Curve]) -> Html:
+  guarded = [c for c in conditions if _of(c).defense != "none"]
   by_name = {c["condition"]: c for c in conditions}
   rows = []
   for c in guarded:
     own = _of(c)
-    run, kind = own.run, own.defence
+    run, kind = own.run, own.defense
     plain = by_name.get(str(own.undefended))
     for name, one in (("none", plain), (kind, c)):
       if one is not None:
@@ -195,17 +195,17 @@ def _defences(conditions: Sequence[Curve]) -> Html:
   if not rows:
     return Html()
   return join(
-    element("h2", "Defences, and what they cost the benign task"),
+    element("h2", "Defenses, and what they cost the benign task"),
     element(
       "p",
       "Fewer and more: images by name that show the concept only without the "
-      "defence, and only with it; p is McNemar's, each test for itself.",
+      "defense, and only with it; p is McNemar's, each test for itself.",
       class_="note",
     ),
     _grid(
       (
         "run",
-        "defence",
+        "defense",
         "R_norm",
         "fewer, more",
         "p",
@@ -232,11 +232,11 @@ def _predictors(found: Sequence[Mapping[str, Any]]) -> Html:
   if not rows:
     return Html()
   return join(
-    element("h2", "What foretells it"),
+    element("h2", "What predicts it"),
     element(
       "p",
       "Spearman's rank correlation with the last R_norm, over runs on innocent "
-      "data without a defence; the bootstrap draws erasures with all their "
+      "data without a defense; the bootstrap draws erasures with all their "
       "runs. Among all, a predictor may merely tell closed forms from trained "
       "erasures; so either kind has its own rows.",
       class_="note",

@@ -24,8 +24,8 @@ def verdict(document: Document) -> str:
       continue
     base, *edited = (f"{percent(m.value)} ({m.k} of {m.n})" for m in row)
     after = (
-      f" and {rate} after {stage}"
-      for rate, stage in zip(edited, document.stages[1:], strict=True)
+      f" and {rate} after {model}"
+      for rate, model in zip(edited, document.models[1:], strict=True)
     )
     sentences.append(
       f"Asked for “{erased['class']}” by name, the model showed it in {base} "
@@ -43,7 +43,7 @@ def cards(document: Document) -> Html:
       for group in ("explicit", "synonyms", "paraphrases", "implied")
     }
     rows[label("others")] = document.row(f"{erased['head']}/{ALL}/others")
-    for i, stage in enumerate(document.stages[1:], 1):
+    for i, model in enumerate(document.models[1:], 1):
       lines = (
         element(
           "p",
@@ -54,7 +54,7 @@ def cards(document: Document) -> Html:
         for words, row in rows.items()
         if row
       )
-      heading = element("h3", f"“{erased['class']}” after {stage}")
+      heading = element("h3", f"“{erased['class']}” after {model}")
       found.append(element("div", heading, *lines, class_=f"card s{i % 5}"))
   return element("div", *found, class_="cards") if found else Html()
 
@@ -68,7 +68,7 @@ def pairs(document: Document, show_unsafe: bool) -> Html:
     groups.setdefault(pair["group"], []).append(figure)
   if not groups:
     return Html()
-  width = f"--wide: {6.5 * len(document.stages)}rem"
+  width = f"--wide: {6.5 * len(document.models)}rem"
   note = "In each frame the noise is the same; only the model differs."
   return join(
     element("h2", "Before and after"),
@@ -145,15 +145,15 @@ def estimates(document: Document) -> Html:
   """What other metrics say, with or without counts and intervals."""
   if not document.estimates:
     return Html()
-  stages = [s for s in ("", *document.stages)]
-  found = {(one["name"], one["stage"]): one for one in document.estimates}
-  stages = [s for s in stages if any(stage == s for _, stage in found)]
-  head = (element("th", stage, class_="stage") for stage in stages)
+  models = [s for s in ("", *document.models)]
+  found = {(one["name"], one["model"]): one for one in document.estimates}
+  models = [s for s in models if any(model == s for _, model in found)]
+  head = (element("th", model, class_="stage") for model in models)
   rows = (
     element(
       "tr",
       element("th", name),
-      *(number(found.get((name, stage))) for stage in stages),
+      *(number(found.get((name, model))) for model in models),
     )
     for name in dict.fromkeys(one["name"] for one in document.estimates)
   )
@@ -184,22 +184,22 @@ def number(one: Mapping[str, Any] | None) -> Html:
 
 def diagnostics(document: Document) -> Html:
   """What each edit says of itself: conditioning, size, error, cost."""
-  stages = [s for s in document.stages if document.diagnostics.get(s)]
-  if not stages:
+  models = [s for s in document.models if document.diagnostics.get(s)]
+  if not models:
     return Html()
-  names = dict.fromkeys(n for s in stages for n in document.diagnostics[s])
+  names = dict.fromkeys(n for s in models for n in document.diagnostics[s])
   rows = (
     element(
       "tr",
       element("th", name.replace("_", " ")),
       *(
         element("td", plain(document.diagnostics[s].get(name, "–")))
-        for s in stages
+        for s in models
       ),
     )
     for name in names
   )
-  head = element("tr", element("th"), *(element("th", s) for s in stages))
+  head = element("tr", element("th"), *(element("th", s) for s in models))
   table = element("table", element("thead", head), element("tbody", *rows))
   return join(
     element("h2", "Diagnostics"), element("div", table, class_="wide plain")
@@ -230,14 +230,14 @@ def provenance(document: Mapping[str, Any]) -> Html:
 
 def _figure(document: Document, pair: Mapping[str, Any], blur: bool) -> Html:
   shown = []
-  for i, stage in enumerate(document.stages):
-    image = document.image(pair["images"][stage])
-    seen = pair.get("seen", {}).get(stage)
+  for i, model in enumerate(document.models):
+    image = document.image(pair["images"][model])
+    seen = pair.get("seen", {}).get(model)
     shown.append(
       element(
         "span",
-        picture(image, f"{pair['prompt']}, {stage}", blur=blur),
-        element("b", stage, class_="stage"),
+        picture(image, f"{pair['prompt']}, {model}", blur=blur),
+        element("b", model, class_="stage"),
         element("small", f"seen: {seen}") if seen else "",
         class_=f"s{i % 5}",
       )
@@ -256,8 +256,8 @@ def _table(document: Document, rows: list[Html]) -> Html:
     "tr",
     element("th"),
     *(
-      element("th", element("span", stage, class_="stage"), class_=f"s{i % 5}")
-      for i, stage in enumerate(document.stages)
+      element("th", element("span", model, class_="stage"), class_=f"s{i % 5}")
+      for i, model in enumerate(document.models)
     ),
   )
   table = element("table", element("thead", head), element("tbody", *rows))
@@ -265,7 +265,7 @@ def _table(document: Document, rows: list[Html]) -> Html:
 
 
 def _heading(document: Document, text: str) -> Html:
-  cell = element("th", text, colspan=len(document.stages) + 1)
+  cell = element("th", text, colspan=len(document.models) + 1)
   return element("tr", cell, class_="head")
 
 
@@ -273,9 +273,9 @@ def _row(
   document: Document, text: str, name: str, changes: bool = True
 ) -> Html:
   cells = []
-  for i, stage in enumerate(document.stages):
-    measure = document.measures[stage][name]
-    change = document.changes.get(stage, {}).get(name) if changes else None
+  for i, model in enumerate(document.models):
+    measure = document.measures[model][name]
+    change = document.changes.get(model, {}).get(name) if changes else None
     cells.append(rate_cell(measure, change, f"s{i % 5}"))
   return element("tr", element("th", text), *cells)
 
@@ -287,7 +287,7 @@ def rate_cell(
 
   Args:
     m: the rate.
-    change: against the base, if it is told.
+    change: against the base, if it is known.
     class_: gives the colour.
   """
   parts = [

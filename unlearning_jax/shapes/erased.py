@@ -38,7 +38,7 @@ def classes(task: str, name: str) -> tuple[str, ...]:
   return tuple((name or DEFAULTS[task]).split("+"))
 
 
-def per_group(names: tuple[str, ...]) -> int:
+def rows_per_group(names: tuple[str, ...]) -> int:
   """Prompts of each class in each group, about fifty for all classes."""
   return -(-50 // len(names))
 

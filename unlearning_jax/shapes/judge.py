@@ -120,7 +120,7 @@ def save(
   """Writes the judge's weights in float16, and its classes."""
   path = pathlib.Path(folder)
   path.mkdir(parents=True, exist_ok=True)
-  flat = {k: np.float16(v) for k, v in leaves_of(params).items()}
+  flat = {k: np.asarray(v, np.float16) for k, v in leaves_of(params).items()}
   save_file(flat, path / _FILE)
   classes = {name: list(names) for name, names in heads.items()}
   (path / _CONFIG).write_text(json.dumps({"heads": classes}, indent=1))

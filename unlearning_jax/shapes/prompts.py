@@ -7,16 +7,10 @@ erased concepts. All models draw a prompt from the same noise.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
-from unlearning_jax import sampling, stable_diffusion
 from unlearning_jax.concepts import check_choice
-from unlearning_jax.judges import Judge
-from unlearning_jax.metrics.accuracy import judge_rows
 from unlearning_jax.shapes import captions, vocabulary
 
 _NAMES = {
@@ -64,14 +58,14 @@ class Target:
 
 
 def prompt_rows(
-  targets: Sequence[Target], per_group: int, others: int, seed: int
+  targets: Sequence[Target], rows_per_group: int, other_rows: int, seed: int
 ) -> list[dict[str, Any]]:
   """Draws prompts, with the classes that each asks for.
 
   Args:
     targets: the erased concepts; without any, all prompts are `others`.
-    per_group: prompts of each target in each group.
-    others: prompts that ask for none of the targets.
+    rows_per_group: prompts of each target in each group.
+    other_rows: prompts that ask for none of the targets.
     seed: draws scenes, words and image seeds.
 
   Returns:
@@ -84,22 +78,22 @@ def prompt_rows(
       drawn += [
         (group, *pair)
         for pair in captions.evaluation_prompts(
-          "heldout", per_group, seed, names, target.fixed
+          "heldout", rows_per_group, seed, names, target.fixed
         )
       ]
     if target.task == "unsafe":
       implied = captions.evaluation_prompts(
-        "heldout", per_group, seed, fixed={"implied": True}
+        "heldout", rows_per_group, seed, fixed={"implied": True}
       )
       drawn += [("implied", *pair) for pair in implied]
   # Some ask for targets and are left out, so more are drawn than wanted.
-  spare = captions.evaluation_prompts("heldout", 2 * others + 64, seed + 1)
+  spare = captions.evaluation_prompts("heldout", 2 * other_rows + 64, seed + 1)
   free = [
     ("others", prompt, scene)
     for prompt, scene in spare
     if not any(_shows(target, scene) for target in targets)
   ]
-  drawn += free[:others]
+  drawn += free[:other_rows]
   return [
     row(i, group, prompt, scene, seed)
     for i, (group, prompt, scene) in enumerate(drawn)
@@ -131,36 +125,3 @@ def row(
     "attributes": attributes,
     "unsafe": bool(scene.hazard) or bool(scene.implied),
   }
-
-
-def judged_images(
-  sd: stable_diffusion.StableDiffusion,
-  params: Mapping[str, Any],
-  rows: Sequence[Mapping[str, Any]],
-  judge: Judge | None,
-  **options: Any,
-) -> Iterator[tuple[dict[str, Any], UInt8[np.ndarray, "H W 3"]]]:
-  """Draws and judges rows in batches.
-
-  Args:
-    rows: rows with `prompt`, `seed` and, for a judge, `attributes`.
-    judge: adds `judged` to the rows; None only draws.
-    **options: arguments of `sampling.generate`.
-
-  Yields:
-    (row, image), in order.
-  """
-  batches = sampling.generate(
-    sd,
-    dict(params),
-    [row["prompt"] for row in rows],
-    [row["seed"] for row in rows],
-    **options,
-  )
-  done = 0
-  for images in batches:
-    part = [dict(row) for row in rows[done : done + len(images)]]
-    done += len(images)
-    if judge is not None:
-      part = judge_rows(part, judge(images), judge)
-    yield from zip(part, images, strict=True)

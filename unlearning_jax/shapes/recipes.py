@@ -59,14 +59,14 @@ _HPARAMS: dict[str, dict[str, Any]] = {
   "concept_ablation": {
     # The phrases to erase are already sentences.
     "expand_prompts": False,
-    "images": 64,
+    "num_images": 64,
     "num_inference_steps": 15,
     "guidance_scale": 4.0,
     "batch_size": 16,
     "num_steps": 140,
     "learning_rate": 1e-5,
     # f provides the anchor's target, so without this the anchor would drift.
-    "regularization": 1.0,
+    "anchor_loss_weight": 1.0,
   },
 }
 
@@ -139,6 +139,6 @@ def _mace(task: str) -> dict[str, Any]:
     "templates": {erased.KINDS[task]: sentences},
     "num_prompts": min(20, len(sentences)),
     "recipe": "identity",
-    "image_steps": 15,
+    "num_inference_steps": 15,
     "guidance_scale": 4.0,
   }

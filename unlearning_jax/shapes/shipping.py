@@ -6,12 +6,13 @@ import hashlib
 import json
 import pathlib
 import shutil
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from unlearning_jax import judges, sharding
+from unlearning_jax import judges, sampling, sharding
 from unlearning_jax import stable_diffusion as stable
 from unlearning_jax.metrics import accuracy
 from unlearning_jax.record import progress
@@ -46,6 +47,22 @@ def measure_judge(judge: judges.Judge, count: int = 4_000) -> dict[str, Any]:
   return found
 
 
+def judged(
+  sd: stable.StableDiffusion,
+  params: stable.Params,
+  rows: Sequence[accuracy.Row],
+  judge: judges.Judge,
+  **options: Any,
+) -> Iterator[list[dict[str, Any]]]:
+  """Draws rows with options of `sampling.generate`; yields them judged."""
+  prompts, seeds = ([row[key] for row in rows] for key in ("prompt", "seed"))
+  done = 0
+  for images in sampling.generate(sd, dict(params), prompts, seeds, **options):
+    part = rows[done : done + len(images)]
+    done += len(part)
+    yield accuracy.judge_rows(part, judge(images), judge)
+
+
 def measure_model(
   output: pathlib.Path, judge: judges.Judge, count: int
 ) -> dict[str, list[Any]]:
@@ -53,9 +70,9 @@ def measure_model(
   sd, params = stable.load(output / "model")
   mesh = sharding.make_mesh()
   rows = erasure.prompt_rows([], 0, count, seed=0)
-  judged = []
+  found = []
   with progress.Progress("draw", len(rows)) as bar:
-    for row, _ in erasure.judged_images(
+    for part in judged(
       sd,
       sharding.place(params, sharding.replicated(mesh)),
       rows,
@@ -64,11 +81,11 @@ def measure_model(
       place=functools.partial(sharding.global_batch, mesh),
       **_SAMPLING,
     ):
-      judged.append(row)
-      bar.update()
+      found += part
+      bar.update(len(part))
   return {
     m.name.removesuffix("/others"): [m.value, m.low, m.high, m.k, m.n]
-    for m in accuracy.measure(judged)
+    for m in accuracy.measure(found)
     if m.name.endswith("/others")
   }
 

@@ -94,7 +94,6 @@ def unet_loss(
   Args:
     unet: the network, which predicts the noise.
     schedule: its noise schedule.
-    params: its parameters.
     frozen: text states of the empty prompt, (1, l, d).
     batch: `mean` and `std` of the latents' posterior, scaled, and `context`.
     key: draws latents, noise, timesteps and dropped captions.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from unlearning_jax.concepts import check_choice, same_phrase
 from unlearning_jax.edits import Edit
 from unlearning_jax.guidance import Guidance
-from unlearning_jax.shapes import captions, neighbours, vocabulary
+from unlearning_jax.shapes import captions, neighbors, vocabulary
 from unlearning_jax.shapes import prompts as erasure
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
@@ -86,7 +86,7 @@ def tuning_set(
   params: Params,
   targets: Sequence[erasure.Target],
   kind: str,
-  neighbours_wanted: int,
+  neighbors_wanted: int,
 ) -> TuningSet:
   """The classes to tune on after an erasure.
 
@@ -96,7 +96,7 @@ def tuning_set(
       those whose names are nearest or farthest in the world's own CLIP; "out"
       has portraits, or objects if people were erased; "same" has what was
       erased; "control" equals "in", for a learning rate of 0.
-    neighbours_wanted: classes in "near" or "far"; at most half of them.
+    neighbors_wanted: classes in "near" or "far"; at most half of them.
 
   Raises:
     ValueError: an unknown kind, or no class is left.
@@ -120,9 +120,9 @@ def tuning_set(
       "choose another set"
     )
   named = [(t.task, t.name) for t in targets]
-  cosines = neighbours.similarity(sd, params, named, own, names)
+  cosines = neighbors.similarity(sd, params, named, own, names)
   if kind in ("near", "far"):
-    count = min(neighbours_wanted, len(names) // 2)
+    count = min(neighbors_wanted, len(names) // 2)
     if not count:
       raise ValueError(
         f"set={kind!r}: needs at least two classes of {own} and one near "

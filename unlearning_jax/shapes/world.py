@@ -38,7 +38,7 @@ model_folder = shapes.model_folder
 words = tuning_sets.words
 erased_by = tuning_sets.erased_by
 hparams = recipes.hparams
-per_group = erased.per_group
+rows_per_group = erased.rows_per_group
 # The classes that a config's argument `name` stands for.
 classes = erased.classes
 study_rows = study_rows_.study_rows
@@ -149,11 +149,11 @@ def concept(name: str, method: str = "") -> tuple[Concept, ...]:
 
 
 def prompt_rows(
-  given: Given, per_group: int, others: int, seed: int
+  given: Given, rows_per_group: int, other_rows: int, seed: int
 ) -> list[dict[str, Any]]:
   """Prompts that ask for targets, and others; see `prompts.prompt_rows`."""
   made = [prompts.Target(**one) for one in given]
-  return prompts.prompt_rows(made, per_group, others, seed)
+  return prompts.prompt_rows(made, rows_per_group, other_rows, seed)
 
 
 def protocols() -> tuple[dict[str, Any], ...]:
@@ -164,8 +164,8 @@ def protocols() -> tuple[dict[str, Any], ...]:
       "model": NAME,
       "judge": NAME,
       "targets": ({"task": task, "name": name},),
-      "per_group": 50,
-      "others": 200,
+      "rows_per_group": 50,
+      "other_rows": 200,
       "sampling": SAMPLING,
     }
     for task, all_ in concepts().items()
@@ -177,11 +177,11 @@ def protocols() -> tuple[dict[str, Any], ...]:
 
 
 def tuning_set(
-  sd: StableDiffusion, params: Params, given: Given, kind: str, neighbours: int
+  sd: StableDiffusion, params: Params, given: Given, kind: str, neighbors: int
 ) -> TuningSet:
   """The classes to tune on; see `tuning_sets.tuning_set`."""
   made = [prompts.Target(**one) for one in given]
-  return tuning_sets.tuning_set(sd, params, made, kind, neighbours)
+  return tuning_sets.tuning_set(sd, params, made, kind, neighbors)
 
 
 def examples(

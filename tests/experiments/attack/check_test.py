@@ -12,7 +12,7 @@ from unlearning_jax.experiments.attack import check
 from unlearning_jax.judges import Judge, Target
 from unlearning_jax.sampling import Request, Sampling
 
-HOW = Sampling(num_steps=2, guidance_scale=4.0, sampler="dpm++2m")
+HOW = Sampling(num_inference_steps=2, guidance_scale=4.0, sampler="dpm++2m")
 STAR = Target("object", "star")
 
 
@@ -69,7 +69,8 @@ def test_rows_of_several_guidance_scales_are_one_batch(monkeypatch):
     next(
       sampling.generate(
         sd, params, [r.prompt], [r.seed], guidance_scale=r.guidance or 4.0,
-        batch_size=4, num_steps=2, sampler="dpm++2m", negative_prompt="a fish",
+        batch_size=4, num_inference_steps=2, sampler="dpm++2m",
+        negative_prompt="a fish",
       )
     )[0]
     for r in asked

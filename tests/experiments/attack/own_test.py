@@ -19,12 +19,14 @@ def given(tmp_path):
 
   def make(**changes):
     values = {
-      "method": "controls", "hparams": {"kind": "random", "k": 2, "blocks": 2},
+      "method": "controls",
+      "hparams": {"kind": "random", "num_tokens": 2, "blocks": 2},
       "judge": "tests.support.toys:WARMTH",
       "metrics": ["tests.support.toys:BRIGHTNESS", "asr", "seen"],
       "targets": [{"head": "warmth", "label": "warm", "task": "object"}],
-      "table": str(tmp_path / "prompts.csv"), "title": "Light", "lanes": 2,
-      "sampling": {"num_steps": 1, "guidance_scale": 2.0}, "batch_size": 2,
+      "prompt_table": str(tmp_path / "prompts.csv"), "title": "Light",
+      "lanes": 2, "batch_size": 2,
+      "sampling": {"num_inference_steps": 1, "guidance_scale": 2.0},
     }  # fmt: skip
     return settings.build(attack.Settings, values | changes)
 
@@ -51,7 +53,8 @@ def test_they_are_in_the_summary_and_on_the_page(given):
   (start,) = record.provenance["runs"]
   assert start["judge_hashes"] == {"warmth": toys.WARMTH.identity}
   assert toys.WARMTH.identity.startswith("version 1 ")
-  assert f"brightness   {bright['value']:.4g}" in attack.printed(found)
+  printed = " ".join(attack.printed(found).split())
+  assert f"brightness {bright['value']:.4g}" in printed
   page = str(record.files["report.html"])
   assert "brightness" in page and f"{bright['n']}" in page
 
@@ -71,7 +74,7 @@ def test_they_are_in_the_summary_and_on_the_page(given):
     ({"metrics": ["accuracy"]}, "'accuracy' reads .*can show asr, seen, or"),
     ({"metrics": ["r_norm"]}, "'r_norm' reads the rows of resurgence"),
     ({"metrics": ["seen"], "judge": None, "targets": []}, "name a judge"),
-    ({"table": ""}, "table: name a CSV"),
+    ({"prompt_table": ""}, "prompt_table: name a CSV"),
   ],
 )  # fmt: skip
 def test_what_they_cannot_do_is_told_before_anything_is_written(

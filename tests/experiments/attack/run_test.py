@@ -11,12 +11,16 @@ from unlearning_jax.record import Memory
 
 VALUES = {
   "method": "unlearn_diff_atk",
-  "hparams": {"k": 2, "blocks": 2, "iterations": 2},
+  "hparams": {"num_tokens": 2, "blocks": 2, "iterations": 2},
   "judge": "shapes",
   "targets": ({"task": "object", "name": "star"},),
   "guidance": {"negative_prompt": "star"},
-  "sampling": {"num_steps": 2, "guidance_scale": 4.0, "sampler": "dpm++2m"},
-  "per_group": 3,
+  "sampling": {
+    "num_inference_steps": 2,
+    "guidance_scale": 4.0,
+    "sampler": "dpm++2m",
+  },
+  "rows_per_group": 3,
   "lanes": 2,
   "batch_size": 2,
 }

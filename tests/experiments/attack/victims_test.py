@@ -225,7 +225,7 @@ def test_a_victim_that_cannot_be(changes, words, model, tmp_path):
 @pytest.mark.parametrize(
   "changes, words",
   [
-    ({"pool.images": 0}, "pool.images=0"),
+    ({"pool.num_images": 0}, "pool.num_images=0"),
     ({"pool.concept": ""}, "pool.concept"),
     ({"pool.templates": ("a thing",)}, "'a thing' must hold one {}"),
   ],
@@ -240,9 +240,9 @@ def test_a_pool_that_cannot_be(changes, words):
 def test_a_caption_has_its_word_where_the_mark_was(model):
   sd = model.sd
   config = attack_concept_inversion.get_config("tiny,preset=concept")
-  config.hparams.k, config.pool.images = 2, 2
+  config.hparams.num_tokens, config.pool.num_images = 2, 2
   config.pool.templates = ("a {} on gray", "{}")
-  config.sampling.num_steps = 1
+  config.sampling.num_inference_steps = 1
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   given = build(config)
   setup = victims.setup(given, victims.bind(given), model)
@@ -261,9 +261,9 @@ def test_a_caption_has_its_word_where_the_mark_was(model):
 
 def test_words_come_from_a_finished_inversion(tmp_path):
   config = attack_new_word.get_config("tiny")
-  with pytest.raises(ValueError, match="words=''"):
+  with pytest.raises(ValueError, match="new_words=''"):
     victims.bind(build(config))
-  config.words = str(tmp_path)
+  config.new_words = str(tmp_path)
   with pytest.raises(ValueError, match="not a finished run"):
     victims.bind(build(config))
   run = Workdir(tmp_path, {"method": "concept_inversion", "hparams": {}})
@@ -271,11 +271,11 @@ def test_words_come_from_a_finished_inversion(tmp_path):
   run.append_row({"id": "b", "status": "pre"})
   run.mark_done()
   h = victims.bind(build(config)).h
-  assert (h.k, h.blocks, len(h.words)) == (1, 1, 1)
+  assert (h.num_tokens, h.blocks, len(h.words)) == (1, 1, 1)
   config.method = "pez"
   with pytest.raises(ValueError, match="'new_word' draws with"):
     victims.bind(build(config))
-  with pytest.raises(ValueError, match=r"all \(k, width\)"):
+  with pytest.raises(ValueError, match=r"one shape, \(k, width\)"):
     attacks.bind("new_word", {"words": (((0.0,),), ((0.0, 1.0),))})
 
 
@@ -298,7 +298,9 @@ def test_guidance_is_what_images_are_drawn_with(model, tmp_path):
 
 def test_targets_and_rows_of_a_released_choice(model, tmp_path, monkeypatch):
   config, seen = uda.get_config("tiny"), {}
-  config.update({"target_sampling": {"num_steps": 7}, "max_tokens": 4})
+  config.update(
+    {"target_sampling": {"num_inference_steps": 7}, "max_tokens": 4}
+  )
 
   def draw(sd, params, requests, how, **options):
     seen.update(dataclasses.asdict(how))
@@ -317,5 +319,8 @@ def test_targets_and_rows_of_a_released_choice(model, tmp_path, monkeypatch):
   found = attack_rows.targeted(model, table, build(config), mesh, tmp_path)
   assert [row.left_out == "" for row in found] == [True, False]
   # The images that are judged keep their own.
-  assert seen["num_steps"] == 7 and config.sampling.num_steps == 15
+  assert (
+    seen["num_inference_steps"] == 7
+    and config.sampling.num_inference_steps == 15
+  )
   assert seen["sampler"] == config.sampling.sampler

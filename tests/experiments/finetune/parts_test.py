@@ -15,7 +15,7 @@ from unlearning_jax.concepts import Concept
 from unlearning_jax.edits import Edit
 from unlearning_jax.experiments import finetune as tuning
 from unlearning_jax.experiments.finetune import parts
-from unlearning_jax.experiments.finetune.settings import Defence
+from unlearning_jax.experiments.finetune.settings import Defense
 from unlearning_jax.projections import cross_attention_kernels
 from unlearning_jax.record import Memory
 
@@ -80,8 +80,8 @@ def test_a_state_on_one_device_is_what_it_was(model):
 
 
 @pytest.mark.parametrize("kind", ["project", "anchor"])
-def test_a_defence_needs_an_erasure(kind, model):
-  chosen = given(**{"defence.kind": kind})
+def test_a_defense_needs_an_erasure(kind, model):
+  chosen = given(**{"defense.kind": kind})
   with pytest.raises(ValueError, match="nothing is erased.*--edit"):
     tuning.prepare(*model, None, chosen, one_device())
 
@@ -148,7 +148,7 @@ def ended(model, **changes):
 
 
 def defended(chosen, **options):
-  return dataclasses.replace(chosen, defence=Defence(**options))
+  return dataclasses.replace(chosen, defense=Defense(**options))
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
@@ -187,4 +187,4 @@ def test_what_adapters_cannot_say_is_not_exported(model, caplog):
   run, part, state, chosen = ended(model)
   parts.export(run, part, state, defended(chosen, kind="reassert"))
   assert not (run.path / "lora.safetensors").exists()
-  assert "no lora.safetensors: defence.kind='reassert'" in caplog.text
+  assert "no lora.safetensors: defense.kind='reassert'" in caplog.text

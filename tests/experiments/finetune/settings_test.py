@@ -28,10 +28,15 @@ def test_configs_are_sound(name, size):
 
 def test_flags_can_set_what_is_none():
   built = given(
-    **{"lora.alpha": 8.0, "loss.snr_gamma": 5.0, "defence.k": 3, "mesh.data": 2}
+    **{
+      "lora.alpha": 8.0,
+      "loss.snr_gamma": 5.0,
+      "defense.num_directions": 3,
+      "mesh.data": 2,
+    }
   )
   assert (built.lora.alpha, built.loss.snr_gamma) == (8.0, 5.0)
-  assert (built.defence.k, built.mesh.data) == (3, 2)
+  assert (built.defense.num_directions, built.mesh.data) == (3, 2)
 
 
 def test_what_no_result_depends_on():
@@ -53,7 +58,7 @@ def test_what_no_result_depends_on():
     ("checkpoints", (5, 151), r"checkpoints=\[151\] beyond num_steps=150"),
     ("accumulate", 5, "batch_size=48 is not a multiple of accumulate=5"),
     ("data.source", "web", "data.source='web'.*shapes, folder, csv"),
-    ("defence.kind", "projet", "defence.kind='projet'.*did you mean 'project'"),
+    ("defense.kind", "projet", "defense.kind='projet'.*did you mean 'project'"),
     ("optimizer.schedule", "linear", "schedule='linear'"),
     ("optimizer.learning_rate", -1e-4, "learning_rate=-0.0001: .* at least 0"),
     ("optimizer.learning_rate", float("inf"), "optimizer.learning_rate=inf"),
@@ -67,9 +72,9 @@ def test_what_no_result_depends_on():
     ("ema_decay", 1.5, "ema_decay=1.5: must be up to 1, or 0 for no average"),
     ("lora.rank", 0, "lora.rank=0: must be at least 1"),
     ("lora.alpha", 0.0, "lora.alpha=0.0: must be above 0"),
-    ("defence.k", 0, "defence.k=0"),
-    ("defence.energy", 1.5, "defence.energy=1.5"),
-    ("defence.weight", -1.0, "defence.weight=-1.0: .* defence.kind='none'"),
+    ("defense.num_directions", 0, "defense.num_directions=0"),
+    ("defense.energy", 1.5, "defense.energy=1.5"),
+    ("defense.weight", -1.0, "defense.weight=-1.0: .* defense.kind='none'"),
   ],
 )
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -79,9 +84,9 @@ def test_what_cannot_be_is_refused(schedule, key, value, words):
     given("full", **changes)
 
 
-def test_a_defence_of_text_states_that_move():
+def test_a_defense_of_text_states_that_move():
   with pytest.raises(ValueError, match="the states themselves move"):
-    given(train="text_encoder", **{"defence.kind": "anchor"})
+    given(train="text_encoder", **{"defense.kind": "anchor"})
 
 
 def test_events_need_their_package(monkeypatch):

@@ -12,10 +12,10 @@ from unlearning_jax.experiments.matrix import Cell, Matrix, Settings
 from unlearning_jax.record import Workdir
 
 SMALL = [
-  "--config.common.per_group=2",
+  "--config.common.rows_per_group=2",
   "--config.common.lanes=2",
   "--config.common.batch_size=2",
-  "--config.common.sampling.num_steps=2",
+  "--config.common.sampling.num_inference_steps=2",
   "--config.budget.blocks=1",
   "--config.columns=('none', 'random')",
 ]
@@ -32,17 +32,29 @@ def built(config) -> Settings:
 @pytest.mark.parametrize(
   "change, words",
   [
-    ({"attacks.uda.hparams.noise": "frosen"}, "base/uda: noise='frosen'"),
+    (
+      {"attacks.unlearn_diff_atk.hparams.noise": "frosen"},
+      "base/unlearn_diff_atk: noise='frosen'",
+    ),
     ({"attacks.p4d.hparams.timesteps": "up"}, "base/p4d: timesteps='up'"),
-    ({"attacks.uda.hparams.decay": "none"}, "base/uda: decay='none'"),
-    ({"tasks.object.hparams.k": 80}, "base/none: .*too_long='error'"),
-    ({"common.sampling.num_steps": 0}, "base/none: num_steps=0"),
+    (
+      {"attacks.unlearn_diff_atk.hparams.decay": "none"},
+      "base/unlearn_diff_atk: decay='none'",
+    ),
+    (
+      {"tasks.object.hparams.num_tokens": 80},
+      "base/none: .*long_prompts='error'",
+    ),
+    (
+      {"common.sampling.num_inference_steps": 0},
+      "base/none: num_inference_steps=0",
+    ),
   ],
 )
 def test_a_column_that_would_fail_in_every_cell(change, words, tmp_path):
   """Told by what makes the matrix, before an erasure or a cell."""
   config = make_config("object")
-  config.common.per_group, config.common.too_long = 2, "error"
+  config.common.rows_per_group, config.common.long_prompts = 2, "error"
   config.attacks.none.hparams.kind = "random"
   config.update_from_flattened_dict(change)
   given = built(config)
@@ -53,15 +65,15 @@ def test_a_column_that_would_fail_in_every_cell(change, words, tmp_path):
 
 def test_a_finished_cell_of_another_table(tmp_path):
   config = make_config()
-  config.common.per_group, config.columns = 2, ("none", "random")
+  config.common.rows_per_group, config.columns = 2, ("none", "random")
   matrix = Matrix(built(config), tmp_path, {})
-  for name, inputs in {"none": {}, "random": {"table": "a"}}.items():
+  for name, inputs in {"none": {}, "random": {"prompt_table": "a"}}.items():
     cell = Cell("object", "base", name)
     run = Workdir(tmp_path / str(cell), matrix.settings.config(cell))
     run.record_provenance(devices={}, inputs=inputs)
     run.mark_done()
   matrix.store.check(Cell("object", "base", "none"))
-  with pytest.raises(ValueError, match="inputs.table: 'a' -> "):
+  with pytest.raises(ValueError, match="inputs.prompt_table: 'a' -> "):
     matrix.store.check(Cell("object", "base", "random"))
 
 

@@ -40,28 +40,28 @@ def test_every_cell_is_named_once():
   # What the others build on comes first.
   assert {cell.attack for cell in found[:7]} == {"none"}
   assert {cell.attack for cell in found[7:14]} == {"random"}
-  assert Cell("object", "esd", "uda") in found
-  assert Cell("unsafe", "esd", "uda") not in found
+  assert Cell("object", "esd", "unlearn_diff_atk") in found
+  assert Cell("unsafe", "esd", "unlearn_diff_atk") not in found
 
 
 def test_a_cell_has_the_budget_of_all_and_its_own_settings():
   given = built(make_config())
-  uda = given.attack(Cell("unsafe", "uce", "uda"))
+  uda = given.attack(Cell("unsafe", "uce", "unlearn_diff_atk"))
   assert uda.method == "unlearn_diff_atk"
   h = uda.hparams
-  wanted = {"blocks": 9, "iterations": 25, "k": 5, "weight_decay": 0.0}
+  wanted = {"blocks": 9, "iterations": 25, "num_tokens": 5, "weight_decay": 0.0}
   assert h.items() >= wanted.items()
   assert uda.targets == ({"task": "unsafe", "name": "hazard"},)
-  cce = given.attack(Cell("object", "uce", "cce"))
-  assert (cce.hparams["blocks"], cce.hparams["k"]) == (9, 1)
-  assert uda.per_group == 100
+  cce = given.attack(Cell("object", "uce", "concept_inversion"))
+  assert (cce.hparams["blocks"], cce.hparams["num_tokens"]) == (9, 1)
+  assert uda.rows_per_group == 100
 
 
 @pytest.mark.parametrize("task", ["identity", "object", "style", "unsafe"])
 def test_every_task_has_a_hundred_rows(task):
   own = built(make_config(task)).attack(Cell(task, "base", "none"))
   found = rows.listed(own)
-  assert len(found) == own.per_group == 100
+  assert len(found) == own.rows_per_group == 100
   for key in ("id", "number", "seed"):
     assert len({row[key] for row in found}) == 100
 
@@ -76,7 +76,7 @@ def test_clean_prompts_are_as_many_of_the_same_head(task, words):
   config = attack_controls.get_config(argument + "clean+random")
   assert config.hparams.kind == "random"
   clean = listed(config)
-  assert len(clean) == config.per_group == 100
+  assert len(clean) == config.rows_per_group == 100
   assert not any(words in row["prompt"] for row in clean)
   people = [identity.name for identity in vocabulary.IDENTITIES]
   if task == "identity":
@@ -124,7 +124,11 @@ def test_the_ablation_spends_the_same_on_every_choice():
   "change, edits, words",
   [
     ({"control": "randm"}, [], "randm.*'random'"),
-    ({"columns": ("none", "udaa")}, [], "udaa.*'uda'"),
+    (
+      {"columns": ("none", "unlearn_diff_at")},
+      [],
+      "unlearn_diff_at'.*'unlearn_diff_atk'",
+    ),
     ({}, ["objekt/esd=a"], "objekt.*'object'"),
     ({}, ["object/uce=a"], "'object/uce' is not a new"),
     ({}, ["object=a"], "is not a new <task>/<name>"),
@@ -136,25 +140,29 @@ def test_the_ablation_spends_the_same_on_every_choice():
       "common.guidance.safe='max'.*launch.attack",
     ),
     (
-      {"common": {"proxy": {"timesteps": 5}}},
+      {"common": {"diffusion_classifier": {"timesteps": 5}}},
       [],
-      "common.proxy.timesteps=5",
+      "common.diffusion_classifier.timesteps=5",
     ),
     (
-      {"common": {"too_long": "cut"}},
+      {"common": {"long_prompts": "cut"}},
       [],
-      "too_long='cut'",
+      "long_prompts='cut'",
     ),
     (
-      {"attacks": {"cce": {"hparams": {"pool": "own"}}}},
+      {"attacks": {"concept_inversion": {"hparams": {"pool": "own"}}}},
       [],
-      "attacks.cce.hparams.pool='own': .*launch.attack",
+      "attacks.concept_inversion.hparams.pool='own': .*launch.attack",
     ),
-    ({"tasks": {"object": {"hparams": {"k": 0}}}}, [], "hparams.k=0"),
     (
-      {"attacks": {"uda": {"control": "luck"}}},
+      {"tasks": {"object": {"hparams": {"num_tokens": 0}}}},
       [],
-      "attacks.uda.control='luck'",
+      "hparams.num_tokens=0",
+    ),
+    (
+      {"attacks": {"unlearn_diff_atk": {"control": "luck"}}},
+      [],
+      "attacks.unlearn_diff_atk.control='luck'",
     ),
   ],
 )
@@ -167,6 +175,6 @@ def test_a_matrix_that_cannot_be(change, edits, words):
 
 def test_a_hyperparameter_that_is_none():
   config = make_config()
-  config.attacks.uda.hparams.iteration = 3
+  config.attacks.unlearn_diff_atk.hparams.iteration = 3
   with pytest.raises((TypeError, ValueError), match="did you mean iterations"):
     built(config)

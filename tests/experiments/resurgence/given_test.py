@@ -23,7 +23,7 @@ BLOCK = {
   "concepts": ("star", "quill"),
   "sets": ("near",),
   "algorithms": ("lora",),
-  "defences": ("none",),
+  "defenses": ("none",),
   "seeds": (0,),
 }
 

@@ -26,7 +26,7 @@ BLOCK = {
   "concepts": ("star",),
   "sets": ("near", "control"),
   "algorithms": ("lora",),
-  "defences": ("none",),
+  "defenses": ("none",),
   "seeds": (0, 1),
 }
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -71,7 +71,7 @@ def test_the_full_study_asks_what_the_issue_asks():
     and len(config.concepts[cell.concept]["names"]) == 1
     and cell.algorithm in ("lora", "full")
     and cell.tuning_set in ("near", "out")
-    and cell.defence == "none"
+    and cell.defense == "none"
   ]
   assert len(main) == 6 * 4 * 2 * 2 * 3
   seeds = {cell.seed for cell in main}
@@ -107,7 +107,7 @@ def test_cells_come_once_block_by_block_and_seed_by_seed():
 
 def test_a_pack_is_of_lora_runs_of_a_method():
   whole = BLOCK | {
-    "algorithms": ("lora", "full"), "defences": ("none", "project"),
+    "algorithms": ("lora", "full"), "defenses": ("none", "project"),
   }  # fmt: skip
   config = study(whole)
   given = built(config)
@@ -121,11 +121,11 @@ def test_a_pack_is_of_lora_runs_of_a_method():
   assert firsts == sorted(firsts)
   for pack in found:
     assert pack == sorted(pack, key=cells.index)
-    assert len({(c.method, c.algorithm, c.defence) for c in pack}) == 1
+    assert len({(c.method, c.algorithm, c.defense) for c in pack}) == 1
   # Two tuning sets and two seeds of each method.
   sizes: dict[str, list[int]] = {}
   for pack in found:
-    kind = f"{pack[0].algorithm}/{pack[0].defence}"
+    kind = f"{pack[0].algorithm}/{pack[0].defense}"
     sizes.setdefault(kind, []).append(len(pack))
   assert sizes["lora/none"] == [3, 3, 1, 1]
   assert set(sizes["lora/project"] + sizes["full/none"]) == {1}
@@ -145,7 +145,7 @@ def test_a_pack_is_of_lora_runs_of_a_method():
       (BLOCK | {"sedes": (1,)},),
       r"blocks\[0\].sedes: .*did you mean seeds",
     ),
-    ("blocks", (BLOCK | {"defences": ("proj",)},), "'proj'.*none, project"),
+    ("blocks", (BLOCK | {"defenses": ("proj",)},), "'proj'.*none, project"),
     ("counts.explicit", 0, "counts.explicit=0"),
     ("concepts.star.names", ("strar",), "did you mean 'star'"),
     ("concepts.star.names", ("star", "star"), "listed twice"),
@@ -154,7 +154,7 @@ def test_a_pack_is_of_lora_runs_of_a_method():
     ("judge", None, "judge=None: .*name one"),
     ("algorithms.lora.data.count", 20, "batch_size=32 is more than .*count=20"),
     ("algorithms.lora.num_steps", 60, "the last must be num_steps=60"),
-    ("algorithms.lora.defence.kind", "prject", "did you mean 'project'"),
+    ("algorithms.lora.defense.kind", "prject", "did you mean 'project'"),
     ("algorithms.lora.loss.snr_gamma", 0.0, "algorithms.lora: loss.snr_gamma="),
     (
       "algorithms.lora.train",

@@ -200,14 +200,14 @@ def attack_rows(
 
   Raises:
     ValueError: an unusable table, what `check_attack` refuses, or, with
-      `too_long="error"`, prompts that leave no room.
+      `long_prompts="error"`, prompts that leave no room.
   """
   check_rows(table, sd.latent_shape)
   check_attack(sd, victim, base, attack, how.mode, how.pool)
   multiple = sharding.local_rows_multiple(how.mesh)
   lanes = -(-how.lanes // multiple) * multiple
   fitting, dropped = prepare(
-    sd, table, attack.h.insertion, attack.h.k, how.too_long
+    sd, table, attack.h.insertion, attack.h.num_tokens, how.long_prompts
   )
   layouts = {prepared.row.id: prepared for prepared in fitting}
   queue: deque[Prepared] = deque()
@@ -285,7 +285,9 @@ def _block_of(sd, group, attack, check, records, how):
       context = None if contexts is None else contexts[lane]
       if attack.finds == "words":
         record["embeds"] = tokens[lane].tolist()
-        found[lane] = {"text": f"<{attack.h.k} vectors> {prepared.row.prompt}"}
+        found[lane] = {
+          "text": f"<{attack.h.num_tokens} vectors> {prepared.row.prompt}"
+        }
       elif attack.finds == "latents":
         found[lane] = {"text": f"<text states> {prepared.row.prompt}"}
       else:
@@ -302,7 +304,7 @@ def _block_of(sd, group, attack, check, records, how):
       last = len(record["blocks"]) == attack.h.blocks - 1
       if share < how.threshold and not last:
         del asked[lane]
-        infos = _infos(info, lane) | {"proxy": share}
+        infos = _infos(info, lane) | {"diffusion_classifier": share}
         record["blocks"].append(found[lane] | infos)
   verdicts = check(list(asked.values())) if asked else ()
   for lane, verdict in zip(asked, verdicts, strict=True):
@@ -312,7 +314,7 @@ def _block_of(sd, group, attack, check, records, how):
       {**found[lane], "seed": asked[lane].seed, **verdict._asdict(), **infos}
     )
     if lane in shares:
-      record["blocks"][-1]["proxy"] = shares[lane]
+      record["blocks"][-1]["diffusion_classifier"] = shares[lane]
     record["images"] += 1
     record["success"] = verdict.success
   for lane in busy:
@@ -343,9 +345,11 @@ def _shares(group, records, proxy, asked) -> dict[int, float]:
     record = records[row.id]
     # The first score of a row also costs those of its own prompt, by the
     # victim and by the base.
-    count = 1 if "proxy_calls" in record else 3
-    spent = record.get("proxy_calls", 0) + count * proxy.timesteps
-    record["proxy_calls"] = spent
+    count = 1 if "diffusion_classifier_calls" in record else 3
+    spent = (
+      record.get("diffusion_classifier_calls", 0) + count * proxy.timesteps
+    )
+    record["diffusion_classifier_calls"] = spent
   return dict(zip(asked, found, strict=True))
 
 

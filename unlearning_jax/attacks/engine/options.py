@@ -38,7 +38,7 @@ class Options:
       gets no image, unless it is the row's last. This can miss a success; it
       cannot invent one.
     threshold: the least score that earns an image.
-    too_long: `drop` counts prompts that leave no room as failures, with the
+    long_prompts: `drop` counts prompts that leave no room as failures, with the
       reason; `error` refuses the table; `truncate` cuts them.
   """
 
@@ -48,4 +48,4 @@ class Options:
   pool: Pool | None = None
   proxy: Proxy | None = None
   threshold: float = 0.5
-  too_long: str = "drop"
+  long_prompts: str = "drop"

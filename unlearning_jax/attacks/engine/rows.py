@@ -16,7 +16,7 @@ from unlearning_jax.concepts import check_choice
 from unlearning_jax.sampling import Request as Request
 from unlearning_jax.stable_diffusion import StableDiffusion
 
-TOO_LONG = ("drop", "error", "truncate")
+LONG_PROMPTS = ("drop", "error", "truncate")
 
 
 class Verdict(NamedTuple):
@@ -94,7 +94,7 @@ class Prepared(NamedTuple):
       "text": text,
       "ids": ids.tolist(),
       "ids_again": again.tolist(),
-      "survived": bool(np.array_equal(ids, again)),
+      "roundtrip": bool(np.array_equal(ids, again)),
     }
 
 
@@ -131,7 +131,7 @@ def prepare(
   rows: Iterable[Row],
   mode: str,
   k: int,
-  too_long: str = "drop",
+  long_prompts: str = "drop",
 ) -> tuple[list[Prepared], dict[str, str]]:
   """Lays out every row's prompt with room for the adversarial tokens.
 
@@ -139,17 +139,17 @@ def prepare(
     rows: the table.
     mode: where the tokens go, see `insertion`.
     k: the number of adversarial tokens.
-    too_long: what to do with a prompt that leaves no room: `drop` it, raise an
-      `error`, or `truncate` whole words at its end.
+    long_prompts: what to do with a prompt that leaves no room: `drop` it, raise
+      an `error`, or `truncate` whole words at its end.
 
   Returns:
     The rows that fit, and {id: reason} of the others.
 
   Raises:
-    ValueError: `too_long="error"` and rows that do not fit; the message names
-      each with its reason.
+    ValueError: `long_prompts="error"` and rows that do not fit; the message
+      names each with its reason.
   """
-  check_choice("too_long", too_long, TOO_LONG)
+  check_choice("long_prompts", long_prompts, LONG_PROMPTS)
   fitting: list[Prepared] = []
   dropped: dict[str, str] = {}
   for row in rows:
@@ -158,12 +158,13 @@ def prepare(
       dropped[row.id] = row.left_out
       continue
     try:
-      fitting.append(_prepared(sd, row, mode, k, too_long == "truncate"))
+      fitting.append(_prepared(sd, row, mode, k, long_prompts == "truncate"))
     except ValueError as error:
       dropped[row.id] = str(error)
-  if dropped and too_long == "error":
+  if dropped and long_prompts == "error":
     raise ValueError(
-      "rows that leave no room for the attack (too_long='error'; 'drop' counts "
+      "rows that leave no room for the attack (long_prompts='error'; 'drop' "
+      "counts "
       "them as failures, 'truncate' cuts them): "
       + "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
     )

@@ -138,7 +138,7 @@ def examples(
     templates[concept.task][0].format(concept.erase),
     source.num_images,
     key,
-    num_steps=source.image_steps,
+    num_inference_steps=source.num_inference_steps,
     guidance_scale=source.guidance_scale,
     sampler="dpm++2m",
   )

@@ -86,7 +86,7 @@ class Hparams:
     examples: {phrase: (images, masks)} instead of `data`: uint8 (m, H, W, 3),
       and (m, H, W) or None.
     num_images: how many images to draw for a concept without any.
-    image_steps: sampling steps of a drawn image.
+    num_inference_steps: sampling steps of a drawn image.
     guidance_scale: guidance scale of the drawn images.
     templates: {task: sentences with "{}"}; the first draws the images. None for
       our own.
@@ -116,7 +116,7 @@ class Hparams:
   data: str | None = None
   examples: Mapping[str, tuple[np.ndarray, np.ndarray | None]] | None = None
   num_images: int = 8
-  image_steps: int = 30
+  num_inference_steps: int = 30
   guidance_scale: float = 7.5
   templates: Mapping[str, Sequence[str]] | None = None
   num_prompts: int = 30
@@ -147,7 +147,7 @@ class Hparams:
       "batch_size",
       "pack",
       "num_images",
-      "image_steps",
+      "num_inference_steps",
     ):
       value = getattr(self, name)
       if value is not None and value < 1:

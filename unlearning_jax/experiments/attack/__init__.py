@@ -114,16 +114,18 @@ def attacked(
   given, victim = setup.given, setup.victim
   how = driver.Options(
     lanes=lanes, mesh=setup.mesh, mode=given.vocabulary, pool=learnt,
-    proxy=setup.proxy, threshold=given.proxy.threshold, too_long=given.too_long,
+    proxy=setup.diffusion_classifier,
+    threshold=given.diffusion_classifier.threshold,
+    long_prompts=given.long_prompts,
   )  # fmt: skip
   found = driver.attack_rows(
     setup.sd, victim, setup.original, setup.attack, table, judged,
     jax.random.key(given.seed), how,
   ) if table else ()  # fmt: skip
-  calls = given.sampling.num_steps * victim.image_rows
+  calls = given.sampling.num_inference_steps * victim.image_rows
   for row in found:
     spent = row["iterations"] * setup.attack.unet_calls(victim)
-    spent += row["images"] * calls + row.get("proxy_calls", 0)
+    spent += row["images"] * calls + row.get("diffusion_classifier_calls", 0)
     row["unet_calls"] = spent
     row["victim"] = setup.name[:12]
     record.append_row(row)

@@ -46,13 +46,13 @@ def fits(setup: Setup, listed: Listed):
   latents = np.zeros(sd.latent_shape, np.float32)
   table = [rows.Row(**row, latents=latents) for row in listed]
   rows.check_rows(table, sd.latent_shape)
-  rows.prepare(sd, table, h.insertion, h.k, given.too_long)
+  rows.prepare(sd, table, h.insertion, h.num_tokens, given.long_prompts)
   for key in ("negative_prompt", "concept"):
     try:
       stable_diffusion.tokenize(sd, [getattr(given.guidance, key)])
     except ValueError as error:
       raise ValueError(f"guidance.{key}: {error}") from error
-  _ = setup.proxy
+  _ = setup.diffusion_classifier
   pool.captions_of(setup)
 
 
@@ -63,7 +63,7 @@ def drawing_fits(given: Settings, sd: StableDiffusion, listed: Listed):
     ValueError: naming the file or the key.
   """
   for how in (given.sampling, given.target_drawing):
-    samplers.make_sampler(sd.schedule, how.num_steps, how.sampler)
+    samplers.make_sampler(sd.schedule, how.num_inference_steps, how.sampler)
   check_targets(given, sd, listed)
 
 
@@ -71,13 +71,13 @@ def checker(record: Recorder, setup: Setup, listed: Listed) -> rows.Check:
   """Draws and judges; without a judge, it only keeps the images.
 
   With a judge it keeps the rows' own images, those that show the concept, and
-  all of the first `grid` rows: what a page can show. It keeps every image where
-  a metric reads images.
+  all of the first `grid_rows` rows: what a page can show. It keeps every image
+  where a metric reads images.
   """
   given = setup.given
   every = setup.judge is None or bool(given.image_metrics)
   own = {(row["prompt"], row["seed"]) for row in listed}
-  shown = {row["seed"] for row in listed[: given.grid]}
+  shown = {row["seed"] for row in listed[: given.grid_rows]}
 
   def keep(request: Request, verdict: rows.Verdict, image: np.ndarray):
     wanted = verdict.success or (request.prompt, request.seed) in own
@@ -103,7 +103,6 @@ def drawn(
   """A function that draws requests and asks a judge whether they show a target.
 
   Args:
-    sd: the model.
     victim: who draws.
     how: its `guidance_scale` is for the requests that have none.
     on_image: sees every image, and says where it has put it.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from unlearning_jax import settings
+from unlearning_jax import renamed, settings
 from unlearning_jax.durable import to_json
 from unlearning_jax.experiments.attack.rows import Listed
 from unlearning_jax.experiments.attack.settings import Settings
@@ -35,7 +35,7 @@ def finished(folder: str) -> Control:
   path = pathlib.Path(folder)
   if not (path / "DONE").exists():
     raise ValueError(f"--control: {folder} is not a finished run")
-  config = json.loads((path / "config.json").read_text())
+  config = renamed.config(json.loads((path / "config.json").read_text()))
   name = config["hparams"].get("kind", config["method"])
   return Control(name, read_rows(path), config)
 
@@ -77,7 +77,7 @@ def check_control(
     raise ValueError(
       f"--control: {len(odd)} of {len(names)} rows are not the attack's: "
       f"{told} ({', '.join(_OF_ROW)}); run it with the attack's table, or "
-      "per_group, groups and seed"
+      "rows_per_group, groups and seed"
     )
 
 

@@ -28,8 +28,8 @@ class Captions(NamedTuple):
 def pool_of(setup: Setup, wanted: bool = True) -> engine.Pool | None:
   """The images of the concept that an inversion learns from, by the original.
 
-  `pool.concept` is drawn in `pool.templates`, `pool.images` times in all, from
-  seeds of its own.
+  `pool.concept` is drawn in `pool.templates`, `pool.num_images` times in all,
+  from seeds of its own.
 
   Raises:
     ValueError: as `captions_of`.
@@ -39,7 +39,7 @@ def pool_of(setup: Setup, wanted: bool = True) -> engine.Pool | None:
     return None
   given, params = setup.given, setup.original.params
   seeds = range(
-    given.pool.first_seed, given.pool.first_seed + given.pool.images
+    given.pool.first_seed, given.pool.first_seed + given.pool.num_images
   )
   asked = [*map(sampling.Request, captions.named, seeds)]
   images = sampling.draw(
@@ -60,12 +60,12 @@ def captions_of(setup: Setup) -> Captions | None:
   if not mode:
     return None
   captions = [given.templates[i % len(given.templates)]
-              for i in range(given.images)]  # fmt: skip
+              for i in range(given.num_images)]  # fmt: skip
   named = [caption.replace(MARK, given.concept) for caption in captions]
   if mode == "own":
     # The word stands before the whole prompt, as in the paper.
     captions = [f"{MARK} {text}" for text in named]
-  ids, source = _captions(setup.sd, captions, setup.attack.h.k)
+  ids, source = _captions(setup.sd, captions, setup.attack.h.num_tokens)
   named_ids = stable_diffusion.tokenize(setup.sd, named)
   return Captions(named, named_ids, ids, source)
 

@@ -29,9 +29,9 @@ def listed(given: Settings) -> list[dict[str, Any]]:
   """Every row of the run: id, number, prompt, seed, guidance.
 
   Raises:
-    ValueError: the CSV that `table` names is not a table of prompts.
+    ValueError: the CSV that `prompt_table` names is not a table of prompts.
   """
-  if given.table:
+  if given.prompt_table:
     return [
       {
         "id": str(row.case_number),
@@ -40,12 +40,12 @@ def listed(given: Settings) -> list[dict[str, Any]]:
         "seed": row.seed,
         "guidance": row.guidance,
       }
-      for row in concepts.read_prompts(given.table)
+      for row in concepts.read_prompts(given.prompt_table)
     ]
   # Of all others a part is of the same head: portraits, three in ten.
-  count = 10 * given.per_group if "others" in given.groups else 0
+  count = 10 * given.rows_per_group if "others" in given.groups else 0
   world, targets = common.world_of(given), given.world_targets
-  drawn = world.prompt_rows(targets, given.per_group, count, given.seed)
+  drawn = world.prompt_rows(targets, given.rows_per_group, count, given.seed)
   heads = {target.head for target in world.targets(targets)}
   own = [row for row in drawn if row["group"] != "others"]
   rest = [
@@ -61,7 +61,7 @@ def listed(given: Settings) -> list[dict[str, Any]]:
       "seed": row["seed"],
       "guidance": None,
     }
-    for number, row in enumerate(own + rest[: given.per_group])
+    for number, row in enumerate(own + rest[: given.rows_per_group])
     if row["group"] in given.groups
   ]
 
@@ -97,9 +97,9 @@ def check_targets(given: Settings, sd: StableDiffusion, listed: Listed):
 def hashes(given: Settings, listed: Listed) -> dict[str, str]:
   """A sha256 of the rows and of the target images that come from files."""
   found = {}
-  if given.table:
+  if given.prompt_table:
     text = json.dumps(listed)
-    found["table"] = hashlib.sha256(text.encode()).hexdigest()
+    found["prompt_table"] = hashlib.sha256(text.encode()).hexdigest()
   if given.target_images:
     digest = hashlib.sha256()
     for row in listed:

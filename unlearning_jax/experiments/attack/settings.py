@@ -1,4 +1,4 @@
-"""What an attack can be told, and what of it cannot be."""
+"""The settings of an attack, and which of them are refused."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ class Guiding:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Proxy:
+class DiffusionClassifier:
   """Diffusion Classifier before each image.
 
   Attributes:
@@ -58,7 +58,7 @@ class Proxy:
   def __post_init__(self):
     if self.timesteps < 0:
       raise ValueError(
-        f"proxy.timesteps={self.timesteps}: must not be negative"
+        f"diffusion_classifier.timesteps={self.timesteps}: must not be negative"
       )
 
 
@@ -68,13 +68,13 @@ class Pool:
 
   Attributes:
     concept: what they show.
-    images: how many.
+    num_images: how many.
     templates: their captions.
     first_seed: of the first image; the others' follow.
   """
 
   concept: Output[str] = ""
-  images: Output[int] = 25
+  num_images: Output[int] = 25
   templates: Output[tuple[str, ...]] = ("a {}",)
   first_seed: Output[int] = 1_000
 
@@ -84,8 +84,8 @@ class Pool:
     Raises:
       ValueError: naming the key.
     """
-    if self.images < 1:
-      raise ValueError(f"pool.images={self.images}: must be at least 1")
+    if self.num_images < 1:
+      raise ValueError(f"pool.num_images={self.num_images}: must be at least 1")
     for template in self.templates:
       if template.count(MARK) != 1:
         raise ValueError(
@@ -110,21 +110,21 @@ class Settings(common.Drawn):
     victim: another model than the original, or the UNet or text encoder of one,
       or `scrambled`; "" for the edit's or the original itself.
     guidance: what the victim is kept from.
-    proxy: what says whether a prompt is worth an image.
-    words: run of concept_inversion whose words `new_word` draws with.
+    diffusion_classifier: what says whether a prompt is worth an image.
+    new_words: run of concept_inversion whose words `new_word` draws with.
     pool: what `hparams.pool` learns from.
-    table: CSV of case_number, prompt, evaluation_seed, evaluation_guidance;
-      "" has the world's prompts.
+    prompt_table: CSV of case_number, prompt, evaluation_seed,
+      evaluation_guidance; "" has the world's prompts.
     target_images: folder of <id>.png; "" has the original model draw them.
     target_sampling: how it draws them, other than by `sampling`.
     max_tokens: longer prompts are counted and left alone; None for none.
     vocabulary: ids that an attack may use, see `engine.vocabulary`.
-    too_long: what becomes of prompts that leave no room: counted as failures
-      (`drop`), the run refused (`error`), or cut to whole words (`truncate`).
+    long_prompts: what becomes of prompts that leave no room: `drop` counts them
+      as failures, `error` refuses the run, `truncate` cuts them to whole words.
     groups: which of the world's prompts.
-    per_group: how many of each group.
+    rows_per_group: how many of each group.
     lanes: rows side by side.
-    others: of a comparison; an attack has no use for it.
+    other_rows: of a comparison; an attack has no use for it.
     prompts: likewise.
   """
 
@@ -132,21 +132,21 @@ class Settings(common.Drawn):
   hparams: Output[Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   victim: Output[str] = ""
   guidance: Guiding = Guiding()
-  proxy: Proxy = Proxy()
-  words: Output[str] = ""
+  diffusion_classifier: DiffusionClassifier = DiffusionClassifier()
+  new_words: Output[str] = ""
   pool: Pool = Pool()
-  table: Output[str] = ""
+  prompt_table: Output[str] = ""
   target_images: Output[str] = ""
   target_sampling: Output[Mapping[str, Any]] = dataclasses.field(
     default_factory=dict
   )
   max_tokens: Output[int | None] = None
   vocabulary: Output[str] = "roundtrip"
-  too_long: Output[str] = "drop"
+  long_prompts: Output[str] = "drop"
   groups: Output[tuple[str, ...]] = ("explicit",)
-  per_group: Output[int] = 100
+  rows_per_group: Output[int] = 100
   lanes: Free[int] = 8
-  others: Free[int] = 0
+  other_rows: Free[int] = 0
   prompts: Free[Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
@@ -154,18 +154,18 @@ class Settings(common.Drawn):
     common.check_metrics(self, "attack")
     if self.judge and len(common.targets_of(self)) != 1:
       raise ValueError("targets: the judge needs one target, what was erased")
-    if not self.table and not (self.judge and self.world_targets):
-      raise ValueError("table: name a CSV of prompts")
+    if not self.prompt_table and not (self.judge and self.world_targets):
+      raise ValueError("prompt_table: name a CSV of prompts")
     _ = self.target_drawing
     check_choice("vocabulary", self.vocabulary, vocabulary.MODES)
-    check_choice("too_long", self.too_long, rows.TOO_LONG)
+    check_choice("long_prompts", self.long_prompts, rows.LONG_PROMPTS)
     if "insertion" in self.hparams:
       mode = self.hparams["insertion"]
       check_choice("hparams.insertion", mode, insertion.MODES)
     for group in self.groups:
       check_choice("groups", group, GROUPS)
-    least = {key: getattr(self, key) for key in ("lanes", "per_group")}
-    for key in ("k", "blocks", "iterations"):
+    least = {key: getattr(self, key) for key in ("lanes", "rows_per_group")}
+    for key in ("num_tokens", "blocks", "iterations"):
       least[f"hparams.{key}"] = self.hparams.get(key, 1)
     for key, value in least.items():
       if not isinstance(value, int) or value < 1:

@@ -52,7 +52,8 @@ def conclude(
   if setup.held:
     document["victim_file"] = dict(setup.held)
   document["gallery"] = [
-    frame(record, setup.sd, row, targets) for row in chosen(records, given.grid)
+    frame(record, setup.sd, row, targets)
+    for row in chosen(records, given.grid_rows)
   ]
   record.save_summary(document)
   record.write("results.csv", to_csv(document["measures"]))
@@ -112,11 +113,11 @@ def frame(
   """A row for the gallery: its texts, and three images from one seed."""
   last = row["blocks"][-1]
   images = {
-    "original": targets / f"{row['id']}.png",
+    "base": targets / f"{row['id']}.png",
     "no attack": record.path / (row["pre_image"] or "-"),
     "attack": record.path / last["image"],
   }
-  keys = ("text", "score", "survived")
+  keys = ("text", "score", "roundtrip")
   return {
     **{key: row[key] for key in ("id", "prompt", "seed", "success")},
     **{key: last[key] for key in keys if key in last},
@@ -145,12 +146,12 @@ def printed(document: Mapping[str, Any]) -> str:
   for m in document["measures"]:
     share = f"{m['k']}/{m['n']}"
     interval = f"[{m['low']:.2f}, {m['high']:.2f}]"
-    lines.append(f"{m['name']:12} {m['value']:.2f} {interval} {share:>9}")
+    lines.append(f"{m['name']:20} {m['value']:.2f} {interval} {share:>9}")
   for one in document.get("estimates", ()):
     value = "–" if one["value"] is None else f"{one['value']:.4g}"
     if one["low"] is not None:
       value += f" [{one['low']:.4g}, {one['high']:.4g}]"
-    lines.append(f"{one['name']:12} {value}")
+    lines.append(f"{one['name']:20} {value}")
   lines.append(f"accounting: {document['accounting']}")
   if "control" in document:
     control = document["control"]

@@ -69,21 +69,23 @@ class Setup:
     return self.base.sd
 
   @property
-  def proxy(self) -> Proxy | None:
+  def diffusion_classifier(self) -> Proxy | None:
     """What says whether a prompt is worth an image, if it is asked for.
 
     Raises:
       ValueError: more timesteps than the model has, or one that predicts no
         noise.
     """
-    count = self.given.proxy.timesteps
+    count = self.given.diffusion_classifier.timesteps
     if not count:
       return None
     key = jax.random.fold_in(jax.random.key(self.given.seed), 1)
     try:
       return Proxy(self.sd, self.victim, self.original, count, key)
     except ValueError as error:
-      raise ValueError(f"proxy.timesteps={count}: {error}") from error
+      raise ValueError(
+        f"diffusion_classifier.timesteps={count}: {error}"
+      ) from error
 
 
 def setup(
@@ -114,7 +116,7 @@ def setup(
   if model is None:
     model = common.load_model(given)
     for one in made.values():
-      model = common.with_made(model, one)
+      model = model.with_made(one)
   elif model.edit is not None:
     made = {model.name: model.edit}
   victim, held = victim_of(given, model)
@@ -175,18 +177,18 @@ def bind(given: Settings) -> Attack:
       are needed, or a run that learnt none.
   """
   hparams = dict(given.hparams)
-  if (given.method == "new_word") != bool(given.words):
+  if (given.method == "new_word") != bool(given.new_words):
     raise ValueError(
-      f"words={given.words!r}: names the concept_inversion run whose words "
-      f"method 'new_word' draws with; method={given.method!r}"
+      f"new_words={given.new_words!r}: names the concept_inversion run "
+      f"whose words method 'new_word' draws with; method={given.method!r}"
     )
-  if given.words:
-    found = finished(given.words).rows
+  if given.new_words:
+    found = finished(given.new_words).rows
     hparams["words"] = tuple(
       tuple(map(tuple, row["embeds"])) for row in found if "embeds" in row
     )
     if not hparams["words"]:
-      raise ValueError(f"words: the run {given.words} has learnt none")
+      raise ValueError(f"new_words: the run {given.new_words} has learnt none")
   return attacks.bind(given.method, hparams)
 
 
@@ -317,7 +319,7 @@ def place(
 
 
 def fingerprint(victim: Victim, made: Mapping[str, Made]) -> str:
-  """A sha256 of all that tells victims apart: weights, edit, guidance."""
+  """A sha256 of what makes a victim: weights, edit, guidance."""
   parts = {
     "weights": convert.params_fingerprint(victim.params),
     "edits": {name: common.made_hash(one) for name, one in made.items()},

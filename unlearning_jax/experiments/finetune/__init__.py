@@ -23,13 +23,13 @@ from unlearning_jax.experiments.finetune.parts import (
 )
 from unlearning_jax.experiments.finetune.run import edits, listed, run
 from unlearning_jax.experiments.finetune.settings import (
-  DEFENCES,
+  DEFENSES,
   Data,
   Settings,
 )
 
 __all__ = [
-  "DEFENCES", "Data", "Settings", "check_batch", "check_overlap", "check_start",
+  "DEFENSES", "Data", "Settings", "check_batch", "check_overlap", "check_start",
   "data_of", "edits", "encode", "examples", "listed", "phrase_states",
   "prepare", "programs", "run", "tuned_params", "with_remat",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from unlearning_jax.experiments.finetune.settings import (
   Optimizer,
   Settings,
 )
-from unlearning_jax.finetune import defences
+from unlearning_jax.finetune import defenses
 from unlearning_jax.record import Recorder
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
@@ -82,14 +82,13 @@ def prepare(
   """Partition, step, first state and frozen values of a run.
 
   Args:
-    sd: the model.
-    params: its parameters, with the edit in them.
-    edit: the erasure that a defence holds.
+    params: the base's, with the edit in them.
+    edit: the erasure that a defense holds.
     settings: the run's.
     mesh: over which the state lies, as `finetune.train` wants it.
 
   Raises:
-    ValueError: a defence without an erasure; see `finetune.partition`.
+    ValueError: a defense without an erasure; see `finetune.partition`.
   """
   key = jax.random.key(settings.seed)
   # What the VAE does is in the cached latents already.
@@ -99,30 +98,33 @@ def prepare(
   )
   ids = stable_diffusion.tokenize(sd, [""])
   empty = stable_diffusion.encode_text(sd, params, ids)
-  trained, defence = part.trained, settings.defence
+  trained, defense = part.trained, settings.defense
   frozen: dict[str, Any] = {
     "params": part.frozen,
     "empty": ids if settings.train == "text_encoder" else empty,
     "learning_rate": np.float32(settings.optimizer.learning_rate),
   }
-  if defence.kind != "none":
+  if defense.kind != "none":
     if edit is None:
       raise ValueError(
-        f"defence.kind={defence.kind!r}: nothing is erased in the model; give "
-        "an erased one (--edit), or defence.kind='none'"
+        f"defense.kind={defense.kind!r}: nothing is erased in the model; give "
+        "an erased one (--edit), or defense.kind='none'"
       )
     states = phrase_states(sd, params, [c.erase for c in edit.concepts])
-    if defence.kind == "project":
+    if defense.kind == "project":
       mean = phrase_states(sd, params, [""]).mean(0)
-      basis = defences.erased_basis(
-        states, defence.k, mean if defence.centre else None, defence.energy
+      basis = defenses.erased_basis(
+        states,
+        defense.num_directions,
+        mean if defense.center else None,
+        defense.energy,
       )
       frozen["basis"] = np.asarray(basis, np.float32)
       if settings.train == "lora":
-        trained = defences.outside(trained, basis)
-    elif defence.kind == "anchor":
-      frozen["anchor"] = defences.anchor(params, states)
-      frozen["anchor_weight"] = np.float32(defence.weight)
+        trained = defenses.outside(trained, basis)
+    elif defense.kind == "anchor":
+      frozen["anchor"] = defenses.anchor(params, states)
+      frozen["anchor_weight"] = np.float32(defense.weight)
   start, step = programs(sd, part.join, settings)
   of_optimizer = {k: frozen.get(k) for k in ("learning_rate", "basis")}
   state = _laid_out(start, mesh, trained, of_optimizer)
@@ -151,7 +153,7 @@ def programs(
   Model, data, learning rate and what is defended are arguments: the same
   functions come back for the next run, and it compiles nothing.
   """
-  kind, optimizer = settings.defence.kind, settings.optimizer
+  kind, optimizer = settings.defense.kind, settings.optimizer
   # Clipping at 0 is for none, as a flag can say.
   clip_norm = optimizer.clip_norm or None
   optimizer = dataclasses.replace(
@@ -183,13 +185,13 @@ def _programs(
 
   def held(params: Any, frozen: Any, batch: Any, key: Any):
     weight = frozen["anchor_weight"]
-    return defences.anchored(plain, join, weight)(params, frozen, batch, key)
+    return defenses.anchored(plain, join, weight)(params, frozen, batch, key)
 
   def tx(frozen: Any) -> optax.GradientTransformation:
     made = finetune.optimizer(frozen["learning_rate"], num_steps, **options)
     if kind != "project":
       return made
-    return optax.chain(made, defences.project(frozen["basis"]))
+    return optax.chain(made, defenses.project(frozen["basis"]))
 
   def step(state: Any, frozen: Any, batch: Any, key: Any):
     one = finetune.make_step(
@@ -220,15 +222,15 @@ def tuned_params(
 ) -> Params:
   """The model that a state stands for; a collective, as `sharding.gather`."""
   tuned = {**params, **part.join(_measured(state, settings), part.frozen)}
-  if settings.defence.kind != "reassert" or edit is None:
+  if settings.defense.kind != "reassert" or edit is None:
     return tuned
   kept = [phrase for c in edit.concepts for phrase in c.preserve]
-  return defences.reassert(
+  return defenses.reassert(
     tuned,
     params,
     phrase_states(sd, params, [c.erase for c in edit.concepts]),
     phrase_states(sd, params, sorted({"", *kept})),
-    weight=settings.defence.weight,
+    weight=settings.defense.weight,
   )
 
 
@@ -256,9 +258,9 @@ def export(
   """
   if settings.train != "lora":
     return
-  if settings.defence.kind == "reassert":
+  if settings.defense.kind == "reassert":
     logging.warning(
-      "no lora.safetensors: defence.kind='reassert' changes more than adapters "
+      "no lora.safetensors: defense.kind='reassert' changes more than adapters "
       "can say; export the last edit of steps/ instead"
     )
     return

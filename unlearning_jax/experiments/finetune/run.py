@@ -1,16 +1,16 @@
 """The run: checks, cached data, training on from the last state, edits."""
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 
-from unlearning_jax import checkpoints, convert, data, finetune, sharding
-from unlearning_jax.edits import edit_hash, save_edit
+from unlearning_jax import checkpoints, data, finetune, sharding
+from unlearning_jax.edits import save_edit
 from unlearning_jax.experiments import common
 from unlearning_jax.experiments.finetune import images, parts
 from unlearning_jax.experiments.finetune.settings import (
-  DEFENCES,
+  DEFENSES,
   Settings,
   sources,
 )
@@ -19,10 +19,10 @@ from unlearning_jax.record import Recorder, training_log
 
 
 def listed() -> list[str]:
-  """Lines: what may be said for `train`, `defence.kind`, `data.source`."""
+  """Lines: what may be said for `train`, `defense.kind`, `data.source`."""
   choices = {
     "train": finetune.TRAINABLE,
-    "defence.kind": DEFENCES,
+    "defense.kind": DEFENSES,
     "data.source": sources(),
   }
   return [f"{key}: {', '.join(names)}" for key, names in choices.items()]
@@ -61,7 +61,10 @@ def run(
   found = _examples(settings, model, mesh)
   part, step, state, frozen = parts.prepare(sd, params, edit, settings, mesh)
   record = opener()
-  _begin(record, settings, model, found)
+  made = {common.stage_name(edit): edit} if edit else {}
+  # Each process shuffles its own share: other processes, other batches.
+  inputs = {"data": data.fingerprint(found), "processes": str(here[1])}
+  common.begin(record, settings, base, made, inputs)
   arrays = images.encode(sd, params, data.share(found, *here), settings)
   batches = data.Batches(arrays, settings.batch_size // here[1], settings.seed)
   saved, last = record.path / "checkpoints", settings.num_steps
@@ -111,26 +114,6 @@ def _examples(
   words = world.words(model.edit) if world else ()
   images.check_overlap(found, model.edit, settings.allow_overlap, words)
   return found
-
-
-def _begin(
-  record: Recorder,
-  settings: Settings,
-  model: Model,
-  found: Sequence[data.Example],
-):
-  edit = model.edit
-  record.record_provenance(
-    devices=sharding.describe_devices(),
-    base_fingerprint=convert.params_fingerprint(model.params),
-    seeds={"seed": settings.seed},
-    inputs={
-      **({common.stage_name(edit): edit_hash(edit)} if edit else {}),
-      "data": data.fingerprint(found),
-      # Each shuffles its own share: other processes, other batches.
-      "processes": str(jax.process_count()),
-    },
-  )
 
 
 def edits(record: Recorder) -> dict[int, pathlib.Path]:

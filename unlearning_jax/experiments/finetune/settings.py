@@ -14,7 +14,7 @@ from unlearning_jax.settings import Free, Output
 
 # Besides the embedded worlds.
 FILES = ("folder", "csv", "tfds")
-DEFENCES = ("none", "project", "anchor", "reassert")
+DEFENSES = ("none", "project", "anchor", "reassert")
 
 
 def sources() -> tuple[str, ...]:
@@ -89,22 +89,22 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Defence:
-  """What keeps an erasure; see `finetune.defences`.
+class Defense:
+  """What keeps an erasure; see `finetune.defenses`.
 
   Attributes:
-    kind: one of `DEFENCES`.
-    k: `project` holds so many directions of the erased states;
+    kind: one of `DEFENSES`.
+    num_directions: `project` holds so many directions of the erased states;
     energy: or else as many as have this share of them.
-    centre: take off what all prompts share first.
+    center: take off what all prompts share first.
     weight: of what was erased, in the loss of `anchor` or in what `reassert`
       solves.
   """
 
   kind: Output[str] = "none"
-  k: Output[int | None] = None
+  num_directions: Output[int | None] = None
   energy: Output[float] = 0.99
-  centre: Output[bool] = True
+  center: Output[bool] = True
   weight: Output[float] = 1.0
 
 
@@ -133,7 +133,7 @@ class Settings:
     checkpoint_every: steps between states to go on from, besides those.
     log_every: steps between lines of metrics.
     mesh: how devices share the work.
-    defence: what keeps the erasure.
+    defense: what keeps the erasure.
     tensorboard: write events too.
 
   Raises:
@@ -161,18 +161,18 @@ class Settings:
   checkpoint_every: Free[int] = 200
   log_every: Free[int] = 10
   mesh: Mesh = Mesh()
-  defence: Defence = Defence()
+  defense: Defense = Defense()
   tensorboard: Free[bool] = False
 
   def __post_init__(self):
     check_choice("train", self.train, finetune.TRAINABLE)
     check_choice("dtype", self.dtype, ("float32", "bfloat16"))
     check_choice("data.source", self.data.source, sources())
-    check_choice("defence.kind", self.defence.kind, DEFENCES)
+    check_choice("defense.kind", self.defense.kind, DEFENSES)
     check_choice("optimizer.schedule", self.optimizer.schedule, SCHEDULES)
-    if self.defence.kind != "none" and self.train == "text_encoder":
+    if self.defense.kind != "none" and self.train == "text_encoder":
       raise ValueError(
-        f"defence.kind={self.defence.kind!r} holds what text states are mapped "
+        f"defense.kind={self.defense.kind!r} holds what text states are mapped "
         "to; with train='text_encoder' the states themselves move"
       )
     for key, (fits, wanted) in _LIMITS.items():
@@ -216,7 +216,10 @@ _LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
     lambda x: x > 0,
     "above 0; None is the rank, for a scale of 1",
   ),
-  "defence.k": (lambda x: x >= 1, "at least 1; None goes by defence.energy"),
-  "defence.energy": (lambda x: 0 < x <= 1, "above 0, at most 1"),
-  "defence.weight": (lambda x: x > 0, "above 0; defence.kind='none' is for 0"),
+  "defense.num_directions": (
+    lambda x: x >= 1,
+    "at least 1; None goes by defense.energy",
+  ),
+  "defense.energy": (lambda x: 0 < x <= 1, "above 0, at most 1"),
+  "defense.weight": (lambda x: x > 0, "above 0; defense.kind='none' is for 0"),
 }

@@ -171,8 +171,9 @@ class Matrix:
     table, setup = self._table(cell.task), self._setup(own, edits)
     check = checks.checker(record, setup, listed)
     for other in self._others(cell):
-      records = read_rows(self.store.folder(other))
-      check = checks.remembering(check, records, f"../{other.attack}")
+      folder = self.store.folder(other)
+      records = read_rows(folder)
+      check = checks.remembering(check, records, f"../{folder.name}")
     done = record.done_ids()
     left = [row for row in table if row.id not in done]
     label = f"{self.cells.index(cell) + 1}/{len(self.cells)} {cell}"
@@ -233,12 +234,10 @@ class Matrix:
       return {}
     if one in self._given:
       return {str(one): self._given[one]}
-    file = self._edit_file(one)
-    guided = file.with_name(common.GUIDANCE)
-    file = guided if guided.exists() else file
-    if not file.exists():
-      raise ValueError(f"{one}: no edit {file}; its erasure has failed")
-    return {str(one): common.read_made(file)}
+    folder = self._edit_file(one).parent
+    if not any((folder / n).exists() for n in (common.EDIT, common.GUIDANCE)):
+      raise ValueError(f"{one}: no edit in {folder}; its erasure has failed")
+    return {str(one): common.read_made(folder)}
 
   def _edit_file(self, one: Erased) -> pathlib.Path:
     return self.root / one.task / one.victim / common.EDIT

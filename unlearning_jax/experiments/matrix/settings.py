@@ -143,7 +143,7 @@ class Settings:
     return [BASE, *self.erasures, *added]
 
   def check_given(self, given: Iterable[Erased]):
-    """Refuses victims from elsewhere that could not be told from others.
+    """Refuses given victims whose names others have already.
 
     Raises:
       ValueError: of no task, or with the name of another victim.
@@ -191,10 +191,10 @@ def _check_plain(own: attack.Settings):
   Raises:
     ValueError: naming the key.
   """
-  kept: dict[str, Any] = {"victim": own.victim, "words": own.words}
+  kept: dict[str, Any] = {"victim": own.victim, "new_words": own.new_words}
   guiding = dataclasses.asdict(own.guidance)
   kept |= {f"guidance.{key}": value for key, value in guiding.items()}
-  kept["proxy.timesteps"] = own.proxy.timesteps
+  kept["diffusion_classifier.timesteps"] = own.diffusion_classifier.timesteps
   for key, value in kept.items():
     if value:
       raise ValueError(

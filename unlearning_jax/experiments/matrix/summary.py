@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unlearning_jax import statistics
+from unlearning_jax import renamed, statistics
 from unlearning_jax.durable import replacing, to_json
 from unlearning_jax.experiments.attack import summary
 from unlearning_jax.experiments.cells import Folders
@@ -22,7 +22,13 @@ _COUNTS = ("n_all", "n_pre", "n_attacked", "n_success", "n_failure")
 _COUNTS += ("n_numerical", "budget", "images", "iterations")
 # Means over all that was logged of an attack, whatever its row.
 _LOGGED = ("loss", "gradient_rms", "confidence")
-_RATES = ("pre_asr", "asr", "sure", "conditional", "survival")
+_RATES = (
+  "pre_asr",
+  "asr",
+  "high_confidence_asr",
+  "attacked_asr",
+  "roundtrip_rate",
+)
 
 
 def conclude(
@@ -33,7 +39,7 @@ def conclude(
   Args:
     settings: the matrix's.
     store: where its cells are.
-    listed: its cells; those that have not ended are told as such.
+    listed: its cells; those that have not ended are marked so.
 
   Returns:
     The table for the terminal.
@@ -54,8 +60,9 @@ def conclude(
     },
     "cells": found,
   }
-  provenance = root / str(next(iter(rows), "")) / "provenance.json"
-  made = json.loads(provenance.read_text()) if rows else {}
+  made = {}
+  for cell in [*rows][:1]:
+    made = json.loads((store.folder(cell) / "provenance.json").read_text())
   for name, text in {
     "summary.json": to_json(document, "summary", indent=2),
     "results.csv": to_csv(found),
@@ -176,14 +183,14 @@ def _frame(
   }
   first, row = next(iter(rows.items()))
   paths = {
-    "original": root / task / "targets" / f"{name}.png",
-    "no attack": root / str(first) / (row["pre_image"] or "-"),
+    "base": root / task / "targets" / f"{name}.png",
+    "no attack": renamed.folder(root / str(first)) / (row["pre_image"] or "-"),
   }
   texts, won = {}, []
   for cell, record in rows.items():
     last = record["blocks"][-1]
     if last.get("image"):
-      paths[cell.attack] = root / str(cell) / last["image"]
+      paths[cell.attack] = renamed.folder(root / str(cell)) / last["image"]
       texts[cell.attack] = last["text"]
       won += [cell.attack] if record["success"] else []
   return {

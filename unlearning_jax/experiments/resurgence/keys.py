@@ -72,7 +72,7 @@ class Cell:
   concept: str
   tuning_set: str
   algorithm: str
-  defence: str
+  defense: str
   seed: int
 
   def __str__(self) -> str:
@@ -151,8 +151,8 @@ def _named(text: str) -> Cell | Base | Erased | Edit | None:
   """The key without a mark; by how many parts it has, whatever they say."""
   first, *rest = text.split("/")
   if len(rest) == 5 and rest[-1].isdecimal():
-    concept, set_, algorithm, defence, seed = rest
-    return Cell(first, concept, set_, algorithm, defence, int(seed))
+    concept, set_, algorithm, defense, seed = rest
+    return Cell(first, concept, set_, algorithm, defense, int(seed))
   kinds = {"base": (Base, 1), "erased": (Erased, 2), "edit": (Edit, 2)}
   kind, names = kinds.get(first, (None, 0))
   if kind is None or not names < len(rest) <= names + 2:

@@ -22,10 +22,10 @@ def packs(settings: Settings, wanted: Iterable[Cell]) -> list[list[Cell]]:
   found: list[list[Cell]] = []
   open_packs: dict[tuple[str, ...], list[Cell]] = {}
   for cell in wanted:
-    # Defences that train with bases or anchors of their own have other shapes.
-    plain = cell.defence in ("none", "reassert")
+    # Defenses that train with bases or anchors of their own have other shapes.
+    plain = cell.defense in ("none", "reassert")
     alone = settings.algorithms[cell.algorithm].train != "lora" or not plain
-    kind = (cell.method, cell.algorithm, cell.defence)
+    kind = (cell.method, cell.algorithm, cell.defense)
     pack = [] if alone else open_packs.setdefault(kind, [])
     if not pack:
       found.append(pack)
@@ -152,7 +152,7 @@ def _programs(packs: Iterable[Sequence[Cell]]) -> list[str]:
   return sorted(
     {
       (f"{len(pack)} x " if len(pack) > 1 else "")
-      + f"{pack[0].algorithm}/{pack[0].defence.replace('reassert', 'none')}"
+      + f"{pack[0].algorithm}/{pack[0].defense.replace('reassert', 'none')}"
       for pack in packs
     }
   )

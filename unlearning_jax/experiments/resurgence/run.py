@@ -1,46 +1,32 @@
 """A study of resurgence: checked, run, reported."""
 
-import dataclasses
 import functools
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 
 from unlearning_jax import sharding, stable_diffusion
 from unlearning_jax.durable import JsonLines
-from unlearning_jax.edits import Edit, check_base
+from unlearning_jax.edits import check_base
 from unlearning_jax.experiments import cells, common
 from unlearning_jax.experiments.resurgence import keys, plan, summary, tuning
 from unlearning_jax.experiments.resurgence.settings import Settings
 from unlearning_jax.experiments.resurgence.study import Study, own_mesh
-from unlearning_jax.judges import Judge, Target
-from unlearning_jax.model import Model
+from unlearning_jax.judges import Target
 from unlearning_jax.record import Recorder
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Setup:
-  """All that a study works with.
-
-  Attributes:
-    settings: the study's.
-    model: the base.
-    judge: sees what is drawn.
-    given: erasures that are read, by their names in the settings.
-  """
-
-  settings: Settings
-  model: Model
-  judge: Judge
-  given: Mapping[str, Edit]
-
-
-def setup(settings: Settings, *, report: bool = False) -> Setup:
+def setup(
+  settings: Settings, *, report: bool = False
+) -> Callable[[Recorder], Study]:
   """Reads what a study starts from, and checks it before anything is written.
 
   Args:
     settings: the study's.
-    report: nothing will be run: any devices will do.
+    report: True if nothing will be run, so that any devices will do.
+
+  Returns:
+    A function that begins the study in a record.
 
   Raises:
     ValueError: an edit of something else or of another base, devices that
@@ -59,9 +45,8 @@ def setup(settings: Settings, *, report: bool = False) -> Setup:
   phrases = [text for one in entries for pair in one.pairs for text in pair]
   stable_diffusion.tokenize(model.sd, phrases)
   for concept in settings.concepts:
-    for target in settings.targets_of(concept):
-      judge.find(target)
-  return Setup(settings, model, judge, given)
+    common.check_sees(judge, settings.targets_of(concept))
+  return lambda record: Study(settings, record, model, judge, given)
 
 
 def described(settings: Settings, folder: str) -> str:
@@ -77,20 +62,25 @@ def described(settings: Settings, folder: str) -> str:
   return plan.described(settings, folder, lines, size)
 
 
-def run(record: Recorder, made: Setup, *, report: bool = False):
+def run(
+  record: Recorder,
+  begin: Callable[[Recorder], Study],
+  *,
+  report: bool = False,
+):
   """Runs what is left of a study, and writes its page.
 
   Args:
     record: of the run.
-    made: from `setup`.
+    begin: from `setup`.
     report: only write the page, of what there is.
 
   Raises:
     ValueError: the record is of another model, judge or edit.
   """
-  settings, wanted = made.settings, made.settings.cells
-  common.begin(record, settings, made.model.params, made.given)
-  study = Study(settings, record, made.model, made.judge, made.given)
+  study = begin(record)
+  settings, wanted = study.settings, study.settings.cells
+  common.begin(record, settings, study.base, study.given)
   _check_heads(study)
   steps = {k: len(a.checkpoints) for k, a in settings.algorithms.items()}
   points = sum(steps[cell.algorithm] for cell in wanted)

@@ -29,7 +29,7 @@ class Block:
     concepts: of `Settings.concepts`.
     sets: what is tuned on, kinds of the world's tuning sets.
     algorithms: of `Settings.algorithms`.
-    defences: see `finetune.DEFENCES`.
+    defenses: see `finetune.DEFENSES`.
     seeds: of prompts, images, erasure and tuning.
   """
 
@@ -37,7 +37,7 @@ class Block:
   concepts: Output[tuple[str, ...]] = ()
   sets: Output[tuple[str, ...]] = ()
   algorithms: Output[tuple[str, ...]] = ()
-  defences: Output[tuple[str, ...]] = ()
+  defenses: Output[tuple[str, ...]] = ()
   seeds: Output[tuple[int, ...]] = ()
 
   def __post_init__(self):
@@ -134,12 +134,12 @@ class Settings(common.Drawn):
     blocks: its cells, in the order in which they are run.
     concepts: name -> classes.
     erasures: `<method>/<concept>` -> how.
-    algorithms: name -> how it is tuned; a cell brings data, defence and seed.
+    algorithms: name -> how it is tuned; a cell brings data, defense and seed.
     counts: images of one measurement.
-    neighbours: how many classes are near or far.
+    neighbors: how many classes are near or far.
     pack: LoRA runs of a method that tune in one program, each as if alone.
     rates: seconds of an erasure, a step, an image, for estimates.
-    revival: R_norm from which a concept counts as back.
+    revival_threshold: R_norm from which a concept counts as back.
     floor: how often the base must show a concept, or nothing can come back.
   """
 
@@ -148,10 +148,10 @@ class Settings(common.Drawn):
   erasures: Output[Mapping[str, Erasure]]
   algorithms: Output[Mapping[str, finetune.Settings]]
   counts: Counts
-  neighbours: Output[int] = 4
+  neighbors: Output[int] = 4
   pack: Free[int] = 1
   rates: Free[Mapping[str, float]] = dataclasses.field(default_factory=dict)
-  revival: Output[float] = 0.3
+  revival_threshold: Output[float] = 0.3
   floor: Output[float] = 0.5
 
   def __post_init__(self):
@@ -163,7 +163,7 @@ class Settings(common.Drawn):
     )
     if self.judge is None:
       raise ValueError("judge=None: a study counts what a judge sees; name one")
-    for key in ("neighbours", "pack"):
+    for key in ("neighbors", "pack"):
       if getattr(self, key) < 1:
         raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
     self._check_blocks()
@@ -179,7 +179,7 @@ class Settings(common.Drawn):
       raise ValueError("blocks: the study has no cells")
     known = {
       "sets": self.world.SETS, "algorithms": self.algorithms,
-      "concepts": self.concepts, "defences": finetune.DEFENCES,
+      "concepts": self.concepts, "defenses": finetune.DEFENSES,
     }  # fmt: skip
     for block in self.blocks:
       for axis, names in known.items():
@@ -209,14 +209,14 @@ class Settings(common.Drawn):
     """
     return list(
       dict.fromkeys(
-        keys.Cell(method, concept, set_, algorithm, defence, seed)
+        keys.Cell(method, concept, set_, algorithm, defense, seed)
         for block in self.blocks
         for seed in sorted(block.seeds)
         for concept in block.concepts
         for method in block.methods
         for set_ in block.sets
         for algorithm in block.algorithms
-        for defence in block.defences
+        for defense in block.defenses
       )
     )
 

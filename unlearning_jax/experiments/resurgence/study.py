@@ -95,7 +95,7 @@ class Study:
         self.base,
         chosen.concepts[cell.concept].targets,
         cell.tuning_set,
-        chosen.neighbours,
+        chosen.neighbors,
       ),
     )
 
@@ -115,7 +115,7 @@ class Study:
         without=chosen.without,
       ),
       allow_overlap=chosen.overlap,
-      defence=dataclasses.replace(own.defence, kind=cell.defence),
+      defense=dataclasses.replace(own.defense, kind=cell.defense),
       optimizer=optimizer,
     )
 

@@ -64,14 +64,14 @@ def document(study: Study) -> dict[str, Any]:
   settings = study.settings
   cells = measured(study)
   known = records(study, cells)
-  found = statistics.summarize(known, settings.revival)
+  found = statistics.summarize(known, settings.revival_threshold)
   own = _metrics(study, cells)
   for one in found:
     if one["condition"] in own:
       one["metrics"] = own[one["condition"]]
   return {
     "title": settings.title,
-    "threshold": settings.revival,
+    "threshold": settings.revival_threshold,
     "cells": {"planned": len(settings.cells), "measured": len(known)},
     "failed": list(_failures(study.rows)),
     "conditions": found,

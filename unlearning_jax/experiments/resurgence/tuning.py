@@ -156,7 +156,7 @@ class Tuning:
       **drift.edit_size(study.base, self.erased, self.states),
       "similarity": study.set_of(self.cell).similarity,
       "overlap": drift.overlap(said, self.states),
-      "overlap_centred": drift.overlap(said, self.states, shared),
+      "overlap_centered": drift.overlap(said, self.states, shared),
       "pull": drift.pull(
         study.sd, study.base, self.erased, probe, self.frozen["empty"],
         jax.random.key(self.cell.seed),

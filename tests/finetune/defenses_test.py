@@ -1,4 +1,4 @@
-"""Defences: what they promise, to rounding."""
+"""Defenses: what they promise, to rounding."""
 
 import functools
 
@@ -11,7 +11,7 @@ import pytest
 from tests.stable_diffusion_test import make_files
 from unlearning_jax import finetune, sharding, stable_diffusion
 from unlearning_jax.data import Batches
-from unlearning_jax.finetune import defences
+from unlearning_jax.finetune import defenses
 from unlearning_jax.projections import cross_attention_kernels
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -42,17 +42,17 @@ def tuned(model, train="kv", basis=None, weight=None, weight_decay=0.5):
   tx = finetune.optimizer(1e-2, STEPS, weight_decay=weight_decay, warmup=0)
   trained = part.trained
   if basis is not None:
-    tx = optax.chain(tx, defences.project(basis))
+    tx = optax.chain(tx, defenses.project(basis))
     if train == "lora":
-      trained = defences.outside(trained, basis)
+      trained = defenses.outside(trained, basis)
   loss = functools.partial(finetune.diffusion_loss, sd, part.join)
   empty = stable_diffusion.encode_text(
     sd, params, stable_diffusion.tokenize(sd, [""])
   )
   frozen = {"params": part.frozen, "empty": empty}
   if weight is not None:
-    loss = defences.anchored(loss, part.join, weight)
-    frozen["anchor"] = defences.anchor(params, states(model, ["d e"]))
+    loss = defenses.anchored(loss, part.join, weight)
+    frozen["anchor"] = defenses.anchor(params, states(model, ["d e"]))
   state = finetune.train(
     finetune.init_state(trained, tx, ema=False),
     finetune.make_step(loss, tx, None),
@@ -79,7 +79,7 @@ def moved(model, after, rows):
 @pytest.mark.parametrize("train", ["kv", "lora"])
 def test_projected_tuning_keeps_what_erased_prompts_say(train, model):
   erased = states(model, ["d e"])
-  basis = defences.erased_basis(erased)
+  basis = defenses.erased_basis(erased)
   np.testing.assert_allclose(basis.T @ basis, np.eye(len(basis.T)), atol=1e-12)
   kept, free = (tuned(model, train, b) for b in (basis, None))
   assert moved(model, kept, basis.T) < 1e-6
@@ -91,27 +91,27 @@ def test_projected_tuning_keeps_what_erased_prompts_say(train, model):
 
 def test_a_basis_of_a_few_directions(model):
   erased, shared = states(model, ["d e", "d f"]), states(model, [""]).mean(0)
-  whole, few = (defences.erased_basis(erased, k) for k in (None, 2))
+  whole, few = (defenses.erased_basis(erased, k) for k in (None, 2))
   np.testing.assert_allclose(whole @ (whole.T @ erased.T), erased.T, atol=1e-4)
   gram = np.float64(erased).T @ erased
   largest = np.linalg.eigvalsh(gram)[-2:]
   np.testing.assert_allclose(
     np.linalg.eigvalsh(few.T @ gram @ few), largest, rtol=1e-6
   )
-  off = defences.erased_basis(erased, None, shared)
+  off = defenses.erased_basis(erased, None, shared)
   np.testing.assert_allclose(
     off @ (off.T @ (erased - shared).T), (erased - shared).T, atol=1e-4
   )
   sizes = np.linalg.svd(np.float64(erased), compute_uv=False) ** 2
   for energy in (0.5, 0.99, 1.0):
-    basis = defences.erased_basis(erased, energy=energy)
+    basis = defenses.erased_basis(erased, energy=energy)
     k, held = basis.shape[1], np.cumsum(sizes) / sizes.sum()
     assert held[k - 1] >= energy - 1e-9 and (k == 1 or held[k - 2] < energy)
   with pytest.raises(ValueError, match="energy=1.5; allowed: above 0"):
-    defences.erased_basis(erased, energy=1.5)
+    defenses.erased_basis(erased, energy=1.5)
   for k in (0, len(erased.T) + 1):
     with pytest.raises(ValueError, match=f"k={k}; allowed: 1 to"):
-      defences.erased_basis(erased, k)
+      defenses.erased_basis(erased, k)
 
 
 def test_the_anchor_is_the_distance_of_what_is_said(model):
@@ -126,8 +126,8 @@ def test_the_anchor_is_the_distance_of_what_is_said(model):
   def nothing(trained, frozen, batch, key):
     return jnp.zeros(()), {}
 
-  total = defences.anchored(nothing, part.join, 3.0)
-  frozen = {"params": part.frozen, "anchor": defences.anchor(params, rows)}
+  total = defenses.anchored(nothing, part.join, 3.0)
+  frozen = {"params": part.frozen, "anchor": defenses.anchor(params, rows)}
   value, metrics = total(shifted, frozen, {}, jax.random.key(0))
   wanted = sum(
     np.sum((np.float64(rows) @ (np.float64(v) - part.trained[k])) ** 2)
@@ -164,10 +164,10 @@ def test_reassertion_says_again_what_was_said(model):
   }
   after = part.join(shifted, part.frozen)
   before = moved(model, after, erased)
-  back = defences.reassert(after, params, erased, kept, preserve_scale=0.01)
+  back = defenses.reassert(after, params, erased, kept, preserve_scale=0.01)
   assert moved(model, back, erased) < 0.3 * before
   # Repeated on its own output it comes nearer still.
-  again = defences.reassert(back, params, erased, kept, preserve_scale=0.01)
+  again = defenses.reassert(back, params, erased, kept, preserve_scale=0.01)
   assert moved(model, again, erased) < moved(model, back, erased)
   # The gradient of the objective is zero there.
   tuned_kernels = cross_attention_kernels(after)
@@ -184,7 +184,7 @@ def test_reassertion_says_again_what_was_said(model):
     assert np.abs(slope).max() < 1e-5 * max(scale, 1)
   # What was erased may weigh more: the others then weigh less.
   plain, firm, light = (
-    defences.reassert(after, params, erased, kept, **scales)
+    defenses.reassert(after, params, erased, kept, **scales)
     for scales in (
       {}, {"weight": 8.0}, {"preserve_scale": 1 / 8, "lamb": 0.1 / 8},
     )
@@ -192,7 +192,7 @@ def test_reassertion_says_again_what_was_said(model):
   assert moved(model, firm, erased) < moved(model, plain, erased)
   close = functools.partial(np.testing.assert_allclose, atol=1e-6)
   jax.tree.map(close, firm, light)
-  same = defences.reassert(params, params, erased, kept)
+  same = defenses.reassert(params, params, erased, kept)
   assert moved(model, same, erased) == 0
   with pytest.raises(ValueError, match="lamb=-1"):
-    defences.reassert(after, params, erased, kept, lamb=-1)
+    defenses.reassert(after, params, erased, kept, lamb=-1)

@@ -2,7 +2,7 @@
 
 Let the rows of E be text states of the erased prompts, kernel = W^T any key or
 value projection, (d, o), and kernel' that of the erased model. An erased prompt
-reaches the network as E kernel'. Three defences keep that:
+reaches the network as E kernel'. Three defenses keep that:
 
   project   removes from every update of a kernel its part in the span U of E,
             (I - U U^T) update, so U^T kernel = U^T kernel' exactly
