@@ -18,10 +18,10 @@ for name, value in {
 }.items():
   os.environ.setdefault(name, value)
 # LLVM's first level, which compiles a gradient in two thirds of the time and
-# runs it as fast. Programs keep their operations; flags that are set win.
-os.environ["XLA_FLAGS"] = (
-  f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
-)
+# runs it as fast. Programs keep their operations; a level that is set stays.
+_LEVEL = "--xla_backend_optimization_level"
+if _LEVEL not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_LEVEL}=1"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -25,6 +25,7 @@ from unlearning_jax import (
 from unlearning_jax.data import Batches
 from unlearning_jax.edits import load_edit
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS, ROWS = 20, 8
 SHAPES = [(8, 1), (4, 2), (1, 8)]
@@ -127,6 +128,8 @@ def two_processes(devices, *arguments):
   started = []
   for added in scripts.slurm(2, devices):
     environment = os.environ | added | {"PYTHONPATH": str(ROOT)}
+    # As in this process: see `quick_compiler`.
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     command = [sys.executable, __file__, *map(str, arguments)]
     started.append(
       subprocess.Popen(
