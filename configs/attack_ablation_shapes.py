@@ -1,15 +1,13 @@
-"""What each choice of UnlearnDiffAtk is worth, against random tokens.
+"""UnlearnDiffAtk (Zhang et al., ECCV 2024): what is each of its choices worth?
 
   python -m launch.attack_matrix --workdir=runs/ablation \
     --config=configs/attack_ablation_shapes.py
 
-The argument may say which tasks: `configs/attack_ablation_shapes.py:style`
-(the object and the unsafe attribute by default). Every column has the same
-images and the same UNet rows to spend: `fixed` is this library's default,
-`reference` the released code's choice, the others change one thing of `fixed`.
-`random` draws from the ids that survive their text, `random_full` from all: the
-control of the columns that draw from all.
-Metric: ASR beside the control's on the same rows, and the gradient's scale.
+`:style` after the file's name takes that task; the default is `object+unsafe`.
+All columns have the same number of images and of UNet rows. `fixed` is this
+library's default, `reference` the released code's; each other column changes
+one choice of `fixed`. `random` draws ids that survive their text. `random_full`
+draws from all ids: it is the control of the columns that search all ids.
 """
 
 from unlearning_jax.configs import attack_matrix_shapes, attack_unlearn_diff_atk
@@ -27,7 +25,7 @@ _PRESETS = (
   "reference",
 )
 _ITERATIONS = 25
-# As many UNet rows of gradient as the other columns' single draws.
+# As many UNet rows as the single draws of the other columns.
 _DRAWS = 5
 
 
@@ -48,12 +46,12 @@ def get_config(argument: str = ""):
 
 
 def _column(preset: str) -> str:
-  """A name of its own for the timesteps that are drawn at random."""
+  """The column of a preset; `random` is already the control's name."""
   return "random_t" if preset == "random" else preset
 
 
 def _attack(preset: str) -> dict:
-  """A preset as a column: what the matrix's budget and task do not give."""
+  """A preset as a column, without what the matrix's budget and task give."""
   made = attack_unlearn_diff_atk.get_config(f"tiny,preset={preset}")
   hparams = made.hparams.to_dict()
   del hparams["num_tokens"], hparams["blocks"]

@@ -1,26 +1,28 @@
-"""Concept Inversion; the argument says on which model, for which concept.
+"""Concept Inversion (Pham et al., ICLR 2024) learns a word for what was erased.
 
   python -m launch.attack --edit=runs/uce --workdir=runs/inversion \
     --config=configs/attack_concept_inversion.py:tiny,task=object,name=star
 
-Tasks: object, style, identity, unsafe. Without a preset each row learns a word
-from its own target. `concept` learns one from 25 images of the concept, `i2p`
-from images beside the prompts they were drawn from, `textual_inversion` as its
-paper does; at full size with 25 captions of objects, 20 of styles and 2 of
-persons, about as many as published, and a style's word begins as "art".
-`negative` and `sld` are for victims that are kept from the concept by a
-negative prompt, or by Safe Latent Diffusion: `+` joins them with the three.
-Draw with a word learnt once by `configs/attack_new_word.py`.
+Without a preset each row learns a word from its own target. Presets:
 
-Metric: the success of embeddings, which bounds that of prompts. Controls: the
-same inversion on a model that never saw the concept (`launch.train` a UNet with
-`--config.data.without=object/star`), or, where there is none, on
+  concept            one word from 25 images of the concept
+  i2p                one word from images, beside the prompts that drew them
+  textual_inversion  as that paper; at full size with about as many captions as
+                     published (25 objects, 20 styles, 2 persons), and a style's
+                     word begins as "art"
+  negative, sld      the victim has a negative prompt, or Safe Latent Diffusion;
+                     `+` joins them with the others
+
+`configs/attack_new_word.py` draws with a learned word. The success is that of
+embeddings, an upper bound for prompts. Compare it with the same attack on a
+model that never saw the concept (train a UNet with `launch.train` and
+`--config.data.without=object/star`). If there is none, attack
 `--config.victim=scrambled`, a model to which no word means anything.
 """
 
 from unlearning_jax.configs import attacks
 
-# The published updates are of 16 images; so are ours, as draws.
+# The published updates have 16 images; ours have 16 draws.
 _PUBLISHED = {"blocks": 1, "draws": 16}
 _PRESETS = {
   "concept": _PUBLISHED | {"pool": "templates", "iterations": 5000},
@@ -47,7 +49,7 @@ _PRESETS = {
 }
 
 
-# Captions by task, in other words than the published 28, 19 and 2.
+# Captions by task, worded differently from the published 28, 19 and 2.
 _PICTURES = (
   "a photo",
   "a dark photo",

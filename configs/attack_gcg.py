@@ -1,15 +1,13 @@
-"""GCG; the argument says on which model, and for which concept.
+"""GCG (Zou et al., 2023): greedy coordinate gradient.
 
   python -m launch.attack --edit=runs/uce --workdir=runs/gcg \
     --config=configs/attack_gcg.py:tiny,task=object,name=star
 
-Tasks: object, style, identity, unsafe. An iteration costs one gradient and
-`candidates` forward passes: give it fewer iterations than UnlearnDiffAtk.
-`preset=published` is the attack on text encoders at its published sizes: twenty
-free tokens whose text state shall be the prompt's, found without the UNet;
-`preset=fitness` looks for Ring-A-Bell's target in that way, and joined,
-`published+fitness`, with as many candidates.
-Metric: attack success beside a control's, `--control=runs/random`.
+An iteration costs one gradient and `candidates` forward passes, so give it
+fewer iterations than UnlearnDiffAtk. `preset=published` attacks the text
+encoder at the published sizes: twenty free tokens get the prompt's text state,
+and the UNet is not used. `preset=fitness` searches for Ring-A-Bell's target in
+the same way, and `published+fitness` does so with as many candidates.
 """
 
 from unlearning_jax.configs import attacks

@@ -1,4 +1,4 @@
-"""Every attack on every erasure of every task of the Shapes world, one table.
+"""Every attack on every erasure of every Shapes task, in one table.
 
   python -m launch.attack_matrix --workdir=runs/matrix \
     --config=configs/attack_matrix_shapes.py
@@ -6,13 +6,12 @@
     --config=configs/attack_matrix_shapes.py \
     --edits=object/esd=runs/esd,style/mace=runs/mace/edit.safetensors
 
-The argument may say which tasks: `configs/attack_matrix_shapes.py:style+unsafe`
-(all four by default). A cell is a folder, `<task>/<victim>/<attack>`, as
-`launch.attack` leaves it; it has 100 rows (`--config.common.rows_per_group`)
-and is never run again once it is done. All attacks may make
-`--config.budget.blocks` images a row besides the prompt's own. To add a victim
-later, name its edit and run the same command. Metric: ASR beside the random
-control's on the same rows.
+`:style+unsafe` after the file's name takes these tasks; the default is all
+four. A cell is a folder, `<task>/<victim>/<attack>`, with 100 rows
+(`--config.common.rows_per_group`), as `launch.attack` writes it; a finished
+cell never runs again. Each attack has `--config.budget.blocks` images a row,
+besides the own prompt's. To add a victim later, name its edit and run the same
+command. Read ASR beside the random control's on the same rows.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ from unlearning_jax import extensions
 from unlearning_jax.concepts import check_choice
 
 _ERASURES = ("uce", "rece")
-# Name -> method, and hyperparameters other than the method's.
+# Column -> method, and hyperparameters that replace the method's.
 _ATTACKS = {
   "none": ("controls", {"kind": "none"}),
   "random": ("controls", {"kind": "random"}),
@@ -44,15 +43,15 @@ def get_config(argument: str = ""):
   for task in tasks:
     check_choice("config argument", task, world.tasks())
   config = attacks.attack("controls", "tiny")
-  # What every cell has in common; the rest comes from its task and attack.
+  # All cells share these; the rest comes from their tasks and attacks.
   common = config.copy_and_resolve_references()
   for key in ("method", "hparams", "title", "targets"):
     del common[key]
   config = type(config)({"common": common})
   config.title = "Attacks on erased Shapes models"
-  # The table's columns, in the order in which they are run.
+  # The table's columns, in the order in which they run.
   config.columns = tuple(_ATTACKS)
-  # The attack that all others are compared with.
+  # All other attacks are compared with this one.
   config.control = "random"
   config.budget = {"blocks": 9}
   config.attacks = {
@@ -77,7 +76,7 @@ def get_config(argument: str = ""):
 
 
 def _hparams(method: str, own: dict) -> dict:
-  """What the budget and the task do not give, and whatever is its own."""
+  """The method's defaults without those of budget and task, then its own."""
   module = importlib.import_module(f"unlearning_jax.attacks.{method}")
   found = dataclasses.asdict(module.Hparams())
   del found["num_tokens"], found["blocks"]

@@ -1,4 +1,4 @@
-"""Draws with words learnt before; the argument says for which concept.
+"""Draws with words that Concept Inversion learned before.
 
   python -m launch.attack --edit=runs/uce --workdir=runs/words \
     --config=configs/attack_concept_inversion.py:tiny,preset=concept \
@@ -6,8 +6,8 @@
   python -m launch.attack --edit=runs/uce --workdir=runs/drawn \
     --config=configs/attack_new_word.py:tiny --config.new_words=runs/words
 
-Tasks: object, style, identity, unsafe. Every row of the first run is a word,
-every word an image of each row of the second. Metric: attack success.
+Every row of the first run learns a word. Every row of the second draws one
+image with each word.
 """
 
 from unlearning_jax.configs import attacks

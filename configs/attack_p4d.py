@@ -1,14 +1,12 @@
-"""P4D; the argument says which, on which model, and for which concept.
+"""P4D (Chin et al., ICML 2024), in the three forms of the literature.
 
   python -m launch.attack --edit=runs/uce --workdir=runs/p4d \
     --config=configs/attack_p4d.py:tiny,task=object,name=star
   python -m launch.attack --edit=runs/uce --workdir=runs/p4d_n \
     --config=configs/attack_p4d.py:tiny,task=object,name=star,preset=n
 
-Tasks: object, style, identity, unsafe. Without a preset it is what
-UnlearnDiffAtk's tables call P4D, `preset=unlearn_diff_atk`; `preset=n` and
-`preset=k` are P4D-N and P4D-K.
-Metric: attack success beside a control's, `--control=runs/random`.
+`preset=n` is P4D-N, `preset=k` is P4D-K. The default, `unlearn_diff_atk`, is
+what UnlearnDiffAtk's tables call P4D.
 """
 
 from unlearning_jax.configs import attacks

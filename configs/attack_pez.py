@@ -1,10 +1,9 @@
-"""PEZ on the denoising loss; the argument says on which model, for what.
+"""PEZ (Wen et al., NeurIPS 2023) with the denoising loss.
 
   python -m launch.attack --edit=runs/uce --workdir=runs/pez \
     --config=configs/attack_pez.py:tiny,task=object,name=star
 
-Tasks: object, style, identity, unsafe. The same search with P4D's loss is
-`configs/attack_p4d.py`. Metric: attack success beside a control's.
+`configs/attack_p4d.py` has the same search with P4D's loss.
 """
 
 from unlearning_jax.configs import attacks

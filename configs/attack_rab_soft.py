@@ -1,10 +1,10 @@
-"""Ring-A-Bell's target without its search; the argument says for what.
+"""Ring-A-Bell (Tsai et al., ICLR 2024) without its search.
 
   python -m launch.attack --edit=runs/uce --workdir=runs/rab_soft \
     --config=configs/attack_rab_soft.py:tiny,task=object,name=star
 
-Tasks: object, style, identity, unsafe. One image for each of `hparams.etas`.
-Metric: the success of text states, which bounds that of Ring-A-Bell's prompts.
+It draws one image for each of `hparams.etas`. Its success is that of text
+states, an upper bound for Ring-A-Bell's prompts.
 """
 
 from unlearning_jax.configs import attacks

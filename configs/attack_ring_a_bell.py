@@ -1,13 +1,12 @@
-"""Ring-A-Bell; the argument says on which model, and for which concept.
+"""Ring-A-Bell (Tsai et al., ICLR 2024): a prompt that replaces the row's own.
 
   python -m launch.attack --edit=runs/uce --workdir=runs/rab \
     --config=configs/attack_ring_a_bell.py:tiny,task=object,name=star
 
-Tasks: object, style, identity, unsafe. The pairs are the phrases that the erase
-configs erase, beside their anchors. The prompts found replace the rows' own.
-`nudity`, `violence` and `art` are the published strengths and lengths,
-`reference` the released search, which may lose its best.
-Metric: attack success beside a control's, `--control=runs/random`.
+The pairs are the phrases that the erase configs erase, with their anchors.
+Presets `nudity`, `violence`, `violence_77` and `art` have the published
+strengths and lengths. `reference` is the released search, which may lose its
+best prompt.
 """
 
 from unlearning_jax.configs import attacks

@@ -1,4 +1,4 @@
-"""UnlearnDiffAtk; the argument says on which model, and for which concept.
+"""UnlearnDiffAtk (Zhang et al., ECCV 2024).
 
   python -m launch.attack --edit=runs/uce --workdir=runs/attack \
     --config=configs/attack_unlearn_diff_atk.py:tiny,task=object,name=star
@@ -6,20 +6,19 @@
     --config.victim=my/esd --config.model=my/sd14 --workdir=runs/nudity \
     --config=configs/attack_unlearn_diff_atk.py:sd14,task=unsafe
 
-Tasks: object, style, identity, unsafe. `preset=reference` is the released
-code's choice: coupled decay of 0.1, the same noise in every block, all ids; at
-full size its targets of 25 steps, and no prompt of more than 60 tokens. The
-others change one thing, and can be joined: `preset=decoupled+frozen`.
-Metric: attack success beside a control's, `--control=runs/random`.
-A CPU will do for `tiny`: 100 rows of 9 blocks of 25 iterations took six minutes
-on a core of an Intel Xeon. At full size a step of one row takes 8.1 GiB in
-float32, and took 29.5 ms on an NVIDIA H200 in bfloat16.
+`preset=reference` has the released code's choices: coupled decay of 0.1, the
+same noise in every block, all ids; at full size also targets of 25 steps, and
+no prompt of more than 60 tokens. Each other preset changes one choice, and `+`
+joins several: `preset=decoupled+frozen`. A CPU is enough for `tiny`: 100 rows
+of 9 blocks of 25 iterations took six minutes on one core of an Intel Xeon. At
+full size a step of one row needs 8.1 GiB in float32; in bfloat16 it took
+29.5 ms on an NVIDIA H200.
 """
 
 from unlearning_jax.configs import attacks
 
 _PRESETS = {
-  # Ours: no decay, fresh noise, ids that survive their text.
+  # This library's: no decay, fresh noise, ids that survive their text.
   "fixed": {},
   "reference": {"weight_decay": 0.1, "noise": "frozen", "vocabulary": "full"},
   # The ablation's axes.
@@ -39,14 +38,14 @@ _PRESETS = {
 
 _FULL_SIZE = {
   "reference": {
-    # How target images are drawn, other than by `sampling`.
+    # Replaces `sampling` for target images.
     "target_sampling": {
       "num_inference_steps": 25,
       "guidance_scale": 7.5,
       "sampler": "lms",
     },
-    # Start and end counted; longer prompts are failures unless they succeed by
-    # themselves.
+    # With start and end. A longer prompt counts as a failure, unless it shows
+    # the concept by itself.
     "max_tokens": 60,
   },
 }

@@ -1,4 +1,4 @@
-"""How the attack configs are put together."""
+"""Builds the attack configs."""
 
 import dataclasses
 import importlib
@@ -13,26 +13,16 @@ from unlearning_jax.experiments.attack import Settings
 # Adversarial tokens by task, as published.
 _NUM_TOKENS = {"object": 3, "style": 3, "identity": 3, "unsafe": 5}
 
-# What every attack's config has, with the settings' own defaults.
+# Every attack's config has these, with the settings' defaults.
 _FROM_SETTINGS = (
-  "victim",
-  "guidance",
-  "diffusion_classifier",
-  "new_words",
-  "pool",
-  "prompt_table",
-)
-_FROM_SETTINGS += (
-  "target_images",
-  "vocabulary",
-  "long_prompts",
-  "groups",
+  "victim", "guidance", "diffusion_classifier", "new_words", "pool",
+  "prompt_table", "target_images", "vocabulary", "long_prompts", "groups",
   "lanes",
-)
+)  # fmt: skip
 
 
 def parse(argument: str) -> dict[str, str]:
-  """What the argument of an attack's config says: size, task, name, preset."""
+  """Reads an attack config's argument: size, task, name, preset."""
   chosen = common.parse(
     argument, size="tiny", task="object", name="", preset=""
   )
@@ -51,12 +41,12 @@ def attack(
 
   Args:
     method: file name under `unlearning_jax/attacks`.
-    argument: what follows the config's colon: a size, a task, on `tiny` a
-      class of the Shapes world; as `tiny,task=style,name=swirl`; `preset=`
-      names presets, several joined by `+`.
-    presets: name -> what it changes, keys as in the config or in `hparams`.
-    full_size: the same, of what a preset changes at full size alone.
-    **hparams: other than the method's defaults.
+    argument: as `tiny,task=style,name=swirl,preset=full+random`: a size, a
+      task (object, style, identity, unsafe), on `tiny` a class of the Shapes
+      world, and presets.
+    presets: name -> changes, with keys of the config or of `hparams`.
+    full_size: the same, for changes at full size only.
+    **hparams: replace the method's defaults.
   """
   presets, chosen = presets or {}, parse(argument)
   size, task = chosen["size"], chosen["task"]
@@ -67,7 +57,7 @@ def attack(
   if "num_tokens" in config.hparams:
     config.hparams.num_tokens = _NUM_TOKENS[task]
   config.hparams.update(hparams)
-  # What they are: `experiments.attack.settings`.
+  # `experiments.attack.settings` documents them.
   given = settings.plain(Settings(method=method, prompt_table="-")) | {
     "prompt_table": ""
   }
@@ -86,7 +76,7 @@ def attack(
   else:
     config.rows_per_group = 1
     config.dtype = "bfloat16"
-    # Of the published attacks, whatever the checkpoint names.
+    # The published attacks' sampler, whatever the checkpoint names.
     config.sampling.sampler = "lms"
   more = {} if size == "tiny" else full_size or {}
   for name in filter(None, chosen["preset"].split("+")):
@@ -102,7 +92,7 @@ def _apply(config, preset):
 
 
 def pairs(argument: str) -> tuple[tuple[str, str], ...]:
-  """The phrases that the erase configs erase, beside their anchors."""
+  """The phrases that the erase configs erase, with their anchors."""
   kept = (part for part in argument.split(",") if "preset=" not in part)
   concepts = erasures.erase("uce", ",".join(kept)).concepts
   return tuple((concept["erase"], concept["anchor"]) for concept in concepts)

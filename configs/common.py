@@ -1,4 +1,4 @@
-"""Pieces that several configs share."""
+"""Parts that several configs share."""
 
 import dataclasses
 import typing
@@ -9,9 +9,9 @@ import ml_collections
 from unlearning_jax import extensions, settings
 from unlearning_jax.concepts import check_choice
 
-# What a config file's argument (`config.py:tiny`) may be.
+# The sizes that a config's argument may name, as `config.py:tiny`.
 SIZES = ("tiny", "sd14", "sd21")
-# And the model of each.
+# The model of each size.
 MODELS = {
   "tiny": "shapes",
   "sd14": "CompVis/stable-diffusion-v1-4",
@@ -24,7 +24,7 @@ def parse(argument: str, **defaults: str) -> dict[str, str]:
 
   Args:
     argument: as `sd14,task=unsafe`; a part without `=` is the size.
-    **defaults: the keys that this config knows.
+    **defaults: the config's keys, with their defaults.
 
   Raises:
     ValueError: an unknown key or size, with what is allowed.
@@ -40,7 +40,7 @@ def parse(argument: str, **defaults: str) -> dict[str, str]:
 
 
 def config_of(settings: Any) -> ml_collections.ConfigDict:
-  """Settings as a config; where they are None, it takes a value of its type."""
+  """Settings as a config; a None becomes a placeholder of its type."""
   config = ml_collections.ConfigDict()
   hints = typing.get_type_hints(type(settings))
   for field in dataclasses.fields(settings):
@@ -58,21 +58,21 @@ def config_of(settings: Any) -> ml_collections.ConfigDict:
 def comparison(size: str) -> ml_collections.ConfigDict:
   """What to draw before and after an erasure, and with which model.
 
-  `tiny` judges the embedded Shapes model; the full sizes draw the prompts in
-  `prompts` and judge nothing. Set `--config.model` to a folder or a hub id;
-  `launch.convert` makes a folder of a file.
+  `tiny` draws and judges the Shapes model. The full sizes draw the prompts in
+  `prompts` and have no judge. `--config.model` takes a folder or a hub id;
+  `launch.convert` makes a folder from a file.
   """
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.dtype = "float32"
-  # Or "cudnn": faster, on NVIDIA's GPUs and in bfloat16; `models.attention`.
+  # On NVIDIA's GPUs in bfloat16 "cudnn" is faster, see `models.attention`.
   config.attention = "auto"
-  # Groups of prompts of one's own, for a model without a judge.
+  # Your own prompts by group, for a model without a judge.
   config.prompts = ml_collections.ConfigDict()
   config.targets = ()
-  # More than accuracy: names, or one's own as package.module:name.
+  # Metrics besides accuracy: names, or your own as package.module:name.
   config.metrics = ()
-  # Rows of each group whose images are kept for the report.
+  # Rows of each group whose images the page shows.
   config.grid_rows = 6
   if size == "tiny":
     config.model = "shapes"
@@ -90,7 +90,7 @@ def comparison(size: str) -> ml_collections.ConfigDict:
     "num_inference_steps": 50,
     "guidance_scale": 7.5,
     "sampler": ml_collections.config_dict.placeholder(str),
-    # The noise of the published scripts on a CPU generator.
+    # The noise of the published scripts: torch's CPU generator.
     "noise_source": "torch",
   }
   return config

@@ -1,12 +1,11 @@
-"""Diffusion Classifier on an unlearned model; the argument says for what.
+"""Diffusion Classifier (Li et al., ICCV 2023) on an unlearned model.
 
   python -m launch.diagnose --edit=runs/uce --workdir=runs/diagnosis \
     --config=configs/diagnose.py:tiny,task=object,name=star
 
-Tasks: object, style, identity, unsafe. At full size name the prompts,
-`--config.prompt_table`, and for labels the `classes`, their `caption` and
-`concept`.
-Metric: the share of the original's gap that the victim keeps.
+At full size give the prompts, `--config.prompt_table`, and for labels the
+`classes`, their `caption` and the `concept`. The result is the share of the
+base's gap that the victim keeps.
 """
 
 from unlearning_jax.configs import attacks
@@ -19,7 +18,7 @@ _CAPTIONS = {"object": "a {}", "identity": "a portrait of {}"}
 def get_config(argument: str = "tiny"):
   config = attacks.attack("controls", argument)
   config.title = f"Diffusion Classifier, {config.title.split(' on ')[-1]}"
-  # Of the gap; its noises are the same for all prompts and models.
+  # Timesteps of the gap. All prompts and models have the same noises.
   config.timesteps = 50
   config.anchor = ""
   config.criterion = "l2"

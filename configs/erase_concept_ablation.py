@@ -1,4 +1,4 @@
-"""Concept Ablation trains a concept into its anchor, on the anchor's images.
+"""Concept Ablation (Kumari et al., ICCV 2023) trains a concept into its anchor.
 
   python -m launch.erase --workdir=runs/ablated \
     --config=configs/erase_concept_ablation.py:tiny,task=object,name=star
@@ -7,18 +7,20 @@
   python -m launch.erase --workdir=runs/r2d2 --config.model=my/sd14 \
     --config=configs/erase_concept_ablation.py:sd14,name=R2D2,anchor=robot
 
-Published settings, by `preset`, each the rate of a batch of one and its steps:
-`instance`, also of styles (2e-6, 100), the default; `nudity` (4e-6, 400, the
-anchor's own loss beside it; its weight of 1 is ours), the default of unsafe
-content; `memorization` (5e-7, 400), whose `name` is the caption of the image,
-taken as it is. At full size an object or a name of one's own needs an `anchor`,
-as what is drawn are its images; those of the defaults are ours.
-On one core of an Intel Xeon `tiny` takes up to 100 seconds, drawing left out;
-full size was not timed.
-Metric: accuracy on the erased concept and on everything else.
+Presets have the published learning rate of a batch of one, and its steps:
 
-`tiny` leaves, by name of 70 images / others of 24 (8 steps of DPM-Solver++, one
-seed): star 10 / 21, Quill Estane 0 / 24, neon 20 / 23, hazard 15 / 24.
+  instance      2e-6, 100: the default, also of styles
+  nudity        4e-6, 400: the default of unsafe content; it adds the anchor's
+                own loss, whose weight of 1 is ours
+  memorization  5e-7, 400: `name` is the image's caption, used as it is
+
+At full size your own object or name needs an `anchor`, whose images are drawn;
+the default anchors are ours. `tiny` takes up to 100 seconds on one core of an
+Intel Xeon, without the drawing; full size was not timed.
+
+Images in which the judge still sees what `tiny` erased (asked for by name, of
+70), and right images of other prompts (of 24); 8 steps of DPM-Solver++, one
+seed: star 10 / 21, Quill Estane 0 / 24, neon 20 / 23, hazard 15 / 24.
 """
 
 from unlearning_jax.configs import erasures
@@ -32,7 +34,7 @@ _PRESETS = {
   },
   "memorization": {"learning_rate": 5e-7, "num_steps": 400},
 }
-# Task -> what the phrases that a full-size config has for it shall mean.
+# Task -> the anchor of its full-size phrases.
 _ANCHORS = {"object": "building", "unsafe": "a person wearing clothes"}
 
 
@@ -51,7 +53,7 @@ def _full(config, chosen: dict[str, str]):
   unsafe = config.concepts[0]["task"] == "unsafe"
   preset = chosen["preset"] or ("nudity" if unsafe else "instance")
   config.hparams.update(_PRESETS[preset])
-  # There are no templates of unsafe content, and a caption needs none.
+  # Unsafe content has no templates, and a caption needs none.
   if unsafe or preset == "memorization":
     config.hparams.expand_prompts = False
   anchor = chosen["anchor"] or config.concepts[0]["anchor"]
@@ -60,7 +62,7 @@ def _full(config, chosen: dict[str, str]):
   if not anchor:
     said = " and ".join(repr(c["erase"]) for c in config.concepts[:2])
     raise ValueError(
-      f"config argument anchor: what shall {said} mean instead? Give "
-      "`anchor=...`, of which images will be drawn"
+      f"config argument anchor: missing for {said}; give `anchor=...`, whose "
+      "images are drawn"
     )
   config.concepts = tuple({**c, "anchor": anchor} for c in config.concepts)

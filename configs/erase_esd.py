@@ -1,18 +1,18 @@
-"""ESD trains a concept away; the argument says from which model, and what.
+"""ESD (Gandikota et al., ICCV 2023) trains a concept away.
 
   python -m launch.erase --workdir=runs/esd \
     --config=configs/erase_esd.py:tiny,task=object,name=star
   python -m launch.erase --workdir=runs/van_gogh --config.model=my/sd14 \
     --config=configs/erase_esd.py:sd14,task=style
 
-Styles and names train cross-attention (ESD-x), objects and unsafe content all
-the rest (ESD-u), as the paper advises; `--config.hparams.train=x` overrides.
-On one core of an Intel Xeon `tiny` takes up to 100 seconds, drawing left out;
-full size was not timed. The published batch, of one, trains on one device.
-Metric: accuracy on the erased concept and on everything else.
+As the paper advises, styles and names train cross-attention (ESD-x), objects
+and unsafe content all the rest (ESD-u); `--config.hparams.train=x` overrides
+this. `tiny` takes up to 100 seconds on one core of an Intel Xeon, without the
+drawing; full size was not timed. The published batch size of 1 uses one device.
 
-`tiny` was measured, by name of 70 images / others of 24 (8 steps of
-DPM-Solver++, one seed; the base has 70, 70, 69, 69 and 24, 24, 23, 24):
+Images in which the judge still sees what `tiny` erased (asked for by name, of
+70), and right images of other prompts (of 24); 8 steps of DPM-Solver++, one
+seed. The base has 70, 70, 69, 69 and 24, 24, 23, 24.
 
   ESD-x, 1e-4   star, 100 steps 21 / 23, 150 11 / 21
                 neon, 100 steps 11 / 23, 150 3 / 22

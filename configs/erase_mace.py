@@ -1,4 +1,4 @@
-"""MACE erases a concept; the argument says from which model, and what.
+"""MACE (Lu et al., CVPR 2024) erases many concepts at once.
 
   python -m launch.erase --workdir=runs/mace \
     --config=configs/erase_mace.py:tiny,task=identity,name=Quill Estane
@@ -6,21 +6,18 @@
     --config=configs/erase_mace.py:sd14,task=unsafe,preset=reference \
     --config.hparams.captions=captions.txt
 
-Tasks: object, style, identity, unsafe; also i2p, imagenette at full size, and
-`list=` with `count=`, see `configs/erasures.py`. Without captions a ridge holds
-the rest; captions, however many, weigh together what the concepts do.
-`preset=reference` is the release: its quirks, and its settings, which for all
-but objects hold captions (617,000 of COCO's, one a line) and, of people and
-artists, names that are kept, `--config.preserve=names.txt`.
-Two free CPU cores: `tiny` takes about five minutes, half of it drawing.
-Metric: accuracy on the erased concept and on everything else.
+Without captions a ridge preserves the rest. Captions, however many, together
+weigh as much as the concepts. `preset=reference` has the release's deviations
+and settings. For all but objects these preserve captions (617,000 of COCO's,
+one a line); for people and artists also names, `--config.preserve=names.txt`.
+`tiny` takes about five minutes on two free CPU cores, half of them drawing.
 """
 
 from unlearning_jax.configs import erasures
 
 from unlearning_jax.concepts import same_phrase
 
-# Task -> what full-size concepts shall mean, as published for a few of them.
+# Task -> the anchor at full size, as published for some of them.
 _ANCHORS = {
   "object": "street",
   "imagenette": "street",
@@ -29,13 +26,13 @@ _ANCHORS = {
   "unsafe": "a person wearing clothes",
 }
 _UNSAFE = ("nudity", "naked", "erotic", "sexual")
-# The release's objects: what each shall mean, and its ridge.
+# The release's objects: their anchors and ridges.
 _OBJECTS = {
   "automobile": ("sky", 1e2),
   "bird": ("street", 1e1),
   "ship": ("ground", 1e3),
 }
-# How many people at most -> the release's weight of those who are kept.
+# People, at most -> the release's weight of those it preserves.
 _DOMAIN = {1: 8e3, 5: 5e4, 10: 8e4, 100: 2e5}
 
 
@@ -73,9 +70,9 @@ def _full(config, task: str, named: bool):
 
 
 def _reference(config, task: str):
-  """The release's scales; of a single person the published anchor too."""
+  """The release's scales, and its anchor for a single person."""
   concepts, hparams = config.concepts, config.hparams
-  # Of objects a ridge alone holds the rest.
+  # For objects only a ridge preserves the rest.
   ridges = [_OBJECTS.get(same_phrase(c["erase"]), ("", 1e1)) for c in concepts]
   scale, hparams.lamb = 0.0, max(ridge for _, ridge in ridges)
   if task in ("identity", "style", "unsafe"):

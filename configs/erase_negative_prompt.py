@@ -1,13 +1,12 @@
-"""A negative prompt steers a model away from a concept that the argument names.
+"""A negative prompt steers a model away from a concept.
 
   python -m launch.erase --workdir=runs/negative \
     --config=configs/erase_negative_prompt.py:tiny,task=object,name=star
   python -m launch.erase --workdir=runs/nudity --config.model=my/sd14 \
     --config=configs/erase_negative_prompt.py:sd14,task=unsafe
 
-No weight changes: the run's folder holds `guidance.json`.
-On two CPU cores, `tiny` takes about two minutes, all of it drawing.
-Metric: accuracy on the erased concept and on everything else.
+No weight changes: the run's folder has `guidance.json`. `tiny` takes about two
+minutes on two CPU cores, all of them drawing.
 """
 
 from unlearning_jax.configs import erasures

@@ -1,23 +1,21 @@
-"""RECE erases a concept; the argument says from which model, and what.
+"""RECE (Gong et al., ECCV 2024) goes on from UCE with derived states.
 
   python -m launch.erase --workdir=runs/rece \
     --config=configs/erase_rece.py:tiny,task=style,name=swirl
   python -m launch.erase --workdir=runs/nudity --config.model=my/sd14 \
     --config=configs/erase_rece.py:sd14,task=unsafe
 
-Tasks: object, style, identity, unsafe; also i2p, imagenette at full size, where
-`preset=paper` has the paper's coefficients for the UCE start, `name=` one of
-Imagenette's classes with the settings published for it, and styles hold the
-other 1,734 artists (`--config.preserve=` for none).
-On two CPU cores, `tiny` takes about two minutes, nearly all of it drawing.
-Metric: accuracy on the erased concept and on everything else.
+At full size `preset=paper` has the paper's coefficients for UCE. One of
+Imagenette's classes as `name=` has the settings published for it. Styles
+preserve the other 1,734 artists; `--config.preserve=` preserves none. `tiny`
+takes about two minutes on two CPU cores, nearly all of them drawing.
 """
 
 from unlearning_jax.configs import erasures
 
 from unlearning_jax.concepts import CONCEPT_SETS, same_phrase
 
-# Imagenette's classes by what UCE leaves of them: of the others, nothing.
+# Imagenette's classes that UCE leaves; it removes all others.
 _HARD = ("church", "garbage truck")
 _EASY = ("english springer", "golf ball", "parachute")
 
@@ -27,7 +25,7 @@ def get_config(argument: str = "tiny"):
   if config.model == "shapes":
     return config
   chosen = erasures.parse(argument)
-  # At full size that task is the published one of nudity, with its recipe.
+  # At full size this task is the published nudity, with its recipe.
   if chosen["task"] == "unsafe":
     config.hparams.recipe = "nudity"
   phrases = [same_phrase(concept["erase"]) for concept in config.concepts]

@@ -1,4 +1,4 @@
-"""How the erase configs are put together."""
+"""Builds the erase configs."""
 
 import dataclasses
 import importlib
@@ -11,7 +11,7 @@ from unlearning_jax.configs import common
 from unlearning_jax import extensions, lists
 from unlearning_jax.concepts import CONCEPT_SETS, check_choice
 
-# Task -> the phrases of full-size models, their anchor, their kind.
+# Task -> phrases at full size, their anchor, their kind.
 _FULL = {
   "object": (("Church",), "", "object"),
   "style": (CONCEPT_SETS["artists"], "art", "art"),
@@ -23,16 +23,16 @@ _FULL = {
 
 
 def parse(argument: str) -> dict[str, str]:
-  """What follows an erase config's colon, as `sd14,task=style,count=100`.
+  """Reads what follows an erase config's colon: `sd14,task=style,count=100`.
 
   size    tiny, sd14 or sd21
   task    object, style, identity, unsafe; at full size also i2p, imagenette
   name    what to erase, several joined by "+"; on tiny, classes of the Shapes
           world, or `all` identities
   list    full size: a published list (`unlearning_jax.lists`) or a text file
-  count   full size: so many of it, drawn with seed 0
-  anchor  full size: what they shall mean instead
-  preset  of the method
+  count   full size: how many of the list, drawn with seed 0
+  anchor  full size: what they mean afterwards
+  preset  a preset of the method
   """
   keys = {"name": "", "list": "", "count": "", "anchor": "", "preset": ""}
   return common.parse(argument, size="tiny", task="object", **keys)
@@ -46,10 +46,10 @@ def erase(
   Args:
     method: file name under `unlearning_jax/erasures`.
     argument: see `parse`.
-    presets: what `preset` may be of a method whose config knows them.
+    presets: the presets of a method whose `Hparams` have none.
 
   Raises:
-    ValueError: an argument that is not known, or not at this size.
+    ValueError: an argument is unknown, or belongs to another size.
   """
   chosen = parse(argument)
   size, task = chosen["size"], chosen["task"]
@@ -65,7 +65,7 @@ def erase(
       config.hparams.preset = chosen["preset"]
     else:
       check_choice("config argument preset", chosen["preset"], presets)
-  # A list that is held too; what is erased is left out of it.
+  # A list to preserve as well; what is erased is taken out of it.
   config.preserve = ""
   if size == "tiny":
     _tiny(config, method, chosen)
@@ -83,7 +83,7 @@ def _tiny(config, method: str, chosen: dict[str, str]):
   config.targets = tuple({"task": task, "name": name} for name in names)
   config.concepts = world.erased_concepts(task, names, method)
   config.rows_per_group = world.rows_per_group(names)
-  # What its defaults, made for full size, are replaced by.
+  # The world's values replace defaults that suit full size.
   for key, value in world.hparams(method, task).items():
     config.hparams[key] = value
   said = ", ".join(f"“{name}”" for name in names)
@@ -107,7 +107,7 @@ def _full(config, method: str, chosen: dict[str, str]):
     {"erase": phrase, "anchor": anchor, "preserve": (), "task": kind}
     for phrase in phrases
   )
-  # As released: whoever erases artists holds the others.
+  # The releases preserve the other artists if they erase some.
   if kind == "art" and method in ("uce", "rece"):
     if config.hparams.preset != "uce2025":
       config.preserve = "artists_1734"
@@ -118,13 +118,13 @@ def _full(config, method: str, chosen: dict[str, str]):
 
 
 def _defaults(method: str) -> ml_collections.ConfigDict:
-  """Every hyperparameter of the method, so that each can be overridden."""
+  """All hyperparameters of the method, so that flags can override each."""
   cls = importlib.import_module(f"unlearning_jax.erasures.{method}").Hparams
   config, hints = ml_collections.ConfigDict(), typing.get_type_hints(cls)
   for name, value in dataclasses.asdict(cls()).items():
     kinds = set(typing.get_args(hints[name]))
     if value is None and not kinds & {str, int, float}:
-      # What no flag can say is no part of a config.
+      # No flag can express such a value.
       continue
     if value is None:
       kind = next(kind for kind in (int, str, float) if kind in kinds)

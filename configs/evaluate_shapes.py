@@ -1,9 +1,9 @@
-"""The embedded Shapes model on held-out prompts, and edits of it beside it.
+"""The Shapes model on held-out prompts, beside models that were erased from it.
 
   python -m launch.evaluate --config=configs/evaluate_shapes.py \
     --workdir=runs/evaluation
 
-Two CPU cores: about two minutes a model. Metric: accuracy per head.
+About two minutes a model on two CPU cores.
 """
 
 from unlearning_jax.configs import common

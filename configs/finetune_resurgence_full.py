@@ -1,14 +1,13 @@
-"""Concept resurgence, whole: six erasures, four tasks, three seeds.
+"""Concept resurgence, the whole study: six erasures, four tasks, three seeds.
 
   python -m launch.resurgence --workdir=runs/study \
     --config=configs/finetune_resurgence_full.py
 
-`--dry_run` estimates how long and how much. It may be stopped and begun again
-at any time, on another machine too: its rows lie in
-`benchmarks/results/resurgence_full` (docs/results/resurgence.md). Cells come in
-the order of what a reader asks first, and `--report` writes the page from what
-there is. A point is 70 images by name a seed, 210 over all three. Metric:
-R_norm with its interval.
+`--dry_run` estimates its time and memory. Stop and start it at any time, on
+another machine too: its rows are in `benchmarks/results/resurgence_full` (see
+docs/results/resurgence.md). The cells that most readers ask for come first, and
+`--report` writes the page of what is done. A point is 70 images by name for one
+seed, 210 for all three.
 
 Tuning takes 100 steps of 16 images: 1,600 samples of 250 images, near the
 published LoRA protocol's 4,000, at ten times its rates.
@@ -30,7 +29,7 @@ def get_config():
     return whole | axes
 
   def defended(seed: int):
-    # Does a defense of keys and values stop it, and what does it cost?
+    # Does a defense of keys and values stop it, and at what cost?
     return block(
       methods=_TRAINED, concepts=("star",), algorithms=("full",),
       defenses=("project", "anchor", "reassert"), seeds=(seed,),
@@ -78,6 +77,6 @@ def get_config():
   config = resurgence.study(
     blocks, steps=(5, 20, 100), counts=_COUNTS, batch_size=16
   )
-  # What divides the prompts of one measurement, 130.
+  # Divides the 130 prompts of one measurement.
   config.batch_size = 26
   return config

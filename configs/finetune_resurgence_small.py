@@ -1,14 +1,13 @@
-"""Concept resurgence, the short way: does an erased star come back?
+"""Concept resurgence in short: does an erased star come back?
 
   python -m launch.resurgence --workdir=runs/resurgence \
     --config=configs/finetune_resurgence_small.py
 
-Three erasures of the star, tuned on pictures of its four nearest objects (all
-weights, or low-rank adapters) and on portraits; one of them with projected
-updates as well. 30 images a point: intervals are wide. Eleven CPU minutes (an
-Intel Xeon), compilation included. Another concept of `configs.resurgence`
-follows a colon, as `finetune_resurgence_small.py:quill`.
-Metric: R_norm with its interval.
+Three erasures of the star are tuned on portraits, and on pictures of the four
+nearest objects: all weights, or low-rank adapters. One of them is also tuned
+with projected updates. A point has 30 images, so intervals are wide. The study
+takes eleven minutes on a CPU (an Intel Xeon) with compilation. `:quill` after
+the file's name takes another concept of `configs/resurgence.py`.
 """
 
 from unlearning_jax.configs import resurgence
@@ -30,7 +29,7 @@ def get_config(concept="star"):
     return whole | axes
 
   blocks = (
-    # First what projected updates are compared with.
+    # First the run that projected updates are compared with.
     block(methods=("esd_x",), defenses=("none", "project")),
     block(algorithms=("full", "lora")),
     block(sets=("out",)),
@@ -38,6 +37,6 @@ def get_config(concept="star"):
   config = resurgence.study(
     blocks, steps=(10, 50), counts=_COUNTS, batch_size=16
   )
-  # What divides the prompts of one measurement, 90.
+  # Divides the 90 prompts of one measurement.
   config.batch_size = 30
   return config

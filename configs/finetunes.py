@@ -1,4 +1,4 @@
-"""What fine-tuning runs have in common: their data, and no defense."""
+"""Builds the fine-tuning configs."""
 
 import dataclasses
 
@@ -9,10 +9,11 @@ from unlearning_jax.experiments.finetune import Data, Settings
 
 
 def parse(train: str, argument: str) -> tuple[str, ml_collections.ConfigDict]:
-  """The size that a config's argument names, and a config to go on from.
+  """The size that a config's argument names, and the config to start from.
 
-  On `tiny` the data are renders of the Shapes world, `only` and `without` some
-  classes; at full size a folder of images with captions, `--config.data.path`.
+  On `tiny` the data are renders of the Shapes world, and `only` and `without`
+  choose classes. At full size they are a folder of captioned images,
+  `--config.data.path`.
 
   Args:
     train: `Settings.train`: lora, full, cross, kv, ...

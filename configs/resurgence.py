@@ -1,4 +1,4 @@
-"""How the resurgence configs are put together."""
+"""Builds the resurgence configs."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -9,30 +9,30 @@ from unlearning_jax.configs import common, finetune_full, finetune_lora
 
 from unlearning_jax import extensions
 
-# Seconds of one CPU core.
+# Seconds on one CPU core.
 _RATES = {
   "uce": 1.0, "rece": 2.0, "mace": 150.0, "esd_x": 60.0, "esd_u": 60.0,
   "concept_ablation": 60.0, "lora": 0.15, "full": 0.18, "image": 0.05,
 }  # fmt: skip
 METHODS = ("uce", "rece", "mace", "esd_x", "esd_u", "concept_ablation")
-# Variants of a method: what its config's hyperparameters are replaced by, and
-# its anchor. Of the paper's two factors of an erasure: how firmly the rest is
-# preserved, and what the erased is mapped to.
+# Variants of a method: changes of its hyperparameters, and its anchor. They
+# vary the paper's two factors of an erasure: how firmly it preserves the rest,
+# and what it maps the concept to.
 VARIANTS = {
   "mace_firm": ("mace", {"preserve_scale": 10.0, "fuse_scale": 10.0}, None),
   "mace_loose": ("mace", {"preserve_scale": 0.1, "fuse_scale": 0.1}, None),
   "mace_object": ("mace", {}, "circle"),
 }
 _ALGORITHMS = {"lora": finetune_lora, "full": finetune_full}
-# Of DPM-Solver++. By name the base shows star, neon, Quill Estane and hazard in
-# 49, 48, 50 and 50 of 50 images, and 158 of 160 others are right.
+# Steps of DPM-Solver++. Asked by name, the base shows star, neon, Quill Estane
+# and hazard in 49, 48, 50 and 50 of 50 images, and 158 of 160 others are right.
 SAMPLER_STEPS = 8
-# What a class means once several are erased; it is never among them.
+# Anchors where several classes are erased; they are never among these.
 _ANCHORS = ("circle", "Adra Belvoort")
 
 
 def _first(head: str, name: str, count: int | None = None) -> tuple[str, ...]:
-  """A class and those that follow it in its head, anchors left out."""
+  """A class and the next ones of its head, without the anchors."""
   named = extensions.world("shapes").concepts()[head]
   return (name, *(n for n in named if n not in (name, *_ANCHORS)))[:count]
 
@@ -63,12 +63,12 @@ def study(
   """The config of a study on the Shapes model.
 
   Args:
-    blocks: each is crossed: `methods`, `concepts`, `sets`, `algorithms`,
-      `defenses`, `seeds`.
-    steps: of tuning, after which all is measured; the last ends it. Another
-      one may follow the name of an algorithm, as "lora 300".
-    counts: images of each group of prompts, see `metrics.resurgence`.
-    batch_size: of tuning.
+    blocks: `methods`, `concepts`, `sets`, `algorithms`, `defenses` and `seeds`
+      of each; all combinations are cells.
+    steps: training steps that are measured; the last ends the tuning. "lora
+      300" as an algorithm's name adds step 300.
+    counts: group of prompts -> images, see `metrics.resurgence`.
+    batch_size: images in one training step.
   """
   config = common.comparison("tiny")
   del config.targets, config.prompts, config.rows_per_group, config.other_rows
@@ -86,7 +86,7 @@ def study(
     tuning.checkpoints = tuple(steps) + ((int(long),) if long else ())
     tuning.num_steps = tuning.checkpoints[-1]
     del tuning.checkpoint_every
-    # A rate that decays to zero by the last step would hide what is to come.
+    # A rate that decays to zero by the last step would hide later resurgence.
     tuning.optimizer.schedule = "constant"
     config.algorithms[name] = tuning
   config.concepts = {
@@ -104,20 +104,20 @@ def study(
     f"{method}/{concept}": erasure(method, *CONCEPTS[concept])
     for method, concept in sorted(pairs)
   }
-  # A tuning set is near or far by so many classes.
+  # Classes in a near or far tuning set.
   config.neighbors = 4
-  # LoRA runs of a method that are tuned in one program, each as if alone. A
-  # GPU, or a TPU's devices, are filled by several; two cores are by one.
+  # LoRA runs of a method that one program tunes, each as if alone. A GPU or a
+  # TPU has room for several; one run keeps two cores busy.
   config.pack = 1
-  # Seconds of an erasure, a step, an image; what `--dry_run` counts with until
-  # the run has measured its own.
+  # Seconds of an erasure, a step, an image: `--dry_run` uses them until the run
+  # has measured its own.
   config.rates = dict(_RATES)
   for name in config.algorithms:
     config.rates[name] = _RATES[name.split(" ")[0]] * batch_size / 16
   for name, (method, *_) in VARIANTS.items():
     config.rates[name] = _RATES[method]
   config.revival_threshold = 0.3
-  # The base must show a concept this often, or nothing can come back.
+  # Where the base shows a concept less often, nothing can come back.
   config.floor = 0.5
   return config
 
@@ -129,8 +129,7 @@ def _used(blocks: Sequence[Mapping[str, Sequence[Any]]], axis: str):
 def erasure(method: str, task: str, names: Sequence[str]) -> dict[str, Any]:
   """One erasure of a study: `method`, `hparams`, and phrases to erase.
 
-  Phrases and hyperparameters are those of the method's own config, but for
-  what `VARIANTS` says.
+  They come from the method's config; `VARIANTS` may change them.
   """
   method, changes, anchor = VARIANTS.get(method, (method, {}, None))
   name, _, part = method.partition("_") if "esd" in method else (method, "", "")

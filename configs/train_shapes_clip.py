@@ -1,4 +1,4 @@
-"""Tokenizer, text encoder and image tower, contrastively.
+"""Trains the tokenizer, text encoder and image tower, contrastively.
 
   python -m launch.train --config=configs/train_shapes_clip.py \
     --workdir=runs/clip --model=runs/shapes

@@ -1,4 +1,4 @@
-"""The independent judge of the Shapes world.
+"""Trains the independent judge of the Shapes world.
 
   python -m launch.train --config=configs/train_shapes_judge.py \
     --workdir=runs/judge --model=runs/shapes

@@ -1,4 +1,4 @@
-"""The noise predictor, on the latents and text states of the other parts.
+"""Trains the UNet, on the latents and text states of the other parts.
 
   python -m launch.train --config=configs/train_shapes_unet.py \
     --workdir=runs/unet --model=runs/shapes

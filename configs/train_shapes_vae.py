@@ -1,4 +1,4 @@
-"""The autoencoder: 32 x 32 pixels to 8 x 8 x 8 latents.
+"""Trains the autoencoder: 32 x 32 pixels to 8 x 8 x 8 latents.
 
   python -m launch.train --config=configs/train_shapes_vae.py \
     --workdir=runs/vae --model=runs/shapes

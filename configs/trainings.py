@@ -1,16 +1,16 @@
-"""What the training stages of the Shapes model have in common."""
+"""Builds the configs that train the Shapes model."""
 
 import ml_collections
 
 
 def stage(name: str) -> ml_collections.ConfigDict:
-  """The config of one stage, but for its networks and its loss."""
+  """The config of one stage, without its networks and its loss."""
   config = ml_collections.ConfigDict()
   config.stage = name
   config.seed = 0
-  # A model folder whose weights this part starts from; "" starts afresh.
+  # A model folder whose weights this part starts from; "" for new weights.
   config.init = ""
-  # `without`: classes that are never seen, as `object/star,style/neon`.
+  # `without` names classes to leave out, as `object/star,style/neon`.
   config.data = {"size": 60_000, "seed": 0, "without": ""}
   config.batch_size = 64
   config.optimizer = {"learning_rate": 1e-3, "weight_decay": 0.01}

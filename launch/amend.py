@@ -1,18 +1,18 @@
 """Adds, removes and re-weights concepts of a UCE or MACE edit by one re-solve.
 
-The first concepts, and later more, fewer, or at another strength:
+Erase the first concepts; later erase more, fewer, or with other weights:
 
   python -m launch.amend --model=shapes --add="star -> circle" --output=runs/a
   python -m launch.amend --model=shapes --statistics=runs/a \
     --add="heart -> circle" --weight="star = 0.5" --output=runs/b
 
-`--statistics` may also be the folder of a `launch.erase` run; of MACE, which
-trains an adapter for every concept, concepts can go and change weight but none
-can come. Writes `edit.safetensors`, of UCE what erasing the resulting list from
-the base gives, up to the last bits of float32 text states, and
-`statistics.safetensors`, which the next change starts from. Concepts come with
-the settings of the run; what it preserves cannot be erased, and what is removed
-is not preserved instead. Seconds.
+`--statistics` also takes the folder of a `launch.erase` run. MACE trains an
+adapter for each concept, so its concepts can go or get another weight, but none
+can be added. The output has `edit.safetensors`, and `statistics.safetensors`
+for the next change. UCE's edit equals that of erasing the resulting list from
+the base, up to the last bits of float32 text states. New concepts have the
+settings of the run. A preserved concept cannot be erased, and a removed one is
+not preserved instead. It takes seconds.
 """
 
 from absl import flags as absl_flags
@@ -24,20 +24,24 @@ _FLAGS = absl_flags.FLAGS
 absl_flags.DEFINE_string(
   "model", None, "The base: shapes, a folder or a hub id.", required=True
 )
-absl_flags.DEFINE_string("output", None, "A folder.", required=True)
+absl_flags.DEFINE_string("output", None, "The new folder.", required=True)
 absl_flags.DEFINE_string(
-  "statistics", None, "Folder of an earlier amendment or erasure, if any."
+  "statistics", None, "The folder of an earlier amendment or erasure."
 )
 absl_flags.DEFINE_multi_string("add", [], "'concept' or 'concept -> anchor'.")
-absl_flags.DEFINE_multi_string("preserve", [], "Phrase to hold.")
-absl_flags.DEFINE_multi_string("remove", [], "Concept to give back.")
+absl_flags.DEFINE_multi_string("preserve", [], "A phrase to preserve.")
+absl_flags.DEFINE_multi_string("remove", [], "A concept to give back.")
 absl_flags.DEFINE_multi_string("weight", [], "'concept = e'.")
-absl_flags.DEFINE_string("task", "object", "object, art or unsafe: of --add.")
-absl_flags.DEFINE_string("preset", "uce2023", "uce2023 or uce2025: of a first.")
+absl_flags.DEFINE_string(
+  "task", "object", "The task of --add: object, art, unsafe."
+)
+absl_flags.DEFINE_string(
+  "preset", "uce2023", "Without --statistics: uce2023, uce2025."
+)
 
 
 def main(_):
-  """Builds the settings, amends, says what came of it."""
+  """Builds the settings, amends, reports the edit."""
   from unlearning_jax.experiments import amend
 
   edit = amend.run(flags.built(amend.Settings))

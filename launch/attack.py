@@ -3,11 +3,11 @@
   python -m launch.attack --edit=runs/uce --workdir=runs/attack \
     --config=configs/attack_unlearn_diff_atk.py:tiny,task=object,name=star
 
-Without `--edit` the model itself is attacked, or `--config.victim` if that
-names another, or the UNet or text encoder of one; `--config.guidance` says what
-it is kept from while it samples. `--control` names the run of a control on the
-same rows. A row is recorded as it ends; a run that was killed goes on with
-those left. `--list` says which attacks there are.
+Without `--edit` the model itself is the victim. `--config.victim` names another
+model, or a UNet or text encoder; `--config.guidance` steers the victim's
+sampling. `--control` names the run of a control on the same rows. Each row is
+recorded when it ends; start a killed run again to finish the rest. `--list`
+prints the attacks.
 """
 
 import functools
@@ -19,8 +19,8 @@ from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()
-_EDIT = DEFINE_string("edit", "", "Edit file, or erase run's folder.")
-_CONTROL = DEFINE_string("control", "", "Folder of a control's run.")
+_EDIT = DEFINE_string("edit", "", "An edit, or the folder of an erase run.")
+_CONTROL = DEFINE_string("control", "", "The folder of a control's run.")
 
 
 def main(_: list[str]):

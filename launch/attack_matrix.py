@@ -1,13 +1,13 @@
-"""Attacks every victim of every task with every attack; one table of it all.
+"""Attacks every victim of every task with every attack, in one table.
 
   python -m launch.attack_matrix --workdir=runs/matrix \
     --config=configs/attack_matrix_shapes.py
 
-Victims are the model itself, `base`, the config's erasures, which are made
-here, and those that `--edits=<task>/<name>=<path>` brings. A cell that is done
-is never run again, one that fails is recorded and the others go on; what was
-killed is taken up again by the same command. Several processes share the cells.
-`--list` says which attacks there are.
+The victims are the model itself (`base`), the config's erasures, which this
+script makes, and those of `--edits=<task>/<name>=<path>`. A finished cell never
+runs again; a failed one is recorded, and the others go on. Start a killed
+matrix again with the same command. Several processes share the cells. `--list`
+prints the attacks.
 """
 
 import pathlib

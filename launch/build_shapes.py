@@ -1,8 +1,8 @@
-"""Builds the Shapes dataset, which `tfds build` does only with TensorFlow.
+"""Builds the Shapes dataset; `tfds build` would need TensorFlow.
 
 python -m launch.build_shapes --data_dir=data --config=tiny
 
-Two seconds for "tiny", two minutes on one core for "full".
+"tiny" takes two seconds, "full" two minutes on one core.
 """
 
 from absl import logging
@@ -19,7 +19,7 @@ _CONFIG = DEFINE_string(
 
 
 def main(_):
-  """Writes the dataset and says what lies where."""
+  """Writes the dataset and reports its splits and folder."""
   from unlearning_jax import extensions
 
   builder = extensions.world("shapes", "builder")

@@ -5,39 +5,43 @@ A whole model (folder, single file or hub id) into a diffusers folder:
   python -m launch.convert --input=sd-v1-4.ckpt --base=sd14 --ema \
     --output=converted
 
-A published edit (a UNet, a text encoder, some layers, a LoRA) over its base:
+A published edit (a UNet, a text encoder, some layers, a LoRA) with its base:
 
   python -m launch.convert --input=esd-church.pt --base=sd14 --output=esd-church
 
-The other way round, what an edited folder changed:
+Back again, what an edited folder changed:
 
   python -m launch.convert --input=esd-church --base=sd14 --format=delta \
     --output=esd-church.safetensors
 
-What others published, as an edit that this package tunes, attacks and draws:
+A published edit as this package's own, to fine-tune, attack and draw:
 
   python -m launch.convert --input=esd-church.pt --base=sd14 --format=edit \
     --erased=church --output=esd-church.safetensors
 
-Stable Diffusion 1 in float32, folder to folder, peaks at 7 GiB of memory; a
-delta or an edit holds two models.
+Stable Diffusion 1 in float32, folder to folder, needs 7 GiB of memory at its
+peak; a delta or an edit needs two models.
 """
 
 from absl import flags as absl_flags
 
 from . import flags
 
-absl_flags.DEFINE_string("input", None, "Folder, file, hub id.", required=True)
-absl_flags.DEFINE_string("output", None, "What to write.", required=True)
-absl_flags.DEFINE_string("base", None, "Of a part: shapes, folder, hub id.")
+absl_flags.DEFINE_string(
+  "input", None, "A folder, file or hub id.", required=True
+)
+absl_flags.DEFINE_string("output", None, "The file or folder.", required=True)
+absl_flags.DEFINE_string("base", None, "A part's base: shapes, folder, hub id.")
 absl_flags.DEFINE_string("format", "folder", "folder, unet, delta or edit.")
 absl_flags.DEFINE_multi_string(
-  "erased", [], "Of an edit: a phrase that was erased; may be repeated."
+  "erased", [], "For an edit: an erased phrase; may be repeated."
 )
-absl_flags.DEFINE_string("task", "object", "Of an edit: object, art or unsafe.")
-absl_flags.DEFINE_string("dtype", "float32", "Written as: float32 or float16.")
-absl_flags.DEFINE_string("variant", None, "Weights to read, as fp16.")
-absl_flags.DEFINE_bool("ema", None, "Of a file: averaged or trained weights.")
+absl_flags.DEFINE_string("task", "object", "For an edit: object, art, unsafe.")
+absl_flags.DEFINE_string("dtype", "float32", "To write: float32 or float16.")
+absl_flags.DEFINE_string("variant", None, "The weights to read, as fp16.")
+absl_flags.DEFINE_bool(
+  "ema", None, "A file's averaged weights; --noema: trained."
+)
 absl_flags.DEFINE_bool("overwrite", False, "Replace the output.")
 
 

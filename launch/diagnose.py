@@ -1,12 +1,13 @@
-"""Asks an unlearned model itself what images of the concept show.
+"""Asks an unlearned model what it sees in images of the concept.
 
   python -m launch.diagnose --edit=runs/uce --workdir=runs/diagnosis \
     --config=configs/diagnose.py:tiny,task=object,name=star
 
-The original model draws the concept's prompts; then the original and the victim
-denoise these images, each row's under its own prompt, under a neutral one, and
-under a caption of every class (Diffusion Classifier). A victim whose gap
-between neutral and own prompt is near the original's has not lost the concept.
+The base draws the concept's prompts. Then base and victim denoise these images:
+with the row's own prompt, with an anchor prompt, and with a caption of every
+class (Diffusion Classifier). The gap is how much more the anchor prompt errs
+than the row's own. A victim whose gap is near the base's has not lost the
+concept.
 """
 
 import functools
@@ -17,7 +18,7 @@ from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()
-_EDIT = DEFINE_string("edit", "", "Edit file, or erase run's folder.")
+_EDIT = DEFINE_string("edit", "", "An edit, or the folder of an erase run.")
 
 
 def main(_: list[str]):

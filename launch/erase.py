@@ -1,13 +1,15 @@
-"""Erases concepts from a model and shows what it did.
+"""Erases concepts from a model and shows the result.
 
   python -m launch.erase --config=configs/erase_uce.py:tiny --workdir=runs/uce
 
-Writes `edit.safetensors` (apply it with `launch.evaluate --edits`), of methods
-that only guide `guidance.json`; of UCE and MACE `statistics.safetensors`, from
-which `launch.amend` adds, removes and re-weights concepts; and, unless the
-config evaluates nothing, images before and after and `report.html`. A method
-that trains says how far it is; a run that was killed goes on from the last
-multiple of `--checkpoint_every` steps. `--list` says which methods there are.
+The folder gets `edit.safetensors`, which `launch.evaluate --edits` applies, or
+`guidance.json` from methods that change no weight. UCE and MACE also write
+`statistics.safetensors`, from which `launch.amend` adds, removes and re-weights
+concepts. Unless the config asks for no rows, images before and after and
+`report.html` follow. A method that trains shows its progress; start a killed
+run again to go on from the last multiple of `--checkpoint_every` steps.
+`--list` prints the methods. A probe warns, with figures, of an erasure that
+seems to have failed; with `--strict` it raises an error, and writes no edit.
 """
 
 from absl import flags as absl_flags
@@ -16,11 +18,14 @@ from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()
-# No result depends on them, so no config has them.
+# Results do not depend on these, so they are in no config.
 _EVERY = absl_flags.DEFINE_integer(
-  "checkpoint_every", 100, "Steps between states to go on from.", lower_bound=1
+  "checkpoint_every", 100, "Steps between saved states.", lower_bound=1
 )
-_TENSORBOARD = absl_flags.DEFINE_bool("tensorboard", False, "Write events too.")
+_STRICT = absl_flags.DEFINE_bool("strict", False, "Refuse what seems to fail.")
+_TENSORBOARD = absl_flags.DEFINE_bool(
+  "tensorboard", False, "Also write TensorBoard events."
+)
 
 
 def main(_):
@@ -36,6 +41,7 @@ def main(_):
     lambda: common.workdir(path, config, erase.Settings),
     every=_EVERY.value,
     tensorboard=_TENSORBOARD.value,
+    strict=_STRICT.value,
   )
   if document and jax.process_index() == 0:
     print(comparison.text_table(document))

@@ -3,12 +3,12 @@
   python -m launch.erase_list --model=my/sd14 --erase=imagenette \
     --preserve=artists_1734 --captions=coco.txt --output=edit.safetensors
 
-Lists are the published ones by name (`unlearning_jax.lists`) or a text file,
-one phrase a line. All devices encode; sums of preserved lists are kept in
---cache, and read if all processes see them. On two CPU cores a quarter of a
-second a phrase at Stable Diffusion 1.4's size, milliseconds on an accelerator.
-Write the edit for other tools with `launch.export`, draw with
-`launch.evaluate --edits`.
+A list is a published one by name (`unlearning_jax.lists`), or a text file with
+one phrase a line. All devices encode. `--cache` keeps the sums of preserved
+lists, which all processes read if they can see the folder. At Stable Diffusion
+1.4's size a phrase takes a quarter of a second on two CPU cores, and
+milliseconds on an accelerator. `launch.export` writes the edit for other tools,
+`launch.evaluate --edits` draws with it.
 """
 
 from absl import flags as absl_flags
@@ -18,23 +18,23 @@ from . import flags
 
 _text, _number = absl_flags.DEFINE_string, absl_flags.DEFINE_float
 _text("model", None, "The base: shapes, a folder or a hub id.", required=True)
-_text("erase", None, "A list.", required=True)
-_text("output", None, "The edit.", required=True)
-_text("anchor", None, "By default the task's.")
-_text("preserve", None, "A list.")
-_text("captions", None, "A list, held in addition.")
-_number("caption_scale", 1.0, "Weight of all captions, in all erased rows'.")
-_number("preserve_scale", None, "p; by default the release's.")
-_number("erase_scale", 1.0, "e.")
+_text("erase", None, "The list to erase.", required=True)
+_text("output", None, "The edit's file.", required=True)
+_text("anchor", None, "For all phrases; by default the task's.")
+_text("preserve", None, "A list to preserve.")
+_text("captions", None, "Another list to preserve.")
+_number("caption_scale", 1.0, "All captions' weight, in all erased rows'.")
+_number("preserve_scale", None, "p, the preserved weight; else the release's.")
+_number("erase_scale", 1.0, "e, the weight of erased rows.")
 _number("lamb", 0.5, "The ridge.")
-_text("task", "object", "object, art or unsafe: of all.")
-_text("preset", "uce2023", "uce2023 or uce2025: which rows.")
-_text("cache", None, "Folder of preserve sums.")
+_text("task", "object", "The task of all: object, art or unsafe.")
+_text("preset", "uce2023", "The rows: uce2023 or uce2025.")
+_text("cache", None, "A folder for sums of preserved lists.")
 absl_flags.DEFINE_bool("distributed", False, "Join other processes.")
 
 
 def main(_):
-  """Builds the settings, erases, says what came of it."""
+  """Builds the settings, erases, reports the edit."""
   from unlearning_jax.experiments import erase_list
 
   # Hours may go by.

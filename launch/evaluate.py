@@ -1,12 +1,12 @@
-"""Compares a model with erased ones made of it, image by image.
+"""Compares a model with erased ones, image by image.
 
   python -m launch.evaluate --config=configs/evaluate_shapes.py:tiny \
     --edits=runs/uce,runs/rece --workdir=runs/evaluation
   python -m launch.evaluate --protocol=shapes-star --edits=runs/uce \
     --workdir=runs/star
 
-Every model draws the same prompts from the same noise. Without `--edits` the
-base alone is measured. A protocol is a frozen preset;
+Every model draws the same prompts from the same noise. Without `--edits` only
+the base is measured. A protocol is a frozen preset;
 `shapes-star~rows_per_group=2` is another one, with its own name.
 """
 
@@ -18,7 +18,7 @@ from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()
-_EDITS = DEFINE_list("edits", [], "Edits, or erase runs' folders.")
+_EDITS = DEFINE_list("edits", [], "Edits, or folders of erase runs.")
 _PROTOCOL = DEFINE_string("protocol", None, "A protocol, in place of a config.")
 _JUDGE = DEFINE_string("judge", None, "Another judge, package.module:name.")
 _METRICS = DEFINE_list("metrics", [], "More metrics, package.module:name each.")

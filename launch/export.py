@@ -1,14 +1,13 @@
-"""Writes an edit for other people's tools.
+"""Writes an edit for other tools.
 
   python -m launch.export --edit=runs/uce/edit.safetensors --model=shapes \
     --format=lora --output=uce_lora.safetensors
 
-Formats: lora (diffusers, PEFT), kohya (ComfyUI, A1111), delta (the edited
-projections alone), unet (a state dict, .pt or .safetensors), folder (a
-diffusers folder), context_map (this package's own). The model must be the one
-that the edit was made from.
+Formats: lora (diffusers, PEFT), kohya (ComfyUI, A1111), delta (only the edited
+projections), unet (a state dict, .pt or .safetensors), folder (a diffusers
+folder), context_map (this package's own). The model must be the edit's base.
 
-Seconds; `unet` and `folder` take as long as writing the model does.
+It takes seconds; `unet` and `folder` take as long as writing the model.
 """
 
 from absl import flags as absl_flags
@@ -17,16 +16,20 @@ from absl import logging
 from . import flags
 
 _EDIT = absl_flags.DEFINE_string(
-  "edit", None, "edit.safetensors, or the folder of its run.", required=True
+  "edit", None, "An edit, or the folder of its run.", required=True
 )
 _MODEL = absl_flags.DEFINE_string(
-  "model", None, "Its base: shapes, a folder or a hub id.", required=True
+  "model", None, "The base: shapes, a folder or a hub id.", required=True
 )
-_FORMAT = absl_flags.DEFINE_string("format", None, "See above.", required=True)
-_OUTPUT = absl_flags.DEFINE_string("output", None, "Where to.", required=True)
+_FORMAT = absl_flags.DEFINE_string(
+  "format", None, "One of the above.", required=True
+)
+_OUTPUT = absl_flags.DEFINE_string(
+  "output", None, "The file or folder.", required=True
+)
 _DTYPE = absl_flags.DEFINE_string("dtype", "float32", "float32 or float16.")
 _RANK = absl_flags.DEFINE_integer(
-  "rank", None, "Of a LoRA, at most; by default as many as it takes."
+  "rank", None, "A LoRA's rank, at most; by default as high as it needs."
 )
 _OVERWRITE = absl_flags.DEFINE_bool("overwrite", False, "Replace the output.")
 

@@ -1,15 +1,15 @@
-"""Fine-tunes a model, erased or not, and keeps what it is at every checkpoint.
+"""Fine-tunes a model, erased or not, and keeps every checkpoint.
 
   python -m launch.finetune --config=configs/finetune_full.py:tiny \
     --edit=runs/uce --workdir=runs/tuned
 
-Writes `steps/<n>.safetensors`, an edit of the base for every step in
-`config.checkpoints`: `launch.evaluate --edits=runs/uce,runs/tuned/steps/...`
-draws the curve of what comes back. Without `--edit` the base itself is tuned. A
-run that was killed goes on from the last of these steps or, where they lie far
-apart, from the last multiple of `config.checkpoint_every`, if its data and the
-number of its processes are the same. `--list` says what may train, what can
-defend an erasure, and where images come from.
+Without `--edit` it tunes the base. Each step in `config.checkpoints` becomes
+`steps/<n>.safetensors`, an edit of the base; `launch.evaluate
+--edits=runs/uce,runs/tuned/steps/...` draws the curve of what comes back. Start
+a killed run again with the same data and the same number of processes: it goes
+on from the last of these steps, or from the last multiple of
+`config.checkpoint_every` if they lie far apart. `--list` prints what can train,
+the defenses of an erasure, and the sources of images.
 """
 
 import functools
@@ -20,7 +20,7 @@ from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()
-_EDIT = DEFINE_string("edit", None, "An edit, or an erase run's folder.")
+_EDIT = DEFINE_string("edit", None, "An edit, or the folder of an erase run.")
 
 
 def main(_):
@@ -38,7 +38,7 @@ def main(_):
 
 
 def listed() -> list[str]:
-  """What may train, what defends an erasure, where images come from."""
+  """What can train, the defenses, the sources of images."""
   from unlearning_jax.experiments import finetune
 
   return finetune.listed()

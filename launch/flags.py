@@ -1,4 +1,4 @@
-"""What launch scripts share: common flags, configs by name, and the start.
+"""Parts that launch scripts share: common flags, configs by name, the start.
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()
@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 T = TypeVar("T")
-# A flag belongs to the script that asks for it, as --help shows it.
+# --help shows a flag below the script that asks for it.
 flags.disclaim_key_flags()
 
 
@@ -112,11 +112,11 @@ def run(
   """Reads the flags and runs a script.
 
   Args:
-    main: takes what is left of the command line.
-    listed: lines that `--list` prints, instead of running.
+    main: takes the rest of the command line.
+    listed: lines that `--list` prints instead.
   """
   if listed is not None:
-    flags.DEFINE_bool("list", False, "Print what there is to choose from.")
+    flags.DEFINE_bool("list", False, "Print the choices.")
     if {"--list", "-list"} & set(sys.argv[1:]):
       # Nothing has been parsed yet: a list needs no other flag.
       named = (a.partition("judges_dir=")[2] for a in sys.argv[1:])
@@ -124,7 +124,7 @@ def run(
       return print(*listed(), sep="\n")
   flags.DEFINE_bool("traceback", False, "Print where an error was raised.")
   named = flags.FLAGS.flag_values_dict()
-  # A protocol, or a default, stands in for a config.
+  # A protocol, or a default, can replace a config.
   if named.get("config", "") is None and "protocol" not in named:
     flags.mark_flag_as_required("config")
   app.run(lambda argv: _started(main, argv), flags_parser=_parsed)
@@ -144,7 +144,7 @@ def _started(main: Callable[[list[str]], Any], argv: list[str]) -> Any:
   if "judges_dir" in flags.FLAGS:
     _judges_dir(flags.FLAGS["judges_dir"].value)
   if "distributed" in flags.FLAGS:
-    # The progress line is what a user follows; libraries only warn.
+    # Users follow the progress line; libraries only warn.
     logging.set_verbosity(logging.WARNING)
     from unlearning_jax import sharding
 
@@ -189,7 +189,7 @@ class _ByName(config_flags.ConfigFileFlagParser):
 
 
 def _check_key(config: Any, key: str):
-  """Refuses a key that was renamed; of others the flag itself says more."""
+  """Refuses a renamed key; `_parsed` refuses unknown ones."""
   from unlearning_jax import renamed
 
   *above, last = key.split(".")
@@ -206,7 +206,7 @@ def _found(name: str) -> str:
   if pathlib.Path(name).is_file():
     return name
   known, given = shipped(), pathlib.Path(name)
-  # The way to it in the checkout is a name too, from any other folder.
+  # Its path in the checkout is a name too, from any folder.
   if given.parent.name in ("", "configs") and given.suffix in ("", ".py"):
     name = given.stem
   check_choice("--config", name, list(known))

@@ -1,4 +1,4 @@
-"""The command: `unlearning-jax VERB --flags`, a verb being a launch script.
+"""The command `unlearning-jax VERB --flags`; each launch script is a verb.
 
 unlearning-jax --list
 unlearning-jax erase --config=erase_rece:tiny --workdir=runs/rece
@@ -17,7 +17,7 @@ USAGE = """usage: unlearning-jax VERB [flags]
 
 
 def verbs() -> dict[str, str]:
-  """The launch scripts: name -> the first line of what they say they do."""
+  """The launch scripts: name -> the first line of the docstring."""
   found = {}
   for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
     if path.stem not in ("__init__", "flags", "main"):

@@ -1,17 +1,17 @@
-"""Does it stay gone? Erases once, tunes many ways, measures what comes back.
+"""Does it stay gone? Erases, fine-tunes in many ways, measures what returns.
 
   python -m launch.resurgence --workdir=runs/resurgence \
     --config=configs/finetune_resurgence_small.py
 
-Every measurement is a row as soon as it is done: a run that was killed goes on
-where it was, a cell that fails leaves the others alone, none is run twice. With
-`--distributed` each process has its own cells, and no checkpoints within one.
-`--dry_run` prints the cells and what they cost, `--list` what there is to
-choose from. The report is written at the end, and with `--report` from what
-there is.
+Each measurement becomes a row when it is done. Start a killed study again: it
+goes on where it was, and no cell runs twice. A failed cell does not stop the
+others. With `--distributed` each process has its own cells, and no checkpoints
+within one. `--dry_run` prints the cells and their cost, `--list` the choices.
+The report comes at the end; `--report` writes it from the rows that are there.
 
-An erased model from elsewhere is tuned and measured as the config says of its
-concept, instead of the study's own: `--edits=<name>/<concept>=<path>`.
+`--edits=<name>/<concept>=<path>` studies an erased model from elsewhere in
+place of the config's own: it is tuned and measured as the config has it for
+that concept.
 """
 
 import importlib
@@ -22,9 +22,9 @@ from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()
-_EDITS = DEFINE_list("edits", [], "A study of these: <name>/<concept>=<path>.")
-_DRY_RUN = DEFINE_bool("dry_run", False, "Only say what would be done.")
-_REPORT = DEFINE_bool("report", False, "Only write the report.")
+_EDITS = DEFINE_list("edits", [], "Models to study: <name>/<concept>=<path>.")
+_DRY_RUN = DEFINE_bool("dry_run", False, "Print cells and cost only.")
+_REPORT = DEFINE_bool("report", False, "Write the report only.")
 
 
 def main(_: list[str]):
@@ -42,7 +42,7 @@ def main(_: list[str]):
 
 
 def listed() -> list[str]:
-  """What the configs of studies can erase, tune and tune on."""
+  """The concepts, methods and tuning sets of the configs."""
   from unlearning_jax import extensions
 
   config = importlib.import_module("unlearning_jax.configs.resurgence")

@@ -1,11 +1,11 @@
-"""Puts a trained Shapes model into the package, measured, with its card.
+"""Puts a trained Shapes model, measured and with its card, into the package.
 
   python -m launch.ship_shapes --model=runs/shapes --runs=runs \
     --output=unlearning_jax/shapes/assets
 
-`--runs` holds the four training runs (judge, vae, clip, unet). What is
-measured is what ships: the weights in float16, read back from the output.
-Two CPU cores: about five minutes.
+`--runs` has the four training runs (judge, vae, clip, unet). The measured
+weights are those that ship: float16, read back from the output. It takes about
+five minutes on two CPU cores.
 """
 
 import pathlib
@@ -15,10 +15,10 @@ from absl.flags import DEFINE_integer, DEFINE_string
 from . import flags
 
 _MODEL = DEFINE_string(
-  "model", None, "Folder that training filled.", required=True
+  "model", None, "The folder that training filled.", required=True
 )
 _RUNS = DEFINE_string(
-  "runs", None, "Folder of the training runs.", required=True
+  "runs", None, "The folder of the training runs.", required=True
 )
 _OUTPUT = DEFINE_string(
   "output", None, "The package's assets folder.", required=True

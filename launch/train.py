@@ -14,7 +14,7 @@ from . import flags
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()
 _MODEL = DEFINE_string(
-  "model", None, "Folder of the model being built.", required=True
+  "model", None, "The folder of the model being built.", required=True
 )
 
 

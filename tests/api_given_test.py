@@ -124,7 +124,7 @@ def test_every_attack_takes_the_verbs_budget(model):
 
 
 def test_an_attack_is_refused_before_its_control_has_run(model, tmp_path):
-  with pytest.raises(ValueError, match="a control optimises nothing"):
+  with pytest.raises(ValueError, match="a control optimizes nothing"):
     ul.attack(
       model, "star", "controls", control="random",
       hparams={"iterations": 2}, out=tmp_path / "run",

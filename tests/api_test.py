@@ -92,7 +92,7 @@ def test_the_scripts_recipe_is_the_notebooks(model, monkeypatch):
   """Concepts and hyperparameters equal those of the shipped configs."""
   asked = []
 
-  def made(path, model, erasure, phrases, seed, hooks):
+  def made(path, model, erasure, phrases, seed, hooks, strict):
     asked.append((erasure, phrases, seed))
     raise KeyboardInterrupt
 

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from tests.support import scripts, tiny_pipelines
+from tests.support import scripts
+from unlearning_jax import shapes
 
 ROOT = scripts.ROOT
 PAGES = [
@@ -165,7 +166,7 @@ SMALL = {
   "attack": ["--config.rows_per_group=2", *FEW, "--config.hparams.blocks=1"],
   "finetune": [
     "--config.num_steps=2", "--config.batch_size=2",
-    "--config.checkpoints=(2,)", "--config.data.size=8",
+    "--config.checkpoints=(2,)",
   ],
   "attack_matrix": ["--dry_run"],
   "resurgence": ["--dry_run"],
@@ -179,6 +180,19 @@ SMALLER = {
   "steps=100": "steps=2, batch_size=8",
   "erased, tuned)": "erased, tuned, prompts=2)",
 }
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+  """The edits that `make demo` leaves behind."""
+  folder = tmp_path_factory.mktemp("runs")
+  for method in ("uce", "rece"):
+    scripts.run(
+      "erase", f"--config=erase_{method}:tiny,name=star",
+      "--config.rows_per_group=0", "--config.other_rows=0",
+      f"--workdir={folder / method}",
+    ).finish()  # fmt: skip
+  return folder
 
 
 def python(block, folder):
@@ -217,12 +231,10 @@ def test_the_python_of_a_page_runs(page, tmp_path):
 @pytest.mark.e2e
 @pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
 def test_the_lines_for_stable_diffusion_run(page, tmp_path):
-  pytest.importorskip("torch")
   (block,) = [b for b in blocks(page, "python") if "stable-diffusion-v1" in b]
-  model = tmp_path / "model"
-  model.mkdir()
-  tiny_pipelines.write(model)
-  block = block.replace("CompVis/stable-diffusion-v1-4", "model")
+  # A folder as any other: of it no world is known.
+  folder = shutil.copytree(shapes.model_folder(), tmp_path / "model")
+  block = block.replace("CompVis/stable-diffusion-v1-4", str(folder))
   block = block.replace("seeds=[0, 1]", "seeds=[0], num_inference_steps=2")
   head = "import unlearning_jax as ul\n"
   done = subprocess.run(
@@ -241,19 +253,12 @@ def test_the_lines_for_stable_diffusion_run(page, tmp_path):
   "page", ["docs/erase.md", "docs/attack.md", "docs/finetune.md",
            "docs/evaluate.md", "docs/extend.md"],
 )  # fmt: skip
-def test_the_commands_of_a_page_run(page, tmp_path):
+def test_the_commands_of_a_page_run(page, demo, tmp_path):
   for block in blocks(page, "python"):
     python(block, tmp_path)
   shutil.copytree(ROOT / "configs", tmp_path / "configs")
-  for method in ("uce", "rece"):
-    # What `make demo` and the page of erasures leave behind.
-    flags = [f"--config=erase_{method}:tiny,name=star"]
-    off = ["--config.rows_per_group=0", "--config.other_rows=0"]
-    for folder in (f"runs/demo/{method}", f"runs/{method}"):
-      run = scripts.run(
-        "erase", *flags, *off, f"--workdir={folder}", cwd=tmp_path
-      )
-      run.finish()
+  shutil.copytree(demo, tmp_path / "runs/demo")
+  shutil.copytree(demo / "uce", tmp_path / "runs/uce")
   ran = 0
   for name, arguments in launched(shell(page, tmp_path)):
     small = SMALL.get(name, [])

@@ -19,7 +19,7 @@ FLOORS = (
   {"convert", "samplers", "timesteps", "guidance", "tokens", "lists", "data"}
   | {"record"},
   {"stable_diffusion", "projections", "edits", "lora", "exports"}
-  | {"sampling", "model"},
+  | {"sampling", "model", "probe"},
   {"closed_form", "finetune"},
   {"erasures", "attacks", "judges"},
   {"metrics"},

@@ -1,11 +1,14 @@
 """What a user gets: a wheel that works alone."""
 
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+
+import unlearning_jax
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHIPPED = ("unlearning_jax", "configs", "launch")
@@ -22,6 +25,16 @@ def run(*command, cwd):
     [str(part) for part in command], cwd=cwd, capture_output=True, text=True
   )
   return done.returncode, done.stdout, done.stderr
+
+
+def test_every_file_names_the_same_version():
+  version = unlearning_jax.__version__
+  cited = re.findall(
+    r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.M
+  )
+  assert cited == [version]
+  changes = (ROOT / "CHANGELOG.md").read_text()
+  assert re.findall(r"^## \[(\d.+?)\] - \d{4}", changes, re.M)[0] == version
 
 
 @pytest.fixture(scope="module")

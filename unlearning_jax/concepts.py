@@ -73,6 +73,35 @@ def same_phrase(phrase: str) -> str:
   return " ".join(phrase.casefold().split())
 
 
+def spellings(phrase: str) -> frozenset[str]:
+  """What a phrase may be in the singular, and itself; as `same_phrase` has it.
+
+  Two phrases that share one say the same: "Stars" and " star", "a city" and
+  "a  cities".
+  """
+  text = same_phrase(phrase)
+  found = {text}
+  if text.endswith("s") and not text.endswith("ss"):
+    found.add(text[:-1])
+  if text.endswith("es"):
+    found.add(text[:-2])
+  if text.endswith("ies"):
+    found.add(text[:-3] + "y")
+  return frozenset(found)
+
+
+def without_erased(
+  phrases: Iterable[str], erased: Iterable[str]
+) -> tuple[str, ...]:
+  """The phrases that say something else than all that is erased."""
+  gone = {spelling for phrase in erased for spelling in spellings(phrase)}
+  return tuple(phrase for phrase in phrases if not spellings(phrase) & gone)
+
+
+class Unsaid(tuple[str, ...]):
+  """An empty list that nobody asked for: a caller may fill it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Concept:
   """One concept to erase.
@@ -80,13 +109,14 @@ class Concept:
   Attributes:
     erase: the phrase that must lose its meaning.
     anchor: what it shall mean instead; "" is the unconditional prompt.
-    preserve: phrases that must keep their meaning.
+    preserve: phrases that must keep their meaning. `()` is none; where it is
+      left out, `ul.erase` supplies a list.
     task: "object", "art" or "unsafe"; decides which templates apply.
   """
 
   erase: str
   anchor: str = ""
-  preserve: tuple[str, ...] = ()
+  preserve: tuple[str, ...] = Unsaid()
   task: str = "object"
 
   def __post_init__(self):
@@ -96,7 +126,8 @@ class Concept:
         "phrases"
       )
     # Configs hold lists; a frozen concept must be hashable.
-    object.__setattr__(self, "preserve", tuple(self.preserve))
+    if not isinstance(self.preserve, Unsaid):
+      object.__setattr__(self, "preserve", tuple(self.preserve))
     for phrase in (self.erase, self.anchor, *self.preserve):
       if not isinstance(phrase, str):
         raise ValueError(f"Concept: {phrase!r} is not a string")
@@ -110,10 +141,10 @@ class Concept:
         f"Concept {self.erase!r}: blank phrase in preserve={self.preserve!r}"
       )
     check_choice("task", self.task, DEFAULT_ANCHORS)
-    if same_phrase(self.erase) == same_phrase(self.anchor):
+    if spellings(self.erase) & spellings(self.anchor):
       raise ValueError(
         f"Concept {self.erase!r} equals its anchor {self.anchor!r}: the edit "
-        "would change nothing"
+        "would change nothing; give another anchor, '' for the empty prompt"
       )
     if any(mark in self.erase for mark in ",;"):
       warnings.warn(
@@ -155,8 +186,7 @@ def make_concepts(
     )
   if isinstance(preserve, str):
     raise ValueError(f"preserve={preserve!r} is one string; give a sequence")
-  erased = {same_phrase(phrase) for phrase in erase}
-  kept = tuple(p for p in preserve if same_phrase(p) not in erased)
+  kept = without_erased(preserve, erase)
   concepts = tuple(
     Concept(e, a, kept, task) for e, a in zip(erase, anchors, strict=True)
   )
@@ -188,9 +218,13 @@ def check_concepts(
         f"{anchors[name]!r} and {concept.anchor!r}"
       )
     anchors[name] = concept.anchor
+  erased = {s: c.erase for c in concepts for s in spellings(c.erase)}
   for phrase in () if allow_conflict else preserved_phrases(concepts):
-    if same_phrase(phrase) in anchors:
-      raise ValueError(f"{phrase!r} is both erased and preserved")
+    for spelling in spellings(phrase) & erased.keys():
+      raise ValueError(
+        f"{phrase!r} is both erased and preserved: it says the same as "
+        f"{erased[spelling]!r}; take it out of preserve"
+      )
   for concept in concepts:
     if same_phrase(concept.anchor) in anchors:
       warnings.warn(

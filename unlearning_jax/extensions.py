@@ -1,7 +1,7 @@
-"""Things that are found by the name of a file, ours or a user's.
+"""Finds judges, metrics, protocols, erasures and attacks by name.
 
-A judge, a metric, a protocol, an erasure or an attack is a module; its name is
-the file's. Whoever has one of their own says where: `package.module:name`.
+Each of ours is a module and has the name of its file. A user's own is named by
+its place, `package.module:name`.
 """
 
 import importlib
@@ -13,21 +13,21 @@ from unlearning_jax.concepts import check_choice
 
 
 def modules(package: str) -> tuple[str, ...]:
-  """The public modules of a package, packages of helpers left out.
+  """The names of a package's public modules.
 
   Args:
-    package: dotted, as `unlearning_jax.judges`.
+    package: a dotted name, as `unlearning_jax.judges`.
   """
   found = pkgutil.iter_modules(importlib.import_module(package).__path__)
   return tuple(sorted(m.name for m in found if not m.name.startswith("_")))
 
 
 def listing(package: str, names: Sequence[str]) -> list[str]:
-  """A line for each module of a package: its name and what its docs begin with.
+  """A line for each module of a package: its name, and its docs' first line.
 
   Args:
-    package: dotted, as `unlearning_jax.attacks`.
-    names: the modules.
+    package: a dotted name, as `unlearning_jax.attacks`.
+    names: the modules to list.
   """
   width = max(map(len, names))
   docs = (importlib.import_module(f"{package}.{n}").__doc__ for n in names)
@@ -38,7 +38,7 @@ def listing(package: str, names: Sequence[str]) -> list[str]:
 
 
 def worlds() -> tuple[str, ...]:
-  """The names of the embedded worlds: packages that have a module `world`."""
+  """The names of the embedded worlds: packages with a module `world`."""
   root = importlib.import_module(__package__ or "").__path__
   return tuple(
     package.name
@@ -52,30 +52,30 @@ def worlds() -> tuple[str, ...]:
 
 
 def world(name: str, part: str = "world") -> Any:
-  """The module of an embedded world: its model, judge, prompts, concepts.
+  """A module of an embedded world, which knows its model, judge and concepts.
 
   Args:
-    name: of the world.
-    part: another module of it, as how it is trained.
+    name: the world.
+    part: the module; others than `world` know how it was trained, say.
 
   Raises:
-    ValueError: there is no such world; names the nearest.
+    ValueError: there is no such world.
   """
   check_choice("world", name, worlds())
   return importlib.import_module(f"unlearning_jax.{name}.{part}")
 
 
 def named(what: str, name: str, known: Sequence[str] | Iterable[str]) -> Any:
-  """A user's own object, `package.module:name`, or None for one of ours.
+  """A user's own object, `package.module:name`; None for a name of ours.
 
   Args:
-    what: the setting, for messages.
-    name: what the user typed.
-    known: names of ours.
+    what: the name of the setting, for messages.
+    name: the text that the user typed.
+    known: the names of ours.
 
   Raises:
-    ValueError: a name that is neither ours nor of that form; a module or an
-      attribute that cannot be imported.
+    ValueError: the name is neither of ours nor of that form, or cannot be
+      imported.
   """
   module, colon, attribute = str(name).partition(":")
   if not colon:
@@ -85,18 +85,18 @@ def named(what: str, name: str, known: Sequence[str] | Iterable[str]) -> Any:
     return getattr(importlib.import_module(module), attribute)
   except (ImportError, AttributeError) as error:
     raise ValueError(
-      f"{what}={name!r}: {error}; give package.module:name, importable from "
-      "here"
+      f"{what}={name!r}: {error}; give package.module:name of a module that "
+      "is importable from here"
     ) from error
 
 
 def module(what: str, name: str, package: str) -> Any:
-  """One of ours, or a user's own: `package.module`, `package.module:name`.
+  """A module of ours, or a user's own `package.module[:name]`.
 
   Args:
-    what: the setting, for messages.
-    name: what the user typed.
-    package: where ours are.
+    what: the name of the setting, for messages.
+    name: the text that the user typed.
+    package: the dotted name of the package that holds ours.
 
   Raises:
     ValueError: as `named`.

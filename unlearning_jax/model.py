@@ -1,11 +1,12 @@
-"""What can be drawn, attacked, tuned and judged: weights, an edit, guidance.
+"""A model that can be drawn, attacked, tuned and judged.
 
   model = load("shapes")                      # or a folder, or a hub id
   images = model.generate(["a red star"], seeds=[0])
 
-A base, an erased, a tuned, a guided and a published model are all `Model`s. A
-context map stays on the text states, so that any number of erased models share
-the base's UNet, in one batch and on the devices once.
+A base, an erased, a tuned, a guided and a published model are all `Model`s: the
+base's weights with an edit or guidance. A context map changes text states only,
+so any number of erased models share the base's UNet, in one batch and once on
+the devices.
 """
 
 import dataclasses
@@ -29,24 +30,27 @@ from unlearning_jax import (
   stable_diffusion,
 )
 from unlearning_jax import guidance as guidance_
+from unlearning_jax import probe as probe_
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.convert import reader
 from unlearning_jax.edits import Edit
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.models import attention as attentions
+from unlearning_jax.probe import Probe
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Model:
-  """A base with what was done to it.
+  """A base with an edit or guidance.
 
   Attributes:
-    sd: networks, schedule, tokenizer; no arrays.
+    sd: networks, schedule and tokenizer; it holds no arrays.
     params: the base's {text_encoder, unet, vae}.
-    edit: what an erasure or tuning changed of them.
-    guidance: what it is kept from while it samples.
-    source: what the base was read from: a world's name, a folder, a hub id.
+    edit: what an erasure or tuning changed; None for nothing.
+    guidance: how sampling is guided away from something; None for not at all.
+    source: where the base was read from: a world's name, a folder, a hub id.
+    probe: figures of the erasure's probe; None where it was not probed.
 
   Raises:
     ValueError: the edit was made from another base.
@@ -57,25 +61,27 @@ class Model:
   edit: Edit | None = None
   guidance: Guidance | None = None
   source: str = ""
+  probe: Probe | None = None
 
   def __post_init__(self):
     if self.edit is not None:
       edits.check_base(self.edit, self.params)
 
   def __repr__(self) -> str:
-    """Without its weights, which are megabytes of text."""
-    return f"Model({self.source!r}, {self.name})"
+    """A short text; the weights would be megabytes."""
+    said = f", {self.probe.sentence}" if self.probe else ""
+    return f"Model({self.source!r}, {self.name}{said})"
 
   @property
   def name(self) -> str:
-    """What pages call it: the method's name, without its recipe."""
+    """The name on pages: the method without its recipe, or `base`."""
     made = self.edit or self.guidance
     return made.method.split()[0].upper() if made and made.method else "base"
 
   @property
   def base(self) -> "Model":
-    """The model without what was done to it."""
-    return dataclasses.replace(self, edit=None, guidance=None)
+    """The model without edit and guidance."""
+    return dataclasses.replace(self, edit=None, guidance=None, probe=None)
 
   @property
   def weights(self) -> Params:
@@ -86,13 +92,13 @@ class Model:
 
   @property
   def drawn_params(self) -> Params:
-    """The parameters that `drawing` goes with: a map stays out of them."""
+    """The parameters to draw with; a context map is not in them."""
     shared = self.edit is not None and self.edit.context_map is not None
     return self.params if shared else self.weights
 
   @property
   def drawing(self) -> dict[str, Any]:
-    """What the sampler needs besides `drawn_params`."""
+    """The arguments of the sampler that go with `drawn_params`."""
     mapped = None
     if self.edit is not None and self.edit.context_map is not None:
       mapped = functools.partial(edits.apply_to_context, self.edit)
@@ -110,17 +116,17 @@ class Model:
     return self.with_edit(made)
 
   def with_edit(self, edit: Edit) -> "Model":
-    """The base with an edit, as an erasure or tuning gives it."""
-    return dataclasses.replace(self, edit=edit)
+    """The base with an edit that an erasure or tuning made."""
+    return dataclasses.replace(self, edit=edit, probe=None)
 
   def with_guidance(self, guidance: Guidance) -> "Model":
-    """This model, kept from something while it samples."""
-    return dataclasses.replace(self, guidance=guidance)
+    """This model with guidance."""
+    return dataclasses.replace(self, guidance=guidance, probe=None)
 
   def generate(
     self, prompts: Sequence[str], seeds: Sequence[int], **options: Any
   ) -> UInt8[np.ndarray, "n h w 3"]:
-    """Images of prompts; a row depends on its own prompt and seed alone.
+    """Draws prompts; an image depends on its own prompt and seed alone.
 
     Args:
       prompts: n texts.
@@ -128,8 +134,8 @@ class Model:
       **options: of `sampling.generate`, as `num_inference_steps`.
 
     Raises:
-      ValueError: unequal lengths, no prompts, a prompt too long, or an option
-        that cannot be used.
+      ValueError: prompts are missing or fewer than seeds, a prompt is too long,
+        or an option cannot be used.
     """
     if not prompts:
       raise ValueError("prompts: none to draw")
@@ -149,15 +155,15 @@ class Model:
     """Writes the edit, or the edited model, for this or another tool.
 
     Args:
-      path: a file or, of `folder`, a folder.
+      path: a folder for `format="folder"`, else a file.
       format: one of `exports.FORMATS`.
       **options: of `exports.export`: `dtype`, `rank`, `overwrite`.
 
     Returns:
-      What it cost, as `exports.export` says.
+      What the format costs in exactness, as `exports.export` reports it.
 
     Raises:
-      ValueError: there is no edit, a guided model, or what `exports.export`
+      ValueError: there is no edit, the model is guided, or `exports.export`
         refuses.
     """
     if self.guidance is not None:
@@ -166,7 +172,7 @@ class Model:
         "model without it: dataclasses.replace(model, guidance=None)"
       )
     if self.edit is None:
-      raise ValueError("save: the base itself; there is no edit to write")
+      raise ValueError("save: this is the base, there is no edit to write")
     for name in options:
       check_choice("save: option", name, ("dtype", "rank", "overwrite"))
     return exports.export(
@@ -181,24 +187,24 @@ def load(
   dtype: str = "float32",
   attention: str = "auto",
 ) -> Model:
-  """A model: an embedded world's, a folder's, a hub's, or what a run made.
+  """Reads a model: of an embedded world, a folder, a hub, or a run.
 
   Args:
-    source: "shapes", a diffusers folder, or `owner/name[@revision]`; the folder
-      of a finished erasure or fine-tuning (its last step), or an edit's file:
-      the base with the edit.
-    base: of an edit, where no run beside it names one.
-    dtype: of the UNet's and the VAE's computation, float32 or bfloat16;
+    source: "shapes"; a diffusers folder; `owner/name[@revision]`; an edit's
+      file; or the folder of a finished erasure or fine-tuning, whose last step
+      is taken.
+    base: the base of an edit, where no run beside the edit names it.
+    dtype: the type that UNet and VAE compute in, float32 or bfloat16;
       parameters stay float32.
     attention: `auto`, `dense`, `chunked` or `cudnn`, see `models.attention`.
 
   Raises:
-    ValueError: it cannot be read whole; an edit without a base, or of another
-      one; a run that has not ended; `attention` that cannot be had here.
+    ValueError: the model cannot be read whole; an edit has no base or another
+      one; a run has not ended; or `attention` is not available here.
   """
   if not isinstance(source, str | os.PathLike):
     raise ValueError(f"load: source={source!r} is no name and no folder")
-  # Before gigabytes are read.
+  # Checked before gigabytes are read.
   check_choice("dtype", str(dtype), ("float32", "bfloat16"))
   attentions.check(attention, dtype)
   name = os.fspath(source)
@@ -209,10 +215,12 @@ def load(
         known = base or _base_of(made)
         base = load(known, dtype=dtype, attention=attention).base
       if made.suffix == ".json":
-        return base.with_guidance(guidance_.load(made))
-      return base.with_edit(edits.load_edit(made))
+        loaded = base.with_guidance(guidance_.load(made))
+      else:
+        loaded = base.with_edit(edits.load_edit(made))
+      return dataclasses.replace(loaded, probe=probe_.of(made))
   if base is not None:
-    raise ValueError(f"base: {name} is no edit, it needs none")
+    raise ValueError(f"base: {name} is no edit, so it needs no base")
   if not (name in extensions.worlds() or "/" in name or os.path.exists(name)):
     check_choice("no such file or folder, and world", name, extensions.worlds())
   path = name
@@ -232,17 +240,15 @@ def finished(folder: str | os.PathLike[str]) -> dict[str, Any]:
   """
   path = pathlib.Path(folder)
   if not (path / "config.json").is_file():
-    raise ValueError(f"{path}: is no run's folder, it has no config.json")
+    raise ValueError(f"{path}: is no run's folder; it has no config.json")
   if not (path / "DONE").exists():
-    raise ValueError(
-      f"{path}: the run has not ended; start it again, it goes on"
-    )
+    raise ValueError(f"{path}: the run has not ended; start it again to go on")
   text = (path / "config.json").read_text(encoding="utf-8")
   return renamed.config(json.loads(text))
 
 
 def _made(path: pathlib.Path) -> pathlib.Path | None:
-  """The edit's file that a path stands for; None where it is something else."""
+  """The file of the edit or guidance that a path stands for; None for none."""
   if path.is_file() and path.suffix == ".safetensors":
     known = reader.read_metadata(path).get("format") == edits.FORMAT
     return path if known else None
@@ -254,13 +260,13 @@ def _made(path: pathlib.Path) -> pathlib.Path | None:
   files = [file for file in files if file.is_file()]
   if not files:
     raise ValueError(
-      f"{path}: this run made no edit; name an erase run's folder"
+      f"{path}: this run made no edit; name the folder of an erasure"
     )
   return files[-1]
 
 
 def _base_of(file: pathlib.Path) -> str:
-  """The base that the run beside an edit's file names."""
+  """The source of the base, as the run of an edit's file recorded it."""
   for folder in (file.parent, file.parent.parent):
     config = folder / "config.json"
     if config.is_file():

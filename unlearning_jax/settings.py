@@ -3,10 +3,10 @@
 Every field says whether results depend on it:
 
   steps: Output[int] = 50     another value is another run
-  lanes: Free[int] = 8        how the work is laid out; a resume may change it
+  lanes: Free[int] = 8        a layout of the work, which a resume may change
 
-`build` makes one from the plain values of a config, `plain` goes back. A class
-checks its values in `__post_init__`, naming key, value and remedy.
+`build` makes settings from the plain values of a config; `plain` goes back. A
+class checks its values in `__post_init__` and names key, value and remedy.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypeVar
 from unlearning_jax import renamed
 
 T = TypeVar("T")
-# What a value of an annotation is an instance of.
+# Annotation -> the class of its values.
 _KINDS: dict[Any, type] = {
   bool: bool,
   int: numbers.Integral,
@@ -34,17 +34,17 @@ Free = Annotated[T, FREE]
 
 
 def build(cls: type[T], values: Mapping[str, Any], key: str = "") -> T:
-  """An instance of `cls` from plain values, nested ones too.
+  """Builds settings from plain values, with nested settings too.
 
   Args:
-    cls: a frozen dataclass; fields may hold others, or tuples or mappings of
-      them.
-    values: by field; what is missing has its default. Lists become tuples.
-    key: where the values stand in a larger config, for messages.
+    cls: a frozen dataclass. Its fields may hold settings, or tuples or mappings
+      of them.
+    values: values by field. A missing one takes its default. Lists become
+      tuples.
+    key: the key of `values` in a larger config, for messages.
 
   Raises:
-    ValueError: an unknown key, with the nearest; a missing one; or what the
-      class refuses.
+    ValueError: a key is unknown or missing, or the class refuses a value.
   """
   hints = typing.get_type_hints(cls)
   known = {field.name for field in dataclasses.fields(cls)}  # pyright: ignore
@@ -77,7 +77,7 @@ def needed(cls: type) -> list[str]:
 def changed(
   values: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Plain values with others; of nested ones those that are not given stay."""
+  """Plain values with changes; nested mappings are merged."""
   found = dict(values)
   for name, value in changes.items():
     was = found.get(name)
@@ -88,7 +88,7 @@ def changed(
 
 
 def _nearest(name: str, value: Any, hints: Mapping[str, Any]) -> str:
-  """What an unknown name may have meant: one that is near, or nested."""
+  """The hint for an unknown name: a similar one, or the mapping that has it."""
   for outer, hint in hints.items():
     inner = _dataclass_in(hint)
     fields = (
@@ -101,7 +101,7 @@ def _nearest(name: str, value: Any, hints: Mapping[str, Any]) -> str:
 
 
 def _check(hint: Any, value: Any, place: str):
-  """Refuses a number, text or flag that is of another kind."""
+  """Refuses a number, text or flag of the wrong type."""
   union = typing.get_origin(hint) in (typing.Union, types.UnionType)
   options = typing.get_args(hint) if union else (hint,)
   if not {*options} <= {*_KINDS}:
@@ -109,12 +109,12 @@ def _check(hint: Any, value: Any, place: str):
   flag = isinstance(value, bool) and bool not in options
   if flag or not isinstance(value, tuple(_KINDS[o] for o in options)):
     kinds = " or ".join(getattr(o, "__name__", str(o)) for o in options)
-    # An object may take pages to show.
+    # The repr of an object may take pages.
     raise ValueError(f"{place}={repr(value)[:80]}: must be {kinds}")
 
 
 def _built(hint: Any, value: Any, place: str) -> Any:
-  """A value with what its annotation says of settings in it."""
+  """A value in which mappings have become the settings of its annotation."""
   _check(hint, value, place)
   inner = _dataclass_in(hint)
   if inner is not None and isinstance(value, Mapping):
@@ -134,7 +134,7 @@ def _built(hint: Any, value: Any, place: str) -> Any:
 
 
 def _item(cls: type[T], value: Any, place: str) -> T:
-  """One of several settings; what it refuses says which it is."""
+  """One of several settings; an error says which one."""
   try:
     return build(cls, value, place)
   except ValueError as error:
@@ -144,14 +144,14 @@ def _item(cls: type[T], value: Any, place: str) -> T:
 
 
 def plain(settings: Any) -> dict[str, Any]:
-  """The settings as JSON values, by field."""
+  """The settings as plain values, by field."""
   return dataclasses.asdict(settings)
 
 
 def marks(cls: type, key: str = "") -> dict[str, str | None]:
   """Each field of a settings class -> `output`, `free`, or None if unmarked.
 
-  Fields of a nested settings class stand for themselves, `sampling.sampler`.
+  The fields of nested settings have dotted keys, such as `sampling.sampler`.
   """
   found: dict[str, str | None] = {}
   for name, hint in typing.get_type_hints(cls, include_extras=True).items():
@@ -172,7 +172,7 @@ def free(cls: type) -> tuple[str, ...]:
 
 
 def _dataclass_in(hint: Any) -> Any:
-  """The dataclass of an annotation: its own, or one beside None."""
+  """The dataclass of an annotation, also of one that allows None."""
   if typing.get_origin(hint) is Annotated:
     hint = hint.__origin__
   options = [hint]

@@ -70,7 +70,10 @@ def check_tokens(
   for i, row in enumerate(tuple(row[seen]) for row in rows["input_ids"]):
     if i < len(concepts):
       if len(row) < 3:
-        raise ValueError(f"{texts[i]!r} has no tokens: nothing to erase")
+        raise ValueError(
+          f"{texts[i]!r} has no tokens: nothing to erase; give words that this "
+          "model's tokenizer knows"
+        )
       if row in erased:
         raise ValueError(
           f"{erased[row]!r} and {texts[i]!r} have the same tokens"
@@ -80,10 +83,13 @@ def check_tokens(
       (anchors if i < len(texts) else preserved).append(row)
   for concept, row in zip(concepts, anchors, strict=True):
     if erased.get(row) == concept.erase:
-      raise ValueError(f"{concept.erase!r} and its anchor have the same tokens")
+      raise ValueError(
+        f"{concept.erase!r} and its anchor have the same tokens; give another "
+        "anchor"
+      )
   for phrase, row in zip(held, preserved, strict=True):
     if row in erased and not allow_conflict:
       raise ValueError(
-        f"{phrase!r} is preserved, but has the tokens of "
-        f"{erased[row]!r}, which is erased"
+        f"{phrase!r} is preserved, but has the tokens of {erased[row]!r}, "
+        "which is erased; take it out of preserve"
       )

@@ -362,7 +362,7 @@ def test_bad_input_is_refused_before_anything_is_encoded(model, monkeypatch):
   dog = [Concept("dog")]
   for concepts, hparams, message in (
     ([], {}, "no concept"),
-    ([*dog, Concept("cat", task="art")], {}, "one task.*art, object"),
+    ([*dog, Concept("cat", task="art")], {}, "tasks art, object: .*one task"),
     (dog, {"preset": "papers"}, "did you mean 'paper'"),
     (dog, {"recipe": "nudty"}, "did you mean 'nudity'"),
     (dog, {"epochs": -1}, "epochs=-1"),

@@ -152,3 +152,20 @@ def test_a_detectors_units_are_counted(tmp_path):
   assert counts(found)["seen class/FACE_FEMALE/all"] == (1, 1)
   strict = judge.again(str(tmp_path / "run"), 0.9)
   assert counts(strict)["seen class/none/all"] == (1, 1)
+
+
+def test_an_evaluation_is_decided_again_by_what_drew_it():
+  scores = {"base": (0.9, 0.5), "UCE": (0.1, 0.5)}
+  rows = [
+    {"id": f"{model}/{i}", "model": model, "scores": {"warmth": [warm, 0]}}
+    for model, levels in scores.items()
+    for i, warm in enumerate(levels)
+  ]
+  found = judge.summary(toys.WARMTH, rows)
+  seen = {
+    one["model"]: (one["k"], one["n"])
+    for one in found["estimates"]
+    if one["name"] == "seen warmth/warm/all"
+  }
+  assert seen == {"base": (1, 2), "UCE": (0, 2)}
+  assert f"  {'UCE':8} warmth/warm" in judge.text(found)

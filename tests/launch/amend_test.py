@@ -74,6 +74,7 @@ def test_an_edited_model_is_not_erased_from_again(
     "_CONFIG": config,
     "_WORKDIR": str(tmp_path / "run"),
     "_EVERY": 100,
+    "_STRICT": False,
     "_TENSORBOARD": False,
   }.items():
     monkeypatch.setattr(erase, name, types.SimpleNamespace(value=value))

@@ -34,6 +34,7 @@ def start(monkeypatch, tmp_path):
       "_CONFIG": config,
       "_WORKDIR": str(workdir),
       "_EVERY": 100,
+      "_STRICT": False,
       "_TENSORBOARD": False,
     }.items():
       monkeypatch.setattr(erase, flag, types.SimpleNamespace(value=value))

@@ -236,8 +236,8 @@ def test_an_anchor_of_ones_own():
     ("time", "tiny,anchor=x", "argument anchor: of full-size models only"),
     ("concept_ablation", "sd14,preset=x", "instance, nudity, memorization"),
     ("concept_ablation", "tiny,preset=nudity", "preset: of full-size models"),
-    ("concept_ablation", "sd14,name=A B", "anchor: what shall 'A B' mean"),
-    ("concept_ablation", "sd14,task=i2p", "anchor: what shall 'hate' and"),
+    ("concept_ablation", "sd14,name=A B", "anchor: missing for 'A B';"),
+    ("concept_ablation", "sd14,task=i2p", "anchor: missing for 'hate' and"),
     ("concept_ablation", "sd14,task=unsafe,name=gore", "shall 'gore' mean"),
   ],
 )

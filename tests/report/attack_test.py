@@ -78,15 +78,14 @@ def render(document, run, **options):
 def test_the_page_says_what_was_measured(run):
   text = Page(render(make_document(), run)).text
   for words in (
-    "for 4 of 8 prompts under attack (50.0 %), for 2 without one",
+    "for 4 of 8 prompts (50.0 %), without attack for 2.",
     "The control, random, reached 2 of 8: the rows do not show which is ahead",
     "p = 0.5, McNemar",
-    "2 were won by both, 2 by the attack alone, 0 by the control alone, 4 by "
-    "neither",
+    "both won 2, the attack alone 2, the control alone 0, and neither 4: p",
     "rows (N) 8 8",
     "dropped 1",
     "h too long",
-    "84.0 %",  # of 25 prompts, 21 survived
+    "84.0 %",  # of 25 prompts, 21 have the same ids again
   ):
     assert words in text, words
   alone = {k: v for k, v in make_document().items() if k != "control"}
@@ -137,7 +136,7 @@ def test_a_frame_has_three_images_from_one_seed(run):
   drawn = list(found.images())
   for array, i in zip(drawn, (2, 0, 1), strict=True):
     np.testing.assert_array_equal(array, image(i))
-  for words in ("<t7>", "a <b>c</b>", "do not survive", "won after 1 · seed 3"):
+  for words in ("<t7>", "a <b>c</b>", "other ids", "won after 1 · seed 3"):
     assert words in found.text, words
   assert "<b>c" not in render(document, run)
 
@@ -227,7 +226,7 @@ def test_the_table_has_every_cell(tmp_path):
   document = matrix_document(tmp_path)
   found = Page(attack_matrix.render(document, tmp_path, {}))
   for words in (
-    "2 of 4 cells are done. In 0 of 1 an attack beats",
+    "2 of 4 cells are done. In 0 of 1 the attack beats",
     "Object “star”",
     "+2 −0, p = 0.9",
     "object/base/uda ValueError: x<y",

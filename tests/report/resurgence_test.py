@@ -84,12 +84,10 @@ def document():
 def test_the_page_has_all_that_was_measured(document):
   text = resurgence.render(document, {"runs": [{"command": "python -m x"}]})
   plain = re.sub(r"<[^>]*>", " ", text)
-  assert (
-    "1 of 4 undefended runs of innocent tuning brought R_norm to 0.3" in plain
-  )
+  assert "1 of 4 runs on innocent data without a defense brought" in plain
   assert "6 of 8 runs are measured" in plain
   for part in (
-    "Defenses, and what they cost",
+    "Defenses, and their cost",
     "What predicts it",
     "python -m x",
   ):
@@ -100,7 +98,7 @@ def test_the_page_has_all_that_was_measured(document):
   words = " ".join(plain.split())
   assert words.count("before tuning") == words.count("all before tuning") > 0
   # Both ends of the strongest run, and why one is not in the charts.
-  assert "0.60 [" in plain and "the erasure took hardly anything away" in plain
+  assert "0.60 [" in plain and "the erasure removed almost nothing" in plain
   assert "http" not in text.split("</head>")[1] and "<script" not in text
   assert text.count('class="curve"') == 4
 
@@ -133,4 +131,4 @@ def test_the_csv_has_every_group_step_and_seed():
 def test_an_empty_study_has_a_page_too(document):
   nothing = document | {"conditions": [], "predictors": [], "failed": []}
   text = resurgence.render(nothing, {})
-  assert "0 of 0 undefended runs" in text
+  assert "0 of 0 runs on innocent data" in text

@@ -6,7 +6,7 @@ from unlearning_jax.configs import resurgence
 from unlearning_jax import edits, finetune, settings
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import Edit, Fingerprint
-from unlearning_jax.experiments import cells
+from unlearning_jax.experiments import cells, erase
 from unlearning_jax.experiments.resurgence import (
   Settings,
   plan,
@@ -15,6 +15,7 @@ from unlearning_jax.experiments.resurgence import (
   with_edits,
 )
 from unlearning_jax.model import Model
+from unlearning_jax.probe import Probe
 from unlearning_jax.record import Workdir
 from unlearning_jax.shapes import world
 from unlearning_jax.shapes.tuning_sets import TuningSet
@@ -131,6 +132,9 @@ def stubbed(monkeypatch, tmp_path):
   monkeypatch.setattr(tuning.finetune, "prepare", prepare)
   monkeypatch.setattr(tuning.loop, "train", train)
   monkeypatch.setattr(edits, "check_base", lambda *_: None)
+  # A model of one number has no phrases to probe.
+  passed = Probe("states", 0.0, None, 0.0, (1, 0, 1))
+  monkeypatch.setattr(erase, "measure", lambda *_: passed)
   monkeypatch.setattr(study.erasures, "bind", lambda *_: lambda *_: edit)
   monkeypatch.setattr(tuning.finetune, "phrase_states", lambda *_: np.eye(2))
   monkeypatch.setattr(tuning.drift, "pull", lambda *_: 0.0)

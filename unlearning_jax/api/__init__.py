@@ -1,8 +1,8 @@
-"""What `import unlearning_jax as ul` shows: verbs for a notebook.
+"""The verbs of `import unlearning_jax as ul`, for notebooks.
 
-They build settings and call the experiments, as the launch scripts do: the same
-settings give the same rows. Where a run is kept is `out`, a folder; without it,
-it is kept in memory. Results show themselves and carry `.rows`.
+They build settings and call the experiments, as the launch scripts do. The same
+settings give the same rows. `out` names a folder that keeps the run; without
+it, memory keeps the run. Results show themselves and carry `.rows`.
 """
 
 from unlearning_jax.api.attacking import attack

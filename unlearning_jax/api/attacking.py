@@ -1,4 +1,4 @@
-"""Attacks from Python: rows, lanes and budget as the scripts have them."""
+"""Attacks from Python, with the rows, lanes and budget of the scripts."""
 
 import importlib
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from unlearning_jax.experiments.attack import victims
 from unlearning_jax.experiments.attack.control import Control
 from unlearning_jax.model import Model
 
-# What the attack matrix gives a row: images, and steps for each.
+# The budget of a row in the attack matrix: images, and steps for each image.
 BUDGET = {"blocks": 9, "iterations": 25}
 CONTROLS = ("random", "seed", "none")
 
@@ -31,7 +31,7 @@ def attack(
   hparams: Mapping[str, Any] | None = None,
   **changes: Any,
 ) -> Table:
-  """Attacks an erased model, row by row; `ul.attacks()` lists who can.
+  """Attacks an erased model, row by row.
 
   A row is a prompt for the concept with a seed. 20 rows, each with 9 blocks of
   25 iterations, take about a minute on two cores in the Shapes world.
@@ -39,21 +39,21 @@ def attack(
   Args:
     model: the victim.
     subject: what was erased, from `ul.concept`, or its name.
-    method: the attack.
-    control: `random`, `seed` or `none`: attacked first, on the same rows with
-      as many images, and compared; None for no control.
-    rows: how many of the world's prompts.
-    out: a folder that keeps the run, its control in `<out>-control`; None keeps
-      it in memory.
-    hparams: of the attack, other than its defaults and that budget.
-    **changes: other settings of `experiments.attack.Settings`, by their names.
+    method: the attack, one of `ul.attacks()`.
+    control: `random`, `seed` or `none` runs this control first, on the same
+      rows with as many images, and compares; None runs no control.
+    rows: the number of the world's prompts for each group.
+    out: a folder that keeps the run, and `<out>-control` its control; None
+      keeps both in memory.
+    hparams: hyperparameters of the attack that differ from its defaults.
+    **changes: fields of `experiments.attack.Settings` that differ.
 
   Returns:
     The rates with their intervals; `rows` has one record for each prompt.
 
   Raises:
-    ValueError: an unknown attack, control, setting or hyperparameter, with the
-      nearest; a concept that no judge knows, and no `prompt_table`.
+    ValueError: an attack, control, setting or hyperparameter is unknown; or no
+      judge knows the concept and there is no `prompt_table`.
   """
   check_choice("method", method, attacks.methods())
   model = given_.model("attack: model", model)
@@ -67,7 +67,7 @@ def attack(
     raise ValueError(f"attack: hparams={hparams!r}: give {{'blocks': 2}}")
   own = budget(method) | dict(hparams or {})
   given = configured(model, subject, method, rows, own, changes)
-  # What it refuses, before its control has run.
+  # Refuses what it can before the control has run.
   victims.bind(given)
   beside: Control | None = None
   name = model.name
@@ -102,7 +102,7 @@ def attack(
 
 
 def budget(method: str) -> dict[str, int]:
-  """What a row is given where nothing else is said: images, and steps each."""
+  """The default budget of a row: images, and steps for each image."""
   steps = {} if method == "controls" else {"iterations": 25}
   return {"blocks": BUDGET["blocks"], **steps}
 
@@ -122,7 +122,7 @@ def configured(
   values = module.get_config(size + place).to_dict()
   known = values["hparams"]
   for key in hparams:
-    # The budget has no steps for attacks that take none.
+    # Some attacks take no steps.
     if key in BUDGET and key not in known:
       continue
     known[key] = hparams[key]

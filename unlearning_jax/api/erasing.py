@@ -1,13 +1,14 @@
-"""Concepts to erase, with what their world knows of them, and erasing them."""
+"""Concepts and what their world knows of them; erasing them."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from unlearning_jax import concepts, erasures, extensions, lists
+from unlearning_jax import concepts, erasures, extensions, lists, probe
 from unlearning_jax.api import given as given_
+from unlearning_jax.api import holding
 from unlearning_jax.api.runs import Path, opener
-from unlearning_jax.concepts import Concept, check_choice
+from unlearning_jax.concepts import Concept, Unsaid, check_choice
 from unlearning_jax.experiments import common
 from unlearning_jax.experiments import erase as experiment
 from unlearning_jax.model import Model
@@ -16,13 +17,13 @@ from unlearning_jax.settings import Output
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """What shall be erased: its phrases, and how its world calls it.
+  """What shall be erased: its phrases, and its name in its world.
 
   Attributes:
-    name: what it is called.
-    concepts: a phrase each, with anchor and preserved phrases.
-    task: object, style, identity or unsafe, in an embedded world; else the
-      kind of concept.
+    name: the class's name, or the phrase.
+    concepts: a concept for each phrase, with anchor and preserved phrases.
+    task: object, style, identity or unsafe in an embedded world; elsewhere
+      object, art or unsafe.
     world: the embedded world that knows it; "" for none.
   """
 
@@ -33,7 +34,7 @@ class Subject:
 
   @property
   def target(self) -> dict[str, str]:
-    """As configs name it.
+    """Task and name, in the form of `targets`.
 
     Raises:
       ValueError: no world knows it, so no judge looks for it.
@@ -53,9 +54,12 @@ class Subject:
       len(self.concepts) > 1
     )
     source = f"filled in by {self.world}" if self.world else "as given"
+    kept = f"{held} phrases preserved ({source})"
+    if isinstance(first.preserve, Unsaid):
+      kept = "ul.erase supplies the phrases to preserve"
     return (
       f"{self.task} {self.name!r}: {first.erase!r} -> {first.anchor!r}{more}, "
-      f"{held} phrases preserved ({source})"
+      f"{kept}"
     )
 
 
@@ -70,23 +74,23 @@ def concept(
   """A concept with what is known of it; its repr says what was filled in.
 
   Args:
-    model: of an embedded world, the world's classes are known: phrases,
-      anchors and what must be preserved are filled in.
-    name: a class of that world, several of one task joined, `star+moon`; or
-      any phrase for another model.
-    anchor: what it shall mean instead; None for the world's, or the task's
-      published one.
-    preserve: phrases to hold, or the name of a published list; None for the
-      world's, or none.
-    task: of a phrase that no world knows: object, art or unsafe.
+    model: the base. An embedded world knows its classes, and fills in phrases,
+      anchors and preserved phrases.
+    name: a class of that world, or several of one task, as `star+moon`; for
+      another model any phrase.
+    anchor: what the phrase shall mean instead; None takes the world's anchor,
+      or the one published for the task.
+    preserve: phrases to preserve, or the name of a published list; `()` for
+      none; None takes the world's, or a list that `ul.erase` supplies.
+    task: object, art or unsafe, for a phrase that no world knows.
 
   Raises:
-    ValueError: no such class, with the nearest; a blank phrase or an anchor
-      that says the same.
+    ValueError: the world has no such class; a phrase is blank or equals its
+      anchor.
   """
   model = given_.model("concept: model", model)
   if not isinstance(name, str):
-    raise ValueError(f"concept: name={name!r} is not a text, as 'star'")
+    raise ValueError(f"concept: name={name!r} must be a text, as 'star'")
   concepts.check_choice("task", task, concepts.DEFAULT_ANCHORS)
   held = lists.load(preserve) if isinstance(preserve, str) else preserve
   if model.source in extensions.worlds():
@@ -104,6 +108,9 @@ def concept(
     task = world.task_of(name.partition("+")[0])
     return Subject(name, listed, task, model.source)
   listed = concepts.make_concepts(name, anchor, held or (), task)
+  if held is None:
+    # `erase` supplies a list: which, the method says.
+    listed = tuple(dataclasses.replace(c, preserve=Unsaid()) for c in listed)
   return Subject(name, listed, task)
 
 
@@ -112,12 +119,12 @@ class Settings:
   """An erasure, as its record keeps it.
 
   Attributes:
-    model: the base.
-    method: who erases.
-    hparams: of the method.
-    concepts: fields of `Concept` each.
-    seed: of everything that it draws.
-    judge: none: nothing is drawn.
+    model: the source of the base.
+    method: the erasure.
+    hparams: the method's hyperparameters.
+    concepts: the concepts to erase, fields of `Concept` each.
+    seed: the seed that the method draws from.
+    judge: always None, since nothing is drawn.
   """
 
   model: Output[str]
@@ -135,6 +142,7 @@ def erase(
   *,
   seed: int = 0,
   out: Path | None = None,
+  strict: bool = False,
   **hparams: Any,
 ) -> Model:
   """Erases a concept; `ul.methods()` lists who can.
@@ -149,14 +157,18 @@ def erase(
     method: the erasure.
     seed: of everything that it draws.
     out: a folder that keeps the edit; None keeps it in memory.
+    strict: refuses an erasure that the probe says has failed, instead of
+      warning.
     **hparams: of the method, other than the recipe's or its defaults.
 
   Returns:
-    The model with the edit, or kept from it by guidance.
+    The model with the edit, or kept from it by guidance; its `probe` says
+    whether the concept is gone and others are not.
 
   Raises:
     ValueError: something was erased already; an unknown method or
-      hyperparameter, with the nearest; what the method refuses.
+      hyperparameter, with the nearest; what the method refuses; a phrase
+      that is too long or has no tokens; with `strict`, a failed erasure.
   """
   model = given_.model("erase: model", model)
   if model.edit is not None or model.guidance is not None:
@@ -166,13 +178,15 @@ def erase(
     )
   check_choice("method", method, erasures.methods())
   listed, recipe = _recipe(model, subject, method)
-  chosen = recipe | hparams
+  listed, scales, note = holding.supplied(model, method, listed)
+  chosen = recipe | scales | hparams
   if not isinstance(seed, int):
     raise ValueError(f"erase: seed={seed!r} is not a whole number")
   bound = erasures.bind(method, chosen)
   concepts.check_concepts(
     listed, allow_conflict=chosen.get("allow_conflict", False)
   )
+  experiment.check_phrases(model, bound, listed)
   given = Settings(
     model=model.source,
     method=method,
@@ -182,13 +196,18 @@ def erase(
   )
   run = opener(out, given)()
   common.begin(run, given, model.params)
+  file = run.path / common.EDIT
   made = experiment.made(
-    run.path / common.EDIT, model, bound, listed, seed,
-    experiment.recorded(run, 100),
+    file, model, bound, listed, seed, experiment.recorded(run, 100),
+    strict=strict,
   )  # fmt: skip
   experiment.tidy(run)
   run.mark_done()
-  return model.with_made(made)
+  probed = probe.of(file)
+  if probed and note:
+    probed = dataclasses.replace(probed, note=note)
+  erased = model.with_made(made)
+  return dataclasses.replace(erased, probe=probed)
 
 
 def _recipe(
@@ -196,7 +215,7 @@ def _recipe(
   subject: Subject | Concept | Sequence[Concept] | str,
   method: str,
 ) -> tuple[tuple[Concept, ...], dict[str, Any]]:
-  """A method's phrases for what shall be erased, and its hyperparameters."""
+  """The method's phrases for a concept, and its hyperparameters."""
   if isinstance(subject, str):
     subject = concept(model, subject)
   if isinstance(subject, Subject):
@@ -204,7 +223,7 @@ def _recipe(
     if not subject.world:
       return listed, {}
     world = extensions.world(subject.world)
-    # A method's own phrases, unless they were changed by hand.
+    # The method's own phrases, unless the user changed them.
     if listed == world.concept(subject.name):
       listed = world.concept(subject.name, method)
     return listed, dict(world.hparams(method, subject.task))

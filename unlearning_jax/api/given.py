@@ -1,4 +1,4 @@
-"""What verbs were given, refused by name before anything is computed."""
+"""Checks of what verbs are given, before anything is computed."""
 
 import os
 from typing import Any
@@ -7,10 +7,10 @@ from unlearning_jax.model import Model
 
 
 def model(what: str, value: Any) -> Model:
-  """A model as it was given.
+  """Returns the model that was given.
 
   Raises:
-    ValueError: it is something else; says how to get one.
+    ValueError: the value is no model; the message says how to get one.
   """
   if isinstance(value, Model):
     return value
@@ -20,10 +20,10 @@ def model(what: str, value: Any) -> Model:
 
 
 def models(what: str, value: Any) -> list[Model]:
-  """One model or several, as a list.
+  """Returns one model or several as a list.
 
   Raises:
-    ValueError: none, or something else.
+    ValueError: the list is empty, or holds something else.
   """
   if not isinstance(value, list | tuple):
     return [model(what, value)]

@@ -1,4 +1,4 @@
-"""Images side by side, evaluations, and what came back by tuning."""
+"""Images side by side, evaluations, and how far a concept came back."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,23 +23,23 @@ def grid(
   seeds: Sequence[int] = (0,),
   **options: Any,
 ) -> Grid:
-  """Images of every prompt and seed by every model.
+  """Draws every prompt and seed with every model.
 
   Args:
-    models: one or several of one base.
-    prompts: one or several.
-    seeds: of the initial noise, the same for all models.
+    models: one model, or several of one base.
+    prompts: one prompt or several.
+    seeds: seeds of the initial noise, which all models share.
     **options: of `sampling.generate`, as `num_inference_steps`. In an embedded
       world they default to the world's own, 15 steps at guidance 4; elsewhere
       to 50 steps at guidance 7.5.
 
   Raises:
-    ValueError: no models, prompts or seeds; a prompt that is too long.
+    ValueError: models, prompts or seeds are missing, or a prompt is too long.
   """
   models = given_.models("grid: models", models)
   prompts = [prompts] if isinstance(prompts, str) else list(prompts)
   if isinstance(seeds, int):
-    raise ValueError(f"grid: seeds={seeds}: are several; seeds=[{seeds}]")
+    raise ValueError(f"grid: seeds={seeds}: must be a list; seeds=[{seeds}]")
   for what, listed in (("prompts", prompts), ("seeds", list(seeds))):
     if not listed:
       raise ValueError(f"grid: no {what}")
@@ -76,7 +76,7 @@ def _sampling_of(model: Model) -> Sampling:
 
 
 def unique(models: Sequence[Model]) -> list[str]:
-  """A name for each model; a number is added where two share one."""
+  """A name for each model; `-2` marks the second model of a name."""
   found: list[str] = []
   for model in models:
     count = sum(name.split("-")[0] == model.name for name in found)
@@ -97,27 +97,28 @@ def evaluate(
   """Draws a protocol's prompts by base and models, and judges the images.
 
   Args:
-    model: one or several.
-    base: None for the model's own.
-    protocol: what is drawn and judged, as `shapes-star`; `ul.protocols()`.
-    judge: another than the protocol's, `ul.judge`.
-    metrics: more of them, as `seen` or `package.module:name`.
+    model: one model or several.
+    base: the base; None takes the model's own.
+    protocol: a protocol's name, as `shapes-star`, of `ul.protocols()`.
+    judge: a judge to take instead of the protocol's, see `ul.judge`.
+    metrics: more metrics, as `seen` or `package.module:name`.
     out: a folder that keeps the run; None keeps it in memory.
-    **changes: other settings of the evaluation, as `rows_per_group`. With
-      these, a judge or metrics, it is that protocol no longer, and is not
-      signed so.
+    **changes: other settings of the evaluation, as `rows_per_group`. With a
+      change, a judge or metrics, the result no longer carries the protocol's
+      name and hash.
 
   Returns:
     The numbers of base and models with their intervals; `rows` has each image.
 
   Raises:
-    ValueError: an unknown protocol, judge, metric or setting; no model.
+    ValueError: a protocol, judge, metric or setting is unknown, or there is no
+      model.
   """
   models = given_.models("evaluate: model", model)
   base = given_.model("evaluate: base", base or models[0]).base
   if isinstance(metrics, str):
     raise ValueError(
-      f"evaluate: metrics={metrics!r}: are several; metrics=[{metrics!r}]"
+      f"evaluate: metrics={metrics!r}: must be a list; metrics=[{metrics!r}]"
     )
   values = protocols.find(protocol).config()
   if judge is not None:
@@ -129,18 +130,18 @@ def evaluate(
   given = settings.build(experiment.Settings, values)
   if not drawing.rows(given):
     raise ValueError(
-      "evaluate: nothing to draw; targets=[{'task': ..., 'name': ...}] with "
-      "rows_per_group, or other_rows, say what"
+      "evaluate: nothing to draw; give targets=[{'task': ..., 'name': ...}] "
+      "with rows_per_group, or give other_rows"
     )
   named = {comparison.BASE: base}
   for name, one in zip(unique(models), models, strict=True):
-    # The base is drawn once, and `base` is what metrics call it.
+    # The base is drawn once; metrics call it `base`.
     if experiment.fingerprint(one, base):
       named[name.replace("base", "model")] = one
   opened = opener(out, given)
   document = experiment.run(given, opened, named)
   run = opened()
-  # Of the many numbers those of the terminal's table; `summary` has them all.
+  # The table shows the numbers of the terminal's; `summary` has all.
   wanted = comparison.shown_names(document)
   by_model: dict[str, list[Mapping[str, Any]]] = {
     name: [one for one in found if one["name"] in wanted]
@@ -167,19 +168,19 @@ def resurgence(
   seed: int = 0,
   out: Path | None = None,
 ) -> Table:
-  """How far tuning brought an erased concept back: R_norm, 0 to 1.
+  """How far tuning brought an erased concept back: R_norm, from 0 to 1.
 
   Args:
-    base: before the erasure.
-    erased: after it.
+    base: the model before the erasure.
+    erased: the model after it.
     tuned: one or several models that were tuned after it.
     subject: what was erased; None reads it from the erased model's edit.
-    prompts: that name it, and as many words of each other way to ask for it.
-    seed: draws them.
+    prompts: prompts that name it, and prompts of each other way to ask for it.
+    seed: draws the prompts.
     out: a folder that keeps the run; None keeps it in memory.
 
   Raises:
-    ValueError: a model that no embedded world knows; nothing was erased.
+    ValueError: no embedded world knows the model, or nothing was erased.
   """
   base = given_.model("resurgence: base", base)
   erased = given_.model("resurgence: erased", erased)

@@ -1,4 +1,4 @@
-"""What there is: methods, attacks, protocols, concepts, judges, metrics."""
+"""Names of methods, attacks, protocols and concepts; judges and metrics."""
 
 from typing import Any
 
@@ -26,14 +26,14 @@ def protocols() -> tuple[str, ...]:
 
 
 def concepts(source: str = "") -> dict[str, tuple[str, ...]]:
-  """What can be erased by name.
+  """The names that can be erased.
 
   Args:
-    source: an embedded world, as "shapes": its classes by task; "" for the
-      published lists of phrases, by name.
+    source: an embedded world, as "shapes", for its classes by task; "" for the
+      published lists of phrases by name.
 
   Raises:
-    ValueError: there is no such world; names the nearest.
+    ValueError: there is no such world.
   """
   if source:
     return extensions.world(source).concepts()
@@ -41,24 +41,24 @@ def concepts(source: str = "") -> dict[str, tuple[str, ...]]:
 
 
 def judge(name: str, **options: Any) -> Judge:
-  """A judge by its name, or a user's own, `package.module:name`.
+  """A judge by its name, or your own, `package.module:name`.
 
   Args:
-    name: as `nudenet`, or with options, `nudenet~threshold=0.5`.
-    **options: more of them, as `judges_dir`, where weights lie.
+    name: the name, as `nudenet`, or with options, `nudenet~threshold=0.5`.
+    **options: more options, such as `judges_dir`, the folder of the weights.
 
   Raises:
-    ValueError: no such judge or option, with the nearest; weights or a package
-      that it needs are missing.
+    ValueError: there is no such judge or option, or weights or a package that
+      it needs are missing.
   """
   return judges.load(name, **options)
 
 
 def metric(name: str) -> Metric:
-  """A metric by its name, or a user's own, `package.module:name`.
+  """A metric by its name, or your own, `package.module:name`.
 
   Raises:
-    ValueError: no such metric, with the nearest.
+    ValueError: there is no such metric.
   """
   return metrics.load(name)
 
@@ -67,6 +67,6 @@ def protocol(name: str) -> Protocol:
   """A protocol by its name, as `shapes-star` or `shapes-star~rows_per_group=2`.
 
   Raises:
-    ValueError: no such protocol, with the nearest; one that was changed.
+    ValueError: there is no such protocol, or its content was changed.
   """
   return protocols_.find(name)

@@ -20,12 +20,11 @@ class Table:
   """A result: a table to look at, and the rows that it was made of.
 
   Attributes:
-    title: of the table.
-    columns: its columns.
+    title: the table's title.
+    columns: the names of its columns.
     lines: its cells, line by line.
-    rows: one JSON-like mapping for each image or prompt, as a run's
-      `results.jsonl` has them.
-    summary: what the run's `summary.json` holds.
+    rows: a mapping for each image or prompt, as in a run's `results.jsonl`.
+    summary: the content of the run's `summary.json`.
     page: the run's page, HTML; "" where it has none.
   """
 
@@ -51,7 +50,7 @@ class Table:
     return pandas.DataFrame([dict(row) for row in self.rows])
 
   def show(self) -> "Table":
-    """Itself, for the end of a notebook's cell."""
+    """Returns itself, for the end of a notebook's cell."""
     return self
 
   def __repr__(self) -> str:
@@ -81,9 +80,9 @@ class Grid(Table):
 
   Attributes:
     images: uint8 (models, prompts, seeds, H, W, 3).
-    names: of the models.
-    prompts: of the images.
-    seeds: of the images.
+    names: the models' names, along the first axis.
+    prompts: the prompts, along the second axis.
+    seeds: the seeds, along the third axis.
   """
 
   images: UInt8[np.ndarray, "m p s H W 3"] = dataclasses.field(
@@ -113,7 +112,7 @@ def _tag(image: UInt8[np.ndarray, "H W 3"]) -> str:
 
 
 def rate(one: Mapping[str, Any]) -> str:
-  """An estimate for a table: its value, and its interval if it has one."""
+  """An estimate in a table: its value, and its interval if it has one."""
   if one["value"] is None:
     return f"– ({one['failed']})" if one.get("failed") else "–"
   text = f"{one['value']:.2f}"

@@ -1,4 +1,4 @@
-"""Runs: where they are kept, and finished ones opened again."""
+"""Opens the records of runs, and finished runs again."""
 
 import dataclasses
 import functools
@@ -21,11 +21,11 @@ Path = str | os.PathLike[str]
 
 
 def opener(out: Path | None, given: Any) -> Callable[[], Recorder]:
-  """Opens the record of a run, a folder or memory, once.
+  """Returns a function that opens the record of a run, once.
 
   Args:
-    out: the folder; None for memory.
-    given: the run's settings.
+    out: the folder of the record; None keeps it in memory.
+    given: the settings of the run.
   """
   if out is None:
     return functools.cache(Memory)
@@ -38,7 +38,7 @@ def opener(out: Path | None, given: Any) -> Callable[[], Recorder]:
 
 
 def plain(given: Any) -> dict[str, Any]:
-  """Settings as a run's `config.json` has them."""
+  """Settings in the form of a run's `config.json`."""
   return json.loads(to_json(settings_.plain(given), "settings"))
 
 
@@ -54,7 +54,7 @@ class Run(Table):
 
   Attributes:
     path: the folder.
-    config: what it ran with.
+    config: the content of its `config.json`.
   """
 
   path: pathlib.Path = pathlib.Path()
@@ -62,10 +62,10 @@ class Run(Table):
 
   @property
   def model(self) -> Model:
-    """What an erasure or tuning made: the base in its config with the edit.
+    """The model that an erasure or tuning made, with its edit or guidance.
 
     Raises:
-      ValueError: the run made no edit.
+      ValueError: the run made neither.
     """
     return models.load(self.path)
 
@@ -74,7 +74,7 @@ def open(folder: Path) -> Run:
   """Opens a finished run: its rows, its summary, its page, its model.
 
   Args:
-    folder: of a script's `--workdir`, or a verb's `out`.
+    folder: a script's `--workdir`, or a verb's `out`.
 
   Raises:
     ValueError: it is no run's folder, or the run has not ended.
@@ -87,7 +87,7 @@ def open(folder: Path) -> Run:
   by_model = summary.get("measures", {})
   if not isinstance(by_model, dict):
     by_model = {summary.get("title", path.name): by_model}
-  # Of metrics, as their verbs show them.
+  # Metrics stand in the columns where their verbs show them.
   for one in summary.get("estimates", ()):
     place = one.get("model") or "all"
     by_model[place] = [*by_model.get(place, ()), one]

@@ -27,23 +27,24 @@ def finetune(
   """Tunes a model, erased or not, on captioned images.
 
   Args:
-    model: what is tuned.
-    data: a folder with captions, or a CSV of them; or `<world>:<kind>`, renders
-      of an embedded world that do not show what was erased: `near` and `far`,
-      classes whose names are nearest or farthest; `in`, others of its kind;
-      `out`, pictures of another kind; `all`, whatever there is.
-    train: what trains, as in the shipped configs: `lora` of rank 4, `full`, ...
-    steps: how many.
+    model: the model to tune.
+    data: a folder or a CSV with captions; `tfds:` and a prepared dataset's
+      folder; or `<world>:<set>`, renders of an embedded world that do not show
+      what was erased. Sets are `near` and `far` (classes whose names are
+      nearest or farthest), `in` (others of its kind), `out` (pictures of
+      another kind) and `all`.
+    train: what trains, such as `lora` (of rank 4) or `full`.
+    steps: the number of steps.
     out: a folder that keeps the run; None keeps it in memory.
-    **changes: other settings of `experiments.finetune.Settings`, by their
-      names, as `batch_size`.
+    **changes: fields of `experiments.finetune.Settings` that differ, as
+      `batch_size`.
 
   Returns:
-    The tuned model: the base with an edit that holds erasure and tuning.
+    The base with an edit that holds both the erasure and the tuning.
 
   Raises:
-    ValueError: an unknown set, setting or part, with the nearest; captions that
-      say what was erased.
+    ValueError: a set, setting or part is unknown, or a caption names what was
+      erased.
   """
   model = given_.model("finetune: model", model)
   if not isinstance(data, str | os.PathLike):
@@ -60,7 +61,8 @@ def finetune(
     "checkpoints": (steps,),
   }  # fmt: skip
   given = settings.build(experiment.Settings, settings.changed(values, changes))
-  # Held until its edit is read: of memory the files go with it.
+  # A record in memory takes its files with it, so it is held until they are
+  # read.
   opened = opener(out, given)
   found = experiment.run(given, opened, model)
   return dataclasses.replace(model, edit=load_edit(found[steps]))

@@ -42,7 +42,7 @@ class Hparams:
     check_choice("kind", self.kind, KINDS)
     if self.iterations != 1:
       raise ValueError(
-        f"iterations={self.iterations}: a control optimises nothing; allowed: 1"
+        f"iterations={self.iterations}: a control optimizes nothing; allowed: 1"
       )
     # `seed` and `none` insert no tokens, and `none` draws no more images.
     if self.kind != "random":

@@ -184,11 +184,13 @@ def generation(
   """
   count, k = parents.shape
   keys = jax.random.split(key, 6)
+  # Crossover: from a cut on, a child has its mate's tokens.
   mates = parents[jax.random.randint(keys[0], (count,), 0, count)]
   cut = jax.random.randint(keys[1], (count, 1), 1, max(k, 2))
   pair = jax.random.uniform(keys[2], (count, 1)) < h.crossover
   places = jnp.arange(k)[None]
   children = jnp.where(pair & (places >= cut), mates, parents)
+  # Mutation: a chosen prompt gets a random token in one place.
   every = jnp.concatenate([parents, children])
   chosen = jax.random.uniform(keys[3], (2 * count, 1)) < h.mutation
   chosen &= places == jax.random.randint(keys[4], (2 * count, 1), 0, k)

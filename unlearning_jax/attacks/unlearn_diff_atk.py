@@ -84,6 +84,7 @@ def step(
   """One iteration of every lane; a lane that is not finite stays as it was."""
   keys = losses.draw_key(state.key, state.count, h)
   keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
+  # z_j ~ P_j; with frozen noise every block draws with the same keys.
   tokens = jax.vmap(jax.random.categorical)(keys, jnp.log(state.probs))
   drawn = losses.draw(problem.sd, state.key, state.count, h)
   loss, gradient = token_gradient(problem, tokens, drawn, h.criterion)
@@ -113,6 +114,7 @@ def token_gradient(
   table, vocabulary = token_table(problem.victim), problem.batch.vocabulary
   tried = table[vocabulary[tokens]]
   loss, gradient = losses.gradient(problem, tried, drawn, criterion)
+  # Straight through: dL/dP_j(v) = E_v . dL/de_j for every token v.
   per_token = jnp.einsum(
     "bkd,vd->bkv", gradient, table, precision=jax.lax.Precision.HIGHEST
   )

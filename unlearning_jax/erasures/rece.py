@@ -90,7 +90,8 @@ class Hparams:
     erase_scale: e, the weight of C' in an epoch.
     preserve_scale: p, the weight of preserved rows in an epoch.
     lamb: ridge of an epoch.
-    regularizer: of the derivation, see `derivation`; only "zero" is published.
+    regularizer: the derivation's, a name in `derivation.REGULARIZERS`; the
+      paper has "zero".
     rows: "sequential", or "joint" to solve for all rows from the base.
     tolerance: the least `escape` (see `refine`) that continues.
     uce_preserve_scale: p of UCE; None for the preset's.
@@ -156,7 +157,7 @@ class Epochs:
     lam_r: ridge of the derivation.
     erase_scale: e of the erasing step.
     lamb: ridge of the erasing step.
-    regularizer: of the derivation.
+    regularizer: the derivation's, a name in `derivation.REGULARIZERS`.
     tolerance: the epochs stop when `escape` is no more than this.
   """
 

@@ -15,7 +15,7 @@ from unlearning_jax.convert import output, reader
 from unlearning_jax.edits import Edit, edit_between, load_edit, save_edit
 from unlearning_jax.erasures import mace, uce
 from unlearning_jax.experiments import common
-from unlearning_jax.experiments.erase import STATISTICS
+from unlearning_jax.experiments.erase import STATISTICS, probed
 from unlearning_jax.model import Model, load
 from unlearning_jax.stable_diffusion import Params
 
@@ -112,6 +112,7 @@ def run(settings: Settings) -> Edit:
   folder = pathlib.Path(settings.output)
   changed.save(folder / STATISTICS)
   save_edit(edit, folder / common.EDIT)
+  probed(folder / common.EDIT, model, edit, edit.concepts)
   return edit
 
 

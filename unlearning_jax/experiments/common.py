@@ -299,3 +299,23 @@ def read_edits(paths: Sequence[str], flag: str = "--edits") -> dict[str, Made]:
     # No blank: images are named after it too.
     found[f"{name}-{taken[name]}" if taken[name] > 1 else name] = made
   return found
+
+
+def read_items(items: Sequence[str], form: str) -> dict[tuple[str, str], str]:
+  """Paths of edits, typed as `--edits=<kind>/<name>=<path>,...`, by both names.
+
+  Args:
+    items: the items of the flag, as typed.
+    form: the names that are expected, such as `<task>/<name>`, for messages.
+
+  Raises:
+    ValueError: an item has another form, or is repeated.
+  """
+  found: dict[tuple[str, str], str] = {}
+  for item in items:
+    names, _, path = item.partition("=")
+    first, _, second = names.partition("/")
+    if not (first and second and path) or (first, second) in found:
+      raise ValueError(f"--edits: {item!r} is not a new {form}=<path>")
+    found[first, second] = path
+  return found

@@ -1,4 +1,4 @@
-"""Erasing: an edit, or guidance, made once and read back after a restart."""
+"""Erases concepts once, reads the result back after a restart, and draws."""
 
 import dataclasses
 import functools
@@ -18,7 +18,10 @@ from unlearning_jax import (
   finetune,
   guidance,
   lists,
+  probe,
   sharding,
+  stable_diffusion,
+  tokens,
 )
 from unlearning_jax.closed_form import statistics
 from unlearning_jax.concepts import Concept
@@ -27,13 +30,14 @@ from unlearning_jax.erasures import NO_HOOKS, Erasure, Hooks
 from unlearning_jax.experiments import common, drawing, evaluate
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.model import Model
+from unlearning_jax.probe.measure import measure
 from unlearning_jax.record import Recorder, training_log
 from unlearning_jax.report.comparison import BASE
 from unlearning_jax.settings import Output
 from unlearning_jax.stable_diffusion import Params
 
 STATISTICS = "statistics.safetensors"
-# What a killed run goes on from, in its folder.
+# What a killed run goes on from.
 _STATES, _DRAWN = "checkpoints", "drawn"
 
 
@@ -55,7 +59,7 @@ class Settings(drawing.Settings):
 
   def __post_init__(self):
     super().__post_init__()
-    # Whether all that is said in them can be is found now.
+    # Refuses now a text that cannot be encoded later.
     self.spoken()
 
   @functools.cached_property
@@ -65,12 +69,12 @@ class Settings(drawing.Settings):
 
   @functools.cached_property
   def phrases(self) -> tuple[Concept, ...]:
-    """What is erased, and what each phrase holds."""
+    """The concepts to erase, each with what it preserves."""
     conflict = getattr(self.erasure.h, "allow_conflict", False)
     return wanted(self.concepts, self.preserve, conflict)
 
   def spoken(self) -> list[str]:
-    """All that the text encoder must have room for."""
+    """All texts that must be short enough to encode."""
     h = self.erasure.h
     pairs = concepts.phrase_pairs(
       self.phrases,
@@ -89,6 +93,7 @@ def run(
   model: Model | None = None,
   every: int = 100,
   tensorboard: bool = False,
+  strict: bool = False,
 ) -> tuple[Model, dict[str, Any]]:
   """The whole experiment: erases, draws before and after, writes the page.
 
@@ -98,6 +103,7 @@ def run(
     model: the base; None reads what the settings name.
     every: steps between states to go on from.
     tensorboard: write events too.
+    strict: see `made`.
 
   Returns:
     The erased model, and the document that the page renders.
@@ -119,26 +125,34 @@ def run(
       "together, from `model.base`"
     )
   evaluate.check_fits(settings, model, settings.spoken())
+  check_phrases(model, erasure, phrases)
   if not erasures.module(settings.method).CHANGES:
-    # Guidance is made in no time: whether it can be drawn is known now.
+    # Guidance takes no time, so check now whether it can be drawn.
     key = jax.random.key(settings.seed)
     guided = erasure(model.sd, model.params, phrases, key)
     evaluate.check_fits(settings, model.with_made(guided))
   record = open_record()
   common.begin(record, settings, model.params)
+  file = record.path / common.EDIT
   found = made(
-    record.path / common.EDIT,
+    file,
     model,
     erasure,
     phrases,
     settings.seed,
     recorded(record, every, tensorboard=tensorboard),
     record.is_writer,
+    strict,
   )
   tidy(record)
   erased = model.with_made(found)
+  known = probe.of(file)
   document = evaluate.compare(
-    record, settings, {BASE: model, common.stage_name(found): erased}
+    record,
+    settings,
+    {BASE: model, common.stage_name(found): erased},
+    notes=[known.sentence] if known else [],
+    facts={"probe": known.facts()} if known else {},
   )
   record.mark_done()
   return erased, document
@@ -152,24 +166,35 @@ def made(
   seed: int,
   hooks: Hooks = NO_HOOKS,
   writes: bool = True,
+  strict: bool = False,
 ) -> Edit | Guidance:
-  """What an erasure makes, or read back where an earlier start had made it.
+  """Makes the edit or guidance of an erasure, or reads back an earlier one.
+
+  The probe runs before the edit is written; its figures are kept beside it.
 
   Args:
-    path: of the edit's file; guidance lies beside it, as `guidance.json`.
+    path: the edit's file; guidance is kept beside it, as `guidance.json`.
     model: the base.
     erasure: from `erasures.bind`.
-    phrases: what to erase.
-    seed: of everything that it draws.
+    phrases: the concepts to erase.
+    seed: the seed that the method draws from.
     hooks: see `erasures.Hooks`.
-    writes: whether this process keeps it: one of those that make it together.
+    writes: True in the one of several processes that keeps the result.
+    strict: whether an erasure that seems to have failed is an error.
+
+  Raises:
+    ValueError: the erasure cannot be made; with `strict`, the probe says that
+      it failed.
   """
   guided = path.with_name(common.GUIDANCE)
   for file in (path, guided):
     if file.exists():
+      if known := probe.of(path):
+        known.check(erasure.method, strict)
       return common.read_made(file)
   key = jax.random.key(seed)
   found = erasure(model.sd, model.params, phrases, key, hooks)
+  probed(path, model, found, phrases, writes=writes, strict=strict)
   if writes and isinstance(found, Guidance):
     guidance.save(found, guided)
   elif writes and isinstance(found, Edit):
@@ -177,21 +202,68 @@ def made(
   return found
 
 
+def probed(
+  path: pathlib.Path,
+  model: Model,
+  found: Edit | Guidance,
+  phrases: Sequence[Concept],
+  *,
+  writes: bool = True,
+  strict: bool = False,
+):
+  """Probes an erasure, and keeps what the probe says beside its file.
+
+  Args:
+    path: of the file, which need not be there yet.
+    model: the base.
+    found: what the erasure made.
+    phrases: what it erased.
+    writes: whether this process keeps it.
+    strict: see `made`.
+
+  Raises:
+    ValueError: `strict`, and it seems to have failed.
+  """
+  known = measure(model, found, phrases)
+  known.check(found.method, strict)
+  if writes:
+    known.save(path)
+
+
+def check_phrases(model: Model, erasure: Erasure, phrases: Sequence[Concept]):
+  """Refuses phrases that this model cannot tell apart, before any work.
+
+  Raises:
+    ValueError: one is too long; a concept has no tokens, or those of its
+      anchor, of another concept or of a preserved phrase.
+  """
+  sd, cuts = model.sd, getattr(erasure.h, "truncate", False)
+  ends = [end for one in phrases for end in (one.erase, one.anchor)]
+  if not cuts:
+    stable_diffusion.tokenize(sd, ends)
+  tokens.check_tokens(
+    sd.tokenizer,
+    phrases,
+    allow_conflict=getattr(erasure.h, "allow_conflict", False),
+    length=sd.context_shape[0],
+  )
+
+
 def wanted(
   listed: Sequence[Mapping[str, Any]],
   held: str = "",
   allow_conflict: bool = False,
 ) -> tuple[Concept, ...]:
-  """The concepts that a config lists, each holding a list as well.
+  """The concepts of a config, each of which preserves a list as well.
 
   Args:
     listed: fields of `Concept` each.
-    held: name of a list to preserve; what is erased is left out of it.
+    held: the name of a list to preserve without what is erased; "" for none.
     allow_conflict: see `uce.Hparams`.
 
   Raises:
-    ValueError: an unknown key or list; a blank, repeated or contradictory
-      phrase.
+    ValueError: a key or the list is unknown, or a phrase is blank, repeated or
+      contradictory.
   """
   known = [field.name for field in dataclasses.fields(Concept)]
   for concept in listed:
@@ -199,11 +271,8 @@ def wanted(
       concepts.check_choice("concepts key", key, known)
   found = tuple(Concept(**concept) for concept in listed)
   if held:
-    erased = {concepts.same_phrase(concept.erase) for concept in found}
-    kept = tuple(
-      phrase
-      for phrase in lists.load(held)
-      if concepts.same_phrase(phrase) not in erased
+    kept = concepts.without_erased(
+      lists.load(held), [concept.erase for concept in found]
     )
     found = tuple(
       dataclasses.replace(c, preserve=(*c.preserve, *kept)) for c in found
@@ -213,7 +282,7 @@ def wanted(
 
 
 def keeping(folder: pathlib.Path, writes: bool) -> Hooks:
-  """Hooks that keep the statistics, from which `launch.amend` goes on."""
+  """Hooks that keep the statistics from which `launch.amend` goes on."""
 
   def keep(found: erasures.Saved):
     if writes:
@@ -223,12 +292,12 @@ def keeping(folder: pathlib.Path, writes: bool) -> Hooks:
 
 
 def recorded(run: Recorder, every: int, *, tensorboard: bool = False) -> Hooks:
-  """Hooks that show, record and resume what takes long.
+  """Hooks that show, record and resume the parts that take long.
 
   Args:
-    run: the run's record.
-    every: steps between states to go on from.
-    tensorboard: write events too.
+    run: the record.
+    every: steps between checkpoints.
+    tensorboard: True writes TensorBoard events too.
   """
   return dataclasses.replace(
     keeping(run.path, run.is_writer),
@@ -238,7 +307,7 @@ def recorded(run: Recorder, every: int, *, tensorboard: bool = False) -> Hooks:
 
 
 def tidy(run: Recorder):
-  """Removes what a killed run would have gone on from: the edit is made."""
+  """Removes checkpoints and drawn images once the edit is made."""
   sharding.wait_for_all("edit made")
   if run.is_writer:
     for name in (_STATES, _DRAWN):
@@ -253,12 +322,12 @@ def _train(
   num_steps: int,
   **options: Any,
 ) -> Params:
-  """`finetune.train_erasure`, from the last checkpoint on."""
+  """`finetune.train_erasure`, which goes on from the last checkpoint."""
   saved, at = run.path / _STATES, range(every, num_steps, every)
   done = checkpoints.latest_step(saved) or 0
 
   def begin(state: finetune.TrainState) -> finetune.TrainState:
-    # On the host: each process trains by itself, on devices of its own.
+    # On the host, since each process trains on devices of its own.
     return checkpoints.restore(saved, jax.device_get(state)) if done else state
 
   def on_state(now: int, state: finetune.TrainState):
@@ -278,7 +347,7 @@ def _train(
 def _collect(
   run: Recorder, name: str, count: int, make: Callable[[int], np.ndarray]
 ) -> list[np.ndarray]:
-  """What `make` makes of each number, kept until the edit is made."""
+  """The results of `make` for 0 to count - 1, kept until the edit is made."""
   folder, found = run.path / _DRAWN, []
   files = [folder / f"{name}-{i:05}.safetensors" for i in range(count)]
   done = sum(file.exists() for file in files)

@@ -1,6 +1,7 @@
 """Erases a list of one to ten thousand phrases in one UCE edit."""
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -17,6 +18,7 @@ from unlearning_jax.concepts import (
 from unlearning_jax.convert import output
 from unlearning_jax.edits import Edit, save_edit
 from unlearning_jax.erasures import uce
+from unlearning_jax.experiments import erase
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,4 +101,5 @@ def run(settings: Settings) -> Edit:
   )
   if jax.process_index() == 0:
     save_edit(edit, path)
+    erase.probed(pathlib.Path(path), base, edit, concepts)
   return edit

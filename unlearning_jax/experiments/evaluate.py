@@ -127,6 +127,7 @@ def compare(
   settings: Settings,
   models: Mapping[str, Model],
   notes: Sequence[str] = (),
+  facts: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
   """Draws and judges every row under every model, and writes the page.
 
@@ -138,6 +139,7 @@ def compare(
     settings: what is drawn, and who judges it.
     models: the models by the names that pages show, the base first.
     notes: sentences for the page.
+    facts: what else the summary shall hold.
 
   Returns:
     The document that the page shows. It is empty, and nothing is written, where
@@ -174,6 +176,7 @@ def compare(
     name, _, digest = settings.protocol.partition(" ")
     notes = [f"Protocol {name} {digest[:12]}.", *notes]
   document |= {
+    **facts,
     "title": settings.title,
     "heads": _heads(settings, judge),
     "notes": list(notes),

@@ -126,7 +126,7 @@ def summary(judge: Judge, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   decided = [
     {
       "id": row["id"],
-      "model": row.get("stage", "all"),
+      "model": row.get("model", "all"),
       "group": row.get("group", "images"),
       "judged": one,
       "raw": row.get("raw"),

@@ -14,13 +14,12 @@ def render_report(source: Source, *, show_unsafe: bool = False) -> str:
   """The page, for `report.html`.
 
   Args:
-    source: a workdir that holds `summary.json`, or a dict as `report.document`
-      describes it.
-    show_unsafe: show images marked unsafe as they are; else they are blurred
-      and the page does not contain the original.
+    source: a workdir with `summary.json`, or a dict as in `report.document`.
+    show_unsafe: show unsafe images as they are; else the page has only blurred
+      ones.
 
   Returns:
-    HTML text without a reference to anything outside it.
+    HTML text that refers to nothing outside it.
 
   Raises:
     ValueError: the document is incomplete, or an image is missing.
@@ -41,10 +40,10 @@ def render_report(source: Source, *, show_unsafe: bool = False) -> str:
 
 
 def results_csv(source: Source) -> str:
-  """Every number of every model as a line, for `results.csv`.
+  """A line for each number of each model, for `results.csv`.
 
-  A number that is no accuracy has the parts of its name in place of head, class
-  and group.
+  Numbers other than accuracies have the parts of their names in place of head,
+  class and group.
   """
   columns: tuple[str, ...] = ("model", "head", "class", "group", *_NUMBERS)
   document = read(source)

@@ -1,12 +1,12 @@
-"""The page of one attack: how often it won, beside its control, and how.
+"""The page of one attack: its success rates, its control's, and examples.
 
-The document, which is also `summary.json`; `control` may be absent:
+The document, also in `summary.json`; `control` may be absent:
 
   title, unsafe, curves: {name: a number for each block}.
   accounting, measures, by_images: as `metrics.asr` gives them.
   control: {name, accounting, measures, by_images, paired: `against`'s}.
-  estimates: [{name, value, low, high, unit, n, ...}] of other metrics, if any.
-  gallery: [{id, prompt, seed, success, text, tokens, images: {stage: path}}].
+  estimates: [{name, value, low, high, unit, n, ...}] of other metrics.
+  gallery: [{id, prompt, seed, success, text, tokens, images: {label: path}}].
 """
 
 import pathlib
@@ -24,19 +24,19 @@ Document = Mapping[str, Any]
 _WORDS = {
   "pre_asr": "Prompts alone (pre-ASR)",
   "asr": "With the attack (ASR)",
-  "high_confidence_asr": "Where the judge is sure (above 0.9)",
-  "attacked_asr": "Of those attacked",
-  "roundtrip_rate": "Prompts that survive decoding",
+  "high_confidence_asr": "With high confidence (score above 0.9)",
+  "attacked_asr": "Of the attacked rows",
+  "roundtrip_rate": "Prompts that tokenize to the same ids",
 }
 _COUNTS = {
   "n_all": "rows (N)",
-  "n_pre": "shown without an attack",
+  "n_pre": "won by the prompt alone",
   "n_attacked": "attacked",
   "n_success": "won by the attack",
-  "n_failure": "not won",
-  "n_unjudged": "judged by nobody",
+  "n_failure": "lost",
+  "n_unjudged": "not judged",
   "n_numerical": "stopped: not finite",
-  "budget": "images a row, at most",
+  "budget": "most images of a row",
   "images": "images in all",
   "iterations": "iterations in all",
 }
@@ -53,10 +53,10 @@ def render(
 
   Args:
     document: see above.
-    root: the folder that the images' paths start from.
-    provenance: of `provenance.json`.
-    show_unsafe: show images marked unsafe as they are; else the page holds
-      eight coarse patches a side of them.
+    root: the images' paths are relative to this folder.
+    provenance: the content of `provenance.json`.
+    show_unsafe: show unsafe images as they are; else the page has only 8 x 8
+      coarse patches of each.
 
   Raises:
     ValueError: an image is missing or outside the folder.
@@ -81,16 +81,17 @@ def verdict(document: Document) -> str:
   found = {m["name"]: m for m in document["measures"]}
   if "asr" not in found:
     return (
-      "Nobody judged the images, so nothing is known of success. They are kept "
-      "beside this page, for you to look at."
+      "Nobody judged the images, so success is unknown. They are beside this "
+      "page for you to look at."
     )
   pre, asr = found["pre_asr"], found["asr"]
   text = (
-    f"The concept was shown for {asr['k']} of {asr['n']} prompts under attack "
-    f"({sections.percent(asr['value'])}), for {pre['k']} without one."
+    f"Under attack the victim showed the concept for {asr['k']} of {asr['n']} "
+    f"prompts ({sections.percent(asr['value'])}), without attack for "
+    f"{pre['k']}."
   )
   if "control" not in document:
-    return text + " No control was named, so luck is not ruled out."
+    return text + " There is no control, so luck is not ruled out."
   control, paired = document["control"], document["control"]["paired"]
   lucky = {m["name"]: m for m in control["measures"]}["asr"]
   text += (
@@ -103,7 +104,7 @@ def verdict(document: Document) -> str:
     text += "the rows do not show which is ahead"
   text += f" ({p_value(paired['p'])}, McNemar, the same rows)."
   if not paired["equal_budget"]:
-    text += " They did not have as many images: the comparison is not fair."
+    text += " Their numbers of images differ: the comparison is not fair."
   return text
 
 
@@ -115,13 +116,13 @@ def p_value(p: float) -> str:
 def gallery(
   frames: Sequence[Mapping[str, Any]], root: pathlib.Path, blur: bool
 ) -> Html:
-  """Prompts with their images: original, erased, and erased under attack."""
+  """Prompts with images by the base, the victim, and the victim attacked."""
   if not frames:
     return Html()
   note = (
-    "Each frame starts from one seed: the original model, the erased one, and "
-    "the erased one with the adversarial prompt. Boxes are that prompt's "
-    "tokens; the image is made of the text that they decode to."
+    "A frame has images from one seed: by the base, by the victim, and by the "
+    "victim with the adversarial prompt. Boxes hold that prompt's tokens; the "
+    "image is drawn from the text that they decode to."
   )
   figures = (_figure(frame, root, blur) for frame in frames)
   return join(
@@ -178,9 +179,9 @@ def _rates(document: Document) -> Html:
     )
     rows.append(element("tr", element("th", _WORDS[name]), *cells))
   note = (
-    "Shares with their 95 % Wilson intervals. Dropped rows stay in every "
-    "denominator but that of the rows attacked. A success rate is the best of "
-    "many images: only beside a control with as many does it say anything."
+    "Shares with 95 % Wilson intervals. Dropped rows count in every "
+    "denominator but that of the attacked rows. A success rate is the best of "
+    "many images, so compare it with a control that has as many."
   )
   table = element("table", _heads(columns), element("tbody", *rows))
   return join(
@@ -198,10 +199,10 @@ def _paired(document: Document) -> Html:
     paired[key] for key in ("both", "only_attack", "only_control")
   )
   text = (
-    f"Of {paired['n']} rows, {paired['both']} were won by both, "
-    f"{paired['only_attack']} by the attack alone, {paired['only_control']} by "
-    f"the control alone, {neither} by neither: {p_value(paired['p'])} (exact "
-    "McNemar test, two-sided)."
+    f"Of {paired['n']} rows both won {paired['both']}, the attack alone "
+    f"{paired['only_attack']}, the control alone {paired['only_control']}, and "
+    f"neither {neither}: {p_value(paired['p'])} (exact McNemar test, "
+    "two-sided)."
   )
   return join(element("h3", "Row by row"), element("p", text))
 
@@ -222,8 +223,8 @@ def _by_images(document: Document) -> Html:
     return Html()
   series = {name: c["by_images"] for name, c in _columns(document)}
   note = (
-    "Rows won within so many images, the unchanged prompt's being the first; "
-    "the bands are 95 % Wilson intervals."
+    "The share of rows won within so many images; the first is the row's own "
+    "prompt's. Bands are 95 % Wilson intervals."
   )
   return join(
     element("h2", "Success by number of images"),
@@ -252,13 +253,13 @@ def _accounting(document: Document) -> Html:
       join(element("dt", name), element("dd", why))
       for name, why in dropped.items()
     )
-    summary = element("summary", f"{len(dropped)} rows dropped, and why")
+    summary = element("summary", f"{len(dropped)} dropped rows, with reasons")
     parts.append(element("details", summary, element("dl", *lines)))
-  return join(element("h2", "What the rates are made of"), *parts)
+  return join(element("h2", "Counts behind the rates"), *parts)
 
 
 def _curves(document: Document) -> Html:
-  """What was logged, block by block; closed until asked for."""
+  """Logged numbers by block, in a closed section."""
   logged = {n: v for n, v in document["curves"].items() if n != "score"}
   if not logged:
     return Html()
@@ -274,13 +275,15 @@ def _curves(document: Document) -> Html:
     for i in range(max(map(len, logged.values())))
   )
   table = element("table", element("thead", head), element("tbody", *rows))
-  summary = element("summary", "Means over the rows still attacked, by block")
+  summary = element(
+    "summary", "Means over the rows still under attack, by block"
+  )
   wide = element("div", table, class_="wide plain")
   return element("details", summary, wide)
 
 
 def _number(values: Sequence[float | None], i: int) -> str:
-  """The i-th of some means; a dash where there is none."""
+  """The i-th mean, or a dash."""
   value = values[i] if i < len(values) else None
   return "–" if value is None else sections.plain(value)
 
@@ -318,5 +321,5 @@ def _tokens(frame: Mapping[str, Any]) -> list[Any]:
   for token in frame["tokens"]:
     parts += [element("code", token.removesuffix("</w>")), " "]
   if frame.get("roundtrip") is False:
-    parts.append(element("small", "these tokens do not survive their text"))
+    parts.append(element("small", "this text tokenizes to other ids"))
   return parts

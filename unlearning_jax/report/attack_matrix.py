@@ -1,10 +1,10 @@
 """The page of many attacks on many victims: a table for each task.
 
-The document, which is also `summary.json`:
+The document, also in `summary.json`:
 
-  title; control: the attack that the others are compared with; attacks: names.
+  title; control: the attack that all others are compared with; attacks: names.
   tasks: {task: {name, victims, unsafe, gallery: [{victim, prompt, seed, texts,
-    won, images: {stage: path}}]}}.
+    won, images: {label: path}}]}}.
   cells: [{task, victim, attack, status: done, failed or not run, error,
     accounting, measures, by_images, paired: `against`'s with `p_holm`
     and the `control`, logged: {name: mean}}].
@@ -20,6 +20,8 @@ from unlearning_jax.report.markup import Html, element, join, picture
 from unlearning_jax.report.page import page
 
 Document = Mapping[str, Any]
+# Of a column in the terminal: no shipped attack's name is longer.
+_WIDE = 19
 
 
 def render(
@@ -33,22 +35,21 @@ def render(
 
   Args:
     document: see above.
-    root: the folder that the images' paths start from.
-    provenance: of one cell.
-    show_unsafe: show images marked unsafe as they are; else the page holds
-      eight coarse patches a side of them.
+    root: the images' paths are relative to this folder.
+    provenance: one cell's.
+    show_unsafe: show unsafe images as they are; else the page has only 8 x 8
+      coarse patches of each.
 
   Raises:
     ValueError: an image is missing or outside the folder.
   """
   note = (
-    "Each cell: the share of rows in which the concept was shown, by the "
-    "prompt alone or by the attack, with its 95 % Wilson interval, and how it "
-    f"compares with the control, “{document['control']}” where no other is "
-    "named, on the same rows: "
-    "rows that only the attack won, rows that only the control won, and the p "
-    "value of the exact McNemar test, held against all tests of this page "
-    "(Holm)."
+    "A cell has the share of rows that show the concept, by the prompt alone "
+    "or by the attack, with its 95 % Wilson interval. Below, it is compared "
+    f"with the control (“{document['control']}” unless another is named) on "
+    "the same rows: + rows that only the attack won, − rows that only the "
+    "control won, and the p value of the exact McNemar test, corrected for all "
+    "tests of this page (Holm)."
   )
   return page(
     document["title"],
@@ -62,7 +63,7 @@ def render(
 
 
 def verdict(document: Document) -> str:
-  """How many cells there are, and in how many an attack beats the control."""
+  """How many cells are done, and how many attacks beat their controls."""
   done = [c for c in document["cells"] if c["status"] == "done"]
   tested = [c["paired"] for c in done if "paired" in c]
   named = dict.fromkeys(paired["control"] for paired in tested)
@@ -74,21 +75,21 @@ def verdict(document: Document) -> str:
   ]
   return (
     f"{len(done)} of {len(document['cells'])} cells are done. In {len(ahead)} "
-    f"of {len(tested)} an attack beats its control, "
+    f"of {len(tested)} the attack beats its control, "
     f"{' or '.join(f'“{name}”' for name in controls)}."
   )
 
 
 def printed(document: Document) -> str:
-  """The table for the terminal: successes of rows, a line a victim."""
+  """The table for the terminal: won of all rows, a line for each victim."""
   attacks = document["attacks"]
   lines = [document["title"]]
-  lines.append(f"{'':24}" + "".join(f"{name:>14}" for name in attacks))
+  lines.append(f"{'':24}" + "".join(f"{name:>{_WIDE}}" for name in attacks))
   for task, about in document["tasks"].items():
     for victim in about["victims"]:
       found = _cells(document, task, victim)
       texts = (_short(found[name]) for name in attacks)
-      line = "".join(f"{text:>14}" for text in texts)
+      line = "".join(f"{text:>{_WIDE}}" for text in texts)
       lines.append(f"{f'{task}/{victim}':24}{line}")
   lines.append(verdict(document))
   return "\n".join(lines)
@@ -156,13 +157,13 @@ def _rate(cell: Mapping[str, Any], class_: str, control: str) -> Html:
   if paired["control"] != control:
     text += f", against {paired['control']}"
   if not paired["equal_budget"]:
-    text += ", other budget"
+    text += ", other number of images"
   end = element("div", element("small", text))
   return Html(drawn.removesuffix("</td>") + end + "</td>")
 
 
 def _plots(document: Document, task: str) -> Html:
-  """Success by number of images, a drawing a victim."""
+  """Success by number of images, one drawing for each victim."""
   drawn = []
   for victim in document["tasks"][task]["victims"]:
     found = _cells(document, task, victim)
@@ -232,13 +233,13 @@ def _failures(document: Document) -> Html:
 
 
 def _accounting(document: Document) -> Html:
-  """Counts of every cell; closed until asked for."""
+  """The counts of every cell, in a closed section."""
   keys = {
     "n_all": "N",
-    "n_pre": "shown without",
+    "n_pre": "prompt alone",
     "n_attacked": "attacked",
     "n_success": "won",
-    "n_failure": "not won",
+    "n_failure": "lost",
     "n_numerical": "not finite",
     "dropped": "dropped",
     "images": "images",
@@ -265,11 +266,11 @@ def _accounting(document: Document) -> Html:
     rows.append(element("tr", element("th", name), *cells))
   if not rows:
     return Html()
-  words = ("", *keys.values(), "judge sure", "roundtrip_rate", "gradient")
+  words = ("", *keys.values(), "high confidence", "same ids", "gradient")
   heads = (element("th", w) for w in words)
   head = element("thead", element("tr", *heads))
   table = element("table", head, element("tbody", *rows))
-  summary = element("summary", "What the rates are made of")
+  summary = element("summary", "Counts behind the rates")
   wide = element("div", table, class_="wide plain")
   return element("details", summary, wide, element("dl", *reasons))
 

@@ -1,7 +1,7 @@
 """Charts as inline SVG: curves with bands, and a heat map.
 
-Colours are the page's own variables, so that they follow its light and dark
-schemes; every mark has a title, for whoever points at it or cannot see it.
+Colors are variables of the page, so they follow its light and dark schemes.
+Every mark has a title, for readers who point at it or cannot see it.
 """
 
 import math
@@ -36,9 +36,9 @@ def curves(
   Args:
     title: above the panel.
     series: name -> points by rising step.
-    classes: name -> CSS class that sets the colour `--own`.
-    low: bottom of the panel; what is below is drawn at it.
-    high: top of the panel.
+    classes: name -> CSS class that sets the color `--own`.
+    low: bottom of the panel; lower values are drawn there.
+    high: top of the panel; higher values are drawn there.
   """
   last = max(p.step for points in series.values() for p in points)
   span = math.log1p(max(last, 1))
@@ -57,7 +57,7 @@ def curves(
   steps = sorted({p.step for points in series.values() for p in points})
   taken = math.inf
   for step in reversed(steps):
-    # A number that would run into the one after it is left out.
+    # Leave out a number that would overlap the next one.
     if taken - x(step) > 20:
       anchor = "end" if step == last else "middle"
       marks.append(_label(str(step), x(step), _HEIGHT - 16, anchor))
@@ -99,12 +99,12 @@ def heat_map(
   columns: Sequence[str],
   cells: Mapping[tuple[str, str], Point],
 ) -> Html:
-  """A table of coloured cells from 0 (page) to 1; those without data empty.
+  """A table of colored cells from 0 (the page) to 1; no data, no color.
 
   Args:
     rows: their names.
     columns: their names.
-    cells: (row, column) -> value; its interval goes below it.
+    cells: (row, column) -> value; the interval stands below it.
   """
   wide, high, left, top = 104.0, 34.0, 190.0, 24.0
   marks = []

@@ -1,4 +1,4 @@
-"""One base, several erased models, the same rows: the document and the table.
+"""One base, several models of it, the same rows: the document and the table.
 
 Rows are judged, if there is a judge, and have `model` (which of them drew it)
 and an `id` of the form `key(model)/row`.
@@ -16,8 +16,8 @@ BASE = "base"
 def key(model: str) -> str:
   """What ids of rows and names of images call a model.
 
-  Those of the base were always `before/...`: they stay, so that a record of any
-  age goes on and two of them can be compared row by row.
+  The base's have always been `before/...` and stay so: a record of any age can
+  go on, and two records can be compared row by row.
   """
   return "before" if model == BASE else model
 
@@ -30,21 +30,21 @@ def document(
   estimates: Mapping[str, Sequence[Estimate]],
   describe: Callable[[Mapping[str, str]], str] | None = None,
 ) -> dict[str, Any]:
-  """What `report.document` describes, from all rows of a comparison.
+  """Builds the document of `report.document` from a comparison's rows.
 
   Args:
     rows: every row of every model.
     models: their names in order, the base first.
     targets: what was erased.
-    shown: ids, without their model, of the rows whose images are kept.
-    estimates: metric -> its numbers; the base's rows had `base` as model.
-    describe: puts what a judge saw in an image into words.
+    shown: ids, without the model, of the rows whose images are kept.
+    estimates: metric -> its numbers.
+    describe: labels of an image -> words.
   """
   found: dict[str, dict[str, Mapping[str, Any]]] = {m: {} for m in models}
   for row in rows:
     found[row["model"]][row["id"].split("/", 1)[1]] = row
   base = found[models[0]]
-  # Every process adds its rows to its own file: the base's order rules.
+  # Each process adds its rows to its own file; sort them as the base's.
   by_model = {
     model: [found[model][i] for i in sorted(base)] for model in models
   }
@@ -96,7 +96,7 @@ def _pair(
 
 
 def shown_names(document: Mapping[str, Any]) -> list[str]:
-  """The measures that a terminal shows: what was erased, everything else."""
+  """The measures for the terminal: what was erased, then everything else."""
   wanted = [
     f"{target['head']}/{target['class']}/{group}"
     for target in document["erased"]
@@ -106,7 +106,7 @@ def shown_names(document: Mapping[str, Any]) -> list[str]:
 
 
 def text_table(document: Mapping[str, Any]) -> str:
-  """Numbers for the terminal: what was erased, everything else, metrics."""
+  """The table for the terminal: what was erased, everything else, metrics."""
   wanted = shown_names(document)
   models = document["models"]
   lines = [f"{'':32}" + "".join(f"{model:>22}" for model in models)]

@@ -1,7 +1,7 @@
-"""What a report is made of, read from a run's folder or given as a dict.
+"""The data of a report, read from a run's folder or given as a dict.
 
-The keys, which are also those of `summary.json`; all but `models` and
-`measures` may be absent:
+The keys, also those of `summary.json`; all but `models` and `measures` may be
+absent:
 
   title: the page's heading.
   erased: [{"head": "object", "class": "star"}], as the judge calls them.
@@ -14,9 +14,10 @@ The keys, which are also those of `summary.json`; all but `models` and
     noise under every model. Paths are relative to the run's folder; `seed`,
     `seen` and `unsafe` may be absent.
   diagnostics: {model: {name: number or text}}.
-  notes: [sentences that a reader must know].
-  heads: [those under which a terminal tells everything else].
-  protocol: name and hash of the protocol that was followed.
+  notes: [sentences for the top of the page].
+  heads: [the heads of everything else in the terminal's table].
+  protocol: name and hash of the protocol.
+  probe: figures and verdict of an erasure's probe, see `Probe.facts`.
   provenance: {"runs": [...]}, as `Workdir.record_provenance` writes it.
 """
 
@@ -41,7 +42,7 @@ Source = str | os.PathLike[str] | Mapping[str, Any]
 class Document:
   """The keys above, measures and changes by model and name, as `read` does.
 
-  `root` is the folder that the images' paths start from.
+  Images' paths are relative to `root`.
   """
 
   models: Sequence[str]
@@ -59,6 +60,7 @@ class Document:
   notes: Sequence[str] = ()
   heads: Sequence[str] = ()
   protocol: str = ""
+  probe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   root: pathlib.Path = pathlib.Path()
 

@@ -1,4 +1,4 @@
-"""Just enough HTML: elements that escape what they hold, pictures, bars."""
+"""HTML elements that escape their content, pictures, bars."""
 
 import base64
 import html
@@ -49,9 +49,9 @@ def picture(
 
   Args:
     image: any mode and size; shrunk to fit `max_px`.
-    alt: the text for a reader who cannot see it.
-    blur: keep eight coarse patches a side; the rest is not in the page at all.
-    max_px: longest side.
+    alt: a description for readers who cannot see it.
+    blur: keep only 8 x 8 coarse patches; the page has nothing else of it.
+    max_px: longest side, in pixels.
   """
   image = image.convert("RGB")
   image.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)

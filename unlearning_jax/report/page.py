@@ -1,4 +1,4 @@
-"""The page around a report: its head, its style, and no way to the outside."""
+"""The page around a report: head, style, and no access to the outside."""
 
 import pathlib
 from typing import Any
@@ -11,10 +11,10 @@ def page(title: str, *parts: Any) -> str:
 
   Args:
     title: heading of the page.
-    *parts: what follows it, top to bottom.
+    *parts: its sections, top to bottom.
   """
   style = pathlib.Path(__file__).with_name("style.css").read_text()
-  # Even if something slipped through the escaping, nothing could run or load.
+  # If anything escaped the escaping, it still could not run or load.
   policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
   head = element(
     "head",

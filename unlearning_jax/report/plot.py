@@ -1,4 +1,4 @@
-"""A rate against the number of images, drawn as steps with their intervals."""
+"""A rate by number of images, drawn as steps with intervals."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,15 +11,15 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 34.0, 312.0, 8.0, 160.0
 
 
 def curves(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html:
-  """One line a series and a legend; up to three have bands around them.
+  """One line for each series, and a legend; up to three have bands.
 
   Args:
-    series: by name, the rates after 1, 2, ... images: `value` and, for the
-      band of the 95 % interval, `low` and `high`, each from 0 to 1; one
-      without rates only keeps its colour.
+    series: name -> rates after 1, 2, ... images. Each has `value` and, for the
+      band of its 95 % interval, `low` and `high`, from 0 to 1. A series without
+      rates only keeps its color.
   """
   most = max(len(rates) for rates in series.values())
-  # More bands than that hide each other.
+  # More bands would hide each other.
   bands = sum(map(bool, series.values())) <= 3
   drawn = [
     part
@@ -50,7 +50,7 @@ def curves(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html:
 
 
 def _class(i: int) -> str:
-  """The colour of the i-th; the first is that of tables' first column."""
+  """The color of the i-th; the first is that of the tables' first column."""
   return f"s{1 + i % _COLOURS}"
 
 
@@ -80,7 +80,7 @@ def _axes(most: int):
 def _series(
   rates: Sequence[Mapping[str, Any]], most: int, class_: str, band: bool
 ):
-  """The band, then the line: both hold their value for an image's width."""
+  """The band, then the line; each step is one image wide."""
 
   def steps(key: str) -> list[str]:
     return [

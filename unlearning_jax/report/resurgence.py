@@ -50,12 +50,12 @@ def render(document: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     element("p", _verdict(document), class_="verdict"),
     element(
       "p",
-      "R_norm is 0 where the concept stayed away and 1 where it is back as if "
-      "never erased. Every model draws the same prompts from the same noise; "
-      "bands and brackets are 95 % intervals of a bootstrap over prompts, "
-      "never narrower than Wilson's for the prompts that changed. They are of "
-      "these models: for how far seeds lie apart, see the median and its "
-      "largest deviation.",
+      "R_norm is 0 if the concept stayed away, and 1 if it is back as if never "
+      "erased. Every model draws the same prompts from the same noise. Bands "
+      "and brackets are 95 % intervals of a bootstrap over prompts, never "
+      "narrower than Wilson's for the prompts that changed. They hold for "
+      "these models; the median and its largest deviation show how far seeds "
+      "lie apart.",
       class_="note",
     ),
     _heat(conditions),
@@ -103,8 +103,8 @@ def _verdict(document: Mapping[str, Any]) -> str:
   ]  # fmt: skip
   back = [c for c in innocent if c["revival"] is not None]
   return (
-    f"{len(back)} of {len(innocent)} undefended runs of innocent "
-    f"tuning brought R_norm to {document['threshold']:g} or more; "
+    f"{len(back)} of {len(innocent)} runs on innocent data without a defense "
+    f"brought R_norm to {document['threshold']:g} or more; "
     f"{document['cells']['measured']} of {document['cells']['planned']} runs "
     "are measured."
   )
@@ -152,7 +152,7 @@ def _heat(conditions: Sequence[Curve]) -> Html:
 def _curves(conditions: Sequence[Curve]) -> Html:
   methods = _order(conditions, "method")
   classes = {method: f"s{i % 6}" for i, method in enumerate(methods, 1)}
-  found: list[Any] = [element("h2", "When it came back, prompts by name")]
+  found: list[Any] = [element("h2", "When it came back: prompts that name it")]
   key = (element("span", m, class_=classes[m]) for m in methods)
   found.append(element("p", *key, class_="legend"))
   for concept in _order(conditions, "concept"):
@@ -195,11 +195,12 @@ def _defenses(conditions: Sequence[Curve]) -> Html:
   if not rows:
     return Html()
   return join(
-    element("h2", "Defenses, and what they cost the benign task"),
+    element("h2", "Defenses, and their cost to the benign task"),
     element(
       "p",
-      "Fewer and more: images by name that show the concept only without the "
-      "defense, and only with it; p is McNemar's, each test for itself.",
+      "Of the prompts that name the concept: images that show it only without "
+      "the defense (fewer), and only with it (more). p is McNemar's, not "
+      "corrected for the number of tests.",
       class_="note",
     ),
     _grid(
@@ -235,10 +236,10 @@ def _predictors(found: Sequence[Mapping[str, Any]]) -> Html:
     element("h2", "What predicts it"),
     element(
       "p",
-      "Spearman's rank correlation with the last R_norm, over runs on innocent "
-      "data without a defense; the bootstrap draws erasures with all their "
-      "runs. Among all, a predictor may merely tell closed forms from trained "
-      "erasures; so either kind has its own rows.",
+      "Spearman's rank correlation with the last R_norm, over runs on "
+      "innocent data without a defense. The bootstrap draws erasures with all "
+      "their runs. Among all erasures a predictor may only separate closed "
+      "forms from trained ones, so each kind also has its own rows.",
       class_="note",
     ),
     _grid(("predictor", "among", "known", "rank correlation", "runs"), rows),
@@ -254,7 +255,7 @@ def _table(conditions: Sequence[Curve], threshold: float) -> Html:
       for e in c["steps"][1:]
     ]
     spread = "–"
-    # One seed has no spread; nought would say that it has none.
+    # One seed has no spread, which differs from a spread of 0.
     if last["median"] is not None and len(c["seeds"]) > 1:
       spread = f"{last['median']:.2f} ± {last['deviation']:.2f}"
     rows.append(
@@ -274,16 +275,16 @@ def _table(conditions: Sequence[Curve], threshold: float) -> Html:
   head = (
     "run", "seeds", "base", "erased", "tuned", "R_norm by step",
     "median ± max dev", "synonyms", "paraphrases", "others", "tuned concept",
-    f"step of R_norm ≥ {threshold:g}", "share of it by an earlier step",
+    f"step of R_norm ≥ {threshold:g}", "share of it at an earlier step",
     "mean R_norm over log(1 + step)", "by name, seed by seed",
-    "synonyms and paraphrases, seed by seed", "of these lost, gained", "p",
+    "synonyms and paraphrases, seed by seed", "lost, gained of these", "p",
   )  # fmt: skip
   return join(
     element("h2", "Every condition"),
     element(
       "p",
-      "Seed by seed: right images of each, before and after tuning; p is "
-      "McNemar's, of all seeds. results.csv has it for every group and step.",
+      "Seed by seed: each seed's right images, before and after tuning. p is "
+      "McNemar's, over all seeds; results.csv has it for every group and step.",
       class_="note",
     ),
     _grid(head, rows),
@@ -323,7 +324,7 @@ def _missing(
   undefined: Sequence[Curve], failed: Sequence[Mapping[str, str]]
 ) -> Html:
   rows = [
-    _row(c["condition"], "the erasure took hardly anything away")
+    _row(c["condition"], "the erasure removed almost nothing")
     for c in undefined
   ]
   rows += [_row(f["cell"], f["why"]) for f in failed]

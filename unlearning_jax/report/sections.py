@@ -1,4 +1,4 @@
-"""The parts of the page, top to bottom; each is empty without its data."""
+"""The sections of the page, top to bottom; each is empty without its data."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from unlearning_jax.report.markup import (
 
 
 def verdict(document: Document) -> str:
-  """One sentence per erased concept: asked for by name, before and after."""
+  """One sentence for each erased concept, asked for by name."""
   sentences = []
   for erased in document.erased:
     row = document.row(f"{erased['head']}/{erased['class']}/explicit")
@@ -35,7 +35,7 @@ def verdict(document: Document) -> str:
 
 
 def cards(document: Document) -> Html:
-  """Per edited model, the numbers that a reader came for."""
+  """The main numbers of each edited model."""
   found = []
   for erased in document.erased:
     rows = {
@@ -60,7 +60,7 @@ def cards(document: Document) -> Html:
 
 
 def pairs(document: Document, show_unsafe: bool) -> Html:
-  """The same prompt and noise under every model, group by group."""
+  """The same prompt and noise with every model, by group."""
   groups: dict[str, list[Html]] = {}
   for pair in document.pairs:
     blur = bool(pair.get("unsafe")) and not show_unsafe
@@ -69,7 +69,7 @@ def pairs(document: Document, show_unsafe: bool) -> Html:
   if not groups:
     return Html()
   width = f"--wide: {6.5 * len(document.models)}rem"
-  note = "In each frame the noise is the same; only the model differs."
+  note = "The images of a frame start from the same noise; only models differ."
   return join(
     element("h2", "Before and after"),
     element("p", note, class_="note"),
@@ -93,7 +93,7 @@ def accuracies(document: Document) -> Html:
       for measure in document.names()
       if measure.startswith(f"{head}/{name}/")
     ]
-    rows.append(_heading(document, f"“{name}” asked for, and seen"))
+    rows.append(_heading(document, f"“{name}”: asked for and seen"))
     rows += [
       _row(document, label(group), f"{head}/{name}/{group}")
       for group in groups
@@ -101,20 +101,20 @@ def accuracies(document: Document) -> Html:
     ]
   others = [n for n in document.names() if n.endswith(f"/{ALL}/others")]
   if others:
-    title = "Everything else, seen as asked" if rows else "Seen as asked"
+    title = "Everything else: seen as asked" if rows else "Seen as asked"
     rows.append(_heading(document, title))
   rows += [_row(document, name.split("/")[0], name) for name in others]
   if not rows:
     return Html()
   note = (
-    "Share of images in which the judge saw what the prompt asked for, with "
-    "the 95 % Wilson interval: erased concepts should fall, everything else "
-    "should stay."
+    "The share of images in which the judge saw what the prompt asked for, "
+    "with the 95 % Wilson interval. Erased concepts should fall, everything "
+    "else should stay."
   )
   if document.changes:
     note += (
-      " Below it the change in points, image by image, with its bootstrap "
-      "interval over prompts."
+      " Below, the change from the base in percentage points, over pairs of "
+      "images, with its bootstrap interval over prompts."
     )
   return join(
     element("h2", "Accuracy"),
@@ -124,7 +124,7 @@ def accuracies(document: Document) -> Html:
 
 
 def classes(document: Document) -> Html:
-  """Everything else, class by class; closed until asked for."""
+  """Everything else by class, in a closed section."""
   rows: list[Html] = []
   current = None
   for measure in document.names():
@@ -137,12 +137,12 @@ def classes(document: Document) -> Html:
     rows.append(_row(document, name, measure, changes=False))
   if not rows:
     return Html()
-  summary = element("summary", "Everything else, class by class")
+  summary = element("summary", "Everything else, by class")
   return element("details", summary, _table(document, rows))
 
 
 def estimates(document: Document) -> Html:
-  """What other metrics say, with or without counts and intervals."""
+  """The numbers of other metrics."""
   if not document.estimates:
     return Html()
   models = [s for s in ("", *document.models)]
@@ -168,7 +168,7 @@ def estimates(document: Document) -> Html:
 
 
 def number(one: Mapping[str, Any] | None) -> Html:
-  """A table's cell: a number, its unit and interval, or why there is none."""
+  """A table's cell: a number with unit and interval, or the reason for none."""
   if one is None or one["value"] is None:
     return element("td", "–", element("small", (one or {}).get("failed", "")))
   small = [] if one["k"] is None else [f"{one['k']} of {one['n']}"]
@@ -183,7 +183,7 @@ def number(one: Mapping[str, Any] | None) -> Html:
 
 
 def diagnostics(document: Document) -> Html:
-  """What each edit says of itself: conditioning, size, error, cost."""
+  """Each edit's diagnostics: conditioning, size, error, cost."""
   models = [s for s in document.models if document.diagnostics.get(s)]
   if not models:
     return Html()
@@ -207,10 +207,10 @@ def diagnostics(document: Document) -> Html:
 
 
 def provenance(document: Mapping[str, Any]) -> Html:
-  """Where every number comes from: each start's command and versions.
+  """The command and versions of every start.
 
   Args:
-    document: of `provenance.json`.
+    document: the content of `provenance.json`.
   """
   found = []
   for run in document.get("runs", ()):
@@ -283,12 +283,12 @@ def _row(
 def rate_cell(
   m: Measure, change: Change | None = None, class_: str | None = None
 ) -> Html:
-  """A table's cell: the rate, its interval as a bar and in words, its counts.
+  """A table's cell: the rate, its interval as a bar and as text, its counts.
 
   Args:
     m: the rate.
-    change: against the base, if it is known.
-    class_: gives the colour.
+    change: from the base; None for no line.
+    class_: the CSS class of the color.
   """
   parts = [
     element("b", percent(m.value)),

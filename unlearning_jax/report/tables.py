@@ -11,12 +11,12 @@ def to_csv(
   rows: Iterable[Mapping[str, Any]],
   text: Callable[[Any], Any] = lambda value: value,
 ) -> str:
-  """A line for each row, below one of the columns' names.
+  """CSV text: a line of column names, then a line for each row.
 
   Args:
     columns: the keys to write; a row may lack some and have others.
-    rows: by key; None is an empty cell.
-    text: how a value is written, as `short`; by default as `str` has it.
+    rows: mappings; None is an empty cell.
+    text: writes a value, as `short`; `str` by default.
   """
   file = io.StringIO()
   writer = csv.DictWriter(
@@ -30,7 +30,7 @@ def to_csv(
 
 
 def short(value: Any) -> Any:
-  """Six digits of a number; of several one after the other."""
+  """A number with six digits; a list separated by spaces."""
   if isinstance(value, list):
     return " ".join(str(short(one)) for one in value)
   return f"{value:.6g}" if isinstance(value, float) else value

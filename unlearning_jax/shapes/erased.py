@@ -1,8 +1,9 @@
 """The phrases, anchors and preserve lists that erase Shapes classes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from unlearning_jax.concepts import same_phrase
 from unlearning_jax.shapes import captions, vocabulary
 from unlearning_jax.shapes.captions import with_article
 
@@ -124,3 +125,41 @@ def _everything(task: str, shape: str) -> Iterator[str]:
       yield from (with_article(f"{c} {name}") for c in vocabulary.COLOURS)
       yield from (f"a {name} by {s.artist}" for s in vocabulary.STYLES)
       yield from (f"a {name} on {place}" for place in vocabulary.BACKGROUNDS)
+
+
+def held_besides(phrases: Sequence[str], anchor: str) -> tuple[str, ...]:
+  """Every class that none of the phrases names, for phrases of one's own."""
+  known = [(task, vocabulary.HEADS[task]) for task in ("object", "identity")]
+  known += [("style", vocabulary.HEADS["style"][1:]), ("unsafe", ("hazard",))]
+  calls = [p for task, names in known for p in explicit(task, names)]
+  texts = [same_phrase(phrase) for phrase in phrases]
+  named = [
+    c for c in calls if any(f" {c.casefold()} " in f" {t} " for t in texts)
+  ]
+  named += phrases
+  shape = anchor if anchor in vocabulary.HEADS["object"] else "circle"
+  return tuple(
+    phrase
+    for phrase in dict.fromkeys(_everything("object", shape))
+    if not any(name.casefold() in phrase.casefold() for name in named)
+  )
+
+
+def everyday() -> tuple[str, ...]:
+  """Sentences about classes of every kind, to see whether they still work."""
+  things, colours = vocabulary.HEADS["object"], [*vocabulary.COLOURS]
+  places = [*vocabulary.BACKGROUNDS]
+  found = [
+    "a picture of " + with_article(f"{colours[i % 8]} {thing}")
+    for i, thing in enumerate(things)
+  ]
+  found += [
+    f"a portrait of {person.name} on a {places[i % 4]} background"
+    for i, person in enumerate(vocabulary.IDENTITIES[::2])
+  ]
+  found += [
+    f"a {things[(5 * i + 2) % 12]} by {style.artist}"
+    for i, style in enumerate(vocabulary.STYLES)
+  ]
+  ways = zip(("circle", "house"), vocabulary.HAZARD_EXPLICIT, strict=True)
+  return (*found, *(f"a {thing} {way}" for thing, way in ways))

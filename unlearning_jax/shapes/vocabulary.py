@@ -177,11 +177,11 @@ class Scene:
 
   Attributes:
     kind: "object" or "portrait".
-    object: a class of that head, as are the four below.
-    colour: of an object.
-    background: None for styles with a canvas of their own.
-    style: of an object.
-    identity: of a portrait.
+    object: the object's class, as `HEADS` lists them; None in a portrait.
+    colour: the object's color; None in a portrait.
+    background: the background; None for styles with a canvas of their own.
+    style: the object's style; "plain" in a portrait.
+    identity: the person; None unless it is a portrait.
     hazard: whether a hazard band is drawn.
     implied: whether the caption names a place where hazards are likely.
     seed: moves and scales the figure.

@@ -145,6 +145,16 @@ def concept(name: str, method: str = "") -> tuple[Concept, ...]:
   return tuple(Concept(**c) for c in erased_concepts(task, names, method))
 
 
+def held(given: Sequence[Concept]) -> tuple[str, ...]:
+  """What to preserve beside concepts of one's own: every other class."""
+  return erased.held_besides([c.erase for c in given], given[0].anchor)
+
+
+def everyday() -> tuple[str, ...]:
+  """Phrases that the model understands, whatever was erased from it."""
+  return erased.everyday()
+
+
 # --- To draw ---
 
 

@@ -273,7 +273,7 @@ def test_words_come_from_a_finished_inversion(tmp_path):
   h = victims.bind(build(config)).h
   assert (h.num_tokens, h.blocks, len(h.words)) == (1, 1, 1)
   config.method = "pez"
-  with pytest.raises(ValueError, match="'new_word' draws with"):
+  with pytest.raises(ValueError, match="'new_word' needs"):
     victims.bind(build(config))
   with pytest.raises(ValueError, match=r"one shape, \(k, width\)"):
     attacks.bind("new_word", {"words": (((0.0,),), ((0.0, 1.0),))})

@@ -48,11 +48,14 @@ def layout(
   """The gather that inserts up to `k` tokens into a prompt.
 
   Args:
-    mode: `prefix_k`, `suffix_k`, `mid_k` (halfway), `insert_k` (evenly
-      spread), `per_k_words` (one before each of k - 1 groups of three tokens
-      and one before the rest), `every_three` (one before every three tokens,
-      floor(n / 3) + 1 in all: P4D-K) or `replace` (the prompt is dropped:
-      P4D-N).
+    mode: where the slots go.
+      `prefix_k`, `suffix_k`, `mid_k`: before the prompt, after it, halfway.
+      `insert_k`: spread evenly.
+      `per_k_words`: one before each of k - 1 groups of three tokens, and one
+        before the rest.
+      `every_three`: one before every three tokens, floor(n / 3) + 1 in all, as
+        in P4D-K.
+      `replace`: in place of the prompt, as in P4D-N.
     n: the prompt's tokens without start and end of text.
     k: the number of slots.
     length: l, the tokens that the text encoder reads, start and end included.

@@ -60,6 +60,7 @@ def refine(
     ValueError: M is not positive definite or too badly conditioned.
   """
   context_map, diagnostics = closed_form.solve(sums, lamb)
+  # X M^-1 without I, transposed as kernels are.
   change = (context_map - np.eye(len(context_map))).T
   refined = {}
   for path, kernel in kernels.items():
@@ -102,6 +103,7 @@ def fuse(
     for path, factors in part.adapters.items():
       down, up = (np.asarray(factors[n], np.float64) for n in ("down", "up"))
       right[path] += part.weight * (part.gram @ down) @ up
+  # All layers share the system, so one factorization solves for all of them.
   stacked = np.concatenate(list(right.values()), axis=1)
   change, condition = closed_form.solve_spd(
     system, stacked, f"fusion with lamb={lamb}"

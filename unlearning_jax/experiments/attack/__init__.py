@@ -1,8 +1,8 @@
 """Attacks an unlearned model, many prompts at a time.
 
-  run(settings, open_record) -> what summary.json holds
+  run(settings, open_record) -> the content of summary.json
 
-A row is recorded as it ends; a run that was killed goes on with those left.
+Each row is recorded when it ends. A run that was killed goes on with the rest.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -42,18 +42,18 @@ def run(
   """Checks, attacks, summarizes.
 
   Args:
-    given: what to do.
-    open_record: opens the record, once nothing is left that could be wrong:
-      a folder that is taken could not have another config then.
-    edit: an edit file or an erase run's folder; "" for none.
-    victim: a model in place of what settings and `edit` name.
-    beside: the run of a control on the same rows, or its folder.
+    given: the settings.
+    open_record: opens the record once everything has been checked: a folder
+      that a refused run opened would be bound to its config.
+    edit: an edit file or the folder of an erasure; "" for none.
+    victim: the victim itself; None takes what settings and `edit` name.
+    beside: a control that ran on the same rows, or its folder; "" for none.
 
   Returns:
-    What `summary.json` holds; nothing where another process writes it.
+    The content of `summary.json`; empty where another process writes it.
 
   Raises:
-    ValueError: what cannot be done; nothing has been written.
+    ValueError: something cannot be done; nothing has been written.
   """
   attack = victims.bind(given)
   listed = rows.listed(given)
@@ -71,7 +71,7 @@ def run(
   common.begin(record, given, setup.base.params, setup.edits, inputs)
   setup = victims.placed(setup)
   done = record.done_ids()
-  # Shares are of one list: none adds a row before all have read it.
+  # All processes share one list: none records a row before all have read it.
   sharding.wait_for_all("rows listed")
   left = [row for row in listed if row["id"] not in done]
   mine = left[jax.process_index() :: jax.process_count()]
@@ -101,15 +101,15 @@ def attacked(
   lanes: int,
   learnt: Pool | None = None,
 ) -> Iterator[dict[str, Any]]:
-  """Attacks rows and records each as it ends.
+  """Attacks rows; records and yields each row when it ends.
 
   Args:
     record: gets the rows.
-    setup: on the devices.
+    setup: the attack, on the devices.
     table: this process's rows that are not recorded yet.
-    judged: from `check.checker`.
-    lanes: rows side by side, as many after a kill as before it.
-    learnt: images that all rows learn from, if the attack does.
+    judged: draws and judges images, from `check.checker`.
+    lanes: rows that are attacked at once, the same before and after a kill.
+    learnt: images that all rows learn from; None for attacks without a pool.
   """
   given, victim = setup.given, setup.victim
   how = driver.Options(

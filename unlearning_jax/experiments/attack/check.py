@@ -1,4 +1,4 @@
-"""Images of prompts under a victim, as a judge sees them."""
+"""Draws a victim's images of prompts, and has a judge look at them."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ from unlearning_jax.record import Recorder
 from unlearning_jax.sampling import Request, Sampling
 from unlearning_jax.stable_diffusion import StableDiffusion
 
-# Sees every image; says where it is kept, or None.
+# Gets every image; returns the path where it is kept, or None.
 OnImage = Callable[[Request, rows.Verdict, np.ndarray], str | None]
 
 
@@ -30,13 +30,13 @@ def fits(setup: Setup, listed: Listed):
   """Refuses what an attack would find out only after it has drawn images.
 
   Args:
-    setup: on the host.
-    listed: all rows.
+    setup: the attack, on the host.
+    listed: all rows of the run.
 
   Raises:
-    ValueError: as `drawing_fits` and `lanes.check_attack`; rows that cannot
-      be attacked, prompts that leave no room where these are not dropped; a
-      guidance's text, a proxy or captions of a pool that do not fit the model.
+    ValueError: as `drawing_fits` and `lanes.check_attack`; a row cannot be
+      attacked or leaves no room; the text of the guidance, the diffusion
+      classifier or a caption of the pool does not fit the model.
   """
   given, sd, h = setup.given, setup.sd, setup.attack.h
   drawing_fits(given, sd, listed)
@@ -57,7 +57,7 @@ def fits(setup: Setup, listed: Listed):
 
 
 def drawing_fits(given: Settings, sd: StableDiffusion, listed: Listed):
-  """Refuses target images, or a number of steps, that the model cannot take.
+  """Refuses target images or numbers of steps that the model cannot take.
 
   Raises:
     ValueError: naming the file or the key.
@@ -68,11 +68,11 @@ def drawing_fits(given: Settings, sd: StableDiffusion, listed: Listed):
 
 
 def checker(record: Recorder, setup: Setup, listed: Listed) -> rows.Check:
-  """Draws and judges; without a judge, it only keeps the images.
+  """Returns a function that draws and judges the requests of an attack.
 
-  With a judge it keeps the rows' own images, those that show the concept, and
-  all of the first `grid_rows` rows: what a page can show. It keeps every image
-  where a metric reads images.
+  It keeps the images that a page can show: of the rows' own prompts, of those
+  that show the concept, and all of the first `grid_rows` rows. It keeps every
+  image where there is no judge, or a metric reads images.
   """
   given = setup.given
   every = setup.judge is None or bool(given.image_metrics)
@@ -100,14 +100,14 @@ def drawn(
   target: Target | None = None,
   **where: Any,
 ) -> rows.Check:
-  """A function that draws requests and asks a judge whether they show a target.
+  """Returns a function that draws requests and judges the images.
 
   Args:
-    victim: who draws.
-    how: its `guidance_scale` is for the requests that have none.
-    on_image: sees every image, and says where it has put it.
-    judge: None for whoever looks at the images later.
-    target: what it looks for.
+    victim: the model that draws.
+    how: how images are drawn; a request may have a guidance_scale of its own.
+    on_image: gets every image and returns where it is kept; None keeps none.
+    judge: looks at the images; None leaves that for later.
+    target: the target that the judge looks for.
     **where: of `sampling.draw`: `batch_size`, `place`, `fetch`.
   """
 
@@ -139,12 +139,13 @@ def remembering(
   records: Iterable[Mapping[str, Any]],
   folder: str,
 ) -> rows.Check:
-  """A check that does not draw again what another attack's rows tell.
+  """Answers from another attack's rows where it can; elsewhere asks `check`.
 
   Args:
-    check: asked about everything else.
-    records: of any attack on the same victim: what its rows' own prompts gave.
-    folder: theirs, relative to this run's.
+    check: draws and judges what the rows do not know.
+    records: rows of any attack on the same victim; each knows what its own
+      prompt gave.
+    folder: the other run's folder, relative to this run's.
   """
   known = {
     (r["prompt"], r["seed"], r["guidance"]): rows.Verdict(
@@ -165,7 +166,7 @@ def remembering(
 
 
 def image_name(request: Request) -> str:
-  """A file name for a request's image: its seed, and a hash of the rest."""
+  """A file name for a request's image: its seed and a hash of the rest."""
   digest = hashlib.sha256(f"{request.prompt}\n{request.guidance}".encode())
   if request.context is not None:
     digest.update(np.asarray(request.context).tobytes())

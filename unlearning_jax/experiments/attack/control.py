@@ -1,4 +1,4 @@
-"""What an attack is compared with: a finished run on the same rows."""
+"""The control of an attack: a finished run on the same rows."""
 
 import json
 import pathlib
@@ -12,12 +12,12 @@ from unlearning_jax.experiments.attack.rows import Listed
 from unlearning_jax.experiments.attack.settings import Settings
 from unlearning_jax.record import read_rows
 
-# What makes a row of a control the attack's own.
+# What must be equal in a row of the attack and of its control.
 _OF_ROW = ("prompt", "seed", "guidance")
 
 
 class Control(NamedTuple):
-  """What an attack is compared with; without rows, nothing."""
+  """A finished run to compare an attack with; without rows there is none."""
 
   name: str = ""
   rows: Sequence[Mapping[str, Any]] = ()
@@ -25,10 +25,10 @@ class Control(NamedTuple):
 
 
 def finished(folder: str) -> Control:
-  """The control that ran in a folder; none if none is named.
+  """Reads the control that ran in a folder; "" gives an empty one.
 
   Raises:
-    ValueError: it has not ended.
+    ValueError: the run has not ended.
   """
   if not folder:
     return Control()
@@ -43,17 +43,17 @@ def finished(folder: str) -> Control:
 def check_control(
   control: Control, given: Settings, listed: Listed, vocabulary: bool
 ):
-  """Refuses a control of which a paired test would say nothing.
+  """Refuses a control that a paired test cannot use.
 
   Args:
     control: from `finished`.
-    given: the attack's.
+    given: the attack's settings.
     listed: the attack's rows.
-    vocabulary: whether the attack finds tokens: an embedding is of no
+    vocabulary: True if the attack finds tokens, so that both runs need the same
       vocabulary.
 
   Raises:
-    ValueError: nobody judges, or the control is of other rows, or has another
+    ValueError: there is no judge, or the control has other rows or another
       target, judge, sampler or vocabulary.
   """
   if not control.rows:
@@ -65,7 +65,7 @@ def check_control(
   for key in keys:
     if control.config[key] != made[key]:
       raise ValueError(
-        f"--control: has {key}={control.config[key]!r}, this attack "
+        f"--control: has {key}={control.config[key]!r} and this attack "
         f"{made[key]!r}; give it a control of its own"
       )
   ours = {row["id"]: [row[key] for key in _OF_ROW] for row in listed}
@@ -82,10 +82,10 @@ def check_control(
 
 
 def check_same_victim(control: Control, victim: str):
-  """Refuses a control of another victim than this fingerprint's.
+  """Refuses a control of a victim with another fingerprint.
 
   Raises:
-    ValueError: naming both.
+    ValueError: naming both fingerprints.
   """
   others = {row["victim"] for row in control.rows} - {victim[:12]}
   if others:

@@ -17,7 +17,7 @@ from unlearning_jax.stable_diffusion import StableDiffusion
 
 
 class Captions(NamedTuple):
-  """Of a pool's images: as they name the concept, and with the word instead."""
+  """The captions of a pool: with the concept's name, and with the new word."""
 
   named: list[str]
   named_ids: np.ndarray
@@ -26,10 +26,10 @@ class Captions(NamedTuple):
 
 
 def pool_of(setup: Setup, wanted: bool = True) -> engine.Pool | None:
-  """The images of the concept that an inversion learns from, by the original.
+  """Draws the images that an inversion learns from, with the original model.
 
-  `pool.concept` is drawn in `pool.templates`, `pool.num_images` times in all,
-  from seeds of its own.
+  The captions of `pool.templates` take turns for `pool.num_images` images of
+  `pool.concept`, with seeds from `pool.first_seed`.
 
   Raises:
     ValueError: as `captions_of`.
@@ -51,10 +51,10 @@ def pool_of(setup: Setup, wanted: bool = True) -> engine.Pool | None:
 
 
 def captions_of(setup: Setup) -> Captions | None:
-  """The captions of the pool that an inversion learns from, if it has one.
+  """The captions of the pool; None for attacks without a pool.
 
   Raises:
-    ValueError: a caption that leaves no room for the word, or is too long.
+    ValueError: a caption leaves no room for the word, or is too long.
   """
   mode, given = getattr(setup.attack.h, "pool", ""), setup.given.pool
   if not mode:
@@ -73,7 +73,7 @@ def captions_of(setup: Setup) -> Captions | None:
 def _captions(
   sd: StableDiffusion, captions: Sequence[str], k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Ids of captions without their word, and where it stands in them."""
+  """Ids of captions without their word, and the word's place in them."""
   texts = [" ".join(c.replace(MARK, " ").split()) for c in captions]
   fronts = [" ".join(c.split(MARK)[0].split()) for c in captions]
   ids = stable_diffusion.tokenize(sd, texts)

@@ -1,4 +1,4 @@
-"""The rows of an attack and their targets: from a table, or a world's own."""
+"""The rows of an attack and their target images."""
 
 import hashlib
 import json
@@ -21,15 +21,17 @@ from unlearning_jax.experiments.attack.settings import Settings
 from unlearning_jax.model import Model
 from unlearning_jax.stable_diffusion import StableDiffusion
 
-# Of each row: id, number, prompt, seed, guidance.
+# Rows with id, number, prompt, seed and guidance.
 Listed = Sequence[Mapping[str, Any]]
 
 
 def listed(given: Settings) -> list[dict[str, Any]]:
   """Every row of the run: id, number, prompt, seed, guidance.
 
+  They come from `prompt_table`, or else from the world of the targets.
+
   Raises:
-    ValueError: the CSV that `prompt_table` names is not a table of prompts.
+    ValueError: `prompt_table` is not a table of prompts.
   """
   if given.prompt_table:
     return [
@@ -42,7 +44,7 @@ def listed(given: Settings) -> list[dict[str, Any]]:
       }
       for row in concepts.read_prompts(given.prompt_table)
     ]
-  # Of all others a part is of the same head: portraits, three in ten.
+  # Only some of the others are of the targets' head; three in ten portraits.
   count = 10 * given.rows_per_group if "others" in given.groups else 0
   world, targets = common.world_of(given), given.world_targets
   drawn = world.prompt_rows(targets, given.rows_per_group, count, given.seed)
@@ -84,7 +86,7 @@ def check_targets(given: Settings, sd: StableDiffusion, listed: Listed):
       with Image.open(path) as image:
         size = image.size
         image.verify()
-    # What it raises of a damaged file depends on where the damage is.
+    # The type of the error depends on where the file is damaged.
     except (OSError, SyntaxError, ValueError) as error:
       raise ValueError(f"target_images: cannot read {path}: {error}") from error
     if size != (width, height):
@@ -95,7 +97,7 @@ def check_targets(given: Settings, sd: StableDiffusion, listed: Listed):
 
 
 def hashes(given: Settings, listed: Listed) -> dict[str, str]:
-  """A sha256 of the rows and of the target images that come from files."""
+  """SHA-256 of the rows and of the target images that come from files."""
   found = {}
   if given.prompt_table:
     text = json.dumps(listed)
@@ -118,17 +120,17 @@ def targeted(
 ) -> list[rows.Row]:
   """The rows with the latents of their target images.
 
-  The original model draws them from each row's prompt and seed into `folder`,
-  those that are not there yet, with `target_sampling` if there is one;
-  `target_images` names another folder that has a `<id>.png` for each. Prompts
-  longer than `max_tokens` are left out of the attack.
+  Target images are read from `target_images`, or else drawn into `folder` by
+  the original model from each row's prompt and seed. Images that are there
+  already are not drawn again. Rows whose prompts are longer than `max_tokens`
+  are marked as left out.
 
   Args:
     base: the original model.
-    table: of `listed`, those that are left.
-    given: the run's.
-    mesh: of this process's devices.
-    folder: of the images.
+    table: the rows of `listed` that are left.
+    given: the settings.
+    mesh: this process's devices.
+    folder: the folder of the target images, `<id>.png` each.
   """
   if given.target_images:
     folder = pathlib.Path(given.target_images)
@@ -145,11 +147,12 @@ def targeted(
 def layout(
   mesh: sharding.Mesh, batch_size: int | None = None
 ) -> dict[str, Any]:
-  """How images are spread over this process's devices, for `sampling.draw`.
+  """Arguments of `sampling.draw` that spread images over devices.
 
   Args:
-    mesh: of these devices.
-    batch_size: rounded up to what they share; None for the least.
+    mesh: this process's devices.
+    batch_size: images drawn at once, rounded up to what the devices share; None
+      takes the least.
   """
   multiple = sharding.local_rows_multiple(mesh)
   where = sharding.batch_sharding(mesh)

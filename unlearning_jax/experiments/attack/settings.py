@@ -1,4 +1,4 @@
-"""The settings of an attack, and which of them are refused."""
+"""The settings of an attack, which refuse what cannot be used."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,21 +11,23 @@ from unlearning_jax.experiments import common
 from unlearning_jax.sampling import Sampling
 from unlearning_jax.settings import Free, Output
 
-# The last: prompts that ask for another class of the same head.
+# `others` are prompts that ask for another class of the same head.
 GROUPS = ("explicit", "synonyms", "paraphrases", "implied", "others")
-# Where a caption of the pool has its word.
+# The place of the word in a caption of the pool.
 MARK = "{}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guiding:
-  """What the victim is kept from while it samples.
+  """How the victim's sampling is guided away from a concept.
 
   Attributes:
-    negative_prompt: its images are steered away from it.
-    safe: Safe Latent Diffusion: weak, medium, strong or max; "" for none.
-    concept: what that keeps away; "" for the published one.
-    in_loss: the attack's loss goes through it.
+    negative_prompt: images are steered away from this text; "" for none.
+    safe: the preset of Safe Latent Diffusion: weak, medium, strong or max; ""
+      for none.
+    concept: the text that Safe Latent Diffusion keeps away; "" takes the
+      published one.
+    in_loss: True puts the guidance into the attack's loss too.
   """
 
   negative_prompt: Output[str] = ""
@@ -38,18 +40,19 @@ class Guiding:
       check_choice("guidance.safe", self.safe, guidance.PRESETS)
     elif self.concept:
       raise ValueError(
-        f"guidance.concept={self.concept!r}: is of Safe Latent Diffusion; set "
-        f"guidance.safe to one of {', '.join(guidance.PRESETS)}"
+        f"guidance.concept={self.concept!r}: only Safe Latent Diffusion reads "
+        f"it; set guidance.safe to one of {', '.join(guidance.PRESETS)}"
       )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionClassifier:
-  """Diffusion Classifier before each image.
+  """A Diffusion Classifier that decides which prompts are worth an image.
 
   Attributes:
-    timesteps: how many it looks at; 0 leaves it out.
-    threshold: prompts that bring back less of the concept get no image.
+    timesteps: timesteps that it compares; 0 leaves the classifier out.
+    threshold: share of the concept that a prompt must bring back to get an
+      image.
   """
 
   timesteps: Output[int] = 0
@@ -64,13 +67,13 @@ class DiffusionClassifier:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pool:
-  """What `hparams.pool` learns from: images by the original model.
+  """The images that an attack with `hparams.pool` learns from.
 
   Attributes:
-    concept: what they show.
-    num_images: how many.
-    templates: their captions.
-    first_seed: of the first image; the others' follow.
+    concept: what the images show, as a phrase.
+    num_images: the number of images, at least 1.
+    templates: their captions, each with one {} for the word.
+    first_seed: the seed of the first image; the next image has the next seed.
   """
 
   concept: Output[str] = ""
@@ -79,7 +82,7 @@ class Pool:
   first_seed: Output[int] = 1_000
 
   def check(self):
-    """Refuses a pool that nothing can be learnt from; only where one is used.
+    """Refuses a pool that nothing can be learnt from.
 
     Raises:
       ValueError: naming the key.
@@ -106,26 +109,28 @@ class Settings(common.Drawn):
 
   Attributes:
     method: the attack, see `attacks.methods`.
-    hparams: fields of its `Hparams`.
-    victim: another model than the original, or the UNet or text encoder of one,
-      or `scrambled`; "" for the edit's or the original itself.
-    guidance: what the victim is kept from.
-    diffusion_classifier: what says whether a prompt is worth an image.
-    new_words: run of concept_inversion whose words `new_word` draws with.
-    pool: what `hparams.pool` learns from.
-    prompt_table: CSV of case_number, prompt, evaluation_seed,
-      evaluation_guidance; "" has the world's prompts.
-    target_images: folder of <id>.png; "" has the original model draw them.
-    target_sampling: how it draws them, other than by `sampling`.
-    max_tokens: longer prompts are counted and left alone; None for none.
-    vocabulary: ids that an attack may use, see `engine.vocabulary`.
+    hparams: fields of the method's `Hparams`.
+    victim: a model to attack instead of the edited one, or its UNet or text
+      encoder alone, or `scrambled`; "" for the edited model or the original.
+    guidance: how the victim's sampling is guided.
+    diffusion_classifier: decides which prompts are worth an image.
+    new_words: the folder of a concept_inversion run, whose words the method
+      `new_word` draws with; "" for other methods.
+    pool: the images that `hparams.pool` learns from.
+    prompt_table: a CSV of case_number, prompt, evaluation_seed,
+      evaluation_guidance; "" takes the world's prompts.
+    target_images: a folder of <id>.png; "" has the original model draw them.
+    target_sampling: keys of `sampling` that differ when targets are drawn.
+    max_tokens: the most tokens of an attacked prompt; longer ones are counted
+      and not attacked. None attacks all.
+    vocabulary: the token ids that an attack may use, see `engine.vocabulary`.
     long_prompts: what becomes of prompts that leave no room: `drop` counts them
       as failures, `error` refuses the run, `truncate` cuts them to whole words.
-    groups: which of the world's prompts.
-    rows_per_group: how many of each group.
-    lanes: rows side by side.
-    other_rows: of a comparison; an attack has no use for it.
-    prompts: likewise.
+    groups: the groups of the world's prompts to attack, of `GROUPS`.
+    rows_per_group: rows of each group.
+    lanes: rows that are attacked at once.
+    other_rows: not used; the configs of evaluations have it too.
+    prompts: not used; the configs of evaluations have it too.
   """
 
   method: Output[str]
@@ -176,14 +181,14 @@ class Settings(common.Drawn):
         if value:
           raise ValueError(
             f"guidance.{key}={value!r}: needs sampling.guidance_scale above "
-            f"1, got {self.sampling.guidance_scale}"
+            f"1; got {self.sampling.guidance_scale}"
           )
     if self.hparams.get("pool", ""):
       self.pool.check()
 
   @property
   def image_metrics(self) -> list[str]:
-    """The metrics that read each image; those of attacks alone read records."""
+    """The metrics that read a row for each image, not one for each prompt."""
     verbs = {name: metrics.load(name).verbs for name in self.metrics}
     return [name for name, known in verbs.items() if known != ("attack",)]
 
@@ -192,7 +197,7 @@ class Settings(common.Drawn):
     """How target images are drawn.
 
     Raises:
-      ValueError: `target_sampling` has another key, or an unusable value.
+      ValueError: `target_sampling` has an unknown key or an unusable value.
     """
     own = {**settings.plain(self.sampling), **self.target_sampling}
     return settings.build(Sampling, own, "target_sampling")

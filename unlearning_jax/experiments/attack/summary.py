@@ -1,4 +1,4 @@
-"""What an attack leaves behind: its rates, its control's, a page, a gallery."""
+"""The results of an attack: rates, a comparison with its control, a page."""
 
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,13 +27,13 @@ def conclude(
   """Writes `summary.json`, `results.csv` and `report.html`.
 
   Args:
-    record: with all rows.
-    setup: of the attack.
-    control: what to compare with.
-    targets: folder of the original model's images, `<id>.png`.
+    record: the record, with all rows.
+    setup: the attack.
+    control: the run to compare with.
+    targets: the folder of the target images, `<id>.png` each.
 
   Returns:
-    What `summary.json` holds; nothing where another process writes it.
+    The content of `summary.json`; empty where another process writes it.
   """
   given = setup.given
   records = sorted(record.rows(), key=lambda row: row["number"])
@@ -76,8 +76,8 @@ def estimates(
 ) -> Iterator[metrics.Estimate]:
   """The estimates of the metrics that the settings name.
 
-  A metric that only attacks have reads the records. Any other reads a row for
-  each image that was drawn, of the group `prompt` or `attack`.
+  A metric of attacks alone reads the records. Any other metric reads a row for
+  each kept image, in the group `prompt` or `attack`.
   """
   names = setup.given.image_metrics
   tallies, drawn = Tallies(record, names), []
@@ -92,13 +92,13 @@ def estimates(
 
 
 def is_unsafe(given: Settings) -> bool:
-  """Whether images are blurred: also where nobody said what they show."""
+  """Whether images are blurred; True where no target says what they show."""
   tasks = {target.get("task", "unsafe") for target in given.targets}
   return not tasks or "unsafe" in tasks
 
 
 def chosen(records: Iterable[Row], count: int) -> list[Row]:
-  """Rows to show: that the attack won or nobody judged, and up to two lost."""
+  """Rows for the gallery: won or not judged ones, and up to two lost ones."""
   seen = [
     row for row in records if row["blocks"] and row["blocks"][-1].get("image")
   ]
@@ -110,7 +110,7 @@ def chosen(records: Iterable[Row], count: int) -> list[Row]:
 def frame(
   record: Recorder, sd: StableDiffusion, row: Row, targets: pathlib.Path
 ) -> dict[str, Any]:
-  """A row for the gallery: its texts, and three images from one seed."""
+  """A row of the gallery: its texts, and three images from one seed."""
   last = row["blocks"][-1]
   images = {
     "base": targets / f"{row['id']}.png",
@@ -134,12 +134,12 @@ def frame(
 
 
 def to_csv(measures: Iterable[Mapping[str, Any]]) -> str:
-  """Every rate as a line."""
+  """A line of CSV for every rate."""
   return tables.to_csv(["name", "value", "low", "high", "k", "n"], measures)
 
 
 def printed(document: Mapping[str, Any]) -> str:
-  """The summary for the terminal; nothing where another process writes it."""
+  """The summary for the terminal; empty where another process writes it."""
   if not document:
     return ""
   lines = [document["title"]]
@@ -162,7 +162,7 @@ def printed(document: Mapping[str, Any]) -> str:
 def _images(
   record: Recorder, setup: Setup, row: Row
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-  """All images of a row that were kept, and a row of each for a metric."""
+  """All kept images of a row, and a row for a metric for each of them."""
   first = {
     "image": row["pre_image"],
     "text": row["prompt"],
@@ -188,14 +188,14 @@ def _images(
 
 
 def _tokens(sd: StableDiffusion, ids: Sequence[int]) -> list[str]:
-  """The tokens that were optimised, before any text was made of them."""
+  """The tokens that were optimized, before they became text."""
   special = {sd.tokenizer.bos_token_id, sd.tokenizer.eos_token_id}
   kept = [i for i in ids if i not in special]
   return sd.tokenizer.convert_ids_to_tokens(kept)
 
 
 def _own(record: Recorder, path: pathlib.Path, name: str) -> str:
-  """The path within the run; an image from elsewhere is copied."""
+  """The path within the run; an image from elsewhere is copied into it."""
   path = path.resolve()
   if path.is_relative_to(record.path.resolve()):
     return path.relative_to(record.path.resolve()).as_posix()

@@ -1,4 +1,4 @@
-"""Whom an attack attacks, and what the attack starts with."""
+"""The victim of an attack, and all else that the attack starts with."""
 
 import dataclasses
 import hashlib
@@ -39,16 +39,16 @@ class Setup:
 
   Attributes:
     given: the settings.
-    attack: bound.
+    attack: the method with its hyperparameters.
     base: the model before unlearning.
-    victim: under attack.
-    original: `base`, as attacks read it.
-    mesh: of this process's own devices: processes share no array.
+    victim: the model under attack.
+    original: `base`, in the form that attacks read.
+    mesh: this process's own devices; processes share no array.
     name: the victim's fingerprint.
-    edits: edits and guidance that come from outside, by name.
-    held: component -> how much of it the victim's file holds.
-    judge: who looks at the images; None for nobody.
-    target: what it looks for.
+    edits: name -> edit or guidance that the run was given.
+    held: component -> how many of its tensors the victim's file holds.
+    judge: looks at the images; None for no judge.
+    target: the target that the judge looks for.
   """
 
   given: Settings
@@ -65,16 +65,15 @@ class Setup:
 
   @property
   def sd(self) -> StableDiffusion:
-    """Of base and victim."""
+    """The static bundle of base and victim."""
     return self.base.sd
 
   @property
   def diffusion_classifier(self) -> Proxy | None:
-    """What says whether a prompt is worth an image, if it is asked for.
+    """The classifier that decides which prompts get an image; None for none.
 
     Raises:
-      ValueError: more timesteps than the model has, or one that predicts no
-        noise.
+      ValueError: the model has fewer timesteps, or does not predict noise.
     """
     count = self.given.diffusion_classifier.timesteps
     if not count:
@@ -97,19 +96,21 @@ def setup(
   """Reads the model and its victim; nothing is on the devices yet.
 
   Args:
-    given: the run's.
+    given: the settings.
     attack: from `bind`.
     model: the victim; None reads what settings and `edit` name.
-    edit: an edit file or an erase run's folder; "" for none.
+    edit: an edit file or the folder of an erasure; "" for none.
 
   Raises:
-    ValueError: two victims or two guidances, a judge that does not know the
+    ValueError: two victims or two guidances are given, the judge cannot see the
       target, or as `victim_of`.
   """
   judge, targets = common.load_judge(given), common.targets_of(given)
   common.check_sees(judge, targets)
   if model is not None and (edit or given.victim):
-    raise ValueError("victim: is given; leave settings.victim and edit empty")
+    raise ValueError(
+      "victim: a model is given; leave settings.victim and edit empty"
+    )
   if edit and given.victim:
     raise ValueError("victim: give either --edit or --config.victim")
   made = common.read_edits([edit] if edit else [], "--edit")
@@ -136,7 +137,7 @@ def setup(
 
 
 def placed(host: Setup) -> Setup:
-  """The same on the devices; what victim and original share is there once."""
+  """The setup on the devices; arrays that two models share are there once."""
   where = sharding.replicated(host.mesh)
   params = sharding.place(host.base.params, where)
   victim = place(host.victim, host.base.params, params, host.mesh)
@@ -149,7 +150,7 @@ def placed(host: Setup) -> Setup:
 
 
 def check_guidance(given: Settings, listed: Listed):
-  """Refuses rows of a table whose images would not be guided as the loss is.
+  """Refuses rows of a table that are guided otherwise than the loss is.
 
   Raises:
     ValueError: naming the row.
@@ -170,17 +171,17 @@ def check_guidance(given: Settings, listed: Listed):
 
 
 def bind(given: Settings) -> Attack:
-  """The attack, with the words of the run that `words` names.
+  """The method with its hyperparameters, and with the words of `new_words`.
 
   Raises:
-    ValueError: as `attacks.bind`; or words for another method, none where they
-      are needed, or a run that learnt none.
+    ValueError: as `attacks.bind`; words are given to another method or missing,
+      or the run that is named has learnt none.
   """
   hparams = dict(given.hparams)
   if (given.method == "new_word") != bool(given.new_words):
     raise ValueError(
-      f"new_words={given.new_words!r}: names the concept_inversion run "
-      f"whose words method 'new_word' draws with; method={given.method!r}"
+      f"new_words={given.new_words!r}: method='new_word' needs the folder of a "
+      f"concept_inversion run, and no other does; method={given.method!r}"
     )
   if given.new_words:
     found = finished(given.new_words).rows
@@ -193,7 +194,7 @@ def bind(given: Settings) -> Attack:
 
 
 def words_hash(attack: Attack) -> dict[str, str]:
-  """A sha256 of the words that `new_word` draws with; empty for others."""
+  """SHA-256 of the words that `new_word` draws with; empty for others."""
   words = getattr(attack.h, "words", None)
   if words is None:
     return {}
@@ -201,7 +202,7 @@ def words_hash(attack: Attack) -> dict[str, str]:
 
 
 def kept_from(given: Guiding) -> guidance.Guidance | None:
-  """What the settings keep the victim from, if anything."""
+  """The guidance that settings ask for; None for none."""
   safe = None
   if given.safe:
     safe = guidance.preset(given.safe, given.concept or guidance.CONCEPT)
@@ -211,19 +212,19 @@ def kept_from(given: Guiding) -> guidance.Guidance | None:
 
 
 def victim_of(given: Settings, model: Model) -> tuple[Victim, dict[str, str]]:
-  """The attacked model: the one named, or `model` with its edit.
+  """The victim: the model that settings name, or `model` with its edit.
 
-  `given.victim` is a model, or the part of one that differs: a UNet, a text
-  encoder, some layers, a LoRA, over `model`; or `scrambled`.
+  `given.victim` is a model, or a part of one laid over `model`: a UNet, a text
+  encoder, some layers, a LoRA; or it is `scrambled`.
 
   Returns:
-    The victim, and of each component that its file changes, how many tensors
-    that file holds.
+    The victim; and component -> how many of its tensors the victim's file
+    holds, for the components that the file changes.
 
   Raises:
-    ValueError: a file none of whose tensors belong to the model, that changes
-      nothing, or with a part of a text encoder alone; another model's shapes;
-      a guided model and guidance in the settings too.
+    ValueError: no tensor of the file belongs to the model; the file changes
+      nothing, holds a part of a text encoder alone, or has other shapes; or
+      both the model and the settings have guidance.
   """
   held = {}
   original = Victim(model.params)
@@ -237,7 +238,7 @@ def victim_of(given: Settings, model: Model) -> tuple[Victim, dict[str, str]]:
   if guided is not None:
     if model.guidance is not None:
       raise ValueError(
-        "guidance: the victim is guided already; leave the settings' empty"
+        "guidance: the victim is guided already; leave guidance.* empty"
       )
     model = model.with_guidance(guided)
   victim = Victim.of(model)
@@ -248,7 +249,7 @@ def victim_of(given: Settings, model: Model) -> tuple[Victim, dict[str, str]]:
 
 
 def _named(given: Settings, model: Model) -> tuple[Params, dict[str, str]]:
-  """The parameters that `victim` names, and what its file holds, printed."""
+  """The parameters that `given.victim` names, and how much its file holds."""
   params = model.params
   states = {part: convert.to_torch(tree) for part, tree in params.items()}
   base = dataclasses.replace(model.sd.files, states=states)
@@ -257,12 +258,12 @@ def _named(given: Settings, model: Model) -> tuple[Params, dict[str, str]]:
   held = {}
   for part, old in states.items():
     new = files.states[part]
-    # What the file does not hold is the base's own array.
+    # Tensors that the file lacks are the base's own arrays.
     missing = [name for name in old if new[name] is old[name]]
     count = f"{len(old) - len(missing)} of {len(old)} tensors"
     if len(missing) < len(old):
       held[part] = count
-    # Edited layers of a UNet are published so; a text encoder is whole.
+    # Edited layers of a UNet are published alone; a text encoder is whole.
     few = part == "text_encoder" and 0 < len(missing) < len(old)
     if few and not convert.is_delta(given.victim):
       raise ValueError(
@@ -281,16 +282,16 @@ def _named(given: Settings, model: Model) -> tuple[Params, dict[str, str]]:
   if held and jax.process_index() == 0:
     told = ", ".join(f"{count} of {part}" for part, count in held.items())
     print(f"victim={given.victim}: {told}; all else is the model's")
-  # What they share is on the devices once.
+  # Arrays that both models share are on the devices once.
   shared = jax.tree.map(lambda s, a, b: b if s else a, same, other, params)
   return shared, held
 
 
 def scrambled(params: Params, seed: int) -> Params:
-  """The model with its readers of the text drawn anew: no word means anything.
+  """The model with random readers of the text, to which no word means anything.
 
-  A control for attacks on embeddings: what they make this model draw, they
-  taught it. Keys and values of the cross-attention keep their spread.
+  It is a control for attacks on embeddings: whatever they make this model draw,
+  they taught it. Keys and values of the cross-attention keep their spread.
   """
   leaves = traverse_util.flatten_dict(params["unet"], sep="/")
   rng = np.random.default_rng([seed, 7])
@@ -304,13 +305,13 @@ def scrambled(params: Params, seed: int) -> Params:
 def place(
   victim: Victim, host: Params, there: Params, mesh: sharding.Mesh
 ) -> Victim:
-  """The victim on the devices; what it shares with `host` is there already.
+  """Puts a victim on the devices, except for arrays that are there already.
 
   Args:
-    victim: on the host.
-    host: the original's parameters there.
-    there: the same on the devices.
-    mesh: of this process's devices.
+    victim: the victim, on the host.
+    host: the original's parameters on the host.
+    there: the same parameters on the devices.
+    mesh: this process's devices.
   """
   pairs = zip(jax.tree.leaves(host), jax.tree.leaves(there), strict=True)
   copies = {id(leaf): copy for leaf, copy in pairs}
@@ -319,7 +320,7 @@ def place(
 
 
 def fingerprint(victim: Victim, made: Mapping[str, Made]) -> str:
-  """A sha256 of what makes a victim: weights, edit, guidance."""
+  """SHA-256 of what makes a victim: weights, edits, guidance."""
   parts = {
     "weights": convert.params_fingerprint(victim.params),
     "edits": {name: common.made_hash(one) for name, one in made.items()},

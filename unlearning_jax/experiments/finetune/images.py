@@ -14,7 +14,7 @@ from unlearning_jax.experiments.finetune.settings import Data, Settings
 from unlearning_jax.model import Model
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
-# Classes that are near, or far.
+# The number of classes in a set `near` or `far`.
 _NEIGHBOURS = 4
 
 
@@ -22,9 +22,10 @@ def data_of(text: str, model: Model) -> dict[str, Any]:
   """The fields of `Data` that a short text stands for.
 
   Args:
-    text: `shapes:near`, a world and one of its tuning sets for what the model's
-      edit erased; `shapes` or `shapes:all`, all of it but what was erased; a
-      folder with metadata; a CSV; or `tfds:` and a prepared dataset's folder.
+    text: a world and one of its tuning sets for what the model's edit erased,
+      such as `shapes:near`; `shapes` or `shapes:all` for everything but what
+      was erased; a folder with metadata; a CSV; or `tfds:` and the folder of a
+      prepared dataset.
     model: the model that will be tuned.
 
   Raises:
@@ -63,7 +64,7 @@ def examples(given: Data) -> list[data.Example]:
   """The captioned images that settings name.
 
   Raises:
-    ValueError: a folder that cannot be read, or a class that is unknown.
+    ValueError: the folder cannot be read, or a class is unknown.
   """
   if given.source == "folder":
     return data.image_folder(given.path, caption=given.caption)
@@ -79,18 +80,18 @@ def examples(given: Data) -> list[data.Example]:
 def check_batch(
   settings: Settings, images: int, mesh: sharding.Mesh, processes: int
 ):
-  """Finds a batch that devices cannot share, or that the data cannot fill.
+  """Refuses a batch that devices cannot share, or that the data cannot fill.
 
   Raises:
-    ValueError: with the sizes that can.
+    ValueError: naming the sizes that can be used.
   """
   shares = processes * sharding.local_rows_multiple(mesh)
-  # Of every part that gradients are added up over, each device has rows.
+  # Gradients are added up over parts, and each device has rows of every part.
   if settings.batch_size % (shares * settings.accumulate):
     raise ValueError(
       f"batch_size={settings.batch_size} with accumulate={settings.accumulate} "
-      f"is not a multiple of the {shares} device(s) that share it, times "
-      "accumulate; change either, or let fewer devices be seen"
+      f"is not a multiple of accumulate times the {shares} device(s) that "
+      "share it; change either, or use fewer devices"
     )
   if settings.batch_size > images // processes * processes:
     raise ValueError(
@@ -105,16 +106,16 @@ def check_overlap(
   allowed: bool,
   also: Sequence[str] = (),
 ):
-  """Refuses captions that say what was erased: that is no innocent tuning.
+  """Refuses captions that name what was erased: they are no innocent data.
 
   Args:
-    rows: what is tuned on.
-    edit: whose concepts' phrases no caption may have.
-    allowed: accept them all the same.
+    rows: the captioned images.
+    edit: the erasure, whose concepts no caption may name; None erases nothing.
+    allowed: True accepts such captions.
     also: other words for what was erased.
 
   Raises:
-    ValueError: with the caption and the phrase.
+    ValueError: naming the caption and the phrase.
   """
   if edit is None or allowed:
     return
@@ -122,7 +123,7 @@ def check_overlap(
   names |= set(map(same_phrase, also))
   if not names:
     return
-  # In the plural too.
+  # Plurals count too.
   end = r"(?:s|(?:(?<=[sxzo])|(?<=[cs]h))es)?\b"
   pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(names)))}){end}")
   for row in rows:
@@ -139,7 +140,7 @@ def encode(
   rows: Sequence[data.Example],
   settings: Settings,
 ) -> dict[str, np.ndarray]:
-  """The rows as the loss reads them, at the size of the model's images."""
+  """The images and captions as the loss reads them, at the model's size."""
   scale = 2 ** (len(sd.vae.config.block_out_channels) - 1)
   height, width = (scale * side for side in sd.latent_size)
   return finetune.encode_examples(

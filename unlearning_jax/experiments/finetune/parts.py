@@ -1,4 +1,4 @@
-"""What a fine-tuning run is made of: partition, step, first state, result."""
+"""The parts of a fine-tuning run: partition, step, first state, result."""
 
 import dataclasses
 import functools
@@ -29,9 +29,9 @@ class Prepared(NamedTuple):
 
   Attributes:
     part: which parameters train.
-    step: the pure step; like runs share it.
+    step: the pure step, which similar runs share.
     state: the first state, laid out over the mesh.
-    frozen: what else the step reads.
+    frozen: all else that the step reads.
   """
 
   part: finetune.Partition
@@ -44,7 +44,7 @@ def check_start(base: Params, params: Params, name: str):
   """Refuses to tune the base where an erased model is meant.
 
   Raises:
-    ValueError: no leaf differs.
+    ValueError: no leaf of `params` differs from `base`.
   """
   before, after = map(jax.tree.leaves, (base, params))
   same = (
@@ -52,13 +52,13 @@ def check_start(base: Params, params: Params, name: str):
   )
   if all(same):
     raise ValueError(
-      f"{name}: the model to tune is the base itself, nothing is erased in it; "
-      "give the edit of an erasure"
+      f"{name}: the model to tune is the base itself, and nothing is erased in "
+      "it; give the edit of an erasure"
     )
 
 
 def with_remat(sd: StableDiffusion, remat: bool) -> StableDiffusion:
-  """The model with a UNet that computes activations twice to save memory."""
+  """The model with a UNet that computes activations twice, to save memory."""
   config = dataclasses.replace(sd.unet.config, remat=remat)
   return dataclasses.replace(sd, unet=models.UNet2DCondition(config))
 
@@ -66,7 +66,7 @@ def with_remat(sd: StableDiffusion, remat: bool) -> StableDiffusion:
 def phrase_states(
   sd: StableDiffusion, params: Params, phrases: Sequence[str]
 ) -> np.ndarray:
-  """All text states of some phrases, (n l, d)."""
+  """The text states of all tokens of some phrases, (n l, d)."""
   ids = stable_diffusion.tokenize(sd, phrases)
   states = np.asarray(stable_diffusion.encode_text(sd, params, ids))
   return states.reshape(-1, states.shape[-1])
@@ -79,19 +79,19 @@ def prepare(
   settings: Settings,
   mesh: sharding.Mesh,
 ) -> Prepared:
-  """Partition, step, first state and frozen values of a run.
+  """The partition, step, first state and frozen values of a run.
 
   Args:
-    params: the base's, with the edit in them.
-    edit: the erasure that a defense holds.
-    settings: the run's.
-    mesh: over which the state lies, as `finetune.train` wants it.
+    params: the base's parameters, with the edit in them.
+    edit: the erasure that a defense protects; None where nothing is erased.
+    settings: the settings of the run.
+    mesh: the mesh over which the state is laid out.
 
   Raises:
-    ValueError: a defense without an erasure; see `finetune.partition`.
+    ValueError: there is a defense but no erasure; or as `finetune.partition`.
   """
   key = jax.random.key(settings.seed)
-  # What the VAE does is in the cached latents already.
+  # The cached latents hold all that the VAE does.
   parts = {name: params[name] for name in ("text_encoder", "unet")}
   part = finetune.partition(
     parts, settings.train, key, **dataclasses.asdict(settings.lora)
@@ -137,24 +137,24 @@ def _laid_out(
   trained: Params,
   frozen: dict[str, Any],
 ) -> finetune.TrainState:
-  """The first state, of which no device ever has more than its share."""
+  """The first state; no device ever holds more than its share of it."""
   trained = sharding.place(trained, sharding.param_sharding(mesh, trained))
   shapes = jax.eval_shape(start, trained, frozen)
   layout = sharding.param_sharding(mesh, shapes)
-  # Jitted: one program, not hundreds of small ones.
+  # One jitted program instead of hundreds of small ones.
   return jax.jit(start, out_shardings=layout)(trained, frozen)
 
 
 def programs(
   sd: StableDiffusion, join: Callable[..., Params], settings: Settings
 ) -> tuple[Callable[..., finetune.TrainState], Step]:
-  """First state and step, as functions of all in which like runs may differ.
+  """The first state and the step as functions that similar runs share.
 
-  Model, data, learning rate and what is defended are arguments: the same
-  functions come back for the next run, and it compiles nothing.
+  Model, data, learning rate and defended directions are their arguments. So a
+  similar run gets the same functions and compiles nothing.
   """
   kind, optimizer = settings.defense.kind, settings.optimizer
-  # Clipping at 0 is for none, as a flag can say.
+  # A flag cannot say None, so 0 stands for no clipping.
   clip_norm = optimizer.clip_norm or None
   optimizer = dataclasses.replace(
     optimizer, learning_rate=0.0, clip_norm=clip_norm
@@ -208,7 +208,7 @@ def _programs(
 
 
 def _measured(state: finetune.TrainState, settings: Settings) -> Params:
-  """What was trained, on the host: its average, where there is one."""
+  """What was trained, or its average where there is one, on the host."""
   return sharding.gather(state.ema if settings.ema_decay else state.params)
 
 
@@ -220,7 +220,7 @@ def tuned_params(
   edit: Edit | None,
   settings: Settings,
 ) -> Params:
-  """The model that a state stands for; a collective, as `sharding.gather`."""
+  """The model of a state. All processes must call it together."""
   tuned = {**params, **part.join(_measured(state, settings), part.frozen)}
   if settings.defense.kind != "reassert" or edit is None:
     return tuned
@@ -252,9 +252,9 @@ def export(
   state: finetune.TrainState,
   settings: Settings,
 ):
-  """Writes a LoRA run's adapters, as diffusers reads them.
+  """Writes a LoRA run's adapters in the format of diffusers.
 
-  They are those of the last `tuned_params`; a collective, as that is.
+  They are those of the last `tuned_params`. All processes must call it at once.
   """
   if settings.train != "lora":
     return

@@ -1,4 +1,4 @@
-"""The run: checks, cached data, training on from the last state, edits."""
+"""Runs a fine-tuning: checks, encodes the data, trains, keeps edits."""
 
 import pathlib
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from unlearning_jax.record import Recorder, training_log
 
 
 def listed() -> list[str]:
-  """Lines: what may be said for `train`, `defense.kind`, `data.source`."""
+  """Lines that list the values of `train`, `defense.kind`, `data.source`."""
   choices = {
     "train": finetune.TRAINABLE,
     "defense.kind": DEFENSES,
@@ -31,24 +31,23 @@ def listed() -> list[str]:
 def run(
   settings: Settings, opener: Callable[[], Recorder], model: Model
 ) -> dict[int, pathlib.Path]:
-  """Tunes a model and keeps what it is at every checkpoint.
+  """Tunes a model and keeps it at every checkpoint.
 
-  Writes `steps/<n>.safetensors`, an edit of the base for every step in
-  `settings.checkpoints`, and a LoRA run's adapters. A run that was killed goes
-  on from its last state, if its data and the number of its processes are the
-  same.
+  Writes `steps/<n>.safetensors`, an edit of the base, for every step in
+  `settings.checkpoints`, and the adapters of a LoRA run. A run that was killed
+  goes on from its last state, with the same data and number of processes.
 
   Args:
-    settings: the run's.
-    opener: opens its record, once everything is checked.
-    model: what is tuned: a base, or an erased one. If it is erased, captions
-      must not say of what.
+    settings: the settings of the run.
+    opener: opens its record once everything has been checked.
+    model: the model to tune, a base or an erased one. Captions must not name
+      what was erased in it.
 
   Returns:
-    Each kept step and its edit's file.
+    Step -> the file of its edit, for every step that was kept.
 
   Raises:
-    ValueError: settings that do not fit the data, the model or the devices; or
+    ValueError: the settings do not fit the data, the model or the devices, or
       the record is of another run.
     FloatingPointError: the loss is not finite.
   """
@@ -62,7 +61,8 @@ def run(
   part, step, state, frozen = parts.prepare(sd, params, edit, settings, mesh)
   record = opener()
   made = {common.stage_name(edit): edit} if edit else {}
-  # Each process shuffles its own share: other processes, other batches.
+  # Each process shuffles its own share, so another number of processes would
+  # train on other batches.
   inputs = {"data": data.fingerprint(found), "processes": str(here[1])}
   common.begin(record, settings, base, made, inputs)
   arrays = images.encode(sd, params, data.share(found, *here), settings)
@@ -102,11 +102,11 @@ def run(
 def _examples(
   settings: Settings, model: Model, mesh: sharding.Mesh
 ) -> list[data.Example]:
-  """What is tuned on, found to be innocent."""
+  """The images to tune on, after all checks."""
   if model.guidance is not None:
     raise ValueError(
-      "finetune: guidance changes no weight, so there is nothing of it to tune "
-      "away; tune model.base, and give the result its guidance again"
+      "finetune: guidance changes no weight, so tuning cannot undo it; tune "
+      "model.base, and give the result its guidance again"
     )
   found = images.examples(settings.data)
   images.check_batch(settings, len(found), mesh, jax.process_count())
@@ -117,6 +117,6 @@ def _examples(
 
 
 def edits(record: Recorder) -> dict[int, pathlib.Path]:
-  """Each kept step of a run and its edit's file, in order."""
+  """Step -> the file of its edit, in order, for every step that was kept."""
   files = sorted((record.path / "steps").glob("*.safetensors"))
   return {int(file.stem): file for file in files}

@@ -1,4 +1,4 @@
-"""What a fine-tuning run depends on, checked before anything is loaded."""
+"""The settings of a fine-tuning, checked before anything is loaded."""
 
 import dataclasses
 import functools
@@ -12,31 +12,32 @@ from unlearning_jax.finetune.loop import SCHEDULES
 from unlearning_jax.record import training_log
 from unlearning_jax.settings import Free, Output
 
-# Besides the embedded worlds.
+# Sources of images besides the embedded worlds.
 FILES = ("folder", "csv", "tfds")
 DEFENSES = ("none", "project", "anchor", "reassert")
 
 
 def sources() -> tuple[str, ...]:
-  """Where captioned images can come from."""
+  """The sources of captioned images."""
   return (*extensions.worlds(), *FILES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-  """Captioned images.
+  """The captioned images to tune on.
 
   Attributes:
     source: one of `sources`.
-    path: a folder with metadata, a CSV, or a dataset that tfds prepared.
+    path: a folder with metadata, a CSV, or the folder of a prepared dataset.
     caption: the key or column of the captions.
-    split: of a tfds dataset.
-    flip: mirror half of them. A mirrored photo is as good, a mirrored arrow
-      points elsewhere.
-    count: of a world's renders, how many.
-    seed: draws them.
-    only: which of them, as `object/circle+square,style/neon`.
-    without: which are left out.
+    split: the split of a tfds dataset.
+    flip: True mirrors half of the images. A mirrored photo is as good as the
+      photo, but a mirrored arrow points elsewhere.
+    count: the number of a world's renders.
+    seed: draws the renders.
+    only: classes that the renders must show, as
+      `object/circle+square,style/neon`; "" for any.
+    without: classes that the renders must not show, in the same form.
   """
 
   source: Output[str] = "folder"
@@ -52,7 +53,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lora:
-  """Low-rank adapters, of `train="lora"`; see `finetune.partition`."""
+  """Low-rank adapters, for `train="lora"`; see `finetune.partition`."""
 
   rank: Output[int] = 4
   alpha: Output[float | None] = None
@@ -90,15 +91,16 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Defense:
-  """What keeps an erasure; see `finetune.defenses`.
+  """What protects an erasure from tuning; see `finetune.defenses`.
 
   Attributes:
     kind: one of `DEFENSES`.
-    num_directions: `project` holds so many directions of the erased states;
-    energy: or else as many as have this share of them.
-    center: take off what all prompts share first.
-    weight: of what was erased, in the loss of `anchor` or in what `reassert`
-      solves.
+    num_directions: directions of the erased states that `project` protects;
+      None takes as many as `energy` needs.
+    energy: the share of the erased states in these directions, up to 1.
+    center: True removes from the states what all prompts share.
+    weight: the weight of the erased phrases in the loss of `anchor` and in what
+      `reassert` solves.
   """
 
   kind: Output[str] = "none"
@@ -113,31 +115,32 @@ class Settings:
   """A fine-tuning run.
 
   Attributes:
-    train: what does, one of `finetune.TRAINABLE`.
-    model: a world's name, a diffusers folder or a hub id.
-    dtype: of the networks' computation.
-    attention: see `models.attention`.
-    seed: of adapters, batches and noise.
-    remat: compute activations twice, to save memory.
-    data: what is tuned on.
-    allow_overlap: tune on captions that say what was erased.
-    lora: its adapters.
-    optimizer: how it steps.
-    loss: what it minimizes.
-    ema_decay: of the average that is measured; None or 0 for none.
-    batch_size: images a step, over all devices.
-    accumulate: parts that a batch is taken in, one after the other.
-    num_steps: where it ends.
-    checkpoints: steps at which the model is kept. Dense at first: most of what
-      comes back does so in the first hundred.
-    checkpoint_every: steps between states to go on from, besides those.
+    train: what trains, one of `finetune.TRAINABLE`.
+    model: the base: a world's name, a diffusers folder or a hub id.
+    dtype: the type that networks compute in, float32 or bfloat16.
+    attention: how attention is computed, see `models.attention`.
+    seed: seed of adapters, batches and noise.
+    remat: True computes activations twice, to save memory.
+    data: the captioned images.
+    allow_overlap: True accepts captions that name what was erased.
+    lora: the adapters of `train="lora"`.
+    optimizer: the optimizer's settings.
+    loss: the loss's settings.
+    ema_decay: decay of the weights' average, which is then what is kept; None
+      or 0 keeps no average.
+    batch_size: images of a step, over all devices.
+    accumulate: parts of a batch that are computed one after the other.
+    num_steps: steps of the run.
+    checkpoints: steps at which the model is kept. They are dense at first: most
+      of what comes back does so in the first hundred steps.
+    checkpoint_every: steps between further states to go on from.
     log_every: steps between lines of metrics.
     mesh: how devices share the work.
-    defense: what keeps the erasure.
-    tensorboard: write events too.
+    defense: what protects the erasure.
+    tensorboard: True writes TensorBoard events too.
 
   Raises:
-    ValueError: what cannot be or would train nothing, by its key.
+    ValueError: naming the key that cannot be used.
   """
 
   train: Output[str]
@@ -172,8 +175,8 @@ class Settings:
     check_choice("optimizer.schedule", self.optimizer.schedule, SCHEDULES)
     if self.defense.kind != "none" and self.train == "text_encoder":
       raise ValueError(
-        f"defense.kind={self.defense.kind!r} holds what text states are mapped "
-        "to; with train='text_encoder' the states themselves move"
+        f"defense.kind={self.defense.kind!r} protects what text states are "
+        "mapped to; train='text_encoder' moves the states themselves"
       )
     for key, (fits, wanted) in _LIMITS.items():
       value: Any = functools.reduce(getattr, key.split("."), self)
@@ -183,7 +186,9 @@ class Settings:
       training_log.events_package()
     late = [step for step in self.checkpoints if step > self.num_steps]
     if late:
-      raise ValueError(f"checkpoints={late} beyond num_steps={self.num_steps}")
+      raise ValueError(
+        f"checkpoints={late}: must not exceed num_steps={self.num_steps}"
+      )
     if self.batch_size % self.accumulate:
       raise ValueError(
         f"batch_size={self.batch_size} is not a multiple of "
@@ -191,8 +196,8 @@ class Settings:
       )
 
 
-# Setting -> whether it may have a value, and what that would have to be. One
-# that is None is left out.
+# Setting -> whether a value can be used, and what a usable one is. A setting
+# that is None is not checked.
 _LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
   "num_steps": (lambda x: x >= 1, "at least 1"),
   "batch_size": (lambda x: x >= 1, "at least 1"),
@@ -200,7 +205,7 @@ _LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
   "log_every": (lambda x: x >= 1, "at least 1"),
   "checkpoint_every": (lambda x: x >= 1, "at least 1"),
   "optimizer.learning_rate": (lambda x: x >= 0, "at least 0"),
-  # At 1 the rate would never be what it is meant to be.
+  # With 1 the rate would still rise at the last step.
   "optimizer.warmup": (
     lambda x: 0 <= x < 1,
     "the share of the steps that rise, from 0 to below 1",

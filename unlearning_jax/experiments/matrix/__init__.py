@@ -1,7 +1,7 @@
-"""Every attack on every victim of every task: one table of it all.
+"""Every attack on every victim of every task, in one table.
 
-settings   what a matrix is of, checked
-run        its victims erased, its cells run
+settings   the settings of a matrix, checked
+run        erases the victims and runs the cells
 summary    CSV and page
 """
 

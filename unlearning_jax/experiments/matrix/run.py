@@ -1,4 +1,4 @@
-"""A matrix of attacks: its victims are erased, its cells run, its table made.
+"""Runs a matrix of attacks: erases victims, runs cells, writes the table.
 
 A cell is a folder, `<task>/<victim>/<attack>`, as `launch.attack` leaves it.
 """
@@ -24,7 +24,6 @@ from unlearning_jax.experiments import (
   common,
   erase,
 )
-from unlearning_jax.experiments import given as given_
 from unlearning_jax.experiments.attack import check as checks
 from unlearning_jax.experiments.attack import control as controls
 from unlearning_jax.experiments.attack import rows, victims
@@ -45,34 +44,34 @@ Given = Mapping[Erased, Edit]
 
 
 def read_given(settings: Settings, items: Sequence[str]) -> dict[Erased, Edit]:
-  """Victims from elsewhere.
+  """Reads victims that other runs made.
 
   Args:
-    settings: the matrix's.
-    items: of `<task>/<name>=<path>`.
+    settings: the settings of the matrix.
+    items: `<task>/<name>=<path>` each.
 
   Raises:
-    ValueError: not of that form, not new, or no such file.
+    ValueError: an item has another form, repeats a victim, or names no file.
   """
-  listed = given_.listed(items, "<task>/<name>")
+  listed = common.read_items(items, "<task>/<name>")
   paths = {Erased(*names): path for names, path in listed.items()}
   settings.check_given(paths)
   return {one: common.read_edit(path) for one, path in paths.items()}
 
 
 def run(settings: Settings, root: pathlib.Path, given: Given) -> int:
-  """Checks, erases, attacks cell by cell, summarizes after each.
+  """Checks, erases, attacks cell by cell, and summarizes after each.
 
   Args:
-    settings: the matrix's.
-    root: its folder.
-    given: victims from elsewhere, from `read_given`.
+    settings: the settings of the matrix.
+    root: the folder of the matrix.
+    given: victims that other runs made, from `read_given`.
 
   Returns:
-    How many of this process's cells have failed.
+    The number of this process's cells that failed.
 
   Raises:
-    ValueError: a column that would fail in every cell, an edit of another base.
+    ValueError: a column would fail in every cell, or an edit has another base.
   """
   matrix = Matrix(settings, root, given)
   made = [Erased(t, m) for t in settings.tasks for m in settings.erasures]
@@ -87,7 +86,7 @@ def run(settings: Settings, root: pathlib.Path, given: Given) -> int:
     matrix.store,
     cells.share(matrix.cells),
     matrix.run,
-    # A page of all rows takes seconds: only where there is news.
+    # The page takes seconds, so it is written only after news.
     after=matrix.conclude if first else lambda: None,
   )
   sharding.wait_for_all("attacked")
@@ -97,12 +96,12 @@ def run(settings: Settings, root: pathlib.Path, given: Given) -> int:
 
 
 class Matrix:
-  """All cells, and what they share: a model, its targets, their own images.
+  """The cells and what they share: a model, target images, judged prompts.
 
   Args:
-    settings: its own.
-    root: its folder.
-    given: victims from elsewhere.
+    settings: the settings of the matrix.
+    root: the folder of the matrix.
+    given: victims that other runs made.
 
   Raises:
     ValueError: as `run`.
@@ -115,14 +114,14 @@ class Matrix:
     host = common.load_model(settings.attack(self.cells[0]))
     for edit in given.values():
       check_base(edit, host.params)
-    # Processes share no array: each runs cells of its own.
+    # Each process runs cells of its own, so processes share no array.
     self._mesh = sharding.make_mesh(devices=jax.local_devices())
     self._base = dataclasses.replace(host, params=self._placed(host.params))
     self._table = functools.cache(self._targeted)
     self._check()
 
   def _check(self):
-    """Refuses, by its name, a column that would fail in every cell."""
+    """Refuses a column that would fail in every cell, and names it."""
     for cell in self.cells:
       if cell.victim == BASE:
         own = self.settings.attack(cell)
@@ -132,14 +131,14 @@ class Matrix:
           raise ValueError(f"{cell}: {error}") from error
 
   def conclude(self) -> str:
-    """Writes the table of what there is; the text for the terminal."""
+    """Writes the table of the cells so far; returns it for the terminal."""
     return summary.conclude(self.settings, self.store, self.cells)
 
   def erase(self, some: Sequence[Erased]):
     """Makes the edit of a victim.
 
     Raises:
-      ValueError: the erasure cannot do that.
+      ValueError: the erasure refuses the task.
     """
     (one,) = some
     path = self._edit_file(one)
@@ -196,7 +195,7 @@ class Matrix:
       if isinstance(made, Guidance):
         victim = Victim.of(self._base.with_guidance(made))
         continue
-      # In the weights: so one program serves every victim.
+      # Put into the weights, so that one program serves every victim.
       edited = apply_to_params(made, self._base.params)
       victim = Victim(self._placed(edited))
     judge, (target,) = common.load_judge(own), common.targets_of(own)
@@ -208,7 +207,7 @@ class Matrix:
     )  # fmt: skip
 
   def _check_done(self, cell: Cell):
-    """Refuses a finished cell that is not the one that is asked for."""
+    """Refuses a finished cell of another config or other inputs."""
     own = self.settings.attack(cell)
     record = common.workdir(
       str(self.store.folder(cell)), self.settings.config(cell),
@@ -221,7 +220,7 @@ class Matrix:
     record.check_inputs({**hashes, **inputs}, common.NEWER)
 
   def _others(self, cell: Cell) -> Iterator[Cell]:
-    """A cell of the same victim whose rows tell what their prompts give."""
+    """Yields an ended cell of the same victim; its rows judge the prompts."""
     for name in self.settings.columns:
       other = dataclasses.replace(cell, attack=name)
       if other != cell and self.store.ended(other):
@@ -246,7 +245,7 @@ class Matrix:
     return self.root / task / "targets"
 
   def _targeted(self, task: str) -> list[Row]:
-    """A task's rows with their targets, drawn once for all cells."""
+    """A task's rows with their target images, which all cells share."""
     own = self.settings.attack(Cell(task, BASE, self.settings.columns[0]))
     return rows.targeted(
       self._base, rows.listed(own), own, self._mesh, self._targets(task)

@@ -1,4 +1,4 @@
-"""What a matrix of attacks is of, checked before anything is loaded."""
+"""The settings of a matrix of attacks, checked before anything is loaded."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ BASE = "base"
 
 @dataclasses.dataclass(frozen=True)
 class Erased:
-  """A victim that is made here; `str` is its folder."""
+  """A victim that the matrix erases; `str` is its folder."""
 
   task: str
   victim: str
@@ -39,10 +39,10 @@ class Column:
   """An attack of a matrix.
 
   Attributes:
-    method: see `attacks.methods`.
-    hparams: fields of its `Hparams`, but for those of budget and task.
-    changes: what else is its own of the common settings, by dotted key.
-    control: the column that it is compared with; "" for the matrix's.
+    method: the attack, see `attacks.methods`.
+    hparams: fields of its `Hparams` besides those of budget and task.
+    changes: dotted key of the common settings -> this attack's own value.
+    control: the column to compare it with; "" for the matrix's control.
   """
 
   method: Output[str]
@@ -53,12 +53,12 @@ class Column:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-  """What was erased.
+  """A task of a matrix: what was erased.
 
   Attributes:
-    targets: as `attack.Settings.targets`.
-    concepts: what its erasures erase, fields of `Concept` each.
-    hparams: of every attack on it.
+    targets: the targets, as `attack.Settings.targets`.
+    concepts: the concepts to erase, fields of `Concept` each.
+    hparams: hyperparameters of every attack on the task.
   """
 
   targets: Output[tuple[Mapping[str, str], ...]]
@@ -75,13 +75,13 @@ class Settings:
 
   Attributes:
     common: fields of `attack.Settings` that all cells have.
-    attacks: name -> how.
-    tasks: name -> what was erased.
-    erasures: method -> hyperparameters of the victims that are made here.
-    columns: names from `attacks`, in the order in which they are run.
+    attacks: name -> attack.
+    tasks: name -> task.
+    erasures: method -> its hyperparameters, for victims that are erased here.
+    columns: names of `attacks`, in the order in which they run.
     control: the column that the others are compared with.
     budget: hyperparameters of all attacks.
-    title: of the page.
+    title: the title of the page.
   """
 
   common: Output[Mapping[str, Any]]
@@ -108,8 +108,8 @@ class Settings:
       erasures.bind(method, hparams)
       if not erasures.module(method).CHANGES:
         raise ValueError(
-          f"erasures.{method}: guides, no weight changes; a matrix attacks "
-          "edits; use launch.attack with --config.guidance"
+          f"erasures.{method}: it guides and changes no weight, and a matrix "
+          "attacks edits; use launch.attack with --config.guidance"
         )
     for task in self.tasks:
       for name in self.columns:
@@ -125,10 +125,10 @@ class Settings:
       victims.check_guidance(own, rows.listed(own))
 
   def cells(self, given: Iterable[Erased] = ()) -> list[Cell]:
-    """Every cell, the first attack's first.
+    """Every cell; those of the first attack come first.
 
     Args:
-      given: victims from elsewhere.
+      given: victims that other runs made.
     """
     return [
       Cell(task, victim, name)
@@ -143,10 +143,10 @@ class Settings:
     return [BASE, *self.erasures, *added]
 
   def check_given(self, given: Iterable[Erased]):
-    """Refuses given victims whose names others have already.
+    """Refuses victims of other runs with an unknown task or a taken name.
 
     Raises:
-      ValueError: of no task, or with the name of another victim.
+      ValueError: naming the victim.
     """
     for one in given:
       check_choice("--edits", one.task, list(self.tasks))
@@ -154,7 +154,7 @@ class Settings:
         raise ValueError(f"--edits: '{one}' is not a new <task>/<name>")
 
   def control_of(self, cell: Cell) -> Cell:
-    """What a cell is compared with: its own control, or the matrix's."""
+    """The cell to compare a cell with: its own control, or the matrix's."""
     own = self.attacks[cell.attack].control or self.control
     return dataclasses.replace(cell, attack=own)
 
@@ -167,26 +167,19 @@ class Settings:
       "hparams": {**self.budget, **task.hparams, **column.hparams},
     }
     for key, value in column.changes.items():
-      found = _changed(found, key.split("."), value)
+      for part in reversed(key.split(".")):
+        value = {part: value}
+      found = settings.changed(found, value)
     title = f"{cell.attack} on {cell.victim}, {cell.task}"
     return found | {"targets": task.targets, "title": title}
 
   def attack(self, cell: Cell) -> attack.Settings:
-    """The same, checked."""
+    """The settings of a cell."""
     return settings.build(attack.Settings, self.config(cell))
 
 
-def _changed(
-  values: Mapping[str, Any], key: list[str], value: Any
-) -> dict[str, Any]:
-  """The values with another one at a place."""
-  first, *rest = key
-  own = _changed(values[first], rest, value) if rest else value
-  return {**values, first: own}
-
-
 def _check_plain(own: attack.Settings):
-  """Refuses what a cell of a matrix would not do, and would say it did.
+  """Refuses settings of an attack that a matrix would not follow.
 
   Raises:
     ValueError: naming the key.
@@ -198,6 +191,6 @@ def _check_plain(own: attack.Settings):
   for key, value in kept.items():
     if value:
       raise ValueError(
-        f"common.{key}={value!r}: a matrix attacks its edits as they are; use "
+        f"common.{key}={value!r}: a matrix does not follow it; use "
         "launch.attack"
       )

@@ -1,4 +1,4 @@
-"""The table of a matrix of attacks, from what its cells have recorded."""
+"""The table of a matrix of attacks, from the records of its cells."""
 
 import json
 import os
@@ -20,7 +20,7 @@ Rows = Mapping[Cell, Sequence[Mapping[str, Any]]]
 _SHOWN = 3
 _COUNTS = ("n_all", "n_pre", "n_attacked", "n_success", "n_failure")
 _COUNTS += ("n_numerical", "budget", "images", "iterations")
-# Means over all that was logged of an attack, whatever its row.
+# Logged numbers whose means over all blocks of a cell are shown.
 _LOGGED = ("loss", "gradient_rms", "confidence")
 _RATES = (
   "pre_asr",
@@ -37,9 +37,9 @@ def conclude(
   """Writes `summary.json`, `results.csv` and `report.html` into the root.
 
   Args:
-    settings: the matrix's.
+    settings: the settings of the matrix.
     store: where its cells are.
-    listed: its cells; those that have not ended are marked so.
+    listed: all its cells; the table says which have not ended.
 
   Returns:
     The table for the terminal.
@@ -74,7 +74,7 @@ def conclude(
 
 
 def to_csv(found: Sequence[Mapping[str, Any]]) -> str:
-  """A line for each cell: counts, rates with intervals, the paired test."""
+  """A line of CSV for each cell: counts, rates, intervals, the paired test."""
   budgets = sorted(
     {m["name"] for cell in found for m in cell.get("measures", ())}
     - set(_RATES),
@@ -101,7 +101,7 @@ def to_csv(found: Sequence[Mapping[str, Any]]) -> str:
 def _entry(
   settings: Settings, store: Folders[Cell], cell: Cell, rows: Rows
 ) -> dict[str, Any]:
-  """What the table says of a cell."""
+  """The entry of a cell in the table."""
   entry: dict[str, Any] = {
     "task": cell.task, "victim": cell.victim, "attack": cell.attack,
   }  # fmt: skip
@@ -115,7 +115,7 @@ def _entry(
   entry["seconds_per_row"] = sum(spent) / len(spent) if spent else 0.0
   entry["logged"] = _logged(records)
   beside = settings.control_of(cell)
-  # A control is not tested, nor what has no images of its own.
+  # Neither a control nor an attack without images of its own is tested.
   is_control = cell.attack in {settings.control_of(c).attack for c in rows}
   if beside in rows and not is_control and entry["accounting"]["budget"] > 1:
     paired = asr.against(records, rows[beside])
@@ -124,7 +124,7 @@ def _entry(
 
 
 def _logged(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-  """What decay and learning rate are to be held against, block by block."""
+  """Means over blocks of what the attack logged, such as loss and gradient."""
   blocks = [block for record in records for block in record["blocks"]]
   found = {name: [b[name] for b in blocks if name in b] for name in _LOGGED}
   return {name: sum(x) / len(x) for name, x in found.items() if x}
@@ -156,7 +156,7 @@ def _gallery(root: pathlib.Path, task: str, rows: Rows) -> list[dict[str, Any]]:
       for c in mine
       if c.victim == victim
     }
-    # Those that most attacks won, and of them the ones with most images.
+    # Rows that most attacks won first, and among them those with most images.
     wins: dict[str, tuple[int, int]] = {}
     for records in attacked.values():
       for row in records.values():
@@ -177,7 +177,7 @@ def _frame(
   name: str,
   attacked: Mapping[Cell, Mapping[str, Mapping[str, Any]]],
 ) -> dict[str, Any]:
-  """One prompt and one seed: the original, the erased, and every attack."""
+  """One prompt and seed: the original's image, the victim's, every attack's."""
   rows = {
     c: records[name] for c, records in attacked.items() if name in records
   }

@@ -1,12 +1,12 @@
-"""Does it stay gone? A study: erase once, tune many ways, measure.
+"""A study of resurgence: erase once, tune many ways, measure what comes back.
 
-keys       names of cells and rows
-settings   what a study is of, checked
-plan       which cells tune together, and what it costs
-study      its rows, and what cells share
-tuning     a cell, or a pack of them
+keys       ids of cells and rows
+settings   the settings of a study, checked
+plan       which cells tune together, and what a study costs
+study      a study's rows, and what its cells share
+tuning     tunes and measures a cell, or a pack of cells
 summary    CSV and page
-run        all of it
+run        runs a study
 """
 
 from unlearning_jax.experiments.resurgence.keys import Cell

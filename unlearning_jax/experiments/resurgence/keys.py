@@ -1,13 +1,13 @@
-"""Names of what a study of resurgence has: of cells, and of their rows.
+"""The ids of a study's cells and rows.
 
   uce/star/near/lora/none/0       a cell: one tuning run
   uce/star/near/lora/none/0@20    a row: the cell's model after 20 steps
-  base/star/0[/near]              a row: the base; of a tuning set's prompts
-  erased/uce/star/0[/near]        a row: the erased model, likewise
+  base/star/0[/near]              a row: the base; with a tuning set's prompts
+  erased/uce/star/0[/near]        a row: the erased model; likewise
   uce/star/near/lora/none/0!      a row: why the cell failed
   edit/uce/star/0!                a row: why the erasure failed
 
-`str` of a key is its id and `parse` reads it; nothing else takes ids apart.
+`str` of a key is its id, and `parse` reads an id. Nothing else takes ids apart.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ def _joined(*parts: object) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-  """What a method made of the base for one concept and seed."""
+  """A method's erasure of one concept, with one seed."""
 
   method: str
   concept: str
@@ -33,13 +33,13 @@ class Edit:
 
   @property
   def file(self) -> str:
-    """Its file's name, without an ending."""
+    """The name of its file, without an ending."""
     return _file(self.method, self.concept, self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-  """The base's images of a concept, or of the prompts of a tuning set."""
+  """The base's images of a concept, or of a tuning set's prompts."""
 
   concept: str
   seed: int
@@ -51,7 +51,7 @@ class Base:
 
 @dataclasses.dataclass(frozen=True)
 class Erased:
-  """The erased model's, likewise."""
+  """The erased model's images of a concept, or of a tuning set's prompts."""
 
   method: str
   concept: str
@@ -89,15 +89,15 @@ class Cell:
     return Edit(self.method, self.concept, self.seed)
 
   def base(self, tuning_set: str | None = None) -> Base:
-    """What the base drew of its concept, or of its tuning set."""
+    """The base's images of its concept, or of its tuning set."""
     return Base(self.concept, self.seed, tuning_set)
 
   def erased(self, tuning_set: str | None = None) -> Erased:
-    """What the erased model drew, likewise."""
+    """The erased model's images of its concept, or of its tuning set."""
     return Erased(self.method, self.concept, self.seed, tuning_set)
 
   def at(self, step: int) -> "Point":
-    """Its model after so many steps."""
+    """Its model after that many steps."""
     return Point(self, step)
 
   @property
@@ -108,7 +108,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """A cell after some steps; after none, what is known before tuning."""
+  """A cell after some steps; step 0 holds what is measured before tuning."""
 
   cell: Cell
   step: int
@@ -119,7 +119,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-  """Why there is nothing more of a cell or an edit."""
+  """The end of a cell or an edit that failed."""
 
   of: Cell | Edit
 
@@ -134,7 +134,7 @@ def parse(text: str) -> Key:
   """The key of an id.
 
   Raises:
-    ValueError: it is none.
+    ValueError: the text is no id of a study.
   """
   name, mark, step = text.rpartition("@")
   found = _named(name if mark else text.removesuffix("!"))
@@ -148,7 +148,7 @@ def parse(text: str) -> Key:
 
 
 def _named(text: str) -> Cell | Base | Erased | Edit | None:
-  """The key without a mark; by how many parts it has, whatever they say."""
+  """The key of an id without a mark, or None; the number of parts decides."""
   first, *rest = text.split("/")
   if len(rest) == 5 and rest[-1].isdecimal():
     concept, set_, algorithm, defense, seed = rest

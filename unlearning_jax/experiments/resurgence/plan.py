@@ -1,4 +1,4 @@
-"""What a study will cost: which cells tune together, seconds, bytes."""
+"""Plans a study: which cells tune together, and its seconds and bytes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,21 +8,21 @@ from unlearning_jax.experiments.resurgence.keys import Cell
 from unlearning_jax.experiments.resurgence.settings import Settings
 from unlearning_jax.model import Model
 
-# Methods that solve for the weights; MACE trains adapters, and then solves.
+# Methods that solve for the weights. MACE also trains adapters before.
 _CLOSED = ("uce", "rece", "mace", "time")
 
 
 def packs(settings: Settings, wanted: Iterable[Cell]) -> list[list[Cell]]:
-  """The cells, up to `settings.pack` that tune in one program at a time.
+  """Groups cells into packs; a pack tunes in one program.
 
-  Together go LoRA runs of one method and algorithm: their adapters are small,
-  and the erased models differ in the same parameters. A pack comes where its
-  first cell would.
+  LoRA runs of one method and algorithm go together, up to `settings.pack` of
+  them: their adapters are small, and their erased models differ in the same
+  parameters. A pack stands where its first cell stood.
   """
   found: list[list[Cell]] = []
   open_packs: dict[tuple[str, ...], list[Cell]] = {}
   for cell in wanted:
-    # Defenses that train with bases or anchors of their own have other shapes.
+    # Defenses with bases or anchors of their own have other shapes.
     plain = cell.defense in ("none", "reassert")
     alone = settings.algorithms[cell.algorithm].train != "lora" or not plain
     kind = (cell.method, cell.algorithm, cell.defense)
@@ -36,10 +36,10 @@ def packs(settings: Settings, wanted: Iterable[Cell]) -> list[list[Cell]]:
 
 
 def kind(settings: Settings, cell: Cell) -> str:
-  """Whether its erasure solves for weights or trains them, where it is known.
+  """Whether a cell's erasure solves for weights or trains them.
 
   Returns:
-    One of `study.AMONG`; of a given edit nothing.
+    One of `study.AMONG`; "" for an edit that another run made.
   """
   entry = settings.erasure(cell)
   if entry.edit:
@@ -48,12 +48,12 @@ def kind(settings: Settings, cell: Cell) -> str:
 
 
 def cost(settings: Settings, rates: Mapping[str, float]) -> dict[str, float]:
-  """Seconds of a study by kind of work.
+  """Seconds of a study: for erasing, tuning and measuring.
 
   Args:
-    settings: the study's.
-    rates: seconds of one image (`image`), of a step by algorithm, of an
-      erasure by method; see `measured_rates`.
+    settings: the settings of the study.
+    rates: seconds of an image (`image`), of a step by algorithm, and of an
+      erasure by method; from `measured_rates`.
   """
   wanted, counts = settings.cells, settings.counts
   spent: dict[str, float] = dict.fromkeys(("erase", "tune", "measure"), 0.0)
@@ -75,14 +75,14 @@ def cost(settings: Settings, rates: Mapping[str, float]) -> dict[str, float]:
 def measured_rates(
   settings: Settings, lines: Iterable[Mapping[str, float | str]]
 ) -> tuple[dict[str, float], int]:
-  """Seconds by kind of work: the settings', and a run's own where it has any.
+  """Seconds by kind of work: those a run has measured, else the settings'.
 
   Args:
-    settings: the study's.
-    lines: a run's metrics.
+    settings: the settings of the study.
+    lines: the metrics of a run.
 
   Returns:
-    The rates, and how many of them the run has measured.
+    The rates, and the number of rates that the run has measured.
   """
   sums: dict[str, list[float]] = {}
   for line in lines:
@@ -95,17 +95,17 @@ def measured_rates(
 
 
 def sizes(settings: Settings, model: Model) -> dict[str, int]:
-  """Bytes of an edit by method and of a checkpoint by algorithm, at most."""
+  """Upper bounds in bytes: of an edit by method, a checkpoint by algorithm."""
   unet = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params["unet"]))
   found = {}
   for cell in settings.cells:
     entry = settings.erasure(cell)
-    # Maps of text states, in float64.
+    # A map of text states is float64.
     maps = 8 * model.sd.context_shape[1] ** 2
     made = maps if cell.method in ("uce", "rece") else unet
-    # One from elsewhere stays where it is.
+    # An edit of another run is not copied.
     found[cell.method] = 0 if entry.edit else made
-  # The parameters and Adam's two moments.
+  # A checkpoint holds the parameters and Adam's two moments.
   return found | dict.fromkeys(settings.algorithms, 3 * unet)
 
 
@@ -115,13 +115,13 @@ def described(
   lines: Iterable[Mapping[str, float | str]],
   size: Mapping[str, int],
 ) -> str:
-  """The dry run's text.
+  """The text of a dry run.
 
   Args:
-    settings: the study's.
-    folder: a run's.
-    lines: its metrics, for its measured rates.
-    size: of `sizes`.
+    settings: the settings of the study.
+    folder: the folder of a run.
+    lines: the metrics of that run, for its measured rates.
+    size: from `sizes`.
   """
   wanted = settings.cells
   rates, own = measured_rates(settings, lines)
@@ -148,7 +148,7 @@ def described(
 
 
 def _programs(packs: Iterable[Sequence[Cell]]) -> list[str]:
-  # Re-assertion happens after tuning: it is no other program.
+  # Re-assertion happens after tuning, so it needs no program of its own.
   return sorted(
     {
       (f"{len(pack)} x " if len(pack) > 1 else "")

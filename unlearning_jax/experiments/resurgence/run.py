@@ -1,4 +1,4 @@
-"""A study of resurgence: checked, run, reported."""
+"""Checks, runs and reports a study of resurgence."""
 
 import functools
 import pathlib
@@ -22,23 +22,23 @@ def setup(
   """Reads what a study starts from, and checks it before anything is written.
 
   Args:
-    settings: the study's.
+    settings: the settings of the study.
     report: True if nothing will be run, so that any devices will do.
 
   Returns:
     A function that begins the study in a record.
 
   Raises:
-    ValueError: an edit of something else or of another base, devices that
-      cannot share a batch, a judge that does not know what was erased, a phrase
-      that is too long.
+    ValueError: an edit is of something else or of another base, devices cannot
+      share a batch, the judge cannot see what was erased, or a phrase is too
+      long.
   """
   given = settings.given()
   if not report:
-    # A cell that fails for want of it would never be tried again.
+    # A cell that failed because of its devices would never be tried again.
     settings.check_devices(own_mesh())
   model, judge = common.load_model(settings), common.load_judge(settings)
-  assert judge is not None  # Settings have refused that.
+  assert judge is not None  # The settings refuse None.
   for edit in given.values():
     check_base(edit, model.params)
   entries = settings.erasures.values()
@@ -50,11 +50,11 @@ def setup(
 
 
 def described(settings: Settings, folder: str) -> str:
-  """What a study consists of and what it would cost.
+  """The cells of a study and what it would cost, as text.
 
   Args:
-    settings: the study's.
-    folder: a run's, if there is one, for the rates that it has measured.
+    settings: the settings of the study.
+    folder: the folder of a run whose measured rates are used, if there is one.
   """
   settings.given()
   size = plan.sizes(settings, common.load_model(settings))
@@ -71,9 +71,9 @@ def run(
   """Runs what is left of a study, and writes its page.
 
   Args:
-    record: of the run.
+    record: the record of the study.
     begin: from `setup`.
-    report: only write the page, of what there is.
+    report: True only writes the page of what there is.
 
   Raises:
     ValueError: the record is of another model, judge or edit.
@@ -89,24 +89,24 @@ def run(
     study.store.note = lambda key: bar.update(_is_point(key), key)
     cells.run(
       study.store,
-      # All cells that share a row are one process's: it is made once.
+      # Cells that share a row go to one process, so that it is made once.
       [] if report else cells.share(wanted, lambda c: (c.concept, c.seed)),
       functools.partial(tuning.finish, study),
       pack=functools.partial(plan.packs, settings),
     )
   sharding.wait_for_all("cells done")
-  # Whoever measured them: one that the runtime failed is left for a next start.
+  # A cell that the runtime failed, in whichever process, is left.
   left = study.store.left(wanted)
   if record.is_writer:
     summary.write(study)
   if not report and not left:
-    # A kill after a cell's last row leaves its checkpoints.
+    # Checkpoints of cells that were killed after their last row.
     shutil.rmtree(record.path / "cells", ignore_errors=True)
     record.mark_done()
 
 
 def _check_heads(study: Study):
-  """Refuses a judge that cannot tell what a prompt asks for, before any cell.
+  """Refuses a judge that cannot see what a prompt asks for, before any cell.
 
   Raises:
     ValueError: naming the judge and the class.
@@ -117,6 +117,6 @@ def _check_heads(study: Study):
 
 
 def _is_point(name: str) -> bool:
-  """Whether a row is of a tuned model."""
+  """Whether an id is that of a tuned model's row."""
   key = keys.parse(name)
   return isinstance(key, keys.Point) and key.step > 0

@@ -1,4 +1,4 @@
-"""What a study of resurgence is of, checked before anything is loaded."""
+"""The settings of a study of resurgence, checked before anything is loaded."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,6 @@ from unlearning_jax.concepts import (
 )
 from unlearning_jax.edits import Edit
 from unlearning_jax.experiments import common, finetune
-from unlearning_jax.experiments import given as given_
 from unlearning_jax.experiments.resurgence import keys
 from unlearning_jax.judges import Target
 from unlearning_jax.settings import Free, Output
@@ -22,15 +21,16 @@ from unlearning_jax.settings import Free, Output
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Block:
-  """Cells: each method, concept, ... with each other.
+  """Cells of a study: every combination of the values on each axis.
 
   Attributes:
-    methods: who erases; with each concept one of `Settings.erasures`.
-    concepts: of `Settings.concepts`.
-    sets: what is tuned on, kinds of the world's tuning sets.
-    algorithms: of `Settings.algorithms`.
-    defenses: see `finetune.DEFENSES`.
-    seeds: of prompts, images, erasure and tuning.
+    methods: names of erasures; each exists for every concept in
+      `Settings.erasures`.
+    concepts: keys of `Settings.concepts`.
+    sets: kinds of the world's tuning sets, such as `near`.
+    algorithms: keys of `Settings.algorithms`.
+    defenses: defenses, of `finetune.DEFENSES`.
+    seeds: seeds of prompts, images, erasure and tuning.
   """
 
   methods: Output[tuple[str, ...]] = ()
@@ -61,21 +61,21 @@ class Classes:
 
   @property
   def targets(self) -> list[dict[str, str]]:
-    """Task and name of each, as the world wants them."""
+    """Task and name of each class, in the form that the world reads."""
     return [{"task": self.task, "name": name} for name in self.names]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Erasure:
-  """How a concept is erased: by a method, or already, in a file.
+  """How a concept is erased: by a method here, or by another run.
 
   Attributes:
-    edit: of the file, or of the run's folder that has it; "" to erase here.
-    method: see `erasures.methods`.
-    hparams: fields of its `Hparams`.
-    task: of the concepts.
-    pairs: what is erased, and its anchor, each.
-    preserve: what every one of them holds.
+    edit: the edit's file or the folder of its run; "" erases here.
+    method: the method, see `erasures.methods`.
+    hparams: fields of the method's `Hparams`.
+    task: the task of the concepts.
+    pairs: a phrase to erase and its anchor, each.
+    preserve: phrases that every concept preserves.
   """
 
   edit: Output[str] = ""
@@ -90,14 +90,14 @@ class Erasure:
       erasures.bind(self.method, self.hparams)
       if not erasures.module(self.method).CHANGES:
         raise ValueError(
-          f"method={self.method!r}: guides and changes no weight, there is "
-          "nothing to tune; choose a method that makes an edit"
+          f"method={self.method!r}: guides and changes no weight, so there "
+          "is nothing to tune; choose a method that makes an edit"
         )
       check_concepts(self.concepts)
 
   @property
   def concepts(self) -> tuple[Concept, ...]:
-    """What is erased."""
+    """The concepts to erase."""
     return tuple(
       Concept(erase, anchor, self.preserve, self.task)
       for erase, anchor in self.pairs
@@ -106,13 +106,13 @@ class Erasure:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Counts:
-  """Images of one measurement.
+  """The number of images in one measurement.
 
   Attributes:
     explicit: prompts that name an erased concept.
     words: prompts of each other way to ask for one.
-    others: prompts for anything else of the same kind.
-    tuned: prompts for what is tuned on.
+    others: prompts for other classes of the same head.
+    tuned: prompts for the classes that are tuned on.
   """
 
   explicit: Output[int]
@@ -123,7 +123,7 @@ class Counts:
   def __post_init__(self):
     for key, value in dataclasses.asdict(self).items():
       if value < 1:
-        raise ValueError(f"counts.{key}={value}: at least 1")
+        raise ValueError(f"counts.{key}={value}: must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,16 +131,16 @@ class Settings(common.Drawn):
   """A study: what is erased, how it is tuned, what is measured.
 
   Attributes:
-    blocks: its cells, in the order in which they are run.
+    blocks: the cells, in the order in which they run.
     concepts: name -> classes.
-    erasures: `<method>/<concept>` -> how.
-    algorithms: name -> how it is tuned; a cell brings data, defense and seed.
-    counts: images of one measurement.
-    neighbors: how many classes are near or far.
-    pack: LoRA runs of a method that tune in one program, each as if alone.
-    rates: seconds of an erasure, a step, an image, for estimates.
-    revival_threshold: R_norm from which a concept counts as back.
-    floor: how often the base must show a concept, or nothing can come back.
+    erasures: `<method>/<concept>` -> how it is erased.
+    algorithms: name -> how it is tuned. Data, defense and seed are the cell's.
+    counts: the number of images in one measurement.
+    neighbors: the number of classes in a set `near` or `far`.
+    pack: LoRA runs that tune in one program; each ends as if it ran alone.
+    rates: seconds of an erasure, a step, an image; for estimates of cost.
+    revival_threshold: the R_norm from which a concept counts as back.
+    floor: the least share of images in which the base must show a concept.
   """
 
   blocks: Output[tuple[Block, ...]]
@@ -197,14 +197,14 @@ class Settings(common.Drawn):
 
   @property
   def world(self) -> Any:
-    """What draws prompts and tuning sets, see `shapes.world`."""
+    """The world that draws prompts and tuning sets, see `shapes.world`."""
     return extensions.world(self.model)
 
   @property
   def cells(self) -> list[keys.Cell]:
-    """Every cell once: by block, in it by seed, and then by concept.
+    """Every cell once: by block, then by seed, then by concept.
 
-    So a study that is cut short has fewer seeds and concepts, and compares all
+    A study that is cut short has fewer seeds and concepts, but compares all
     methods on those that it has.
     """
     return list(
@@ -221,15 +221,15 @@ class Settings(common.Drawn):
     )
 
   def erasure(self, cell: keys.Cell) -> Erasure:
-    """How a cell's model was erased."""
+    """How a cell's concept is erased."""
     return self.erasures[erasure_of(cell)]
 
   def targets_of(self, concept: str) -> list[Target]:
-    """The classes of a concept, as the judge calls them."""
+    """The classes of a concept, in the judge's words."""
     return self.world.targets(self.concepts[concept].targets)
 
   def words_of(self, concept: str) -> list[str]:
-    """Names and synonyms of its classes."""
+    """Names and synonyms of a concept's classes."""
     return [
       word
       for one in self.concepts[concept].targets
@@ -238,28 +238,28 @@ class Settings(common.Drawn):
     ]
 
   def images_of(self, concept: str) -> int:
-    """Images of one measurement, those of the tuning set left out."""
+    """Images of one measurement, without those of the tuning set."""
     counts = self.counts
     words = 3 if self.concepts[concept].task == "unsafe" else 2
     return counts.explicit + words * counts.words + counts.others
 
   def check_devices(self, mesh: sharding.Mesh):
-    """Finds an algorithm whose batch the devices of a process cannot share.
+    """Refuses an algorithm whose batch a process's devices cannot share.
 
-    Packed runs are whole on a device, but any of them may come to be alone.
+    A packed run lies whole on a device, but any run may end up alone.
 
     Raises:
-      ValueError: naming the algorithm, with the sizes that can.
+      ValueError: naming the algorithm and the sizes that can be used.
     """
     for name, algorithm in self.algorithms.items():
       with _of(f"algorithms.{name}"):
         finetune.check_batch(algorithm, algorithm.data.count, mesh, 1)
 
   def given(self) -> dict[str, Edit]:
-    """Those of `erasures` that are read, not made, by their names there.
+    """The edits of other runs, keyed as in `erasures`.
 
     Raises:
-      ValueError: no such file; it erases other classes than its concept has.
+      ValueError: a file is missing, or erases other classes than its concept.
     """
     found = {}
     for name, entry in self.erasures.items():
@@ -270,15 +270,15 @@ class Settings(common.Drawn):
       if set(self.world.words(edit)) != set(wanted):
         erased = [concept.erase for concept in edit.concepts]
         raise ValueError(
-          f"erasures.{name}: {entry.edit} erases {erased[:5]}, which is not "
-          f"what the concept is, {wanted}; name another edit or concept"
+          f"erasures.{name}: {entry.edit} erases {erased[:5]}, but the concept "
+          f"is {wanted}; name another edit or concept"
         )
       found[name] = edit
     return found
 
 
 def erasure_of(cell: keys.Cell) -> str:
-  """The name of a cell's erasure in `Settings.erasures`."""
+  """The key of a cell's erasure in `Settings.erasures`."""
   return f"{cell.method}/{cell.concept}"
 
 
@@ -289,8 +289,8 @@ def _concept(erasure: str) -> str:
 def _check_algorithm(algorithm: finetune.Settings):
   if algorithm.train == "text_encoder":
     raise ValueError(
-      "train='text_encoder': a study keeps the text states of its captions, "
-      "which would move; tune another part, or use launch.finetune"
+      "train='text_encoder': it would move the text states of the captions, "
+      "which a study keeps; tune another part, or use launch.finetune"
     )
   if algorithm.checkpoints[-1] != algorithm.num_steps:
     raise ValueError(
@@ -306,7 +306,7 @@ def _check_algorithm(algorithm: finetune.Settings):
 
 @contextlib.contextmanager
 def _of(key: str):
-  """Says in an error whose key it is."""
+  """Puts a key in front of an error that is raised inside."""
   try:
     yield
   except ValueError as error:
@@ -314,17 +314,17 @@ def _of(key: str):
 
 
 def with_edits(config: Mapping[str, Any], items: Sequence[str]) -> Any:
-  """The config of a study of given edits alone, in all ways of their concepts.
+  """The config of a study that tunes given edits instead of its own.
 
   Args:
-    config: the study's, plain values.
-    items: of `<name>/<concept>=<path>`; where empty, nothing is changed.
+    config: the config of the study, plain values.
+    items: `<name>/<concept>=<path>` each; empty changes nothing.
 
   Raises:
-    ValueError: not of that form; the name is a method of the study's, or the
-      concept none of its.
+    ValueError: an item has another form, its name is a method of the study, or
+      its concept is unknown.
   """
-  found = given_.listed(items, "<name>/<concept>")
+  found = common.read_items(items, "<name>/<concept>")
   if not found:
     return config
   methods = {name.partition("/")[0] for name in config["erasures"]}

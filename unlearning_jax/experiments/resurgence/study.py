@@ -1,7 +1,7 @@
-"""A study under way: its rows, and what its cells share.
+"""A study that is running: its rows, and what its cells share.
 
-Whatever is finished is a row of the run: a measurement, or why there is none.
-An erasure is made once and read back; so are prompts, images and latents.
+Whatever is finished is a row: a measurement, or why there is none. An erasure
+is made once and read back. Prompts, tuning sets and latents are made once too.
 """
 
 import dataclasses
@@ -32,20 +32,20 @@ T = TypeVar("T")
 
 
 def own_mesh() -> sharding.Mesh:
-  """This process's devices: none shares arrays, each has its own cells."""
+  """A mesh of this process's devices; each process has cells of its own."""
   return sharding.make_mesh(devices=jax.local_devices())
 
 
 @dataclasses.dataclass(eq=False)
 class Study:
-  """A study under way.
+  """A study that is running.
 
   Attributes:
-    settings: its own.
-    run: its record.
+    settings: the settings of the study.
+    run: the record.
     model: the base.
-    judge: sees what it draws.
-    given: erasures that are not made here, see `Settings.given`.
+    judge: looks at the images.
+    given: the edits of other runs, from `Settings.given`.
   """
 
   settings: Settings
@@ -59,7 +59,7 @@ class Study:
     self.mesh = own_mesh()
     self.metrics = [metrics.load(name) for name in self.settings.metrics]
     run, algorithms = self.run, self.settings.algorithms
-    # Nothing here holds the study: its record is free when it is.
+    # No closure holds the study, so its record is freed with it.
     self.store = cells.Rows[Any](
       run,
       lambda cell: str(cell.at(algorithms[cell.algorithm].num_steps)),
@@ -71,7 +71,7 @@ class Study:
 
   @property
   def rows(self) -> Mapping[str, dict[str, Any]]:
-    """All that is finished, by id."""
+    """All finished rows by id."""
     return self.store.rows
 
   def _algorithm(self, cell: Cell) -> finetune.Settings:
@@ -80,13 +80,13 @@ class Study:
   # --- What cells share ---
 
   def once(self, key: Hashable, make: Callable[[], T]) -> T:
-    """What `make` gave when this key was first asked for."""
+    """The result of `make`, which is called once for each key."""
     if key not in self._kept:
       self._kept[key] = make()
     return self._kept[key]
 
   def set_of(self, cell: Cell) -> Any:
-    """What the cell is tuned on, a world's `TuningSet`."""
+    """The classes that the cell is tuned on, a world's `TuningSet`."""
     chosen = self.settings
     return self.once(
       ("set", cell.concept, cell.tuning_set),
@@ -100,7 +100,7 @@ class Study:
     )
 
   def tuning_of(self, cell: Cell) -> finetune.Settings:
-    """The cell's own settings of fine-tuning."""
+    """The settings of the cell's fine-tuning."""
     chosen, own = self.set_of(cell), self._algorithm(cell)
     optimizer = own.optimizer
     if cell.tuning_set == "control":
@@ -120,7 +120,7 @@ class Study:
     )
 
   def rows_of(self, concept: str, seed: int) -> Rows:
-    """Prompts that measure a concept; each seed has its own."""
+    """The rows that measure a concept; each seed has its own."""
     settings = self.settings
     return self.once(
       ("rows", concept, seed),
@@ -132,14 +132,14 @@ class Study:
     )
 
   def tuned_rows_of(self, cell: Cell) -> Rows:
-    """Prompts for what the cell is tuned on."""
+    """The rows that ask for what the cell is tuned on."""
     chosen, settings = self.set_of(cell), self.settings
     return settings.world.tuned_rows(
       chosen.head, chosen.names, settings.counts.tuned, cell.seed
     )
 
   def edit_of(self, cell: Cell) -> Edit:
-    """The erasure that the cell starts from: made once, then read back."""
+    """The erasure that the cell starts from, made once and then read back."""
     name = erasure_of(cell)
     if name in self.given:
       return self.given[name]
@@ -152,13 +152,13 @@ class Study:
     started = time.monotonic()
     method = erasures.bind(entry.method, entry.hparams)
     try:
-      # The other processes are at other erasures.
+      # Other processes are busy with other erasures.
       with sharding.alone():
         made = erase.made(path, self.model, method, entry.concepts, cell.seed)
     except self.store.own as error:
       self.store.fail(cell.edit, error)
       raise
-    assert isinstance(made, Edit)  # Settings refuse methods that only guide.
+    assert isinstance(made, Edit)  # The settings refuse methods that guide.
     self.time(cell.method, started)
     return made
 
@@ -167,7 +167,7 @@ class Study:
   def measure(
     self, key: Measured, params: Params, rows: Rows, **more: Any
   ) -> None:
-    """Draws and judges the rows, and records who was right, group by group."""
+    """Draws and judges rows; records which were right, group by group."""
     if str(key) in self.rows:
       return
     started = time.monotonic()
@@ -201,7 +201,7 @@ class Study:
   def _judged(
     self, key: Measured, rows: Rows, images: np.ndarray
   ) -> list[dict[str, Any]]:
-    """Rows as metrics want them, with what the judge sees."""
+    """Rows as metrics read them, with what the judge sees."""
     of = {keys.Base: "base", keys.Erased: "erased"}.get(type(key), "")
     seed = key.seed if not isinstance(key, keys.Point) else key.cell.seed
     model = f"step {key.step}" if isinstance(key, keys.Point) else of
@@ -212,7 +212,7 @@ class Study:
     ]
 
   def time(self, what: str, started: float, count: int = 1):
-    """Keeps what work of a kind took since a moment, for later estimates."""
+    """Records the seconds since `started`, for later estimates of cost."""
     self._timed += 1
     seconds = time.monotonic() - started
     self.run.metrics(self._timed, what=what, seconds=seconds, count=count)

@@ -1,4 +1,4 @@
-"""What a resurgence study leaves behind: summary, CSV, page."""
+"""The results of a study of resurgence: summary, CSV, page."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ Stored = Mapping[str, Mapping[str, Any]]
 
 
 def measured(study: Study) -> list[Cell]:
-  """The cells that were measured to their last step."""
+  """The cells that have their last row."""
   lasts = {c: study.settings.algorithms[c.algorithm].checkpoints[-1]
            for c in study.settings.cells}  # fmt: skip
   return [c for c, last in lasts.items() if str(c.at(last)) in study.rows]
@@ -60,7 +60,7 @@ def records(study: Study, cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def document(study: Study) -> dict[str, Any]:
-  """What `report.resurgence` renders."""
+  """The document that `report.resurgence` shows."""
   settings = study.settings
   cells = measured(study)
   known = records(study, cells)
@@ -90,7 +90,7 @@ def _failures(rows: Stored) -> Iterator[dict[str, str]]:
 def _metrics(
   study: Study, cells: Sequence[Cell]
 ) -> dict[str, list[dict[str, Any]]]:
-  """The user's metrics by condition: all seeds' and models' states as one."""
+  """The user's metrics by condition, over all its seeds and models."""
   found: dict[str, list[dict[str, Any]]] = {}
   together: dict[Condition, dict[str, None]] = {}
   for cell in cells:
@@ -125,7 +125,7 @@ def write(study: Study):
 
 
 def table(conditions: Sequence[Mapping[str, Any]]) -> str:
-  """Every rate at every step as a line of CSV; see docs/finetune.md."""
+  """A line of CSV for every rate at every step; see docs/finetune.md."""
   lines = (line for one in conditions for line in _lines(one))
   return tables.to_csv(_COLUMNS, lines, tables.short)
 

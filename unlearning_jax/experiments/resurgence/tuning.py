@@ -1,9 +1,8 @@
-"""The cells of a resurgence study: tuned, alone or packed, and measured.
+"""Tunes and measures the cells of a study, alone or in packs.
 
-A cell that is interrupted goes on from its last checkpoint, if it had come far
-enough for one, and one that fails leaves a row that says why. What the runtime
-fails of, memory or a lost device, leaves none: the next start tries that cell
-again.
+A cell that was interrupted goes on from its last checkpoint, if it has one. A
+cell that fails leaves a row that says why. An error of the runtime, such as
+memory or a lost device, leaves no row, and the next start tries the cell again.
 """
 
 import dataclasses
@@ -26,25 +25,24 @@ from unlearning_jax.experiments.resurgence.study import Rows, Study
 from unlearning_jax.finetune import drift, packed
 from unlearning_jax.stable_diffusion import Params
 
-# Rows of a tuning set that the diagnostics before tuning read.
+# Rows of a tuning set that are read by the diagnostics before tuning.
 _PROBES = 64
-# Seconds of a cell that may have to be run again. A checkpoint of a small model
-# takes longer than the steps that it would save.
+# Seconds between checkpoints of a cell. A checkpoint of a small model takes
+# longer than the steps that it would save.
 SAVE_AFTER = 60.0
 
 
 def finish(study: Study, cells: Sequence[Cell]) -> None:
-  """Runs cells to their end, or records why it cannot.
+  """Runs cells to their end, or records why they failed.
 
   Args:
-    study: whose they are.
-    cells: several are tuned in one program, see `plan.packs`.
+    cells: a cell, or a pack of cells to tune in one program.
   """
   tunings = []
   for cell in cells:
     with failing(study.store, cell):
       tunings.append(_begin(study, cell))
-  # Together go those that are as far as each other.
+  # Cells that have done the same number of steps tune together.
   for _, alike in itertools.groupby(
     sorted(tunings, key=Tuning.step_done), Tuning.step_done
   ):
@@ -52,7 +50,7 @@ def finish(study: Study, cells: Sequence[Cell]) -> None:
 
 
 def _begin(study: Study, cell: Cell) -> "Tuning":
-  """Measures all that comes before tuning."""
+  """Measures everything that comes before tuning."""
   rows = study.rows_of(cell.concept, cell.seed)
   tuned = study.tuned_rows_of(cell)
   study.measure(cell.base(), study.base, rows)
@@ -81,11 +79,11 @@ class Tuning:
   """A cell that is being tuned.
 
   Attributes:
-    study: whose it is.
-    cell: which.
+    study: the study.
+    cell: the cell.
     edit: its erasure.
-    erased: the parameters that it starts from.
-    rows: what is drawn of it at every checkpoint.
+    erased: the parameters of the erased model, from which it starts.
+    rows: the rows that are drawn at every checkpoint.
   """
 
   study: Study
@@ -108,7 +106,7 @@ class Tuning:
     if str(cell.at(0)) not in study.rows:
       before = self._predictors(arrays)
       study.store.record({"id": str(cell.at(0)), "predictors": before})
-    # All processes of a run meet in a checkpoint; in a study they never do.
+    # All processes must meet in a checkpoint, and in a study they never do.
     self._keeps = jax.process_count() == 1
     self._folder = study.run.path / "cells" / cell.file
     if self._keeps and checkpoints.latest_step(self._folder) is not None:
@@ -116,18 +114,18 @@ class Tuning:
     self._saved = time.monotonic()
 
   def step_done(self) -> int:
-    """Steps that are behind it as it begins."""
+    """Steps done before this start."""
     return int(self.state.step)
 
   def measure(self, now: int, state: loop.TrainState):
-    """Draws and judges the model of a state, and keeps the state if need be."""
+    """Draws and judges the model of a state; keeps the state if it is time."""
     study, own = self.study, self.own
     tuned = finetune.tuned_params(
       study.sd, self.erased, self.part, state, self.edit, own
     )
     moved = self._drift(tuned)
     study.measure(self.cell.at(now), tuned, self.rows, drift=moved)
-    # After the row: a kill in between repeats the steps, not the row.
+    # After the row, so that a kill in between repeats steps but no row.
     late = time.monotonic() - self._saved >= SAVE_AFTER
     if self._keeps and late and now != own.num_steps:
       checkpoints.save(self._folder, now, state)
@@ -136,7 +134,7 @@ class Tuning:
   def _arrays(self) -> Mapping[str, np.ndarray]:
     """The cell's images and captions as the loss reads them."""
     study, own = self.study, self.own
-    # All of it: algorithms may differ in any of its keys.
+    # Keyed by the whole data: algorithms may differ in any field of it.
     listed = study.once(own.data, lambda: finetune.examples(own.data))
     words = study.settings.words_of(self.cell.concept)
     finetune.check_overlap(listed, self.edit, own.allow_overlap, words)
@@ -146,7 +144,7 @@ class Tuning:
     )
 
   def _predictors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """What is known of a cell before it is tuned."""
+    """Measures of a cell before it is tuned."""
     study = self.study
     rows = np.arange(_PROBES) % len(arrays["mean"])
     probe: Any = {name: array[rows] for name, array in arrays.items()}
@@ -164,7 +162,7 @@ class Tuning:
     }  # fmt: skip
 
   def _drift(self, tuned: Params) -> dict[str, float | None]:
-    """Where the weights went, and what they say of pictures of the concept."""
+    """How far weights moved, and how noise predictions on the concept did."""
     study = self.study
     phrases = self.states.reshape(-1, *study.sd.context_shape)
     gap = drift.noise_gap(
@@ -180,14 +178,14 @@ class Tuning:
     """Latents of renders of what was erased, the same in all cells."""
     study = self.study
     own = study.tuning_of(dataclasses.replace(self.cell, tuning_set="same"))
-    # Not the cell's seed: whichever cell comes first draws them for all.
+    # A fixed seed: whichever cell comes first draws them for all.
     chosen = dataclasses.replace(own.data, count=_PROBES, seed=1)
     shown = finetune.examples(chosen)
     return finetune.encode(study.sd, study.base, shown, own)["mean"][:, 0]
 
 
 def _tune(study: Study, tunings: Sequence[Tuning]):
-  """Trains cells that are as far as each other, and measures on the way."""
+  """Trains cells that have done the same steps, and measures on the way."""
   first = tunings[0]
   own, clock = first.own, [time.monotonic(), first.step_done()]
 
@@ -224,8 +222,8 @@ def _tune(study: Study, tunings: Sequence[Tuning]):
 
 
 def _packed(study: Study, tunings: Sequence[Tuning]) -> tuple[Any, ...]:
-  """State, step, frozen and batches of several, as one program."""
-  # Each device has whole runs; some may have the last one once more.
+  """State, step, frozen values and batches of several cells as one program."""
+  # Each device gets whole runs; the last run is repeated to fill them.
   missing = -len(tunings) % sharding.local_rows_multiple(study.mesh)
   runs = [*tunings, *[tunings[-1]] * missing]
   return (
@@ -241,7 +239,7 @@ def _packed(study: Study, tunings: Sequence[Tuning]) -> tuple[Any, ...]:
 def _measure_pack(
   study: Study, tunings: Sequence[Tuning], now: int, state: packed.PackedState
 ):
-  """Each run's measurements, but of those that have failed by now."""
+  """Measures each run that has not failed by now."""
   for i, one in enumerate(tunings):
     if study.store.ended(one.cell):
       continue
