@@ -27,6 +27,7 @@ from unlearning_jax.attacks.engine.victim import (
 )
 from unlearning_jax.convert.sd1 import CONFIGS
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 SAFE = guidance.Safe("a star", 2, 3.0, 0.1, 0.3, 0.4)
 
 

@@ -16,6 +16,7 @@ from unlearning_jax import attacks, sharding
 from unlearning_jax.attacks.engine import insertion, lanes, rows
 from unlearning_jax.attacks.engine.victim import Problem
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 WORD = tuple(0.01 * i for i in range(128))
 SMALL = {"num_tokens": 2, "blocks": 3, "iterations": 3}
 # Method -> hyperparameters of its rows.

@@ -12,6 +12,7 @@ from tests.stable_diffusion_test import make_files
 from unlearning_jax import checkpoints, finetune, sharding, stable_diffusion
 from unlearning_jax.data import Batches
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 STEPS = 20
 
 
@@ -266,7 +267,14 @@ def test_rematerialized_blocks_give_the_same_gradient(model, data):
   found = [
     jax.jit(
       jax.grad(
-        functools.partial(finetune.diffusion_loss, net, part.join), has_aux=True
+        functools.partial(
+          finetune.diffusion_loss,
+          net,
+          part.join,
+          snr_gamma=5.0,
+          caption_dropout=0.3,
+        ),
+        has_aux=True,
       )
     )(part.trained, frozen, batch, jax.random.key(0))[0]
     for net in (sd, other)

@@ -12,6 +12,7 @@ from unlearning_jax import finetune, lora, sharding, stable_diffusion
 from unlearning_jax.data import Batches
 from unlearning_jax.finetune import packed
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 STEPS, RANK = 5, 3
 RATES, RANKS, SEEDS = (1e-3, 3e-3), (2, 3), (11, 12)
 

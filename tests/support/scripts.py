@@ -131,7 +131,9 @@ def slurm(processes: int, devices: int) -> list[dict[str, str]]:
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
-  every = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+  flags = os.environ["XLA_FLAGS"]
+  flags += f" --xla_force_host_platform_device_count={devices}"
+  every = {"XLA_FLAGS": flags}
   if processes == 1:
     return [every]
   every |= {
