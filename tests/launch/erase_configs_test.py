@@ -238,7 +238,11 @@ def test_an_anchor_of_ones_own():
     ("concept_ablation", "tiny,preset=nudity", "preset: of full-size models"),
     ("concept_ablation", "sd14,name=A B", "anchor: missing for 'A B';"),
     ("concept_ablation", "sd14,task=i2p", "anchor: missing for 'hate' and"),
-    ("concept_ablation", "sd14,task=unsafe,name=gore", "anchor: missing for 'gore'"),
+    (
+      "concept_ablation",
+      "sd14,task=unsafe,name=gore",
+      "anchor: missing for 'gore'",
+    ),
   ],
 )
 def test_presets_and_anchors_that_cannot_be(method, argument, message):
