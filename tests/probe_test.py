@@ -17,6 +17,7 @@ from unlearning_jax.probe import phrases as phrases_
 from unlearning_jax.probe.measure import measure
 from unlearning_jax.projections import cross_attention_kernels
 
+NAN = float("nan")
 STAR = ul.Concept("star", "circle", preserve=())
 
 
@@ -40,7 +41,8 @@ def probed(base, subject, method="uce", **hparams):
 def test_the_shipped_recipe_passes(base):
   found = probed(base, ul.concept(base, "star").concepts, preserve_scale=1.0)
   assert found.verdict == "ok" and found.instrument == "states"
-  assert found.left < 0.25 and found.moved < 0.25
+  assert found.left < 0.25
+  assert found.preserved < 0.25 and found.unrelated < 0.25
   found.check("uce", strict=True)
 
 
@@ -54,7 +56,7 @@ def test_a_list_that_weighs_too_much_leaves_the_concept(base):
   held = ul.concept(base, "star").concepts[0].preserve
   found = probed(base, (dataclasses.replace(STAR, preserve=held),))
   assert found.verdict == "still there"
-  assert found.moved < 0.2
+  assert found.preserved < 0.2 and found.unrelated < 0.2
 
 
 def test_guidance_that_does_nothing_is_flagged(base):
@@ -176,15 +178,16 @@ def test_items_are_spread_evenly():
 def test_it_says_why_it_cannot_run_and_how_to_go_on(base, monkeypatch):
   monkeypatch.setattr(phrases_, "everyday", lambda _: ("a star",))
   found = measure(base, erased(base, (STAR,)), (STAR,))
-  assert found.verdict == "unknown" and found.moved is None
+  assert found.verdict == "unknown" and found.unrelated is None
   with pytest.warns(ErasureWarning, match="name the concept.*ul.grid"):
     found.check("uce", strict=False)
   with pytest.raises(ValueError, match="could not run.*launch.evaluate"):
     found.check("uce", strict=True)
 
 
-def test_figures_that_are_not_finite_are_no_verdict(base, monkeypatch):
-  nan = Probe("states", float("nan"), None, 0.1, (1, 0, 1))
+@pytest.mark.parametrize("figures", [(NAN, None, 0.1), (0.1, NAN, 0.1)])
+def test_figures_that_are_not_finite_are_no_verdict(base, figures, monkeypatch):
+  nan = Probe("states", *figures, (1, 0, 1))
   monkeypatch.setattr(states, "measure", lambda *_: nan)
   found = measure(base, erased(base, (STAR,)), (STAR,))
   assert found.verdict == "unknown" and "not finite" in found.sentence

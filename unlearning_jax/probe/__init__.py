@@ -27,7 +27,7 @@ class Limits:
 
   Attributes:
     left: of the concept.
-    moved: of other phrases.
+    moved: of phrases that nobody named.
   """
 
   left: float
@@ -64,22 +64,15 @@ class Probe:
   note: str = ""
 
   @property
-  def moved(self) -> float | None:
-    """How far other phrases moved: what the verdict goes by.
-
-    Those that nobody named decide. Preserved ones move less than they do when
-    an edit damages others, and too few are drawn to add anything.
-    """
-    return self.unrelated
-
-  @property
   def verdict(self) -> str:
     """One of ok, still there, damage, still there and damage, unknown."""
-    if not self.instrument or self.left is None or self.moved is None:
+    if not self.instrument or self.left is None or self.unrelated is None:
       return "unknown"
     limits = LIMITS[self.instrument]
+    # Preserved phrases move less than others do when an edit damages others,
+    # and too few are drawn to decide.
     wrong = ["still there"] * (self.left > limits.left)
-    wrong += ["damage"] * (self.moved > limits.moved)
+    wrong += ["damage"] * (self.unrelated > limits.moved)
     return " and ".join(wrong) or "ok"
 
   @property

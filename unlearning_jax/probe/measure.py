@@ -45,7 +45,7 @@ def _finite(asked: Asked, measured: Callable[[], Probe]) -> Probe:
       "for this model."
     )
   found = measured()
-  figures = [f for f in (found.left, found.moved) if f is not None]
-  if not np.isfinite(figures).all():
+  figures = (found.left, found.preserved, found.unrelated)
+  if not np.isfinite([f for f in figures if f is not None]).all():
     return Probe(reason="what the model answers is not finite, or all alike.")
   return found
