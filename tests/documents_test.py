@@ -18,6 +18,11 @@ PAGES = [
   "CONTRIBUTING.md",
   *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/**/*.md")),
 ]
+# Pages whose commands and Python run, on small budgets.
+RUN = [
+  f"docs/{name}.md"
+  for name in ("erase", "attack", "finetune", "evaluate", "extend")
+]
 SCRIPTS = {
   path.stem
   for path in (ROOT / "launch").glob("*.py")
@@ -208,10 +213,7 @@ def python(block, folder):
 
 @pytest.mark.slow
 @pytest.mark.e2e
-@pytest.mark.parametrize(
-  "page", ["docs/erase.md", "docs/attack.md", "docs/finetune.md",
-           "docs/evaluate.md", "docs/extend.md"],
-)  # fmt: skip
+@pytest.mark.parametrize("page", RUN)
 def test_the_python_of_a_page_runs(page, tmp_path):
   found = [python(block, tmp_path) for block in blocks(page, "python")]
   # The sketch of an erasure's module is no program.
@@ -249,10 +251,7 @@ def test_the_lines_for_stable_diffusion_run(page, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.e2e
-@pytest.mark.parametrize(
-  "page", ["docs/erase.md", "docs/attack.md", "docs/finetune.md",
-           "docs/evaluate.md", "docs/extend.md"],
-)  # fmt: skip
+@pytest.mark.parametrize("page", RUN)
 def test_the_commands_of_a_page_run(page, demo, tmp_path):
   for block in blocks(page, "python"):
     python(block, tmp_path)

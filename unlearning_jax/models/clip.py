@@ -36,6 +36,23 @@ ACTIVATIONS = {
 }
 
 
+def check_activation(what: str, name: str):
+  """Refuses a `hidden_act` that no tower here has.
+
+  Args:
+    what: the config, for the message.
+    name: as transformers calls it.
+
+  Raises:
+    ValueError: naming the value and what is allowed.
+  """
+  if name not in ACTIVATIONS:
+    raise ValueError(
+      f"{what}: hidden_act={name!r} is not supported; "
+      f"allowed: {', '.join(ACTIVATIONS)}"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class ClipTextConfig:
   """The keys of `text_encoder/config.json` that shape the network."""
@@ -52,11 +69,7 @@ class ClipTextConfig:
   dtype: DTypeLike = jnp.float32
 
   def __post_init__(self):
-    if self.hidden_act not in ACTIVATIONS:
-      raise ValueError(
-        f"ClipTextConfig: hidden_act={self.hidden_act!r} is not supported; "
-        f"allowed: {', '.join(ACTIVATIONS)}"
-      )
+    check_activation("ClipTextConfig", self.hidden_act)
 
 
 class _SelfAttention(nn.Module):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from unlearning_jax.models.clip import ACTIVATIONS, ClipEncoder
+from unlearning_jax.models.clip import ClipEncoder, check_activation
 from unlearning_jax.models.layers import layer_norm
 
 
@@ -47,11 +47,7 @@ class VisionConfig:
   dtype: DTypeLike = jnp.float32
 
   def __post_init__(self):
-    if self.hidden_act not in ACTIVATIONS:
-      raise ValueError(
-        f"VisionConfig: hidden_act={self.hidden_act!r} is not supported; "
-        f"allowed: {', '.join(ACTIVATIONS)}"
-      )
+    check_activation("VisionConfig", self.hidden_act)
     if self.image_size % self.patch_size:
       raise ValueError(
         f"VisionConfig: image_size={self.image_size} is not a multiple of "
