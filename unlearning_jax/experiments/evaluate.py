@@ -6,6 +6,7 @@ ends with the same comparison of before and after.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -152,14 +153,17 @@ def compare(
   tallies = Tallies(recorder, _metrics(settings))
   shown = _shown(table, settings.grid_rows)
   drawn = drawing.every(recorder, settings, models, table, comparison.key)
-  for name, part, images in drawn:
-    key = comparison.key(name)
-    tallies.update(images, [_of_model(r, name, base) for r in part])
-    for row, image in zip(part, images, strict=True):
-      if row["id"] in shown:
-        recorder.save_image(f"{row['id']}-{key}", image)
-      whole = f"{key}/{row['id']}"
-      recorder.append_row({**row, "id": whole, "model": name})
+  with futures.ThreadPoolExecutor() as pool:
+    for name, part, images in drawn:
+      key = comparison.key(name)
+      tallies.update(images, [_of_model(r, name, base) for r in part])
+      kept = [i for i, row in enumerate(part) if row["id"] in shown]
+      files = [f"{part[i]['id']}-{key}" for i in kept]
+      # A row is recorded after its image is on disk.
+      list(pool.map(recorder.save_image, files, images[kept]))
+      for row in part:
+        whole = f"{key}/{row['id']}"
+        recorder.append_row({**row, "id": whole, "model": name})
   found = recorder.rows()
   estimates = tallies.estimates(
     [
