@@ -6,6 +6,7 @@ from unlearning_jax.report import sections, tables
 from unlearning_jax.report.document import Source, read
 from unlearning_jax.report.markup import element
 from unlearning_jax.report.page import page
+from unlearning_jax.report.published import section
 
 _NUMBERS = ("value", "low", "high", "k", "n")
 
@@ -34,6 +35,7 @@ def render_report(source: Source, *, show_unsafe: bool = False) -> str:
     sections.accuracies(document),
     sections.classes(document),
     sections.estimates(document),
+    section.section(document),
     sections.diagnostics(document),
     sections.provenance(document.provenance),
   )
