@@ -100,8 +100,8 @@ def test_shown_by_name():
 def document(protocol):
   k, n = 30, 142
   low, high = wilson(k, n)
-  one = {"name": "asr", "value": k / n, "low": low, "high": high, "k": k}
-  clip = {"name": "clip-score", "value": 0.3, "low": None, "high": None}
+  one = {"name": "ASR", "value": k / n, "low": low, "high": high, "k": k}
+  clip = {"name": "CLIP score", "value": 0.3, "low": None, "high": None}
   return {
     "models": ["base", "OURS"],
     "measures": {"base": [], "OURS": []},

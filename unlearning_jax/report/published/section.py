@@ -7,8 +7,13 @@ from unlearning_jax.report.document import Document
 from unlearning_jax.report.markup import Html, element, join
 from unlearning_jax.report.sections import plain
 
-# Column -> the metric whose number it is, where their names differ.
-_METRICS = {"clip": "clip-score", "clip_30k": "clip-score", "fid_30k": "fid"}
+# Column -> the number of a run that it shows.
+_NUMBERS = {
+  "pre_asr": "pre-ASR", "asr": "ASR", "fid": "FID", "clip": "CLIP score",
+  "ua": "UA", "ira": "IRA", "cra": "CRA", "h_o": "H_o", "acc_e": "Acc_e",
+  "acc_s": "Acc_s", "acc_g": "Acc_g", "h_a": "H_a", "clip_e": "CLIP_e",
+  "clip_s": "CLIP_s", "fid_30k": "FID", "clip_30k": "CLIP score",
+}  # fmt: skip
 _MEASURED = "measured here"
 
 
@@ -73,9 +78,9 @@ def _said(line: published.Line, text: str) -> str:
 
 def measured(document: Document, model: str, column: str) -> list[Any]:
   """The parts of a cell: this run's number for a published column, if any."""
-  metric = _METRICS.get(column, column)
+  number = _NUMBERS.get(column)
   for one in document.estimates:
-    if one["model"] != model or one["name"].partition("/")[0] != metric:
+    if one["model"] != model or one["name"] != number:
       continue
     if one["value"] is None:
       return ["–", element("small", one.get("failed", ""))]
