@@ -82,9 +82,11 @@ def load(
   """
   # Refused before gigabytes are read, because a file has no tokenizer.
   if os.path.isfile(path):
-    families.check_file(path)
+    kind = families.of_file(path)
+    families.check(kind, os.fspath(path))
     raise ValueError(
-      f"model={os.fspath(path)}: a file has no tokenizer; make a folder of it: "
+      f"model={os.fspath(path)}: is {kind.text}, and a file has no tokenizer; "
+      "make a folder of it: "
       f"python -m launch.convert --input={os.fspath(path)} --base=<folder or "
       "hub id of its base> --output=<folder>, and name that"
     )

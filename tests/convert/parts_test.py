@@ -155,7 +155,7 @@ def test_other_shape_twice_and_nan():
   with pytest.raises(ValueError, match=rf"{name} \(4, 5\), expected \(4, 3\)"):
     convert.overlay(base, {name: np.ones((4, 5), np.float32)})
   with pytest.raises(ValueError, match=f"'{name}' is given twice"):
-    convert.overlay(base, {name: EDIT[name], "unet." + name: EDIT[name]})
+    convert.overlay(base, {name: EDIT[name], "unet." + name: -EDIT[name]})
   with pytest.raises(ValueError, match=f"'{name}' holds NaN"):
     convert.overlay(base, {name: np.full((4, 3), np.nan, np.float32)})
 

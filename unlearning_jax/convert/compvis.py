@@ -7,7 +7,8 @@ open_clip in 2.x).
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +19,19 @@ VAE = "first_stage_model."
 CLIP = "cond_stage_model.transformer."
 OPEN_CLIP = "cond_stage_model.model."
 _EMA = "model_ema."
+_BLOCKS = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.")
 # Schedule constants, training losses and open_clip's unused heads.
 _IGNORED = re.compile(
   r"(sqrt_|log_|one_minus_|recip_|recipm1_)*alphas_cumprod(_prev)?$"
   r"|(betas|lvlb_weights|logvar|scale_factor|posterior_\w+)$"
   r"|first_stage_model\.loss\."
-  r"|cond_stage_model\.(model\.)?(logit_scale|text_projection|attn_mask)$"
+  r"|cond_stage_model\.((transformer|model)\.)?"
+  r"(logit_scale|text_projection(\.weight)?|attn_mask)$"
+  # `check_marks` reads it.
+  r"|v_pred$"
 )
+# ComfyUI marks a model that predicts velocity, or whose noise has no end.
+_VELOCITY, _ZERO_SNR = "v_pred", "ztsnr"
 _MODULES = {
   "time_embed.0": "time_embedding.linear_1",
   "time_embed.2": "time_embedding.linear_2",
@@ -90,15 +97,46 @@ class Depths:
     )
 
 
-def add_prefixes(state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+def add_prefixes(state: Mapping[str, Any]) -> Mapping[str, Any]:
   """Adds the prefix that the keys of a bare UNet or VAE of this layout lack."""
-  for prefix, modules in (
-    (UNET, ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.")),
-    (VAE, ("encoder.down.", "decoder.up.")),
+  for prefix, begun, modules in (
+    ("model.", (_EMA, _VELOCITY, _ZERO_SNR), (UNET.removeprefix("model."),)),
+    (UNET, (_EMA, _VELOCITY, _ZERO_SNR), _BLOCKS),
+    (VAE, (_EMA,), ("encoder.down.", "decoder.up.")),
   ):
     if any(key.startswith(modules) for key in state):
-      return {prefix + key: value for key, value in state.items()}
+      return {
+        key if key.startswith(begun) else prefix + key: value
+        for key, value in state.items()
+      }
   return state
+
+
+def check_marks(
+  state: Iterable[str], scheduler: Mapping[str, Any], source: str
+):
+  """Refuses a model that is marked to predict what the base does not.
+
+  Args:
+    state: the file's names.
+    scheduler: the base's config.
+    source: what to call the file in errors.
+
+  Raises:
+    ValueError: naming the mark and what would read the file.
+  """
+  kind = scheduler.get("prediction_type", "epsilon")
+  if _VELOCITY in state and kind != "v_prediction":
+    raise ValueError(
+      f"{source}: is marked {_VELOCITY!r}, so it predicts velocity, and the "
+      f"base predicts {kind}; give a base that predicts velocity, such as "
+      "Stable Diffusion 2.1 at 768 pixels"
+    )
+  if _ZERO_SNR in state:
+    raise ValueError(
+      f"{source}: is marked {_ZERO_SNR!r}, so it is trained up to noise alone, "
+      "which is not supported"
+    )
 
 
 def is_compvis(state: Mapping[str, np.ndarray]) -> bool:
@@ -164,15 +202,23 @@ def _choose_weights(
   if not ema:
     return kept
   # The name of an averaged weight is that of the trained one without dots.
+  # A VAE's file has the averages of a VAE.
+  start = UNET if any(key.startswith(UNET) for key in kept) else VAE
+  gone = "model." if start == UNET else VAE
   pairs = {
-    key: _EMA + key.removeprefix("model.").replace(".", "")
+    key: _EMA + key.removeprefix(gone).replace(".", "")
     for key in kept
-    if key.startswith(UNET)
+    if key.startswith(start) and not _IGNORED.match(key)
   }
   report_mismatch(
     source,
     missing=sorted(set(pairs.values()) - weights),
-    unknown=sorted(weights - set(pairs.values())),
+    unknown=sorted(
+      name
+      for name in weights - set(pairs.values())
+      # Averages of the losses that a VAE is trained with.
+      if not (start == VAE and name.startswith(_EMA + "lo"))
+    ),
   )
   return kept | {key: state[name] for key, name in pairs.items()}
 

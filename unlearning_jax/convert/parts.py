@@ -12,7 +12,8 @@ from absl import logging
 from flax import traverse_util
 
 from unlearning_jax import memory
-from unlearning_jax.convert import compvis
+from unlearning_jax.convert import compvis, names
+from unlearning_jax.convert.families import FINGERPRINT
 from unlearning_jax.convert.folder import ModelFiles
 from unlearning_jax.convert.names import (
   State,
@@ -29,11 +30,23 @@ from unlearning_jax.convert.output import (
 )
 from unlearning_jax.convert.reader import as_float32
 
-# Training code saves modules inside wrappers, which prefix the keys.
+# Training code saves modules as attributes, which prefix the keys.
 _WRAPPERS = re.compile(
-  r"^(module\.)?(model\.(?!diffusion_model\.))?(unet\.|text_encoder\.|vae\.)?"
+  r"^(model\.(?!diffusion_model\.))?(unet\.|text_encoder\.|vae\.)?"
 )
-FINGERPRINT = "base_fingerprint"
+# Custom Diffusion's layers stand in the processor of the attention that they
+# replace.
+_CUSTOM = re.compile(r"\.processor\.(to_[qkv]|to_out)_custom_diffusion\.")
+# What a file holds beside weights of a model, and what to call it.
+_BESIDE = {
+  re.compile(r"modifier_token\.|embed$"): "the vectors of new words",
+  re.compile(r"(vision_model|visual_projection|safety_checker)\."): (
+    "an encoder of images"
+  ),
+  re.compile(r"text_projection(\.weight)?$|logit_scale$"): (
+    "the projection of CLIP"
+  ),
+}
 
 
 def fingerprint(states: Mapping[str, Mapping[str, np.ndarray]]) -> str:
@@ -91,12 +104,12 @@ def overlay(
     ValueError: a key matches nothing in `base`, its tensor has another shape
       there, or is not finite.
   """
-  parts = _split(base, _unwrap(state, source), ema, source)
+  parts = _split(base, _weights(state, source), ema, source)
   matched = sum(
     name in base.states[part] for part, found in parts.items() for name in found
   )
   if not matched:
-    shown = {part: next(iter(names)) for part, names in base.states.items()}
+    shown = {part: next(iter(old)) for part, old in base.states.items()}
     raise ValueError(
       f"{source}: none of its {len(state)} tensors is one of the base model's; "
       f"it has {list(state)[:5]}, the base has e.g. {shown}"
@@ -188,14 +201,25 @@ def save_unet(
     write_safetensors(partial, model.states["unet"], dtype, model.metadata)
 
 
-def _unwrap(state: Mapping[str, np.ndarray], source: str) -> State:
-  out: State = {}
-  for key, value in state.items():
-    name = _WRAPPERS.sub("", key)
-    if name in out:
-      raise ValueError(f"{source}: {name!r} is given twice")
-    out[name] = value
-  return out
+def _weights(state: Mapping[str, np.ndarray], source: str) -> State:
+  """The weights of a file by plain names; says what else it holds."""
+  beside: dict[str, list[str]] = {}
+
+  def rule(key: str) -> str | None:
+    name = _CUSTOM.sub(r".\1.", _WRAPPERS.sub("", key))
+    for pattern, kind in _BESIDE.items():
+      if pattern.match(name):
+        beside.setdefault(kind, []).append(key)
+        return None
+    return name
+
+  found = names.renamed(names.unwrapped(state, source), rule, source)
+  for kind, keys in beside.items():
+    logging.warning(
+      "%s: %s (%s) belong to no weight here and are left out", source, kind,
+      ", ".join(keys[:3]),
+    )  # fmt: skip
+  return found
 
 
 def _split(
@@ -204,6 +228,8 @@ def _split(
   """Tensors by component; those that fit none count as the UNet's."""
   prefixed = compvis.add_prefixes(state)
   if compvis.is_compvis(prefixed):
+    scheduler = base.configs.get("scheduler", {})
+    compvis.check_marks(prefixed, scheduler, source)
     depths = compvis.Depths.from_configs(base.configs)
     parts = compvis.from_compvis(prefixed, depths, ema=ema, source=source)
     return {part: canonical(found, source) for part, found in parts.items()}

@@ -75,6 +75,7 @@ def test_a_text_encoder_is_a_victim(prefix, model, tmp_path):
   )
 
 
+@pytest.mark.filterwarnings("ignore:.*no tensor differs:UserWarning")
 @pytest.mark.parametrize(
   "make, words",
   [
