@@ -19,10 +19,11 @@ from unlearning_jax import (
   samplers,
   stable_diffusion,
 )
-from unlearning_jax.experiments import common, drawing
+from unlearning_jax.experiments import common, drawing, trust
 from unlearning_jax.experiments.drawing import Rows, Settings
 from unlearning_jax.experiments.tallies import Tallies
 from unlearning_jax.judges import Judge, Target
+from unlearning_jax.metrics import collapse
 from unlearning_jax.metrics.accuracy import judge_rows
 from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder
@@ -164,13 +165,14 @@ def compare(
       files = [f"{part[i]['id']}-{key}" for i in kept]
       # A row is recorded after its image is on disk.
       list(pool.map(recorder.save_image, files, images[kept]))
-      for row in part:
-        whole = f"{key}/{row['id']}"
-        recorder.append_row({**row, "id": whole, "model": name})
+      for row, seen_of in zip(part, collapse.pixels(images), strict=True):
+        own = {"id": f"{key}/{row['id']}", "model": name, "pixels": seen_of}
+        recorder.append_row({**row, **own})
   found = recorder.rows()
-  estimates = tallies.estimates(
-    [seen({**r, "id": r["id"].split("/", 1)[1]}, r["model"]) for r in found]
-  )
+  rows = [
+    seen({**r, "id": r["id"].split("/", 1)[1]}, r["model"]) for r in found
+  ]
+  estimates = tallies.estimates(rows)
   document = comparison.document(
     found, names, targets, shown, estimates,
     judge.describe if judge else None,
@@ -180,6 +182,7 @@ def compare(
     name, _, digest = settings.protocol.partition(" ")
     notes = [f"Protocol {name} {digest[:12]}.", *notes]
   document |= {
+    **trust.facts(rows, judge, targets, estimates),
     **facts,
     "title": settings.title,
     "heads": _heads(settings, judge),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from unlearning_jax.report import sections, tables
+from unlearning_jax.report import sections, tables, trust
 from unlearning_jax.report.document import Source, read
 from unlearning_jax.report.markup import element
 from unlearning_jax.report.page import page
@@ -34,6 +34,7 @@ def render_report(source: Source, *, show_unsafe: bool = False) -> str:
     sections.pairs(document, show_unsafe),
     sections.accuracies(document),
     sections.classes(document),
+    trust.judge_errors(document),
     sections.estimates(document),
     section.section(document),
     sections.diagnostics(document),
