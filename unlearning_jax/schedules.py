@@ -101,6 +101,36 @@ _WITHOUT_EFFECT = frozenset(
   " use_dynamic_shifting".split()
 )
 
+# Classes that nothing here draws with, but whose noise levels are those of
+# their betas; with the defaults in which they differ from `_COMMON`.
+_UNDRAWN: dict[str, dict[str, Any]] = {
+  **dict.fromkeys(
+    (
+      "DDPMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler",
+      "DEISMultistepScheduler", "DPMSolverSinglestepScheduler",
+      "EulerAncestralDiscreteScheduler", "SASolverScheduler",
+      "UniPCMultistepScheduler",
+    ),
+    {},
+  ),
+  **dict.fromkeys(
+    (
+      "DPMSolverSDEScheduler", "HeunDiscreteScheduler",
+      "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+    ),
+    {"beta_start": 0.00085, "beta_end": 0.012},
+  ),
+  **dict.fromkeys(
+    ("LCMScheduler", "TCDScheduler"),
+    {
+      "beta_start": 0.00085, "beta_end": 0.012,
+      "beta_schedule": "scaled_linear",
+    },
+  ),
+}  # fmt: skip
+# Keys of a class that change its noise levels, not only how it visits them.
+_LEVELS = {"rescale_betas_zero_snr"}
+
 _SWITCH = (False, True)
 _OFF = (False,)
 _ALLOWED: dict[str, tuple[Any, ...]] = {
@@ -178,6 +208,45 @@ class Schedule:
       ValueError: a class or key is unknown, or a value not supported.
     """
     sampler = _sampler_of_class(config.get("_class_name"))
+    return cls._read(config, sampler, {**_COMMON, **_OWN[sampler]})
+
+  @classmethod
+  def of_folder(cls, config: Mapping[str, Any]) -> Self:
+    """As `from_config`, also of a folder whose sampler nothing here draws with.
+
+    The noise levels are read. `sampler` is then the class, with the setting
+    that is not supported, and `samplers.make_sampler` asks for another.
+
+    Raises:
+      ValueError: the class is unknown, or its noise levels are not supported.
+    """
+    name = str(config.get("_class_name")).removeprefix("Flax")
+    if name in _UNDRAWN:
+      levels = {"timestep_spacing": "leading"} | dict.fromkeys(_LEVELS, False)
+      defaults = {**_COMMON, **levels, **_UNDRAWN[name]}
+      known = {*_COMMON, *_WITHOUT_EFFECT}.union(*_OWN.values())
+      config = {k: v for k, v in config.items() if k[0] == "_" or k in known}
+      return cls._read(config, name, defaults)
+    sampler = _sampler_of_class(name)
+    for key, default in _OWN[sampler].items():
+      try:
+        _check(key, config.get(key, default))
+      except ValueError:
+        if key in _LEVELS or key not in config:
+          raise
+        undrawn = f"{name} with {key}={config[key]!r}"
+        own = {"timestep_spacing": _OWN[sampler]["timestep_spacing"]}
+        return cls._read(config, undrawn, {**_COMMON, **own})
+    return cls.from_config(config)
+
+  @classmethod
+  def _read(
+    cls,
+    config: Mapping[str, Any],
+    sampler: str,
+    defaults: Mapping[str, Any],
+  ) -> Self:
+    """Reads the keys of `defaults`; see `from_config`."""
     # diffusers lists the keys here that nobody set: the class decides them.
     unset = config.get("_use_default_values", ())
     said = {
@@ -191,7 +260,6 @@ class Schedule:
         raise ValueError(
           f"scheduler config key {key!r} is unknown{_nearest(key, known)}"
         )
-    defaults = {**_COMMON, **_OWN[sampler]}
     values = {k: said.get(k, default) for k, default in defaults.items()}
     for key, value in values.items():
       _check(key, value)
@@ -206,7 +274,8 @@ class Schedule:
   def to_config(self) -> dict[str, Any]:
     """The file's values, as a dict that diffusers reads."""
     said = {k: list(v) if isinstance(v, tuple) else v for k, v in self.config}
-    return {"_class_name": SAMPLERS[self.sampler], **said}
+    kind = SAMPLERS.get(self.sampler, self.sampler)
+    return {"_class_name": kind, **said}
 
   def with_sampler(self, name: str) -> Self:
     """The same file read for another sampler, as diffusers' `from_config` does.
