@@ -143,18 +143,32 @@ def _started(main: Callable[[list[str]], Any], argv: list[str]) -> Any:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   if "judges_dir" in flags.FLAGS:
     _judges_dir(flags.FLAGS["judges_dir"].value)
-  if "distributed" in flags.FLAGS:
-    # Users follow the progress line; libraries only warn.
-    logging.set_verbosity(logging.WARNING)
-    from unlearning_jax import sharding
-
-    sharding.initialize_distributed(bool(flags.FLAGS["distributed"].value))
   try:
+    if "distributed" in flags.FLAGS:
+      return _together(main, argv, bool(flags.FLAGS["distributed"].value))
     return main(argv)
   except (ValueError, OSError) as error:
     if flags.FLAGS["traceback"].value:
       raise
-    sys.exit(f"error: {error}\n(--traceback prints where it was raised)")
+    process = os.environ.get("JAX_PROCESS_ID", os.environ.get("SLURM_PROCID"))
+    who = f"process {process}: " if process else ""
+    sys.exit(f"{who}error: {error}\n(--traceback prints where it was raised)")
+
+
+def _together(
+  main: Callable[[list[str]], Any], argv: list[str], distributed: bool
+) -> Any:
+  """Runs a script that several processes can share."""
+  # Users follow the progress line; libraries only warn.
+  logging.set_verbosity(logging.WARNING)
+  from unlearning_jax import processes
+
+  processes.initialize_distributed(distributed)
+  status = main(argv)
+  # One that left early would end the slower ones, see `processes.SHUTDOWN_S`.
+  if distributed:
+    processes.wait_for_all("ended")
+  return status
 
 
 def _judges_dir(folder: str | None):

@@ -13,7 +13,15 @@ PACKAGE = "unlearning_jax"
 # From the bottom up. A part may import the parts below it and those beside
 # it, never those above; see SEPARATE for the parts with no such neighbors.
 FLOORS = (
-  {"models", "sharding", "durable", "checkpoints", "noise", "schedules"}
+  {
+    "models",
+    "sharding",
+    "processes",
+    "durable",
+    "checkpoints",
+    "noise",
+    "schedules",
+  }
   | {"concepts", "statistics", "memory", "extensions", "settings"}
   | {"renamed"},
   {"convert", "samplers", "timesteps", "guidance", "tokens", "lists", "data"}

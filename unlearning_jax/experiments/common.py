@@ -150,7 +150,7 @@ def check_metrics(given: Drawn, verb: str):
   for name in given.metrics:
     metric = metrics.load(name)
     if verb not in metric.verbs:
-      known = [n for n in metrics.names() if verb in metrics.load(n).verbs]
+      known = metrics.reading(verb)
       raise ValueError(
         f"metrics: {name!r} reads the rows of {' and '.join(metric.verbs)}, "
         f"and {verb} has none of these; it can show {', '.join(known)}, or a "

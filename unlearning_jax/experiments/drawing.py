@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from unlearning_jax import judges, sampling, sharding
+from unlearning_jax import judges, processes, sampling, sharding
 from unlearning_jax.experiments import common
 from unlearning_jax.judges import Judge
 from unlearning_jax.metrics.accuracy import judge_rows
@@ -127,7 +127,7 @@ def every(
   """
   judge, done = common.load_judge(settings), recorder.done_ids()
   # All processes share one list: none records a row before all have read it.
-  sharding.wait_for_all("rows listed")
+  processes.wait_for_all("rows listed")
   total = len(table) * len(models)
   with recorder.progress("draw", total, done=len(done)) as bar:
     for name, model in models.items():
@@ -135,7 +135,7 @@ def every(
       for part, images in judged(settings, model, judge, left):
         yield name, part, images
         bar.update(len(part))
-  sharding.wait_for_all("rows drawn")
+  processes.wait_for_all("rows drawn")
 
 
 def judged(

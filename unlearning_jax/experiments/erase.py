@@ -19,7 +19,7 @@ from unlearning_jax import (
   guidance,
   lists,
   probe,
-  sharding,
+  processes,
   stable_diffusion,
   tokens,
 )
@@ -308,7 +308,7 @@ def recorded(run: Recorder, every: int, *, tensorboard: bool = False) -> Hooks:
 
 def tidy(run: Recorder):
   """Removes checkpoints and drawn images once the edit is made."""
-  sharding.wait_for_all("edit made")
+  processes.wait_for_all("edit made")
   if run.is_writer:
     for name in (_STATES, _DRAWN):
       shutil.rmtree(run.path / name, ignore_errors=True)

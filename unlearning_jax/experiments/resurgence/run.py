@@ -5,7 +5,7 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
-from unlearning_jax import sharding, stable_diffusion
+from unlearning_jax import processes, stable_diffusion
 from unlearning_jax.durable import JsonLines
 from unlearning_jax.edits import check_base
 from unlearning_jax.experiments import cells, common
@@ -94,7 +94,7 @@ def run(
       functools.partial(tuning.finish, study),
       pack=functools.partial(plan.packs, settings),
     )
-  sharding.wait_for_all("cells done")
+  processes.wait_for_all("cells done")
   # A cell that the runtime failed, in whichever process, is left.
   left = study.store.left(wanted)
   if record.is_writer:
