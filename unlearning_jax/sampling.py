@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from unlearning_jax import guidance, stable_diffusion
 from unlearning_jax.concepts import check_choice
@@ -109,6 +109,7 @@ def draw(
   Raises:
     ValueError: requests are not alike, a prompt is too long, or an option
       cannot be used.
+    FloatingPointError: an image holds NaN or infinity.
   """
   default = sampling.guidance_scale
   if len(alike(requests, default)) > 1:
@@ -144,7 +145,7 @@ def draw(
     noise = row_noise(
       [r.seed for r in padded], sd.latent_shape, sampling.noise_source
     )
-    images = stable_diffusion.sample(
+    images, finite = stable_diffusion.sample_checked(
       sd,
       params,
       context,
@@ -154,7 +155,20 @@ def draw(
       guidance_scale=scale,
       sampler=sampling.sampler,
     )
+    _check_finite(fetch(finite)[:count], padded)
     yield fetch(images)[:count]
+
+
+def _check_finite(finite: Bool[np.ndarray, "b"], requests: Sequence[Request]):
+  """Raises where an image is broken, or a judge would see nothing in it."""
+  if not finite.all():
+    asked = requests[int(np.argmin(finite))]
+    raise FloatingPointError(
+      f"draw: {int((~finite).sum())} of {len(finite)} images hold NaN or "
+      f"infinity, such as that of {asked.prompt!r}, seed {asked.seed}. The "
+      "weights or the guidance overflow: check the edit, lower "
+      "sampling.guidance_scale, or use dtype=float32"
+    )
 
 
 def generate(
