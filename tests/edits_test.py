@@ -327,13 +327,13 @@ def test_each_leaf_has_a_place_in_the_model():
   edit = between(base, changed(base))
   name, leaf = next(iter(edit.leaves.items()))
   solved = edit_of(base, context_map())
-  for edit, change, message in (
+  for one, change, message in (
     (edit, {"leaves": {f"{name}s": leaf}}, "the model has no"),
     (edit, {"leaves": {name: leaf[:-1]}}, "is .*, the model's is"),
     (solved, {"context_map": 1e300 * solved.context_map}, "too large"),
   ):
     with pytest.raises(ValueError, match=message):
-      edits.apply_to_params(dataclasses.replace(edit, **change), base)
+      edits.apply_to_params(dataclasses.replace(one, **change), base)
 
 
 def test_refuses_leaves_that_are_no_edit():
