@@ -14,6 +14,11 @@ Back again, what an edited folder changed:
   python -m launch.convert --input=esd-church --base=sd14 --format=delta \
     --output=esd-church.safetensors
 
+A folder as one file, for A1111, ComfyUI and code in the original layout:
+
+  python -m launch.convert --input=esd-church --format=single_file \
+    --output=esd-church.safetensors
+
 A published edit as this package's own, to fine-tune, attack and draw:
 
   python -m launch.convert --input=esd-church.pt --base=sd14 --format=edit \
@@ -32,12 +37,18 @@ absl_flags.DEFINE_string(
 )
 absl_flags.DEFINE_string("output", None, "The file or folder.", required=True)
 absl_flags.DEFINE_string("base", None, "A part's base: shapes, folder, hub id.")
-absl_flags.DEFINE_string("format", "folder", "folder, unet, delta or edit.")
+absl_flags.DEFINE_string(
+  "format",
+  "folder",
+  "<folder|single_file|unet|text_encoder|delta|edit>.",
+)
 absl_flags.DEFINE_multi_string(
   "erased", [], "For an edit: an erased phrase; may be repeated."
 )
 absl_flags.DEFINE_string("task", "object", "For an edit: object, art, unsafe.")
-absl_flags.DEFINE_string("dtype", "float32", "To write: float32 or float16.")
+absl_flags.DEFINE_string(
+  "dtype", "float32", "To write: float32, float16 or bfloat16."
+)
 absl_flags.DEFINE_string("variant", None, "The weights to read, as fp16.")
 absl_flags.DEFINE_bool(
   "ema", None, "A file's averaged weights; --noema: trained."

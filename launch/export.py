@@ -3,9 +3,11 @@
   python -m launch.export --edit=runs/uce/edit.safetensors --model=shapes \
     --format=lora --output=uce_lora.safetensors
 
-Formats: lora (diffusers, PEFT), kohya (ComfyUI, A1111), delta (only the edited
-projections), unet (a state dict, .pt or .safetensors), folder (a diffusers
-folder), context_map (this package's own). The model must be the edit's base.
+Formats: lora (diffusers, PEFT), kohya (ComfyUI, A1111), delta (only what is
+edited), unet and text_encoder (state dicts, .pt or .safetensors), folder (a
+diffusers folder), single_file (the original layout, .safetensors or .ckpt:
+A1111, ComfyUI), context_map (this package's own). The model must be the edit's
+base.
 
 It takes seconds; `unet` and `folder` take as long as writing the model.
 """
@@ -22,12 +24,17 @@ _MODEL = absl_flags.DEFINE_string(
   "model", None, "The base: shapes, a folder or a hub id.", required=True
 )
 _FORMAT = absl_flags.DEFINE_string(
-  "format", None, "One of the above.", required=True
+  "format",
+  None,
+  "<lora|kohya|delta|unet|text_encoder|folder|single_file|context_map>.",
+  required=True,
 )
 _OUTPUT = absl_flags.DEFINE_string(
   "output", None, "The file or folder.", required=True
 )
-_DTYPE = absl_flags.DEFINE_string("dtype", "float32", "float32 or float16.")
+_DTYPE = absl_flags.DEFINE_string(
+  "dtype", "float32", "float32, float16 or bfloat16."
+)
 _RANK = absl_flags.DEFINE_integer(
   "rank", None, "A LoRA's rank, at most; by default as high as it needs."
 )
