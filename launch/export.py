@@ -4,12 +4,8 @@
     --format=lora --output=uce_lora.safetensors
 
 Formats: lora (diffusers, PEFT), kohya (ComfyUI, A1111), delta (only what is
-edited), unet and text_encoder (state dicts, .pt or .safetensors), folder (a
-diffusers folder), single_file (the original layout, .safetensors or .ckpt:
-A1111, ComfyUI), context_map (this package's own). The model must be the edit's
-base.
-
-It takes seconds; `unet` and `folder` take as long as writing the model.
+edited), unet and text_encoder (state dicts), folder (diffusers), single_file
+(A1111, ComfyUI), context_map (ours). The model must be the edit's base.
 """
 
 from absl import flags as absl_flags
@@ -23,12 +19,8 @@ _EDIT = absl_flags.DEFINE_string(
 _MODEL = absl_flags.DEFINE_string(
   "model", None, "The base: shapes, a folder or a hub id.", required=True
 )
-_FORMAT = absl_flags.DEFINE_string(
-  "format",
-  None,
-  "<lora|kohya|delta|unet|text_encoder|folder|single_file|context_map>.",
-  required=True,
-)
+_KINDS = "<lora|kohya|delta|unet|text_encoder|folder|single_file|context_map>."
+_FORMAT = absl_flags.DEFINE_string("format", None, _KINDS, required=True)
 _OUTPUT = absl_flags.DEFINE_string(
   "output", None, "The file or folder.", required=True
 )

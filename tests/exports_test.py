@@ -1,7 +1,6 @@
 """Exported edits opened by torch diffusers must draw what ours draws."""
 
 import dataclasses
-import itertools
 import json
 
 import flax
@@ -22,7 +21,6 @@ from unlearning_jax import (
 )
 from unlearning_jax import exports as export
 from unlearning_jax.concepts import make_concepts
-from unlearning_jax.convert import output
 from unlearning_jax.edits import apply_to_params, edit_between, save_edit
 from unlearning_jax.erasures import rece, uce
 from unlearning_jax.projections import cross_attention_kernels
@@ -380,30 +378,6 @@ def test_what_cannot_be_exported(model, tmp_path):
   good.touch()
   with pytest.raises(ValueError, match="exists"):
     export.export(good, "lora", sd, edit, params)
-
-
-def test_torch_files_hold_any_shape(tmp_path):
-  rng = np.random.default_rng(0)
-  state = {
-    "turned": rng.normal(size=(3, 4)).astype("f4").T,
-    "four": rng.normal(size=(2, 3, 1, 5)).astype("f4"),
-    "one": np.float32(3).reshape(()),
-  }
-  for dtype, inside in itertools.product(output.DTYPES, (None, "state_dict")):
-    path = tmp_path / f"{dtype}.pt"
-    convert.torch_files.write_torch(path, state, dtype, inside)
-    found = torch.load(path, weights_only=True)
-    found = found[inside] if inside else found
-    ours = convert.read_state_dict(path)
-    assert list(found) == list(ours) == list(state)
-    for name, value in state.items():
-      expected = value.astype(dtype)
-      theirs = found[name]
-      assert theirs.dtype == getattr(torch, dtype)
-      assert np.array_equal(theirs.float().numpy(), np.float32(expected))
-      assert np.array_equal(ours[name], expected)
-  with pytest.raises(ValueError, match="'x' holds"):
-    convert.torch_files.write_torch(path, {"x": np.float32([1e6])}, "float16")
 
 
 @pytest.mark.e2e
