@@ -16,6 +16,7 @@ from unlearning_jax.api.listing import (
   metric,
   protocol,
   protocols,
+  published,
 )
 from unlearning_jax.api.runs import open
 from unlearning_jax.api.tuning import finetune
@@ -26,5 +27,6 @@ from unlearning_jax.probe import ErasureWarning
 __all__ = [
   "Concept", "ErasureWarning", "Model", "Subject", "attack", "attacks",
   "concept", "concepts", "erase", "evaluate", "finetune", "grid", "judge",
-  "load", "methods", "metric", "open", "protocol", "protocols", "resurgence",
+  "load", "methods", "metric", "open", "protocol", "protocols", "published",
+  "resurgence",
 ]  # fmt: skip
