@@ -62,7 +62,7 @@ def metric(
   return metrics.Metric(
     "clip-score", dict, partial(_update, clip), metrics.unite,
     partial(_compute, scale, f"clip-score/{scale}/{tower}"),
-    verbs=VERBS, identity=clip.weights_hash,
+    verbs=VERBS, needs=("prompt",), identity=clip.weights_hash,
   )  # fmt: skip
 
 

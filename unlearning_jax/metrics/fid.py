@@ -75,7 +75,8 @@ def made(
   return metrics.Metric(
     name, dict, partial(_update, of), moments.merge,
     partial(_compute, name, reference, of, count, few),
-    verbs=VERBS, identity=f"{of.identity}, reference {held}",
+    verbs=VERBS, needs=reference.needs,
+    identity=f"{of.identity}, reference {held}",
   )  # fmt: skip
 
 

@@ -72,7 +72,8 @@ def metric(
   return metrics.Metric(
     "kid", dict, partial(_update, of, most), partial(samples.merge, most=most),
     partial(_compute, compared, of, Subsets(subsets, subset_size)),
-    verbs=VERBS, identity=f"{of.identity}, reference {held}",
+    verbs=VERBS, needs=compared.needs,
+    identity=f"{of.identity}, reference {held}",
   )  # fmt: skip
 
 

@@ -94,7 +94,7 @@ def metric(
   return metrics.Metric(
     "lpips", _init, partial(_update, distance, small), _merge,
     partial(_compute, distance, f"lpips/{network}-{size}"),
-    verbs=VERBS, identity=f"{digest} {small}",
+    verbs=VERBS, needs=(BASE,), identity=f"{digest} {small}",
   )  # fmt: skip
 
 

@@ -50,6 +50,11 @@ class Reference:
     """Whether the base's own pictures are the reference."""
     return self.place == BASE
 
+  @property
+  def needs(self) -> tuple[str, ...]:
+    """What a metric with this reference cannot do without."""
+    return (BASE,) if self.is_base else ()
+
   def check(self, features: Features, vectors: bool = False) -> str:
     """Checks what can be checked before anything is drawn.
 
@@ -214,11 +219,11 @@ def _of_folder(
 ) -> tuple[Gaussian, Float[np.ndarray, "n d"]]:
   del stamp
   vectors, refused = [], []
-  for _, images in folders.batches(place, folders.files(place), _BATCH):
-    if isinstance(images, str):
-      refused.append(images)
+  for _, read in folders.batches([place], folders.files(place), _BATCH):
+    if isinstance(read, str):
+      refused.append(read)
     else:
-      vectors.append(features(images))
+      vectors.append(features(read[0]))
   if refused:
     raise ValueError(
       f"{what}={place!r}: {len(refused)} of its files cannot be used; mend or "
