@@ -23,7 +23,7 @@ FLOORS = (
     "schedules",
   }
   | {"concepts", "statistics", "memory", "extensions", "settings"}
-  | {"renamed"},
+  | {"scheduler_keys", "renamed"},
   {"convert", "samplers", "timesteps", "guidance", "tokens", "lists", "data"}
   | {"record"},
   {"stable_diffusion", "projections", "edits", "lora", "exports"}

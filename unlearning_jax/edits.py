@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Float64
 
 from unlearning_jax import durable
 from unlearning_jax.concepts import Concept
+from unlearning_jax.convert import families
 from unlearning_jax.projections import (
   Fingerprint,
   Params,
@@ -30,7 +31,7 @@ from unlearning_jax.projections import (
 
 # Frobenius norm of T - I below which float32 kernels hardly move.
 MIN_CHANGE = 1e-6
-FORMAT = "unlearning_jax edit 1"
+FORMAT = families.EDIT_FORMAT
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -310,6 +311,18 @@ def load_edit(path: str | pathlib.Path) -> Edit:
     ValueError: the file is not an edit; a tensor is missing, extra, misshaped
       or not finite; a context map is not float64; the metadata lacks a key.
   """
+  kind = families.of_file(path)
+  if kind.name not in ("edit", "unknown"):
+    way = kind.use
+    if kind.read:
+      way = (
+        f"make it one: python -m launch.convert --input={path} --base=<its "
+        "base> --format=edit --erased=<what it erases> --output=<file>"
+        f".safetensors; or attack it as it is: --config.victim={path}"
+      )
+    raise ValueError(
+      f"{path}: is {kind.text}, and no edit of this package; {way}"
+    )
   tensors, metadata = durable.load_tensors(path, FORMAT)
   lacking = {"base", "method", "concepts", "diagnostics"} - set(metadata)
   if lacking or not tensors:

@@ -12,18 +12,20 @@ are a plain tree {text_encoder, unet, vae} and always an argument.
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 from unlearning_jax import convert, guidance, models, samplers
 from unlearning_jax.convert import families
-from unlearning_jax.schedules import Schedule
+from unlearning_jax.schedules import SAMPLERS, Schedule
 from unlearning_jax.tokens import fitting
 
 Params = dict[str, Any]
@@ -120,11 +122,16 @@ def from_files(
       configs["unet"], dtype=dtype, attention=attention
     ),
     vae=models.AutoencoderKL.from_config(configs["vae"], dtype=dtype),
-    schedule=Schedule.from_config(configs["scheduler"] | _PIPELINE_FORCES),
+    schedule=Schedule.of_folder(configs["scheduler"] | _PIPELINE_FORCES),
     latent_size=(size, size) if isinstance(size, int) else tuple(size),
     tokenizer=tokenizer,
     files=dataclasses.replace(files, states={}),
   )
+  if sd.schedule.sampler not in SAMPLERS:
+    logging.info(
+      "the model's own sampler, %s, is not drawn with here; its noise levels "
+      "are read", sd.schedule.sampler,
+    )  # fmt: skip
   parts = (sd.text_encoder.config, sd.unet.config, sd.vae.config)
   models.check_parts_fit(*parts, tokens=len(sd.tokenizer))
   return sd, convert.to_params(files)
@@ -295,6 +302,7 @@ def sample_latents(
       comes without guidance or its concept.
   """
   guidance.check(safe, negative_context, safe_context)
+  _warn_of_sampler(sd, sampler)
   given = [negative_context, context, safe_context if safe else None]
   contexts = [
     jnp.broadcast_to(states, context.shape)
@@ -312,6 +320,27 @@ def sample_latents(
     sampler=sampler,
     safe=safe,
   )
+
+
+def _warn_of_sampler(sd: StableDiffusion, sampler: str | None):
+  """Warns where published images of a sampler were made by another setting."""
+  said = sd.files.configs.get("scheduler", {})
+  if sampler == "ddim" != sd.schedule.sampler and "clip_sample" not in said:
+    warnings.warn(
+      "sampler='ddim' draws with clip_sample=False; diffusers' DDIMScheduler."
+      "from_config of this folder has clip_sample=True, because the folder's "
+      f"scheduler, {said.get('_class_name')}, does not set it",
+      stacklevel=3,
+    )
+  if sampler == "lms":
+    spacing = sd.schedule.with_sampler("lms").timestep_spacing
+    if spacing != "linspace":
+      warnings.warn(
+        f"sampler='lms' draws with timestep_spacing={spacing!r}, as the "
+        "folder's scheduler sets it; published runs of LMS have "
+        "timestep_spacing='linspace'",
+        stacklevel=3,
+      )
 
 
 def sample(

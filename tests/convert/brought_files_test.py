@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from tests.support import single_files
 from unlearning_jax import convert
-from unlearning_jax.convert import torch_files
+from unlearning_jax.convert import families, torch_files
 from unlearning_jax.shapes import world
 
 FC1 = "mlp.fc1.weight"
@@ -276,6 +276,13 @@ def test_kinds_that_are_refused_by_name(state, said, ending, base, tmp_path):
   for over in (base, None):
     with pytest.raises(ValueError, match=rf"brought\.{ending}: is {said}"):
       convert.load(path, over)
+
+
+def test_an_edit_of_ours_is_no_weights(base, tmp_path):
+  path = tmp_path / "edit.safetensors"
+  save_file({"context_map": np.eye(3)}, path, {"format": families.EDIT_FORMAT})
+  with pytest.raises(ValueError, match=r"is an edit of this .*launch\.export"):
+    convert.load(path, base)
 
 
 def test_an_error_of_a_loader_says_what_the_file_is(base, unet, tmp_path):

@@ -26,6 +26,7 @@ from unlearning_jax.convert.parts import (
 )
 from unlearning_jax.convert.parts import save_delta as save_delta
 from unlearning_jax.convert.parts import save_unet as save_unet
+from unlearning_jax.convert.parts import without_new_words as without_new_words
 from unlearning_jax.convert.reader import read_state_dict as read_state_dict
 from unlearning_jax.convert.sources import is_delta as is_delta
 from unlearning_jax.convert.sources import load as load

@@ -32,7 +32,7 @@ _IGNORED = re.compile(
 )
 # ComfyUI marks a model that predicts velocity, or whose noise has no end.
 _VELOCITY, _ZERO_SNR = "v_pred", "ztsnr"
-_MODULES = {
+MODULES = {
   "time_embed.0": "time_embedding.linear_1",
   "time_embed.2": "time_embedding.linear_2",
   "input_blocks.0.0": "conv_in",
@@ -42,7 +42,7 @@ _MODULES = {
   "middle_block.1": "mid_block.attentions.0",
   "middle_block.2": "mid_block.resnets.1",
 }
-_RESNET = {
+RESNET = {
   "in_layers.0": "norm1",
   "in_layers.2": "conv1",
   "emb_layers.1": "time_emb_proj",
@@ -50,13 +50,13 @@ _RESNET = {
   "out_layers.3": "conv2",
   "skip_connection": "conv_shortcut",
 }
-_VAE_MODULES = {
+VAE_MODULES = {
   "mid.block_1": "mid_block.resnets.0",
   "mid.block_2": "mid_block.resnets.1",
   "mid.attn_1": "mid_block.attentions.0",
   "norm_out": "conv_norm_out",
 }
-_VAE_PARTS = {
+VAE_PARTS = {
   "nin_shortcut": "conv_shortcut",
   "norm": "group_norm",
   "q": "to_q",
@@ -64,13 +64,13 @@ _VAE_PARTS = {
   "v": "to_v",
   "proj_out": "to_out.0",
 }
-_OPEN_CLIP = {
+OPEN_CLIP_NAMES = {
   "positional_embedding": "embeddings.position_embedding.weight",
   "token_embedding.weight": "embeddings.token_embedding.weight",
   "ln_final.weight": "final_layer_norm.weight",
   "ln_final.bias": "final_layer_norm.bias",
 }
-_OPEN_CLIP_PARTS = {
+OPEN_CLIP_PARTS = {
   "ln_1": "layer_norm1",
   "ln_2": "layer_norm2",
   "mlp.c_fc": "mlp.fc1",
@@ -241,7 +241,7 @@ def _convert(
 
 
 def _unet(key: str, value: np.ndarray, depths: Depths) -> State | None:
-  module, rest = _longest(key, _MODULES)
+  module, rest = longest(key, MODULES)
   if module is None:
     match = re.match(r"(input|output)_blocks\.(\d+)\.(\d)\.(.+)$", key)
     if match is None:
@@ -256,7 +256,7 @@ def _unet(key: str, value: np.ndarray, depths: Depths) -> State | None:
     if rest.startswith("conv."):
       return {f"{block}.upsamplers.0.{rest}": value}
     module = f"{block}.{'attentions' if slot == '1' else 'resnets'}.{layer}"
-  part, leaf = _longest(rest, _RESNET)
+  part, leaf = longest(rest, RESNET)
   return {f"{module}.{part}.{leaf}" if part else f"{module}.{rest}": value}
 
 
@@ -266,7 +266,7 @@ def _vae(key: str, value: np.ndarray, depths: Depths) -> State | None:
     return {f"{half}.{key}": value}
   if half not in ("encoder", "decoder"):
     return None
-  module, rest = _longest(key, _VAE_MODULES)
+  module, rest = longest(key, VAE_MODULES)
   if module is None:
     match = re.match(r"(?:down|up)\.(\d+)\.(.+)$", key)
     if match is None:
@@ -282,14 +282,14 @@ def _vae(key: str, value: np.ndarray, depths: Depths) -> State | None:
     rest = re.sub(r"^(down|up)sample\.", r"\1samplers.0.", rest)
   head, _, leaf = rest.rpartition(".")
   first, _, last = head.rpartition(".")
-  if last in _VAE_PARTS:
-    rest = ".".join(filter(None, (first, _VAE_PARTS[last], leaf)))
+  if last in VAE_PARTS:
+    rest = ".".join(filter(None, (first, VAE_PARTS[last], leaf)))
   return {f"{half}.{module}.{rest}": value}
 
 
 def _open_clip(key: str, value: np.ndarray, depths: Depths) -> State | None:
-  if key in _OPEN_CLIP:
-    return {f"text_model.{_OPEN_CLIP[key]}": value}
+  if key in OPEN_CLIP_NAMES:
+    return {f"text_model.{OPEN_CLIP_NAMES[key]}": value}
   match = re.match(r"transformer\.resblocks\.(\d+)\.(.+)$", key)
   if match is None:
     return None
@@ -304,11 +304,11 @@ def _open_clip(key: str, value: np.ndarray, depths: Depths) -> State | None:
       f"{stem}.self_attn.{part}_proj.{packed[1]}": third
       for part, third in zip("qkv", np.split(value, 3), strict=True)
     }
-  part, leaf = _longest(rest, _OPEN_CLIP_PARTS)
+  part, leaf = longest(rest, OPEN_CLIP_PARTS)
   return {f"{stem}.{part}.{leaf}": value} if part else None
 
 
-def _longest(key: str, table: Mapping[str, str]) -> tuple[str | None, str]:
+def longest(key: str, table: Mapping[str, str]) -> tuple[str | None, str]:
   """The new name of the module that `key` starts with, and the rest of it."""
   for old, new in table.items():
     if key.startswith(old + "."):

@@ -165,21 +165,19 @@ def recognize(
     if tell is not None:
       return _detailed(kind._replace(tell=tell), state, metadata)
   # diffusers keeps a word's vector under the word itself.
-  vectors = [value.shape for value in state.values()]
-  if (
-    state
-    and all(
-      len(shape) == 1 or (len(shape) == 2 and shape[0] < 100)
-      for shape in vectors
-    )
-    and not any("." in name for name in state)
-  ):
+  if state and all(map(_is_word, state, state.values())):
     word = next(kind for _, kind in _TABLE if kind.name == "word")
     return word._replace(tell=next(iter(state)))
   return Kind(
     "unknown", "of no kind that is known here",
     f"its tensors are {', '.join(list(state)[:3])}; {_REMEDY}", False,
   )  # fmt: skip
+
+
+def _is_word(name: str, value: Any) -> bool:
+  """Whether a tensor may be a word's vectors: a few rows as wide as a text."""
+  few = len(value.shape) in (1, 2) and value.shape[:-1] < (100,)
+  return few and value.shape[-1] >= 64 and "." not in name
 
 
 def _detailed(

@@ -137,6 +137,32 @@ def overlay(
   return dataclasses.replace(base, states=states)
 
 
+def without_new_words(model: ModelFiles, base: ModelFiles) -> ModelFiles:
+  """A model without the words that its training added to the base's.
+
+  Code that begins with textual inversion, as Forget-Me-Not, saves a longer
+  table of tokens. No prompt of the base's tokenizer reads the added rows.
+  """
+  table = "text_model.embeddings.token_embedding.weight"
+  text = model.states["text_encoder"]
+  known = base.states["text_encoder"].get(table)
+  if known is None or table not in text or len(text[table]) <= len(known):
+    return model
+  logging.warning(
+    "%s has %d rows and the base's %d; the last %d are new words, which are "
+    "left out", table, len(text[table]), len(known),
+    len(text[table]) - len(known),
+  )  # fmt: skip
+  config = model.configs["text_encoder"] | {"vocab_size": len(known)}
+  return dataclasses.replace(
+    model,
+    configs={**model.configs, "text_encoder": config},
+    states=model.states
+    | {"text_encoder": {**text, table: text[table][: len(known)]}},
+    tokenizer=base.tokenizer,
+  )
+
+
 def save_delta(
   path: str | os.PathLike,
   base: ModelFiles,

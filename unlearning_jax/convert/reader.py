@@ -158,7 +158,7 @@ def _of_shards(path: pathlib.Path, read: Callable) -> dict[str, Any]:
   """What `read` finds in the shards that an index names."""
   index = read_json(path).get("weight_map")
   if not isinstance(index, dict) or not index:
-    raise ValueError(f"{path}: no weight_map")
+    raise ValueError(f"{path}: is no index of shards: it has no weight_map")
   state: dict[str, Any] = {}
   for shard in sorted({str(name) for name in index.values()}):
     plain = pathlib.PurePath(shard).name == shard and "\\" not in shard

@@ -88,6 +88,8 @@ def run(given: Settings):
   if given.format in ("delta", "edit") and base is not None:
     base = convert.load(base, variant=given.variant)
   model = convert.load(given.input, base, variant=given.variant, ema=given.ema)
+  if isinstance(base, ModelFiles):
+    model = convert.without_new_words(model, base)
   convert.to_params(model)
   _write(given, base if isinstance(base, ModelFiles) else model, model)
   for component, state in model.states.items():

@@ -253,7 +253,7 @@ def _named(given: Settings, model: Model) -> tuple[Params, dict[str, str]]:
   params = model.params
   states = {part: convert.to_torch(tree) for part, tree in params.items()}
   base = dataclasses.replace(model.sd.files, states=states)
-  files = convert.load(given.victim, base)
+  files = convert.without_new_words(convert.load(given.victim, base), base)
   other = stable_diffusion.from_files(files)[1]
   held = {}
   for part, old in states.items():
@@ -272,7 +272,16 @@ def _named(given: Settings, model: Model) -> tuple[Params, dict[str, str]]:
         "over the model: python -m launch.convert makes a folder of both"
       )
   if jax.tree.map(jnp.shape, other) != jax.tree.map(jnp.shape, params):
-    raise ValueError(f"victim={given.victim!r}: not of the model's shapes")
+    shapes = (
+      f"{part}'s {name} {files.states[part][name].shape}, the model's "
+      f"{old[name].shape}"
+      for part, old in states.items()
+      for name in old
+      if files.states[part][name].shape != old[name].shape
+    )
+    raise ValueError(
+      f"victim={given.victim!r}: not of the model's shapes: {next(shapes, '')}"
+    )
   same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), other, params)
   if all(jax.tree.leaves(same)):
     raise ValueError(
