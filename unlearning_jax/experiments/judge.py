@@ -33,8 +33,8 @@ class Settings:
   images: Output[str]
 
   def __post_init__(self):
-    folders.check("images", self.images)
     judges.load(self.judge)
+    folders.check("images", self.images)
 
 
 def run(settings: Settings, recorder: Recorder) -> dict[str, Any]:
