@@ -152,6 +152,8 @@ def fid_of(folder):
     ({"metrics": ("accuracy",)}, "and judged by unlearning-jax judge"),
     ({"metrics": ("fdi",)}, "fid"),
     ({"metrics": (f"fid~{COLORS}",)}, "reference: name a folder of photo"),
+    ({"metrics": (fid_of("gone.npz"),)}, "reference='gone.npz': no such file"),
+    ({"metrics": (fid_of("gone"),)}, "reference='gone': no such folder"),
     ({"metrics": (FID,)}, "base: .* compares with the base's pictures"),
     ({"metrics": (FID,), "base": "few"}, "base=.*: lacks 2 pictures"),
     ({"metrics": (FID,), "base": "more"}, "images=.*: lacks 1 pictures"),

@@ -116,7 +116,7 @@ def rate(one: Mapping[str, Any]) -> str:
   if one["value"] is None:
     return f"– ({one['failed']})" if one.get("failed") else "–"
   # A share needs two digits; the distances of image quality need more.
-  form = ".4g" if one.get("k") is None else ".2f"
+  form = ".4g" if one.get("unit") else ".2f"
   text = f"{one['value']:{form}}"
   if one.get("low") is not None:
     text += f" [{one['low']:{form}}, {one['high']:{form}}]"

@@ -107,5 +107,5 @@ def _compute(scale: str, name: str, state: Kept) -> list[Estimate]:
       for row, (group, prompt, cosine, _) in rows.items()
     }
     note = f", {cut} prompts cut" if cut else ""
-    found += means.estimates(name, model, values, note)
+    found += means.estimates(name, scale, model, values, note)
   return found

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from unlearning_jax import durable
 from unlearning_jax.judges import folders, weights
-from unlearning_jax.metrics import moments
+from unlearning_jax.metrics import Estimate, moments
 from unlearning_jax.metrics.features import Features
 from unlearning_jax.metrics.moments import Gaussian
 
@@ -156,6 +156,12 @@ class Reference:
       )
 
 
+def nothing(name: str, n: int) -> Estimate:
+  """The estimate where there are only the base's own `n` pictures."""
+  why = "no model but the base drew anything"
+  return Estimate(name, None, n=n, method="none", failed=why)
+
+
 def write(path: str | os.PathLike[str], folder: str, features: Features):
   """Writes the statistics and the features of a folder's pictures.
 
@@ -179,12 +185,10 @@ def write(path: str | os.PathLike[str], folder: str, features: Features):
 def _stamp(place: str) -> tuple[Any, ...]:
   """What changes when the reference's files do."""
   root = pathlib.Path(place)
-  paths = [root] if root.is_file() else list(map(root.joinpath, _listed(place)))
-  return tuple((str(path), path.stat().st_mtime_ns) for path in paths)
-
-
-def _listed(place: str) -> list[str]:
-  return folders.files(place)
+  names = [] if root.is_file() else folders.files(place)
+  paths = [root / name for name in names] or [root]
+  there = (path for path in paths if path.exists())
+  return tuple((str(path), path.stat().st_mtime_ns) for path in there)
 
 
 @functools.lru_cache(maxsize=2)
