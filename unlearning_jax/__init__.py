@@ -26,7 +26,7 @@ __version__ = "0.2.0"
 _NAMES = (
   "Concept", "ErasureWarning", "Model", "attack", "concept", "erase",
   "evaluate", "grid", "judge", "load", "measure", "methods", "metric", "open",
-  "protocol", "resurgence",
+  "protocol", "published", "resurgence",
 )  # fmt: skip
 # Packages that can also be called, as the functions of the same names in `api`.
 _CALLED = ("attacks", "concepts", "finetune", "protocols")
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     metric,
     open,
     protocol,
+    published,
     resurgence,
   )
 

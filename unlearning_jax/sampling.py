@@ -6,8 +6,9 @@ for images in generate(sd, params, ["a star"], seeds=[0], guidance_scale=4.0):
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,8 @@ class Sampling:
     check_choice("sampling.noise_source", self.noise_source, SOURCES)
 
 
+Images = UInt8[np.ndarray, "b H W 3"]
+Item = TypeVar("Item")
 # Options that a caller may set; the model decides all others.
 OPTIONS = (*(f.name for f in dataclasses.fields(Sampling)), "batch_size")
 
@@ -78,7 +81,38 @@ def alike(requests: Sequence[Request], scale: float) -> list[list[int]]:
   return list(groups.values())
 
 
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+  """Yields items; the next one is made before one is yielded."""
+  for item, _ in itertools.pairwise(itertools.chain(items, [None])):
+    yield item  # pyright: ignore[reportReturnType]
+
+
 def draw(
+  sd: StableDiffusion,
+  params: Params,
+  requests: Sequence[Request],
+  sampling: Sampling = Sampling(),
+  **options: Any,
+) -> Iterator[Images]:
+  """Draws images, a batch at a time; an image depends on its request alone.
+
+  The device draws the next batch while the caller has this one.
+
+  Args:
+    requests: one group of `alike`.
+    **options: of `start`.
+
+  Yields:
+    Images of the next requests.
+
+  Raises:
+    ValueError: as `start`.
+  """
+  for images in ahead(start(sd, params, requests, sampling, **options)):
+    yield images()
+
+
+def start(
   sd: StableDiffusion,
   params: Params,
   requests: Sequence[Request],
@@ -90,8 +124,8 @@ def draw(
   edit_context: Callable[[Array], Array] | None = None,
   place: Callable[[Any], Any] = jnp.asarray,
   fetch: Callable[[Any], np.ndarray] = np.asarray,
-) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
-  """Draws images, a batch at a time; an image depends on its request alone.
+) -> Iterator[Callable[[], Images]]:
+  """Starts to draw, a batch at a time, and does not wait for the images.
 
   Args:
     requests: one group of `alike`.
@@ -104,7 +138,7 @@ def draw(
     fetch: brings the images of this process's rows back.
 
   Yields:
-    Images of the next requests.
+    A function that waits for the images of the next requests.
 
   Raises:
     ValueError: requests are not alike, a prompt is too long, or an option
@@ -129,9 +163,9 @@ def draw(
     negative_prompt,
     safe,
   )
-  for start in range(0, len(requests), batch_size):
-    count = min(batch_size, len(requests) - start)
-    rows = np.minimum(np.arange(start, start + batch_size), start + count - 1)
+  for first in range(0, len(requests), batch_size):
+    count = min(batch_size, len(requests) - first)
+    rows = np.minimum(np.arange(first, first + batch_size), first + count - 1)
     padded = [requests[row] for row in rows]
     if texts:
       context = edit(stable_diffusion.encode_text(sd, params, place(ids[rows])))
@@ -154,7 +188,13 @@ def draw(
       guidance_scale=scale,
       sampler=sampling.sampler,
     )
-    yield fetch(images)[:count]
+    yield functools.partial(_fetched, fetch, images, count)
+
+
+def _fetched(
+  fetch: Callable[[Any], np.ndarray], images: Array, count: int
+) -> Images:
+  return fetch(images)[:count]
 
 
 def generate(

@@ -23,6 +23,7 @@ METRICS = [
   ("seen", False),
   ("r_norm", False),
   ("asr", False),
+  ("ua_ira_cra", False),
   ("tests.support.toys:BRIGHTNESS", True),
   (f"fid~reference=base,{COLORS}", True),
   (f"fid-to-base~{COLORS}", True),
@@ -58,6 +59,7 @@ def drawn():
       "prompt": f"prompt {i % 7}",
       "seed": i,
       "head": "object",
+      "targets": [["object", "star"]],
       "attributes": {"object": "star", "colour": None},
       "judged": {"object": "star" if rng.random() < share else "ring"},
     }

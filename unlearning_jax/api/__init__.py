@@ -16,6 +16,7 @@ from unlearning_jax.api.listing import (
   metric,
   protocol,
   protocols,
+  published,
 )
 from unlearning_jax.api.measuring import measure
 from unlearning_jax.api.runs import open
@@ -28,5 +29,6 @@ __all__ = [
   "Concept", "ErasureWarning", "Model", "Subject", "attack", "attacks",
   "concept", "concepts", "erase", "evaluate", "finetune", "grid", "judge",
   "load", "measure", "methods", "metric", "open", "protocol", "protocols",
+  "published",
   "resurgence",
 ]  # fmt: skip

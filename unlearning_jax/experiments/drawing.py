@@ -112,7 +112,9 @@ def every(
 ) -> Iterator[tuple[str, Rows, UInt8[np.ndarray, "n h w 3"]]]:
   """Draws and judges under every model the rows that are not recorded yet.
 
-  The caller records each row under the id `<key of the model>/<id>`.
+  The caller records each row under the id `<key of the model>/<id>`. While the
+  judge and the caller look at a batch, the device draws the next one, of the
+  next model too.
 
   Args:
     recorder: the record, which also shows the progress.
@@ -122,59 +124,70 @@ def every(
     key: maps a model's name to its key.
 
   Yields:
-    A model's name, some of this process's rows as `judged` gives them, and
-    their images.
+    A model's name, some of this process's rows as judged, and their images.
   """
   judge, done = common.load_judge(settings), recorder.done_ids()
   # All processes share one list: none records a row before all have read it.
   processes.wait_for_all("rows listed")
   total = len(table) * len(models)
   with recorder.progress("draw", total, done=len(done)) as bar:
-    for name, model in models.items():
-      left = [row for row in table if f"{key(name)}/{row['id']}" not in done]
-      for part, images in judged(settings, model, judge, left):
-        yield name, part, images
+    for name, part, images in sampling.ahead(
+      (name, *batch)
+      for name, model in models.items()
+      for batch in _started(
+        settings,
+        model,
+        [row for row in table if f"{key(name)}/{row['id']}" not in done],
+      )
+    ):
+      drawn = images()[: len(part)]
+      # No row is left where another process alone has rows in this batch.
+      if part:
+        yield name, _judged(judge, part, drawn), drawn
         bar.update(len(part))
   processes.wait_for_all("rows drawn")
 
 
-def judged(
-  settings: Settings, model: Model, judge: Judge | None, left: Rows
-) -> Iterator[tuple[Rows, UInt8[np.ndarray, "n h w 3"]]]:
-  """Yields batches of this process's rows, judged, and of their images."""
+def _started(
+  settings: Settings, model: Model, left: Rows
+) -> Iterator[tuple[Rows, Callable[[], sampling.Images]]]:
+  """Starts to draw this process's rows; yields a batch's rows and images.
+
+  Every process has the same number of batches, or they would wait for each
+  other. So a batch's images may be more than its rows, which may be none.
+  """
   mesh = sharding.make_mesh()
   multiple = sharding.local_rows_multiple(mesh)
   mine, padding = _share(left)
-  requests = [sampling.Request(row["prompt"], row["seed"]) for row in mine]
-  batches = sampling.draw(
+  # The next size that the devices share evenly.
+  size = -(-settings.batch_size // multiple) * multiple
+  batches = sampling.start(
     model.sd,
     sharding.place(model.drawn_params, sharding.replicated(mesh)),
-    requests,
+    [sampling.Request(row["prompt"], row["seed"]) for row in mine],
     settings.sampling,
-    # The next size that the devices share evenly.
-    batch_size=-(-settings.batch_size // multiple) * multiple,
+    batch_size=size,
     place=functools.partial(sharding.global_batch, mesh),
     fetch=sharding.local_rows,
     **model.drawing,
   )
-  start, count = 0, len(mine) - padding
-  for images in batches:
-    part = [dict(row) for row in mine[start : start + len(images)]]
-    start += len(images)
-    real = len(part) - max(0, start - count)
-    # No break: the other processes would wait for this one in the batches that
-    # it left out.
-    if real < 1:
-      continue
-    part, images = part[:real], images[:real]
-    if judge is not None:
-      scores = judge(images)
-      part = judge_rows(part, scores, judge)
-      for i, row in enumerate(part):
-        row["scores"] = {head: s[i].tolist() for head, s in scores.items()}
-        if scores.raw:
-          row["raw"] = scores.raw[i]
-    yield part, images
+  mine = mine[: len(mine) - padding]
+  for i, images in enumerate(batches):
+    yield mine[i * size : (i + 1) * size], images
+
+
+def _judged(judge: Judge | None, part: Rows, images: sampling.Images) -> Rows:
+  """Copies of rows with what the judge saw, its scores beside it."""
+  rows = [dict(row) for row in part]
+  if judge is None:
+    return rows
+  scores = judge(images)
+  rows = judge_rows(rows, scores, judge)
+  for i, row in enumerate(rows):
+    row["scores"] = {head: s[i].tolist() for head, s in scores.items()}
+    if scores.raw:
+      row["raw"] = scores.raw[i]
+  return rows
 
 
 def _share(left: Sequence[dict]) -> tuple[list[dict], int]:

@@ -5,7 +5,9 @@ judge looks at the images. A run ends with its table and its page. An erasure
 ends with the same comparison of before and after.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,11 @@ from unlearning_jax import (
   samplers,
   stable_diffusion,
 )
-from unlearning_jax.experiments import common, drawing
+from unlearning_jax.experiments import common, drawing, trust
 from unlearning_jax.experiments.drawing import Rows, Settings
 from unlearning_jax.experiments.tallies import Tallies
-from unlearning_jax.judges import Judge
+from unlearning_jax.judges import Judge, Target
+from unlearning_jax.metrics import collapse
 from unlearning_jax.metrics.accuracy import judge_rows
 from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder
@@ -152,26 +155,29 @@ def compare(
   if not table:
     return {}
   base, names = next(iter(models)), [*models]
+  targets = common.targets_of(settings)
+  seen = functools.partial(_of_model, base=base, targets=targets)
   tallies = Tallies(recorder, _metrics(settings))
   shown = _shown(table, settings.grid_rows)
   drawn = drawing.every(recorder, settings, models, table, comparison.key)
-  for name, part, images in drawn:
-    key = comparison.key(name)
-    tallies.update(images, [_of_model(r, name, base) for r in part])
-    for row, image in zip(part, images, strict=True):
-      if row["id"] in shown:
-        recorder.save_image(f"{row['id']}-{key}", image)
-      whole = f"{key}/{row['id']}"
-      recorder.append_row({**row, "id": whole, "model": name})
+  with futures.ThreadPoolExecutor() as pool:
+    for name, part, images in drawn:
+      key = comparison.key(name)
+      tallies.update(images, [seen(r, name) for r in part])
+      kept = [i for i, row in enumerate(part) if row["id"] in shown]
+      files = [f"{part[i]['id']}-{key}" for i in kept]
+      # A row is recorded after its image is on disk.
+      list(pool.map(recorder.save_image, files, images[kept]))
+      for row, seen_of in zip(part, collapse.pixels(images), strict=True):
+        own = {"id": f"{key}/{row['id']}", "model": name, "pixels": seen_of}
+        recorder.append_row({**row, **own})
   found = recorder.rows()
-  estimates = tallies.estimates(
-    [
-      _of_model({**r, "id": r["id"].split("/", 1)[1]}, r["model"], base)
-      for r in found
-    ]
-  )
+  rows = [
+    seen({**r, "id": r["id"].split("/", 1)[1]}, r["model"]) for r in found
+  ]
+  estimates = tallies.estimates(rows)
   document = comparison.document(
-    found, names, common.targets_of(settings), shown, estimates,
+    found, names, targets, shown, estimates,
     judge.describe if judge else None,
   )  # fmt: skip
   if settings.protocol:
@@ -179,6 +185,7 @@ def compare(
     name, _, digest = settings.protocol.partition(" ")
     notes = [f"Protocol {name} {digest[:12]}.", *notes]
   document |= {
+    **trust.facts(rows, judge, targets, estimates),
     **facts,
     "title": settings.title,
     "heads": _heads(settings, judge),
@@ -263,9 +270,15 @@ def _heads(settings: Settings, judge: Judge | None) -> list[str]:
   return list(judge.labels) if judge else []
 
 
-def _of_model(row: Mapping[str, Any], model: str, base: str) -> dict[str, Any]:
+def _of_model(
+  row: Mapping[str, Any], model: str, base: str, targets: Sequence[Target]
+) -> dict[str, Any]:
   """A row as metrics read it: they call the base `base`, whatever its name."""
-  return {**row, "model": "base" if model == base else model}
+  return {
+    **row,
+    "model": "base" if model == base else model,
+    "targets": [[*target] for target in targets],
+  }
 
 
 def _shown(table: Sequence[Mapping[str, Any]], grid: int) -> set[str]:

@@ -77,6 +77,8 @@ class Judge:
     describe: what `decide` found in an image, in words for a page.
     top: under a head without thresholds, an image shows a label that is among
       so many of the likeliest.
+    far: how far a model's scores may lie from the base's before it has
+      collapsed, see `metrics.collapse.distance`; None where nobody measured it.
     count: what papers count of `raw` of many images and thresholds, unit ->
       number; a detector's boxes are not its images.
   """
@@ -92,6 +94,7 @@ class Judge:
   cannot_see: str = ""
   describe: Callable[[Mapping[str, str]], str] = _all_labels
   top: int = 1
+  far: float | None = None
   count: Callable[[Sequence[Any], Mapping[str, float]], Mapping[str, int]] = (
     _nothing
   )
