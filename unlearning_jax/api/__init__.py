@@ -29,6 +29,5 @@ __all__ = [
   "Concept", "ErasureWarning", "Model", "Subject", "attack", "attacks",
   "concept", "concepts", "erase", "evaluate", "finetune", "grid", "judge",
   "load", "measure", "methods", "metric", "open", "protocol", "protocols",
-  "published",
-  "resurgence",
+  "published", "resurgence",
 ]  # fmt: skip
