@@ -50,6 +50,26 @@ def workdir(what: str = "The run's folder.") -> flags.FlagHolder[str]:
   return flags.DEFINE_string("workdir", None, what, required=True)
 
 
+class _Named(flags.ListParser):
+  """Names parted by commas, as their options are: `fid~few=allow,count=9`."""
+
+  def parse(self, argument: Any) -> list[str]:
+    found: list[str] = []
+    for part in super().parse(argument):
+      if found and "~" in found[-1] and "=" in part and "~" not in part:
+        found[-1] += f",{part}"
+      else:
+        found.append(part)
+    return found
+
+
+def metrics(what: str) -> flags.FlagHolder[list[str]]:
+  """Defines `--metrics`, names of metrics with their options."""
+  return flags.DEFINE(
+    _Named(), "metrics", [], what, serializer=flags.ListSerializer(",")
+  )
+
+
 def settings(cls: type[T], config: ConfigDict | dict[str, Any]) -> T:
   """The settings that a config's values make.
 
