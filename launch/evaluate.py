@@ -21,7 +21,7 @@ _WORKDIR = flags.workdir()
 _EDITS = DEFINE_list("edits", [], "Edits, or folders of erase runs.")
 _PROTOCOL = DEFINE_string("protocol", None, "A protocol, in place of a config.")
 _JUDGE = DEFINE_string("judge", None, "Another judge, package.module:name.")
-_METRICS = DEFINE_list("metrics", [], "More metrics, package.module:name each.")
+_METRICS = flags.metrics("More metrics, also your own, package.module:name.")
 
 
 def main(_):

@@ -40,6 +40,12 @@ def save(
     manager.save(step, args=_orbax().args.StandardSave(flat))
 
 
+def save_new(path: str | os.PathLike[str], step: int, tree: Any):
+  """`save`, unless the folder has this step."""
+  if latest_step(path) != step:
+    save(path, step, tree)
+
+
 def latest_step(path: str | os.PathLike[str]) -> int | None:
   """The last complete step in a checkpoint folder; None when there is none."""
   if not pathlib.Path(path).is_dir():

@@ -240,11 +240,11 @@ def test_a_component_folder_is_a_part(tmp_path):
 
 def test_unet_file(tmp_path):
   base, path = _base(), tmp_path / "unet.safetensors"
-  convert.save_unet(path, base)
+  convert.save_part(path, base, "unet")
   _assert_same(load_file(path), base.states["unet"])
   with pytest.raises(ValueError, match="exists"):
-    convert.save_unet(path, base)
-  convert.save_unet(path, base, dtype="float16", overwrite=True)
+    convert.save_part(path, base, "unet")
+  convert.save_part(path, base, "unet", dtype="float16", overwrite=True)
   assert {v.dtype.name for v in load_file(path).values()} == {"float16"}
 
 

@@ -1,5 +1,7 @@
 """A judge, a metric, features as a user would write them, in ten lines each."""
 
+import dataclasses
+
 import numpy as np
 
 from unlearning_jax.judges import Judge
@@ -52,3 +54,5 @@ def _colors(images):
 
 
 COLORS = Features("colors", 6, _colors, "colors 1")
+
+ASKS = dataclasses.replace(BRIGHTNESS, needs=("prompt",))

@@ -31,7 +31,7 @@ _IGNORED = re.compile(
   r"|v_pred$"
 )
 # ComfyUI marks a model that predicts velocity, or whose noise has no end.
-_VELOCITY, _ZERO_SNR = "v_pred", "ztsnr"
+VELOCITY, _ZERO_SNR = "v_pred", "ztsnr"
 MODULES = {
   "time_embed.0": "time_embedding.linear_1",
   "time_embed.2": "time_embedding.linear_2",
@@ -100,8 +100,8 @@ class Depths:
 def add_prefixes(state: Mapping[str, Any]) -> Mapping[str, Any]:
   """Adds the prefix that the keys of a bare UNet or VAE of this layout lack."""
   for prefix, begun, modules in (
-    ("model.", (_EMA, _VELOCITY, _ZERO_SNR), (UNET.removeprefix("model."),)),
-    (UNET, (_EMA, _VELOCITY, _ZERO_SNR), _BLOCKS),
+    ("model.", (_EMA, VELOCITY, _ZERO_SNR), (UNET.removeprefix("model."),)),
+    (UNET, (_EMA, VELOCITY, _ZERO_SNR), _BLOCKS),
     (VAE, (_EMA,), ("encoder.down.", "decoder.up.")),
   ):
     if any(key.startswith(modules) for key in state):
@@ -126,9 +126,9 @@ def check_marks(
     ValueError: naming the mark and what would read the file.
   """
   kind = scheduler.get("prediction_type", "epsilon")
-  if _VELOCITY in state and kind != "v_prediction":
+  if VELOCITY in state and kind != "v_prediction":
     raise ValueError(
-      f"{source}: is marked {_VELOCITY!r}, so it predicts velocity, and the "
+      f"{source}: is marked {VELOCITY!r}, so it predicts velocity, and the "
       f"base predicts {kind}; give a base that predicts velocity, such as "
       "Stable Diffusion 2.1 at 768 pixels"
     )

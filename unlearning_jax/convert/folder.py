@@ -206,7 +206,7 @@ def save_folder(
   The folder appears whole or not at all. It has no safety checker.
 
   Args:
-    dtype: "float32" or "float16".
+    dtype: "float32", "float16" or "bfloat16".
     overwrite: whether a model folder at `path` may be replaced.
     metadata: more text for the header of every weights file.
 

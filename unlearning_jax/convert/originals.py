@@ -6,6 +6,7 @@ from the names themselves.
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -87,16 +88,22 @@ def vae_names(names: Iterable[str]) -> dict[str, str]:
   return {name: original(name) for name in names}
 
 
-def to_original(states: Mapping[str, Mapping[str, np.ndarray]]) -> State:
+def to_original(
+  states: Mapping[str, Mapping[str, np.ndarray]],
+  scheduler: Mapping[str, Any] | None = None,
+) -> State:
   """One file's tensors, as the releases of Stable Diffusion have them.
 
   The text encoder of Stable Diffusion 2 lacks open_clip's last layer, which
-  nothing reads.
+  nothing reads. A model that predicts velocity gets ComfyUI's mark of it.
 
   Args:
     states: {text_encoder, unet, vae}, torch state dicts under diffusers names.
+    scheduler: the model's config; None predicts noise.
   """
   file: State = {}
+  if (scheduler or {}).get("prediction_type") == "v_prediction":
+    file[compvis.VELOCITY] = np.zeros(0, np.float32)
   unet, vae = states["unet"], canonical(states["vae"], "vae")
   for name, key in unet_names(unet).items():
     file[compvis.UNET + key] = unet[name]

@@ -12,7 +12,7 @@ from absl import logging
 from flax import traverse_util
 
 from unlearning_jax import memory
-from unlearning_jax.convert import compvis, names
+from unlearning_jax.convert import compvis, names, originals
 from unlearning_jax.convert.families import FINGERPRINT
 from unlearning_jax.convert.folder import ModelFiles
 from unlearning_jax.convert.names import (
@@ -29,6 +29,7 @@ from unlearning_jax.convert.output import (
   write_safetensors,
 )
 from unlearning_jax.convert.reader import as_float32
+from unlearning_jax.convert.torch_files import write_weights
 
 # Training code saves modules as attributes, which prefix the keys.
 _WRAPPERS = re.compile(
@@ -178,7 +179,7 @@ def save_delta(
 
   Args:
     path: the `.safetensors` file.
-    dtype: "float32" (exact) or "float16".
+    dtype: "float32" (exact), "float16" or "bfloat16".
 
   Returns:
     The names written.
@@ -209,22 +210,65 @@ def save_delta(
   return list(changed)
 
 
-def save_unet(
+def save_part(
+  path: str | os.PathLike,
+  model: ModelFiles,
+  part: str,
+  *,
+  dtype: str = "float32",
+  overwrite: bool = False,
+) -> None:
+  """Writes one component's state dict, under diffusers names, as one file.
+
+  Args:
+    path: ends in `.safetensors` or `.pt`.
+    part: `unet`, `text_encoder` or `vae`.
+
+  Raises:
+    ValueError: the file exists without `overwrite`, or a weight is not finite
+      in `dtype`.
+  """
+  _save(
+    path,
+    model.states[part],
+    {"layout": "diffusers"} | dict(model.metadata),
+    dtype,
+    overwrite,
+  )
+
+
+def save_single_file(
   path: str | os.PathLike,
   model: ModelFiles,
   *,
   dtype: str = "float32",
   overwrite: bool = False,
 ) -> None:
-  """Writes the UNet's state dict as one `.safetensors` file.
+  """Writes the whole model as one file in the original layout.
+
+  Args:
+    path: ends in `.safetensors` or `.ckpt`.
 
   Raises:
-    ValueError: the file exists without `overwrite`, or a weight is not finite
-      in `dtype`, which is "float32" or "float16".
+    ValueError: as `save_part`.
   """
+  scheduler = model.configs.get("scheduler", {})
+  state = originals.to_original(model.states, scheduler)
+  header = {"layout": "original"} | dict(model.metadata)
+  _save(path, state, header, dtype, overwrite)
+
+
+def _save(
+  path: str | os.PathLike,
+  state: Mapping[str, np.ndarray],
+  header: Mapping[str, str],
+  dtype: str,
+  overwrite: bool,
+):
   check_dtype(dtype)
-  with replacing(check_output(path, overwrite)) as partial:
-    write_safetensors(partial, model.states["unet"], dtype, model.metadata)
+  path = check_output(path, overwrite)
+  with replacing(path) as partial:
+    write_weights(partial, path.suffix, state, dtype, header)
 
 
 def _weights(state: Mapping[str, np.ndarray], source: str) -> State:

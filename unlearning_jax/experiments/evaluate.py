@@ -14,6 +14,7 @@ import numpy as np
 
 from unlearning_jax import (
   convert,
+  metrics,
   protocols,
   report,
   samplers,
@@ -108,6 +109,8 @@ def run(
   if settings.protocol:
     name, _, digest = settings.protocol.partition(" ")
     inputs[f"protocol {name}"] = digest
+  made_of = {n: metrics.load(n).identity for n in settings.metrics}
+  inputs |= {f"metric {n}": one for n, one in made_of.items() if one}
   recorder = open_record()
   common.begin(recorder, settings, base.params, inputs=inputs)
   document = compare(recorder, settings, models)

@@ -33,8 +33,8 @@ class Settings:
   images: Output[str]
 
   def __post_init__(self):
-    folders.check("images", self.images)
     judges.load(self.judge)
+    folders.check("images", self.images)
 
 
 def run(settings: Settings, recorder: Recorder) -> dict[str, Any]:
@@ -58,7 +58,8 @@ def run(settings: Settings, recorder: Recorder) -> dict[str, Any]:
   listed, done = folders.files(settings.images), recorder.done_ids()
   left = [name for name in listed if name not in done]
   with recorder.progress("judge", len(listed), done=len(done)) as bar:
-    for names, images in folders.batches(settings.images, left, _BATCH):
+    for names, read in folders.batches([settings.images], left, _BATCH):
+      images = read if isinstance(read, str) else read[0]
       for row in _scored(judge, names, images):
         recorder.append_row(row)
         bar.update()

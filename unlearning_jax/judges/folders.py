@@ -42,30 +42,40 @@ def check(key: str, folder: str):
 
 
 def batches(
-  folder: str | os.PathLike[str], names: Sequence[str], size: int
-) -> Iterator[tuple[list[str], UInt8[np.ndarray, "n h w 3"] | str]]:
-  """Reads images, so many of one size at a time.
+  roots: Sequence[str | os.PathLike[str]], names: Sequence[str], size: int
+) -> Iterator[tuple[list[str], tuple[UInt8[np.ndarray, "n h w 3"], ...] | str]]:
+  """Reads images of the same names, so many of one size at a time.
 
   Args:
-    folder: where they lie.
+    roots: the folders.
     names: of `files`.
     size: the most images of a batch.
 
   Yields:
-    Names with their images; or one name with the reason why it is refused.
+    Names with their images, an array for each folder; or one name with the
+    reason why it is refused.
   """
-  held: list[str] = []
-  images: list[np.ndarray] = []
+  held: list[tuple[str, list[np.ndarray]]] = []
   for name in names:
     try:
-      image = pixels.read(pathlib.Path(folder) / name)
+      images = [pixels.read(pathlib.Path(root) / name) for root in roots]
     except ValueError as error:
       yield [name], str(error)
       continue
-    if images and (images[0].shape != image.shape or len(images) == size):
-      yield held, np.stack(images)
-      held, images = [], []
-    held.append(name)
-    images.append(image)
+    if held and (len(held) == size or _shapes(held[0][1]) != _shapes(images)):
+      yield _stacked(held)
+      held = []
+    held.append((name, images))
   if held:
-    yield held, np.stack(images)
+    yield _stacked(held)
+
+
+def _shapes(images: Sequence[np.ndarray]) -> list[tuple[int, ...]]:
+  return [image.shape for image in images]
+
+
+def _stacked(
+  held: Sequence[tuple[str, list[np.ndarray]]],
+) -> tuple[list[str], tuple[np.ndarray, ...]]:
+  by_folder = zip(*(images for _, images in held), strict=True)
+  return [name for name, _ in held], tuple(map(np.stack, by_folder))

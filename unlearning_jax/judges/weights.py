@@ -129,6 +129,20 @@ def missing(needs: Iterable[Need], judges_dir: str = "") -> list[str]:
   return [sentence for sentence in found if sentence]
 
 
+def listing(modules: Mapping[str, Any]) -> list[str]:
+  """A line for each judge or metric: ready, or what it lacks here.
+
+  Args:
+    modules: by name; each has what it `NEEDS`, or nothing.
+  """
+  lines = []
+  for name, module in modules.items():
+    lacks = missing(getattr(module, "NEEDS", ()))
+    lines.append(f"{name:20} {'lacks:' if lacks else 'ready'}")
+    lines += [f"{'':20}   {sentence}" for sentence in lacks]
+  return lines
+
+
 def stamp(given: Mapping[str, Any]) -> list[tuple[str, int, int]]:
   """What changes with any file that a judge may have been read from.
 

@@ -89,6 +89,8 @@ class Metric:
     compute: state -> estimates.
     images: whether the metric reads images; if not, rows are enough.
     verbs: the experiments whose rows it can read.
+    needs: what it cannot do without and not every experiment has: `prompt` of
+      a row, or `base`, the base's own images.
     identity: what a record keeps of it: the hashes of its weights and of its
       reference. Another one may not go on with the same run.
   """
@@ -100,6 +102,7 @@ class Metric:
   compute: Callable[[State], list[Estimate]]
   images: bool = True
   verbs: tuple[str, ...] = VERBS
+  needs: tuple[str, ...] = ()
   identity: str = ""
 
   def measure(

@@ -62,7 +62,7 @@ def metric(
   return metrics.Metric(
     "clip-score", dict, partial(_update, clip), metrics.unite,
     partial(_compute, scale, f"clip-score/{scale}/{tower}"),
-    verbs=VERBS, identity=clip.weights_hash,
+    verbs=VERBS, needs=("prompt",), identity=clip.weights_hash,
   )  # fmt: skip
 
 
@@ -107,5 +107,5 @@ def _compute(scale: str, name: str, state: Kept) -> list[Estimate]:
       for row, (group, prompt, cosine, _) in rows.items()
     }
     note = f", {cut} prompts cut" if cut else ""
-    found += means.estimates(name, model, values, note)
+    found += means.estimates(name, scale, model, values, note)
   return found

@@ -12,7 +12,14 @@ from functools import partial
 
 from unlearning_jax import metrics
 from unlearning_jax.concepts import check_choice
-from unlearning_jax.metrics import Estimate, Images, Row, features, moments
+from unlearning_jax.metrics import (
+  Estimate,
+  Images,
+  Row,
+  features,
+  moments,
+  references,
+)
 from unlearning_jax.metrics.features import Features
 from unlearning_jax.metrics.moments import Gaussian, State
 from unlearning_jax.metrics.references import BASE, Reference
@@ -75,7 +82,8 @@ def made(
   return metrics.Metric(
     name, dict, partial(_update, of), moments.merge,
     partial(_compute, name, reference, of, count, few),
-    verbs=VERBS, identity=f"{of.identity}, reference {held}",
+    verbs=VERBS, needs=reference.needs,
+    identity=f"{of.identity}, reference {held}",
   )  # fmt: skip
 
 
@@ -106,20 +114,14 @@ def _compute(
         f"{kind}/{of.name}/{n}",
         value,
         n=n,
+        unit="distance",
         method=method,
         failed=why,
         model=model,
-      )  # fmt: skip
+      )
     )
-  return found or [
-    Estimate(
-      f"{name}/{of.name}",
-      None,
-      n=sum(int(s["n"]) for s in state.values()),
-      method="none",
-      failed="no model but the base drew anything",
-    )  # fmt: skip
-  ]
+  count = sum(int(sums["n"]) for sums in state.values())
+  return found or [references.nothing(f"{name}/{of.name}", count)]
 
 
 def _other(reference: Reference, of: Features, state: State) -> Gaussian | None:

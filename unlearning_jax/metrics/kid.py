@@ -15,7 +15,14 @@ import numpy as np
 from jaxtyping import Float
 
 from unlearning_jax import metrics
-from unlearning_jax.metrics import Estimate, Images, Row, features, samples
+from unlearning_jax.metrics import (
+  Estimate,
+  Images,
+  Row,
+  features,
+  references,
+  samples,
+)
 from unlearning_jax.metrics.features import Features
 from unlearning_jax.metrics.references import BASE, Reference
 from unlearning_jax.metrics.samples import State
@@ -72,7 +79,8 @@ def metric(
   return metrics.Metric(
     "kid", dict, partial(_update, of, most), partial(samples.merge, most=most),
     partial(_compute, compared, of, Subsets(subsets, subset_size)),
-    verbs=VERBS, identity=f"{of.identity}, reference {held}",
+    verbs=VERBS, needs=compared.needs,
+    identity=f"{of.identity}, reference {held}",
   )  # fmt: skip
 
 
@@ -101,31 +109,23 @@ def _compute(
       else reference.vectors(of)
     )
     found += _estimates(name, model, own, other, subsets)
-  return found or [
-    Estimate(
-      f"kid/{of.name}",
-      None,
-      n=sum(int(s["n"]) for s in state.values()),
-      method="none",
-      failed="no model but the base drew anything",
-    )  # fmt: skip
-  ]
+  count = sum(int(held["n"]) for held in state.values())
+  return found or [references.nothing(f"kid/{of.name}", count)]
 
 
 def _estimates(
   name: str, model: str, own: np.ndarray, other: np.ndarray, subsets: Subsets
 ) -> Iterator[Estimate]:
   n, least = len(own), min(len(own), len(other))
+  made = partial(Estimate, n=n, unit="distance", model=model)
   to = f"{n} pictures to {len(other)}"
   if least < 2:
     why = f"{to}: two of each are the least"
-    yield Estimate(f"kid/{name}", None, n=n, method="none", failed=why,
-                   model=model)  # fmt: skip
+    yield made(f"kid/{name}", None, method="none", failed=why)
     return
   if least <= subsets.size:
     method = f"none: {to} at once; a spread needs smaller subsets"
-    value = mmd(own, other)
-    yield Estimate(f"kid/{name}", value, n=n, method=method, model=model)
+    yield made(f"kid/{name}", mmd(own, other), method=method)
     return
   rng = np.random.default_rng(_SEED)
   values = [
@@ -133,14 +133,10 @@ def _estimates(
     for _ in range(subsets.number)
   ]
   said = f"{subsets.number} subsets of {subsets.size}, {to}"
-  yield Estimate(
-    f"kid/{name}", float(np.mean(values)), n=n, model=model,
-    method=f"none: mean of {said}, which overlap",
-  )  # fmt: skip
-  yield Estimate(
-    f"kid-spread/{name}", float(np.std(values)), n=n, model=model,
-    method=f"none: standard deviation over {said}",
-  )  # fmt: skip
+  method = f"none: mean of {said}, which overlap"
+  yield made(f"kid/{name}", float(np.mean(values)), method=method)
+  method = f"none: standard deviation over {said}"
+  yield made(f"kid-spread/{name}", float(np.std(values)), method=method)
 
 
 def mmd(

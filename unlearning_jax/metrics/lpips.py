@@ -25,7 +25,14 @@ from unlearning_jax.concepts import check_choice
 from unlearning_jax.convert import quality, read_state_dict
 from unlearning_jax.judges import networks, weights
 from unlearning_jax.judges.pixels import Pixels
-from unlearning_jax.metrics import Estimate, Images, Row, means, samples
+from unlearning_jax.metrics import (
+  Estimate,
+  Images,
+  Row,
+  means,
+  references,
+  samples,
+)
 from unlearning_jax.metrics.means import Value
 from unlearning_jax.metrics.references import BASE
 from unlearning_jax.models.lpips import Lpips
@@ -94,7 +101,7 @@ def metric(
   return metrics.Metric(
     "lpips", _init, partial(_update, distance, small), _merge,
     partial(_compute, distance, f"lpips/{network}-{size}"),
-    verbs=VERBS, identity=f"{digest} {small}",
+    verbs=VERBS, needs=(BASE,), identity=f"{digest} {small}",
   )  # fmt: skip
 
 
@@ -200,21 +207,13 @@ def _compute(distance: Distance, name: str, state: State) -> list[Estimate]:
     if values:
       some = len(values) < len(rows)
       note = f", a sample of {len(rows)} rows" if some else ""
-      found += means.estimates(name, model, values, note)
+      found += means.estimates(name, "distance", model, values, note)
     else:
       why = "the base drew none of its rows"
       found.append(
         Estimate(
           name, None, n=len(rows), method="none", failed=why, model=model
-        )  # fmt: skip
+        )
       )
   count = sum(held["n"] for held in state["waiting"].values())
-  return found or [
-    Estimate(
-      name,
-      None,
-      n=count,
-      method="none",
-      failed="no model but the base drew anything",
-    )  # fmt: skip
-  ]
+  return found or [references.nothing(name, count)]

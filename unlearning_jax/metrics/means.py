@@ -19,7 +19,7 @@ class Value(NamedTuple):
 
 
 def estimates(
-  name: str, model: str, rows: Mapping[str, Value], note: str = ""
+  name: str, unit: str, model: str, rows: Mapping[str, Value], note: str = ""
 ) -> list[Estimate]:
   """The mean of each group, as `name/group`, and of all as `name/all`.
 
@@ -27,6 +27,7 @@ def estimates(
 
   Args:
     name: of the metric.
+    unit: what `Estimate` calls a number that is no share.
     model: whose rows these are.
     rows: by id.
     note: what `method` says besides.
@@ -47,9 +48,10 @@ def estimates(
         low,
         high,
         n=len(part),
+        unit=unit,
         method="bootstrap" + note,
         clusters=len(set(prompts)),
         model=model,
-      )  # fmt: skip
+      )
     )
   return found

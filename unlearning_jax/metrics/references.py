@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from unlearning_jax import durable
 from unlearning_jax.judges import folders, weights
-from unlearning_jax.metrics import moments
+from unlearning_jax.metrics import Estimate, moments
 from unlearning_jax.metrics.features import Features
 from unlearning_jax.metrics.moments import Gaussian
 
@@ -49,6 +49,11 @@ class Reference:
   def is_base(self) -> bool:
     """Whether the base's own pictures are the reference."""
     return self.place == BASE
+
+  @property
+  def needs(self) -> tuple[str, ...]:
+    """What a metric with this reference cannot do without."""
+    return (BASE,) if self.is_base else ()
 
   def check(self, features: Features, vectors: bool = False) -> str:
     """Checks what can be checked before anything is drawn.
@@ -151,6 +156,12 @@ class Reference:
       )
 
 
+def nothing(name: str, n: int) -> Estimate:
+  """The estimate where there are only the base's own `n` pictures."""
+  why = "no model but the base drew anything"
+  return Estimate(name, None, n=n, method="none", failed=why)
+
+
 def write(path: str | os.PathLike[str], folder: str, features: Features):
   """Writes the statistics and the features of a folder's pictures.
 
@@ -174,12 +185,10 @@ def write(path: str | os.PathLike[str], folder: str, features: Features):
 def _stamp(place: str) -> tuple[Any, ...]:
   """What changes when the reference's files do."""
   root = pathlib.Path(place)
-  paths = [root] if root.is_file() else list(map(root.joinpath, _listed(place)))
-  return tuple((str(path), path.stat().st_mtime_ns) for path in paths)
-
-
-def _listed(place: str) -> list[str]:
-  return folders.files(place)
+  names = [] if root.is_file() else folders.files(place)
+  paths = [root / name for name in names] or [root]
+  there = (path for path in paths if path.exists())
+  return tuple((str(path), path.stat().st_mtime_ns) for path in there)
 
 
 @functools.lru_cache(maxsize=2)
@@ -214,11 +223,11 @@ def _of_folder(
 ) -> tuple[Gaussian, Float[np.ndarray, "n d"]]:
   del stamp
   vectors, refused = [], []
-  for _, images in folders.batches(place, folders.files(place), _BATCH):
-    if isinstance(images, str):
-      refused.append(images)
+  for _, read in folders.batches([place], folders.files(place), _BATCH):
+    if isinstance(read, str):
+      refused.append(read)
     else:
-      vectors.append(features(images))
+      vectors.append(features(read[0]))
   if refused:
     raise ValueError(
       f"{what}={place!r}: {len(refused)} of its files cannot be used; mend or "
