@@ -128,12 +128,15 @@ def built(cls: type[T]) -> T:
 def run(
   main: Callable[[list[str]], Any],
   listed: Callable[[], Iterable[str]] | None = None,
+  *,
+  names: bool = False,
 ):
   """Reads the flags and runs a script.
 
   Args:
     main: takes the rest of the command line.
     listed: lines that `--list` prints instead.
+    names: whether the script takes names without a flag.
   """
   if listed is not None:
     flags.DEFINE_bool("list", False, "Print the choices.")
@@ -147,7 +150,7 @@ def run(
   # A protocol, or a default, can replace a config.
   if named.get("config", "") is None and "protocol" not in named:
     flags.mark_flag_as_required("config")
-  app.run(lambda argv: _started(main, argv), flags_parser=_parsed)
+  app.run(lambda argv: _started(main, argv, names), flags_parser=_parsed)
 
 
 def _parsed(argv: list[str]) -> list[str]:
@@ -158,8 +161,10 @@ def _parsed(argv: list[str]) -> list[str]:
     sys.exit(f"error: --config.<key>: the config has no such key: {error}")
 
 
-def _started(main: Callable[[list[str]], Any], argv: list[str]) -> Any:
-  if len(argv) > 1:
+def _started(
+  main: Callable[[list[str]], Any], argv: list[str], names: bool
+) -> Any:
+  if len(argv) > 1 and not names:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   if "judges_dir" in flags.FLAGS:
     _judges_dir(flags.FLAGS["judges_dir"].value)
