@@ -130,6 +130,7 @@ def run(
   listed: Callable[[], Iterable[str]] | None = None,
   *,
   names: bool = False,
+  polled: bool = False,
 ):
   """Reads the flags and runs a script.
 
@@ -137,6 +138,7 @@ def run(
     main: takes the rest of the command line.
     listed: lines that `--list` prints instead.
     names: whether the script takes names without a flag.
+    polled: whether all its processes stop after the same step, see `stops`.
   """
   if listed is not None:
     flags.DEFINE_bool("list", False, "Print the choices.")
@@ -150,7 +152,9 @@ def run(
   # A protocol, or a default, can replace a config.
   if named.get("config", "") is None and "protocol" not in named:
     flags.mark_flag_as_required("config")
-  app.run(lambda argv: _started(main, argv, names), flags_parser=_parsed)
+  app.run(
+    lambda argv: _started(main, argv, polled, names), flags_parser=_parsed
+  )
 
 
 def _parsed(argv: list[str]) -> list[str]:
@@ -162,7 +166,7 @@ def _parsed(argv: list[str]) -> list[str]:
 
 
 def _started(
-  main: Callable[[list[str]], Any], argv: list[str], names: bool
+  main: Callable[[list[str]], Any], argv: list[str], polled: bool, names: bool
 ) -> Any:
   if len(argv) > 1 and not names:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
@@ -170,9 +174,9 @@ def _started(
     _judges_dir(flags.FLAGS["judges_dir"].value)
   try:
     if "distributed" in flags.FLAGS:
-      return _together(main, argv, bool(flags.FLAGS["distributed"].value))
+      return _together(main, argv, polled)
     return main(argv)
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, FloatingPointError) as error:
     if flags.FLAGS["traceback"].value:
       raise
     process = os.environ.get("JAX_PROCESS_ID", os.environ.get("SLURM_PROCID"))
@@ -181,19 +185,32 @@ def _started(
 
 
 def _together(
-  main: Callable[[list[str]], Any], argv: list[str], distributed: bool
+  main: Callable[[list[str]], Any], argv: list[str], polled: bool
 ) -> Any:
   """Runs a script that several processes can share."""
+  distributed = bool(flags.FLAGS["distributed"].value)
   # Users follow the progress line; libraries only warn.
   logging.set_verbosity(logging.WARNING)
-  from unlearning_jax import processes
+  from unlearning_jax import processes, stops
 
-  processes.initialize_distributed(distributed)
-  status = main(argv)
+  processes.initialize_distributed(distributed, polled=polled)
+  stops.listen(shared=distributed and polled)
+  try:
+    status = main(argv)
+  except stops.Stopped:
+    print("\nstopped; the same command goes on", file=sys.stderr)
+    raise
   # One that left early would end the slower ones, see `processes.SHUTDOWN_S`.
   if distributed:
     processes.wait_for_all("ended")
   return status
+
+
+def status(failed: int, what: str) -> int:
+  """The exit status of a run, 3 if a part of it failed, which it prints."""
+  if failed:
+    print(f"{failed} {what}", file=sys.stderr)
+  return 3 if failed else 0
 
 
 def _judges_dir(folder: str | None):

@@ -322,6 +322,20 @@ def test_leaves_fit_their_base_alone():
     edits.apply_to_context(edit, jnp.zeros((1, 3, D)))
 
 
+def test_each_leaf_has_a_place_in_the_model():
+  base = params()
+  edit = between(base, changed(base))
+  name, leaf = next(iter(edit.leaves.items()))
+  solved = edit_of(base, context_map())
+  for one, change, message in (
+    (edit, {"leaves": {f"{name}s": leaf}}, "the model has no"),
+    (edit, {"leaves": {name: leaf[:-1]}}, "is .*, the model's is"),
+    (solved, {"context_map": 1e300 * solved.context_map}, "too large"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      edits.apply_to_params(dataclasses.replace(one, **change), base)
+
+
 def test_refuses_leaves_that_are_no_edit():
   base = params()
   with pytest.raises(ValueError, match="changes nothing"):

@@ -17,6 +17,7 @@ FLOORS = (
     "models",
     "sharding",
     "processes",
+    "stops",
     "durable",
     "checkpoints",
     "noise",

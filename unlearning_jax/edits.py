@@ -179,14 +179,27 @@ def apply_to_params(edit: Edit, params: Params) -> dict[str, Any]:
   dtypes narrower than float32 lose.
 
   Raises:
-    ValueError: `params` are not the edit's base.
+    ValueError: `params` are not the edit's base; a leaf has no place in them,
+      or another shape; the edit is too large for float32.
   """
   check_base(edit, params)
   if edit.context_map is None:
-    leaves = leaves_of(params) | dict(edit.leaves)
+    leaves = leaves_of(params)
+    _check_leaves(edit, leaves)
+    leaves |= dict(edit.leaves)
     return traverse_util.unflatten_dict(leaves, sep="/")
   change = (edit.context_map - np.eye(len(edit.context_map))).T
-  change, kernels = change.astype(np.float32), cross_attention_kernels(params)
+  kernels = cross_attention_kernels(params)
+  wide = {name: len(leaf) for name, leaf in kernels.items()}
+  if {*wide.values()} != {len(change)}:
+    raise ValueError(
+      f"the {edit.method} edit maps {len(change)} dimensions of the text, the "
+      f"model reads {sorted({*wide.values()})}"
+    )
+  with np.errstate(over="ignore"):
+    change = change.astype(np.float32)
+  if not np.isfinite(change).all():
+    raise ValueError(f"the {edit.method} edit is too large for float32")
   narrow = {k: v for k, v in kernels.items() if v.dtype.itemsize < 4}
   if narrow:
     lost = float(np.sqrt(storage_error(change, narrow)))
@@ -197,6 +210,17 @@ def apply_to_params(edit: Edit, params: Params) -> dict[str, Any]:
       stacklevel=2,
     )
   return with_unet(params, moved(change, kernels))
+
+
+def _check_leaves(edit: Edit, leaves: Mapping[str, Any]):
+  for name, leaf in edit.leaves.items():
+    if name not in leaves:
+      raise ValueError(f"the {edit.method} edit: the model has no {name!r}")
+    if leaf.shape != leaves[name].shape:
+      raise ValueError(
+        f"the {edit.method} edit: {name!r} is {leaf.shape}, the model's is "
+        f"{leaves[name].shape}"
+      )
 
 
 def _step(change: Array, kernel: Array) -> Array:

@@ -22,12 +22,17 @@ _LONG_MS = 7 * 24 * 3600 * 1000
 _BARRIERS = itertools.count()
 
 
-def initialize_distributed(wanted: bool):
+def initialize_distributed(wanted: bool, *, polled: bool = False):
   """Joins the other processes of the run; call it before anything else of JAX.
 
   JAX finds the coordinator itself on Cloud TPU, SLURM and MPI. For other
   machines set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. A
   failure is an error, so that no process works alone by mistake.
+
+  Args:
+    wanted: False does nothing.
+    polled: whether the run asks `stops.asked` after every step. If not, a
+      SIGTERM stops each process that gets it.
 
   Raises:
     ValueError: there is no coordinator, a variable is not a number, or a
@@ -37,6 +42,8 @@ def initialize_distributed(wanted: bool):
     return
   if port := _slurm_port():
     os.environ.setdefault("JAX_COORDINATOR_PORT", str(port))
+  # JAX's own handler of SIGTERM does nothing that is not polled.
+  jax.config.update("jax_enable_preemption_service", polled)
   # On Kubernetes the search fails without a token, even if nothing is sought.
   told = all(name in os.environ for name in _TOLD)
   jax.distributed.initialize(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from unlearning_jax import guidance, stable_diffusion
 from unlearning_jax.concepts import check_choice
@@ -107,6 +107,7 @@ def draw(
 
   Raises:
     ValueError: as `start`.
+    FloatingPointError: an image holds NaN or infinity.
   """
   for images in ahead(start(sd, params, requests, sampling, **options)):
     yield images()
@@ -138,7 +139,8 @@ def start(
     fetch: brings the images of this process's rows back.
 
   Yields:
-    A function that waits for the images of the next requests.
+    A function that waits for the images of the next requests; it raises
+    FloatingPointError where one holds NaN or infinity.
 
   Raises:
     ValueError: requests are not alike, a prompt is too long, or an option
@@ -178,7 +180,7 @@ def start(
     noise = row_noise(
       [r.seed for r in padded], sd.latent_shape, sampling.noise_source
     )
-    images = stable_diffusion.sample(
+    images, finite = stable_diffusion.sample_checked(
       sd,
       params,
       context,
@@ -188,13 +190,30 @@ def start(
       guidance_scale=scale,
       sampler=sampling.sampler,
     )
-    yield functools.partial(_fetched, fetch, images, count)
+    yield functools.partial(_fetched, fetch, images, finite, padded[:count])
 
 
 def _fetched(
-  fetch: Callable[[Any], np.ndarray], images: Array, count: int
+  fetch: Callable[[Any], np.ndarray],
+  images: Array,
+  finite: Array,
+  requests: Sequence[Request],
 ) -> Images:
-  return fetch(images)[:count]
+  """The images of this process's requests, which must be finite."""
+  _check_finite(fetch(finite)[: len(requests)], requests)
+  return fetch(images)[: len(requests)]
+
+
+def _check_finite(finite: Bool[np.ndarray, "b"], requests: Sequence[Request]):
+  """Raises where an image is broken, or a judge would see nothing in it."""
+  if not finite.all():
+    asked = requests[int(np.argmin(finite))]
+    raise FloatingPointError(
+      f"draw: {int((~finite).sum())} of {len(finite)} images hold NaN or "
+      f"infinity, such as that of {asked.prompt!r}, seed {asked.seed}. The "
+      "weights or the guidance overflow: check the edit, lower "
+      "sampling.guidance_scale, or use dtype=float32"
+    )
 
 
 def generate(

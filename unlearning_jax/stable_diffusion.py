@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 from unlearning_jax import convert, guidance, models, samplers
 from unlearning_jax.convert import families
@@ -352,6 +352,20 @@ def sample(
   **options: Any,
 ) -> UInt8[Array, "b H W 3"]:
   """`sample_latents`, decoded to uint8 images; same arguments."""
+  return sample_checked(
+    sd, params, context, negative_context, noise, **options
+  )[0]
+
+
+def sample_checked(
+  sd: StableDiffusion,
+  params: Params,
+  context: Float[Array, "b l d"],
+  negative_context: Float[Array, "#b l d"] | None,
+  noise: Float[Array, "b h w c"],
+  **options: Any,
+) -> tuple[UInt8[Array, "b H W 3"], Bool[Array, "b"]]:
+  """`sample`, and whether each image was finite; uint8 hides NaN as black."""
   latents = sample_latents(
     sd, params, context, negative_context, noise, **options
   )
@@ -359,5 +373,8 @@ def sample(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode_uint8(sd: StableDiffusion, params: Params, latents: Array) -> Array:
-  return to_uint8(decode(sd, params, latents))
+def _decode_uint8(
+  sd: StableDiffusion, params: Params, latents: Array
+) -> tuple[Array, Array]:
+  images = decode(sd, params, latents)
+  return to_uint8(images), jnp.isfinite(images).all((1, 2, 3))

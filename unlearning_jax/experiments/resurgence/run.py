@@ -67,13 +67,16 @@ def run(
   begin: Callable[[Recorder], Study],
   *,
   report: bool = False,
-):
+) -> int:
   """Runs what is left of a study, and writes its page.
 
   Args:
     record: the record of the study.
     begin: from `setup`.
     report: True only writes the page of what there is.
+
+  Returns:
+    The number of cells that failed, or that the next start tries again.
 
   Raises:
     ValueError: the record is of another model, judge or edit.
@@ -103,6 +106,8 @@ def run(
     # Checkpoints of cells that were killed after their last row.
     shutil.rmtree(record.path / "cells", ignore_errors=True)
     record.mark_done()
+  failed = [cell for cell in wanted if study.store.why(cell)]
+  return 0 if report else len({*left, *failed})
 
 
 def _check_heads(study: Study):
