@@ -166,7 +166,10 @@ def _parsed(argv: list[str]) -> list[str]:
 
 
 def _started(
-  main: Callable[[list[str]], Any], argv: list[str], polled: bool, names: bool
+  main: Callable[[list[str]], Any],
+  argv: list[str],
+  polled: bool = False,
+  names: bool = False,
 ) -> Any:
   if len(argv) > 1 and not names:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
