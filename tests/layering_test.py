@@ -17,7 +17,7 @@ FLOORS = (
   | {"concepts", "statistics", "memory", "extensions", "settings"}
   | {"renamed"},
   {"convert", "samplers", "timesteps", "guidance", "tokens", "lists", "data"}
-  | {"record"},
+  | {"record", "prompt_tables"},
   {"stable_diffusion", "projections", "edits", "lora", "exports"}
   | {"sampling", "model", "probe"},
   {"closed_form", "finetune"},

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,6 +83,13 @@ class Drawn:
       for one in self.targets
       if known and "task" in one and "name" in one
     ]
+
+
+def say(notes: Sequence[str]):
+  """Prints sentences that the run also records, once for all processes."""
+  if jax.process_index() == 0:
+    for note in notes:
+      print(f"note: {note}", file=sys.stderr)
 
 
 def load_model(given: Any) -> Model:

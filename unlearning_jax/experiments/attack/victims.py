@@ -149,17 +149,29 @@ def placed(host: Setup) -> Setup:
   )
 
 
-def check_guidance(given: Settings, listed: Listed):
+def check_guidance(
+  given: Settings, listed: Listed, victim: Victim | None = None
+):
   """Refuses rows of a table that are guided otherwise than the loss is.
+
+  Args:
+    given: the settings, which may guide the victim.
+    listed: all rows of the run.
+    victim: where it is known, for it may be guided already.
 
   Raises:
     ValueError: naming the row.
   """
+  own = given.guidance
+  guided = bool(own.safe or own.negative_prompt.strip() or own.in_loss)
+  if victim is not None:
+    guided |= bool(victim.safe or victim.negative_prompt)
   for row in listed:
-    if row["guidance"] is not None and row["guidance"] <= 1:
+    if guided and row["guidance"] is not None and row["guidance"] <= 1:
       raise ValueError(
         f"row {row['id']}: evaluation_guidance={row['guidance']} guides "
-        "nothing; must exceed 1"
+        "nothing, and this victim acts by guidance; give a scale above 1, or "
+        "leave the row out of the table"
       )
     scale = given.sampling.guidance_scale
     if given.guidance.in_loss and row["guidance"] not in (None, scale):
