@@ -54,6 +54,7 @@ class Workdir:
   ):
     self.path = _writable_folder(path)
     self.is_writer = process_index == 0
+    self._process_count = process_count
     self._started = time.monotonic()
     own = "results.jsonl"
     if process_count > 1:
@@ -73,7 +74,11 @@ class Workdir:
           f"workdir: {self.path} holds results.jsonl but no config.json, so "
           "nobody knows what made those rows; use another folder"
         )
-      foreign = [e.name for e in self.path.iterdir() if not _may_stand(e.name)]
+      foreign = [
+        entry.name
+        for entry in self.path.iterdir()
+        if not _may_stand(entry.name, self._process_count > 1)
+      ]
       if foreign and self.is_writer:
         raise ValueError(
           f"workdir: {self.path} holds no run, but {len(foreign)} other files "
@@ -318,8 +323,13 @@ def _writable_folder(path: str | os.PathLike[str]) -> pathlib.Path:
   return folder
 
 
-def _may_stand(name: str) -> bool:
-  """Whether a file may lie in the folder of a run before its first start."""
+def _may_stand(name: str, has_peers: bool) -> bool:
+  """Whether a file may lie in the folder of a run before process 0 opens it."""
+  # The other processes do not wait for process 0, so their rows may be first.
+  if has_peers and (
+    re.fullmatch(r"results-\d+\.jsonl", name) or name == "images"
+  ):
+    return True
   # A scheduler writes logs before it starts the run. A cell that failed before
   # its record was opened left the reason.
   logs = (".log", ".out", ".err")
