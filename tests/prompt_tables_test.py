@@ -145,8 +145,8 @@ def test_the_hash_is_of_what_is_drawn(tmp_path):
   quoted = read(table(tmp_path, '7,"a",05,7.50', "8,b,6,7.0")).sha256
   columns = read(
     table(
-      tmp_path, "a,5,7.5,x,7", "b,6,7,y,8",
-      header="prompt,sd_seed,sd_guidance_scale,class,case_number",
+      tmp_path, "a,5,7.5,x,70", "b,6,7,y,80",
+      header="prompt,sd_seed,sd_guidance_scale,class,image_id",
     )
   ).sha256  # fmt: skip
   assert plain == quoted == columns

@@ -73,10 +73,9 @@ class PromptTable:
 
   @property
   def sha256(self) -> str:
-    """A hash of what is drawn, however the file spells it."""
+    """A hash of what is drawn, however the file spells or numbers it."""
     rows = [
-      [row.case_number, row.prompt, row.seed, row.guidance, row.size]
-      for row in self.prompts
+      [row.prompt, row.seed, row.guidance, row.size] for row in self.prompts
     ]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 

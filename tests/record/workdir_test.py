@@ -114,6 +114,15 @@ def test_process_0_may_open_the_folder_last(tmp_path):
   assert peer.done_ids() == {0, 1}
 
 
+def test_metrics_of_a_repeated_step_are_written_once(tmp_path):
+  Workdir(tmp_path, CONFIG).metrics(1, loss=1.0, seconds=0.5)
+  again = Workdir(tmp_path, CONFIG)
+  again.metrics(1, loss=1.0, seconds=0.7)
+  again.metrics(2, loss=0.5, seconds=0.7)
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
 def test_a_run_of_another_kind_is_left_alone(tmp_path):
   Workdir(tmp_path, CONFIG).metrics(0, loss=1.0)
   with pytest.raises(ValueError, match="another kind: .*hparams.*lanes; use"):

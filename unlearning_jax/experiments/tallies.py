@@ -61,12 +61,11 @@ class Tallies:
     fresh = [i for i, row in enumerate(rows) if _key(row) not in self._seen]
     if not (self._seeing and fresh):
       return
-    part = [rows[i] for i in fresh]
+    # One array for all of them, so that metrics share its features.
+    seen, part = np.asarray(images)[fresh], [rows[i] for i in fresh]
     for name in self._seeing:
       metric = self._metrics[name]
-      self._states[name] = metric.update(
-        self._states[name], np.asarray(images)[fresh], part
-      )
+      self._states[name] = metric.update(self._states[name], seen, part)
     keys = [_key(row) for row in part]
     self._own += keys
     self._seen |= set(keys)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unlearning_jax import renamed
+from unlearning_jax import durable, renamed
 from unlearning_jax.durable import JsonLines, replacing, to_json
 from unlearning_jax.record import provenance
 from unlearning_jax.record.progress import Progress
@@ -62,7 +62,10 @@ class Workdir:
     self._rows = JsonLines(self.path / own)
     self._metrics = JsonLines(self.path / "metrics.jsonl")
     self._ids: set[str | int] | None = None
+    self._steps: dict[int, dict[str, Any]] | None = None
     self._check_config(_plain(config), free, _plain(dict(defaults)))
+    if self.is_writer:
+      durable.sweep(self.path)
 
   def _check_config(
     self, new: dict[str, Any], free: Sequence[str], defaults: dict[str, Any]
@@ -150,18 +153,26 @@ class Workdir:
   # --- Metrics, images, small files ---
 
   def metrics(self, step: int, **values: Any):
-    """Appends a line to `metrics.jsonl`; only process 0 does.
+    """Appends a line to `metrics.jsonl`, once a step; only process 0 does.
 
     Raises:
       ValueError: a value is not finite.
     """
     if self.is_writer:
+      # A resumed run repeats the steps after its last checkpoint.
+      if self._steps is None:
+        self._steps = self.read_metrics()
+      known = self._steps.setdefault(int(step), {})
+      told = {k: v for k, v in values.items() if k != "seconds"}
+      if told.items() <= known.items():
+        return
+      known |= told
       wall_s = round(time.monotonic() - self._started, 3)
       line = {"step": int(step), "wall_s": wall_s, **values}
       self._metrics.append(line, what=f"metrics at step {step}")
 
   def read_metrics(self) -> dict[int, dict[str, Any]]:
-    """Step -> metrics; a step repeated after a restart has its last metrics."""
+    """Step -> metrics; older runs may repeat a step, whose last ones count."""
     merged: dict[int, dict[str, Any]] = {}
     for line in self._metrics.read():
       merged.setdefault(line["step"], {}).update(line)

@@ -104,15 +104,10 @@ def verdict(document: Document) -> str:
     text += "the attack is ahead" if ahead else "the attack is behind"
   else:
     text += "the rows do not show which is ahead"
-  text += f" ({p_value(paired['p'])}, McNemar, the same rows)."
+  text += f" ({sections.p_value(paired['p'])}, McNemar, the same rows)."
   if not paired["equal_budget"]:
     text += " Their numbers of images differ: the comparison is not fair."
   return text
-
-
-def p_value(p: float) -> str:
-  """0.0312 is "p = 0.031"."""
-  return f"p = {p:.2g}"
 
 
 def gallery(
@@ -203,7 +198,7 @@ def _paired(document: Document) -> Html:
   text = (
     f"Of {paired['n']} rows both won {paired['both']}, the attack alone "
     f"{paired['only_attack']}, the control alone {paired['only_control']}, and "
-    f"neither {neither}: {p_value(paired['p'])} (exact McNemar test, "
+    f"neither {neither}: {sections.p_value(paired['p'])} (exact McNemar test, "
     "two-sided)."
   )
   return join(element("h3", "Row by row"), element("p", text))

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from unlearning_jax import sharding
+from unlearning_jax import processes
 from unlearning_jax.attacks.engine import lanes as driver
 from unlearning_jax.attacks.engine import rows as engine_rows
 from unlearning_jax.attacks.engine.victim import Pool
@@ -74,7 +74,7 @@ def run(
   setup = victims.placed(setup)
   done = record.done_ids()
   # All processes share one list: none records a row before all have read it.
-  sharding.wait_for_all("rows listed")
+  processes.wait_for_all("rows listed")
   left = [row for row in listed if row["id"] not in done]
   mine = left[jax.process_index() :: jax.process_count()]
   targets = record.path / "images" / "targets"
@@ -88,7 +88,7 @@ def run(
       lanes=min(given.lanes, share), learnt=pool.pool_of(setup, bool(mine)),
     ):  # fmt: skip
       bar.update(note=row["status"])
-  sharding.wait_for_all("rows attacked")
+  processes.wait_for_all("rows attacked")
   document = summary.conclude(record, setup, beside, targets, notes)
   record.mark_done()
   return document

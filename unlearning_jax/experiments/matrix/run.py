@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 
-from unlearning_jax import attacks, erasures, sharding
+from unlearning_jax import attacks, erasures, processes, sharding
 from unlearning_jax.attacks import Victim
 from unlearning_jax.attacks.engine.rows import Row
 from unlearning_jax.edits import (
@@ -81,7 +81,7 @@ def run(settings: Settings, root: pathlib.Path, given: Given) -> int:
     made if first else [],
     matrix.erase,
   )
-  sharding.wait_for_all("erased")
+  processes.wait_for_all("erased")
   cells.run(
     matrix.store,
     cells.share(matrix.cells),
@@ -89,7 +89,7 @@ def run(settings: Settings, root: pathlib.Path, given: Given) -> int:
     # The page takes seconds, so it is written only after news.
     after=matrix.conclude if first else lambda: None,
   )
-  sharding.wait_for_all("attacked")
+  processes.wait_for_all("attacked")
   if first:
     print(matrix.conclude())
   return len(matrix.store.failed)
