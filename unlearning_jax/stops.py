@@ -1,4 +1,4 @@
-"""How a run is told to stop, and where it does.
+"""A signal to stop, and where the run obeys it.
 
 A scheduler sends SIGTERM (SLURM's and submitit's early notice is SIGUSR2), and
 Ctrl-C SIGINT. Whatever is recorded row by row drops the row in flight. Training
@@ -20,14 +20,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class Stopped(SystemExit):
-  """The run was told to stop, and its record is whole."""
+  """A signal asked the run to stop; its record is whole."""
 
   def __init__(self):
     super().__init__(STATUS)
 
 
 class _Notice:
-  """What this process was told."""
+  """The signals that this process has had."""
 
   asked = False
   # How many steps in flight want to be finished first.

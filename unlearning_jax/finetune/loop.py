@@ -47,7 +47,7 @@ class Watch:
     on_metrics: gets (steps done, the last step's metrics).
     on_state: gets (steps done, state), to write checkpoints. The loop reuses
       the state's memory afterwards.
-    on_stop: gets (steps done, state) where the run is told to stop, to write a
+    on_stop: gets (steps done, state) after a signal to stop, to write a
       checkpoint.
   """
 
@@ -222,7 +222,7 @@ def train(
 
   Raises:
     FloatingPointError: a metric is not finite; names it and the step.
-    stops.Stopped: the run was told to stop.
+    stops.Stopped: a signal asked the run to stop.
   """
   layout = sharding.param_sharding(mesh, state)
   state = jax.device_put(state, layout)
