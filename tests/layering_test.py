@@ -26,7 +26,7 @@ FLOORS = (
   | {"concepts", "statistics", "memory", "extensions", "settings"}
   | {"scheduler_keys", "renamed"},
   {"convert", "samplers", "timesteps", "guidance", "tokens", "lists", "data"}
-  | {"record"},
+  | {"record", "prompt_tables"},
   {"stable_diffusion", "projections", "edits", "lora", "exports"}
   | {"sampling", "model", "probe"},
   {"closed_form", "finetune"},

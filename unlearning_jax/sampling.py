@@ -7,6 +7,7 @@ for images in generate(sd, params, ["a star"], seeds=[0], guidance_scale=4.0):
 import dataclasses
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -58,27 +59,61 @@ class Request(NamedTuple):
     seed: of the initial noise, which depends on nothing else.
     guidance: its own guidance scale; None for that of the sampling.
     context: text states, taken as they are: no edit is applied to them.
+    size: height and width of the image; None for the model's own.
+    sample: which of several images that one generator draws after another.
+    truncate: cut a long prompt at the text encoder's length, as diffusers does;
+      else it is refused.
   """
 
   prompt: str
   seed: int
   guidance: float | None = None
   context: Float[np.ndarray, "l d"] | None = None
+  size: tuple[int, int] | None = None
+  sample: int = 0
+  truncate: bool = False
 
 
 def alike(requests: Sequence[Request], scale: float) -> list[list[int]]:
   """The indices of requests, in groups that `draw` can take at once.
 
-  A group has either texts or text states, and is either guided or not.
+  A group has either texts or text states, is either guided or not, and has
+  images of one size.
 
   Args:
     scale: the guidance scale of requests that have none of their own.
   """
-  groups: dict[tuple[bool, bool], list[int]] = {}
+  groups: dict[tuple[Any, ...], list[int]] = {}
   for i, asked in enumerate(requests):
     own = scale if asked.guidance is None else asked.guidance
-    groups.setdefault((asked.context is None, own > 1), []).append(i)
+    kind = (asked.context is None, own > 1, asked.size)
+    groups.setdefault(kind, []).append(i)
   return list(groups.values())
+
+
+def _ids(sd: StableDiffusion, texts: Sequence[str], truncate: bool):
+  # Who asks for it says once how many prompts are cut.
+  with warnings.catch_warnings(action="ignore"):
+    return stable_diffusion.tokenize(sd, texts, truncate=truncate)
+
+
+def latent_shape(
+  sd: StableDiffusion, size: tuple[int, int] | None
+) -> tuple[int, int, int]:
+  """Latents of an image of so many pixels; None for the model's own.
+
+  Raises:
+    ValueError: the networks cannot draw that size.
+  """
+  if size is None:
+    return sd.latent_shape
+  pixels = 2 ** (len(sd.vae.config.block_out_channels) - 1)
+  step = pixels * 2 ** (len(sd.unet.config.block_out_channels) - 1)
+  if min(size) < step or any(side % step for side in size):
+    raise ValueError(
+      f"size {size[1]}x{size[0]}: the model draws multiples of {step} pixels"
+    )
+  return (size[0] // pixels, size[1] // pixels, sd.latent_shape[2])
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
@@ -149,11 +184,12 @@ def start(
   default = sampling.guidance_scale
   if len(alike(requests, default)) > 1:
     raise ValueError(
-      "requests: one batch cannot mix texts with text states, or guided with "
-      "unguided requests; draw one group of `sampling.alike` at a time"
+      "requests: one batch cannot mix texts with text states, guided with "
+      "unguided ones, or sizes; draw one group of `sampling.alike` at a time"
     )
   texts = [r.prompt for r in requests if r.context is None]
-  ids = stable_diffusion.tokenize(sd, texts)
+  ids = _ids(sd, texts, any(r.truncate for r in requests))
+  shape = latent_shape(sd, requests[0].size if requests else None)
   # Otherwise every call would move host arrays to the device again.
   params = jax.tree.map(jnp.asarray, params)
   edit = edit_context or (lambda states: states)
@@ -178,8 +214,9 @@ def start(
       scales = [default if r.guidance is None else r.guidance for r in padded]
       scale = place(np.array(scales, np.float32))
     noise = row_noise(
-      [r.seed for r in padded], sd.latent_shape, sampling.noise_source
-    )
+      [r.seed for r in padded], shape, sampling.noise_source,
+      samples=[r.sample for r in padded],
+    )  # fmt: skip
     images, finite = stable_diffusion.sample_checked(
       sd,
       params,

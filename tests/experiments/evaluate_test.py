@@ -186,7 +186,8 @@ def test_the_next_batch_is_drawn_while_one_is_judged(models, monkeypatch):
 
   def sample(sd, params, context, noise, **_):
     shape = jax.ShapeDtypeStruct((len(noise), 32, 32, 3), np.uint8)
-    return jax.jit(lambda x: jax.pure_callback(draw, shape, x))(noise)
+    images = jax.jit(lambda x: jax.pure_callback(draw, shape, x))(noise)
+    return images, jax.numpy.ones(len(noise), bool)
 
   def score(images):
     following = len(judged) + 1
@@ -195,7 +196,7 @@ def test_the_next_batch_is_drawn_while_one_is_judged(models, monkeypatch):
     judged.append(len(images))
     return {"warmth": np.zeros((len(images), 2))}
 
-  monkeypatch.setattr(stable_diffusion, "sample", sample)
+  monkeypatch.setattr(stable_diffusion, "sample_checked", sample)
   own = dataclasses.replace(toys.WARMTH, score=score)
   monkeypatch.setattr(toys, "WARMTH", own)
   given = settings(

@@ -1,7 +1,5 @@
 """Published tables: what they say of themselves, and where they do not."""
 
-import dataclasses
-
 import pytest
 
 import unlearning_jax as ul
@@ -100,8 +98,8 @@ def test_shown_by_name():
 def document(protocol):
   k, n = 30, 142
   low, high = wilson(k, n)
-  one = {"name": "ASR", "value": k / n, "low": low, "high": high, "k": k}
-  clip = {"name": "CLIP score", "value": 0.3, "low": None, "high": None}
+  one = {"name": "asr", "value": k / n, "low": low, "high": high, "k": k}
+  clip = {"name": "clip-score", "value": 0.3, "low": None, "high": None}
   return {
     "models": ["base", "OURS"],
     "measures": {"base": [], "OURS": []},
@@ -114,31 +112,28 @@ def document(protocol):
   }
 
 
-def test_a_measured_row_stands_beside_its_own_protocol_alone(monkeypatch):
-  original = protocols.find("shapes-star")
-  monkeypatch.setattr(
-    protocols, "frozen", lambda: {"udm-nudity": original.hash}
-  )
-  page = report.render_report(document(f"udm-nudity {original.hash}"))
+def test_a_measured_row_stands_beside_its_own_protocol_alone():
+  original = protocols.find("udm-nudity")
+  page = report.render_report(document(original.signed))
   assert "Beside published numbers: unlearned dm" in page
   assert "21.13" in page and "measured here" in page and "30 of 142" in page
   # Of udm-nudity only: neither church nor what others sent in.
   assert "58.53" not in page and "13.38" not in page
-  changed = dataclasses.replace(original, other_rows=1).hash
+  changed = protocols.find("udm-nudity~rows=2,steps=2")
   for signed in (
-    f"udm-nudity~rows=2,steps=2 {changed}",
-    f"udm-nudity {changed}",
+    changed.signed,
+    f"udm-nudity {changed.hash}",
     f"shapes-star {original.hash}",
     "",
   ):
     assert "Beside published" not in report.render_report(document(signed))
 
 
-def test_of_several_concepts_the_erased_one_is_shown(monkeypatch):
-  monkeypatch.setattr(protocols, "frozen", lambda: {"udm-object": "abc"})
-  found = published.beside("udm-object abc", ["garbage_truck"])
+def test_of_several_concepts_the_erased_one_is_shown():
+  signed = protocols.find("udm-object/garbage_truck").signed
+  found = published.beside(signed, ["garbage_truck"])
   assert {line["concept"] for line in found["unlearned_dm"]} == {
     "garbage truck"
   }
-  assert published.beside("udm-object abc", ["n01440764 tench"])
-  assert not published.beside("udm-object abc", ["dog"])
+  assert published.beside(signed, ["n01440764 tench"])
+  assert not published.beside(signed, ["dog"])

@@ -19,7 +19,7 @@ from unlearning_jax.api.listing import (
   published,
 )
 from unlearning_jax.api.measuring import measure
-from unlearning_jax.api.runs import open
+from unlearning_jax.api.runs import leaderboard, open
 from unlearning_jax.api.tuning import finetune
 from unlearning_jax.concepts import Concept
 from unlearning_jax.model import Model, load
@@ -28,6 +28,6 @@ from unlearning_jax.probe import ErasureWarning
 __all__ = [
   "Concept", "ErasureWarning", "Model", "Subject", "attack", "attacks",
   "concept", "concepts", "erase", "evaluate", "finetune", "grid", "judge",
-  "load", "measure", "methods", "metric", "open", "protocol", "protocols",
-  "published", "resurgence",
+  "leaderboard", "load", "measure", "methods", "metric", "open", "protocol",
+  "protocols", "published", "resurgence",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,6 +83,17 @@ class Drawn:
       for one in self.targets
       if known and "task" in one and "name" in one
     ]
+
+
+def say(notes: Sequence[str]):
+  """Prints sentences that the run also records, once for all processes."""
+  for note in notes if is_first() else ():
+    print(f"note: {note}", file=sys.stderr)
+
+
+def is_first() -> bool:
+  """Whether this process is the one that prints."""
+  return jax.process_index() == 0
 
 
 def load_model(given: Any) -> Model:
@@ -202,8 +214,8 @@ def workdir(
     process_index=0 if alone else jax.process_index(),
     process_count=1 if alone else jax.process_count(),
     free=settings_.free(cls),
-    # Older versions had no metrics.
-    defaults={"metrics": ()},
+    # Older versions had no metrics, and no published protocols.
+    defaults={"metrics": (), "published": None, "columns": (), "missing": {}},
   )
 
 
@@ -245,6 +257,16 @@ def made_hash(made: Made) -> str:
   if isinstance(made, Guidance):
     return hashlib.sha256(repr(made).encode()).hexdigest()
   return edit_hash(made)
+
+
+def fingerprint(model: Model, base: Model) -> str:
+  """The hash of how a model differs from the base; "" where it is the base."""
+  parts = []
+  if model.params is not base.params:
+    parts.append(convert.params_fingerprint(model.params))
+  made = (one for one in (model.edit, model.guidance) if one is not None)
+  parts += map(made_hash, made)
+  return " ".join(parts)
 
 
 def stage_name(made: Made) -> str:

@@ -14,8 +14,9 @@ from unlearning_jax.experiments import common
 from unlearning_jax.judges import Judge
 from unlearning_jax.metrics.accuracy import judge_rows
 from unlearning_jax.model import Model
+from unlearning_jax.protocols import Prompts
 from unlearning_jax.record import Recorder
-from unlearning_jax.settings import Output
+from unlearning_jax.settings import Free, Output
 
 Rows = list[dict[str, Any]]
 
@@ -31,6 +32,9 @@ class Settings(common.Drawn):
     rows_per_group: prompts of a world for each target and group.
     other_rows: prompts of a world that ask for no target.
     protocol: name and hash of the protocol with these settings; "" for none.
+    published: the prompts of a published protocol; None for none.
+    columns: numbers of its published table, see `columns`.
+    missing: metrics of the protocol that cannot be computed here, and why.
   """
 
   prompts: Output[Mapping[str, tuple[str, ...]]] = dataclasses.field(
@@ -39,13 +43,16 @@ class Settings(common.Drawn):
   rows_per_group: Output[int] = 0
   other_rows: Output[int] = 0
   protocol: Output[str] = ""
+  published: Prompts | None = None
+  columns: Output[tuple[str, ...]] = ()
+  missing: Free[Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     super().__post_init__()
     for key in ("rows_per_group", "other_rows"):
       if getattr(self, key) < 0:
         raise ValueError(f"{key}={getattr(self, key)}: must not be negative")
-    asked = any(self.prompts.values())
+    asked = any(self.prompts.values()) or self.published is not None
     if self.judge is None and not asked:
       raise ValueError("prompts: the config has neither a judge nor prompts")
     if common.world_of(self) is None and not asked:
@@ -58,10 +65,13 @@ class Settings(common.Drawn):
 
 
 def rows(settings: Settings) -> Rows:
-  """The rows to draw: your own prompts, or those of a world.
+  """The rows to draw: a protocol's, your own prompts, or those of a world.
 
   A judge that is not the world's own keeps the attributes it has a head for.
   """
+  if settings.published is not None:
+    targets, judge = common.targets_of(settings), common.load_judge(settings)
+    return settings.published.listed(targets, judge)
   world, own = common.world_of(settings), any(settings.prompts.values())
   foreign = world is not None and settings.judge != world.NAME
   if settings.judge is None or world is None or (foreign and own):
@@ -158,22 +168,32 @@ def _started(
   """
   mesh = sharding.make_mesh()
   multiple = sharding.local_rows_multiple(mesh)
-  mine, padding = _share(left)
   # The next size that the devices share evenly.
   size = -(-settings.batch_size // multiple) * multiple
-  batches = sampling.start(
-    model.sd,
-    sharding.place(model.drawn_params, sharding.replicated(mesh)),
-    [sampling.Request(row["prompt"], row["seed"]) for row in mine],
-    settings.sampling,
-    batch_size=size,
-    place=functools.partial(sharding.global_batch, mesh),
-    fetch=sharding.local_rows,
-    **model.drawing,
-  )
-  mine = mine[: len(mine) - padding]
-  for i, images in enumerate(batches):
-    yield mine[i * size : (i + 1) * size], images
+  params = sharding.place(model.drawn_params, sharding.replicated(mesh))
+  every = [request(row) for row in left]
+  for group in sampling.alike(every, settings.sampling.guidance_scale):
+    mine, padding = _share([left[i] for i in group])
+    batches = sampling.start(
+      model.sd,
+      params,
+      [request(row) for row in mine],
+      settings.sampling,
+      batch_size=size,
+      place=functools.partial(sharding.global_batch, mesh),
+      fetch=sharding.local_rows,
+      **model.drawing,
+    )
+    mine = mine[: len(mine) - padding]
+    for i, images in enumerate(batches):
+      yield mine[i * size : (i + 1) * size], images
+
+
+def request(row: Mapping[str, Any]) -> sampling.Request:
+  """What to draw for a row; a published one may say more than its seed."""
+  keys = ("guidance", "size", "sample", "truncate")
+  more = {key: row[key] for key in keys if row.get(key) is not None}
+  return sampling.Request(row["prompt"], row["seed"], **more)
 
 
 def _judged(judge: Judge | None, part: Rows, images: sampling.Images) -> Rows:

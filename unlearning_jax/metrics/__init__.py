@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from unlearning_jax import extensions
+from unlearning_jax.judges import Judge
 
 Row = Mapping[str, Any]
 State = Any
@@ -186,7 +187,8 @@ def load(name: str, **options: Any) -> Metric:
   if not own:
     kept = _modules()[spelled]
     found = getattr(kept, "METRIC", None) or kept.metric
-  if callable(found):
+  # A judge can be called too.
+  if callable(found) and not isinstance(found, Judge):
     found = found(**extensions.options("metric", name, found, options))
   elif "~" in str(name) or options:
     raise ValueError(f"metric={name!r}: {base} has no options")

@@ -2,6 +2,7 @@
 
 The document, also in `summary.json`; `control` may be absent:
 
+  notes: [sentences about the rows]; may be absent.
   title, unsafe, curves: {name: a number for each block}.
   accounting, measures, by_images: as `metrics.asr` gives them.
   control: {name, accounting, measures, by_images, paired: `against`'s}.
@@ -65,6 +66,7 @@ def render(
   return page(
     document["title"],
     element("p", verdict(document), class_="verdict"),
+    *(element("p", n, class_="note") for n in document.get("notes", ())),
     _rates(document),
     _paired(document),
     _estimates(document),

@@ -67,7 +67,9 @@ def run(
   check.fits(setup, listed)
   inputs = {"victim": setup.name, **victims.words_hash(attack)}
   inputs |= rows.hashes(given, listed)
+  notes = rows.notes(given, setup.sd)
   record = open_record()
+  common.say(notes)
   common.begin(record, given, setup.base.params, setup.edits, inputs)
   setup = victims.placed(setup)
   done = record.done_ids()
@@ -87,7 +89,7 @@ def run(
     ):  # fmt: skip
       bar.update(note=row["status"])
   processes.wait_for_all("rows attacked")
-  document = summary.conclude(record, setup, beside, targets)
+  document = summary.conclude(record, setup, beside, targets, notes)
   record.mark_done()
   return document
 
@@ -122,9 +124,12 @@ def attacked(
     setup.sd, victim, setup.original, setup.attack, table, judged,
     jax.random.key(given.seed), how,
   ) if table else ()  # fmt: skip
-  calls = given.sampling.num_inference_steps * victim.image_rows
+  steps = given.sampling.num_inference_steps
   for row in found:
     spent = row["iterations"] * setup.attack.unet_calls(victim)
+    own = row["guidance"]
+    guided = own is None or own > 1
+    calls = steps * (victim.image_rows if guided else 1)
     spent += row["images"] * calls + row.get("diffusion_classifier_calls", 0)
     row["unet_calls"] = spent
     row["victim"] = setup.name[:12]

@@ -122,6 +122,11 @@ class Matrix:
 
   def _check(self):
     """Refuses a column that would fail in every cell, and names it."""
+    every = (
+      rows.notes(self.settings.attack(cell), self._base.sd)
+      for cell in self.cells
+    )
+    common.say([*dict.fromkeys(note for notes in every for note in notes)])
     for cell in self.cells:
       if cell.victim == BASE:
         own = self.settings.attack(cell)
@@ -184,7 +189,8 @@ class Matrix:
     control, beside = controls.Control(), self.settings.control_of(cell)
     if beside != cell and self.store.ended(beside):
       control = controls.finished(str(self.store.folder(beside)))
-    summaries.conclude(record, setup, control, self._targets(cell.task))
+    targets, notes = self._targets(cell.task), rows.notes(own, setup.sd)
+    summaries.conclude(record, setup, control, targets, notes)
     record.mark_done()
 
   def _setup(

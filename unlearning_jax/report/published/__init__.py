@@ -63,12 +63,15 @@ def beside(signed: str, concepts: Sequence[str]) -> dict[str, list[Line]]:
     Nothing if the protocol was changed: its numbers do not compare.
   """
   protocol, _, digest = signed.partition(" ")
-  if not protocol or protocols.frozen().get(protocol) != digest:
+  # A protocol's subject, as in udm-object/tench, changes nothing else.
+  base = protocol.partition("/")[0]
+  known = base in protocols.frozen() and "~" not in protocol
+  if not known or protocols.find(protocol).hash != digest:
     return {}
   asked = [_plain(label) for label in concepts]
   found = {}
   for name in names():
-    lines = [line for line in load(name) if line["protocol"] == protocol]
+    lines = [line for line in load(name) if line["protocol"] == base]
     if len({line["concept"] for line in lines}) > 1:
       lines = [
         line

@@ -7,13 +7,8 @@ from unlearning_jax.report.document import Document
 from unlearning_jax.report.markup import Html, element, join
 from unlearning_jax.report.sections import plain
 
-# Column -> the number of a run that it shows.
-_NUMBERS = {
-  "pre_asr": "pre-ASR", "asr": "ASR", "fid": "FID", "clip": "CLIP score",
-  "ua": "UA", "ira": "IRA", "cra": "CRA", "h_o": "H_o", "acc_e": "Acc_e",
-  "acc_s": "Acc_s", "acc_g": "Acc_g", "h_a": "H_a", "clip_e": "CLIP_e",
-  "clip_s": "CLIP_s", "fid_30k": "FID", "clip_30k": "CLIP score",
-}  # fmt: skip
+# Column -> the number of a run that it shows, where their names differ.
+_NUMBERS = {"clip": "clip-score", "fid_30k": "fid", "clip_30k": "clip-score"}
 _MEASURED = "measured here"
 
 
@@ -78,13 +73,13 @@ def _said(line: published.Line, text: str) -> str:
 
 def measured(document: Document, model: str, column: str) -> list[Any]:
   """The parts of a cell: this run's number for a published column, if any."""
-  number = _NUMBERS.get(column)
+  number = _NUMBERS.get(column, column)
   for one in document.estimates:
     if one["model"] != model or one["name"] != number:
       continue
     if one["value"] is None:
       return ["–", element("small", one.get("failed", ""))]
-    share = one["k"] is not None
+    share = one["k"] is not None or "of rates" in one.get("method", "")
     value = 100 * one["value"] if share else one["value"]
     small = f" {one['k']} of {one['n']}" if share else f" n {one['n']}"
     return [plain(value), element("small", small)]
