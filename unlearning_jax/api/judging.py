@@ -157,7 +157,7 @@ def evaluate(
   document = experiment.run(given, opened, named, beside)
   run = opened()
   return pivot(
-    document["title"],
+    ". ".join([document["title"], *comparison.collapsed(document)]),
     _by_model(document),
     rows=tuple(run.rows()),
     summary=document,
