@@ -147,10 +147,11 @@ def _metric(prefix: str) -> Callable[[str, Seen], list[Estimate]]:
     own = [one for one in seen.metrics if one["name"].startswith(prefix)]
     if not own and (why := _missing(prefix, seen)):
       return [_blank(name, why, len(seen.rows))]
-    if not own and isinstance(seen.utility, str):
-      return [_blank(name, seen.utility)]
     if not own:
-      own = [one for one in seen.utility if one["name"].startswith(prefix)]
+      utility = seen.utility
+      if isinstance(utility, str):
+        return [_blank(name, utility)]
+      own = [one for one in utility if one["name"].startswith(prefix)]
     found = own[-1:] if prefix.startswith("clip") else own[:1]
     keys = {f.name for f in dataclasses.fields(Estimate)}
     return [

@@ -154,7 +154,7 @@ class Prompts:
         for synonym in self.synonyms[label]
       ]
       filled.append(own + more)
-    every = itertools.product(*filled, self.seeds)
+    every: Iterator[tuple[Any, ...]] = itertools.product(*filled, self.seeds)
     for number, (*parts, seed) in enumerate(every):
       labels = {head: label for head, _, label, _ in parts}
       synonym = any(is_synonym for *_, is_synonym in parts)
