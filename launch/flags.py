@@ -129,6 +129,7 @@ def run(
   main: Callable[[list[str]], Any],
   listed: Callable[[], Iterable[str]] | None = None,
   *,
+  names: bool = False,
   polled: bool = False,
 ):
   """Reads the flags and runs a script.
@@ -136,6 +137,7 @@ def run(
   Args:
     main: takes the rest of the command line.
     listed: lines that `--list` prints instead.
+    names: whether the script takes names without a flag.
     polled: whether all its processes stop after the same step, see `stops`.
   """
   if listed is not None:
@@ -150,7 +152,9 @@ def run(
   # A protocol, or a default, can replace a config.
   if named.get("config", "") is None and "protocol" not in named:
     flags.mark_flag_as_required("config")
-  app.run(lambda argv: _started(main, argv, polled), flags_parser=_parsed)
+  app.run(
+    lambda argv: _started(main, argv, polled, names), flags_parser=_parsed
+  )
 
 
 def _parsed(argv: list[str]) -> list[str]:
@@ -162,9 +166,12 @@ def _parsed(argv: list[str]) -> list[str]:
 
 
 def _started(
-  main: Callable[[list[str]], Any], argv: list[str], polled: bool
+  main: Callable[[list[str]], Any],
+  argv: list[str],
+  polled: bool = False,
+  names: bool = False,
 ) -> Any:
-  if len(argv) > 1:
+  if len(argv) > 1 and not names:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   if "judges_dir" in flags.FLAGS:
     _judges_dir(flags.FLAGS["judges_dir"].value)

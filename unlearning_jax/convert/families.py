@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from unlearning_jax.convert import reader
+from unlearning_jax.convert import names, reader
 from unlearning_jax.convert.output import MARK
 
 EDIT_FORMAT = "unlearning_jax edit 1"
@@ -50,8 +50,15 @@ class Kind(NamedTuple):
   tell: str = ""
 
 
-_OVER = "lay it over its base: launch.convert --input=FILE --base=BASE"
-_AS_EDIT = _OVER + ", and --format=edit --erased=PHRASE to attack and tune it"
+_OVER = (
+  "lay it over its base: unlearning-jax convert --input=FILE --base=BASE "
+  "--output=merged"
+)
+_AS_EDIT = (
+  f"{_OVER}; to attack it: --config.victim=FILE; to tune it too, as an edit: "
+  "unlearning-jax convert --input=FILE --base=BASE --format=edit "
+  "--erased=PHRASE --output=edit.safetensors"
+)
 _OTHER = "not supported; give the UNet, the text encoder or the whole model"
 
 
@@ -119,7 +126,8 @@ _TABLE = (
       "keys and values of Custom Diffusion, in diffusers' layout", _AS_EDIT),
   _of("single_file", r"^cond_stage_model\.",
       "a single file in the original layout",
-      "make a folder of it: launch.convert --input=FILE --base=BASE"),
+      "make a folder of it: unlearning-jax convert --input=FILE --base=BASE "
+      "--output=folder"),
   _of("unet", r"^(model\.)?(diffusion_model\.)?(input|middle|output)_blocks?\.",
       "a UNet in the original layout", _AS_EDIT),
   _of("unet",
@@ -141,6 +149,8 @@ _TOOLS = (
   (r"\.processor\.", "diffusers before 0.17"),
   (r"^(unet|text_encoder)\.", "diffusers"),
 )
+# A whole UNet has it.
+FIRST = re.compile(r"(^|\.)(conv_in|input_blocks\.0\.0)\.weight$")
 _ADAPTERS = ("lora", "loha", "lokr", "ia3", "difference")
 
 
@@ -160,6 +170,7 @@ def recognize(
       "--edit takes it; launch.export --edit=FILE --model=BASE writes it for "
       "other tools", False,
     )  # fmt: skip
+  state = {names.plain(key): value for key, value in state.items()}
   for pattern, kind in _TABLE:
     tell = next(filter(pattern.search, state), None)
     if tell is not None:
@@ -193,6 +204,8 @@ def _detailed(
         dora = any("dora_scale" in n or "magnitude" in n for n in state)
         text = kind.text + (" with DoRA" if dora else "")
         return kind._replace(text=f"{text}, with the names of {tool}")
+  if kind.name == "unet" and not any(map(FIRST.search, state)):
+    return kind._replace(text=kind.text.replace("a UNet", "a part of a UNet"))
   if kind.name == "single_file" and not any(
     name.startswith("model.diffusion_model.") for name in state
   ):

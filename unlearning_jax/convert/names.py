@@ -103,8 +103,13 @@ def renamed(
 
 
 def unwrapped(state: Mapping[str, Any], source: str) -> dict[str, Any]:
-  """`renamed` without what training code wraps modules in, as `_orig_mod.`."""
-  return renamed(state, lambda key: _WRAPPERS.sub("", key), source)
+  """`renamed` by `plain`."""
+  return renamed(state, plain, source)
+
+
+def plain(key: str) -> str:
+  """A name without what training code wraps modules in, as `_orig_mod.`."""
+  return _WRAPPERS.sub("", key)
 
 
 def _same(one: Any, other: Any) -> bool:

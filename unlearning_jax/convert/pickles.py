@@ -72,7 +72,23 @@ def read_headers(path: str | os.PathLike) -> dict[str, Header]:
   return _open(path, shapes)
 
 
-def _open(path: str | os.PathLike, use: Callable) -> dict[str, Any]:
+def read_beside(path: str | os.PathLike) -> list[str]:
+  """Names of what a training loop saved beside the weights."""
+
+  def beside(tree: Any, *_: Any) -> list[str]:
+    if not isinstance(tree, dict):
+      return []
+    inside = [key for key in _CONTAINERS if isinstance(tree.get(key), dict)]
+    return [
+      name
+      for name in map(str, tree)
+      if name not in inside[:1] and (inside or _TRAINING.fullmatch(name))
+    ]
+
+  return _open(path, beside)
+
+
+def _open(path: str | os.PathLike, use: Callable) -> Any:
   """What `use` makes of the pickled tree and of a function that reads bytes."""
   try:
     if zipfile.is_zipfile(path):
@@ -86,9 +102,7 @@ def _open(path: str | os.PathLike, use: Callable) -> dict[str, Any]:
     ) from error
 
 
-def _read_zip(
-  archive: zipfile.ZipFile, size: int, use: Callable
-) -> dict[str, Any]:
+def _read_zip(archive: zipfile.ZipFile, size: int, use: Callable) -> Any:
   entries: dict[str, zipfile.ZipInfo] = {}
   for info in archive.infolist():
     name = info.filename
@@ -120,7 +134,7 @@ def _read_zip(
     return use(load(file)[0], fetch)
 
 
-def _read_legacy(file: IO[bytes], use: Callable) -> dict[str, Any]:
+def _read_legacy(file: IO[bytes], use: Callable) -> Any:
   """The format before torch 1.6: five pickles, then the raw storages."""
   if load(file)[0] != _LEGACY_MAGIC:
     raise ValueError("no torch magic number")
