@@ -158,7 +158,8 @@ def _metric(prefix: str) -> Callable[[str, Seen], list[Estimate]]:
     one = own[-1] if prefix.startswith("clip") else own[0]
     known = {field.name for field in dataclasses.fields(Estimate)}
     given: dict[str, Any] = {k: v for k, v in one.items() if k in known}
-    return [Estimate(**given | {"name": name})]
+    given["name"] = name
+    return [Estimate(**given)]
 
   return column
 
