@@ -100,7 +100,8 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
   folder, base = draw(tmp_path / "new", 1), draw(tmp_path / "old", 0)
   given = settings_of(folder, base)
   whole = measure.run(given, workdir(tmp_path / "whole", given))
-  monkeypatch.setattr(measure, "_BATCH", 4)
+  monkeypatch.setattr(measure, "_BATCH", 3)
+  monkeypatch.setattr(measure, "_EVERY", 6)
   append, drawn = Workdir.append_row, []
 
   def killed(self, row):

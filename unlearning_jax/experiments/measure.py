@@ -8,8 +8,10 @@ by name and with the reason; so is the pair of one.
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from unlearning_jax import data, metrics, sharding
 from unlearning_jax.experiments.tallies import Tallies
@@ -21,6 +23,8 @@ from unlearning_jax.record import Recorder
 from unlearning_jax.settings import Output
 
 _BATCH = 64
+# Pictures that are counted before the states are saved: FID's has 32 MB.
+_EVERY = 512
 _MODEL = "images"
 
 
@@ -168,31 +172,48 @@ def _count(settings: Settings, recorder: Recorder, tallies: Tallies):
   names = folders.files(settings.images)
   left = [name for name in names if name not in done]
   roots = [settings.images, *([settings.base] if settings.base else [])]
+  pending: list[dict[str, Any]] = []
   with recorder.progress("measure", len(names), done=len(done)) as bar:
     for part, read in folders.batches(roots, left, _BATCH):
+      rows = [{"id": name, "model": _MODEL} for name in part]
       if isinstance(read, str):
-        recorder.append_row({"id": part[0], "model": _MODEL, "refused": read})
-        bar.update()
-        continue
-      rows: list[dict[str, Any]] = [
-        {
-          "id": name,
-          "model": _MODEL,
-          "group": "images",
-          "prompt": said.get(name, name),
-          "seed": 0,
-        }
-        for name in part
-      ]
-      beside = [{}] * len(part)
-      if settings.base:
-        tallies.update(read[1], [{**row, "model": BASE} for row in rows])
-        beside = [{"beside": image} for image in read[1]]
-      both = [row | more for row, more in zip(rows, beside, strict=True)]
-      tallies.update(read[0], both)
-      for row in rows:
-        recorder.append_row(row)
-        bar.update()
+        rows = [{**rows[0], "refused": read}]
+      else:
+        rows = [_row(row, said) for row in rows]
+        _update(tallies, rows, *read)
+      pending += rows
+      if len(pending) >= _EVERY:
+        _record(recorder, tallies, pending)
+      bar.update(len(part))
+    _record(recorder, tallies, pending)
+
+
+def _row(row: Mapping[str, Any], said: Mapping[str, str]) -> dict[str, Any]:
+  prompt = said.get(row["id"], row["id"])
+  return {**row, "group": "images", "prompt": prompt, "seed": 0}
+
+
+def _update(
+  tallies: Tallies,
+  rows: Sequence[Mapping[str, Any]],
+  images: np.ndarray,
+  base: np.ndarray | None = None,
+):
+  if base is None:
+    tallies.update(images, rows, save=False)
+    return
+  tallies.update(base, [{**row, "model": BASE} for row in rows], save=False)
+  beside = zip(rows, base, strict=True)
+  pairs = [{**row, "beside": image} for row, image in beside]
+  tallies.update(images, pairs, save=False)
+
+
+def _record(recorder: Recorder, tallies: Tallies, rows: list[dict[str, Any]]):
+  """Saves what was counted, then records its rows, and empties them."""
+  tallies.save()
+  for row in rows:
+    recorder.append_row(row)
+  rows.clear()
 
 
 def text(found: Mapping[str, Any]) -> str:
