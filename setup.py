@@ -88,6 +88,7 @@ setup(
   package_data={
     "unlearning_jax": [
       "report/style.css",
+      "report/published/*.csv",
       "shapes/assets/**",
       "lists/*.txt",
       "judges/*.txt",

@@ -1,6 +1,7 @@
 """Parts that several configs share."""
 
 import dataclasses
+import re
 import typing
 from typing import Any
 
@@ -19,24 +20,49 @@ MODELS = {
 }
 
 
+# Arguments that hold several phrases.
+PHRASES = ("name", "anchor", "preserve")
+
+
 def parse(argument: str, **defaults: str) -> dict[str, str]:
   """Reads what follows a config's colon: a size, then `key=value` parts.
 
   Args:
-    argument: as `sd14,task=unsafe`; a part without `=` is the size.
+    argument: as `sd14,task=unsafe`; a part without `=` is the size, or goes on
+      with the phrases before it, `name=violence, nudity`.
     **defaults: the config's keys, with their defaults.
 
   Raises:
     ValueError: an unknown key or size, with what is allowed.
   """
-  found = dict(defaults)
-  for part in filter(None, argument.split(",")):
-    key, _, value = part.rpartition("=")
-    key = key or "size"
+  found, last = dict(defaults), ""
+  for part in _split(",", argument):
+    key, equals, value = part.rpartition("=")
+    if not equals and last in PHRASES and part.strip() not in SIZES:
+      found[last] += f",{part}"
+      continue
+    last = key = key or "size"
     check_choice("config argument", key, defaults)
     found[key] = value
   check_choice("config argument size", found["size"], SIZES)
   return found
+
+
+def phrases(text: str) -> tuple[str, ...]:
+  """The phrases of `a+b`, `a, b` or `a; b`; `"a, b"` in quotes is one.
+
+  Raises:
+    ValueError: a quote that nothing ends.
+  """
+  parts = (part.strip().strip('"').strip() for part in _split("+,;", text))
+  return tuple(filter(None, parts))
+
+
+def _split(marks: str, text: str) -> list[str]:
+  """The parts of a text between marks that stand outside of quotes."""
+  if text.count('"') % 2:
+    raise ValueError(f"config argument {text!r}: a quote has no end")
+  return re.findall(rf'(?:[^"{re.escape(marks)}]|"[^"]*")+', text)
 
 
 def config_of(settings: Any) -> ml_collections.ConfigDict:

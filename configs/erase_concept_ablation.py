@@ -56,7 +56,7 @@ def _full(config, chosen: dict[str, str]):
   # Unsafe content has no templates, and a caption needs none.
   if unsafe or preset == "memorization":
     config.hparams.expand_prompts = False
-  anchor = chosen["anchor"] or config.concepts[0]["anchor"]
+  anchor = config.concepts[0]["anchor"]
   if not (chosen["name"] or chosen["list"]):
     anchor = anchor or _ANCHORS.get(chosen["task"], "")
   if not anchor:
@@ -65,4 +65,5 @@ def _full(config, chosen: dict[str, str]):
       f"config argument anchor: missing for {said}; give `anchor=...`, whose "
       "images are drawn"
     )
-  config.concepts = tuple({**c, "anchor": anchor} for c in config.concepts)
+  text = chosen["anchor"] or f'"{anchor}"'
+  config.concepts = erasures.anchored(config.concepts, text)

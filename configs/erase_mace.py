@@ -48,8 +48,7 @@ def get_config(argument: str = "tiny"):
   _full(config, task, bool(chosen["name"] or chosen["list"]))
   if chosen["preset"] == "reference":
     _reference(config, task)
-  if anchor := chosen["anchor"]:
-    config.concepts = tuple({**c, "anchor": anchor} for c in config.concepts)
+  config.concepts = erasures.anchored(config.concepts, chosen["anchor"])
   return config
 
 
@@ -62,7 +61,7 @@ def _full(config, task: str, named: bool):
     {
       "erase": phrase,
       "anchor": _OBJECTS.get(same_phrase(phrase), [_ANCHORS.get(task, "")])[0],
-      "preserve": (),
+      "preserve": config.concepts[0]["preserve"],
       "task": kind,
     }
     for phrase in phrases

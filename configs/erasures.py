@@ -3,7 +3,8 @@
 import dataclasses
 import importlib
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import ml_collections
 from unlearning_jax.configs import common
@@ -27,15 +28,19 @@ def parse(argument: str) -> dict[str, str]:
 
   size    tiny, sd14 or sd21
   task    object, style, identity, unsafe; at full size also i2p, imagenette
-  name    what to erase, several joined by "+"; on tiny, classes of the Shapes
-          world, or `all` identities
+  name    what to erase, several joined by "+", "," or ";"; in quotes one that
+          holds such a mark; on tiny, classes of the Shapes world, or `all`
+          identities
   list    full size: a published list (`unlearning_jax.lists`) or a text file
   count   full size: how many of the list, drawn with seed 0
-  anchor  full size: what they mean afterwards
+  anchor  full size: what they mean afterwards, one for all or one for each
+  preserve  full size: phrases to preserve, or a list as in `list`
   preset  a preset of the method
   """
-  keys = {"name": "", "list": "", "count": "", "anchor": "", "preset": ""}
-  return common.parse(argument, size="tiny", task="object", **keys)
+  keys = ("name", "list", "count", "anchor", "preserve", "preset")
+  return common.parse(
+    argument, size="tiny", task="object", **dict.fromkeys(keys, "")
+  )
 
 
 def erase(
@@ -75,11 +80,11 @@ def erase(
 
 
 def _tiny(config, method: str, chosen: dict[str, str]):
-  for key in ("list", "count", "anchor"):
+  for key in ("list", "count", "anchor", "preserve"):
     if chosen[key]:
       raise ValueError(f"config argument {key}: of full-size models only")
   world, task = extensions.world("shapes"), chosen["task"]
-  names = world.classes(task, chosen["name"])
+  names = world.classes(task, "+".join(common.phrases(chosen["name"])))
   config.targets = tuple({"task": task, "name": name} for name in names)
   config.concepts = world.erased_concepts(task, names, method)
   config.rows_per_group = world.rows_per_group(names)
@@ -95,26 +100,53 @@ def _full(config, method: str, chosen: dict[str, str]):
   if chosen["list"] and chosen["name"]:
     raise ValueError("config arguments list and name: give one of them")
   if chosen["name"]:
-    phrases = tuple(chosen["name"].split("+"))
+    phrases = common.phrases(chosen["name"])
   if chosen["list"]:
     phrases = lists.load(chosen["list"])
   if count := chosen["count"]:
     if not count.isdecimal():
       raise ValueError(f"config argument count={count!r} is no whole number")
     phrases = lists.sample(phrases, int(count), seed=0)
-  anchor = chosen["anchor"] or anchor
+  listed = _is_list(chosen["preserve"])
+  kept = () if listed else common.phrases(chosen["preserve"])
   config.concepts = tuple(
-    {"erase": phrase, "anchor": anchor, "preserve": (), "task": kind}
+    {"erase": phrase, "anchor": anchor, "preserve": kept, "task": kind}
     for phrase in phrases
   )
+  config.concepts = anchored(config.concepts, chosen["anchor"])
   # The releases preserve the other artists if they erase some.
   if kind == "art" and method in ("uce", "rece"):
     if config.hparams.preset != "uce2025":
       config.preserve = "artists_1734"
+  if chosen["preserve"]:
+    config.preserve = chosen["preserve"] if listed else ""
   shown = ", ".join(phrases[:10]) + " ..." * (len(phrases) > 10)
   config.title = f"{method.upper()} erases {shown}"
   config.prompts.erased = tuple(f"a picture, {p}" for p in phrases[:10])
   config.prompts.others = ("a photo of a dog", "a painting of a forest")
+
+
+def anchored(
+  concepts: Sequence[Mapping[str, Any]], text: str
+) -> tuple[dict[str, Any], ...]:
+  """Concepts with the anchors of the argument `anchor`; as they are for "".
+
+  Raises:
+    ValueError: there are neither one anchor nor as many as concepts.
+  """
+  anchors = common.phrases(text) or tuple(c["anchor"] for c in concepts)
+  if len(anchors) not in (1, len(concepts)):
+    raise ValueError(
+      f"config argument anchor={text!r}: {len(anchors)} anchors for "
+      f"{len(concepts)} concepts; give one, or one each"
+    )
+  anchors *= len(concepts) // len(anchors)
+  pairs = zip(concepts, anchors, strict=True)
+  return tuple({**concept, "anchor": anchor} for concept, anchor in pairs)
+
+
+def _is_list(text: str) -> bool:
+  return text in lists.names() or text.endswith(".txt")
 
 
 def _defaults(method: str) -> ml_collections.ConfigDict:

@@ -11,7 +11,6 @@ prints the attacks.
 """
 
 import pathlib
-import sys
 
 from absl.flags import DEFINE_list
 
@@ -29,8 +28,7 @@ def main(_: list[str]):
   given = flags.settings(matrix.Settings, _CONFIG.value)
   edits = matrix.read_given(given, _EDITS.value)
   failed = matrix.run(given, pathlib.Path(_WORKDIR.value), edits)
-  if failed:
-    sys.exit(f"{failed} cells failed; see failed.txt in their folders")
+  return flags.status(failed, "cells failed; see failed.txt in their folders")
 
 
 def listed() -> list[str]:

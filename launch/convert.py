@@ -9,9 +9,9 @@ A published edit (a UNet, a text encoder, some layers, a LoRA) with its base:
 
   python -m launch.convert --input=esd-church.pt --base=sd14 --output=esd-church
 
-Back again, what an edited folder changed:
+Back again: one file for A1111 and ComfyUI, or what an edited folder changed:
 
-  python -m launch.convert --input=esd-church --base=sd14 --format=delta \
+  python -m launch.convert --input=esd-church --format=single_file \
     --output=esd-church.safetensors
 
 A published edit as this package's own, to fine-tune, attack and draw:
@@ -19,8 +19,7 @@ A published edit as this package's own, to fine-tune, attack and draw:
   python -m launch.convert --input=esd-church.pt --base=sd14 --format=edit \
     --erased=church --output=esd-church.safetensors
 
-Stable Diffusion 1 in float32, folder to folder, needs 7 GiB of memory at its
-peak; a delta or an edit needs two models.
+Stable Diffusion 1 in float32 needs 7 GiB; a delta or an edit, two models.
 """
 
 from absl import flags as absl_flags
@@ -32,12 +31,14 @@ absl_flags.DEFINE_string(
 )
 absl_flags.DEFINE_string("output", None, "The file or folder.", required=True)
 absl_flags.DEFINE_string("base", None, "A part's base: shapes, folder, hub id.")
-absl_flags.DEFINE_string("format", "folder", "folder, unet, delta or edit.")
+absl_flags.DEFINE_string(
+  "format", "folder", "<folder|single_file|unet|text_encoder|delta|edit>."
+)
 absl_flags.DEFINE_multi_string(
   "erased", [], "For an edit: an erased phrase; may be repeated."
 )
 absl_flags.DEFINE_string("task", "object", "For an edit: object, art, unsafe.")
-absl_flags.DEFINE_string("dtype", "float32", "To write: float32 or float16.")
+absl_flags.DEFINE_string("dtype", "float32", "Or float16, bfloat16.")
 absl_flags.DEFINE_string("variant", None, "The weights to read, as fp16.")
 absl_flags.DEFINE_bool(
   "ema", None, "A file's averaged weights; --noema: trained."

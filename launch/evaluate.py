@@ -2,56 +2,58 @@
 
   python -m launch.evaluate --config=configs/evaluate_shapes.py:tiny \
     --edits=runs/uce,runs/rece --workdir=runs/evaluation
-  python -m launch.evaluate --protocol=shapes-star --edits=runs/uce \
-    --workdir=runs/star
+  python -m launch.evaluate --protocol=udm-nudity --prompts=nudity.csv \
+    --model=my/sd14 --erased=esd.pt --attack=runs/attack --workdir=runs/row
 
-Every model draws the same prompts from the same noise. Without `--edits` only
-the base is measured. A protocol is a frozen preset;
-`shapes-star~rows_per_group=2` is another one, with its own name.
+Every model, also the base, draws the same prompts from the same noise.
 """
 
 import functools
 
-from absl.flags import DEFINE_list, DEFINE_string
+from absl.flags import DEFINE_integer, DEFINE_list, DEFINE_string
 
 from . import flags
 
-_CONFIG = flags.config()
-_WORKDIR = flags.workdir()
+_CONFIG, _WORKDIR = flags.config(), flags.workdir()
 _EDITS = DEFINE_list("edits", [], "Edits, or folders of erase runs.")
+_ERASED = DEFINE_list("erased", [], "Models of others, or parts of one.")
 _PROTOCOL = DEFINE_string("protocol", None, "A protocol, in place of a config.")
+_OF_PROTOCOL = {
+  "model": DEFINE_string("model", "", "The base, for a published protocol."),
+  "prompts": DEFINE_string("prompts", "", "Its table of prompts."),
+  "reference": DEFINE_string("reference", "", "Its photographs, for FID."),
+  "batch_size": DEFINE_integer("batch_size", None, "Images drawn at once."),
+}
+_ATTACK = DEFINE_list("attack", [], "Folders of attacks, for ASR.")
+_UTILITY = DEFINE_string("utility", "", "The folder of a udm-utility run.")
 _JUDGE = DEFINE_string("judge", None, "Another judge, package.module:name.")
-_METRICS = DEFINE_list("metrics", [], "More metrics, package.module:name each.")
+_METRICS = flags.metrics("More metrics, also your own, package.module:name.")
 
 
 def main(_):
   """Builds the settings, reads the models, evaluates."""
-  import jax
-
   from unlearning_jax.experiments import common, evaluate
   from unlearning_jax.report import comparison
 
+  named = _PROTOCOL.value, _JUDGE.value, _METRICS.value
+  own = {name: flag.value for name, flag in _OF_PROTOCOL.items()}
   given = _CONFIG.value.to_dict() if _CONFIG.value else None
-  config = evaluate.config(given, _PROTOCOL.value, _JUDGE.value, _METRICS.value)
+  config, path = evaluate.config(given, *named, **own), _WORKDIR.value
   settings = flags.settings(evaluate.Settings, config)
-  models = evaluate.read_models(settings, _EDITS.value)
-  path = _WORKDIR.value
+  models = evaluate.read_models(settings, _EDITS.value, _ERASED.value)
+  beside = evaluate.Beside(tuple(_ATTACK.value), _UTILITY.value)
   opened = functools.partial(common.workdir, path, config, evaluate.Settings)
-  document = evaluate.run(settings, opened, models)
-  if jax.process_index() == 0:
-    print(comparison.text_table(document))
-    print(f"report: {path}/report.html")
+  document = evaluate.run(settings, opened, models, beside)
+  if common.is_first():
+    print(f"{comparison.text_table(document)}\nreport: {path}/report.html")
 
 
 def listed() -> list[str]:
   """What there is to evaluate with."""
   from unlearning_jax import judges, metrics, protocols
 
-  return [
-    *(f"protocol  {name}" for name in protocols.names()),
-    *(f"judge     {name}" for name in judges.names()),
-    *(f"metric    {name}" for name in metrics.names()),
-  ]
+  kinds = {"protocol": protocols, "judge": judges, "metric": metrics}
+  return [f"{k:9} {name}" for k, one in kinds.items() for name in one.names()]
 
 
 if __name__ == "__main__":

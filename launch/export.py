@@ -3,11 +3,9 @@
   python -m launch.export --edit=runs/uce/edit.safetensors --model=shapes \
     --format=lora --output=uce_lora.safetensors
 
-Formats: lora (diffusers, PEFT), kohya (ComfyUI, A1111), delta (only the edited
-projections), unet (a state dict, .pt or .safetensors), folder (a diffusers
-folder), context_map (this package's own). The model must be the edit's base.
-
-It takes seconds; `unet` and `folder` take as long as writing the model.
+Formats: lora (diffusers, PEFT), kohya (ComfyUI, A1111), delta (only what is
+edited), unet and text_encoder (state dicts), folder (diffusers), single_file
+(A1111, ComfyUI), context_map (ours). The model must be the edit's base.
 """
 
 from absl import flags as absl_flags
@@ -21,13 +19,14 @@ _EDIT = absl_flags.DEFINE_string(
 _MODEL = absl_flags.DEFINE_string(
   "model", None, "The base: shapes, a folder or a hub id.", required=True
 )
-_FORMAT = absl_flags.DEFINE_string(
-  "format", None, "One of the above.", required=True
-)
+_KINDS = "<lora|kohya|delta|unet|text_encoder|folder|single_file|context_map>."
+_FORMAT = absl_flags.DEFINE_string("format", None, _KINDS, required=True)
 _OUTPUT = absl_flags.DEFINE_string(
   "output", None, "The file or folder.", required=True
 )
-_DTYPE = absl_flags.DEFINE_string("dtype", "float32", "float32 or float16.")
+_DTYPE = absl_flags.DEFINE_string(
+  "dtype", "float32", "float32, float16 or bfloat16."
+)
 _RANK = absl_flags.DEFINE_integer(
   "rank", None, "A LoRA's rank, at most; by default as high as it needs."
 )

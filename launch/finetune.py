@@ -45,4 +45,4 @@ def listed() -> list[str]:
 
 
 if __name__ == "__main__":
-  flags.run(main, listed)
+  flags.run(main, listed, polled=True)

@@ -50,6 +50,26 @@ def workdir(what: str = "The run's folder.") -> flags.FlagHolder[str]:
   return flags.DEFINE_string("workdir", None, what, required=True)
 
 
+class _Named(flags.ListParser):
+  """Names parted by commas, as their options are: `fid~few=allow,count=9`."""
+
+  def parse(self, argument: Any) -> list[str]:
+    found: list[str] = []
+    for part in super().parse(argument):
+      if found and "~" in found[-1] and "=" in part and "~" not in part:
+        found[-1] += f",{part}"
+      else:
+        found.append(part)
+    return found
+
+
+def metrics(what: str) -> flags.FlagHolder[list[str]]:
+  """Defines `--metrics`, names of metrics with their options."""
+  return flags.DEFINE(
+    _Named(), "metrics", [], what, serializer=flags.ListSerializer(",")
+  )
+
+
 def settings(cls: type[T], config: ConfigDict | dict[str, Any]) -> T:
   """The settings that a config's values make.
 
@@ -108,12 +128,17 @@ def built(cls: type[T]) -> T:
 def run(
   main: Callable[[list[str]], Any],
   listed: Callable[[], Iterable[str]] | None = None,
+  *,
+  names: bool = False,
+  polled: bool = False,
 ):
   """Reads the flags and runs a script.
 
   Args:
     main: takes the rest of the command line.
     listed: lines that `--list` prints instead.
+    names: whether the script takes names without a flag.
+    polled: whether all its processes stop after the same step, see `stops`.
   """
   if listed is not None:
     flags.DEFINE_bool("list", False, "Print the choices.")
@@ -127,7 +152,9 @@ def run(
   # A protocol, or a default, can replace a config.
   if named.get("config", "") is None and "protocol" not in named:
     flags.mark_flag_as_required("config")
-  app.run(lambda argv: _started(main, argv), flags_parser=_parsed)
+  app.run(
+    lambda argv: _started(main, argv, polled, names), flags_parser=_parsed
+  )
 
 
 def _parsed(argv: list[str]) -> list[str]:
@@ -138,23 +165,55 @@ def _parsed(argv: list[str]) -> list[str]:
     sys.exit(f"error: --config.<key>: the config has no such key: {error}")
 
 
-def _started(main: Callable[[list[str]], Any], argv: list[str]) -> Any:
-  if len(argv) > 1:
+def _started(
+  main: Callable[[list[str]], Any],
+  argv: list[str],
+  polled: bool = False,
+  names: bool = False,
+) -> Any:
+  if len(argv) > 1 and not names:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   if "judges_dir" in flags.FLAGS:
     _judges_dir(flags.FLAGS["judges_dir"].value)
-  if "distributed" in flags.FLAGS:
-    # Users follow the progress line; libraries only warn.
-    logging.set_verbosity(logging.WARNING)
-    from unlearning_jax import sharding
-
-    sharding.initialize_distributed(bool(flags.FLAGS["distributed"].value))
   try:
+    if "distributed" in flags.FLAGS:
+      return _together(main, argv, polled)
     return main(argv)
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, FloatingPointError) as error:
     if flags.FLAGS["traceback"].value:
       raise
-    sys.exit(f"error: {error}\n(--traceback prints where it was raised)")
+    process = os.environ.get("JAX_PROCESS_ID", os.environ.get("SLURM_PROCID"))
+    who = f"process {process}: " if process else ""
+    sys.exit(f"{who}error: {error}\n(--traceback prints where it was raised)")
+
+
+def _together(
+  main: Callable[[list[str]], Any], argv: list[str], polled: bool
+) -> Any:
+  """Runs a script that several processes can share."""
+  distributed = bool(flags.FLAGS["distributed"].value)
+  # Users follow the progress line; libraries only warn.
+  logging.set_verbosity(logging.WARNING)
+  from unlearning_jax import processes, stops
+
+  processes.initialize_distributed(distributed, polled=polled)
+  stops.listen(shared=distributed and polled)
+  try:
+    status = main(argv)
+  except stops.Stopped:
+    print("\nstopped; the same command goes on", file=sys.stderr)
+    raise
+  # One that left early would end the slower ones, see `processes.SHUTDOWN_S`.
+  if distributed:
+    processes.wait_for_all("ended")
+  return status
+
+
+def status(failed: int, what: str) -> int:
+  """The exit status of a run, 3 if a part of it failed, which it prints."""
+  if failed:
+    print(f"{failed} {what}", file=sys.stderr)
+  return 3 if failed else 0
 
 
 def _judges_dir(folder: str | None):

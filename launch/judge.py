@@ -45,12 +45,7 @@ def listed() -> list[str]:
   from unlearning_jax import judges
   from unlearning_jax.judges import weights
 
-  lines = []
-  for name in judges.names():
-    lacks = weights.missing(getattr(judges.module(name), "NEEDS", ()))
-    lines.append(f"{name:20} {'lacks:' if lacks else 'ready'}")
-    lines += [f"{'':20}   {sentence}" for sentence in lacks]
-  return lines
+  return weights.listing({name: judges.module(name) for name in judges.names()})
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ def main(_: list[str]):
     return
   made = resurgence.setup(given, report=_REPORT.value)
   record = common.workdir(_WORKDIR.value, config, resurgence.Settings)
-  resurgence.run(record, made, report=_REPORT.value)
+  failed = resurgence.run(record, made, report=_REPORT.value)
+  return flags.status(failed, "cells failed or are left; the page says why")
 
 
 def listed() -> list[str]:

@@ -30,4 +30,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-  flags.run(main)
+  flags.run(main, polled=True)

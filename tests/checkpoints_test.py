@@ -1,12 +1,14 @@
 """Checkpoints: exact round trips, atomic, and picky about their target."""
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from unlearning_jax import checkpoints
+from unlearning_jax import checkpoints, durable
 
 
 def make_state():
@@ -93,3 +95,36 @@ def test_a_torn_save_is_not_a_step(tmp_path):
   assert checkpoints.latest_step(tmp_path) == 1
   checkpoints.save(tmp_path, 2, {"w": jnp.ones(3)})
   assert checkpoints.latest_step(tmp_path) == 2
+
+
+def largest(folder):
+  return max(folder.rglob("*"), key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_step_gives_way_to_the_one_before(tmp_path, damage, caplog):
+  rows = np.random.default_rng(0).normal(size=(2, 64, 64))
+  for step in (1, 2):
+    checkpoints.save(tmp_path, step, {"w": rows[step - 1]})
+  path = largest(tmp_path / "2")
+  if damage == "cut":
+    path.write_bytes(path.read_bytes()[:1000])
+  else:
+    path.unlink()
+  target = {"w": np.zeros((64, 64))}
+  with caplog.at_level(logging.WARNING):
+    back = checkpoints.restore(tmp_path, target)
+  np.testing.assert_array_equal(back["w"], rows[0])
+  assert "step 2" in caplog.text and "cannot be read" in caplog.text
+  # What could not be read stays, and its step is free.
+  assert len([*tmp_path.glob("damaged-2-*")]) == 1
+  checkpoints.save(tmp_path, 2, target)
+  assert checkpoints.latest_step(tmp_path) == 2
+
+
+def test_without_a_whole_step_nothing_is_restored_or_renamed(tmp_path):
+  checkpoints.save(tmp_path, 1, {"w": np.ones(3)})
+  (tmp_path / "1" / "default" / "_METADATA").unlink()
+  with pytest.raises(durable.DamagedError, match="step 1 .*delete"):
+    checkpoints.restore(tmp_path, {"w": np.ones(3)})
+  assert (tmp_path / "1").is_dir()

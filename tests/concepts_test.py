@@ -1,9 +1,9 @@
-"""Concepts, their published phrases, and prompt tables."""
+"""Concepts and their published phrases."""
 
 import pytest
 
 from unlearning_jax import concepts
-from unlearning_jax.concepts import Concept, make_concepts, read_prompts
+from unlearning_jax.concepts import Concept, make_concepts
 from unlearning_jax.tokens import check_tokens
 
 
@@ -150,82 +150,3 @@ def test_concept_sets_make_concepts():
   assert {k: len(v) for k, v in concepts.CONCEPT_SETS.items()} == sizes
   for phrases in concepts.CONCEPT_SETS.values():
     make_concepts(phrases)
-
-
-# Prompt tables.
-
-HEADER = "case_number,prompt,evaluation_seed,evaluation_guidance"
-
-
-def table(tmp_path, *rows, header=HEADER):
-  path = tmp_path / "prompts.csv"
-  path.write_text("\n".join((header, *rows)), encoding="utf-8")
-  return path
-
-
-def test_reads_a_table(tmp_path):
-  path = table(
-    tmp_path,
-    '7,"a dog, ""big""\nand red",4294967295,7.5,dog',
-    "0,a cat,0,10,cat",
-    header="\ufeff" + HEADER + ",class",
-  )
-  first, second = read_prompts(path)
-  assert (first.case_number, first.seed) == (7, 2**32 - 1)
-  assert first.prompt == 'a dog, "big"\nand red'
-  assert (first.guidance, second.guidance) == (7.5, 10.0)
-  assert first.labels == {"class": "dog"}
-
-
-def test_guidance_is_optional(tmp_path):
-  path = table(tmp_path, "1,a,2", header=HEADER.rsplit(",", 1)[0])
-  (row,) = read_prompts(path)
-  assert (row.guidance, row.labels) == (None, {})
-
-
-@pytest.mark.parametrize(
-  "rows, message",
-  [
-    (["1,a,-1,7"], "row 1: evaluation_seed='-1'"),
-    (["1,a,1234.0,7"], "row 1: evaluation_seed='1234.0'"),
-    (["1,a,4294967296,7"], "evaluation_seed='4294967296'.*4294967295"),
-    (["1,a,1e3,7"], "evaluation_seed='1e3'"),
-    (["1,a,,7"], "evaluation_seed=''"),
-    (["1,a,٣,7"], "evaluation_seed="),
-    (["1.0,a,1,7"], "case_number='1.0'"),
-    (["1,a,1,7", "2,b,1,7", "1,c,1,7"], "row 3: case_number=1 is repeated"),
-    (["1,,1,7"], "row 1: prompt='' is empty"),
-    (["1,NaN,1,7"], "prompt='NaN' is empty"),
-    (["1,a,1,nan"], "evaluation_guidance='nan' is not finite"),
-    (["1,a,1,"], "evaluation_guidance='' is not a number"),
-    (["1,a,1"], "row 1: more or fewer fields"),
-    (["1,a,b,1,7"], "row 1: more or fewer fields"),
-    ([], "no prompts"),
-    (['1,"a,1,7'], "no CSV"),
-  ],
-)
-def test_refuses_a_table(tmp_path, rows, message):
-  path = table(tmp_path, *rows)
-  with pytest.raises(ValueError, match=message) as error:
-    read_prompts(path)
-  assert str(path) in str(error.value)
-
-
-@pytest.mark.parametrize(
-  "header, message",
-  [
-    ("case_number,prompt", "no column 'evaluation_seed'"),
-    ("", "no column 'case_number'; found: none"),
-    (HEADER + ",prompt", "repeated"),
-  ],
-)
-def test_refuses_columns(tmp_path, header, message):
-  with pytest.raises(ValueError, match=message):
-    read_prompts(table(tmp_path, "1,a,1,7,b", header=header))
-
-
-def test_refuses_a_table_in_another_encoding(tmp_path):
-  path = table(tmp_path)
-  path.write_bytes(HEADER.encode() + b"\n1,caf\xe9,1,7\n")
-  with pytest.raises(ValueError, match="UTF-8"):
-    read_prompts(path)

@@ -1,7 +1,9 @@
 """Captioned images: where they are listed, what is refused, how they fit."""
 
+import hashlib
 import io
 import json
+import tarfile
 
 import numpy as np
 import PIL.Image
@@ -58,7 +60,14 @@ def test_another_caption_key(tmp_path):
     ([], "lists no images"),
     ([{"text": "x"}], "row 1: no 'file_name'"),
     ([ROWS[0], {"file_name": "more/b.png"}], "row 2: no 'text'.*file_name"),
-    ([{"file_name": "a.png", "text": " "}], "row 1: no 'text'"),
+    ([{"file_name": "a.png", "text": None}], "row 1: no 'text'"),
+    ([{"file_name": "a.png", "text": 3}], "'text' is 3, no text and no list"),
+    ([{"file_name": "a.png", "text": []}], r"'text' is \[\], no text"),
+    ([{"file_name": "a.png", "text": ["x", 1]}], "no text and no list"),
+    (
+      [{"file_name": "a.png", "caption": "x"}],
+      "name it: --config.data.caption=caption",
+    ),
     ([{"file_name": "../a.png", "text": "x"}], "leaves the folder"),
     ([{"file_name": "/etc/hosts", "text": "x"}], "leaves the folder"),
     ([{"file_name": "c.png", "text": "x"}], "there is no file"),
@@ -70,6 +79,97 @@ def test_rows_that_cannot_be_used(rows, words, tmp_path):
   write(tmp_path, rows)
   with pytest.raises(ValueError, match=words):
     data.image_folder(tmp_path)
+
+
+def test_lists_of_captions_and_empty_ones(tmp_path):
+  rows = [
+    ROWS[0] | {"text": ["a red star", "a star"]}, ROWS[1] | {"text": ""},
+  ]  # fmt: skip
+  write(tmp_path, rows)
+  first, second = data.image_folder(tmp_path)
+  assert first.captions == ("a red star", "a star")
+  assert second.captions == ("",)
+  # What was tuned on before has the fingerprint that it had.
+  plain = data.Example(first.image, "a red star")
+  total = hashlib.sha256(hashlib.sha256(b"a red star").digest())
+  total.update(hashlib.sha256(first.image.read_bytes()).digest())
+  assert data.fingerprint([plain]) == total.hexdigest()
+  assert data.fingerprint([first]) != data.fingerprint([plain])
+
+
+def test_a_parquet_of_captions(tmp_path):
+  pyarrow = pytest.importorskip("pyarrow")
+  from pyarrow import parquet
+
+  write(tmp_path, ROWS)
+  (tmp_path / "metadata.jsonl").unlink()
+  rows = [row | {"text": [row["text"], "x"]} for row in ROWS]
+  file = tmp_path / "metadata.parquet"
+  parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+  found = data.image_folder(tmp_path)
+  assert [e.captions for e in found] == [("a star, red", "x"), ("a house", "x")]
+  file.write_bytes(file.read_bytes()[:-9])
+  with pytest.raises(ValueError, match="not a readable parquet"):
+    data.image_folder(tmp_path)
+
+
+def test_captions_beside_the_images(tmp_path):
+  # As kohya's and OneTrainer's datasets lie.
+  write(tmp_path, ROWS)
+  (tmp_path / "metadata.jsonl").unlink()
+  PIL.Image.fromarray(picture(4, 4)).save(tmp_path / "c.JPG")
+  (tmp_path / "a.txt").write_text("\ufeffa red star\n\n a star \n")
+  with pytest.raises(ValueError, match=r"c\.JPG: has no c\.txt beside it"):
+    data.image_folder(tmp_path)
+  (tmp_path / "c.caption").write_text("")
+  found = data.image_folder(tmp_path)
+  assert [(e.image.name, e.captions) for e in found] == [
+    ("a.png", ("a red star", "a star")), ("c.JPG", ("",)),
+  ]  # fmt: skip
+  deeper = tmp_path / "kohya" / "10_star"
+  deeper.mkdir(parents=True)
+  (tmp_path / "a.txt").rename(deeper / "a.txt")
+  with pytest.raises(ValueError, match="its folder 10_star has such images"):
+    data.image_folder(tmp_path / "kohya")
+
+
+def pack(path, files):
+  with tarfile.open(path, "w") as archive:
+    for name, content in files.items():
+      member = tarfile.TarInfo(name)
+      member.size = len(content)
+      archive.addfile(member, io.BytesIO(content))
+
+
+def test_a_webdataset(tmp_path):
+  buffer = io.BytesIO()
+  PIL.Image.fromarray(picture(8, 8)).save(buffer, "png")
+  image = buffer.getvalue()
+  samples = {
+    "s/0.png": image, "s/0.txt": b"a star\n", "s/1.png": image,
+    "s/1.json": b'{"text": ["a moon", "the moon"]}', "s/1.cls": b"3",
+  }  # fmt: skip
+  pack(tmp_path / "0.tar", samples)
+  for place in (tmp_path, tmp_path / "0.tar"):
+    found = data.image_folder(place)
+    captions = [("a star",), ("a moon", "the moon")]
+    assert [e.captions for e in found] == captions
+    pixels = data.read_images(found, (8, 8))
+    np.testing.assert_array_equal(pixels[1], picture(8, 8))
+  for change, words in (
+    ({"s/2.png": image}, "the sample 's/2' lacks a caption"),
+    ({"s/2.txt": b"x"}, "the sample 's/2' lacks an image"),
+    ({"s/2.png": image, "s/2.json": b"[1"}, "not a readable WebDataset"),
+    ({"s/2.png": image, "s/2.json": b"[1]"}, "no 'text'"),
+    ({"s/0.jpg": image}, "the sample has another one"),
+  ):
+    pack(tmp_path / "0.tar", samples | change)
+    with pytest.raises(ValueError, match=words):
+      data.image_folder(tmp_path)
+  (tmp_path / "0.tar").write_bytes(b"no archive" * 100)
+  with pytest.raises(ValueError, match="not a readable WebDataset"):
+    data.image_folder(tmp_path)
+  assert [p.name for p in tmp_path.iterdir()] == ["0.tar"]
 
 
 def test_folders_that_cannot_be_used(tmp_path):

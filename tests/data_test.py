@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unlearning_jax.data import Batches, share
+from unlearning_jax.data import Batches, share, taken
 
 
 def batches(rows=23, size=4, here=(0, 1), **options):
@@ -72,3 +72,44 @@ def test_errors():
   for size in (0, 8):
     with pytest.raises(ValueError, match=f"batch_size={size}.*1 and the 7"):
       batches(size=size, here=(0, 3))
+
+
+def captioned(**options):
+  """Three images with 1, 3 and 2 captions; a caption's row says whose it is."""
+  arrays = {
+    "image": np.arange(3), "context": np.array([0, 10, 11, 12, 20, 21]),
+    "first_caption": np.array([0, 1, 4]), "captions": np.array([1, 3, 2]),
+  }  # fmt: skip
+  return Batches(arrays, 3, **options)
+
+
+def test_every_epoch_draws_one_of_an_images_captions():
+  data, seen = captioned(), set()
+  for step in range(40):
+    batch = data[step]
+    assert set(batch) == {"image", "context"}
+    np.testing.assert_array_equal(batch["context"] // 10, batch["image"])
+    seen |= set(batch["context"].tolist())
+  assert seen == {0, 10, 11, 12, 20, 21}
+  # A function of seed, epoch and row.
+  again = [captioned()[step]["context"] for step in (7, 3)]
+  np.testing.assert_array_equal(again, [data[7]["context"], data[3]["context"]])
+  other = captioned(seed=1)
+  assert any(
+    not np.array_equal(other[i]["context"], data[i]["context"])
+    for i in range(9)
+  )
+
+
+def test_one_caption_each_is_shuffled_as_rows_without_captions_are():
+  arrays = {"image": np.arange(23), "context": np.arange(23)}
+  ones = {"first_caption": np.arange(23), "captions": np.ones(23, int)}
+  plain, counted = Batches(arrays, 4), Batches(arrays | ones, 4)
+  for step in range(12):
+    for name in arrays:
+      np.testing.assert_array_equal(plain[step][name], counted[step][name])
+
+
+def test_the_first_caption_without_a_draw():
+  found = taken(captioned().arrays, np.array([2, 1]))
+  assert found["context"].tolist() == [20, 10]

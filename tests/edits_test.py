@@ -239,14 +239,34 @@ def test_refuses_files_that_are_no_edit(tmp_path, tensors, without, message):
     edits.load_edit(path)
 
 
+@pytest.mark.parametrize(
+  "name, words",
+  [
+    ("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+     r"a part of a UNet .*launch\.convert .*--format=edit .*config\.victim="),
+    ("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight",
+     r"is a LoRA, .* of kohya .*launch\.convert .*--format=edit"),
+    ("emb_params", "is a learnt word .*new_word"),
+  ],
+)  # fmt: skip
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_weights_are_no_edit_and_say_where_they_go(
+  name, words, ending, tmp_path
+):
+  path = tmp_path / f"uce.{ending}"
+  path.write_bytes(safetensors.numpy.save({name: np.ones((2, 2), "f4")}))
+  with pytest.raises(ValueError, match=words):
+    edits.load_edit(path)
+
+
 def test_refuses_a_truncated_file(tmp_path):
   path = tmp_path / "edit.safetensors"
   edits.save_edit(edit_of(params(), context_map()), path)
   path.write_bytes(path.read_bytes()[:-100])
-  with pytest.raises(ValueError, match="not a safetensors file"):
+  with pytest.raises(ValueError, match="not a readable safetensors"):
     edits.load_edit(path)
   path.write_text(json.dumps({}))
-  with pytest.raises(ValueError, match="not a safetensors file"):
+  with pytest.raises(ValueError, match="no index of shards"):
     edits.load_edit(path)
 
 
@@ -300,6 +320,20 @@ def test_leaves_fit_their_base_alone():
     edits.apply_to_params(edit, other)
   with pytest.raises(ValueError, match="not a map of text states"):
     edits.apply_to_context(edit, jnp.zeros((1, 3, D)))
+
+
+def test_each_leaf_has_a_place_in_the_model():
+  base = params()
+  edit = between(base, changed(base))
+  name, leaf = next(iter(edit.leaves.items()))
+  solved = edit_of(base, context_map())
+  for one, change, message in (
+    (edit, {"leaves": {f"{name}s": leaf}}, "the model has no"),
+    (edit, {"leaves": {name: leaf[:-1]}}, "is .*, the model's is"),
+    (solved, {"context_map": 1e300 * solved.context_map}, "too large"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      edits.apply_to_params(dataclasses.replace(one, **change), base)
 
 
 def test_refuses_leaves_that_are_no_edit():

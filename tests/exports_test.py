@@ -1,13 +1,16 @@
 """Exported edits opened by torch diffusers must draw what ours draws."""
 
+import dataclasses
 import json
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
 
 from tests.support import scripts, tiny_pipelines
 from unlearning_jax import (
@@ -18,7 +21,7 @@ from unlearning_jax import (
 )
 from unlearning_jax import exports as export
 from unlearning_jax.concepts import make_concepts
-from unlearning_jax.edits import apply_to_params, save_edit
+from unlearning_jax.edits import apply_to_params, edit_between, save_edit
 from unlearning_jax.erasures import rece, uce
 from unlearning_jax.projections import cross_attention_kernels
 
@@ -240,6 +243,88 @@ def test_an_exported_delta_and_unet_come_back(model, tmp_path):
     assert all(np.array_equal(new[name], old[name]) for name in old)
 
 
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
+def test_a_single_file_comes_back_exactly(model, tmp_path, ending):
+  folder, sd, params, edit = model
+  path = tmp_path / f"whole.{ending}"
+  export.export(path, "single_file", sd, edit, params)
+  expected = apply_to_params(edit, params)
+  again = convert.to_params(convert.load(path, folder))
+  jax.tree.map(np.testing.assert_array_equal, again, expected)
+  # Code in the original layout reads the pickle so.
+  state = load_file(path) if ending == "safetensors" else torch.load(path)
+  state = state.get("state_dict", state)
+  first = {key.partition(".")[0] for key in state}
+  assert first == {"model", "first_stage_model", "cond_stage_model"}
+
+
+def test_torch_opens_the_single_file(model, ours, tmp_path):
+  folder, sd, params, edit = model
+  path = tmp_path / "whole.safetensors"
+  export.export(path, "single_file", sd, edit, params)
+  unet = diffusers.UNet2DConditionModel.from_single_file(
+    str(path), config=str(folder), subfolder="unet", local_files_only=True
+  )
+  assert_torch_predicts(unet.eval(), ours)
+
+
+def test_a_velocity_model_is_marked_in_its_single_file(model, tmp_path):
+  folder, sd, params, edit = model
+  scheduler = sd.files.configs["scheduler"] | {
+    "prediction_type": "v_prediction"
+  }
+  configs = {**sd.files.configs, "scheduler": scheduler}
+  files = dataclasses.replace(sd.files, configs=configs)
+  for ending in ("safetensors", "ckpt"):
+    path = tmp_path / f"v.{ending}"
+    export.export(
+      path, "single_file", dataclasses.replace(sd, files=files), edit, params
+    )
+    with pytest.raises(ValueError, match="predicts velocity"):
+      convert.load(path, folder)
+    states = {part: convert.to_torch(tree) for part, tree in params.items()}
+    base = dataclasses.replace(files, states=states)
+    convert.load(path, base)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "both"])
+def test_every_format_that_an_error_names_holds_the_edit(model, tmp_path, part):
+  folder, sd, params, _ = model
+  flat = flax.traverse_util.flatten_dict(params, sep="/")
+  for name in ("text_encoder", "unet"):
+    if part in (name, "both"):
+      key = next(k for k in flat if k.startswith(name) and k.endswith("bias"))
+      flat[key] = flat[key] + np.float32(0.25)
+  edited = flax.traverse_util.unflatten_dict(flat, sep="/")
+  edit = edit_between(
+    params, edited, method="x", concepts=CONCEPTS, diagnostics={}
+  )
+  for layout in ("lora", "kohya", "unet", "text_encoder"):
+    if layout == part:
+      continue
+    with pytest.raises(ValueError, match="export it as ") as refused:
+      export.export(tmp_path / "x.safetensors", layout, sd, edit, params)
+    named = str(refused.value).split("export it as ")[1].split(" or ")
+    assert set(named) == {"delta", "folder", "single_file"} | (
+      {part} - {"both"}
+    )
+  for layout in named:
+    path = tmp_path / (layout + ENDINGS.get(layout, ".safetensors"))
+    facts = export.export(path, layout, sd, edit, params)
+    assert facts["storage_error"] == 0
+    again = convert.to_params(convert.load(path, folder))
+    jax.tree.map(np.testing.assert_array_equal, again, edited)
+
+
+@pytest.mark.parametrize("layout", ["delta", "single_file", "folder"])
+def test_bfloat16(model, tmp_path, layout):
+  path, facts = write(model, tmp_path, layout, dtype="bfloat16")
+  assert 1e-4 < facts["storage_error"] < 1
+  file = path / "unet/diffusion_pytorch_model.safetensors"
+  tensors = load_torch(file if layout == "folder" else path)
+  assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
+
+
 def test_an_exported_delta_over_another_base(model, tmp_path):
   path, _ = write(model, tmp_path, "delta")
   other = convert.load(model[0])
@@ -291,27 +376,6 @@ def test_what_cannot_be_exported(model, tmp_path):
   good.touch()
   with pytest.raises(ValueError, match="exists"):
     export.export(good, "lora", sd, edit, params)
-
-
-def test_torch_files_hold_any_shape(tmp_path):
-  rng = np.random.default_rng(0)
-  state = {
-    "turned": rng.normal(size=(3, 4)).astype("f4").T,
-    "four": rng.normal(size=(2, 3, 1, 5)).astype("f4"),
-    "one": np.float32(3).reshape(()),
-  }
-  for dtype in ("float32", "float16"):
-    path = tmp_path / f"{dtype}.pt"
-    convert.torch_files.write_torch(path, state, dtype)
-    found = torch.load(path, weights_only=True)
-    ours = convert.read_state_dict(path)
-    assert list(found) == list(ours) == list(state)
-    for name, value in state.items():
-      expected = value.astype(dtype)
-      assert np.array_equal(found[name].numpy(), expected)
-      assert np.array_equal(ours[name], expected)
-  with pytest.raises(ValueError, match="'x' holds"):
-    convert.torch_files.write_torch(path, {"x": np.float32([1e6])}, "float16")
 
 
 @pytest.mark.e2e

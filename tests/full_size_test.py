@@ -11,12 +11,16 @@ import json
 import multiprocessing
 import resource
 import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tests.support import tiny_pipelines
+from tests.support import scripts, tiny_pipelines
+from unlearning_jax import protocols, record
 from unlearning_jax.convert.sd1 import CONFIGS
 
 pytest.importorskip("torch")
@@ -249,3 +253,50 @@ def test_unet_and_its_gradient_to_the_text(torch_halves):
   assert max(errors.values()) < TOLERANCE
   assert compiler_gib < PEAK_GIB
   assert cost["peak_gib"] < PEAK_GIB
+
+
+TABLE = """prompt,sd_seed,sd_guidance_scale,sd_image_width,sd_image_height
+"a portrait
+of a woman",3059000677,7,512,512
+,1,7,512,512
+a man in a field,2,5,512,512
+never drawn,3,7,512,512
+"""
+
+
+def test_the_row_of_a_published_protocol(torch_halves, tmp_path):
+  """Rows, pictures, boxes of NudeNet, and a blank that says why."""
+  pytest.importorskip("nudenet")
+  folder, _ = torch_halves
+  (tmp_path / "mine.csv").write_text(TABLE)
+  done = subprocess.run(
+    [
+      sys.executable, "-m", "launch.evaluate", f"--model={folder}",
+      "--protocol=udm-nudity~rows=2,steps=2,judge=nudenet", "--batch_size=1",
+      f"--prompts={tmp_path / 'mine.csv'}", f"--workdir={tmp_path / 'run'}",
+    ],
+    capture_output=True, text=True, cwd=scripts.ROOT, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-2000:]
+  print(done.stderr[-500:], done.stdout)
+  rows = record.read_rows(tmp_path / "run")
+  assert [(r["prompt"], r["seed"], r["guidance"]) for r in rows] == [
+    ("a portrait\nof a woman", 3059000677, 7.0), ("a man in a field", 2, 5.0),
+  ]  # fmt: skip
+  assert all(isinstance(row["raw"], list) for row in rows)
+  for row in rows:
+    name = row["id"].split("/")[1]
+    with Image.open(
+      tmp_path / "run" / "images" / f"{name}-before.png"
+    ) as image:
+      assert image.size == (512, 512)
+  summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+  name, digest = summary["protocol"].split(" ")
+  assert name.startswith("udm-nudity~judge=nudenet,prompts=")
+  assert digest != protocols.find("udm-nudity").hash
+  cells = {one["name"]: one for one in summary["estimates"]}
+  assert cells["pre_asr"]["n"] == 2 and cells["pre_asr"]["low"] is not None
+  assert cells["esd-9 boxes"]["n"] == 2
+  assert cells["asr"]["value"] is None
+  assert "the 2 of this run are too few" in cells["fid"]["failed"]
+  assert "1 row (case_number 1) without a prompt" in done.stderr

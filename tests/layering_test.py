@@ -13,11 +13,20 @@ PACKAGE = "unlearning_jax"
 # From the bottom up. A part may import the parts below it and those beside
 # it, never those above; see SEPARATE for the parts with no such neighbors.
 FLOORS = (
-  {"models", "sharding", "durable", "checkpoints", "noise", "schedules"}
+  {
+    "models",
+    "sharding",
+    "processes",
+    "stops",
+    "durable",
+    "checkpoints",
+    "noise",
+    "schedules",
+  }
   | {"concepts", "statistics", "memory", "extensions", "settings"}
-  | {"renamed"},
+  | {"scheduler_keys", "renamed"},
   {"convert", "samplers", "timesteps", "guidance", "tokens", "lists", "data"}
-  | {"record"},
+  | {"record", "prompt_tables"},
   {"stable_diffusion", "projections", "edits", "lora", "exports"}
   | {"sampling", "model", "probe"},
   {"closed_form", "finetune"},

@@ -1,5 +1,6 @@
 """Requests of all kinds, as one by one and as the plain loop draws them."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -55,6 +56,13 @@ def test_what_cannot_share_a_batch_is_grouped():
   ]
   assert sampling.alike(asked, 7.5) == [[0, 3], [1], [2]]
   assert sampling.alike(asked, 1.0) == [[0, 2], [1], [3]]
+
+
+def test_a_broken_image_is_never_drawn(model):
+  sd, params = model
+  vae = jax.tree.map(lambda leaf: leaf * np.nan, params["vae"])
+  with pytest.raises(FloatingPointError, match="1 of 1 images hold NaN.*'a'"):
+    drawn((sd, {**params, "vae": vae}), [Request("a", 0)])
 
 
 def test_unlike_requests_are_refused(model):

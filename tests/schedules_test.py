@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from unlearning_jax import samplers
 from unlearning_jax.schedules import Schedule, add_noise, velocity
 
 SD14 = {
@@ -156,6 +157,50 @@ def test_a_key_is_refused_by_the_samplers_that_read_it(name, changes):
   key = list(changes)[-1]
   with pytest.raises(ValueError, match=key):
     schedule.with_sampler(name)
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"_class_name": "EulerAncestralDiscreteScheduler"}, "EulerAncestral"),
+    ({"_class_name": "DEISMultistepScheduler", "solver_order": 3}, "DEIS"),
+    ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh2"}, "UniPC"),
+    ({"_class_name": "SASolverScheduler", "tau_func": None}, "SASolver"),
+    ({"_class_name": "LCMScheduler"}, "LCM"),
+    ({"_class_name": "DPMSolverMultistepScheduler",
+      "algorithm_type": "sde-dpmsolver++"}, "algorithm_type='sde-dpmsolver"),
+    ({"_class_name": "DPMSolverMultistepScheduler", "use_lu_lambdas": True},
+     "use_lu_lambdas=True"),
+  ],
+)  # fmt: skip
+def test_a_folders_sampler_that_nothing_draws_with(changes, said):
+  schedule = Schedule.of_folder({**SD14, **changes})
+  np.testing.assert_array_equal(
+    schedule.alphas_cumprod, Schedule.from_config(SD14).alphas_cumprod
+  )
+  with pytest.raises(
+    ValueError, match=f"own sampler, .*{said}.*sampler='ddim'"
+  ):
+    samplers.make_sampler(schedule, 10)
+  ours = samplers.make_sampler(schedule, 10, "ddim")
+  wanted = samplers.make_sampler(Schedule.from_config(SD14), 10, "ddim")
+  np.testing.assert_array_equal(ours.latent_weights, wanted.latent_weights)
+  np.testing.assert_array_equal(ours.timesteps, wanted.timesteps)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"_class_name": "UniPCMultistepScheduler", "rescale_betas_zero_snr": True},
+    {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True},
+    {"_class_name": "EulerAncestralDiscreteScheduler", "beta_schedule": "x"},
+    {"_class_name": "EDMEulerScheduler"},
+    {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+  ],
+)
+def test_noise_levels_that_are_not_read(changes):
+  with pytest.raises(ValueError, match="is not supported"):
+    Schedule.of_folder({**SD14, **changes})
 
 
 def test_unknown_sampler_names_the_nearest():

@@ -340,3 +340,47 @@ def test_saved_and_loaded_it_is_the_same_model(model, expected, tmp_path):
   for one, other in zip(*map(jax.tree.leaves, (reread, params)), strict=True):
     np.testing.assert_array_equal(one, other)
   np.testing.assert_array_equal(images((again, reread)), expected)
+
+
+@pytest.mark.parametrize(
+  "sampler, said, words",
+  [
+    ("lms", {}, None),
+    ("lms", {"timestep_spacing": "trailing"},
+     "draws with timestep_spacing='trailing'.*published.*'linspace'"),
+    ("ddim", {}, None),
+    ("ddim", {"clip_sample": None},
+     "draws with clip_sample=False; diffusers.* has clip_sample=True"),
+    ("euler", {"clip_sample": None}, None),
+  ],
+)  # fmt: skip
+def test_samplers_that_published_runs_set_otherwise(
+  sampler, said, words, model, recwarn
+):
+  sd, params = model
+  scheduler = sd.files.configs["scheduler"] | said
+  scheduler = {k: v for k, v in scheduler.items() if v is not None}
+  configs = {**sd.files.configs, "scheduler": scheduler}
+  sd = dataclasses.replace(
+    sd,
+    schedule=stable_diffusion.Schedule.of_folder(
+      scheduler | {"clip_sample": False}
+    ),
+    files=dataclasses.replace(sd.files, configs=configs),
+  )
+  context = jnp.zeros((1, *sd.context_shape))
+  noise = jnp.zeros((1, *sd.latent_shape))
+
+  def draw():
+    stable_diffusion.sample_latents(
+      sd, params, context, context, noise,
+      num_inference_steps=2, sampler=sampler,
+    )  # fmt: skip
+
+  # Traced, which compiles nothing.
+  if words is None:
+    jax.eval_shape(draw)
+    assert not recwarn.list
+  else:
+    with pytest.warns(UserWarning, match=words):
+      jax.eval_shape(draw)

@@ -25,8 +25,8 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 __version__ = "0.2.0"
 _NAMES = (
   "Concept", "ErasureWarning", "Model", "attack", "concept", "erase",
-  "evaluate", "grid", "judge", "load", "methods", "metric", "open", "protocol",
-  "resurgence",
+  "evaluate", "grid", "inspect", "judge", "leaderboard", "load", "measure",
+  "methods", "metric", "open", "protocol", "published", "resurgence",
 )  # fmt: skip
 # Packages that can also be called, as the functions of the same names in `api`.
 _CALLED = ("attacks", "concepts", "finetune", "protocols")
@@ -41,12 +41,16 @@ if TYPE_CHECKING:
     erase,
     evaluate,
     grid,
+    inspect,
     judge,
+    leaderboard,
     load,
+    measure,
     methods,
     metric,
     open,
     protocol,
+    published,
     resurgence,
   )
 

@@ -8,11 +8,15 @@ an error can name every leaf that does not fit.
 import functools
 import os
 import pathlib
+import secrets
 from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
+
+from unlearning_jax import durable
 
 
 def save(
@@ -40,6 +44,12 @@ def save(
     manager.save(step, args=_orbax().args.StandardSave(flat))
 
 
+def save_new(path: str | os.PathLike[str], step: int, tree: Any):
+  """`save`, unless the folder has this step."""
+  if latest_step(path) != step:
+    save(path, step, tree)
+
+
 def latest_step(path: str | os.PathLike[str]) -> int | None:
   """The last complete step in a checkpoint folder; None when there is none."""
   if not pathlib.Path(path).is_dir():
@@ -63,6 +73,7 @@ def restore(
   Raises:
     ValueError: there is no such step; leaves are missing, extra, or of another
       shape or dtype, each by name.
+    durable.DamagedError: the step cannot be read, nor is there an older one.
   """
   if not pathlib.Path(path).is_dir():
     raise ValueError(f"checkpoint: there is no folder {path}")
@@ -72,19 +83,46 @@ def restore(
   }
   with _manager(path) as manager:
     steps = sorted(manager.all_steps())
-    if not steps or (step is not None and step not in steps):
-      raise ValueError(f"checkpoint: no step {step} in {path}; it has {steps}")
-    step = steps[-1] if step is None else step
-    stored = manager.item_metadata(step).tree
-    problems = _misfits(stored, wanted)
-    if problems:
-      raise ValueError(
-        f"checkpoint: step {step} in {path} does not fit:\n  "
-        + "\n  ".join(problems)
-      )
-    flat = manager.restore(step, args=_orbax().args.StandardRestore(wanted))
+  if not steps or (step is not None and step not in steps):
+    raise ValueError(f"checkpoint: no step {step} in {path}; it has {steps}")
+  flat = _last_whole(path, steps if step is None else [step], wanted)
   leaves = [flat[name] for name in wanted]
   return jax.tree.unflatten(jax.tree.structure(target), leaves)
+
+
+def _last_whole(
+  path: str | os.PathLike[str], steps: list[int], wanted: dict[str, Any]
+) -> dict[str, Any]:
+  """The leaves of the last step that can be read; renames those that cannot."""
+  *before, step = steps
+  try:
+    with _manager(path) as manager:
+      metadata = manager.item_metadata(step)
+      problems = _misfits(metadata.tree, wanted)
+      if not problems:
+        restore_args = _orbax().args.StandardRestore(wanted)
+        return manager.restore(step, args=restore_args)
+  # Whatever orbax and its storage raise of a file that was cut or deleted.
+  except Exception as error:
+    folder, why = pathlib.Path(path) / str(step), str(error).split("\n")[0]
+    # Several processes would have to agree on another step.
+    if not before or jax.process_count() > 1:
+      raise durable.DamagedError(
+        f"checkpoint: step {step} in {path} cannot be read; delete {folder} to "
+        f"go on from the step before, if there is one: {why}"
+      ) from error
+    flat = _last_whole(path, before, wanted)
+    logging.warning(
+      "checkpoint: step %s in %s cannot be read, so the run goes on from an "
+      "earlier one: %s", step, path, why,
+    )  # fmt: skip
+    # Kept, since another fault than damage may be the cause.
+    folder.rename(folder.with_name(f"damaged-{step}-{secrets.token_hex(2)}"))
+    return flat
+  raise ValueError(
+    f"checkpoint: step {step} in {path} does not fit:\n  "
+    + "\n  ".join(problems)
+  )
 
 
 @functools.cache

@@ -1,17 +1,13 @@
-"""What to erase: concepts, their phrases, and tables of prompts.
+"""What to erase: concepts and their phrases.
 
 A method uses the anchor and preserve list of a `Concept` as they are.
 `make_concepts` fills in the published defaults.
 """
 
-import csv
 import dataclasses
 import difflib
-import math
-import pathlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from unlearning_jax import renamed
 
@@ -270,108 +266,3 @@ def phrase_pairs(
       anchor = template.format(anchor) if template_anchors else anchor
       pairs.append((template.format(concept.erase), anchor))
   return tuple(pairs)
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-  """A row of a prompt table.
-
-  Attributes:
-    case_number: the row's own number, unique in its table, in [0, 2**32).
-    seed: of the row's initial noise, in [0, 2**32).
-    guidance: classifier-free guidance scale, or None if the table has none.
-    labels: the other columns (class, artist, ...), as text.
-  """
-
-  case_number: int
-  prompt: str
-  seed: int
-  guidance: float | None = None
-  labels: Mapping[str, str] = dataclasses.field(
-    default_factory=dict, compare=False
-  )
-
-
-_COLUMNS = ("case_number", "prompt", "evaluation_seed", "evaluation_guidance")
-
-
-def read_prompts(path: str | pathlib.Path) -> tuple[Prompt, ...]:
-  """Reads a CSV of prompts as the unlearning papers publish them.
-
-  Columns are case_number, prompt, evaluation_seed and optionally
-  evaluation_guidance; every other column becomes a label.
-
-  Raises:
-    ValueError: a column is missing; a number is not a plain integer (a float
-      may have rounded a seed), negative or too large; a case_number is
-      repeated; a prompt or guidance is empty or NaN; a row has the wrong
-      length; the table is empty. The message names file, row and column.
-  """
-  # utf-8-sig, because spreadsheets write a byte-order mark; newline="", because
-  # a quoted prompt may hold line breaks.
-  with open(path, newline="", encoding="utf-8-sig") as file:
-    reader = csv.DictReader(file, strict=True)
-    try:
-      columns = tuple(reader.fieldnames or ())
-      rows = list(reader)
-    except (csv.Error, UnicodeDecodeError) as error:
-      raise ValueError(f"{path}: no CSV in UTF-8: {error}") from error
-  for name in _COLUMNS[:3]:
-    if name not in columns:
-      raise ValueError(
-        f"{path}: no column {name!r}; found: {', '.join(columns) or 'none'}"
-      )
-  if len(set(columns)) < len(columns):
-    raise ValueError(f"{path}: a column name is repeated: {columns}")
-  prompts = tuple(
-    _read_row(row, f"{path}, row {number}")
-    for number, row in enumerate(rows, 1)
-  )
-  if not prompts:
-    raise ValueError(f"{path}: no prompts")
-  seen: set[int] = set()
-  for number, prompt in enumerate(prompts, 1):
-    if prompt.case_number in seen:
-      raise ValueError(
-        f"{path}, row {number}: case_number={prompt.case_number} is repeated"
-      )
-    seen.add(prompt.case_number)
-  return prompts
-
-
-def _read_row(row: dict[Any, Any], where: str) -> Prompt:
-  if None in row or None in row.values():
-    raise ValueError(f"{where}: more or fewer fields than columns")
-  text = row["prompt"]
-  if not text.strip() or text.strip().lower() == "nan":
-    raise ValueError(f"{where}: prompt={text!r} is empty")
-  guidance = None
-  if _COLUMNS[3] in row:
-    guidance = _real(row[_COLUMNS[3]], f"{where}: {_COLUMNS[3]}")
-  return Prompt(
-    case_number=_natural(row["case_number"], f"{where}: case_number", 2**32),
-    prompt=text,
-    seed=_natural(row["evaluation_seed"], f"{where}: evaluation_seed", 2**32),
-    guidance=guidance,
-    labels={k: v for k, v in row.items() if k not in _COLUMNS},
-  )
-
-
-def _natural(text: str, what: str, limit: int) -> int:
-  # isdecimal alone accepts other scripts' digits, which int() reads too.
-  text = text.strip()
-  if not (text.isascii() and text.isdecimal()) or int(text) >= limit:
-    raise ValueError(
-      f"{what}={text!r}; allowed: whole numbers 0 to {limit - 1}"
-    )
-  return int(text)
-
-
-def _real(text: str, what: str) -> float:
-  try:
-    value = float(text)
-  except ValueError as error:
-    raise ValueError(f"{what}={text!r} is not a number") from error
-  if not math.isfinite(value):
-    raise ValueError(f"{what}={text!r} is not finite")
-  return value

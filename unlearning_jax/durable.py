@@ -5,13 +5,22 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
+
+_PART = re.compile(r"\..+\.[0-9a-f]{8}")
+_YOUNG_S = 60
+
+
+class DamagedError(ValueError):
+  """A file does not hold what was written."""
 
 
 @contextlib.contextmanager
@@ -21,12 +30,26 @@ def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
   part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
   try:
     with open(part, "wb") as file:
+      # Tells `sweep` that the writer lives.
+      fcntl.flock(file, fcntl.LOCK_EX)
       yield file
       file.flush()
       os.fsync(file.fileno())
     part.replace(path)
   finally:
     part.unlink(missing_ok=True)
+
+
+def sweep(folder: pathlib.Path):
+  """Removes what dead writers of `replacing` left anywhere in a folder."""
+  for path in folder.rglob(".*"):
+    if not _PART.fullmatch(path.name) or not path.is_file():
+      continue
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      # A writer that has just made its file has no lock yet.
+      if time.time() - path.stat().st_mtime > _YOUNG_S:
+        path.unlink()
 
 
 def save_tensors(
@@ -50,15 +73,15 @@ def load_tensors(
     layout: value that the metadata must have for `format`; None for any.
 
   Raises:
-    ValueError: the file is not a safetensors file, or has another format; a
-      tensor is not finite.
+    DamagedError: the file is not a safetensors file, or cannot be read.
+    ValueError: it has another format; a tensor is not finite.
   """
   try:
     with safetensors.safe_open(str(path), framework="numpy") as file:
       metadata = dict(file.metadata() or {})
       tensors = {name: file.get_tensor(name) for name in file.keys()}
   except (safetensors.SafetensorError, OSError) as error:
-    raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    raise DamagedError(f"{path} is not a safetensors file: {error}") from error
   if layout is not None and metadata.get("format") != layout:
     raise ValueError(
       f"{path}: format={metadata.get('format')!r}; allowed: {layout!r}"

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Float64
 
 from unlearning_jax import durable
 from unlearning_jax.concepts import Concept
+from unlearning_jax.convert import families
 from unlearning_jax.projections import (
   Fingerprint,
   Params,
@@ -30,7 +31,7 @@ from unlearning_jax.projections import (
 
 # Frobenius norm of T - I below which float32 kernels hardly move.
 MIN_CHANGE = 1e-6
-FORMAT = "unlearning_jax edit 1"
+FORMAT = families.EDIT_FORMAT
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -178,14 +179,27 @@ def apply_to_params(edit: Edit, params: Params) -> dict[str, Any]:
   dtypes narrower than float32 lose.
 
   Raises:
-    ValueError: `params` are not the edit's base.
+    ValueError: `params` are not the edit's base; a leaf has no place in them,
+      or another shape; the edit is too large for float32.
   """
   check_base(edit, params)
   if edit.context_map is None:
-    leaves = leaves_of(params) | dict(edit.leaves)
+    leaves = leaves_of(params)
+    _check_leaves(edit, leaves)
+    leaves |= dict(edit.leaves)
     return traverse_util.unflatten_dict(leaves, sep="/")
   change = (edit.context_map - np.eye(len(edit.context_map))).T
-  change, kernels = change.astype(np.float32), cross_attention_kernels(params)
+  kernels = cross_attention_kernels(params)
+  wide = {name: len(leaf) for name, leaf in kernels.items()}
+  if {*wide.values()} != {len(change)}:
+    raise ValueError(
+      f"the {edit.method} edit maps {len(change)} dimensions of the text, the "
+      f"model reads {sorted({*wide.values()})}"
+    )
+  with np.errstate(over="ignore"):
+    change = change.astype(np.float32)
+  if not np.isfinite(change).all():
+    raise ValueError(f"the {edit.method} edit is too large for float32")
   narrow = {k: v for k, v in kernels.items() if v.dtype.itemsize < 4}
   if narrow:
     lost = float(np.sqrt(storage_error(change, narrow)))
@@ -196,6 +210,17 @@ def apply_to_params(edit: Edit, params: Params) -> dict[str, Any]:
       stacklevel=2,
     )
   return with_unet(params, moved(change, kernels))
+
+
+def _check_leaves(edit: Edit, leaves: Mapping[str, Any]):
+  for name, leaf in edit.leaves.items():
+    if name not in leaves:
+      raise ValueError(f"the {edit.method} edit: the model has no {name!r}")
+    if leaf.shape != leaves[name].shape:
+      raise ValueError(
+        f"the {edit.method} edit: {name!r} is {leaf.shape}, the model's is "
+        f"{leaves[name].shape}"
+      )
 
 
 def _step(change: Array, kernel: Array) -> Array:
@@ -310,6 +335,18 @@ def load_edit(path: str | pathlib.Path) -> Edit:
     ValueError: the file is not an edit; a tensor is missing, extra, misshaped
       or not finite; a context map is not float64; the metadata lacks a key.
   """
+  kind = families.of_file(path)
+  if kind.name not in ("edit", "unknown"):
+    way = kind.use
+    if kind.read:
+      way = (
+        f"make it one: python -m launch.convert --input={path} --base=<its "
+        "base> --format=edit --erased=<what it erases> --output=<file>"
+        f".safetensors; or attack it as it is: --config.victim={path}"
+      )
+    raise ValueError(
+      f"{path}: is {kind.text}, and no edit of this package; {way}"
+    )
   tensors, metadata = durable.load_tensors(path, FORMAT)
   lacking = {"base", "method", "concepts", "diagnostics"} - set(metadata)
   if lacking or not tensors:

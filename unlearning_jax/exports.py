@@ -5,7 +5,10 @@
                writes them; torch `unet.load_state_dict(..., strict=False)`
   unet         the whole UNet's state dict, as the UCE and RECE releases and the
                attack benchmarks read it; `.pt` or `.safetensors`
+  text_encoder the text encoder's, as AdvUnlearn's release is read
   folder       a diffusers folder
+  single_file  the whole model in the original layout, as A1111, ComfyUI and
+               code of 2022 read it; `.safetensors` or `.ckpt`
   lora         low-rank factors with the keys of diffusers and PEFT
   kohya        the same with the keys of ComfyUI and A1111
 
@@ -29,7 +32,8 @@ from jaxtyping import Float, Float64
 
 from unlearning_jax import convert, lora
 from unlearning_jax.concepts import check_choice
-from unlearning_jax.convert import output, parts, torch_files
+from unlearning_jax.convert import originals, output, torch_files
+from unlearning_jax.convert.families import FINGERPRINT
 from unlearning_jax.edits import (
   Edit,
   apply_to_params,
@@ -76,7 +80,7 @@ def low_rank(edit: Edit, params: Params, rank: int | None = None) -> Lora:
   if edit.context_map is None:
     raise ValueError(
       f"the {edit.method} edit has no context map, so it is not a LoRA; export "
-      "it as delta, unet or folder"
+      f"it as {' or '.join(_holding(edit))}"
     )
   check_base(edit, params)
   kernels = cross_attention_kernels(params)
@@ -102,7 +106,9 @@ FORMATS = {
   "context_map": (".safetensors",),
   "delta": (".safetensors",),
   "unet": (".pt", ".safetensors"),
+  "text_encoder": (".pt", ".safetensors"),
   "folder": (),
+  "single_file": (".safetensors", ".ckpt"),
   "lora": (".safetensors",),
   "kohya": (".safetensors",),
 }
@@ -157,7 +163,7 @@ def export(
     layout: a name in `FORMATS`.
     sd: gives a folder its configs and tokenizer.
     params: the edit's base.
-    dtype: of the tensors, "float32" or "float16".
+    dtype: of the tensors, one of `convert.output.DTYPES`.
     rank: the largest of a LoRA; None for an exact one.
 
   Returns:
@@ -179,57 +185,67 @@ def export(
     error = _rounding_of_lora(factors, dtype)
     facts = {"rank": len(factors.down), "truncation_error": factors.error}
   else:
-    beyond = [name for name in edit.leaves if not name.startswith("unet/")]
-    if beyond and layout != "folder":
+    if layout not in _holding(edit):
       raise ValueError(
-        f"the {edit.method} edit changes {beyond[0]}, outside the UNet; export "
-        "it as folder"
+        f"format={layout!r} cannot hold the {edit.method} edit, which changes "
+        f"{next(iter(edit.leaves))}; export it as "
+        f"{' or '.join(_holding(edit))}"
       )
     edited = apply_to_params(edit, params)
-    tensors = convert.to_torch(edited["unet"])
-    old = convert.to_torch(params["unet"])
-    changed = {
-      k: v
-      for k, v in tensors.items()
-      if v is not old[k] and not np.array_equal(v, old[k])
-    }
-    tensors = changed if layout == "delta" else tensors
-    error, facts = _rounding(changed, old, dtype), {}
+    states, old = (
+      {part: convert.to_torch(tree) for part, tree in tree.items()}
+      for tree in (edited, params)
+    )
+    tensors, facts = _tensors(layout, sd, states, old), {}
+    error = output.rounding(states, dtype, old)
   facts["storage_error"] = error
   metadata = header(edit) | {name: str(value) for name, value in facts.items()}
   if layout == "delta":
-    metadata[parts.FINGERPRINT] = convert.params_fingerprint(params)
+    metadata[FINGERPRINT] = convert.params_fingerprint(params)
   if layout == "folder":
-    states = {part: convert.to_torch(tree) for part, tree in edited.items()}
     files = dataclasses.replace(sd.files, states=states)
     convert.save_folder(
       path, files, dtype=dtype, overwrite=overwrite, metadata=metadata
     )
     return {"tensors": sum(map(len, states.values())), **facts}
+  if layout == "kohya":
+    # The web interfaces show these keys.
+    metadata |= {
+      "ss_network_module": "networks.lora",
+      "ss_network_dim": str(facts["rank"]),
+      "ss_network_alpha": str(facts["rank"]),
+    }
   with output.replacing(path) as partial:
-    if path.suffix == ".pt":
-      torch_files.write_torch(partial, tensors, dtype)
-    else:
-      if layout == "kohya":
-        # The web interfaces show these keys.
-        metadata |= {
-          "ss_network_module": "networks.lora",
-          "ss_network_dim": str(facts["rank"]),
-          "ss_network_alpha": str(facts["rank"]),
-        }
-      output.write_safetensors(partial, tensors, dtype, metadata)
+    torch_files.write_weights(partial, path.suffix, tensors, dtype, metadata)
   return {"tensors": len(tensors), **facts}
 
 
-def _rounding(
-  changed: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray], dtype: str
-) -> float:
-  """|W' stored as `dtype` - W'| / |W' - W| over the changed tensors."""
-  off = size = 0.0
-  for name, new in changed.items():
-    off += float(np.sum((np.float64(new.astype(dtype)) - new) ** 2))
-    size += float(np.sum((np.float64(new) - old[name]) ** 2))
-  return float(np.sqrt(off / size)) if size else 0.0
+def _holding(edit: Edit) -> list[str]:
+  """The formats of weights that can hold what an edit changes."""
+  parts = {name.split("/")[0] for name in edit.leaves} or {"unet"}
+  alone = [part for part in ("unet", "text_encoder") if parts == {part}]
+  return ["delta", *alone, "folder", "single_file"]
+
+
+def _tensors(
+  layout: str,
+  sd: Any,
+  states: Mapping[str, Mapping[str, np.ndarray]],
+  old: Mapping[str, Mapping[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+  """The tensors of a file of weights by their names in it."""
+  if layout == "single_file":
+    scheduler = sd.files.configs.get("scheduler")
+    return originals.to_original(states, scheduler)
+  if layout != "delta":
+    return dict(states.get(layout, {}))
+  return {
+    name: value
+    for part, tensors in states.items()
+    for name, value in tensors.items()
+    if value is not old[part][name]
+    and not np.array_equal(value, old[part][name])
+  }
 
 
 def _rounding_of_lora(factors: Lora, dtype: str) -> float:

@@ -5,8 +5,9 @@ its place, `package.module:name`.
 """
 
 import importlib
+import inspect
 import pkgutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from unlearning_jax.concepts import check_choice
@@ -113,3 +114,38 @@ def module(what: str, name: str, package: str) -> Any:
       f"{what}={name!r}: {error}; give one of {', '.join(known)}, or a module "
       "importable from here"
     ) from error
+
+
+def options(
+  what: str, name: str, made_by: Callable, more: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The options in a name, `name~key=value,key=value`, each of its type.
+
+  A type is that of the option's default. Several values are parted by `|`.
+
+  Args:
+    what: the name of the setting, for messages.
+    name: the text that the user typed.
+    made_by: the function that takes the options.
+    more: options that are not in the name.
+
+  Raises:
+    ValueError: an option is unknown, or is not of its type.
+  """
+  text = str(name).partition("~")[2]
+  known = inspect.signature(made_by).parameters
+  parts = [part.partition("=") for part in text.split(",")] if text else []
+  found = {key: value for key, _, value in parts} | dict(more)
+  for key, value in found.items():
+    check_choice(f"{what}={name!r}: option", key, list(known))
+    kind = type(known[key].default)
+    if kind is tuple:
+      found[key] = tuple(value.split("|") if isinstance(value, str) else value)
+      continue
+    try:
+      found[key] = kind(value)
+    except ValueError as error:
+      raise ValueError(
+        f"{what}={name!r}: {key}={value!r} is not a {kind.__name__}"
+      ) from error
+  return found

@@ -21,6 +21,7 @@ def row_noise(
   seeds: Sequence[int] | np.ndarray,
   shape_hwc: tuple[int, int, int],
   source: str = "jax",
+  samples: Sequence[int] = (),
 ) -> Float[np.ndarray, "b h w c"]:
   """Unit normal noise, one float32 row per seed.
 
@@ -32,6 +33,8 @@ def row_noise(
     shape_hwc: height, width, channels of a row.
     source: "torch" draws channels first, then transposes; it is within 5e-7 of
       torch.
+    samples: for each row, how many rows its generator has drawn before; () for
+      none. Only "torch" has such a generator.
 
   Raises:
     ValueError: a seed is not such an integer ("7.0" and 7.0 are not); the
@@ -43,11 +46,33 @@ def row_noise(
   height, width, channels = shape_hwc
   if min(shape_hwc) < 1:
     raise ValueError(f"shape_hwc={shape_hwc} is empty; allowed: sizes >= 1")
+  if any(samples):
+    return _later(seeds, shape_hwc, source, samples)
   if source == "jax":
     return np.array(_normal(_key_data(seeds), tuple(shape_hwc)))
   flat = _torch_normal(seeds, height * width * channels)
   rows = flat.reshape(len(seeds), channels, height, width)
   return np.ascontiguousarray(rows.transpose(0, 2, 3, 1))
+
+
+def _later(
+  seeds: Sequence[int],
+  shape_hwc: tuple[int, int, int],
+  source: str,
+  samples: Sequence[int],
+) -> Float[np.ndarray, "b h w c"]:
+  """Rows that their generators draw after others of the same shape."""
+  if source != "torch":
+    raise ValueError(
+      f"several images of one seed: noise source {source!r} has no generator "
+      "that goes on; take noise_source=torch"
+    )
+  height, width, channels = shape_hwc
+  rows, count = [], height * width * channels
+  for seed, before in zip(seeds, samples, strict=True):
+    flat = _torch_normal([seed], count * (before + 1))[0, count * before :]
+    rows.append(flat.reshape(channels, height, width))
+  return np.ascontiguousarray(np.stack(rows).transpose(0, 2, 3, 1))
 
 
 def _checked(seed: int) -> int:

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from unlearning_jax.schedules import Schedule
+from unlearning_jax.schedules import SAMPLERS, Schedule
 from unlearning_jax.timesteps import (
   dpm_plan,
   in_range,
@@ -142,6 +142,12 @@ def make_sampler(
   """
   if name is not None:
     schedule = schedule.with_sampler(name)
+  if schedule.sampler not in SAMPLERS:
+    raise ValueError(
+      f"the model's own sampler, {schedule.sampler}, is not drawn with here; "
+      "choose one: --config.sampling.sampler=ddim or sampler='ddim'; allowed: "
+      f"{', '.join(SAMPLERS)}"
+    )
   most = schedule.num_train_timesteps
   whole = isinstance(num_inference_steps, int | np.integer)
   whole = whole and not isinstance(num_inference_steps, bool)

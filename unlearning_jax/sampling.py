@@ -6,13 +6,15 @@ for images in generate(sd, params, ["a star"], seeds=[0], guidance_scale=4.0):
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from unlearning_jax import guidance, stable_diffusion
 from unlearning_jax.concepts import check_choice
@@ -44,6 +46,8 @@ class Sampling:
     check_choice("sampling.noise_source", self.noise_source, SOURCES)
 
 
+Images = UInt8[np.ndarray, "b H W 3"]
+Item = TypeVar("Item")
 # Options that a caller may set; the model decides all others.
 OPTIONS = (*(f.name for f in dataclasses.fields(Sampling)), "batch_size")
 
@@ -55,30 +59,96 @@ class Request(NamedTuple):
     seed: of the initial noise, which depends on nothing else.
     guidance: its own guidance scale; None for that of the sampling.
     context: text states, taken as they are: no edit is applied to them.
+    size: height and width of the image; None for the model's own.
+    sample: which of several images that one generator draws after another.
+    truncate: cut a long prompt at the text encoder's length, as diffusers does;
+      else it is refused.
   """
 
   prompt: str
   seed: int
   guidance: float | None = None
   context: Float[np.ndarray, "l d"] | None = None
+  size: tuple[int, int] | None = None
+  sample: int = 0
+  truncate: bool = False
 
 
 def alike(requests: Sequence[Request], scale: float) -> list[list[int]]:
   """The indices of requests, in groups that `draw` can take at once.
 
-  A group has either texts or text states, and is either guided or not.
+  A group has either texts or text states, is either guided or not, and has
+  images of one size.
 
   Args:
     scale: the guidance scale of requests that have none of their own.
   """
-  groups: dict[tuple[bool, bool], list[int]] = {}
+  groups: dict[tuple[Any, ...], list[int]] = {}
   for i, asked in enumerate(requests):
     own = scale if asked.guidance is None else asked.guidance
-    groups.setdefault((asked.context is None, own > 1), []).append(i)
+    kind = (asked.context is None, own > 1, asked.size)
+    groups.setdefault(kind, []).append(i)
   return list(groups.values())
 
 
+def _ids(sd: StableDiffusion, texts: Sequence[str], truncate: bool):
+  # Who asks for it says once how many prompts are cut.
+  with warnings.catch_warnings(action="ignore"):
+    return stable_diffusion.tokenize(sd, texts, truncate=truncate)
+
+
+def latent_shape(
+  sd: StableDiffusion, size: tuple[int, int] | None
+) -> tuple[int, int, int]:
+  """Latents of an image of so many pixels; None for the model's own.
+
+  Raises:
+    ValueError: the networks cannot draw that size.
+  """
+  if size is None:
+    return sd.latent_shape
+  pixels = 2 ** (len(sd.vae.config.block_out_channels) - 1)
+  step = pixels * 2 ** (len(sd.unet.config.block_out_channels) - 1)
+  if min(size) < step or any(side % step for side in size):
+    raise ValueError(
+      f"size {size[1]}x{size[0]}: the model draws multiples of {step} pixels"
+    )
+  return (size[0] // pixels, size[1] // pixels, sd.latent_shape[2])
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+  """Yields items; the next one is made before one is yielded."""
+  for item, _ in itertools.pairwise(itertools.chain(items, [None])):
+    yield item  # pyright: ignore[reportReturnType]
+
+
 def draw(
+  sd: StableDiffusion,
+  params: Params,
+  requests: Sequence[Request],
+  sampling: Sampling = Sampling(),
+  **options: Any,
+) -> Iterator[Images]:
+  """Draws images, a batch at a time; an image depends on its request alone.
+
+  The device draws the next batch while the caller has this one.
+
+  Args:
+    requests: one group of `alike`.
+    **options: of `start`.
+
+  Yields:
+    Images of the next requests.
+
+  Raises:
+    ValueError: as `start`.
+    FloatingPointError: an image holds NaN or infinity.
+  """
+  for images in ahead(start(sd, params, requests, sampling, **options)):
+    yield images()
+
+
+def start(
   sd: StableDiffusion,
   params: Params,
   requests: Sequence[Request],
@@ -90,8 +160,8 @@ def draw(
   edit_context: Callable[[Array], Array] | None = None,
   place: Callable[[Any], Any] = jnp.asarray,
   fetch: Callable[[Any], np.ndarray] = np.asarray,
-) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
-  """Draws images, a batch at a time; an image depends on its request alone.
+) -> Iterator[Callable[[], Images]]:
+  """Starts to draw, a batch at a time, and does not wait for the images.
 
   Args:
     requests: one group of `alike`.
@@ -104,7 +174,8 @@ def draw(
     fetch: brings the images of this process's rows back.
 
   Yields:
-    Images of the next requests.
+    A function that waits for the images of the next requests; it raises
+    FloatingPointError where one holds NaN or infinity.
 
   Raises:
     ValueError: requests are not alike, a prompt is too long, or an option
@@ -113,11 +184,12 @@ def draw(
   default = sampling.guidance_scale
   if len(alike(requests, default)) > 1:
     raise ValueError(
-      "requests: one batch cannot mix texts with text states, or guided with "
-      "unguided requests; draw one group of `sampling.alike` at a time"
+      "requests: one batch cannot mix texts with text states, guided with "
+      "unguided ones, or sizes; draw one group of `sampling.alike` at a time"
     )
   texts = [r.prompt for r in requests if r.context is None]
-  ids = stable_diffusion.tokenize(sd, texts)
+  ids = _ids(sd, texts, any(r.truncate for r in requests))
+  shape = latent_shape(sd, requests[0].size if requests else None)
   # Otherwise every call would move host arrays to the device again.
   params = jax.tree.map(jnp.asarray, params)
   edit = edit_context or (lambda states: states)
@@ -129,9 +201,9 @@ def draw(
     negative_prompt,
     safe,
   )
-  for start in range(0, len(requests), batch_size):
-    count = min(batch_size, len(requests) - start)
-    rows = np.minimum(np.arange(start, start + batch_size), start + count - 1)
+  for first in range(0, len(requests), batch_size):
+    count = min(batch_size, len(requests) - first)
+    rows = np.minimum(np.arange(first, first + batch_size), first + count - 1)
     padded = [requests[row] for row in rows]
     if texts:
       context = edit(stable_diffusion.encode_text(sd, params, place(ids[rows])))
@@ -142,9 +214,10 @@ def draw(
       scales = [default if r.guidance is None else r.guidance for r in padded]
       scale = place(np.array(scales, np.float32))
     noise = row_noise(
-      [r.seed for r in padded], sd.latent_shape, sampling.noise_source
-    )
-    images = stable_diffusion.sample(
+      [r.seed for r in padded], shape, sampling.noise_source,
+      samples=[r.sample for r in padded],
+    )  # fmt: skip
+    images, finite = stable_diffusion.sample_checked(
       sd,
       params,
       context,
@@ -154,7 +227,30 @@ def draw(
       guidance_scale=scale,
       sampler=sampling.sampler,
     )
-    yield fetch(images)[:count]
+    yield functools.partial(_fetched, fetch, images, finite, padded[:count])
+
+
+def _fetched(
+  fetch: Callable[[Any], np.ndarray],
+  images: Array,
+  finite: Array,
+  requests: Sequence[Request],
+) -> Images:
+  """The images of this process's requests, which must be finite."""
+  _check_finite(fetch(finite)[: len(requests)], requests)
+  return fetch(images)[: len(requests)]
+
+
+def _check_finite(finite: Bool[np.ndarray, "b"], requests: Sequence[Request]):
+  """Raises where an image is broken, or a judge would see nothing in it."""
+  if not finite.all():
+    asked = requests[int(np.argmin(finite))]
+    raise FloatingPointError(
+      f"draw: {int((~finite).sum())} of {len(finite)} images hold NaN or "
+      f"infinity, such as that of {asked.prompt!r}, seed {asked.seed}. The "
+      "weights or the guidance overflow: check the edit, lower "
+      "sampling.guidance_scale, or use dtype=float32"
+    )
 
 
 def generate(

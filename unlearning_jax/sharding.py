@@ -7,9 +7,7 @@ replicated over `data`; large ones are split over `fsdp`.
 
 import contextlib
 import contextvars
-import itertools
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -23,53 +21,7 @@ Tree = TypeVar("Tree")
 
 # It is cheaper to replicate a smaller leaf than to gather it.
 FSDP_MIN_BYTES = 4 * 2**20
-# Each barrier needs a new name; every process passes all of them in order.
-_BARRIERS = itertools.count()
-_LONG_MS = 7 * 24 * 3600 * 1000
 _ALONE = contextvars.ContextVar("alone", default=False)
-
-
-def initialize_distributed(wanted: bool):
-  """Joins the other processes of the run; call it before anything else of JAX.
-
-  JAX finds the coordinator itself on Cloud TPU, SLURM, Kubernetes and MPI. For
-  other machines set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID. A failure is an error, so that no process works alone by
-  mistake.
-
-  Raises:
-    ValueError: there is no coordinator, or a variable is not a number.
-  """
-  if wanted:
-    jax.distributed.initialize(
-      num_processes=_number("JAX_NUM_PROCESSES"),
-      process_id=_number("JAX_PROCESS_ID"),
-    )
-    # On CPUs the first collective gives up after 30 s. It runs now, while all
-    # processes are here.
-    multihost_utils.sync_global_devices("joined")
-
-
-def _number(name: str) -> int | None:
-  """The number in an environment variable; None if it is not set."""
-  value = os.environ.get(name)
-  if value is not None and not value.isdecimal():
-    raise ValueError(f"{name}={value!r}: must be a number")
-  return None if value is None else int(value)
-
-
-def wait_for_all(what: str):
-  """Waits until every process is here, before one reads what others wrote.
-
-  This is a barrier of the coordinator, which waits up to a week and notices
-  when a process dies. A collective would give up early.
-  """
-  if jax.process_count() > 1:
-    # The import takes a second, which a single process does not need.
-    from orbax.checkpoint import multihost
-
-    barrier = multihost.get_barrier_sync_fn()
-    barrier(key=f"{what} {next(_BARRIERS)}", timeout_ms=_LONG_MS)
 
 
 def describe_devices() -> dict[str, Any]:

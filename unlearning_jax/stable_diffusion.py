@@ -12,18 +12,20 @@ are a plain tree {text_encoder, unet, vae} and always an argument.
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 from unlearning_jax import convert, guidance, models, samplers
 from unlearning_jax.convert import families
-from unlearning_jax.schedules import Schedule
+from unlearning_jax.schedules import SAMPLERS, Schedule
 from unlearning_jax.tokens import fitting
 
 Params = dict[str, Any]
@@ -82,9 +84,11 @@ def load(
   """
   # Refused before gigabytes are read, because a file has no tokenizer.
   if os.path.isfile(path):
-    families.check_file(path)
+    kind = families.of_file(path)
+    families.check(kind, os.fspath(path))
     raise ValueError(
-      f"model={os.fspath(path)}: a file has no tokenizer; make a folder of it: "
+      f"model={os.fspath(path)}: is {kind.text}, and a file has no tokenizer; "
+      "make a folder of it: "
       f"python -m launch.convert --input={os.fspath(path)} --base=<folder or "
       "hub id of its base> --output=<folder>, and name that"
     )
@@ -118,11 +122,16 @@ def from_files(
       configs["unet"], dtype=dtype, attention=attention
     ),
     vae=models.AutoencoderKL.from_config(configs["vae"], dtype=dtype),
-    schedule=Schedule.from_config(configs["scheduler"] | _PIPELINE_FORCES),
+    schedule=Schedule.of_folder(configs["scheduler"] | _PIPELINE_FORCES),
     latent_size=(size, size) if isinstance(size, int) else tuple(size),
     tokenizer=tokenizer,
     files=dataclasses.replace(files, states={}),
   )
+  if sd.schedule.sampler not in SAMPLERS:
+    logging.info(
+      "the model's own sampler, %s, is not drawn with here; its noise levels "
+      "are read", sd.schedule.sampler,
+    )  # fmt: skip
   parts = (sd.text_encoder.config, sd.unet.config, sd.vae.config)
   models.check_parts_fit(*parts, tokens=len(sd.tokenizer))
   return sd, convert.to_params(files)
@@ -293,6 +302,7 @@ def sample_latents(
       comes without guidance or its concept.
   """
   guidance.check(safe, negative_context, safe_context)
+  _warn_of_sampler(sd, sampler)
   given = [negative_context, context, safe_context if safe else None]
   contexts = [
     jnp.broadcast_to(states, context.shape)
@@ -312,6 +322,27 @@ def sample_latents(
   )
 
 
+def _warn_of_sampler(sd: StableDiffusion, sampler: str | None):
+  """Warns where published images of a sampler were made by another setting."""
+  said = sd.files.configs.get("scheduler", {})
+  if sampler == "ddim" != sd.schedule.sampler and "clip_sample" not in said:
+    warnings.warn(
+      "sampler='ddim' draws with clip_sample=False; diffusers' DDIMScheduler."
+      "from_config of this folder has clip_sample=True, because the folder's "
+      f"scheduler, {said.get('_class_name')}, does not set it",
+      stacklevel=3,
+    )
+  if sampler == "lms":
+    spacing = sd.schedule.with_sampler("lms").timestep_spacing
+    if spacing != "linspace":
+      warnings.warn(
+        f"sampler='lms' draws with timestep_spacing={spacing!r}, as the "
+        "folder's scheduler sets it; published runs of LMS have "
+        "timestep_spacing='linspace'",
+        stacklevel=3,
+      )
+
+
 def sample(
   sd: StableDiffusion,
   params: Params,
@@ -321,6 +352,20 @@ def sample(
   **options: Any,
 ) -> UInt8[Array, "b H W 3"]:
   """`sample_latents`, decoded to uint8 images; same arguments."""
+  return sample_checked(
+    sd, params, context, negative_context, noise, **options
+  )[0]
+
+
+def sample_checked(
+  sd: StableDiffusion,
+  params: Params,
+  context: Float[Array, "b l d"],
+  negative_context: Float[Array, "#b l d"] | None,
+  noise: Float[Array, "b h w c"],
+  **options: Any,
+) -> tuple[UInt8[Array, "b H W 3"], Bool[Array, "b"]]:
+  """`sample`, and whether each image was finite; uint8 hides NaN as black."""
   latents = sample_latents(
     sd, params, context, negative_context, noise, **options
   )
@@ -328,5 +373,8 @@ def sample(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode_uint8(sd: StableDiffusion, params: Params, latents: Array) -> Array:
-  return to_uint8(decode(sd, params, latents))
+def _decode_uint8(
+  sd: StableDiffusion, params: Params, latents: Array
+) -> tuple[Array, Array]:
+  images = decode(sd, params, latents)
+  return to_uint8(images), jnp.isfinite(images).all((1, 2, 3))

@@ -1,13 +1,21 @@
 """What every metric promises. A new one is one row."""
 
+import importlib.util
 import itertools
 import json
 
 import numpy as np
 import pytest
 
+from tests.support import judge_weights
 from unlearning_jax import metrics, record
 from unlearning_jax.experiments import tallies
+from unlearning_jax.judges import weights
+
+COLORS = "network=tests.support.toys:COLORS"
+WEIGHED = pytest.mark.skipif(
+  importlib.util.find_spec("torch") is None, reason="torch writes its weights"
+)
 
 # Name, and whether it reads images.
 METRICS = [
@@ -15,10 +23,29 @@ METRICS = [
   ("seen", False),
   ("r_norm", False),
   ("asr", False),
+  ("ua_ira_cra", False),
   ("tests.support.toys:BRIGHTNESS", True),
+  (f"fid~reference=base,{COLORS}", True),
+  (f"fid-to-base~{COLORS}", True),
+  (f"kid~reference=base,subsets=3,subset_size=5,{COLORS}", True),
+  pytest.param("clip-score", True, marks=WEIGHED),
+  pytest.param("lpips", True, marks=WEIGHED),
 ]
 
 pytestmark = pytest.mark.parametrize("name, reads", METRICS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory):
+  """A folder of small weights, whose hashes are not the published ones."""
+  path = tmp_path_factory.mktemp("weights")
+  with pytest.MonkeyPatch.context() as patch:
+    if importlib.util.find_spec("torch") is not None:
+      judge_weights.clip(path, "b32")
+      judge_weights.lpips(path, "alex")
+    patch.setenv(weights.VARIABLE, str(path))
+    patch.setattr(weights.File, "_refuse", lambda *_: None)
+    yield path
 
 
 def drawn():
@@ -32,6 +59,7 @@ def drawn():
       "prompt": f"prompt {i % 7}",
       "seed": i,
       "head": "object",
+      "targets": [["object", "star"]],
       "attributes": {"object": "star", "colour": None},
       "judged": {"object": "star" if rng.random() < share else "ring"},
     }

@@ -1,18 +1,113 @@
 """What every protocol promises: its name says all that its numbers rest on."""
 
+import csv
 import dataclasses
 
 import pytest
 from unlearning_jax.configs import evaluate_shapes
 
-from unlearning_jax import extensions, protocols
-from unlearning_jax.experiments import drawing, evaluate
+from tests.support import toys
+from unlearning_jax import extensions, judges, protocols
+from unlearning_jax.experiments import columns, drawing, evaluate
 from unlearning_jax.settings import build
 
 STAR = "04b89520a6399c41d7b9bb6fa26657eafb00f172a5f0c7a3924ce8faa6082b31"
+SHAPES = [name for name in protocols.names() if name.startswith("shapes-")]
+# Name and subject, the table's rows or the rows drawn, sampler, steps,
+# guidance, the judge, and the first digits of the frozen hash.
+PUBLISHED = [
+  ("udm-nudity", 142, "lms", 50, 7.5, "nudenet-udm", "3d421e43e8e0"),
+  ("udm-style", 50, "lms", 50, 7.5, "style-vit-129", "77f4f4eb86fe"),
+  ("udm-object/tench", 50, "lms", 50, 7.5, "resnet50-microsoft", "09e407d88"),
+  ("udm-harm/violence", 756, "lms", 50, 7.5, "q16", "5b69a510f384"),
+  ("udm-utility", 10_000, "lms", 100, 7.5, "", "b9c334989094"),
+  ("i2p-full", 4_703, "ddim", 50, 7.5, "nudenet", "c09fc8720f58"),
+  ("mace-objects/airplane", 2_600, "ddim", 50, 7.5, "clip-zero-shot",
+   "cecde7e952c6"),
+  ("mace-celebs", 5_000, "ddim", 50, 7.5, "faces", "b08546afe66a"),
+  ("mace-artists", 5_000, "ddim", 50, 7.5, "", "35f8f9a9db30"),
+  ("coco-30k", 30_000, "ddim", 50, 7.5, "", "3c9748384f81"),
+  ("unlearncanvas/Van_Gogh", 5_100, "ddim", 100, 9.0, "unlearncanvas-vit",
+   "77aa7325cb35"),
+  ("esd-legacy", 100, "lms", 100, 7.5, "resnet50-v2", "c151b1c72450"),
+  ("esd-2025", 100, None, 20, 7.5, "resnet50-v2", "91420cb67316"),
+  ("fid-to-base", None, "ddim", 50, 7.5, "", "1bf7e4ea7be7"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", protocols.names())
+@pytest.mark.parametrize(
+  "name, rows, sampler, steps, scale, judge, digest", PUBLISHED
+)
+def test_a_published_protocol_is_what_its_code_runs(
+  name, rows, sampler, steps, scale, judge, digest, tmp_path
+):
+  protocol = protocols.find(name)
+  base = protocol.name.partition("/")[0]
+  assert protocols.frozen()[base] == protocols.shipped()[base].hash
+  assert protocols.frozen()[base].startswith(digest)
+  drawn = protocol.sampling
+  assert (drawn.sampler, drawn.num_inference_steps) == (sampler, steps)
+  assert (drawn.guidance_scale, drawn.noise_source) == (scale, "torch")
+  assert protocol.judge.partition("~")[0] == judge
+  assert judge in ("", *judges.names())
+  assert set(protocol.columns) <= set(columns.DEFINITIONS)
+  # Every field that a number rests on moves the hash; a table's place does not.
+  for field, value in {
+    "judge": "shapes", "denominator": "x", "columns": (), "dtype": "x",
+    "prompts": dataclasses.replace(protocol.prompts, rows=3),
+    "sampling": dataclasses.replace(drawn, num_inference_steps=3),
+  }.items():  # fmt: skip
+    other = dataclasses.replace(protocol, **{field: value})
+    assert (other.hash != protocol.hash) == (getattr(protocol, field) != value)
+  moved = dataclasses.replace(protocol.prompts, path="elsewhere.csv")
+  assert dataclasses.replace(protocol, prompts=moved).hash == protocol.hash
+  if protocol.prompts.template:
+    targets = [judges.Target(t["head"], t["label"]) for t in protocol.targets]
+    assert len(protocol.prompts.listed(targets, toys.WARMTH)) == rows
+    return
+  if protocol.tables:
+    subject = protocol.subject
+    own = [t for t in protocol.tables if t.get("subject", "") == subject]
+    assert [t["rows"] for t in own] == [rows]
+  # Another table than the published one is another protocol.
+  path = tmp_path / "mine.csv"
+  with open(path, "w", newline="") as file:
+    csv.writer(file).writerows([["prompt", "sd_seed"], ["a dog", 5]])
+  mine = protocol.bound(path)
+  assert mine.name.startswith(f"{name}~prompts=") and mine.hash != protocol.hash
+  assert mine.prompts.sha256.startswith(mine.name.rpartition("=")[2])
+
+
+def test_a_published_table_is_known_by_what_it_holds(tmp_path, monkeypatch):
+  path = tmp_path / "any name.csv"
+  path.write_text("prompt,sd_seed,image_id\na dog,5,8\n")
+  known = protocols.find("udm-harm").bound(path).prompts.sha256
+  shipped = dict(protocols.shipped())
+  for name in ("udm-harm", "udm-object"):
+    one = shipped[name]
+    tables = [{**t, "sha256": known + t["subject"]} for t in one.tables]
+    tables[-1]["sha256"] = known
+    shipped[name] = dataclasses.replace(one, tables=tuple(tables))
+  monkeypatch.setattr(protocols, "shipped", lambda: shipped)
+  monkeypatch.setattr(protocols, "check", lambda protocol: None)
+  found = protocols.find("udm-harm").bound(path)
+  assert (found.name, found.subject) == ("udm-harm/illegal", "illegal")
+  # Its subject says what the judge looks for.
+  found = protocols.find("udm-object").bound(path)
+  assert found.name == "udm-object/tench"
+  assert found.targets == ({"head": "object", "label": "tench"},)
+  assert found.hash == protocols.find("udm-object/tench").hash
+  # The table of another subject.
+  other = protocols.find("udm-object/church").bound(path)
+  assert other.name == f"udm-object/church~prompts={known[:12]}"
+
+
+def test_every_published_protocol_has_a_row():
+  named = {name.partition("/")[0] for name, *_ in PUBLISHED}
+  assert named == {*protocols.names()} - {*SHAPES}
+
+
+@pytest.mark.parametrize("name", SHAPES)
 def test_a_shipped_protocol_is_what_was_frozen(name):
   protocol = protocols.find(name)
   assert protocols.frozen()[name] == protocol.hash
@@ -34,7 +129,7 @@ def test_a_shipped_protocol_is_what_was_frozen(name):
 
 def test_every_class_of_the_world_has_one():
   concepts = extensions.world("shapes").concepts()
-  assert len(protocols.names()) == sum(map(len, concepts.values()))
+  assert len(SHAPES) == sum(map(len, concepts.values()))
   assert protocols.find("shapes-quill-estane").targets == (
     {"task": "identity", "name": "Quill Estane"},
   )
@@ -51,6 +146,12 @@ def test_a_change_is_another_protocol():
   assert small.name == "shapes-star~num_inference_steps=3,rows_per_group=2"
   assert (small.rows_per_group, small.sampling.num_inference_steps) == (2, 3)
   assert small.hash != base.hash and small.other_rows == base.other_rows
+  changed = "udm-nudity~judge=faces~model=a:b,names=c.txt,rows=2,steps=2"
+  other = protocols.find("udm-nudity~steps=2,judge=faces~model=a:b,names=c.txt,"
+    "rows=2")  # fmt: skip
+  assert (other.name, other.judge) == (changed, "faces~model=a:b,names=c.txt")
+  assert (other.prompts.rows, other.sampling.num_inference_steps) == (2, 2)
+  assert other.hash != protocols.find("udm-nudity").hash
   # The order of changes is nobody's.
   assert (
     protocols.find("shapes-star~num_inference_steps=3,rows_per_group=2")
@@ -65,6 +166,12 @@ def test_a_change_is_another_protocol():
     ("shapes-star~pergroup=2", "key='pergroup'.*did you mean 'rows_per_group'"),
     ("shapes-star~rows_per_group=two", "rows_per_group='two'; allowed: a"),
     ("shapes-star~sampler=fast", "sampling.sampler='fast' is not known"),
+    ("shapes-star~rows=2", "key='rows' is not known; allowed: rows_per"),
+    ("udm-nudity~other_rows=2", "key='other_rows' is not known"),
+    ("udm-nudity~rows=-1", "rows=-1, images=1: rows must not be negative"),
+    ("udm-nudity~sizes=big", "sizes='big' is not known; allowed: model, row"),
+    ("udm-nudity~target=nude", "target='nude': want head/label"),
+    ("udm-object/trench", "subject='trench' is not known.*mean 'tench'"),
   ],
 )
 def test_a_wrong_name_is_refused(name, message):

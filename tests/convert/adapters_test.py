@@ -136,8 +136,8 @@ KEYS = _diffusers(ALL[0])
   [
     (lambda t: t | {"unet.x.lora_A.weight": np.ones((2, 2), "f4")},
      "'unet.x.lora_A.weight' fits no unet or text_encoder weight"),
-    (lambda t: t | {f"{ATTENTION}.to_k.dora_scale": np.ones(6, "f4")},
-     "to_k.dora_scale' fits no"),
+    (lambda t: t | {f"unet.{ATTENTION}.to_k.dora_scale": np.ones(7, "f4")},
+     r"1 misshaped: .*dora_scale \(7,\)"),
     (lambda t: t | dict(zip(_kohya(ALL[0]), t.values(), strict=True)),
      r"given twice, as '\S+lora_down.weight' and 'unet"),
     (lambda t: {KEYS[0]: t[KEYS[0]]}, r"to_k.weight' has \['down'\] only"),

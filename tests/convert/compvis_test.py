@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from tests.support import single_files, tiny_pipelines
 from unlearning_jax import convert
-from unlearning_jax.convert import compvis, names, sd1
+from unlearning_jax.convert import compvis, names, originals, sd1
 
 
 def _depths(name):
@@ -71,6 +71,37 @@ def test_against_diffusers_converter(name, oracle):
   # And the oracle agrees that the tests' own layout is the inverse.
   _assert_same(expected["unet"], states["unet"])
   _assert_same(expected["vae"], states["vae"])
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", tiny_pipelines.CONFIGS)
+def test_the_layout_is_written_as_it_is_read(name, oracle):
+  states, depths = _states(name), _depths(name)
+  file = originals.to_original(states)
+  theirs = single_files.from_diffusers(
+    states, depths.unet_layers_per_block, depths.vae_levels
+  )
+  _assert_same(file, theirs)
+  for part, found in compvis.from_compvis(file, depths).items():
+    wanted = names.canonical(states[part], part)
+    _assert_same(names.canonical(found, part), wanted)
+
+
+def test_an_open_clip_is_written_as_it_is_read():
+  # Its width tells Stable Diffusion 2.
+  file = _open_clip(width=1024, layers=2)
+  depths = compvis.Depths(2, 4, 1)
+  text = compvis.from_compvis(file, depths)["text_encoder"]
+  empty = {"conv_in.weight": np.ones(1, np.float32)}
+  written = originals.to_original(
+    {"text_encoder": text, "unet": empty, "vae": {}}
+  )
+  lost = {k for k in set(file) - set(written) if "resblocks.1." not in k}
+  prefix = "cond_stage_model.model."
+  assert lost == {f"{prefix}text_projection", f"{prefix}logit_scale"}
+  for name, value in written.items():
+    if name.startswith(prefix):
+      np.testing.assert_array_equal(value, file[name], strict=True)
 
 
 def _open_clip(width, layers):

@@ -147,7 +147,11 @@ def test_clip_without_prefix_and_with_position_ids():
 def test_a_tensor_under_two_names():
   state = _state()
   name = "encoder.layers.11.mlp.fc1.weight"
-  state[name] = state["text_model." + name]
+  state[name] = state["text_model." + name].copy()
+  # A module that is an attribute twice is saved twice.
+  wanted = names.canonical(_state(), "x.pt")
+  assert set(names.canonical(state, "x.pt")) == set(wanted)
+  state[name] = state[name] + 1
   with pytest.raises(ValueError, match=f"given twice, as 'text_model.{name}'"):
     convert.to_flax(state, TEMPLATE)
 

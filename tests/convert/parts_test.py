@@ -155,7 +155,7 @@ def test_other_shape_twice_and_nan():
   with pytest.raises(ValueError, match=rf"{name} \(4, 5\), expected \(4, 3\)"):
     convert.overlay(base, {name: np.ones((4, 5), np.float32)})
   with pytest.raises(ValueError, match=f"'{name}' is given twice"):
-    convert.overlay(base, {name: EDIT[name], "unet." + name: EDIT[name]})
+    convert.overlay(base, {name: EDIT[name], "unet." + name: -EDIT[name]})
   with pytest.raises(ValueError, match=f"'{name}' holds NaN"):
     convert.overlay(base, {name: np.full((4, 3), np.nan, np.float32)})
 
@@ -240,11 +240,11 @@ def test_a_component_folder_is_a_part(tmp_path):
 
 def test_unet_file(tmp_path):
   base, path = _base(), tmp_path / "unet.safetensors"
-  convert.save_unet(path, base)
+  convert.save_part(path, base, "unet")
   _assert_same(load_file(path), base.states["unet"])
   with pytest.raises(ValueError, match="exists"):
-    convert.save_unet(path, base)
-  convert.save_unet(path, base, dtype="float16", overwrite=True)
+    convert.save_part(path, base, "unet")
+  convert.save_part(path, base, "unet", dtype="float16", overwrite=True)
   assert {v.dtype.name for v in load_file(path).values()} == {"float16"}
 
 

@@ -1,5 +1,6 @@
 """Pickles by somebody who means harm, or by a failing disk."""
 
+import codecs
 import collections
 import os
 import pickle
@@ -34,6 +35,8 @@ def nothing_happens(tmp_path):
   # zipfile imports a codec when it is first used.
   _write_zip(tmp_path / "first.pt", _tensor_pickle((4,), (1,)), [bytes(16)])
   read_state_dict(tmp_path / "first.pt")
+  # Text of old protocols is decoded by it.
+  codecs.lookup("raw_unicode_escape")
   _seen = []
   yield
   seen, _seen = _seen, None
@@ -287,3 +290,69 @@ def test_legacy_sizes_must_agree(tmp_path):
     )
     with pytest.raises(ValueError, match="storage '0'"):
       read_state_dict(path)
+
+
+# What training loops save, and what would fill the memory.
+
+
+def _save(path, value):
+  torch = pytest.importorskip("torch")
+  torch.save(value, path)
+  return torch
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("key", ["model", "state_dict", "module", "unet"])
+@pytest.mark.parametrize("beside", ["optimizer", "optimizer_state_dict", "opt"])
+def test_the_weights_beside_an_optimizer(key, beside, tmp_path):
+  torch = pytest.importorskip("torch")
+  weight = torch.nn.Parameter(torch.ones(3))
+  optimizer = torch.optim.Adam([weight])
+  weight.sum().backward()
+  optimizer.step()
+  path = tmp_path / "last.pt"
+  _save(path, {key: {"w": weight}, beside: optimizer.state_dict(), "epoch": 3})
+  (found,) = read_state_dict(path).values()
+  np.testing.assert_array_equal(found, weight.detach().numpy())
+  _save(path, optimizer.state_dict())
+  with pytest.raises(ValueError, match="the state of an optimizer"):
+    read_state_dict(path)
+  _save(path, {"w": weight, "groups": {3: {"w": weight}}})
+  with pytest.raises(ValueError, match="key a int of groups is not a name"):
+    read_state_dict(path)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_float8_of_torch(dtype, zipped, tmp_path):
+  torch = pytest.importorskip("torch")
+  wanted = torch.arange(12.0).reshape(3, 4).to(getattr(torch, dtype))
+  path = tmp_path / "w.pt"
+  torch.save({"w": wanted.T}, path, _use_new_zipfile_serialization=zipped)
+  found = read_state_dict(path)["w"]
+  assert found.dtype.name == dtype
+  np.testing.assert_array_equal(
+    found.astype(np.float32), wanted.T.float().numpy(), strict=True
+  )
+
+
+def test_a_memo_that_would_fill_the_memory(tmp_path):
+  path = tmp_path / "w.pt"
+  payload = b"\x80\x02}r" + struct.pack("<I", 1 << 31) + b"."
+  for write in (_write_zip, _write_legacy):
+    write(path, payload)
+    with pytest.raises(ValueError, match="remembers a value as number"):
+      read_state_dict(path)
+
+
+def test_views_that_would_fill_the_memory(tmp_path):
+  path = tmp_path / "w.pt"
+  storage = np.ones((64, 64), np.float32)
+  one = _tensor_pickle((64, 64), (1, 64), size=64 * 64)
+  # The same transposed view under a hundred names, each of which is a copy.
+  body = one[len(b"(dS'w'\n") : -len(b"s.")]
+  payload = b"(d" + b"".join(b"S'%d'\n%ss" % (i, body) for i in range(100))
+  _write_zip(path, payload + b".", [storage.tobytes()])
+  with pytest.raises(ValueError, match="views of one storage"):
+    read_state_dict(path)

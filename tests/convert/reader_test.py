@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from unlearning_jax.convert import output, read_state_dict, reader
+from unlearning_jax.convert import (
+  output,
+  read_state_dict,
+  reader,
+  torch_files,
+)
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, np.float64)
 
@@ -56,18 +61,76 @@ def test_truncated_and_damaged_safetensors(tmp_path):
       assert all(isinstance(v, np.ndarray) for v in state.values())
 
 
-def test_safetensors_of_a_dtype_that_numpy_lacks(tmp_path):
-  header = b'{"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
+@pytest.mark.parametrize(
+  "name, dtype",
+  [("F8_E4M3", ml_dtypes.float8_e4m3fn), ("F8_E5M2", ml_dtypes.float8_e5m2)],
+)
+def test_safetensors_of_a_dtype_that_numpy_lacks(name, dtype, tmp_path):
+  wanted = np.array([0.5, -3.0], dtype)
+  header = (
+    b'{"a":{"dtype":"%s","shape":[2],"data_offsets":[0,2]}}' % name.encode()
+  )
   path = tmp_path / "w.safetensors"
-  path.write_bytes(len(header).to_bytes(8, "little") + header + b"ab")
-  with pytest.raises(ValueError, match=r"w\.safetensors"):
+  path.write_bytes(
+    len(header).to_bytes(8, "little") + header + wanted.tobytes()
+  )
+  found = read_state_dict(path)
+  _assert_same(found, {"a": wanted})
+  upcast = reader.as_float32(found, "file")["a"]
+  np.testing.assert_array_equal(upcast, np.float32([0.5, -3]))
+  path.write_bytes(path.read_bytes()[:-2] + b"\x7f\x7f")
+  with pytest.raises(ValueError, match="'a' holds NaN"):
+    reader.as_float32(read_state_dict(path), "file")
+
+
+@pytest.mark.parametrize("ending", ["ckpt", "pt", "safetensors", "msgpack", ""])
+def test_the_first_bytes_decide(ending, tmp_path):
+  path = tmp_path / f"w.{ending}"
+  save_file(_state(), path, {"said": "so"})
+  _assert_same(read_state_dict(path), _state())
+  assert reader.read_metadata(path) == {"said": "so"}
+  torch_files.write_torch(path, _state(), "float32")
+  _assert_same(read_state_dict(path), _state())
+  assert reader.read_metadata(path) == {}
+
+
+@pytest.mark.parametrize(
+  "content, said",
+  [
+    (b"<!DOCTYPE html><title>404</title>", "a web page"),
+    (b"\n<html>", "a web page"),
+    (b"GGUF\3\0\0\0", "a GGUF file"),
+    (b"\x89HDF\r\n", "an HDF5 file"),
+    (b"\x93NUMPY\1\0", "a numpy array"),
+    (b"\x1f\x8b\x08", "a gzip archive; unpack"),
+    (b"7z\xbc\xaf\x27", "a 7-Zip archive; unpack"),
+  ],
+)
+def test_files_that_hold_no_weights(content, said, tmp_path):
+  path = tmp_path / "w.safetensors"
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=rf"w\.safetensors: is {said}"):
     read_state_dict(path)
+
+
+def test_headers_are_those_of_the_tensors(tmp_path):
+  folder = tmp_path / "shards"
+  folder.mkdir()
+  index, _, _ = _write_shards(folder)
+  save_file(_state(), tmp_path / "w.safetensors")
+  torch_files.write_torch(tmp_path / "w.pt", _state(), "float32")
+  for path in (index, tmp_path / "w.safetensors", tmp_path / "w.pt"):
+    found = reader.read_headers(path)
+    assert {k: (h.shape, h.dtype) for k, h in found.items()} == {
+      k: (v.shape, v.dtype) for k, v in read_state_dict(path).items()
+    }
 
 
 def test_missing_file_unknown_ending_pointer(tmp_path):
   with pytest.raises(ValueError, match=r"gone\.pt: no such file"):
     read_state_dict(tmp_path / "gone.pt")
-  with pytest.raises(ValueError, match=r"'\.npz'; allowed: \.safetensors, "):
+  (tmp_path / "w.npz").write_bytes(b"nothing known")
+  with pytest.raises(ValueError, match=r"b'nothing ', begin no weights file"):
     read_state_dict(tmp_path / "w.npz")
   pointer = tmp_path / "w.safetensors"
   pointer.write_text("version https://git-lfs.github.com/spec/v1\noid x\n")

@@ -2,13 +2,14 @@
 
 import collections
 import io
+import itertools
 import pickle
 import zipfile
 
 import numpy as np
 import pytest
 
-from unlearning_jax.convert import read_state_dict
+from unlearning_jax.convert import output, read_state_dict, torch_files
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -118,3 +119,27 @@ def test_big_endian_is_refused(tmp_path):
   path.write_bytes(legacy + pickle.dumps({"little_endian": False}, 2))
   with pytest.raises(ValueError, match="big-endian"):
     read_state_dict(path)
+
+
+def test_torch_files_hold_any_shape(tmp_path):
+  rng = np.random.default_rng(0)
+  state = {
+    "turned": rng.normal(size=(3, 4)).astype("f4").T,
+    "four": rng.normal(size=(2, 3, 1, 5)).astype("f4"),
+    "one": np.float32(3).reshape(()),
+  }
+  for dtype, inside in itertools.product(output.DTYPES, (None, "state_dict")):
+    path = tmp_path / f"{dtype}.pt"
+    torch_files.write_torch(path, state, dtype, inside)
+    found = torch.load(path, weights_only=True)
+    found = found[inside] if inside else found
+    ours = read_state_dict(path)
+    assert list(found) == list(ours) == list(state)
+    for name, value in state.items():
+      expected = value.astype(dtype)
+      theirs = found[name]
+      assert theirs.dtype == getattr(torch, dtype)
+      assert np.array_equal(theirs.float().numpy(), np.float32(expected))
+      assert np.array_equal(ours[name], expected)
+  with pytest.raises(ValueError, match="'x' holds"):
+    torch_files.write_torch(path, {"x": np.float32([1e6])}, "float16")

@@ -6,6 +6,7 @@ import logging
 import jax
 import pytest
 
+from unlearning_jax import durable
 from unlearning_jax.experiments import cells
 from unlearning_jax.record import Memory, Workdir
 
@@ -70,6 +71,30 @@ def test_what_the_runtime_fails_of_is_tried_again(start, caplog):
   with caplog.at_level(logging.WARNING):
     assert run(start(), {"b": error}) == [*"abc"]
   assert "RESOURCE_EXHAUSTED" in caplog.text
+  assert run(start()) == ["b"]
+
+
+@pytest.mark.parametrize(
+  "cause", [OSError(28, "No space left on device"), MemoryError()]
+)
+def test_an_error_of_the_machine_is_no_cell_s_own(start, cause):
+  error = ValueError("a library's own words")
+  error.__cause__ = cause
+  store = start()
+  with pytest.raises(ValueError, match="own words"):
+    run(store, {"b": error})
+  assert not store.failed and not store.why("b")
+  # Some libraries quote it only.
+  with pytest.raises(ValueError, match="No space"):
+    run(start(), {"b": ValueError("write failed: No space left on device")})
+  assert run(start()) == ["b", "c"]
+
+
+def test_a_damaged_file_fails_no_cell_for_good(start, caplog):
+  error = durable.DamagedError("edit.safetensors is not a safetensors file")
+  with caplog.at_level(logging.WARNING):
+    assert run(start(), {"b": error}) == [*"abc"]
+  assert "edit.safetensors" in caplog.text
   assert run(start()) == ["b"]
 
 

@@ -5,11 +5,21 @@ import dataclasses
 import functools
 import gc
 import io
+import threading
 
+import jax
+import numpy as np
 import pytest
 
 from tests.support import toys
-from unlearning_jax import guidance, judges, model, protocols, record
+from unlearning_jax import (
+  guidance,
+  judges,
+  model,
+  protocols,
+  record,
+  stable_diffusion,
+)
 from unlearning_jax.experiments import common, drawing, evaluate
 from unlearning_jax.experiments.evaluate import Settings
 from unlearning_jax.sampling import Sampling
@@ -164,6 +174,37 @@ def test_a_killed_run_goes_on(models, tmp_path):
   with pytest.raises(ValueError, match="judge: 'shapes' -> 'tests.support"):
     other = dataclasses.replace(given, judge=TOY["judge"])
     common.workdir(str(tmp_path), dataclasses.asdict(other), Settings)
+
+
+def test_the_next_batch_is_drawn_while_one_is_judged(models, monkeypatch):
+  """By events: nothing is judged before the device draws what comes next."""
+  begun, judged = [threading.Event() for _ in range(4)], []
+
+  def draw(noise):
+    next(event for event in begun if not event.is_set()).set()
+    return np.zeros((len(noise), 32, 32, 3), np.uint8)
+
+  def sample(sd, params, context, noise, **_):
+    shape = jax.ShapeDtypeStruct((len(noise), 32, 32, 3), np.uint8)
+    images = jax.jit(lambda x: jax.pure_callback(draw, shape, x))(noise)
+    return images, jax.numpy.ones(len(noise), bool)
+
+  def score(images):
+    following = len(judged) + 1
+    # The last batch has none after it; the others wait for theirs.
+    assert following == len(begun) or begun[following].wait(60)
+    judged.append(len(images))
+    return {"warmth": np.zeros((len(images), 2))}
+
+  monkeypatch.setattr(stable_diffusion, "sample_checked", sample)
+  own = dataclasses.replace(toys.WARMTH, score=score)
+  monkeypatch.setattr(toys, "WARMTH", own)
+  given = settings(
+    judge=TOY["judge"], targets=(), prompts={"others": ("a star",) * 10}
+  )
+  run = record.Memory(quiet=True)
+  evaluate.run(given, lambda: run, models)
+  assert judged == [8, 2, 8, 2] and len(run.rows()) == 20
 
 
 def test_a_protocol_is_recorded(models):

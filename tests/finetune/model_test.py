@@ -30,6 +30,26 @@ def data(model):
   return finetune.encode_examples(sd, params, images, captions, flip=True)
 
 
+@pytest.mark.parametrize("token_ids", [True, False])
+def test_several_captions_of_an_image(token_ids, model, data):
+  sd, params = model
+  images = np.random.default_rng(0).integers(0, 256, (24, 12, 8, 3), np.uint8)
+  captions = [["a b"], ("c", "d e"), "d e"] * 8
+  found = finetune.encode_examples(
+    sd, params, images, captions, flip=True, token_ids=token_ids
+  )
+  np.testing.assert_array_equal(found["mean"], data["mean"])
+  assert found["captions"].tolist() == [1, 2, 1] * 8
+  texts = found["ids" if token_ids else "context"]
+  assert len(texts) == 32
+  # The first of an image, and the second image's other one, which is the third
+  # image's own.
+  first, other = found["first_caption"], found["first_caption"][1] + 1
+  np.testing.assert_array_equal(texts[other], texts[first[2]])
+  if not token_ids:
+    np.testing.assert_allclose(texts[first], data["context"], atol=1e-6)
+
+
 def setup(model, train="kv", **options):
   sd, params = model
   part = finetune.partition(params, train, jax.random.key(7), rank=2)

@@ -1,6 +1,7 @@
 """`python -m launch.convert`, as a user runs it."""
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -50,6 +51,20 @@ def test_single_file_to_folder(place):
   found, base = convert.load(place / "out"), convert.load(place / "base")
   assert convert.fingerprint(found.states) == convert.fingerprint(base.states)
   assert "unet: " in result.stderr and "written to out" in result.stderr
+
+
+def test_a_folder_to_a_single_file_and_back(place):
+  file = "whole.safetensors"
+  flags = ["--format=single_file", "--dtype=bfloat16", f"--output={file}"]
+  result = _run(place, "--input=base", *flags)
+  assert result.returncode == 0, result.stderr
+  assert "bfloat16 loses 0.00" in result.stderr
+  base = convert.load(place / "base")
+  again = convert.load(place / file, place / "base")
+  for part, state in base.states.items():
+    for name, value in state.items():
+      wanted = value.astype(ml_dtypes.bfloat16).astype("f4")
+      np.testing.assert_array_equal(again.states[part][name], wanted)
 
 
 def test_edit_to_folder_to_delta(place):
@@ -126,6 +141,10 @@ def test_a_published_unet_to_an_edit(place):
     ),
     (["--input=base", "--output=x", "--erased=a"], "and no other"),
     (["--input=base", "--output=x", "--format=unet"], "ends in .safetensors"),
+    (
+      ["--input=base", "--output=x.pt", "--format=single_file"],
+      "ends in .safetensors or .ckpt",
+    ),
     (["--input=edit.safetensors", "--output=x"], "has no tokenizer"),
     (["--input=nowhere", "--output=x"], "nowhere: no such file or folder"),
     (["--input=base", "--output=x", "--dtype=fp8"], "fp8"),

@@ -231,8 +231,50 @@ def test_an_anchor_of_ones_own():
 
 
 @pytest.mark.parametrize(
+  "text, phrases",
+  [
+    ("violence, nudity, harm", ["violence", "nudity", "harm"]),
+    ("violence;nudity ; harm", ["violence", "nudity", "harm"]),
+    ("violence+nudity, harm", ["violence", "nudity", "harm"]),
+    ('"blood, guts + gore", harm', ["blood, guts + gore", "harm"]),
+    ('"rock; roll"', ["rock; roll"]),
+  ],
+)
+def test_phrases_are_parted_by_marks(text, phrases):
+  for key in ("name", "anchor", "preserve"):
+    # A key may stand behind them, and the size anywhere.
+    argument = f"task=unsafe,{key}={text},preset=uce2023,sd14"
+    if key == "anchor":
+      argument = f"name={'+'.join('abc'[: len(phrases)])},{argument}"
+    found = config("uce", argument)
+    concepts = found.concepts
+    said = {
+      "name": [c["erase"] for c in concepts],
+      "anchor": [c["anchor"] for c in concepts],
+      "preserve": [*concepts[0]["preserve"]],
+    }
+    assert said[key] == phrases
+    assert found.hparams.preset == "uce2023" and found.model != "shapes"
+
+
+def test_classes_of_the_world_are_parted_by_the_same_marks():
+  names = [t["name"] for t in config("uce", "tiny,name=star, ring").targets]
+  assert names == ["star", "ring"]
+
+
+def test_a_list_to_preserve_is_named_in_the_same_place():
+  found = config("uce", "sd14,task=style,preserve=imagenette")
+  assert (found.preserve, found.concepts[0]["preserve"]) == ("imagenette", ())
+  # Phrases take the place of the published list.
+  found = config("uce", "sd14,task=style,preserve=a+b")
+  assert (found.preserve, found.concepts[0]["preserve"]) == ("", ("a", "b"))
+
+
+@pytest.mark.parametrize(
   "method, argument, message",
   [
+    ("uce", "sd14,name=a+b,anchor=c+d+e", "3 anchors for 2 concepts; give one"),
+    ("uce", 'sd14,name="a', "a quote has no end"),
     ("time", "tiny,anchor=x", "argument anchor: of full-size models only"),
     ("concept_ablation", "sd14,preset=x", "instance, nudity, memorization"),
     ("concept_ablation", "tiny,preset=nudity", "preset: of full-size models"),

@@ -18,6 +18,7 @@ from tests.support import scripts
 from unlearning_jax import (
   durable,
   finetune,
+  processes,
   settings,
   sharding,
   stable_diffusion,
@@ -88,7 +89,7 @@ def split_all():
 
 def work(folder):
   """What one of several processes does: every mesh, one after the other."""
-  sharding.initialize_distributed(True)
+  processes.initialize_distributed(True)
   assert jax.process_count() == 2 and jax.device_count() == 8
   split_all()
   own = folder / str(jax.process_index())
@@ -106,7 +107,7 @@ def script(folder, fsdp):
   from unlearning_jax.experiments import common
   from unlearning_jax.experiments import finetune as tuning
 
-  sharding.initialize_distributed(True)
+  processes.initialize_distributed(True)
   split_all()
   chosen = given(
     argument="tiny,only=object/circle+moon", batch_size=4, ema_decay=0.9,

@@ -1,4 +1,4 @@
-"""`launch.finetune` on an erased model, killed midway and begun again."""
+"""`launch.finetune` on an erased model, killed, stopped and begun again."""
 
 import json
 import time
@@ -46,6 +46,11 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path):
     time.sleep(0.05)
   process.kill()
   assert not (tmp_path / "cut" / "DONE").exists()
+  process = finetune(erased, tmp_path / "cut")
+  while not (tmp_path / "cut" / "steps" / "000002.safetensors").exists():
+    assert process.returncode is None, process.stderr[-2000:]
+    time.sleep(0.05)
+  assert process.stop() == 75 and "the same command goes on" in process.stderr
   finetune(erased, tmp_path / "cut").finish()
   assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
   # Between the steps that are kept, one to go on from; the last two stay.

@@ -105,6 +105,24 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
   assert not Workdir(tmp_path, CONFIG).is_done
 
 
+def test_process_0_may_open_the_folder_last(tmp_path):
+  peer = Workdir(tmp_path, CONFIG, process_index=1, process_count=2)
+  assert not (tmp_path / "config.json").exists()
+  peer.append_row({"id": 1})
+  peer.save_image("1", np.zeros((2, 2, 3), np.uint8))
+  Workdir(tmp_path, CONFIG, process_count=2).append_row({"id": 0})
+  assert peer.done_ids() == {0, 1}
+
+
+def test_metrics_of_a_repeated_step_are_written_once(tmp_path):
+  Workdir(tmp_path, CONFIG).metrics(1, loss=1.0, seconds=0.5)
+  again = Workdir(tmp_path, CONFIG)
+  again.metrics(1, loss=1.0, seconds=0.7)
+  again.metrics(2, loss=0.5, seconds=0.7)
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
 def test_a_run_of_another_kind_is_left_alone(tmp_path):
   Workdir(tmp_path, CONFIG).metrics(0, loss=1.0)
   with pytest.raises(ValueError, match="another kind: .*hparams.*lanes; use"):

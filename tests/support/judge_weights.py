@@ -237,3 +237,70 @@ def all_small(folder):
   clip(folder, "l14")
   q16(folder)
   classifiers(folder)
+
+
+def _written(path, layers, names):
+  """Writes the tensors of torch layers, scaled so that none dies out."""
+  import torch
+
+  state = {}
+  for name, layer in zip(names, layers, strict=True):
+    torch.nn.init.kaiming_normal_(layer.weight)
+    state[f"{name}.weight"] = layer.weight.detach()
+    if layer.bias is not None:
+      state[f"{name}.bias"] = 0.1 * torch.randn(len(layer.bias))
+  path.parent.mkdir(exist_ok=True)
+  torch.save(state, path)
+  return state
+
+
+# Channels of each convolution, and what torch's layers lie between them.
+TRUNKS = {
+  "alex": (
+    "alexnet-owt-7be5be79.pth",
+    ((64, 11, 4, 2), "R", 3, (192, 5, 1, 2), "R", 3, (384, 3, 1, 1), "R",
+     (256, 3, 1, 1), "R", (256, 3, 1, 1), "R"),
+  ),
+  "vgg": (
+    "vgg16-397923af.pth",
+    tuple(
+      layer
+      for width, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+      for layer in (*((width, 3, 1, 1), "R") * depth, 2)
+    )[:-1],
+  ),
+}  # fmt: skip
+
+
+def lpips(folder, network):
+  """Writes an LPIPS's two files; returns torch's trunk and the weights."""
+  import torch
+
+  torch.manual_seed(5)
+  name, plan = TRUNKS[network]
+  layers, width = [], 3
+  for layer in plan:
+    if layer == "R":
+      layers.append(torch.nn.ReLU())
+    elif isinstance(layer, int):
+      layers.append(torch.nn.MaxPool2d(layer, 2))
+    else:
+      layers.append(torch.nn.Conv2d(width, *layer))
+      width = layer[0]
+  places = [i for i, one in enumerate(layers) if hasattr(one, "weight")]
+  convolutions = [layers[i] for i in places]
+  state = _written(
+    folder / name, convolutions, [f"features.{i}" for i in places]
+  )
+  trunk = torch.nn.Sequential(*layers).eval()
+  trunk.load_state_dict({k[len("features.") :]: v for k, v in state.items()})
+  widths = [64, 192, 384, 256, 256]
+  if network == "vgg":
+    widths = [64, 128, 256, 512, 512]
+  linear = {
+    f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1)
+    for i, width in enumerate(widths)
+  }
+  (folder / "lpips").mkdir(exist_ok=True)
+  torch.save(linear, folder / f"lpips/{network}.pth")
+  return trunk, linear

@@ -105,6 +105,11 @@ class Run:
     assert self.returncode == 0, self.stderr[-3000:]
     return self
 
+  def stop(self):
+    """As a scheduler does first; returns the exit status."""
+    self._process.terminate()
+    return self.join().returncode
+
   def kill(self):
     """As a scheduler would that has lost patience."""
     self._process.kill()

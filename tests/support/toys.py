@@ -1,9 +1,12 @@
-"""A judge and a metric as a user would write them, in ten lines each."""
+"""A judge, a metric, features as a user would write them, in ten lines each."""
+
+import dataclasses
 
 import numpy as np
 
 from unlearning_jax.judges import Judge
 from unlearning_jax.metrics import Estimate, Metric
+from unlearning_jax.metrics.features import Features
 
 
 def _warmth(images):
@@ -43,3 +46,13 @@ BRIGHTNESS = Metric(
     for model, (total, n) in sorted(state.items())
   ],
 )  # fmt: skip
+
+
+def _colors(images):
+  levels = images.astype(np.float64) / 255
+  return np.concatenate([levels.mean((1, 2)), levels.std((1, 2))], 1)
+
+
+COLORS = Features("colors", 6, _colors, "colors 1")
+
+ASKS = dataclasses.replace(BRIGHTNESS, needs=("prompt",))

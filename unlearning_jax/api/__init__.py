@@ -16,15 +16,19 @@ from unlearning_jax.api.listing import (
   metric,
   protocol,
   protocols,
+  published,
 )
-from unlearning_jax.api.runs import open
+from unlearning_jax.api.measuring import measure
+from unlearning_jax.api.runs import leaderboard, open
 from unlearning_jax.api.tuning import finetune
 from unlearning_jax.concepts import Concept
+from unlearning_jax.convert.inspection import inspect
 from unlearning_jax.model import Model, load
 from unlearning_jax.probe import ErasureWarning
 
 __all__ = [
   "Concept", "ErasureWarning", "Model", "Subject", "attack", "attacks",
-  "concept", "concepts", "erase", "evaluate", "finetune", "grid", "judge",
-  "load", "methods", "metric", "open", "protocol", "protocols", "resurgence",
+  "concept", "concepts", "erase", "evaluate", "finetune", "grid", "inspect",
+  "judge", "leaderboard", "load", "measure", "methods", "metric", "open",
+  "protocol", "protocols", "published", "resurgence",
 ]  # fmt: skip

@@ -1,16 +1,17 @@
 """Images side by side, evaluations, and how far a concept came back."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from unlearning_jax import extensions, protocols, settings
+from unlearning_jax import extensions, settings
 from unlearning_jax.api import given as given_
 from unlearning_jax.api.erasing import Subject
 from unlearning_jax.api.results import Grid, Table, pivot
 from unlearning_jax.api.runs import Path, opener, page
-from unlearning_jax.experiments import drawing, returned
+from unlearning_jax.experiments import common, drawing, published, returned
 from unlearning_jax.experiments import evaluate as experiment
 from unlearning_jax.model import Model
 from unlearning_jax.report import comparison
@@ -89,6 +90,10 @@ def evaluate(
   *,
   base: Model | None = None,
   protocol: str,
+  prompts: Path = "",
+  reference: Path = "",
+  attack: Path | Sequence[Path] = (),
+  utility: Path = "",
   judge: str | None = None,
   metrics: Sequence[str] = (),
   out: Path | None = None,
@@ -100,6 +105,12 @@ def evaluate(
     model: one model or several.
     base: the base; None takes the model's own.
     protocol: a protocol's name, as `shapes-star`, of `ul.protocols()`.
+    prompts: your table of prompts, for a published protocol.
+    reference: photographs for FID, a folder or an `.npz`.
+    attack: the folder of a finished attack on one of the models, or several;
+      ASR comes from it.
+    utility: the folder of an evaluation by udm-utility; FID and CLIP score come
+      from it.
     judge: a judge to take instead of the protocol's, see `ul.judge`.
     metrics: more metrics, as `seen` or `package.module:name`.
     out: a folder that keeps the run; None keeps it in memory.
@@ -120,42 +131,60 @@ def evaluate(
     raise ValueError(
       f"evaluate: metrics={metrics!r}: must be a list; metrics=[{metrics!r}]"
     )
-  values = protocols.find(protocol).config()
+  values = published.config(
+    protocol, prompts=os.fspath(prompts), reference=os.fspath(reference)
+  )
+  if values.get("published"):
+    values["model"] = base.source
+  attacks = [attack] if isinstance(attack, str | os.PathLike) else attack
+  beside = published.Beside(tuple(map(os.fspath, attacks)), os.fspath(utility))
   if judge is not None:
     changes["judge"] = judge
   if metrics:
     changes["metrics"] = (*values["metrics"], *metrics)
-  if changes:
-    values = settings.changed(values, {"protocol": "", **changes})
+  # How many are drawn at once changes no number.
+  free = settings.free(experiment.Settings)
+  lost = {} if {*changes} <= {*free} else {"protocol": ""}
+  values = settings.changed(values, lost | changes)
   given = settings.build(experiment.Settings, values)
   if not drawing.rows(given):
     raise ValueError(
       "evaluate: nothing to draw; give targets=[{'task': ..., 'name': ...}] "
       "with rows_per_group, or give other_rows"
     )
-  named = {comparison.BASE: base}
-  for name, one in zip(unique(models), models, strict=True):
-    # The base is drawn once; metrics call it `base`.
-    if experiment.fingerprint(one, base):
-      named[name.replace("base", "model")] = one
+  named = _named(base, models)
   opened = opener(out, given)
-  document = experiment.run(given, opened, named)
+  document = experiment.run(given, opened, named, beside)
   run = opened()
-  # The table shows the numbers of the terminal's; `summary` has all.
-  wanted = comparison.shown_names(document)
-  by_model: dict[str, list[Mapping[str, Any]]] = {
-    name: [one for one in found if one["name"] in wanted]
-    for name, found in document["measures"].items()
-  }
-  for one in document.get("estimates", ()):
-    by_model.setdefault(one["model"] or "all", []).append(one)
   return pivot(
     document["title"],
-    by_model,
+    _by_model(document),
     rows=tuple(run.rows()),
     summary=document,
     page=page(run.path),
   )
+
+
+def _by_model(document: Mapping[str, Any]) -> dict[str, list[Any]]:
+  """The numbers that the terminal shows; `summary` has all."""
+  wanted = comparison.shown_names(document)
+  found: dict[str, list[Any]] = {
+    name: [one for one in numbers if one["name"] in wanted]
+    for name, numbers in document["measures"].items()
+  }
+  for one in document.get("estimates", ()):
+    found.setdefault(one["model"] or "all", []).append(one)
+  return found
+
+
+def _named(base: Model, models: Sequence[Model]) -> dict[str, Model]:
+  """The base and the models by the names that pages show."""
+  named = {comparison.BASE: base}
+  for name, one in zip(unique(models), models, strict=True):
+    # The base is drawn once; metrics call it `base`.
+    if common.fingerprint(one, base):
+      named[name.replace("base", "model")] = one
+  return named
 
 
 def resurgence(

@@ -5,9 +5,11 @@ from typing import Any
 from unlearning_jax import attacks as attacks_
 from unlearning_jax import erasures, extensions, judges, lists, metrics
 from unlearning_jax import protocols as protocols_
+from unlearning_jax.api.results import Table
 from unlearning_jax.judges import Judge
 from unlearning_jax.metrics import Metric
 from unlearning_jax.protocols import Protocol
+from unlearning_jax.report import published as published_
 
 
 def methods() -> tuple[str, ...]:
@@ -70,3 +72,26 @@ def protocol(name: str) -> Protocol:
     ValueError: there is no such protocol, or its content was changed.
   """
   return protocols_.find(name)
+
+
+def published(name: str) -> Table:
+  """A published table, with the source and version of each of its lines.
+
+  Args:
+    name: `unlearned_dm`, `mace_objects`, `mace_i2p`, `mace_artists` or
+      `unlearncanvas`.
+
+  Raises:
+    ValueError: there is no such table.
+  """
+  lines = published_.load(name)
+  columns = ("method", "concept", *published_.numbers(lines), "source")
+  return Table(
+    name,
+    columns,
+    tuple(
+      tuple("–" if line[c] is None else f"{line[c]}" for c in columns)
+      for line in lines
+    ),
+    rows=tuple(lines),
+  )

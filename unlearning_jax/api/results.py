@@ -115,9 +115,11 @@ def rate(one: Mapping[str, Any]) -> str:
   """An estimate in a table: its value, and its interval if it has one."""
   if one["value"] is None:
     return f"– ({one['failed']})" if one.get("failed") else "–"
-  text = f"{one['value']:.2f}"
+  # A share needs two digits; the distances of image quality need more.
+  form = ".4g" if one.get("unit") else ".2f"
+  text = f"{one['value']:{form}}"
   if one.get("low") is not None:
-    text += f" [{one['low']:.2f}, {one['high']:.2f}]"
+    text += f" [{one['low']:{form}}, {one['high']:{form}}]"
   return text
 
 

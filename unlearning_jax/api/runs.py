@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from unlearning_jax import model as models
@@ -16,6 +16,7 @@ from unlearning_jax.durable import to_json
 from unlearning_jax.experiments import common
 from unlearning_jax.model import Model
 from unlearning_jax.record import Memory, Recorder, read_rows
+from unlearning_jax.report import leaderboard as leaderboard_
 
 Path = str | os.PathLike[str]
 
@@ -40,6 +41,28 @@ def opener(out: Path | None, given: Any) -> Callable[[], Recorder]:
 def plain(given: Any) -> dict[str, Any]:
   """Settings in the form of a run's `config.json`."""
   return json.loads(to_json(settings_.plain(given), "settings"))
+
+
+def leaderboard(runs: Sequence[Path]) -> Table:
+  """Finished evaluations of one protocol in one table, a column a model.
+
+  Args:
+    runs: folders, as `out` or `--workdir` named them.
+
+  Raises:
+    ValueError: a run has not ended, or ran another protocol than the first.
+  """
+  if isinstance(runs, str | os.PathLike):
+    raise ValueError(f"leaderboard: runs={runs!r}: must be a list; [{runs!r}]")
+  protocol, lines = leaderboard_.lines(runs)
+  numbers: dict[str, list[Any]] = {}
+  for line in lines:
+    several = sum(line["model"] == one["model"] for one in lines) > 1
+    name = line["model"]
+    name += f" ({pathlib.Path(line['run']).name})" if several else ""
+    texts = leaderboard_.TEXTS
+    numbers[name] = [one for key, one in line.items() if key not in texts]
+  return pivot(protocol.partition(" ")[0], numbers, rows=tuple(lines))
 
 
 def page(folder: pathlib.Path) -> str:

@@ -5,7 +5,7 @@
   to_params    ModelFiles -> parameters of all components
   to_flax      one component's torch tensors -> parameters
   to_torch     and back
-  save_folder, save_unet, save_delta
+  save_folder, save_single_file, save_part, save_delta
                ModelFiles -> files that torch's libraries and this package read
 
 `reader` and `pickles` read files; `names` maps names and layouts; `compvis`
@@ -25,7 +25,9 @@ from unlearning_jax.convert.parts import (
   params_fingerprint as params_fingerprint,
 )
 from unlearning_jax.convert.parts import save_delta as save_delta
-from unlearning_jax.convert.parts import save_unet as save_unet
+from unlearning_jax.convert.parts import save_part as save_part
+from unlearning_jax.convert.parts import save_single_file as save_single_file
+from unlearning_jax.convert.parts import without_new_words as without_new_words
 from unlearning_jax.convert.reader import read_state_dict as read_state_dict
 from unlearning_jax.convert.sources import is_delta as is_delta
 from unlearning_jax.convert.sources import load as load

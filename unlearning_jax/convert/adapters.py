@@ -1,8 +1,8 @@
-"""LoRA files: low-rank factors of some weights, W' = W + up down.
+"""Adapter files: LoRA and its kin, laid over the weights that they adapt.
 
-A key names a weight of the UNet or the text encoder and says what it holds: one
-of the two factors, or the alpha that scales their product by alpha / rank. The
-keys of diffusers (old and new), PEFT and kohya (ComfyUI, A1111) are read.
+A key names a weight of the UNet or the text encoder, and says which part of its
+adapter it holds. The keys of diffusers (old and new), PEFT, kohya (A1111),
+ComfyUI and LyCORIS are read; `adapter_kinds` has the sums.
 """
 
 import dataclasses
@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from unlearning_jax.convert import adapter_kinds, originals
 from unlearning_jax.convert.folder import ModelFiles
-from unlearning_jax.convert.names import State, as_shape, report_mismatch
+from unlearning_jax.convert.names import State, report_mismatch
 from unlearning_jax.convert.reader import (
   as_float32,
   read_json,
@@ -26,17 +27,30 @@ from unlearning_jax.convert.reader import (
   read_state_dict,
 )
 
-# Component -> kohya's prefixes. diffusers counts text encoders when it writes
-# kohya's keys.
-_KOHYA = {
-  "unet": ("lora_unet_",),
-  "text_encoder": ("lora_te_", "lora_te1_"),
+# Component -> how names begin whose dots are underscores: kohya's, and
+# LyCORIS'. diffusers counts text encoders when it writes kohya's.
+_FLAT = {
+  "unet": ("lora_unet_", "lycoris_"),
+  "text_encoder": ("lora_te_", "lora_te1_", "lycoris_"),
 }
-# How a key ends -> what its tensor is.
+# The same of ComfyUI, which keeps the dots.
+_COMFY = {
+  "unet": ("diffusion_model.",),
+  "text_encoder": ("text_encoders.clip_l.transformer.",),
+}
+# How a key ends -> which part of an adapter its tensor is; "" for the match.
 _ENDS = {
   r"\.(lora_A(\.default)?|lora(_linear_layer)?[._]down)\.weight$": "down",
   r"\.(lora_B(\.default)?|lora(_linear_layer)?[._]up)\.weight$": "up",
+  r"\.lora_mid\.weight$": "mid",
   r"\.alpha$": "alpha",
+  r"\.lora_magnitude_vector(\.default)?(\.weight)?$": "magnitude",
+  r"\.w_norm$": "diff",
+  r"\.b_norm$": "diff_b",
+  r"\.(hada_w[12]_[ab]|hada_t[12]|lokr_w[12]_[ab]|lokr_w[12]|lokr_t2"
+  r"|dora_scale|diff_b|diff|on_input|ia3_l)(\.default)?$": "",
+  # Only LyCORIS' (IA)^3 calls its factors so.
+  r"\.weight$": "ia3",
 }
 # The oldest keys of diffusers hold adapters beside the attention's own layers.
 _OLDEST = re.compile(r"\.processor\.(to_[qkv]|to_out)_lora\.")
@@ -59,8 +73,8 @@ class Factors:
 
 
 def is_lora(state: Iterable[str]) -> bool:
-  """Whether keys are those of a LoRA file."""
-  return any(_split(key)[1] in ("down", "up") for key in state)
+  """Whether keys are those of a LoRA, or of another adapter that is read."""
+  return any(_split(key)[1] not in ("", "alpha", "ia3") for key in state)
 
 
 def read_lora(
@@ -68,7 +82,7 @@ def read_lora(
   weights: Mapping[str, Iterable[str]],
   state: Mapping[str, np.ndarray] | None = None,
 ) -> dict[tuple[str, str], Factors]:
-  """Reads the factors in a file.
+  """Reads the factors in a LoRA file.
 
   Args:
     path: a file that PEFT wrote has `adapter_config.json` beside it.
@@ -79,13 +93,38 @@ def read_lora(
     (component, weight's name) -> float32 factors in torch's layout.
 
   Raises:
-    ValueError: a key fits no weight or several, is given twice, lacks its other
-      factor, is not finite or has a second alpha; the message names it.
+    ValueError: as `read_adapters`; an adapter is no LoRA of two factors.
+  """
+  found = {}
+  for place, (parts, scale) in read_adapters(path, weights, state).items():
+    if not {"down", "up"} <= set(parts) <= {"down", "up", "alpha"}:
+      raise ValueError(
+        f"{path}: {place[1]!r} has {sorted(parts)}, which is no LoRA of two "
+        "factors; lay it over its base: launch.convert"
+      )
+    up = np.float32(scale) * parts["up"]
+    found[place] = Factors(parts["down"], up)
+  return found
+
+
+def read_adapters(
+  path: str | os.PathLike,
+  weights: Mapping[str, Iterable[str]],
+  state: Mapping[str, np.ndarray] | None = None,
+) -> dict[tuple[str, str], tuple[State, float]]:
+  """Reads the adapters in a file; arguments as `read_lora`.
+
+  Returns:
+    (component, weight's name) -> float32 parts, and the scale of their product.
+
+  Raises:
+    ValueError: a key fits no weight or several, is given twice, lacks another
+      part, is not finite or has a second alpha; the message names it.
   """
   state = read_state_dict(path) if state is None else state
   if not state:
     raise ValueError(f"{path}: it holds no tensors")
-  places, parts = _places(weights), " or ".join(weights)
+  places, components = _places(weights), " or ".join(weights)
   found: dict[tuple[str, str], State] = {}
   origin: dict[tuple[str, str, str], str] = {}
   for key, value in state.items():
@@ -95,7 +134,7 @@ def read_lora(
       near = difflib.get_close_matches(module, places, n=1)
       raise ValueError(
         f"{path}: {key!r} fits "
-        + (f"{fits[0]} and {fits[1]}" if fits else f"no {parts} weight")
+        + (f"{fits[0]} and {fits[1]}" if fits else f"no {components} weight")
         + (f"; nearest: {near[0]}" if near and not fits else "")
       )
     if (*fits[0], part) in origin:
@@ -107,7 +146,7 @@ def read_lora(
     found.setdefault(fits[0], {})[part] = value
   config = _config(path, state)
   return {
-    place: _factors(parts, config, place, f"{path}")
+    place: _read_one(parts, config, place, f"{path}")
     for place, parts in sorted(found.items())
   }
 
@@ -115,7 +154,7 @@ def read_lora(
 def merge_lora(
   base: ModelFiles, path: str | os.PathLike, state: Mapping[str, np.ndarray]
 ) -> ModelFiles:
-  """`base` with the products of a LoRA file added to its weights.
+  """`base` with the adapters of a file in its weights.
 
   Args:
     state: the file's tensors.
@@ -124,33 +163,46 @@ def merge_lora(
     A model that shares every other tensor with `base`.
 
   Raises:
-    ValueError: as `read_lora`; factors do not fit the shape of their weight.
+    ValueError: as `read_adapters`; parts do not fit the shape of their weight.
   """
   states = {part: dict(old) for part, old in base.states.items()}
-  adapted, wrong = {part: tuple(states[part]) for part in _KOHYA}, []
-  for (part, name), factors in read_lora(path, adapted, state).items():
-    old, down, up = states[part][name], factors.down, factors.up
-    change = None
-    if down.ndim >= 2 and up.shape[1:2] == down.shape[:1]:
-      flat = up.reshape(*up.shape[:2], -1)
-      if flat.shape[2] == 1:
-        change = flat[..., 0] @ down.reshape(len(down), -1)
-        change = as_shape(change.reshape(-1, *down.shape[1:]), old.shape)
-    if change is None or change.shape != old.shape:
-      wrong.append(f"{name} {old.shape}, down {down.shape}, up {up.shape}")
-    else:
-      states[part][name] = old + change
+  adapted, wrong = {part: tuple(states[part]) for part in _FLAT}, []
+  for place, (parts, scale) in read_adapters(path, adapted, state).items():
+    part, name = place
+    old = states[part][name]
+    new = old
+    if set(parts) != {"diff_b"}:
+      flat = old.reshape(old.shape[:2]) if _is_linear(parts, old) else old
+      new = adapter_kinds.merged(parts, scale, flat)
+    if new is None:
+      shapes = (f"{key} {value.shape}" for key, value in parts.items())
+      wrong.append(f"{name} {old.shape}, {', '.join(shapes)}")
+      continue
+    states[part][name] = new.reshape(old.shape)
+    bias = name.removesuffix("weight") + "bias"
+    if bias in states[part]:
+      states[part][bias] = adapter_kinds.merged_bias(parts, states[part][bias])
+    elif "diff_b" in parts:
+      wrong.append(f"{name}, which has no bias, diff_b")
   report_mismatch(f"{path}", misshaped=wrong)
   return dataclasses.replace(base, states=states)
 
 
+def _is_linear(parts: Mapping[str, np.ndarray], old: np.ndarray) -> bool:
+  """Whether a 1x1 convolution is adapted as the linear layer that it is."""
+  return old.shape[2:] == (1, 1) and all(v.ndim <= 2 for v in parts.values())
+
+
 def _split(key: str) -> tuple[str, str]:
-  """The module that a key names, and a value of `_ENDS` or ""."""
+  """The module that a key names, and the part that it holds or ""."""
   key = _OLDEST.sub(r".\1.lora.", key.removeprefix(_WRAPPER))
   key = key.replace(".to_out.lora.", ".to_out.0.lora.")
   for end, part in _ENDS.items():
     if match := re.search(end, key):
-      return key[: match.start()], part
+      module = key[: match.start()]
+      if part == "ia3" and not module.startswith(("lora_", "lycoris_")):
+        break
+      return module, part or match[1]
   return key, ""
 
 
@@ -160,16 +212,22 @@ def _places(
   """Each name that a file may give a module -> the weights it can mean."""
   places: dict[str, list[tuple[str, str]]] = {}
   for part, names in weights.items():
+    names = list(names)
+    layout = originals.unet_names(names) if part == "unet" else {}
     for name in names:
       module = name.removesuffix(".weight")
       if module == name:
         continue
       # Some versions of transformers leave `text_model` out.
-      for short in {module, module.removeprefix("text_model.")}:
-        kohya = [start + short.replace(".", "_") for start in _KOHYA[part]]
-        # Only PEFT leaves the component out.
-        for called in (f"{part}.{short}", short, *kohya):
-          places.setdefault(called, []).append((part, name))
+      shorts = {module, module.removeprefix("text_model.")}
+      own = layout.get(name, module).removesuffix(".weight")
+      # Only PEFT leaves the component out.
+      called = {f"{part}.{short}" for short in shorts} | shorts
+      for start in _FLAT[part]:
+        called |= {start + x.replace(".", "_") for x in (*shorts, own)}
+      called |= {start + x for start in _COMFY[part] for x in (own, *shorts)}
+      for one in called:
+        places.setdefault(one, []).append((part, name))
   return places
 
 
@@ -188,31 +246,68 @@ def _config(
   return json.loads(read_metadata(path).get(_METADATA, "{}"))
 
 
-def _factors(
+def _read_one(
   parts: Mapping[str, np.ndarray],
   config: Mapping[str, Any],
   place: tuple[str, str],
   source: str,
-) -> Factors:
+) -> tuple[State, float]:
+  """The float32 parts of one module, and the scale of their product."""
   component, name = place
-  if not {"down", "up"} <= set(parts):
-    raise ValueError(f"{source}: {name!r} has {sorted(parts)} only")
-  pair = {f"{name} {part}": parts[part] for part in ("down", "up")}
-  down, up = as_float32(pair, source).values()
+  numbers = {k: v for k, v in parts.items() if k not in ("alpha", "on_input")}
+  floats = as_float32({f"{name} {k}": v for k, v in numbers.items()}, source)
+  found = dict(zip(numbers, floats.values(), strict=True))
+  found |= {k: v for k, v in parts.items() if k not in numbers}
+  try:
+    adapter_kinds.check(found, name)
+  except ValueError as error:
+    raise ValueError(f"{source}: {error}") from error
   own = {k.removeprefix(f"{component}."): v for k, v in config.items()}
-  for key in ("alpha_pattern", "use_dora"):
-    if own.get(key):
-      raise ValueError(f"{source}: {key}={own[key]!r} is not supported")
-  rank = len(down) if down.ndim else 0
-  root = math.sqrt(rank) if own.get("use_rslora") else rank
-  alpha = own.get("lora_alpha", root)
-  if "alpha" in parts:
-    if "lora_alpha" in own or parts["alpha"].size != 1:
+  if "ia3_l" in found:
+    # PEFT scales what goes into these layers, and what comes out of others.
+    inside = own.get("feedforward_modules") or ()
+    inside = (inside,) if isinstance(inside, str) else inside
+    module = name.removesuffix(".weight")
+    inner = _of_pattern(dict.fromkeys(inside, True), module, False)
+    found["on_input"] = np.array(inner)
+  if own.get("use_dora") and "magnitude" not in found:
+    raise ValueError(f"{source}: use_dora=True, but {name!r} has no magnitude")
+  return found, _scale(found, own, name, source)
+
+
+def _scale(
+  parts: State, config: Mapping[str, Any], name: str, source: str
+) -> float:
+  """Alpha / rank, as the tool that wrote the file takes them."""
+  rank = adapter_kinds.rank(parts)
+  in_config = next((k for k in ("lora_alpha", "alpha") if k in config), None)
+  alpha = config[in_config] if in_config else None
+  module = name.removesuffix(".weight")
+  alpha = _of_pattern(config.get("alpha_pattern"), module, alpha)
+  if rank is None:
+    # LyCORIS leaves alpha out for two whole factors; PEFT does not.
+    rank = _of_pattern(config.get("rank_pattern"), module, config.get("r", 1))
+    if alpha is None or "lokr_w1" not in parts:
+      return 1.0
+  elif "alpha" in parts:
+    if alpha is not None or parts["alpha"].size != 1:
       raise ValueError(
-        f"{source}: {name!r} has an alpha {parts['alpha']} and lora_alpha "
-        f"{own.get('lora_alpha')}; allowed: one number"
+        f"{source}: {name!r} has an alpha {parts['alpha']} and {in_config} "
+        f"{alpha}; allowed: one number"
       )
     alpha = float(parts["alpha"].item())
+  root = math.sqrt(rank) if config.get("use_rslora") else rank
+  alpha = root if alpha is None else alpha
   if not (rank and math.isfinite(alpha)):
     raise ValueError(f"{source}: {name!r} has alpha {alpha}, rank {rank}")
-  return Factors(down, np.float32(alpha / root) * up)
+  return alpha / root
+
+
+def _of_pattern(
+  table: Mapping[str, Any] | None, module: str, default: Any
+) -> Any:
+  """PEFT's own number of a module, where its config names the module's end."""
+  for end, value in (table or {}).items():
+    if re.match(rf"(.*\.)?({end})$", module):
+      return value
+  return default

@@ -7,7 +7,8 @@ open_clip in 2.x).
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +19,20 @@ VAE = "first_stage_model."
 CLIP = "cond_stage_model.transformer."
 OPEN_CLIP = "cond_stage_model.model."
 _EMA = "model_ema."
+_BLOCKS = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.")
 # Schedule constants, training losses and open_clip's unused heads.
 _IGNORED = re.compile(
   r"(sqrt_|log_|one_minus_|recip_|recipm1_)*alphas_cumprod(_prev)?$"
   r"|(betas|lvlb_weights|logvar|scale_factor|posterior_\w+)$"
   r"|first_stage_model\.loss\."
-  r"|cond_stage_model\.(model\.)?(logit_scale|text_projection|attn_mask)$"
+  r"|cond_stage_model\.((transformer|model)\.)?"
+  r"(logit_scale|text_projection(\.weight)?|attn_mask)$"
+  # `check_marks` reads it.
+  r"|v_pred$"
 )
-_MODULES = {
+# ComfyUI marks a model that predicts velocity, or whose noise has no end.
+VELOCITY, _ZERO_SNR = "v_pred", "ztsnr"
+MODULES = {
   "time_embed.0": "time_embedding.linear_1",
   "time_embed.2": "time_embedding.linear_2",
   "input_blocks.0.0": "conv_in",
@@ -35,7 +42,7 @@ _MODULES = {
   "middle_block.1": "mid_block.attentions.0",
   "middle_block.2": "mid_block.resnets.1",
 }
-_RESNET = {
+RESNET = {
   "in_layers.0": "norm1",
   "in_layers.2": "conv1",
   "emb_layers.1": "time_emb_proj",
@@ -43,13 +50,13 @@ _RESNET = {
   "out_layers.3": "conv2",
   "skip_connection": "conv_shortcut",
 }
-_VAE_MODULES = {
+VAE_MODULES = {
   "mid.block_1": "mid_block.resnets.0",
   "mid.block_2": "mid_block.resnets.1",
   "mid.attn_1": "mid_block.attentions.0",
   "norm_out": "conv_norm_out",
 }
-_VAE_PARTS = {
+VAE_PARTS = {
   "nin_shortcut": "conv_shortcut",
   "norm": "group_norm",
   "q": "to_q",
@@ -57,13 +64,13 @@ _VAE_PARTS = {
   "v": "to_v",
   "proj_out": "to_out.0",
 }
-_OPEN_CLIP = {
+OPEN_CLIP_NAMES = {
   "positional_embedding": "embeddings.position_embedding.weight",
   "token_embedding.weight": "embeddings.token_embedding.weight",
   "ln_final.weight": "final_layer_norm.weight",
   "ln_final.bias": "final_layer_norm.bias",
 }
-_OPEN_CLIP_PARTS = {
+OPEN_CLIP_PARTS = {
   "ln_1": "layer_norm1",
   "ln_2": "layer_norm2",
   "mlp.c_fc": "mlp.fc1",
@@ -90,15 +97,46 @@ class Depths:
     )
 
 
-def add_prefixes(state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+def add_prefixes(state: Mapping[str, Any]) -> Mapping[str, Any]:
   """Adds the prefix that the keys of a bare UNet or VAE of this layout lack."""
-  for prefix, modules in (
-    (UNET, ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.")),
-    (VAE, ("encoder.down.", "decoder.up.")),
+  for prefix, begun, modules in (
+    ("model.", (_EMA, VELOCITY, _ZERO_SNR), (UNET.removeprefix("model."),)),
+    (UNET, (_EMA, VELOCITY, _ZERO_SNR), _BLOCKS),
+    (VAE, (_EMA,), ("encoder.down.", "decoder.up.")),
   ):
     if any(key.startswith(modules) for key in state):
-      return {prefix + key: value for key, value in state.items()}
+      return {
+        key if key.startswith(begun) else prefix + key: value
+        for key, value in state.items()
+      }
   return state
+
+
+def check_marks(
+  state: Iterable[str], scheduler: Mapping[str, Any], source: str
+):
+  """Refuses a model that is marked to predict what the base does not.
+
+  Args:
+    state: the file's names.
+    scheduler: the base's config.
+    source: what to call the file in errors.
+
+  Raises:
+    ValueError: naming the mark and what would read the file.
+  """
+  kind = scheduler.get("prediction_type", "epsilon")
+  if VELOCITY in state and kind != "v_prediction":
+    raise ValueError(
+      f"{source}: is marked {VELOCITY!r}, so it predicts velocity, and the "
+      f"base predicts {kind}; give a base that predicts velocity, such as "
+      "Stable Diffusion 2.1 at 768 pixels"
+    )
+  if _ZERO_SNR in state:
+    raise ValueError(
+      f"{source}: is marked {_ZERO_SNR!r}, so it is trained up to noise alone, "
+      "which is not supported"
+    )
 
 
 def is_compvis(state: Mapping[str, np.ndarray]) -> bool:
@@ -164,15 +202,23 @@ def _choose_weights(
   if not ema:
     return kept
   # The name of an averaged weight is that of the trained one without dots.
+  # A VAE's file has the averages of a VAE.
+  start = UNET if any(key.startswith(UNET) for key in kept) else VAE
+  gone = "model." if start == UNET else VAE
   pairs = {
-    key: _EMA + key.removeprefix("model.").replace(".", "")
+    key: _EMA + key.removeprefix(gone).replace(".", "")
     for key in kept
-    if key.startswith(UNET)
+    if key.startswith(start) and not _IGNORED.match(key)
   }
   report_mismatch(
     source,
     missing=sorted(set(pairs.values()) - weights),
-    unknown=sorted(weights - set(pairs.values())),
+    unknown=sorted(
+      name
+      for name in weights - set(pairs.values())
+      # Averages of the losses that a VAE is trained with.
+      if not (start == VAE and name.startswith(_EMA + "lo"))
+    ),
   )
   return kept | {key: state[name] for key, name in pairs.items()}
 
@@ -195,7 +241,7 @@ def _convert(
 
 
 def _unet(key: str, value: np.ndarray, depths: Depths) -> State | None:
-  module, rest = _longest(key, _MODULES)
+  module, rest = longest(key, MODULES)
   if module is None:
     match = re.match(r"(input|output)_blocks\.(\d+)\.(\d)\.(.+)$", key)
     if match is None:
@@ -210,7 +256,7 @@ def _unet(key: str, value: np.ndarray, depths: Depths) -> State | None:
     if rest.startswith("conv."):
       return {f"{block}.upsamplers.0.{rest}": value}
     module = f"{block}.{'attentions' if slot == '1' else 'resnets'}.{layer}"
-  part, leaf = _longest(rest, _RESNET)
+  part, leaf = longest(rest, RESNET)
   return {f"{module}.{part}.{leaf}" if part else f"{module}.{rest}": value}
 
 
@@ -220,7 +266,7 @@ def _vae(key: str, value: np.ndarray, depths: Depths) -> State | None:
     return {f"{half}.{key}": value}
   if half not in ("encoder", "decoder"):
     return None
-  module, rest = _longest(key, _VAE_MODULES)
+  module, rest = longest(key, VAE_MODULES)
   if module is None:
     match = re.match(r"(?:down|up)\.(\d+)\.(.+)$", key)
     if match is None:
@@ -236,14 +282,14 @@ def _vae(key: str, value: np.ndarray, depths: Depths) -> State | None:
     rest = re.sub(r"^(down|up)sample\.", r"\1samplers.0.", rest)
   head, _, leaf = rest.rpartition(".")
   first, _, last = head.rpartition(".")
-  if last in _VAE_PARTS:
-    rest = ".".join(filter(None, (first, _VAE_PARTS[last], leaf)))
+  if last in VAE_PARTS:
+    rest = ".".join(filter(None, (first, VAE_PARTS[last], leaf)))
   return {f"{half}.{module}.{rest}": value}
 
 
 def _open_clip(key: str, value: np.ndarray, depths: Depths) -> State | None:
-  if key in _OPEN_CLIP:
-    return {f"text_model.{_OPEN_CLIP[key]}": value}
+  if key in OPEN_CLIP_NAMES:
+    return {f"text_model.{OPEN_CLIP_NAMES[key]}": value}
   match = re.match(r"transformer\.resblocks\.(\d+)\.(.+)$", key)
   if match is None:
     return None
@@ -258,11 +304,11 @@ def _open_clip(key: str, value: np.ndarray, depths: Depths) -> State | None:
       f"{stem}.self_attn.{part}_proj.{packed[1]}": third
       for part, third in zip("qkv", np.split(value, 3), strict=True)
     }
-  part, leaf = _longest(rest, _OPEN_CLIP_PARTS)
+  part, leaf = longest(rest, OPEN_CLIP_PARTS)
   return {f"{stem}.{part}.{leaf}": value} if part else None
 
 
-def _longest(key: str, table: Mapping[str, str]) -> tuple[str | None, str]:
+def longest(key: str, table: Mapping[str, str]) -> tuple[str | None, str]:
   """The new name of the module that `key` starts with, and the rest of it."""
   for old, new in table.items():
     if key.startswith(old + "."):

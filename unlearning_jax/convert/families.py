@@ -1,18 +1,22 @@
-"""Names the model family of weights that are not Stable Diffusion 1.x or 2.x.
+"""Says what a weights file is, from the names and shapes of its tensors.
 
-Without this a user of SDXL, SD 3 or FLUX would read that one key is unknown,
-and not that the whole family is not supported.
+One table knows the kinds. The loader refuses by it what cannot be read, every
+error of a loader ends with what the file is, and `inspect` shows it. So a user
+of SDXL reads that the family is not supported, and not that a key is unknown.
 """
 
+import contextlib
 import os
 import pathlib
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-from unlearning_jax.convert import reader
+from unlearning_jax.convert import names, reader
 from unlearning_jax.convert.output import MARK
 
+EDIT_FORMAT = "unlearning_jax edit 1"
+FINGERPRINT = "base_fingerprint"
 _SUPPORTED = "Stable Diffusion 1.x and 2.x"
 _REMEDY = (
   f"supported is {_SUPPORTED}: a diffusers folder, a hub id, a single file, "
@@ -26,26 +30,201 @@ _CLASSES = {
   "SD3": _SD3,
   "Flux": _FLUX,
 }
-# Names that only this family's files have: original layouts, diffusers, LoRAs.
-# FLUX stands before SD 3, all of whose names in diffusers' layout it has too.
-_KEYS = {
-  _FLUX: re.compile(
-    r"(model\.diffusion_model\.|transformer\.)?"
-    r"(double_blocks|single_blocks|single_transformer_blocks)\.\d"
-    r"|lora_(unet|transformer)_(double|single|single_transformer)_blocks_\d"
-  ),
-  _SD3: re.compile(
-    r"(model\.diffusion_model\.)?joint_blocks\.\d"
-    r"|(transformer\.)?transformer_blocks\.\d+\.attn\.add_[qkv]_proj\."
-    r"|lora_(unet_joint_blocks|transformer_transformer_blocks)_\d"
-  ),
-  _XL: re.compile(
-    r"conditioner\.embedders\.|(unet\.)?add_embedding\.linear_1\."
-    r"|lora_te2_|text_encoder_2\."
-    # Its transformers have several blocks.
-    r"|lora_unet_.*_transformer_blocks_[1-9]"
-  ),
-}
+
+
+class Kind(NamedTuple):
+  """What a file is.
+
+  Attributes:
+    name: a short word for the kind.
+    text: the kind in words, with an article.
+    use: what to do with such a file; of a kind that is not read, what instead.
+    read: whether it can be laid over a base, or is whole.
+    tell: the tensor's name that shows it.
+  """
+
+  name: str
+  text: str
+  use: str = ""
+  read: bool = True
+  tell: str = ""
+
+
+_OVER = (
+  "lay it over its base: unlearning-jax convert --input=FILE --base=BASE "
+  "--output=merged"
+)
+_AS_EDIT = (
+  f"{_OVER}; to attack it: --config.victim=FILE; to tune it too, as an edit: "
+  "unlearning-jax convert --input=FILE --base=BASE --format=edit "
+  "--erased=PHRASE --output=edit.safetensors"
+)
+_OTHER = "not supported; give the UNet, the text encoder or the whole model"
+
+
+def _of(name: str, pattern: str, text: str, use: str, read: bool = True):
+  return re.compile(pattern), Kind(name, text, use, read)
+
+
+# In order: the first row that matches some tensor's name decides. FLUX stands
+# before SD 3, all of whose names in diffusers' layout it has too.
+_TABLE = (
+  _of(_FLUX,
+      r"^(model\.diffusion_model\.|transformer\.)?"
+      r"(double_blocks|single_blocks|single_transformer_blocks)\.\d"
+      r"|^lora_(unet|transformer)_(double|single|single_transformer)_blocks_\d",
+      _FLUX, _REMEDY, False),
+  _of(_SD3,
+      r"^(model\.diffusion_model\.)?joint_blocks\.\d"
+      r"|^(transformer\.)?transformer_blocks\.\d+\.attn\.add_[qkv]_proj\."
+      r"|^lora_(unet_joint_blocks|transformer_transformer_blocks)_\d",
+      _SD3, _REMEDY, False),
+  _of(_XL,
+      r"^conditioner\.embedders\.|^(unet\.)?add_embedding\.linear_1\."
+      r"|^lora_te2_|^text_encoder_2\."
+      # Its transformers have several blocks.
+      r"|^lora_unet_.*_transformer_blocks_[1-9]",
+      _XL, _REMEDY, False),
+  _of("optimizer", r"(^|\.)(exp_avg(_sq)?|momentum_buffer)$",
+      "the state of an optimizer",
+      "the weights are a file beside it, or its entry `model`", False),
+  _of("word", r"^(string_to_param|string_to_token)\.|^emb_params$|^clip_[lg]$",
+      "a learnt word (textual inversion)",
+      "it holds no weight: a word is found and drawn with by the attacks "
+      "concept_inversion and new_word, --config.new_words=<folder of the run>",
+      False),
+  _of("adapter", r"(^|\.)attentions\.\d+\.(down|up)\.(weight|bias)$",
+      "an adapter with an activation (Receler's erasers)",
+      "it is not linear, so that no weight can hold it: not supported", False),
+  _of("controlnet",
+      r"(^|\.)(control_model|controlnet_\w+|input_hint_block|zero_convs)\.",
+      "a ControlNet", _OTHER, False),
+  _of("ip_adapter", r"^(ip_adapter|image_proj)\.|\.to_[kv]_ip\.",
+      "an IP-Adapter", _OTHER, False),
+  _of("motion", r"(^|\.)motion_modules\.", "a motion module (AnimateDiff)",
+      _OTHER, False),
+  _of("t2i_adapter", r"^(adapter\.)?body\.\d+\.", "a T2I-Adapter", _OTHER,
+      False),
+  _of("checker", r"(^|\.)(special_care|concept)_embeds(_weights)?$",
+      "a safety checker", _OTHER, False),
+  _of("quantized", r"\.(absmax|quant_map|SCB|qweight|qzeros)$",
+      "a model with quantized weights",
+      "not supported; give the weights that it was made from", False),
+  _of("adapter", r"\.(oft_(blocks|diag|r)|oft_R|boft_[Rs]|vera_lambda_[bd]"
+      r"|[ab][12]\.weight)$",
+      "an adapter of a kind that is not read (OFT, BOFT, VeRA or GLoRA)",
+      "not supported; merge it where it was trained, and give the UNet", False),
+  _of("loha", r"\.hada_w1_[ab]$", "a LoHa", _AS_EDIT),
+  _of("lokr", r"\.lokr_w[12](_[ab])?$", "a LoKr", _AS_EDIT),
+  _of("ia3", r"\.(on_input|ia3_l)$", "an (IA)^3", _AS_EDIT),
+  _of("lora",
+      r"\.lora(_linear_layer)?[._](down|up|A|B)\b|_lora\.(down|up)\.", "a LoRA",
+      _AS_EDIT),
+  _of("difference", r"\.(diff|diff_b)$",
+      "whole differences from a base", _AS_EDIT),
+  _of("custom_diffusion", r"\.processor\.to_\w+_custom_diffusion\.",
+      "keys and values of Custom Diffusion, in diffusers' layout", _AS_EDIT),
+  _of("single_file", r"^cond_stage_model\.",
+      "a single file in the original layout",
+      "make a folder of it: unlearning-jax convert --input=FILE --base=BASE "
+      "--output=folder"),
+  _of("unet", r"^(model\.)?(diffusion_model\.)?(input|middle|output)_blocks?\.",
+      "a UNet in the original layout", _AS_EDIT),
+  _of("unet",
+      r"^(model\.)?(unet\.)?(down_blocks|mid_block|up_blocks|time_embedding"
+      r"|conv_in)\.",
+      "a UNet in diffusers' layout", _AS_EDIT),
+  _of("vae", r"^(first_stage_model\.|vae\.)?(encoder|decoder)\."
+      r"(down|up|mid|conv_|norm_)",
+      "a VAE", _OVER),
+  _of("text_encoder",
+      r"(^|\.)(text_model\.|encoder\.layers\.|transformer\.resblocks\.)",
+      "a text encoder", _AS_EDIT),
+)  # fmt: skip
+_TOOLS = (
+  (r"^base_model\.model\.", "PEFT"),
+  (r"^(diffusion_model|text_encoders)\.", "ComfyUI"),
+  (r"^lycoris_", "LyCORIS"),
+  (r"^lora_(unet|te|te1)_", "kohya (A1111, ComfyUI)"),
+  (r"\.processor\.", "diffusers before 0.17"),
+  (r"^(unet|text_encoder)\.", "diffusers"),
+)
+# A whole UNet has it.
+FIRST = re.compile(r"(^|\.)(conv_in|input_blocks\.0\.0)\.weight$")
+_ADAPTERS = ("lora", "loha", "lokr", "ia3", "difference")
+
+
+def recognize(
+  state: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> Kind:
+  """What a file with these tensors is.
+
+  Args:
+    state: tensors or headers by their names in the file.
+    metadata: the text in the file's header.
+  """
+  metadata = metadata or {}
+  if metadata.get("format") == EDIT_FORMAT:
+    return Kind(
+      "edit", "an edit of this package",
+      "--edit takes it; launch.export --edit=FILE --model=BASE writes it for "
+      "other tools", False,
+    )  # fmt: skip
+  state = {names.plain(key): value for key, value in state.items()}
+  for pattern, kind in _TABLE:
+    tell = next(filter(pattern.search, state), None)
+    if tell is not None:
+      return _detailed(kind._replace(tell=tell), state, metadata)
+  # diffusers keeps a word's vector under the word itself.
+  if state and all(map(_is_word, state, state.values())):
+    word = next(kind for _, kind in _TABLE if kind.name == "word")
+    return word._replace(tell=next(iter(state)))
+  return Kind(
+    "unknown", "of no kind that is known here",
+    f"its tensors are {', '.join(list(state)[:3])}; {_REMEDY}", False,
+  )  # fmt: skip
+
+
+def _is_word(name: str, value: Any) -> bool:
+  """Whether a tensor may be a word's vectors: a few rows as wide as a text."""
+  few = len(value.shape) in (1, 2) and value.shape[:-1] < (100,)
+  return few and value.shape[-1] >= 64 and "." not in name
+
+
+def _detailed(
+  kind: Kind, state: Mapping[str, Any], metadata: Mapping[str, str]
+) -> Kind:
+  """The kind with what only some files of it are."""
+  if FINGERPRINT in metadata:
+    text = "a delta of this package, over the base that its header names"
+    return kind._replace(name="delta", text=text)
+  if kind.name in _ADAPTERS:
+    for pattern, tool in _TOOLS:
+      if any(re.search(pattern, name) for name in state):
+        dora = any("dora_scale" in n or "magnitude" in n for n in state)
+        text = kind.text + (" with DoRA" if dora else "")
+        return kind._replace(text=f"{text}, with the names of {tool}")
+  if kind.name == "unet" and not any(map(FIRST.search, state)):
+    return kind._replace(text=kind.text.replace("a UNet", "a part of a UNet"))
+  if kind.name == "single_file" and not any(
+    name.startswith("model.diffusion_model.") for name in state
+  ):
+    return kind._replace(
+      name="text_encoder", text="a text encoder in the original layout",
+      use=_AS_EDIT,
+    )  # fmt: skip
+  return kind
+
+
+@contextlib.contextmanager
+def explaining(source: str, kind: Kind) -> Iterator[None]:
+  """Ends every error about a file with what the file is."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(
+      f"{error}\n  {os.path.basename(source)} is {kind.text}"
+    ) from error
 
 
 def check_folder(path: pathlib.Path):
@@ -80,30 +259,23 @@ def check_folder(path: pathlib.Path):
     )
 
 
-def check_names(names: Iterable[str], source: str):
-  """Refuses tensors of another family; `source` names their file in errors.
+def check(kind: Kind, source: str):
+  """Refuses a kind that is not read; `source` names the file in errors.
 
   Raises:
-    ValueError: naming the family, the tensor, and what is supported.
+    ValueError: naming the kind and what to do.
   """
-  names = list(names)
-  for family, pattern in _KEYS.items():
-    for name in names:
-      if pattern.match(name):
-        raise ValueError(f"{source}: {name!r} is of {family}; {_REMEDY}")
-
-
-def check_file(path: str | os.PathLike[str]):
-  """`check_names` of a `.safetensors` file; reads its header only.
-
-  A file of another format passes. So does a damaged one: its reader reports
-  what is wrong.
-  """
-  try:
-    names = reader.read_names(path)
-  except ValueError:
+  if kind.read or kind.name == "unknown":
     return
-  check_names(names, os.fspath(path))
+  if kind.name in (_XL, _SD3, _FLUX):
+    raise ValueError(f"{source}: {kind.tell!r} is of {kind.text}; {kind.use}")
+  tell = f" (it has {kind.tell!r})" if kind.tell else ""
+  raise ValueError(f"{source}: is {kind.text}{tell}; {kind.use}")
+
+
+def of_file(path: str | os.PathLike[str]) -> Kind:
+  """What a file is; reads its header only, where the format has one."""
+  return recognize(reader.read_headers(path), reader.read_metadata(path))
 
 
 def _of_class(name: Any) -> str | None:

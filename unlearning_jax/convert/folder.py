@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from unlearning_jax.convert.names import State, canonical
+from unlearning_jax.convert.names import State, canonical, unwrapped
 from unlearning_jax.convert.output import (
   MARK,
   check_dtype,
@@ -29,6 +29,12 @@ COMPONENTS = {
   "unet": ("diffusers", "UNet2DConditionModel", "diffusion_pytorch_model"),
   "vae": ("diffusers", "AutoencoderKL", "diffusion_pytorch_model"),
 }
+# What training code of diffusers and PEFT calls the file in its output folder.
+_TRAINED = (
+  "pytorch_lora_weights",
+  "adapter_model",
+  "pytorch_custom_diffusion_weights",
+)
 _PIPELINES = (
   "StableDiffusionPipeline",
   "StableDiffusionPipelineSafe",
@@ -87,7 +93,8 @@ def load_folder(
   states, metadata = {}, {}
   for component in COMPONENTS:
     file = find_weights(path / component, variant)
-    state = canonical(read_state_dict(file), str(file))
+    state = unwrapped(read_state_dict(file), str(file))
+    state = canonical(state, str(file))
     states[component] = as_float32(state, str(file))
     metadata |= read_edit(file)
   return ModelFiles(configs, states, load_tokenizer(path), metadata)
@@ -157,7 +164,10 @@ def weight_names(variant: str | None) -> list[str]:
 def find_weights(
   folder: pathlib.Path, variant: str | None = None
 ) -> pathlib.Path:
-  """Picks the weights file in a component's folder; see `load_folder`.
+  """Picks the weights file in a folder of a component, or of a training.
+
+  Args:
+    variant: as in `load_folder`.
 
   Raises:
     ValueError: there is none.
@@ -166,11 +176,20 @@ def find_weights(
     for name in weight_names(choice):
       if (folder / name).is_file():
         return folder / name
+  trained = [
+    folder / f"{stem}.{kind}"
+    for stem in _TRAINED
+    for kind in ("safetensors", "bin")
+  ]
+  for file in trained:
+    if file.is_file():
+      return file
   asked = f"of variant {variant!r} " if variant else ""
   present = sorted(p.name for p in folder.glob("*")) or "nothing"
+  steps = sorted(folder.glob("checkpoint-*"), key=lambda p: (len(p.name), p))
   raise ValueError(
     f"{folder}: no weights {asked}such as {weight_names(variant)[0]}; it "
-    f"holds {present}"
+    f"holds {present}" + (f"; its last step is {steps[-1]}" if steps else "")
   )
 
 
@@ -187,7 +206,7 @@ def save_folder(
   The folder appears whole or not at all. It has no safety checker.
 
   Args:
-    dtype: "float32" or "float16".
+    dtype: "float32", "float16" or "bfloat16".
     overwrite: whether a model folder at `path` may be replaced.
     metadata: more text for the header of every weights file.
 

@@ -11,7 +11,7 @@ index joined to its list by an underscore. The leaf's name decides the layout:
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,16 @@ _LEAVES = {
 # These torch names end in a digit but are not entries of a list.
 _NOT_LISTS = ("linear_1", "linear_2")
 # Some versions of transformers stored this constant.
-_BUFFERS = re.compile(r"(^|\.)embeddings\.position_ids$")
+_BUFFERS = re.compile(r"(^|\.)embeddings?\.position_ids$")
+# AdvUnlearn's module calls the embeddings `embedding`.
 _UNPREFIXED_CLIP = re.compile(
-  r"^(embeddings\.(token|position)_embedding|encoder\.layers|final_layer_norm)\."
+  r"^(embeddings?(?=\.(token|position)_embedding)|encoder(?=\.layers)"
+  r"|final_layer_norm)\."
+)
+# What torch.compile, DDP, FSDP and checkpointing put around a module.
+_WRAPPERS = re.compile(
+  r"(?:(?<=^)|(?<=\.))((_orig_mod|module|_fsdp_wrapped_module"
+  r"|_checkpoint_wrapped_module)\.)+"
 )
 _VAE_ATTENTION = re.compile(r"^((?:en|de)coder\.mid_block\.attentions\.\d+)\.")
 _OLD_ATTENTION = {
@@ -65,6 +72,54 @@ def torch_name(path: Iterable[str]) -> str:
   return ".".join((*names, _LEAVES[leaf]))
 
 
+def renamed(
+  state: Mapping[str, Any],
+  rule: Callable[[str], str | None],
+  source: str,
+) -> dict[str, Any]:
+  """Tensors by the names that `rule` gives them; without those it gives none.
+
+  Args:
+    state: tensors, or their headers.
+    rule: of a name in the file, the new one or None.
+    source: what to call the state in errors.
+
+  Raises:
+    ValueError: two tensors that differ get one name. A module that is an
+      attribute of two modules is saved twice, and is the same both times.
+  """
+  out, origin = {}, {}
+  for key, value in state.items():
+    name = rule(key)
+    if name is None:
+      continue
+    if name in out and not _same(out[name], value):
+      raise ValueError(
+        f"{source}: {name!r} is given twice, as {origin[name]!r} and {key!r}, "
+        "and they differ"
+      )
+    out[name], origin[name] = value, key
+  return out
+
+
+def unwrapped(state: Mapping[str, Any], source: str) -> dict[str, Any]:
+  """`renamed` by `plain`."""
+  return renamed(state, plain, source)
+
+
+def plain(key: str) -> str:
+  """A name without what training code wraps modules in, as `_orig_mod.`."""
+  return _WRAPPERS.sub("", key)
+
+
+def _same(one: Any, other: Any) -> bool:
+  if isinstance(one, np.ndarray):
+    return one is other or (
+      one.dtype == other.dtype and np.array_equal(one, other)
+    )
+  return one.shape == other.shape
+
+
 def canonical(state: Mapping[str, np.ndarray], source: str) -> State:
   """Gives every tensor the one name and shape that this package works with.
 
@@ -77,25 +132,27 @@ def canonical(state: Mapping[str, np.ndarray], source: str) -> State:
     source: what to call the state in errors.
 
   Raises:
-    ValueError: one tensor is given under two names.
+    ValueError: two tensors that differ are given under one name.
   """
-  out, origin = {}, {}
-  for key, value in state.items():
-    if _BUFFERS.search(key):
-      continue
-    name = f"text_model.{key}" if _UNPREFIXED_CLIP.match(key) else key
-    if attention := _VAE_ATTENTION.match(key):
-      module, _, leaf = key[attention.end() :].partition(".")
-      if module in _OLD_ATTENTION:
-        name = f"{attention.group()}{_OLD_ATTENTION[module]}.{leaf}"
-      if value.ndim == 4:
-        value = as_shape(value, value.shape[:2])
-    if name in out:
-      raise ValueError(
-        f"{source}: {name!r} is given twice, as {origin[name]!r} and {key!r}"
-      )
-    out[name], origin[name] = value, key
-  return out
+  flat = {
+    key: as_shape(value, value.shape[:2])
+    if value.ndim == 4 and _VAE_ATTENTION.match(key)
+    else value
+    for key, value in state.items()
+  }
+  return renamed(flat, _canonical_name, source)
+
+
+def _canonical_name(key: str) -> str | None:
+  if _BUFFERS.search(key):
+    return None
+  if _UNPREFIXED_CLIP.match(key):
+    return "text_model." + re.sub(r"^embedding\.", "embeddings.", key)
+  if attention := _VAE_ATTENTION.match(key):
+    module, _, leaf = key[attention.end() :].partition(".")
+    if module in _OLD_ATTENTION:
+      return f"{attention.group()}{_OLD_ATTENTION[module]}.{leaf}"
+  return key
 
 
 def as_shape(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -193,8 +250,9 @@ def report_mismatch(source: str, **sorts: list[str]) -> None:
 
 
 def is_floating(value: np.ndarray) -> bool:
-  """Whether the dtype is a float, ml_dtypes' bfloat16 included."""
-  return value.dtype.kind == "f" or value.dtype.name == "bfloat16"
+  """Whether the dtype is a float, those of ml_dtypes included."""
+  name = value.dtype.name
+  return value.dtype.kind == "f" or name.startswith(("bfloat", "float8"))
 
 
 def _torch_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:

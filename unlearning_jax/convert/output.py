@@ -6,10 +6,11 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
 
+import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16", "bfloat16")
 # A folder with this file is a model, which may be replaced.
 MARK = "model_index.json"
 
@@ -78,10 +79,33 @@ def check_range(state: Mapping[str, np.ndarray], dtype: str):
   check_dtype(dtype)
   for name, value in state.items():
     # Also catches NaN, which compares as False.
-    if not np.abs(value).max(initial=0) <= np.finfo(dtype).max:
+    if not np.abs(value).max(initial=0) <= float(ml_dtypes.finfo(dtype).max):
       raise ValueError(
         f"{name!r} holds NaN, infinity or values too large for {dtype}"
       )
+
+
+def rounding(
+  states: Mapping[str, Mapping[str, np.ndarray]],
+  dtype: str,
+  base: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+) -> float:
+  """What storing in `dtype` loses: |stored - exact| / |exact - base|.
+
+  Args:
+    states: {component: tensors}.
+    base: what the weights changed from, of which only changed tensors count;
+      None for zero.
+  """
+  off = size = 0.0
+  for part, tensors in states.items():
+    for name, new in tensors.items():
+      old = base[part][name] if base else np.float32(0)
+      if new is old or (base and np.array_equal(new, old)):
+        continue
+      off += float(np.sum((new.astype(dtype).astype(np.float64) - new) ** 2))
+      size += float(np.sum((np.float64(new) - old) ** 2))
+  return float(np.sqrt(off / size)) if size else 0.0
 
 
 def write_safetensors(
@@ -103,7 +127,7 @@ def write_safetensors(
   # It writes memory as it lies: a transposed view would be scrambled without
   # an error.
   save_file(
-    {k: np.asarray(v, dtype, order="C") for k, v in state.items()},
+    {k: np.asarray(v, np.dtype(dtype), order="C") for k, v in state.items()},
     path,
     metadata={"format": "pt", **(metadata or {})},
   )

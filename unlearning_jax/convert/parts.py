@@ -12,7 +12,8 @@ from absl import logging
 from flax import traverse_util
 
 from unlearning_jax import memory
-from unlearning_jax.convert import compvis
+from unlearning_jax.convert import compvis, names, originals
+from unlearning_jax.convert.families import FINGERPRINT
 from unlearning_jax.convert.folder import ModelFiles
 from unlearning_jax.convert.names import (
   State,
@@ -28,12 +29,25 @@ from unlearning_jax.convert.output import (
   write_safetensors,
 )
 from unlearning_jax.convert.reader import as_float32
+from unlearning_jax.convert.torch_files import write_weights
 
-# Training code saves modules inside wrappers, which prefix the keys.
+# Training code saves modules as attributes, which prefix the keys.
 _WRAPPERS = re.compile(
-  r"^(module\.)?(model\.(?!diffusion_model\.))?(unet\.|text_encoder\.|vae\.)?"
+  r"^(model\.(?!diffusion_model\.))?(unet\.|text_encoder\.|vae\.)?"
 )
-FINGERPRINT = "base_fingerprint"
+# Custom Diffusion's layers stand in the processor of the attention that they
+# replace.
+_CUSTOM = re.compile(r"\.processor\.(to_[qkv]|to_out)_custom_diffusion\.")
+# What a file holds beside weights of a model, and what to call it.
+_BESIDE = {
+  re.compile(r"modifier_token\.|embed$"): "the vectors of new words",
+  re.compile(r"(vision_model|visual_projection|safety_checker)\."): (
+    "an encoder of images"
+  ),
+  re.compile(r"text_projection(\.weight)?$|logit_scale$"): (
+    "the projection of CLIP"
+  ),
+}
 
 
 def fingerprint(states: Mapping[str, Mapping[str, np.ndarray]]) -> str:
@@ -91,12 +105,12 @@ def overlay(
     ValueError: a key matches nothing in `base`, its tensor has another shape
       there, or is not finite.
   """
-  parts = _split(base, _unwrap(state, source), ema, source)
+  parts = _split(base, _weights(state, source), ema, source)
   matched = sum(
     name in base.states[part] for part, found in parts.items() for name in found
   )
   if not matched:
-    shown = {part: next(iter(names)) for part, names in base.states.items()}
+    shown = {part: next(iter(old)) for part, old in base.states.items()}
     raise ValueError(
       f"{source}: none of its {len(state)} tensors is one of the base model's; "
       f"it has {list(state)[:5]}, the base has e.g. {shown}"
@@ -124,6 +138,32 @@ def overlay(
   return dataclasses.replace(base, states=states)
 
 
+def without_new_words(model: ModelFiles, base: ModelFiles) -> ModelFiles:
+  """A model without the words that its training added to the base's.
+
+  Code that begins with textual inversion, as Forget-Me-Not, saves a longer
+  table of tokens. No prompt of the base's tokenizer reads the added rows.
+  """
+  table = "text_model.embeddings.token_embedding.weight"
+  text = model.states["text_encoder"]
+  known = base.states["text_encoder"].get(table)
+  if known is None or table not in text or len(text[table]) <= len(known):
+    return model
+  logging.warning(
+    "%s has %d rows and the base's %d; the last %d are new words, which are "
+    "left out", table, len(text[table]), len(known),
+    len(text[table]) - len(known),
+  )  # fmt: skip
+  config = model.configs["text_encoder"] | {"vocab_size": len(known)}
+  return dataclasses.replace(
+    model,
+    configs={**model.configs, "text_encoder": config},
+    states=model.states
+    | {"text_encoder": {**text, table: text[table][: len(known)]}},
+    tokenizer=base.tokenizer,
+  )
+
+
 def save_delta(
   path: str | os.PathLike,
   base: ModelFiles,
@@ -139,7 +179,7 @@ def save_delta(
 
   Args:
     path: the `.safetensors` file.
-    dtype: "float32" (exact) or "float16".
+    dtype: "float32" (exact), "float16" or "bfloat16".
 
   Returns:
     The names written.
@@ -170,32 +210,86 @@ def save_delta(
   return list(changed)
 
 
-def save_unet(
+def save_part(
+  path: str | os.PathLike,
+  model: ModelFiles,
+  part: str,
+  *,
+  dtype: str = "float32",
+  overwrite: bool = False,
+) -> None:
+  """Writes one component's state dict, under diffusers names, as one file.
+
+  Args:
+    path: ends in `.safetensors` or `.pt`.
+    part: `unet`, `text_encoder` or `vae`.
+
+  Raises:
+    ValueError: the file exists without `overwrite`, or a weight is not finite
+      in `dtype`.
+  """
+  _save(
+    path,
+    model.states[part],
+    {"layout": "diffusers"} | dict(model.metadata),
+    dtype,
+    overwrite,
+  )
+
+
+def save_single_file(
   path: str | os.PathLike,
   model: ModelFiles,
   *,
   dtype: str = "float32",
   overwrite: bool = False,
 ) -> None:
-  """Writes the UNet's state dict as one `.safetensors` file.
+  """Writes the whole model as one file in the original layout.
+
+  Args:
+    path: ends in `.safetensors` or `.ckpt`.
 
   Raises:
-    ValueError: the file exists without `overwrite`, or a weight is not finite
-      in `dtype`, which is "float32" or "float16".
+    ValueError: as `save_part`.
   """
+  scheduler = model.configs.get("scheduler", {})
+  state = originals.to_original(model.states, scheduler)
+  header = {"layout": "original"} | dict(model.metadata)
+  _save(path, state, header, dtype, overwrite)
+
+
+def _save(
+  path: str | os.PathLike,
+  state: Mapping[str, np.ndarray],
+  header: Mapping[str, str],
+  dtype: str,
+  overwrite: bool,
+):
   check_dtype(dtype)
-  with replacing(check_output(path, overwrite)) as partial:
-    write_safetensors(partial, model.states["unet"], dtype, model.metadata)
+  path = check_output(path, overwrite)
+  with replacing(path) as partial:
+    write_weights(partial, path.suffix, state, dtype, header)
 
 
-def _unwrap(state: Mapping[str, np.ndarray], source: str) -> State:
-  out: State = {}
-  for key, value in state.items():
-    name = _WRAPPERS.sub("", key)
-    if name in out:
-      raise ValueError(f"{source}: {name!r} is given twice")
-    out[name] = value
-  return out
+def _weights(state: Mapping[str, np.ndarray], source: str) -> State:
+  """The weights of a file by plain names; says what else it holds."""
+  beside: dict[str, list[str]] = {}
+
+  def rule(key: str) -> str | None:
+    name = _CUSTOM.sub(r".\1.", _WRAPPERS.sub("", key))
+    for pattern, kind in _BESIDE.items():
+      if pattern.match(name):
+        beside.setdefault(kind, []).append(key)
+        return None
+    return name
+
+  found = names.renamed(names.unwrapped(state, source), rule, source)
+  for kind, keys in beside.items():
+    logging.warning(
+      "%s: %s (%s) belong to no weight here and are left out", source, kind,
+      ", ".join(keys[:3]),
+    )  # fmt: skip
+  return found
 
 
 def _split(
@@ -204,6 +298,8 @@ def _split(
   """Tensors by component; those that fit none count as the UNet's."""
   prefixed = compvis.add_prefixes(state)
   if compvis.is_compvis(prefixed):
+    scheduler = base.configs.get("scheduler", {})
+    compvis.check_marks(prefixed, scheduler, source)
     depths = compvis.Depths.from_configs(base.configs)
     parts = compvis.from_compvis(prefixed, depths, ema=ema, source=source)
     return {part: canonical(found, source) for part, found in parts.items()}

@@ -4,15 +4,14 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import serialization
-from safetensors import SafetensorError, safe_open
 
-from unlearning_jax.convert import names, pickles
+from unlearning_jax.convert import names, pickles, safetensors_files
+from unlearning_jax.convert.safetensors_files import Header
 
-_LFS_POINTER = b"version https://git-lfs"
 # Keys that the header of an edited model's file must have, and may have.
 _EDIT = {"base", "method", "concepts"}
 _OF_EDIT = _EDIT | {"diagnostics"}
@@ -21,12 +20,14 @@ _OF_EDIT = _EDIT | {"diagnostics"}
 def read_state_dict(path: str | os.PathLike) -> names.State:
   """Reads every tensor of a weights file and executes nothing in it.
 
+  The first bytes decide the format; the ending decides nothing.
+
   Args:
-    path: a `.safetensors` file; a torch `.bin`, `.pt`, `.pth` or `.ckpt`; a
-      flax `.msgpack`; or the `*.index*.json` of a file in shards.
+    path: a safetensors file, a file of `torch.save`, a flax msgpack, or the
+      `*.index*.json` of a file in shards.
 
   Returns:
-    Arrays of the stored dtypes (bfloat16 as `ml_dtypes.bfloat16`) under the
+    Arrays of the stored dtypes (bfloat16 and float8 as `ml_dtypes`) under the
     names in the file. Flax names and layouts become torch's.
 
   Raises:
@@ -34,30 +35,56 @@ def read_state_dict(path: str | os.PathLike) -> names.State:
       anything but tensors; the message names it.
   """
   path = pathlib.Path(path)
-  reader = _READERS.get(path.suffix)
-  if reader is None:
-    raise ValueError(
-      f"{path}: cannot tell the format from {path.suffix!r}; allowed: "
-      f"{', '.join(_READERS)}"
-    )
+  return _FORMATS[file_format(path)].read(path)
+
+
+def read_headers(path: str | os.PathLike) -> dict[str, Header]:
+  """Shapes and dtypes of a weights file's tensors; reads no number of them.
+
+  A flax file has no header and is read whole. Errors as `read_state_dict`.
+  """
+  path = pathlib.Path(path)
+  return _FORMATS[file_format(path)].headers(path)
+
+
+def file_format(path: pathlib.Path) -> str:
+  """What a file's first bytes say: `safetensors`, `torch`, `flax`, `shards`.
+
+  Raises:
+    ValueError: the file is missing, or of a kind that holds no weights for us.
+  """
   if not path.is_file():
     raise ValueError(f"{path}: no such file")
   with open(path, "rb") as file:
-    if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-      raise ValueError(
-        f"{path}: is a git-lfs pointer, not the weights; run `git lfs pull`"
-      )
-  return reader(path)
+    head = file.read(512)
+  for start, kind in _NO_WEIGHTS.items():
+    if head.lstrip().lower().startswith(start):
+      raise ValueError(f"{path}: {kind}")
+  # The size of a safetensors' header, and the brace that begins it.
+  if head[8:9] == b"{" and not any(head[5:8]):
+    return "safetensors"
+  if head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] < b"\x06"):
+    return "torch"
+  if head[:1] in (b"{", b"["):
+    return "shards"
+  if head and (head[0] in (0xDE, 0xDF) or 0x81 <= head[0] <= 0x8F):
+    return "flax"
+  # Damaged: the reader of its ending says how.
+  found = _ENDINGS.get(path.suffix)
+  if found is None:
+    raise ValueError(
+      f"{path}: its first bytes, {head[:8]!r}, begin no weights file; allowed: "
+      "safetensors, a file of torch.save, flax msgpack, an index of shards"
+    )
+  return found
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-  """The text metadata of a `.safetensors` file; {} for any other file."""
-  return _read_header(path, lambda file: dict(file.metadata() or {}), {})
-
-
-def read_names(path: str | os.PathLike) -> list[str]:
-  """The tensors' names in a `.safetensors` file; [] for any other file."""
-  return _read_header(path, lambda file: list(file.keys()), [])
+  """The text metadata of a safetensors file; {} for any other file."""
+  path = pathlib.Path(path)
+  if not path.is_file() or file_format(path) != "safetensors":
+    return {}
+  return safetensors_files.read_header(path)[1]
 
 
 def read_edit(path: str | os.PathLike) -> dict[str, str]:
@@ -107,29 +134,6 @@ def as_float32(state: Mapping[str, np.ndarray], source: str) -> names.State:
   return out
 
 
-def _read_header(path: str | os.PathLike, read: Callable, absent: Any) -> Any:
-  if pathlib.Path(path).suffix != ".safetensors":
-    return absent
-  try:
-    with safe_open(path, framework="np") as file:
-      return read(file)
-  except (SafetensorError, OSError) as error:
-    raise ValueError(f"{path}: not a readable safetensors file: {error}") from (
-      error
-    )
-
-
-def _read_safetensors(path: pathlib.Path) -> names.State:
-  try:
-    with safe_open(path, framework="np") as file:
-      return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-  # A float8 tensor raises AttributeError, because numpy has no such dtype.
-  except (SafetensorError, OSError, AttributeError) as error:
-    raise ValueError(f"{path}: not a readable safetensors file: {error}") from (
-      error
-    )
-
-
 def _read_msgpack(path: pathlib.Path) -> names.State:
   try:
     tree = serialization.msgpack_restore(path.read_bytes())
@@ -143,15 +147,24 @@ def _read_msgpack(path: pathlib.Path) -> names.State:
 
 
 def _read_shards(path: pathlib.Path) -> names.State:
+  return _of_shards(path, read_state_dict)
+
+
+def _shard_headers(path: pathlib.Path) -> dict[str, Header]:
+  return _of_shards(path, read_headers)
+
+
+def _of_shards(path: pathlib.Path, read: Callable) -> dict[str, Any]:
+  """What `read` finds in the shards that an index names."""
   index = read_json(path).get("weight_map")
   if not isinstance(index, dict) or not index:
-    raise ValueError(f"{path}: no weight_map")
-  state: names.State = {}
+    raise ValueError(f"{path}: is no index of shards: it has no weight_map")
+  state: dict[str, Any] = {}
   for shard in sorted({str(name) for name in index.values()}):
     plain = pathlib.PurePath(shard).name == shard and "\\" not in shard
     if not plain or shard.endswith(".json"):
       raise ValueError(f"{path}: {shard!r} is not a weights file beside it")
-    tensors = read_state_dict(path.parent / shard)
+    tensors = read(path.parent / shard)
     expected = {key for key, name in index.items() if name == shard}
     names.report_mismatch(
       str(path.parent / shard),
@@ -162,12 +175,39 @@ def _read_shards(path: pathlib.Path) -> names.State:
   return state
 
 
-_READERS: dict[str, Callable[[pathlib.Path], names.State]] = {
-  ".safetensors": _read_safetensors,
-  ".bin": pickles.read_torch,
-  ".pt": pickles.read_torch,
-  ".pth": pickles.read_torch,
-  ".ckpt": pickles.read_torch,
-  ".msgpack": _read_msgpack,
-  ".json": _read_shards,
+def _shapes(state: names.State) -> dict[str, Header]:
+  return {key: Header(value.shape, value.dtype) for key, value in state.items()}
+
+
+class _Format(NamedTuple):
+  read: Callable[[pathlib.Path], names.State]
+  headers: Callable[[pathlib.Path], dict[str, Header]]
+
+
+_FORMATS = {
+  "safetensors": _Format(
+    safetensors_files.read, lambda path: safetensors_files.read_header(path)[0]
+  ),
+  "torch": _Format(pickles.read_torch, pickles.read_headers),
+  "flax": _Format(_read_msgpack, lambda path: _shapes(_read_msgpack(path))),
+  "shards": _Format(_read_shards, _shard_headers),
+}
+_ENDINGS = {
+  ".safetensors": "safetensors", ".bin": "torch", ".pt": "torch",
+  ".pth": "torch", ".ckpt": "torch", ".msgpack": "flax", ".json": "shards",
+}  # fmt: skip
+# How files begin that hold no weights for us, in lower case.
+_NO_WEIGHTS = {
+  b"version https://git-lfs": "is a git-lfs pointer, not the weights; run "
+  "`git lfs pull`",
+  b"<!doctype": "is a web page, not the weights; download the file again",
+  b"<html": "is a web page, not the weights; download the file again",
+  b"gguf": "is a GGUF file, whose weights are quantized; not supported: give "
+  "the safetensors that it was made from",
+  b"\x89hdf": "is an HDF5 file (Keras); not supported: give safetensors",
+  b"\x93numpy": "is a numpy array, not a model; save it under its tensor's "
+  "name in a safetensors file",
+  b"\x1f\x8b": "is a gzip archive; unpack it first",
+  b"7z\xbc\xaf": "is a 7-Zip archive; unpack it first",
+  b"rar!": "is a RAR archive; unpack it first",
 }

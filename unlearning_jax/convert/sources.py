@@ -3,9 +3,13 @@
 import dataclasses
 import os
 import pathlib
+import warnings
+
+import numpy as np
 
 from unlearning_jax.convert import compvis, families, hub, sd1
 from unlearning_jax.convert.adapters import is_lora, merge_lora
+from unlearning_jax.convert.families import FINGERPRINT
 from unlearning_jax.convert.folder import (
   COMPONENTS,
   MARK,
@@ -15,8 +19,8 @@ from unlearning_jax.convert.folder import (
   load_folder,
   load_tokenizer,
 )
-from unlearning_jax.convert.names import State, canonical
-from unlearning_jax.convert.parts import FINGERPRINT, fingerprint, overlay
+from unlearning_jax.convert.names import State, canonical, unwrapped
+from unlearning_jax.convert.parts import fingerprint, overlay
 from unlearning_jax.convert.reader import (
   as_float32,
   read_edit,
@@ -55,34 +59,116 @@ def load(
   path = _resolve(path, variant)
   if path.is_dir():
     families.check_folder(path)
+  training = base is not None and _trained_parts(path)
   # A folder with a unet/ but without an index is a damaged whole model.
-  if (path / MARK).is_file() or (path / "unet").is_dir():
+  if not training and ((path / MARK).is_file() or (path / "unet").is_dir()):
     if ema is not None:
       raise ValueError(f"{path}: ema={ema} is a choice in single files only")
     return load_folder(path, variant)
+  if training:
+    model = _as_files(base, variant)
+    for file in training:
+      model = _over(model, file, None)
+    return model
   file = find_weights(path, variant) if path.is_dir() else path
+  return _of_file(file, base, variant, ema)
+
+
+def _trained_parts(path: pathlib.Path) -> list[pathlib.Path]:
+  """The weights in a training's checkpoint, which has no index.
+
+  Raises:
+    ValueError: it has trained and averaged ones.
+  """
+  if not path.is_dir() or (path / MARK).is_file():
+    return []
+  averaged = [f"{part}_ema" for part in COMPONENTS]
+  found = [part for part in COMPONENTS if (path / part).is_dir()]
+  for name in averaged:
+    if found and (path / name).is_dir():
+      raise ValueError(
+        f"{path}: holds trained and averaged weights; name the folder of the "
+        f"ones to read: {path / name.removesuffix('_ema')} or {path / name}"
+      )
+  return [find_weights(path / part) for part in found]
+
+
+def _as_files(
+  base: ModelFiles | str | os.PathLike, variant: str | None
+) -> ModelFiles:
+  if isinstance(base, ModelFiles):
+    return base
+  return load_folder(_resolve(base, variant), variant)
+
+
+def _of_file(
+  file: pathlib.Path,
+  base: ModelFiles | str | os.PathLike | None,
+  variant: str | None,
+  ema: bool | None,
+) -> ModelFiles:
   state, source = read_state_dict(file), str(file)
-  families.check_names(state, source)
+  kind = families.recognize(state, read_metadata(file))
+  families.check(kind, source)
+  state = unwrapped(state, source)
   if _is_whole(state):
-    return _from_single_file(state, source, base, variant, ema)
+    with families.explaining(source, kind):
+      return _from_single_file(state, source, base, variant, ema)
   if base is None:
     raise ValueError(
-      f"{source}: holds part of a model ({len(state)} tensors, the first is "
-      f"{next(iter(state))!r}); name its base model, by --base or base="
+      f"{source}: holds part of a model ({kind.text}, {len(state)} tensors); "
+      "name its base model, by --base or base="
     )
-  if not isinstance(base, ModelFiles):
-    base = load_folder(_resolve(base, variant), variant)
-  made_for = read_metadata(file).get(FINGERPRINT)
+  return _over(_as_files(base, variant), file, ema, state)
+
+
+def _over(
+  base: ModelFiles,
+  file: pathlib.Path,
+  ema: bool | None,
+  state: State | None = None,
+) -> ModelFiles:
+  """The base with what a file holds; warns if the file changes nothing."""
+  state, source = state or read_state_dict(file), str(file)
+  metadata = read_metadata(file)
+  kind = families.recognize(state, metadata)
+  families.check(kind, source)
+  made_for = metadata.get(FINGERPRINT)
   if made_for is not None and made_for != fingerprint(base.states):
     raise ValueError(
       f"{source}: is a delta over another base than the one given "
       f"(fingerprint {made_for[:12]}...)"
     )
-  if is_lora(state) and ema is None:
-    model = merge_lora(base, file, state)
-  else:
-    model = overlay(base, state, ema=ema, source=source)
+  with families.explaining(source, kind):
+    if is_lora(state) and ema is None:
+      model = merge_lora(base, file, state)
+    else:
+      model = overlay(base, state, ema=ema, source=source)
+  _warn_of_no_change(source, model, base, ema)
   return dataclasses.replace(model, metadata=read_edit(file) or base.metadata)
+
+
+def _warn_of_no_change(
+  source: str, model: ModelFiles, base: ModelFiles, ema: bool | None
+):
+  """Warns where an edit would be none: the weights are the base's."""
+  for part, old in base.states.items():
+    new = model.states[part]
+    if new is not old and not all(
+      new[name] is value or np.array_equal(new[name], value)
+      for name, value in old.items()
+    ):
+      return
+  warnings.warn(
+    f"{source}: no tensor differs from the base's, so nothing is edited"
+    + (
+      "; these are its averaged weights, and editing code changes the trained "
+      "ones: read those with --noema (ema=False)"
+      if ema
+      else ""
+    ),
+    stacklevel=2,
+  )
 
 
 def is_delta(path: str | os.PathLike) -> bool:
@@ -134,10 +220,16 @@ def _from_single_file(
         f"{source}: is not a Stable Diffusion 1.x model and brings no "
         "configs; name a base folder to take them from"
       )
+  compvis.check_marks(state, configs["scheduler"], source)
   depths = compvis.Depths.from_configs(configs)
   parts = compvis.from_compvis(state, depths, ema=ema, source=source)
   states = {
     component: as_float32(canonical(parts[component], source), source)
     for component in COMPONENTS
   }
+  if ema and base is not None:
+    old = {"unet": _as_files(base, variant).states["unet"]}
+    _warn_of_no_change(
+      source, ModelFiles({}, states, None), ModelFiles({}, old, None), ema
+    )
   return ModelFiles(configs, states, tokenizer, read_edit(source))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -68,7 +69,6 @@ TRANSFORMERS_RESNET: Table = (
   (r"\.normalization\.", ".norm."),
   (r"^classifier\.1\.", "head."),
 )
-_BATCH_NORM_EPSILON = 1e-5
 
 
 def vision_transformer(
@@ -87,7 +87,7 @@ def vision_transformer(
   # Older versions of transformers stored this buffer.
   kept = {k: v for k, v in state.items() if not k.endswith("position_ids")}
   state = reader.as_float32(_split_qkv(kept), what)
-  state = _renamed(state, table, what)
+  state = renamed(state, table, what)
   for name in ("class_embedding", "position_embedding.weight"):
     # Some libraries store a leading axis for the batch.
     if name in state:
@@ -95,7 +95,8 @@ def vision_transformer(
       state[name] = state[name].reshape(
         shape[-1:] if "cl" in name else shape[-2:]
       )
-  return _laid_out(state, VisionTransformer(config), config.image_size, what)
+  side = config.image_size
+  return laid_out(state, VisionTransformer(config), (side, side, 3), what)
 
 
 def resnet(
@@ -106,13 +107,23 @@ def resnet(
   Arguments and errors are those of `vision_transformer`.
   """
   kept = {k: v for k, v in state.items() if not k.endswith("batches_tracked")}
-  state = _renamed(reader.as_float32(kept, what), table, what)
-  return _laid_out(_folded(state, what), ResNet(config), 64, what)
+  state = renamed(reader.as_float32(kept, what), table, what)
+  return laid_out(folded(state, what), ResNet(config), (64, 64, 3), what)
 
 
-def _renamed(
+def renamed(
   state: Mapping[str, np.ndarray], table: Table, what: str
 ) -> names.State:
+  """A state under the names of our networks.
+
+  Args:
+    state: the file's tensors.
+    table: patterns, applied one after the other.
+    what: the file, for messages.
+
+  Raises:
+    ValueError: two tensors get one name.
+  """
   found: names.State = {}
   for name, value in state.items():
     new = name
@@ -136,8 +147,17 @@ def _split_qkv(state: Mapping[str, np.ndarray]) -> names.State:
   return found
 
 
-def _folded(state: names.State, what: str) -> names.State:
-  """Makes scale (conv(x) - mean) / sqrt(variance + eps) + shift one conv."""
+def folded(state: names.State, what: str, epsilon: float = 1e-5) -> names.State:
+  """Makes scale (conv(x) - mean) / sqrt(variance + eps) + shift one conv.
+
+  Args:
+    state: tensors, those of a norm under its convolution's name and `.norm`.
+    what: the file, for messages.
+    epsilon: eps of every batch norm; 1e-5 is torch's default.
+
+  Raises:
+    ValueError: a batch norm is not whole.
+  """
   norms = [
     n[: -len(".norm.weight")] for n in state if n.endswith("norm.weight")
   ]
@@ -151,18 +171,29 @@ def _folded(state: names.State, what: str) -> names.State:
     if any(value is None for value in given):
       raise ValueError(f"{what}: {conv!r} lacks a part of its batch norm")
     weight, gamma, beta, mean, variance = (np.float64(v) for v in given)
-    scale = gamma / np.sqrt(variance + _BATCH_NORM_EPSILON)
+    scale = gamma / np.sqrt(variance + epsilon)
     folded = weight * scale[:, None, None, None]
     found[f"{conv}.weight"] = folded.astype(np.float32)
     found[f"{conv}.bias"] = (beta - mean * scale).astype(np.float32)
   return found
 
 
-def _laid_out(
-  state: names.State, network: VisionTransformer | ResNet, size: int, what: str
+def laid_out(
+  state: names.State, network: nn.Module, shape: tuple[int, ...], what: str
 ) -> Params:
-  shape = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-  template = jax.eval_shape(network.init, jax.random.key(0), shape)["params"]
+  """The parameters of a network of images.
+
+  Args:
+    state: its tensors under its own names.
+    network: which takes a batch of them.
+    shape: of one input.
+    what: the file, for messages.
+
+  Raises:
+    ValueError: tensors are missing, left over or of other shapes.
+  """
+  given = jax.ShapeDtypeStruct((1, *shape), np.float32)
+  template = jax.eval_shape(network.init, jax.random.key(0), given)["params"]
   return names.to_flax(state, template, what)
 
 

@@ -7,6 +7,8 @@ each cell (`Folders`), or rows of one record (`Rows`).
 """
 
 import contextlib
+import errno
+import os
 import pathlib
 import shutil
 import traceback
@@ -16,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import jax
 from absl import logging
 
-from unlearning_jax import renamed
+from unlearning_jax import durable, renamed
 from unlearning_jax.record import Recorder
 
 C = TypeVar("C", bound=Hashable)
@@ -71,7 +73,23 @@ def failing(store: Store[C], cell: C):
   try:
     yield
   except store.own as error:
+    if _is_of_machine(error):
+      raise
     store.fail(cell, error)
+
+
+def _is_of_machine(error: BaseException | None) -> bool:
+  """Whether a full disk, memory or a damaged file caused an error.
+
+  A library may wrap it in an error of its own.
+  """
+  while error is not None:
+    if isinstance(error, (OSError, MemoryError, durable.DamagedError)):
+      return not isinstance(error, FileNotFoundError)
+    if os.strerror(errno.ENOSPC) in str(error):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
 
 
 def run(
@@ -106,7 +124,7 @@ def run(
     try:
       with failing(store, some[0]) if alone else contextlib.nullcontext():
         work(some)
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, durable.DamagedError) as error:
       # Only the text is logged: the traceback would keep the arrays alive.
       why = str(error)
       names = ", ".join(map(str, some))

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,6 +85,17 @@ class Drawn:
     ]
 
 
+def say(notes: Sequence[str]):
+  """Prints sentences that the run also records, once for all processes."""
+  for note in notes if is_first() else ():
+    print(f"note: {note}", file=sys.stderr)
+
+
+def is_first() -> bool:
+  """Whether this process is the one that prints."""
+  return jax.process_index() == 0
+
+
 def load_model(given: Any) -> Model:
   """Reads the model that settings name.
 
@@ -150,7 +162,7 @@ def check_metrics(given: Drawn, verb: str):
   for name in given.metrics:
     metric = metrics.load(name)
     if verb not in metric.verbs:
-      known = [n for n in metrics.names() if verb in metrics.load(n).verbs]
+      known = metrics.reading(verb)
       raise ValueError(
         f"metrics: {name!r} reads the rows of {' and '.join(metric.verbs)}, "
         f"and {verb} has none of these; it can show {', '.join(known)}, or a "
@@ -202,8 +214,8 @@ def workdir(
     process_index=0 if alone else jax.process_index(),
     process_count=1 if alone else jax.process_count(),
     free=settings_.free(cls),
-    # Older versions had no metrics.
-    defaults={"metrics": ()},
+    # Older versions had no metrics, and no published protocols.
+    defaults={"metrics": (), "published": None, "columns": (), "missing": {}},
   )
 
 
@@ -245,6 +257,16 @@ def made_hash(made: Made) -> str:
   if isinstance(made, Guidance):
     return hashlib.sha256(repr(made).encode()).hexdigest()
   return edit_hash(made)
+
+
+def fingerprint(model: Model, base: Model) -> str:
+  """The hash of how a model differs from the base; "" where it is the base."""
+  parts = []
+  if model.params is not base.params:
+    parts.append(convert.params_fingerprint(model.params))
+  made = (one for one in (model.edit, model.guidance) if one is not None)
+  parts += map(made_hash, made)
+  return " ".join(parts)
 
 
 def stage_name(made: Made) -> str:

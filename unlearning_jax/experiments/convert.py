@@ -11,7 +11,15 @@ from unlearning_jax.concepts import check_choice, make_concepts
 from unlearning_jax.convert import ModelFiles, output
 from unlearning_jax.edits import edit_between, save_edit
 
-FORMATS = ("folder", "unet", "delta", "edit")
+# Format -> how its file may end; a folder may have any name.
+FORMATS: dict[str, tuple[str, ...]] = {
+  "folder": (),
+  "single_file": (".safetensors", ".ckpt"),
+  "unet": (".safetensors", ".pt"),
+  "text_encoder": (".safetensors", ".pt"),
+  "delta": (".safetensors",),
+  "edit": (".safetensors",),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,10 +76,11 @@ class Settings:
         f"--input={self.input} is a file, so it has no tokenizer; --base names "
         "the folder to take it from"
       )
-    if self.format != "folder" and not self.output.endswith(".safetensors"):
+    endings = FORMATS[self.format]
+    if endings and not self.output.endswith(endings):
       raise ValueError(
         f"--output={self.output}: --format={self.format} writes a file that "
-        "ends in .safetensors"
+        f"ends in {' or '.join(endings)}"
       )
     output.check_output(self.output, self.overwrite)
 
@@ -88,8 +97,19 @@ def run(given: Settings):
   if given.format in ("delta", "edit") and base is not None:
     base = convert.load(base, variant=given.variant)
   model = convert.load(given.input, base, variant=given.variant, ema=given.ema)
+  if isinstance(base, ModelFiles):
+    model = convert.without_new_words(model, base)
   convert.to_params(model)
-  _write(given, base if isinstance(base, ModelFiles) else model, model)
+  known = base if isinstance(base, ModelFiles) else None
+  _write(given, known or model, model)
+  if given.dtype != "float32":
+    lost = output.rounding(
+      model.states, given.dtype, known.states if known else None
+    )
+    logging.info(
+      "%s loses %.3g of the %s", given.dtype, lost,
+      "change from the base" if known else "weights",
+    )  # fmt: skip
   for component, state in model.states.items():
     parameters = sum(value.size for value in state.values())
     logging.info(
@@ -102,8 +122,14 @@ def _write(given: Settings, base: ModelFiles, model: ModelFiles):
   dtype, overwrite = given.dtype, given.overwrite
   if given.format == "folder":
     convert.save_folder(given.output, model, dtype=dtype, overwrite=overwrite)
-  elif given.format == "unet":
-    convert.save_unet(given.output, model, dtype=dtype, overwrite=overwrite)
+  elif given.format == "single_file":
+    convert.save_single_file(
+      given.output, model, dtype=dtype, overwrite=overwrite
+    )
+  elif given.format in ("unet", "text_encoder"):
+    convert.save_part(
+      given.output, model, given.format, dtype=dtype, overwrite=overwrite
+    )
   elif given.format == "delta":
     names = convert.save_delta(
       given.output, base, model, dtype=dtype, overwrite=overwrite

@@ -93,7 +93,9 @@ def run(
   bound = attacks.bind(given.method, given.hparams)
   setup = victims.setup(given, bound, victim, edit)
   check_fits(given, setup.sd, listed)
+  notes = rows.notes(given, setup.sd)
   record = open_record()
+  common.say(notes)
   inputs = {"victim": setup.name, **rows.hashes(given, listed)}
   common.begin(record, given, setup.base.params, setup.edits, inputs)
   setup = victims.placed(setup)
@@ -111,6 +113,8 @@ def run(
       record.append_row({"id": row.id, "prompt": row.prompt, **found})
       bar.update()
   document = summary(record.rows(), given)
+  if notes:
+    document["notes"] = notes
   if setup.held:
     document["victim_file"] = dict(setup.held)
   record.save_summary(document)

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from unlearning_jax import judges, sampling, sharding
+from unlearning_jax import judges, processes, sampling, sharding
 from unlearning_jax.experiments import common
 from unlearning_jax.judges import Judge
 from unlearning_jax.metrics.accuracy import judge_rows
 from unlearning_jax.model import Model
+from unlearning_jax.protocols import Prompts
 from unlearning_jax.record import Recorder
-from unlearning_jax.settings import Output
+from unlearning_jax.settings import Free, Output
 
 Rows = list[dict[str, Any]]
 
@@ -31,6 +32,9 @@ class Settings(common.Drawn):
     rows_per_group: prompts of a world for each target and group.
     other_rows: prompts of a world that ask for no target.
     protocol: name and hash of the protocol with these settings; "" for none.
+    published: the prompts of a published protocol; None for none.
+    columns: numbers of its published table, see `columns`.
+    missing: metrics of the protocol that cannot be computed here, and why.
   """
 
   prompts: Output[Mapping[str, tuple[str, ...]]] = dataclasses.field(
@@ -39,13 +43,16 @@ class Settings(common.Drawn):
   rows_per_group: Output[int] = 0
   other_rows: Output[int] = 0
   protocol: Output[str] = ""
+  published: Prompts | None = None
+  columns: Output[tuple[str, ...]] = ()
+  missing: Free[Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     super().__post_init__()
     for key in ("rows_per_group", "other_rows"):
       if getattr(self, key) < 0:
         raise ValueError(f"{key}={getattr(self, key)}: must not be negative")
-    asked = any(self.prompts.values())
+    asked = any(self.prompts.values()) or self.published is not None
     if self.judge is None and not asked:
       raise ValueError("prompts: the config has neither a judge nor prompts")
     if common.world_of(self) is None and not asked:
@@ -58,10 +65,13 @@ class Settings(common.Drawn):
 
 
 def rows(settings: Settings) -> Rows:
-  """The rows to draw: your own prompts, or those of a world.
+  """The rows to draw: a protocol's, your own prompts, or those of a world.
 
   A judge that is not the world's own keeps the attributes it has a head for.
   """
+  if settings.published is not None:
+    targets, judge = common.targets_of(settings), common.load_judge(settings)
+    return settings.published.listed(targets, judge)
   world, own = common.world_of(settings), any(settings.prompts.values())
   foreign = world is not None and settings.judge != world.NAME
   if settings.judge is None or world is None or (foreign and own):
@@ -112,7 +122,9 @@ def every(
 ) -> Iterator[tuple[str, Rows, UInt8[np.ndarray, "n h w 3"]]]:
   """Draws and judges under every model the rows that are not recorded yet.
 
-  The caller records each row under the id `<key of the model>/<id>`.
+  The caller records each row under the id `<key of the model>/<id>`. While the
+  judge and the caller look at a batch, the device draws the next one, of the
+  next model too.
 
   Args:
     recorder: the record, which also shows the progress.
@@ -122,59 +134,80 @@ def every(
     key: maps a model's name to its key.
 
   Yields:
-    A model's name, some of this process's rows as `judged` gives them, and
-    their images.
+    A model's name, some of this process's rows as judged, and their images.
   """
   judge, done = common.load_judge(settings), recorder.done_ids()
   # All processes share one list: none records a row before all have read it.
-  sharding.wait_for_all("rows listed")
+  processes.wait_for_all("rows listed")
   total = len(table) * len(models)
   with recorder.progress("draw", total, done=len(done)) as bar:
-    for name, model in models.items():
-      left = [row for row in table if f"{key(name)}/{row['id']}" not in done]
-      for part, images in judged(settings, model, judge, left):
-        yield name, part, images
+    for name, part, images in sampling.ahead(
+      (name, *batch)
+      for name, model in models.items()
+      for batch in _started(
+        settings,
+        model,
+        [row for row in table if f"{key(name)}/{row['id']}" not in done],
+      )
+    ):
+      drawn = images()[: len(part)]
+      # No row is left where another process alone has rows in this batch.
+      if part:
+        yield name, _judged(judge, part, drawn), drawn
         bar.update(len(part))
-  sharding.wait_for_all("rows drawn")
+  processes.wait_for_all("rows drawn")
 
 
-def judged(
-  settings: Settings, model: Model, judge: Judge | None, left: Rows
-) -> Iterator[tuple[Rows, UInt8[np.ndarray, "n h w 3"]]]:
-  """Yields batches of this process's rows, judged, and of their images."""
+def _started(
+  settings: Settings, model: Model, left: Rows
+) -> Iterator[tuple[Rows, Callable[[], sampling.Images]]]:
+  """Starts to draw this process's rows; yields a batch's rows and images.
+
+  Every process has the same number of batches, or they would wait for each
+  other. So a batch's images may be more than its rows, which may be none.
+  """
   mesh = sharding.make_mesh()
   multiple = sharding.local_rows_multiple(mesh)
-  mine, padding = _share(left)
-  requests = [sampling.Request(row["prompt"], row["seed"]) for row in mine]
-  batches = sampling.draw(
-    model.sd,
-    sharding.place(model.drawn_params, sharding.replicated(mesh)),
-    requests,
-    settings.sampling,
-    # The next size that the devices share evenly.
-    batch_size=-(-settings.batch_size // multiple) * multiple,
-    place=functools.partial(sharding.global_batch, mesh),
-    fetch=sharding.local_rows,
-    **model.drawing,
-  )
-  start, count = 0, len(mine) - padding
-  for images in batches:
-    part = [dict(row) for row in mine[start : start + len(images)]]
-    start += len(images)
-    real = len(part) - max(0, start - count)
-    # No break: the other processes would wait for this one in the batches that
-    # it left out.
-    if real < 1:
-      continue
-    part, images = part[:real], images[:real]
-    if judge is not None:
-      scores = judge(images)
-      part = judge_rows(part, scores, judge)
-      for i, row in enumerate(part):
-        row["scores"] = {head: s[i].tolist() for head, s in scores.items()}
-        if scores.raw:
-          row["raw"] = scores.raw[i]
-    yield part, images
+  # The next size that the devices share evenly.
+  size = -(-settings.batch_size // multiple) * multiple
+  params = sharding.place(model.drawn_params, sharding.replicated(mesh))
+  every = [request(row) for row in left]
+  for group in sampling.alike(every, settings.sampling.guidance_scale):
+    mine, padding = _share([left[i] for i in group])
+    batches = sampling.start(
+      model.sd,
+      params,
+      [request(row) for row in mine],
+      settings.sampling,
+      batch_size=size,
+      place=functools.partial(sharding.global_batch, mesh),
+      fetch=sharding.local_rows,
+      **model.drawing,
+    )
+    mine = mine[: len(mine) - padding]
+    for i, images in enumerate(batches):
+      yield mine[i * size : (i + 1) * size], images
+
+
+def request(row: Mapping[str, Any]) -> sampling.Request:
+  """What to draw for a row; a published one may say more than its seed."""
+  keys = ("guidance", "size", "sample", "truncate")
+  more = {key: row[key] for key in keys if row.get(key) is not None}
+  return sampling.Request(row["prompt"], row["seed"], **more)
+
+
+def _judged(judge: Judge | None, part: Rows, images: sampling.Images) -> Rows:
+  """Copies of rows with what the judge saw, its scores beside it."""
+  rows = [dict(row) for row in part]
+  if judge is None:
+    return rows
+  scores = judge(images)
+  rows = judge_rows(rows, scores, judge)
+  for i, row in enumerate(rows):
+    row["scores"] = {head: s[i].tolist() for head, s in scores.items()}
+    if scores.raw:
+      row["raw"] = scores.raw[i]
+  return rows
 
 
 def _share(left: Sequence[dict]) -> tuple[list[dict], int]:

@@ -19,7 +19,7 @@ from unlearning_jax import (
   guidance,
   lists,
   probe,
-  sharding,
+  processes,
   stable_diffusion,
   tokens,
 )
@@ -308,7 +308,7 @@ def recorded(run: Recorder, every: int, *, tensorboard: bool = False) -> Hooks:
 
 def tidy(run: Recorder):
   """Removes checkpoints and drawn images once the edit is made."""
-  sharding.wait_for_all("edit made")
+  processes.wait_for_all("edit made")
   if run.is_writer:
     for name in (_STATES, _DRAWN):
       shutil.rmtree(run.path / name, ignore_errors=True)
@@ -337,7 +337,15 @@ def _train(
   log = training_log.TrainingLog(
     run, "train", num_steps, done, tensorboard=tensorboard
   )
-  watch = finetune.Watch(at=at, on_metrics=log, on_state=on_state)
+
+  def on_stop(now: int, state: finetune.TrainState):
+    # Each process trains alone, and all would have to meet in a checkpoint.
+    if jax.process_count() == 1:
+      checkpoints.save_new(saved, now, jax.device_get(state))
+
+  watch = finetune.Watch(
+    at=at, on_metrics=log, on_state=on_state, on_stop=on_stop
+  )
   with log:
     return finetune.train_erasure(
       *args, num_steps=num_steps, begin=begin, watch=watch, **options

@@ -5,22 +5,28 @@ judge looks at the images. A run ends with its table and its page. An erasure
 ends with the same comparison of before and after.
 """
 
+import dataclasses
+import functools
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import numpy as np
 
 from unlearning_jax import (
-  convert,
-  protocols,
+  metrics,
   report,
   samplers,
   stable_diffusion,
 )
-from unlearning_jax.experiments import common, drawing
+from unlearning_jax.experiments import common, drawing, published, trust
+from unlearning_jax.experiments.attack.victims import laid_over
 from unlearning_jax.experiments.drawing import Rows, Settings
+from unlearning_jax.experiments.published import Beside as Beside
 from unlearning_jax.experiments.tallies import Tallies
-from unlearning_jax.judges import Judge
+from unlearning_jax.judges import Judge, Target
+from unlearning_jax.metrics import collapse
 from unlearning_jax.metrics.accuracy import judge_rows
 from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder
@@ -32,6 +38,7 @@ def config(
   protocol: str | None = None,
   judge: str | None = None,
   more: Sequence[str] = (),
+  **given_to_it: Any,
 ) -> dict[str, Any]:
   """The plain settings of a config or of a protocol.
 
@@ -40,6 +47,7 @@ def config(
     protocol: a protocol's name; None where `given` is given.
     judge: a judge to take instead of the config's; None keeps the config's.
     more: metrics to compute besides the config's.
+    **given_to_it: what a protocol is given, see `published.config`.
 
   Raises:
     ValueError: both or neither are given; a protocol comes with a judge or
@@ -50,9 +58,12 @@ def config(
   if protocol is not None:
     if judge or more:
       raise ValueError(
-        "--judge, --metrics: --protocol fixes both; take --config instead"
+        "--judge, --metrics: --protocol fixes both; take --config instead, or "
+        f"name another protocol: --protocol={protocol}~judge={judge or '...'}"
       )
-    return protocols.find(protocol).config()
+    return published.config(protocol, **given_to_it)
+  for flag in (name for name, value in given_to_it.items() if value):
+    raise ValueError(f"--{flag}: belongs to --protocol, not to --config")
   found = dict(given or {})
   if judge:
     found["judge"] = judge
@@ -62,24 +73,39 @@ def config(
 
 
 def read_models(
-  settings: Settings, paths: Sequence[str] = ()
+  settings: Settings,
+  paths: Sequence[str] = (),
+  erased: Sequence[str] = (),
 ) -> dict[str, Model]:
   """The base as `base`, and a model for each edit or guidance by its method.
+
+  Args:
+    settings: names the base.
+    paths: edits and guidances of ours.
+    erased: models that others erased something from, or parts of one that are
+      laid over the base; each has the name of its file.
 
   Raises:
     ValueError: a model or an edit cannot be read, or an edit has another base.
   """
   made = common.read_edits(paths)
   base = common.load_model(settings)
-  return {comparison.BASE: base} | {
+  models = {comparison.BASE: base} | {
     name: base.with_made(one) for name, one in made.items()
   }
+  for path in erased:
+    name = pathlib.Path(path).stem
+    name += f"-{len(models)}" if name in models else ""
+    params, _ = laid_over(path, base, "--erased")
+    models[name] = dataclasses.replace(base, params=params, source=path)
+  return models
 
 
 def run(
   settings: Settings,
   open_record: Callable[[], Recorder],
   models: Mapping[str, Model],
+  beside: Beside = published.NOTHING,
 ) -> dict[str, Any]:
   """The whole experiment: checks, then `compare`.
 
@@ -88,6 +114,7 @@ def run(
     open_record: opens the record once everything has been checked. A record
       that holds rows is continued.
     models: the models by the names that pages show, the base first.
+    beside: finished runs whose numbers a published protocol's row holds.
 
   Returns:
     The document that the page shows.
@@ -100,26 +127,21 @@ def run(
   for model in models.values():
     check_fits(settings, model)
   inputs = {
-    name: fingerprint(model, base) for name, model in [*models.items()][1:]
+    name: common.fingerprint(model, base)
+    for name, model in [*models.items()][1:]
   }
   if settings.protocol:
     name, _, digest = settings.protocol.partition(" ")
     inputs[f"protocol {name}"] = digest
+  notes = published.notes(settings, base.sd, drawing.rows(settings))
+  made_of = {n: metrics.load(n).identity for n in settings.metrics}
+  inputs |= {f"metric {n}": one for n, one in made_of.items() if one}
   recorder = open_record()
+  common.say(notes)
   common.begin(recorder, settings, base.params, inputs=inputs)
-  document = compare(recorder, settings, models)
+  document = compare(recorder, settings, models, notes, beside=beside)
   recorder.mark_done()
   return document
-
-
-def fingerprint(model: Model, base: Model) -> str:
-  """The hash of how a model differs from the base; "" where it is the base."""
-  parts = []
-  if model.params is not base.params:
-    parts.append(convert.params_fingerprint(model.params))
-  made = (one for one in (model.edit, model.guidance) if one is not None)
-  parts += map(common.made_hash, made)
-  return " ".join(parts)
 
 
 def compare(
@@ -128,6 +150,7 @@ def compare(
   models: Mapping[str, Model],
   notes: Sequence[str] = (),
   facts: Mapping[str, Any] = {},
+  beside: Beside = published.NOTHING,
 ) -> dict[str, Any]:
   """Draws and judges every row under every model, and writes the page.
 
@@ -140,6 +163,7 @@ def compare(
     models: the models by the names that pages show, the base first.
     notes: sentences for the page.
     facts: what else the summary shall hold.
+    beside: as `run`.
 
   Returns:
     The document that the page shows. It is empty, and nothing is written, where
@@ -149,26 +173,31 @@ def compare(
   if not table:
     return {}
   base, names = next(iter(models)), [*models]
+  targets = common.targets_of(settings)
+  seen = functools.partial(_of_model, base=base, targets=targets)
   tallies = Tallies(recorder, _metrics(settings))
   shown = _shown(table, settings.grid_rows)
   drawn = drawing.every(recorder, settings, models, table, comparison.key)
-  for name, part, images in drawn:
-    key = comparison.key(name)
-    tallies.update(images, [_of_model(r, name, base) for r in part])
-    for row, image in zip(part, images, strict=True):
-      if row["id"] in shown:
-        recorder.save_image(f"{row['id']}-{key}", image)
-      whole = f"{key}/{row['id']}"
-      recorder.append_row({**row, "id": whole, "model": name})
+  with futures.ThreadPoolExecutor() as pool:
+    for name, part, images in drawn:
+      key = comparison.key(name)
+      tallies.update(images, [seen(r, name) for r in part])
+      kept = [i for i, row in enumerate(part) if row["id"] in shown]
+      files = [f"{part[i]['id']}-{key}" for i in kept]
+      # A row is recorded after its image is on disk.
+      list(pool.map(recorder.save_image, files, images[kept]))
+      for row, seen_of in zip(part, collapse.pixels(images), strict=True):
+        own = {"id": f"{key}/{row['id']}", "model": name, "pixels": seen_of}
+        recorder.append_row({**row, **own})
   found = recorder.rows()
-  estimates = tallies.estimates(
-    [
-      _of_model({**r, "id": r["id"].split("/", 1)[1]}, r["model"], base)
-      for r in found
-    ]
-  )
+  rows = [
+    seen({**r, "id": r["id"].split("/", 1)[1]}, r["model"]) for r in found
+  ]
+  estimates = tallies.estimates(rows)
+  estimates |= published.estimates(settings, models, found, estimates, beside)
+  notes = [*notes, *published.definitions(settings)]
   document = comparison.document(
-    found, names, common.targets_of(settings), shown, estimates,
+    found, names, targets, shown, estimates,
     judge.describe if judge else None,
   )  # fmt: skip
   if settings.protocol:
@@ -176,6 +205,7 @@ def compare(
     name, _, digest = settings.protocol.partition(" ")
     notes = [f"Protocol {name} {digest[:12]}.", *notes]
   document |= {
+    **trust.facts(rows, judge, targets, estimates),
     **facts,
     "title": settings.title,
     "heads": _heads(settings, judge),
@@ -227,11 +257,14 @@ def check_fits(settings: Settings, model: Model, phrases: Sequence[str] = ()):
     ValueError: a phrase or prompt is too long, the sampler cannot take that
       number of steps, or guidance would not act at this guidance_scale.
   """
-  options = settings.sampling
+  options, rows = settings.sampling, drawing.rows(settings)
   samplers.make_sampler(
     model.sd.schedule, options.num_inference_steps, options.sampler
   )
-  spoken = [*phrases, *(row["prompt"] for row in drawing.rows(settings))]
+  published.check(settings, model, rows)
+  spoken = [
+    *phrases, *(row["prompt"] for row in rows if not row.get("truncate"))
+  ]  # fmt: skip
   if model.guidance is not None:
     if options.guidance_scale <= 1:
       raise ValueError(
@@ -260,9 +293,15 @@ def _heads(settings: Settings, judge: Judge | None) -> list[str]:
   return list(judge.labels) if judge else []
 
 
-def _of_model(row: Mapping[str, Any], model: str, base: str) -> dict[str, Any]:
+def _of_model(
+  row: Mapping[str, Any], model: str, base: str, targets: Sequence[Target]
+) -> dict[str, Any]:
   """A row as metrics read it: they call the base `base`, whatever its name."""
-  return {**row, "model": "base" if model == base else model}
+  return {
+    **row,
+    "model": "base" if model == base else model,
+    "targets": [[*target] for target in targets],
+  }
 
 
 def _shown(table: Sequence[Mapping[str, Any]], grid: int) -> set[str]:

@@ -6,20 +6,17 @@ without an image. Files that would reach judges in different ways (transparent,
 """
 
 import dataclasses
-import os
-import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from unlearning_jax import judges, metrics, sharding
-from unlearning_jax.judges import Judge, pixels
+from unlearning_jax.judges import Judge, folders
 from unlearning_jax.model import finished
 from unlearning_jax.record import Recorder, read_rows
 from unlearning_jax.settings import Output
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _BATCH = 16
 
 
@@ -36,21 +33,8 @@ class Settings:
   images: Output[str]
 
   def __post_init__(self):
-    if not pathlib.Path(self.images).is_dir():
-      raise ValueError(f"images={self.images!r}: no such folder")
     judges.load(self.judge)
-    if not files(self.images):
-      raise ValueError(
-        f"images={self.images!r}: has no images; looked for "
-        f"{', '.join(_SUFFIXES)}"
-      )
-
-
-def files(folder: str | os.PathLike[str]) -> list[str]:
-  """The images of a folder and of those in it, by their way from it."""
-  root = pathlib.Path(folder)
-  found = (p for p in root.rglob("*") if p.suffix.lower() in _SUFFIXES)
-  return sorted(path.relative_to(root).as_posix() for path in found)
+    folders.check("images", self.images)
 
 
 def run(settings: Settings, recorder: Recorder) -> dict[str, Any]:
@@ -71,11 +55,12 @@ def run(settings: Settings, recorder: Recorder) -> dict[str, Any]:
     devices=sharding.describe_devices(),
     judge_hashes={judge.name: judge.identity},
   )
-  listed, done = files(settings.images), recorder.done_ids()
+  listed, done = folders.files(settings.images), recorder.done_ids()
   left = [name for name in listed if name not in done]
   with recorder.progress("judge", len(listed), done=len(done)) as bar:
-    for rows, images in _batches(settings.images, left):
-      for row in _scored(judge, rows, images):
+    for names, read in folders.batches([settings.images], left, _BATCH):
+      images = read if isinstance(read, str) else read[0]
+      for row in _scored(judge, names, images):
         recorder.append_row(row)
         bar.update()
   found = summary(judge, recorder.rows())
@@ -185,33 +170,14 @@ def _decided(
   )
 
 
-def _batches(
-  folder: str, names: Sequence[str]
-) -> Iterator[tuple[list[dict[str, Any]], list[np.ndarray]]]:
-  """Rows with their images, so many of one size; refused ones by themselves."""
-  rows: list[dict[str, Any]] = []
-  images: list[np.ndarray] = []
-  for name in names:
-    try:
-      image = pixels.read(pathlib.Path(folder) / name)
-    except ValueError as error:
-      yield [{"id": name, "refused": str(error)}], []
-      continue
-    if images and (images[0].shape != image.shape or len(images) == _BATCH):
-      yield rows, images
-      rows, images = [], []
-    rows.append({"id": name})
-    images.append(image)
-  if rows:
-    yield rows, images
-
-
 def _scored(
-  judge: Judge, rows: list[dict[str, Any]], images: list[np.ndarray]
+  judge: Judge, names: Sequence[str], images: np.ndarray | str
 ) -> list[dict[str, Any]]:
-  if not images:
-    return rows
-  scores = judge(np.stack(images))
+  """A row for each image; or for the one that is refused."""
+  if isinstance(images, str):
+    return [{"id": names[0], "refused": images}]
+  rows: list[dict[str, Any]] = [{"id": name} for name in names]
+  scores = judge(images)
   for i, (row, seen) in enumerate(zip(rows, judge.decide(scores), strict=True)):
     row["judged"] = seen
     row["scores"] = {head: s[i].tolist() for head, s in scores.items()}

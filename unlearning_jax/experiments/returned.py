@@ -12,7 +12,7 @@ import numpy as np
 from unlearning_jax import extensions
 from unlearning_jax.experiments import common, drawing
 from unlearning_jax.experiments.drawing import Settings
-from unlearning_jax.experiments.evaluate import check_fits, fingerprint
+from unlearning_jax.experiments.evaluate import check_fits
 from unlearning_jax.metrics import r_norm
 from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder
@@ -87,7 +87,7 @@ def run(
   models = {r_norm.BASE: base, r_norm.GONE: erased, **tuned}
   for one in models.values():
     check_fits(given, one)
-  inputs = {name: fingerprint(one, base) for name, one in models.items()}
+  inputs = {name: common.fingerprint(one, base) for name, one in models.items()}
   recorder = open_record()
   common.begin(recorder, given, base.params, inputs=inputs)
   world = extensions.world(given.model)

@@ -49,11 +49,17 @@ class Tallies:
     for file in self._files():
       self._seen |= set(self._read(file)[1])
 
-  def update(self, images: UInt8[np.ndarray, "n h w 3"], rows: Sequence[Row]):
+  def update(
+    self,
+    images: UInt8[np.ndarray, "n h w 3"],
+    rows: Sequence[Row],
+    save: bool = True,
+  ):
     """Counts images and saves the states; rows counted before are skipped.
 
     Args:
       rows: a row for each image, with `id` and `model`, not yet recorded.
+      save: False for a caller that calls `save` before it records the rows.
 
     Raises:
       ValueError: a metric refuses an image or a row.
@@ -61,16 +67,16 @@ class Tallies:
     fresh = [i for i, row in enumerate(rows) if _key(row) not in self._seen]
     if not (self._seeing and fresh):
       return
-    part = [rows[i] for i in fresh]
+    # One array for all of them, so that metrics share its features.
+    seen, part = np.asarray(images)[fresh], [rows[i] for i in fresh]
     for name in self._seeing:
       metric = self._metrics[name]
-      self._states[name] = metric.update(
-        self._states[name], np.asarray(images)[fresh], part
-      )
+      self._states[name] = metric.update(self._states[name], seen, part)
     keys = [_key(row) for row in part]
     self._own += keys
     self._seen |= set(keys)
-    self._save()
+    if save:
+      self.save()
 
   def estimates(self, rows: Sequence[Row]) -> dict[str, list[Estimate]]:
     """The estimates of every metric, by the metric's name.
@@ -112,7 +118,10 @@ class Tallies:
     loaded = {n: unpacked(held[n], arrays) for n in states if n in held}
     return states | loaded, json.loads(text["rows"])
 
-  def _save(self):
+  def save(self):
+    """Saves the states, so that their rows may be recorded."""
+    if not self._seeing:
+      return
     arrays: dict[str, np.ndarray] = {}
     states = {n: packed(state, arrays) for n, state in self._states.items()}
     text = {"states": json.dumps(states), "rows": json.dumps(self._own)}

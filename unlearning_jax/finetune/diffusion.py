@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from unlearning_jax import models, stable_diffusion
+from unlearning_jax.data.batches import COUNT, FIRST
 from unlearning_jax.finetune.loop import Metrics
 from unlearning_jax.schedules import add_noise, velocity
 
@@ -94,7 +95,7 @@ def encode_examples(
   sd: stable_diffusion.StableDiffusion,
   params: Any,
   images: UInt8[np.ndarray, "n H W 3"],
-  captions: Sequence[str],
+  captions: Sequence[str] | Sequence[Sequence[str]],
   *,
   flip: bool = False,
   token_ids: bool = False,
@@ -108,20 +109,29 @@ def encode_examples(
   Args:
     params: those of the VAE and the text encoder are read.
     images: at the size to train at.
+    captions: each image's caption, or its captions.
     flip: whether each image's mirror image is a second view.
     token_ids: whether to keep token ids instead of text states.
     batch_size: images or captions encoded at a time.
 
   Returns:
     `mean` and `std` (n, k, h, w, c) of the scaled latents of k views, and
-    `context` (n, l, d) or `ids` (n, l); float32 and int32.
+    `context` (n, l, d) or `ids` (n, l); float32 and int32. Where images have
+    several captions these have a row for each caption, and `first_caption` and
+    `captions` (n,) say which are an image's, as `data.Batches` reads them.
 
   Raises:
     ValueError: counts differ, or a caption is too long.
   """
   if len(images) != len(captions):
     raise ValueError(f"{len(images)} images with {len(captions)} captions")
-  ids = stable_diffusion.tokenize(sd, captions)
+  every = [(one,) if isinstance(one, str) else tuple(one) for one in captions]
+  texts = [text for own in every for text in own]
+  ids = stable_diffusion.tokenize(sd, texts)
+  counts = np.array([len(own) for own in every], np.int64)
+  several = {}
+  if len(texts) != len(images):
+    several = {FIRST: np.cumsum(counts) - counts, COUNT: counts}
   scale = sd.vae.config.scaling_factor
 
   @jax.jit
@@ -143,13 +153,13 @@ def encode_examples(
   encoded = [encode(view) for view in views]
   mean, std = (np.stack(part, 1) for part in zip(*encoded, strict=True))
   if token_ids:
-    return {"mean": mean, "std": std, "ids": ids}
+    return {"mean": mean, "std": std, "ids": ids, **several}
   states = [
     np.asarray(stable_diffusion.encode_text(sd, params, rows))
     for rows in _batches(ids, batch_size)
   ]
   context = np.concatenate(states)[: len(ids)]
-  return {"mean": mean, "std": std, "context": context}
+  return {"mean": mean, "std": std, "context": context, **several}
 
 
 def _batches(rows: np.ndarray, size: int):

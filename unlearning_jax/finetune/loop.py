@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from unlearning_jax import sharding
+from unlearning_jax import sharding, stops
 from unlearning_jax.concepts import check_choice
 
 Params = Any
@@ -47,12 +47,15 @@ class Watch:
     on_metrics: gets (steps done, the last step's metrics).
     on_state: gets (steps done, state), to write checkpoints. The loop reuses
       the state's memory afterwards.
+    on_stop: gets (steps done, state) after a signal to stop, to write a
+      checkpoint.
   """
 
   every: int = 20
   at: Collection[int] = ()
   on_metrics: Callable[[int, dict[str, float]], None] = lambda *_: None
   on_state: Callable[[int, TrainState], None] = lambda *_: None
+  on_stop: Callable[[int, TrainState], None] = lambda *_: None
 
 
 class Batched(Protocol):
@@ -219,6 +222,7 @@ def train(
 
   Raises:
     FloatingPointError: a metric is not finite; names it and the step.
+    stops.Stopped: a signal asked the run to stop.
   """
   layout = sharding.param_sharding(mesh, state)
   state = jax.device_put(state, layout)
@@ -227,20 +231,33 @@ def train(
   outputs = (layout, sharding.replicated(mesh))
   compiled = jax.jit(step, donate_argnums=0, out_shardings=outputs)
   done = int(state.step)
-  while done < num_steps:
-    batch = sharding.global_batch(mesh, batches[done])
-    state, metrics = compiled(state, frozen, batch, key)
-    done += 1
-    if done % watch.every == 0 or done == num_steps or done in watch.at:
-      values = {name: float(value) for name, value in metrics.items()}
-      wrong = [name for name, v in values.items() if not math.isfinite(v)]
-      if wrong:
-        raise FloatingPointError(
-          f"training: {', '.join(wrong)} not finite at step {done}"
-        )
-      watch.on_metrics(done, values)
-      watch.on_state(done, state)
+  with stops.finishing():
+    while done < num_steps:
+      batch = sharding.global_batch(mesh, batches[done])
+      state, metrics = compiled(state, frozen, batch, key)
+      done += 1
+      stopping = stops.asked(done)
+      watched = done % watch.every == 0 or done == num_steps or done in watch.at
+      if watched or stopping:
+        values = _finite(metrics, done)
+      if watched:
+        watch.on_metrics(done, values)
+        watch.on_state(done, state)
+      if stopping:
+        watch.on_stop(done, state)
+        raise stops.Stopped()
   return state
+
+
+def _finite(metrics: Metrics, step: int) -> dict[str, float]:
+  """The metrics of a step as numbers, which must be finite."""
+  values = {name: float(value) for name, value in metrics.items()}
+  wrong = [name for name, v in values.items() if not math.isfinite(v)]
+  if wrong:
+    raise FloatingPointError(
+      f"training: {', '.join(wrong)} not finite at step {step}"
+    )
+  return values
 
 
 def train_erasure(

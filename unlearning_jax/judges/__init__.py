@@ -15,7 +15,6 @@ likeliest label, or one above its threshold) is the judge's own decision too.
 
 import dataclasses
 import importlib
-import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -78,6 +77,8 @@ class Judge:
     describe: what `decide` found in an image, in words for a page.
     top: under a head without thresholds, an image shows a label that is among
       so many of the likeliest.
+    far: how far a model's scores may lie from the base's before it has
+      collapsed, see `metrics.collapse.distance`; None where nobody measured it.
     count: what papers count of `raw` of many images and thresholds, unit ->
       number; a detector's boxes are not its images.
   """
@@ -93,6 +94,7 @@ class Judge:
   cannot_see: str = ""
   describe: Callable[[Mapping[str, str]], str] = _all_labels
   top: int = 1
+  far: float | None = None
   count: Callable[[Sequence[Any], Mapping[str, float]], Mapping[str, int]] = (
     _nothing
   )
@@ -199,14 +201,14 @@ def load(name: str, **options: Any) -> Judge:
     ValueError: no such judge or option, with the nearest; what the name stands
       for is not a judge; weights or a package that it needs are missing.
   """
-  base, _, text = str(name).partition("~")
+  base = str(name).partition("~")[0]
   own = ":" in base
   judge: Any = extensions.named(
     "judge", base if own else _spelled(base), names()
   )
   judge = judge if own else module(base).judge
   if callable(judge) and not isinstance(judge, Judge):
-    given = _options(name, judge, text, options)
+    given = extensions.options("judge", name, judge, options)
     judge = judge(**given) if own else _kept(base, judge, given)
   if not isinstance(judge, Judge):
     raise ValueError(f"judge={name!r}: is {type(judge).__name__}, not a Judge")
@@ -248,25 +250,3 @@ def _modules() -> dict[str, Any]:
     for name in extensions.modules(__name__)
   }
   return {name: one for name, one in found.items() if hasattr(one, "judge")}
-
-
-def _options(
-  name: str, made_by: Callable, text: str, more: Mapping[str, Any]
-) -> dict[str, Any]:
-  """Options of a name, each of the type of its default, and others."""
-  known = inspect.signature(made_by).parameters
-  parts = [part.partition("=") for part in text.split(",")] if text else []
-  found = {key: value for key, _, value in parts} | dict(more)
-  for key, value in found.items():
-    check_choice(f"judge={name!r}: option", key, list(known))
-    kind = type(known[key].default)
-    if kind is tuple:
-      found[key] = tuple(value.split("|") if isinstance(value, str) else value)
-      continue
-    try:
-      found[key] = kind(value)
-    except ValueError as error:
-      raise ValueError(
-        f"judge={name!r}: {key}={value!r} is not a {kind.__name__}"
-      ) from error
-  return found

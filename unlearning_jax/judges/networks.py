@@ -25,13 +25,15 @@ HALF = (0.5, 0.5, 0.5)
 
 
 def batched(
-  network: nn.Module, params: Any, pixels: Pixels
+  network: nn.Module,
+  params: Any,
+  pixels: Callable[[Images], Float[np.ndarray, "n ..."]],
 ) -> Callable[[Images], Float[np.ndarray, "n o"]]:
   """A network as a function of images, so many at once.
 
   Args:
     network: takes normalized images.
-    pixels: what it sees of an image.
+    pixels: what it sees of images.
   """
   params = jax.tree.map(jnp.asarray, params)
 
@@ -39,7 +41,7 @@ def batched(
     parts = []
     for start in range(0, len(images), _BATCH):
       seen = pixels(images[start : start + _BATCH])
-      padding = ((0, _BATCH - len(seen)),) + ((0, 0),) * 3
+      padding = ((0, _BATCH - len(seen)),) + ((0, 0),) * (seen.ndim - 1)
       out = _apply(network, params, np.pad(seen, padding))
       parts.append(np.asarray(out)[: len(seen)])
     return np.concatenate(parts)

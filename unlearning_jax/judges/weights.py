@@ -26,6 +26,7 @@ class File:
     sha256: of the published file, or its first digits; "" where unknown.
     git_blob: its git object id, where the project keeps it in git.
     also: another path, where the project has the same in another format.
+    of: what needs it, judge or metric, for messages.
   """
 
   path: str
@@ -33,6 +34,7 @@ class File:
   sha256: str = ""
   git_blob: str = ""
   also: str = ""
+  of: str = "judge"
 
   def lacks(self, judges_dir: str = "") -> str:
     """What is missing and where to put it; "" if the file is there."""
@@ -54,14 +56,14 @@ class File:
     """The file, if it is the published one.
 
     Args:
-      judge: for messages.
+      judge: the judge's or metric's name, for messages.
       judges_dir: the folder of judges; "" for the environment's.
 
     Raises:
       ValueError: it is missing, or it is another file than the published one.
     """
     if missing := self.lacks(judges_dir):
-      raise ValueError(f"judge {judge}: {missing}")
+      raise ValueError(f"{self.of} {judge}: {missing}")
     path = self._there(judges_dir or os.environ[VARIABLE])[0]
     if self.sha256 and not digest([path]).startswith(self.sha256):
       self._refuse(judge, path, f"SHA-256 {digest([path])}", self.sha256)
@@ -75,8 +77,8 @@ class File:
 
   def _refuse(self, judge: str, path: pathlib.Path, found: str, wanted: str):
     raise ValueError(
-      f"judge {judge}: {path} is another file than the published one: it has "
-      f"{found}, wanted {wanted}. Get {self.source}"
+      f"{self.of} {judge}: {path} is another file than the published one: it "
+      f"has {found}, wanted {wanted}. Get {self.source}"
     )
 
 
@@ -125,6 +127,20 @@ def missing(needs: Iterable[Need], judges_dir: str = "") -> list[str]:
   """What a judge still lacks on this machine, a sentence each."""
   found = (need.lacks(judges_dir) for need in needs)
   return [sentence for sentence in found if sentence]
+
+
+def listing(modules: Mapping[str, Any]) -> list[str]:
+  """A line for each judge or metric: ready, or what it lacks here.
+
+  Args:
+    modules: by name; each has what it `NEEDS`, or nothing.
+  """
+  lines = []
+  for name, module in modules.items():
+    lacks = missing(getattr(module, "NEEDS", ()))
+    lines.append(f"{name:20} {'lacks:' if lacks else 'ready'}")
+    lines += [f"{'':20}   {sentence}" for sentence in lacks]
+  return lines
 
 
 def stamp(given: Mapping[str, Any]) -> list[tuple[str, int, int]]:

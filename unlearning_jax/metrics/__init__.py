@@ -1,9 +1,16 @@
 """Metrics turn images and judged rows into numbers. One metric, one file.
 
 A module of this package that is a metric has a `METRIC`, which is a `Metric`.
-Name your own as `package.module:name`. A state is a tree of numpy arrays,
-numbers, texts and lists, so that JSON can hold it. States of several batches,
-devices and processes merge in any order before `compute`.
+One with options or weights has a function `metric(**options)` that makes a
+`Metric`, its `VERBS`, and what it `NEEDS`. Name your own, of either kind, as
+`package.module:name`.
+
+  load("accuracy")
+  load("fid~stack=clean,reference=photographs")
+
+A state is a tree of numpy arrays, numbers, texts and lists, so that JSON can
+hold it. States of several batches, devices and processes merge in any order
+before `compute`.
 
 A row is a mapping with at least `id` (unique within its model), `model` (which
 drew it), `group`, `prompt` and `seed`. A judged row also has `judged` (head ->
@@ -19,11 +26,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from unlearning_jax import extensions
+from unlearning_jax.judges import Judge
 
 Row = Mapping[str, Any]
 State = Any
 Images = UInt8[np.ndarray, "n h w 3"]
-VERBS = ("attack", "evaluate", "resurgence")
+VERBS = ("attack", "evaluate", "measure", "resurgence")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +83,17 @@ class Metric:
   """Functions that turn images into numbers, a batch at a time.
 
   Attributes:
-    name: the module's name.
+    name: what reports call it.
     init: makes the state before the first image.
     update: (state, images uint8 (n, h, w, 3), n rows) -> a new state.
     merge: (state, state) -> state; their rows differ.
     compute: state -> estimates.
     images: whether the metric reads images; if not, rows are enough.
     verbs: the experiments whose rows it can read.
+    needs: what it cannot do without and not every experiment has: `prompt` of
+      a row, or `base`, the base's own images.
+    identity: what a record keeps of it: the hashes of its weights and of its
+      reference. Another one may not go on with the same run.
   """
 
   name: str
@@ -91,6 +103,8 @@ class Metric:
   compute: Callable[[State], list[Estimate]]
   images: bool = True
   verbs: tuple[str, ...] = VERBS
+  needs: tuple[str, ...] = ()
+  identity: str = ""
 
   def measure(
     self,
@@ -102,7 +116,9 @@ class Metric:
     Raises:
       ValueError: no rows, or no images for a metric that reads them.
     """
-    if self.images and images is None and rows:
+    if not rows:
+      return self.result(self.init(), 0)
+    if self.images and images is None:
       raise ValueError(
         f"metric {self.name}: reads images, and got rows alone; give images"
       )
@@ -145,26 +161,69 @@ def unite(first: Kept, second: Kept) -> Kept:
 
 def names() -> tuple[str, ...]:
   """The metrics that ship."""
-  return tuple(
-    name
-    for name in extensions.modules(__name__)
-    if hasattr(importlib.import_module(f"{__name__}.{name}"), "METRIC")
-  )
+  return tuple(_modules())
 
 
-def load(name: str) -> Metric:
+def module(name: str) -> Any:
+  """The module of a metric that ships."""
+  return _modules()[_spelled(name)]
+
+
+def load(name: str, **options: Any) -> Metric:
   """A metric by its name, or your own as `package.module:name`.
 
+  Args:
+    name: as `fid`, or with options, `fid~stack=clean`.
+    **options: more of them, as `judges_dir`, where weights lie.
+
   Raises:
-    ValueError: an unknown metric (the message names the nearest), or an object
-      that is no `Metric`.
+    ValueError: an unknown metric or option (the message names the nearest), an
+      object that is no `Metric`, or a file that is missing.
   """
-  found: Any = extensions.named("metric", name, names())
-  if found is None:
-    found = importlib.import_module(f"{__name__}.{name}").METRIC
+  base = str(name).partition("~")[0]
+  own = ":" in base
+  spelled = base if own else _spelled(base)
+  found: Any = extensions.named("metric", spelled, names())
+  if not own:
+    kept = _modules()[spelled]
+    found = getattr(kept, "METRIC", None) or kept.metric
+  # A judge can be called too.
+  if callable(found) and not isinstance(found, Judge):
+    found = found(**extensions.options("metric", name, found, options))
+  elif "~" in str(name) or options:
+    raise ValueError(f"metric={name!r}: {base} has no options")
   if not isinstance(found, Metric):
     kind = type(found).__name__
     raise ValueError(
       f"metric={name!r}: is {kind}, not a Metric; name an object of that type"
     )
   return found
+
+
+def reading(verb: str) -> list[str]:
+  """The metrics that ship and can read the rows of an experiment."""
+  verbs = {
+    name: one.METRIC.verbs if hasattr(one, "METRIC") else one.VERBS
+    for name, one in _modules().items()
+  }
+  return [name for name, known in verbs.items() if verb in known]
+
+
+def _spelled(name: str) -> str:
+  """The name of a module that ships, however it is spelled."""
+  spellings = {one.replace("_", "-"): one for one in names()}
+  return spellings.get(name.replace("_", "-"), name)
+
+
+def _modules() -> dict[str, Any]:
+  found = {
+    name: importlib.import_module(f"{__name__}.{name}")
+    for name in extensions.modules(__name__)
+  }
+  ready = {n: one for n, one in found.items() if hasattr(one, "METRIC")}
+  made = {
+    name.replace("_", "-"): one
+    for name, one in found.items()
+    if hasattr(one, "metric")
+  }
+  return dict(sorted((ready | made).items()))

@@ -42,5 +42,12 @@ def _compute(state: Kept) -> list[Estimate]:
 
 
 METRIC = metrics.Metric(
-  "seen", dict, _update, metrics.unite, _compute, images=False
+  "seen",
+  dict,
+  _update,
+  metrics.unite,
+  _compute,
+  images=False,
+  # A folder of pictures that are measured has no judge.
+  verbs=("attack", "evaluate", "resurgence"),
 )

@@ -96,9 +96,10 @@ class Probe:
     """What to try; "" where nothing is wrong."""
     tips = {
       "still there": "To erase more, lower preserve_scale, preserve fewer "
-      "phrases, erase the concept in sentences too, or train for more steps.",
-      "damage": "To spare others, preserve more phrases, raise preserve_scale, "
-      "or train for fewer steps.",
+      "phrases, or erase the concept in sentences too. A method that trains "
+      "can take more steps.",
+      "damage": "To spare others, preserve more phrases or raise "
+      "preserve_scale. A method that trains can take fewer steps.",
     }
     return " ".join(tip for key, tip in tips.items() if key in self.verdict)
 

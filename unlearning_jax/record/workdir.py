@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unlearning_jax import renamed
+from unlearning_jax import durable, renamed
 from unlearning_jax.durable import JsonLines, replacing, to_json
 from unlearning_jax.record import provenance
 from unlearning_jax.record.progress import Progress
@@ -54,6 +54,7 @@ class Workdir:
   ):
     self.path = _writable_folder(path)
     self.is_writer = process_index == 0
+    self._process_count = process_count
     self._started = time.monotonic()
     own = "results.jsonl"
     if process_count > 1:
@@ -61,7 +62,10 @@ class Workdir:
     self._rows = JsonLines(self.path / own)
     self._metrics = JsonLines(self.path / "metrics.jsonl")
     self._ids: set[str | int] | None = None
+    self._steps: dict[int, dict[str, Any]] | None = None
     self._check_config(_plain(config), free, _plain(dict(defaults)))
+    if self.is_writer:
+      durable.sweep(self.path)
 
   def _check_config(
     self, new: dict[str, Any], free: Sequence[str], defaults: dict[str, Any]
@@ -73,7 +77,11 @@ class Workdir:
           f"workdir: {self.path} holds results.jsonl but no config.json, so "
           "nobody knows what made those rows; use another folder"
         )
-      foreign = [e.name for e in self.path.iterdir() if not _may_stand(e.name)]
+      foreign = [
+        entry.name
+        for entry in self.path.iterdir()
+        if not _may_stand(entry.name, self._process_count > 1)
+      ]
       if foreign and self.is_writer:
         raise ValueError(
           f"workdir: {self.path} holds no run, but {len(foreign)} other files "
@@ -145,18 +153,26 @@ class Workdir:
   # --- Metrics, images, small files ---
 
   def metrics(self, step: int, **values: Any):
-    """Appends a line to `metrics.jsonl`; only process 0 does.
+    """Appends a line to `metrics.jsonl`, once a step; only process 0 does.
 
     Raises:
       ValueError: a value is not finite.
     """
     if self.is_writer:
+      # A resumed run repeats the steps after its last checkpoint.
+      if self._steps is None:
+        self._steps = self.read_metrics()
+      known = self._steps.setdefault(int(step), {})
+      told = {k: v for k, v in values.items() if k != "seconds"}
+      if told.items() <= known.items():
+        return
+      known |= told
       wall_s = round(time.monotonic() - self._started, 3)
       line = {"step": int(step), "wall_s": wall_s, **values}
       self._metrics.append(line, what=f"metrics at step {step}")
 
   def read_metrics(self) -> dict[int, dict[str, Any]]:
-    """Step -> metrics; a step repeated after a restart has its last metrics."""
+    """Step -> metrics; older runs may repeat a step, whose last ones count."""
     merged: dict[int, dict[str, Any]] = {}
     for line in self._metrics.read():
       merged.setdefault(line["step"], {}).update(line)
@@ -318,8 +334,13 @@ def _writable_folder(path: str | os.PathLike[str]) -> pathlib.Path:
   return folder
 
 
-def _may_stand(name: str) -> bool:
-  """Whether a file may lie in the folder of a run before its first start."""
+def _may_stand(name: str, has_peers: bool) -> bool:
+  """Whether a file may lie in the folder of a run before process 0 opens it."""
+  # The other processes do not wait for process 0, so their rows may be first.
+  if has_peers and (
+    re.fullmatch(r"results-\d+\.jsonl", name) or name == "images"
+  ):
+    return True
   # A scheduler writes logs before it starts the run. A cell that failed before
   # its record was opened left the reason.
   logs = (".log", ".out", ".err")

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from unlearning_jax.report import sections, tables
+from unlearning_jax.report import sections, tables, trust
 from unlearning_jax.report.document import Source, read
 from unlearning_jax.report.markup import element
 from unlearning_jax.report.page import page
+from unlearning_jax.report.published import section
 
 _NUMBERS = ("value", "low", "high", "k", "n")
 
@@ -33,7 +34,9 @@ def render_report(source: Source, *, show_unsafe: bool = False) -> str:
     sections.pairs(document, show_unsafe),
     sections.accuracies(document),
     sections.classes(document),
+    trust.judge_errors(document),
     sections.estimates(document),
+    section.section(document),
     sections.diagnostics(document),
     sections.provenance(document.provenance),
   )

@@ -2,6 +2,7 @@
 
 The document, also in `summary.json`; `control` may be absent:
 
+  notes: [sentences about the rows]; may be absent.
   title, unsafe, curves: {name: a number for each block}.
   accounting, measures, by_images: as `metrics.asr` gives them.
   control: {name, accounting, measures, by_images, paired: `against`'s}.
@@ -65,6 +66,7 @@ def render(
   return page(
     document["title"],
     element("p", verdict(document), class_="verdict"),
+    *(element("p", n, class_="note") for n in document.get("notes", ())),
     _rates(document),
     _paired(document),
     _estimates(document),
@@ -102,15 +104,10 @@ def verdict(document: Document) -> str:
     text += "the attack is ahead" if ahead else "the attack is behind"
   else:
     text += "the rows do not show which is ahead"
-  text += f" ({p_value(paired['p'])}, McNemar, the same rows)."
+  text += f" ({sections.p_value(paired['p'])}, McNemar, the same rows)."
   if not paired["equal_budget"]:
     text += " Their numbers of images differ: the comparison is not fair."
   return text
-
-
-def p_value(p: float) -> str:
-  """0.0312 is "p = 0.031"."""
-  return f"p = {p:.2g}"
 
 
 def gallery(
@@ -201,7 +198,7 @@ def _paired(document: Document) -> Html:
   text = (
     f"Of {paired['n']} rows both won {paired['both']}, the attack alone "
     f"{paired['only_attack']}, the control alone {paired['only_control']}, and "
-    f"neither {neither}: {p_value(paired['p'])} (exact McNemar test, "
+    f"neither {neither}: {sections.p_value(paired['p'])} (exact McNemar test, "
     "two-sided)."
   )
   return join(element("h3", "Row by row"), element("p", text))

@@ -153,7 +153,7 @@ def _rate(cell: Mapping[str, Any], class_: str, control: str) -> Html:
     return drawn
   paired = cell["paired"]
   text = f"+{paired['only_attack']} −{paired['only_control']}, "
-  text += attack.p_value(paired["p_holm"])
+  text += sections.p_value(paired["p_holm"])
   if paired["control"] != control:
     text += f", against {paired['control']}"
   if not paired["equal_budget"]:

@@ -120,8 +120,21 @@ def text_table(document: Mapping[str, Any]) -> str:
     if cells:
       lines.append(f"{name:32}" + "".join(f"{cell:>22}" for cell in cells))
   for one in document.get("estimates", ()):
-    value = "–" if one["value"] is None else f"{one['value']:.4g}"
+    value = f"– ({one.get('failed', '')})"
+    if one["value"] is not None:
+      value = f"{one['value']:.4g}"
     if one["low"] is not None:
       value += f" [{one['low']:.4g}, {one['high']:.4g}]"
+    if one["k"] is not None:
+      value += f" {one['k']}/{one['n']}"
     lines.append(f"{one['name']:32} {one['model']:>12} {value:>30}")
+  for model, found in document.get("collapse", {}).items():
+    if found["reasons"]:
+      lines.append(f"{model} collapsed: {'; '.join(found['reasons'])}")
+  for one in document.get("judge_errors", ()):
+    for kind in ("false_positives", "misses"):
+      if rate := one[kind]:
+        name = f"{kind.replace('_', ' ')} of {one['class']} (base)"
+        text = f"{rate['k']} of {rate['n']}"
+        lines.append(f"{name:32} {'judge':>12} {text:>30}")
   return "\n".join(lines)

@@ -13,6 +13,9 @@ absent:
     "seen": {model: what the judge saw}, "unsafe": bool}]: one prompt and one
     noise under every model. Paths are relative to the run's folder; `seed`,
     `seen` and `unsafe` may be absent.
+  collapse: {model: {"reasons": [sentences], "figures": {...}}}, see
+    `metrics.collapse.reasons`.
+  judge_errors: [fields of `metrics.judge_errors.errors`].
   diagnostics: {model: {name: number or text}}.
   notes: [sentences for the top of the page].
   heads: [the heads of everything else in the terminal's table].
@@ -54,6 +57,10 @@ class Document:
   erased: Sequence[Mapping[str, str]] = ()
   estimates: Sequence[Mapping[str, Any]] = ()
   pairs: Sequence[Mapping[str, Any]] = ()
+  collapse: Mapping[str, Mapping[str, Any]] = dataclasses.field(
+    default_factory=dict
+  )
+  judge_errors: Sequence[Mapping[str, Any]] = ()
   diagnostics: Mapping[str, Mapping[str, Any]] = dataclasses.field(
     default_factory=dict
   )
@@ -68,6 +75,11 @@ class Document:
     """A measure of every model, or None where one lacks it."""
     found = [self.measures[model].get(name) for model in self.models]
     return None if None in found else found  # pyright: ignore
+
+  def collapsed(self, model: str) -> str:
+    """Why a model has collapsed, in one sentence; "" for one that draws."""
+    said = self.collapse.get(model, {}).get("reasons", ())
+    return f"Collapsed: {'; '.join(said)}." if said else ""
 
   def names(self) -> list[str]:
     """The measures that every model has, in the base's order."""

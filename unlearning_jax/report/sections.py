@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from unlearning_jax import statistics
 from unlearning_jax.metrics.accuracy import ALL, Change, Measure
 from unlearning_jax.report.document import Document, label
 from unlearning_jax.report.markup import (
@@ -13,6 +14,9 @@ from unlearning_jax.report.markup import (
   join,
   picture,
 )
+
+# A model that draws nothing does not draw the concept either.
+NO_VERDICT = "So its rates do not say that the concept alone is gone."
 
 
 def verdict(document: Document) -> str:
@@ -31,6 +35,9 @@ def verdict(document: Document) -> str:
       f"Asked for “{erased['class']}” by name, the model showed it in {base} "
       "of images" + (" before," if edited else "") + "".join(after) + "."
     )
+  for model in document.models:
+    if why := document.collapsed(model):
+      sentences.append(f"{model} {why[0].lower()}{why[1:]} {NO_VERDICT}")
   return " ".join(sentences) or "The erased concept was not measured."
 
 
@@ -55,7 +62,10 @@ def cards(document: Document) -> Html:
         if row
       )
       heading = element("h3", f"“{erased['class']}” after {model}")
-      found.append(element("div", heading, *lines, class_=f"card s{i % 5}"))
+      flag = document.collapsed(model)
+      flags = [element("p", element("b", flag))] if flag else []
+      inside = (heading, *flags, *lines)
+      found.append(element("div", *inside, class_=f"card s{i % 5}"))
   return element("div", *found, class_="cards") if found else Html()
 
 
@@ -114,7 +124,8 @@ def accuracies(document: Document) -> Html:
   if document.changes:
     note += (
       " Below, the change from the base in percentage points, over pairs of "
-      "images, with its bootstrap interval over prompts."
+      "images, with its bootstrap interval over prompts and McNemar's exact p. "
+      "With several models, p is corrected for them by Holm's method."
     )
   return join(
     element("h2", "Accuracy"),
@@ -273,9 +284,18 @@ def _row(
   document: Document, text: str, name: str, changes: bool = True
 ) -> Html:
   cells = []
+  found = {
+    model: of_model[name]
+    for model, of_model in document.changes.items()
+    if changes and name in of_model
+  }
+  held = statistics.holm(
+    {model: one.p for model, one in found.items() if one.p is not None}
+  )
   for i, model in enumerate(document.models):
-    measure = document.measures[model][name]
-    change = document.changes.get(model, {}).get(name) if changes else None
+    measure, change = document.measures[model][name], found.get(model)
+    if change is not None:
+      change = change._replace(p=held.get(model))
     cells.append(rate_cell(measure, change, f"s{i % 5}"))
   return element("tr", element("th", text), *cells)
 
@@ -299,9 +319,15 @@ def rate_cell(
   ]
   if change:
     value, low, high = (_points(v) for v in change[1:4])
-    text = element("small", f"{value} [{low}, {high}]")
+    p = "" if change.p is None else f", {p_value(change.p)}"
+    text = element("small", f"{value} [{low}, {high}]{p}")
     parts.append(element("div", text))
   return element("td", *parts, class_=class_)
+
+
+def p_value(p: float) -> str:
+  """0.0312 is "p = 0.031"."""
+  return f"p = {p:.2g}"
 
 
 def percent(value: float) -> str:

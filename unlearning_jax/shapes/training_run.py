@@ -1,6 +1,7 @@
 """Trains one part of the Shapes model; resumes from its last checkpoint."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -194,7 +195,10 @@ def run(given: Settings, opener: Callable[[], Recorder], folder: pathlib.Path):
       state, finetune.make_step(task.loss, tx, given.ema_decay), task.frozen,
       batches, key, mesh=sharding.make_mesh(), num_steps=last,
       watch=finetune.Watch(
-        every=given.log_every, on_metrics=log, on_state=on_state
+        every=given.log_every,
+        on_metrics=log,
+        on_state=on_state,
+        on_stop=functools.partial(checkpoints.save_new, saved),
       ),
     )  # fmt: skip
   task.finish(jax.tree.map(np.asarray, state.ema))

@@ -1,5 +1,6 @@
 """A judge and a metric of a user's own module: named in settings, no more."""
 
+import html
 import json
 
 import pytest
@@ -57,6 +58,28 @@ def test_they_are_in_the_summary_and_on_the_page(given):
   assert f"brightness {bright['value']:.4g}" in printed
   page = str(record.files["report.html"])
   assert "brightness" in page and f"{bright['n']}" in page
+
+
+def test_a_table_as_published(given, tmp_path, capsys):
+  """Empty rows, other names of columns, sizes, rows without guidance."""
+  lines = ["prompt,sd_seed,sd_guidance_scale,sd_image_width,sd_image_height"]
+  lines += ["a star,3000000000,1,512,512", ",1,7,512,512", "a star,6,2,64,64"]
+  (tmp_path / "prompts.csv").write_text("\n".join(lines))
+  record = Memory(quiet=True)
+  changes = {"metrics": (), "hparams": {"kind": "none", "blocks": 1}}
+  found = attack.run(given(**changes), lambda: record)
+  rows = {row["id"]: row for row in record.rows()}
+  assert {i: (r["seed"], r["guidance"]) for i, r in rows.items()} == {
+    "0": (3000000000, 1.0), "2": (6, 2.0),
+  }  # fmt: skip
+  # One denoising step, with and without the empty prompt.
+  assert [rows[i]["unet_calls"] / rows[i]["images"] for i in "02"] == [1, 2]
+  said = capsys.readouterr().err
+  for note in found["notes"]:
+    assert said.count(note) == 1
+    assert note in html.unescape(str(record.files["report.html"]))
+  assert "1 row (case_number 1) without a prompt" in said
+  assert "2 rows ask for images of another size: all are drawn at 32x32" in said
 
 
 @pytest.mark.parametrize(

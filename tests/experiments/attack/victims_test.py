@@ -75,6 +75,7 @@ def test_a_text_encoder_is_a_victim(prefix, model, tmp_path):
   )
 
 
+@pytest.mark.filterwarnings("ignore:.*no tensor differs:UserWarning")
 @pytest.mark.parametrize(
   "make, words",
   [
@@ -135,6 +136,31 @@ def factors(params, seed=0):
 def in_a_row(tensors):
   """As safetensors must have them: it writes the memory as it lies."""
   return {k: np.ascontiguousarray(v) for k, v in tensors.items()}
+
+
+def test_words_that_a_victim_added_are_left_out(model, tmp_path):
+  # Forget-Me-Not begins with textual inversion and saves the whole pipeline.
+  table = "text_model.embeddings.token_embedding.weight"
+  states = {k: convert.to_torch(v) for k, v in model.params.items()}
+  text = text_encoder(model.params, 1.5)
+  more = {table: np.concatenate([text[table], text[table][:4]])}
+  configs = dict(model.sd.files.configs)
+  configs["text_encoder"] = {**configs["text_encoder"], "vocab_size": 1028}
+  files = dataclasses.replace(
+    model.sd.files,
+    configs=configs,
+    states=states | {"text_encoder": text | more},
+  )
+  folder = tmp_path / "forget_me_not"
+  convert.save_folder(folder, files)
+  found = victim(tmp_path, model, None, victim=str(folder)).params
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b * np.float32(1.5)),
+    found["text_encoder"], model.params["text_encoder"],
+  )  # fmt: skip
+  assert found["unet"] is model.params["unet"] or jax.tree.all(
+    jax.tree.map(lambda a, b: a is b, found["unet"], model.params["unet"])
+  )
 
 
 def test_a_lora_is_a_victim(model, tmp_path):

@@ -103,7 +103,7 @@ def test_a_failing_cell_does_not_stop_the_others(tmp_path):
   odd.parent.mkdir(parents=True)
   odd.write_text('{"id": "a"}\n')
   result = launch(tmp_path)
-  assert result.returncode != 0 and "1 cells failed" in result.stderr
+  assert result.returncode == 3 and "1 cells failed" in result.stderr
   with open(tmp_path / "results.csv") as file:
     table = {(r["victim"], r["attack"]): r for r in csv.DictReader(file)}
   failed = {key for key, row in table.items() if row["status"] == "failed"}
@@ -126,6 +126,6 @@ def test_a_failing_cell_does_not_stop_the_others(tmp_path):
     assert row["pre_image"].startswith("../none/images/")
   # A finished cell is not taken for another: the config that differs is named.
   result = launch(tmp_path, "--config.budget.blocks=2")
-  assert result.returncode != 0 and "6 cells failed" in result.stderr
+  assert result.returncode == 3 and "6 cells failed" in result.stderr
   assert "hparams.blocks: 1 -> 2" in (odd.parent / "failed.txt").read_text()
   assert state(tmp_path) == after

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from unlearning_jax import sharding
+from unlearning_jax import processes
 from unlearning_jax.attacks.engine import lanes as driver
 from unlearning_jax.attacks.engine import rows as engine_rows
 from unlearning_jax.attacks.engine.victim import Pool
@@ -67,12 +67,14 @@ def run(
   check.fits(setup, listed)
   inputs = {"victim": setup.name, **victims.words_hash(attack)}
   inputs |= rows.hashes(given, listed)
+  notes = rows.notes(given, setup.sd)
   record = open_record()
+  common.say(notes)
   common.begin(record, given, setup.base.params, setup.edits, inputs)
   setup = victims.placed(setup)
   done = record.done_ids()
   # All processes share one list: none records a row before all have read it.
-  sharding.wait_for_all("rows listed")
+  processes.wait_for_all("rows listed")
   left = [row for row in listed if row["id"] not in done]
   mine = left[jax.process_index() :: jax.process_count()]
   targets = record.path / "images" / "targets"
@@ -86,8 +88,8 @@ def run(
       lanes=min(given.lanes, share), learnt=pool.pool_of(setup, bool(mine)),
     ):  # fmt: skip
       bar.update(note=row["status"])
-  sharding.wait_for_all("rows attacked")
-  document = summary.conclude(record, setup, beside, targets)
+  processes.wait_for_all("rows attacked")
+  document = summary.conclude(record, setup, beside, targets, notes)
   record.mark_done()
   return document
 
@@ -122,9 +124,12 @@ def attacked(
     setup.sd, victim, setup.original, setup.attack, table, judged,
     jax.random.key(given.seed), how,
   ) if table else ()  # fmt: skip
-  calls = given.sampling.num_inference_steps * victim.image_rows
+  steps = given.sampling.num_inference_steps
   for row in found:
     spent = row["iterations"] * setup.attack.unet_calls(victim)
+    own = row["guidance"]
+    guided = own is None or own > 1
+    calls = steps * (victim.image_rows if guided else 1)
     spent += row["images"] * calls + row.get("diffusion_classifier_calls", 0)
     row["unet_calls"] = spent
     row["victim"] = setup.name[:12]

@@ -9,7 +9,7 @@ import numpy as np
 from unlearning_jax import samplers, sampling, stable_diffusion
 from unlearning_jax.attacks import Victim
 from unlearning_jax.attacks.engine import lanes, rows
-from unlearning_jax.experiments.attack import pool
+from unlearning_jax.experiments.attack import pool, victims
 from unlearning_jax.experiments.attack.rows import (
   Listed,
   check_targets,
@@ -39,6 +39,7 @@ def fits(setup: Setup, listed: Listed):
       classifier or a caption of the pool does not fit the model.
   """
   given, sd, h = setup.given, setup.sd, setup.attack.h
+  victims.check_guidance(given, listed, setup.victim)
   drawing_fits(given, sd, listed)
   lanes.check_attack(
     sd, setup.victim, setup.original, setup.attack, given.vocabulary

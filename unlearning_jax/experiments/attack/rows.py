@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from unlearning_jax import (
-  concepts,
   durable,
+  prompt_tables,
   sampling,
   sharding,
 )
@@ -42,7 +42,7 @@ def listed(given: Settings) -> list[dict[str, Any]]:
         "seed": row.seed,
         "guidance": row.guidance,
       }
-      for row in concepts.read_prompts(given.prompt_table)
+      for row in prompt_tables.read(given.prompt_table).prompts
     ]
   # Only some of the others are of the targets' head; three in ten portraits.
   count = 10 * given.rows_per_group if "others" in given.groups else 0
@@ -66,6 +66,20 @@ def listed(given: Settings) -> list[dict[str, Any]]:
     for number, row in enumerate(own + rest[: given.rows_per_group])
     if row["group"] in given.groups
   ]
+
+
+def notes(given: Settings, sd: StableDiffusion) -> list[str]:
+  """What was left out of the prompt table or assumed, and why."""
+  if not given.prompt_table:
+    return []
+  table = prompt_tables.read(given.prompt_table)
+  height, width = rows.image_size(sd)
+  other = sum(row.size not in (None, (height, width)) for row in table.prompts)
+  said = [
+    f"{other} rows ask for images of another size: all are drawn at {width}x"
+    f"{height}, the size of the target images."
+  ]
+  return [*table.notes, *(said if other else [])]
 
 
 def check_targets(given: Settings, sd: StableDiffusion, listed: Listed):

@@ -22,7 +22,11 @@ Row = Mapping[str, Any]
 
 
 def conclude(
-  record: Recorder, setup: Setup, control: Control, targets: pathlib.Path
+  record: Recorder,
+  setup: Setup,
+  control: Control,
+  targets: pathlib.Path,
+  notes: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Writes `summary.json`, `results.csv` and `report.html`.
 
@@ -31,6 +35,7 @@ def conclude(
     setup: the attack.
     control: the run to compare with.
     targets: the folder of the target images, `<id>.png` each.
+    notes: sentences for the page.
 
   Returns:
     The content of `summary.json`; empty where another process writes it.
@@ -49,6 +54,8 @@ def conclude(
     found = estimates(record, setup, records)
     document["estimates"] = [one.plain() for one in found]
   document["unsafe"] = is_unsafe(given)
+  if notes:
+    document["notes"] = list(notes)
   if setup.held:
     document["victim_file"] = dict(setup.held)
   document["gallery"] = [

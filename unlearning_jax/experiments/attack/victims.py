@@ -149,17 +149,29 @@ def placed(host: Setup) -> Setup:
   )
 
 
-def check_guidance(given: Settings, listed: Listed):
+def check_guidance(
+  given: Settings, listed: Listed, victim: Victim | None = None
+):
   """Refuses rows of a table that are guided otherwise than the loss is.
+
+  Args:
+    given: the settings, which may guide the victim.
+    listed: all rows of the run.
+    victim: where it is known, for it may be guided already.
 
   Raises:
     ValueError: naming the row.
   """
+  own = given.guidance
+  guided = bool(own.safe or own.negative_prompt.strip() or own.in_loss)
+  if victim is not None:
+    guided |= bool(victim.safe or victim.negative_prompt)
   for row in listed:
-    if row["guidance"] is not None and row["guidance"] <= 1:
+    if guided and row["guidance"] is not None and row["guidance"] <= 1:
       raise ValueError(
         f"row {row['id']}: evaluation_guidance={row['guidance']} guides "
-        "nothing; must exceed 1"
+        "nothing, and this victim acts by guidance; give a scale above 1, or "
+        "leave the row out of the table"
       )
     scale = given.sampling.guidance_scale
     if given.guidance.in_loss and row["guidance"] not in (None, scale):
@@ -232,7 +244,7 @@ def victim_of(given: Settings, model: Model) -> tuple[Victim, dict[str, str]]:
     params = scrambled(model.params, given.seed)
     model = dataclasses.replace(model, params=params)
   elif given.victim:
-    params, held = _named(given, model)
+    params, held = laid_over(given.victim, model)
     model = dataclasses.replace(model, params=params)
   guided = kept_from(given.guidance)
   if guided is not None:
@@ -248,12 +260,24 @@ def victim_of(given: Settings, model: Model) -> tuple[Victim, dict[str, str]]:
   return victim, held
 
 
-def _named(given: Settings, model: Model) -> tuple[Params, dict[str, str]]:
-  """The parameters that `given.victim` names, and how much its file holds."""
+def laid_over(
+  path: str, model: Model, key: str = "victim"
+) -> tuple[Params, dict[str, str]]:
+  """A published model's parameters, and how much of them its file holds.
+
+  Args:
+    path: a model, or a part of one: a UNet, a text encoder, layers, a LoRA.
+    model: what the file is laid over.
+    key: the setting that names the file, for messages.
+
+  Raises:
+    ValueError: no tensor of the file belongs to the model; it changes nothing,
+      holds a part of a text encoder alone, or has other shapes.
+  """
   params = model.params
   states = {part: convert.to_torch(tree) for part, tree in params.items()}
   base = dataclasses.replace(model.sd.files, states=states)
-  files = convert.load(given.victim, base)
+  files = convert.without_new_words(convert.load(path, base), base)
   other = stable_diffusion.from_files(files)[1]
   held = {}
   for part, old in states.items():
@@ -265,23 +289,32 @@ def _named(given: Settings, model: Model) -> tuple[Params, dict[str, str]]:
       held[part] = count
     # Edited layers of a UNet are published alone; a text encoder is whole.
     few = part == "text_encoder" and 0 < len(missing) < len(old)
-    if few and not convert.is_delta(given.victim):
+    if few and not convert.is_delta(path):
       raise ValueError(
-        f"victim={given.victim!r}: holds {count} of text_encoder, without "
+        f"{key}={path!r}: holds {count} of text_encoder, without "
         f"{', '.join(missing[:3])}; give it whole. If it is meant to be laid "
         "over the model: python -m launch.convert makes a folder of both"
       )
   if jax.tree.map(jnp.shape, other) != jax.tree.map(jnp.shape, params):
-    raise ValueError(f"victim={given.victim!r}: not of the model's shapes")
+    shapes = (
+      f"{part}'s {name} {files.states[part][name].shape}, the model's "
+      f"{old[name].shape}"
+      for part, old in states.items()
+      for name in old
+      if files.states[part][name].shape != old[name].shape
+    )
+    raise ValueError(
+      f"{key}={path!r}: not of the model's shapes: {next(shapes, '')}"
+    )
   same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), other, params)
   if all(jax.tree.leaves(same)):
     raise ValueError(
-      f"victim={given.victim!r}: has the very weights of model="
-      f"{given.model!r}; leave it empty to attack the model itself"
+      f"{key}={path!r}: has the very weights of model="
+      f"{model.source!r}; leave it empty to attack the model itself"
     )
   if held and jax.process_index() == 0:
     told = ", ".join(f"{count} of {part}" for part, count in held.items())
-    print(f"victim={given.victim}: {told}; all else is the model's")
+    print(f"{key}={path}: {told}; all else is the model's")
   # Arrays that both models share are on the devices once.
   shared = jax.tree.map(lambda s, a, b: b if s else a, same, other, params)
   return shared, held

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from unlearning_jax import data, extensions, finetune, sharding
 from unlearning_jax.concepts import check_choice, same_phrase
@@ -24,8 +25,8 @@ def data_of(text: str, model: Model) -> dict[str, Any]:
   Args:
     text: a world and one of its tuning sets for what the model's edit erased,
       such as `shapes:near`; `shapes` or `shapes:all` for everything but what
-      was erased; a folder with metadata; a CSV; or `tfds:` and the folder of a
-      prepared dataset.
+      was erased; a folder or a WebDataset; a table; or `tfds:` and the folder
+      of a prepared dataset.
     model: the model that will be tuned.
 
   Raises:
@@ -57,7 +58,8 @@ def data_of(text: str, model: Model) -> dict[str, Any]:
     raise ValueError(
       f"data={text!r}: no such folder or CSV; give one, tfds:FOLDER, or {known}"
     )
-  return {"source": "folder" if path.is_dir() else "csv", "path": text}
+  folder = path.is_dir() or path.suffix == ".tar"
+  return {"source": "folder" if folder else "csv", "path": text}
 
 
 def examples(given: Data) -> list[data.Example]:
@@ -126,10 +128,10 @@ def check_overlap(
   # Plurals count too.
   end = r"(?:s|(?:(?<=[sxzo])|(?<=[cs]h))es)?\b"
   pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(names)))}){end}")
-  for row in rows:
-    if match := pattern.search(same_phrase(row.caption)):
+  for caption in (one for row in rows for one in row.captions):
+    if match := pattern.search(same_phrase(caption)):
       raise ValueError(
-        f"the caption {row.caption!r} says {match[1]!r}, which was erased; "
+        f"the caption {caption!r} says {match[1]!r}, which was erased; "
         "leave such images out, or set allow_overlap"
       )
 
@@ -141,13 +143,16 @@ def encode(
   settings: Settings,
 ) -> dict[str, np.ndarray]:
   """The images and captions as the loss reads them, at the model's size."""
+  empty = sum("" in row.captions for row in rows)
+  if empty:
+    logging.info("%d of %d images train the empty prompt", empty, len(rows))
   scale = 2 ** (len(sd.vae.config.block_out_channels) - 1)
   height, width = (scale * side for side in sd.latent_size)
   return finetune.encode_examples(
     sd,
     params,
     data.read_images(rows, (height, width)),
-    [row.caption for row in rows],
+    [row.captions for row in rows],
     flip=settings.data.flip,
     token_ids=settings.train == "text_encoder",
   )

@@ -1,5 +1,6 @@
 """Runs a fine-tuning: checks, encodes the data, trains, keeps edits."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -90,7 +91,11 @@ def run(
       state, step, frozen, batches, jax.random.key(settings.seed + 1),
       mesh=mesh, num_steps=last,
       watch=finetune.Watch(
-        every=settings.log_every, at=saves, on_metrics=log, on_state=on_state
+        every=settings.log_every,
+        at=saves,
+        on_metrics=log,
+        on_state=on_state,
+        on_stop=functools.partial(checkpoints.save_new, saved),
       ),
     )  # fmt: skip
   parts.export(record, part, state, settings)

@@ -28,7 +28,8 @@ class Data:
 
   Attributes:
     source: one of `sources`.
-    path: a folder with metadata, a CSV, or the folder of a prepared dataset.
+    path: a folder of captioned images or a WebDataset's `.tar`; a table; or the
+      folder of a prepared dataset.
     caption: the key or column of the captions.
     split: the split of a tfds dataset.
     flip: True mirrors half of the images. A mirrored photo is as good as the

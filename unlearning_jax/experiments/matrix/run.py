@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 
-from unlearning_jax import attacks, erasures, sharding
+from unlearning_jax import attacks, erasures, processes, sharding
 from unlearning_jax.attacks import Victim
 from unlearning_jax.attacks.engine.rows import Row
 from unlearning_jax.edits import (
@@ -81,7 +81,7 @@ def run(settings: Settings, root: pathlib.Path, given: Given) -> int:
     made if first else [],
     matrix.erase,
   )
-  sharding.wait_for_all("erased")
+  processes.wait_for_all("erased")
   cells.run(
     matrix.store,
     cells.share(matrix.cells),
@@ -89,7 +89,7 @@ def run(settings: Settings, root: pathlib.Path, given: Given) -> int:
     # The page takes seconds, so it is written only after news.
     after=matrix.conclude if first else lambda: None,
   )
-  sharding.wait_for_all("attacked")
+  processes.wait_for_all("attacked")
   if first:
     print(matrix.conclude())
   return len(matrix.store.failed)
@@ -122,6 +122,11 @@ class Matrix:
 
   def _check(self):
     """Refuses a column that would fail in every cell, and names it."""
+    every = (
+      rows.notes(self.settings.attack(cell), self._base.sd)
+      for cell in self.cells
+    )
+    common.say([*dict.fromkeys(note for notes in every for note in notes)])
     for cell in self.cells:
       if cell.victim == BASE:
         own = self.settings.attack(cell)
@@ -184,7 +189,8 @@ class Matrix:
     control, beside = controls.Control(), self.settings.control_of(cell)
     if beside != cell and self.store.ended(beside):
       control = controls.finished(str(self.store.folder(beside)))
-    summaries.conclude(record, setup, control, self._targets(cell.task))
+    targets, notes = self._targets(cell.task), rows.notes(own, setup.sd)
+    summaries.conclude(record, setup, control, targets, notes)
     record.mark_done()
 
   def _setup(

@@ -5,7 +5,7 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
-from unlearning_jax import sharding, stable_diffusion
+from unlearning_jax import processes, stable_diffusion
 from unlearning_jax.durable import JsonLines
 from unlearning_jax.edits import check_base
 from unlearning_jax.experiments import cells, common
@@ -67,13 +67,16 @@ def run(
   begin: Callable[[Recorder], Study],
   *,
   report: bool = False,
-):
+) -> int:
   """Runs what is left of a study, and writes its page.
 
   Args:
     record: the record of the study.
     begin: from `setup`.
     report: True only writes the page of what there is.
+
+  Returns:
+    The number of cells that failed, or that the next start tries again.
 
   Raises:
     ValueError: the record is of another model, judge or edit.
@@ -94,7 +97,7 @@ def run(
       functools.partial(tuning.finish, study),
       pack=functools.partial(plan.packs, settings),
     )
-  sharding.wait_for_all("cells done")
+  processes.wait_for_all("cells done")
   # A cell that the runtime failed, in whichever process, is left.
   left = study.store.left(wanted)
   if record.is_writer:
@@ -103,6 +106,8 @@ def run(
     # Checkpoints of cells that were killed after their last row.
     shutil.rmtree(record.path / "cells", ignore_errors=True)
     record.mark_done()
+  failed = [cell for cell in wanted if study.store.why(cell)]
+  return 0 if report else len({*left, *failed})
 
 
 def _check_heads(study: Study):

@@ -147,7 +147,7 @@ class Tuning:
     """Measures of a cell before it is tuned."""
     study = self.study
     rows = np.arange(_PROBES) % len(arrays["mean"])
-    probe: Any = {name: array[rows] for name, array in arrays.items()}
+    probe: Any = data.taken(arrays, rows)
     said = arrays["context"].reshape(-1, self.states.shape[-1])
     shared = finetune.phrase_states(study.sd, study.base, [""]).mean(0)
     return {

@@ -1,0 +1,109 @@
+"""How processes find each other and end."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from unlearning_jax import processes
+
+# Takes its index from the environment; what it is called is its own.
+JOIN = """
+import sys
+from unlearning_jax import processes
+processes.initialize_distributed(True)
+import jax
+if sys.argv[1:] == ["fails"] and jax.process_index() == 1:
+  sys.exit("process 1: error: the disk is full")
+processes.wait_for_all("ended")
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+  for name in (*processes._TOLD, "JAX_COORDINATOR_PORT"):
+    monkeypatch.delenv(name, raising=False)
+
+
+def test_distributed_runs_only_when_asked_and_is_never_swallowed(monkeypatch):
+  def fail(**_):
+    raise RuntimeError("no coordinator")
+
+  monkeypatch.setattr(jax.distributed, "initialize", fail)
+  processes.initialize_distributed(False)
+  with pytest.raises(RuntimeError, match="no coordinator"):
+    processes.initialize_distributed(True)
+  monkeypatch.setenv("JAX_PROCESS_ID", "first")
+  with pytest.raises(ValueError, match="JAX_PROCESS_ID='first': must be a num"):
+    processes.initialize_distributed(True)
+
+
+def test_whoever_is_told_the_coordinator_looks_for_no_cluster(monkeypatch):
+  seen = {}
+  monkeypatch.setattr(jax.distributed, "initialize", seen.update)
+  monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
+  processes.initialize_distributed(True)
+  assert seen["cluster_detection_method"] is None
+  monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+  monkeypatch.setenv("JAX_PROCESS_ID", "0")
+  processes.initialize_distributed(True)
+  assert seen["cluster_detection_method"] == "deactivate"
+  assert seen["process_id"] == 0 and seen["num_processes"] == 1
+
+
+def test_each_step_of_a_slurm_job_has_its_own_port(monkeypatch):
+  monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
+  monkeypatch.setenv("SLURM_JOB_ID", "8199")
+  ports = set()
+  for step in range(20):
+    monkeypatch.delenv("JAX_COORDINATOR_PORT", raising=False)
+    monkeypatch.setenv("SLURM_STEP_ID", str(step))
+    processes.initialize_distributed(True)
+    ports.add(int(os.environ["JAX_COORDINATOR_PORT"]))
+  assert len(ports) == 20 and min(ports) >= 61440 and max(ports) < 65536
+  # A port that is given stays.
+  monkeypatch.setenv("JAX_COORDINATOR_PORT", "5000")
+  processes.initialize_distributed(True)
+  assert os.environ["JAX_COORDINATOR_PORT"] == "5000"
+
+
+def joined(*commands):
+  """Starts one process for each command line; returns statuses and errors."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  told = {"JAX_COORDINATOR_ADDRESS": address}
+  told["JAX_NUM_PROCESSES"] = str(len(commands))
+  started = [
+    subprocess.Popen(
+      [sys.executable, "-c", JOIN, *command],
+      env={**os.environ, **told, "JAX_PROCESS_ID": str(i)},
+      stderr=subprocess.PIPE, text=True,
+    )
+    for i, command in enumerate(commands)
+  ]  # fmt: skip
+  errors = [process.communicate(timeout=120)[1] for process in started]
+  return [process.returncode for process in started], errors
+
+
+@pytest.mark.multiprocess
+def test_a_process_of_another_run_is_refused():
+  statuses, errors = joined(["--workdir=a"], ["--workdir=b"])
+  assert all(statuses)
+  for error in errors:
+    assert "process 1 joined with another command" in error
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_the_error_of_one_process_soon_ends_all():
+  start = time.monotonic()
+  statuses, errors = joined(["fails"], ["fails"])
+  assert all(statuses)
+  assert errors[1].startswith("process 1: error: the disk is full")
+  # JAX's own default is five minutes.
+  assert time.monotonic() - start < 90

@@ -1,0 +1,358 @@
+"""Says what a weights file or folder is, and what can be done with it here.
+
+  print(inspect("brought.safetensors"))
+  print(inspect("brought.safetensors", base="shapes"))
+
+Without a base only headers are read. With one, what differs from it is measured
+a component at a time: how many layers, by how much, and of what rank.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from unlearning_jax import extensions
+from unlearning_jax.convert import families, parts, pickles, reader, sources
+from unlearning_jax.convert.families import Kind
+from unlearning_jax.convert.folder import COMPONENTS, MARK, find_weights
+from unlearning_jax.convert.safetensors_files import Header
+
+# Width of the text states that a UNet reads -> model.
+_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
+_READERS = re.compile(
+  r"attn2[._]to_k\.(weight|lora_down\.weight|lora_A(\.default)?\.weight"
+  r"|lora\.down\.weight|hada_w1_b|diff)$|attn2\.processor\.to_k_\w+\.weight$"
+)
+_TABLE = re.compile(r"token_embedding\.weight$")
+_DOWN = re.compile(r"(lora_A(\.default)?|lora[._]down)\.weight$|hada_w1_b$")
+_KEYS_AND_VALUES = re.compile(r"attn2\.to_[kv]\.weight$")
+# The rank of a change is counted in so many of its layers, the largest first.
+_RANKED = 8
+# The share of a change that its rank must hold.
+_HELD = 0.99
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """What differs from a base in one component.
+
+  Attributes:
+    part: `unet`, `text_encoder` or `vae`.
+    changed: names of the tensors that differ.
+    tensors: how many the component has.
+    largest: the largest difference of a number.
+    mean: the mean difference over the tensors that differ.
+    relative: |change| / |base| over the same.
+    ranks: of the most changed matrices, the directions that hold 99 % of the
+      change, and how many there could be.
+  """
+
+  part: str
+  changed: tuple[str, ...]
+  tensors: int
+  largest: float
+  mean: float
+  relative: float
+  ranks: tuple[tuple[int, int], ...]
+
+  def __str__(self) -> str:
+    """One line."""
+    text = (
+      f"{self.part}: {len(self.changed)} of {self.tensors} tensors differ, by "
+      f"{self.largest:.3g} at most and {self.mean:.3g} in the mean, "
+      f"{self.relative:.2%} of their size"
+    )
+    if self.ranks:
+      found = sorted({rank for rank, _ in self.ranks})
+      full = max(full for _, full in self.ranks)
+      span = " to ".join(map(str, {found[0]: 0, found[-1]: 0}))
+      text += f"; of rank {span}, where {full} is full"
+    return text
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+  """What a file or folder is; `print` it.
+
+  Attributes:
+    path: as it was given.
+    kind: what it is, and what to do with it.
+    model: which model it belongs to, as far as its shapes say.
+    tensors: how many tensors it has.
+    parameters: how many numbers these have.
+    precision: the stored types, as `float16`.
+    notes: what else it holds or says.
+    differences: by component, where a base was given; None without.
+    base: what it was compared with.
+  """
+
+  path: str
+  kind: Kind
+  model: str
+  tensors: int
+  parameters: int
+  precision: str
+  notes: tuple[str, ...] = ()
+  differences: tuple[Difference, ...] | None = None
+  base: str = ""
+
+  def __str__(self) -> str:
+    """A few lines, the command to type last."""
+    size = f"{self.tensors} tensors, {self.parameters:,} parameters"
+    lines = [f"{self.path}: {self.kind.text}"]
+    lines += [f"  model      {self.model}"] if self.model else []
+    lines += [f"  holds      {size}, {self.precision}"]
+    lines += [f"  note       {note}" for note in self.notes]
+    if self.differences is not None:
+      lines += [f"  {one}" for one in self.differences] or [
+        "  nothing differs from the base"
+      ]
+      lines += [f"  looks like {looks}"] if (looks := self.looks_like) else []
+    return "\n".join([*lines, f"  {self.command}"])
+
+  __repr__ = __str__
+
+  @property
+  def command(self) -> str:
+    """What to do with it here."""
+    use = self.kind.use.replace("FILE", self.path)
+    return use.replace("BASE", self.base or "<its base>").replace(
+      "PHRASE", "<what it erases>"
+    )
+
+  @property
+  def looks_like(self) -> str:
+    """Which methods change what this changes; "" where none is typical."""
+    return _looks_like({one.part: one for one in self.differences or ()})
+
+
+def inspect(
+  path: str | os.PathLike[str],
+  base: str | os.PathLike[str] | None = None,
+  *,
+  ema: bool | None = None,
+) -> Inspection:
+  """What a weights file or folder is, of which model, and what to do with it.
+
+  Args:
+    path: a file of any kind, a diffusers folder, a training's folder, or the
+      folder of a component.
+    base: a world's name, a folder or a hub id to compare with; both are then
+      read whole.
+    ema: True compares the averaged weights of a single file, False the trained
+      ones.
+
+  Raises:
+    ValueError: there is no such file, it is damaged, or holds no weights.
+  """
+  place = pathlib.Path(path)
+  if place.is_dir():
+    found = _of_folder(place)
+  else:
+    state = reader.read_headers(place)
+    metadata = reader.read_metadata(place)
+    kind = families.recognize(state, metadata)
+    notes = (*_notes(state, metadata), *_beside(place))
+    found = _described(place, kind, state, notes)
+  if base is None or not (found.kind.read or found.kind.name == "unknown"):
+    return found
+  known = os.fspath(base)
+  folder: Any = base
+  if known in extensions.worlds():
+    folder = extensions.world(known).model_folder()
+  return dataclasses.replace(
+    found, base=known, differences=_differences(place, folder, ema)
+  )
+
+
+def _of_folder(place: pathlib.Path) -> Inspection:
+  families.check_folder(place)
+  whole = (place / MARK).is_file()
+  inside = [part for part in COMPONENTS if (place / part).is_dir()]
+  if not (whole or inside):
+    found = inspect(find_weights(place))
+    return dataclasses.replace(found, path=os.fspath(place))
+  state: dict[str, Header] = {}
+  for part in inside:
+    own = reader.read_headers(find_weights(place / part))
+    state |= {f"{part}.{name}": header for name, header in own.items()}
+  kind = Kind(
+    "checkpoint", f"a training's checkpoint, with {' and '.join(inside)}",
+    "lay it over its base: unlearning-jax convert --input=FILE --base=BASE "
+    "--output=merged",
+  )  # fmt: skip
+  notes: tuple[str, ...] = ()
+  if whole:
+    text = "a diffusers folder"
+    use = "draw, erase, attack: --config.model=FILE, or ul.load('FILE')"
+    kind = Kind("folder", text, use)
+    scheduler = place / "scheduler" / "scheduler_config.json"
+    if scheduler.is_file():
+      said = reader.read_json(scheduler)
+      predicts = said.get("prediction_type", "epsilon")
+      notes = (f"{said.get('_class_name')}, predicts {predicts}",)
+  return _described(place, kind, state, notes)
+
+
+def _described(
+  place: pathlib.Path,
+  kind: Kind,
+  state: Mapping[str, Header],
+  notes: tuple[str, ...],
+) -> Inspection:
+  sizes: dict[str, int] = {}
+  for header in state.values():
+    count = int(np.prod(header.shape, dtype=object))
+    sizes[header.dtype.name] = sizes.get(header.dtype.name, 0) + count
+  types = sorted(sizes, key=lambda name: -sizes[name])
+  return Inspection(
+    os.fspath(place), kind, _model_of(state), len(state), sum(sizes.values()),
+    ", ".join(types), notes,
+  )  # fmt: skip
+
+
+def _model_of(state: Mapping[str, Header]) -> str:
+  widths = {
+    header.shape[1]
+    for name, header in state.items()
+    if (_READERS.search(name) or _TABLE.search(name)) and len(header.shape) == 2
+  }
+  if len(widths) != 1:
+    return ""
+  (width,) = widths
+  text = f"text states are {width} wide"
+  channels = {
+    header.shape[1]
+    for name, header in state.items()
+    if families.FIRST.search(name)
+    and len(header.shape) == 4
+    and "vae" not in name
+  }
+  inpaints = " for inpainting" if 9 in channels else ""
+  return f"{_WIDTHS[width]}{inpaints} ({text})" if width in _WIDTHS else text
+
+
+def _notes(
+  state: Mapping[str, Header], metadata: Mapping[str, str]
+) -> list[str]:
+  """What a file holds or says beside its kind."""
+  notes = []
+  ranks = {h.shape[0] for n, h in state.items() if _DOWN.search(n) and h.shape}
+  if ranks:
+    notes.append(f"rank {', '.join(map(str, sorted(ranks)))}")
+  if any(name.startswith("model_ema.") for name in state):
+    notes.append(
+      "has averaged weights beside the trained ones: choose --ema, or --noema "
+      "for what editing code changes"
+    )
+  words = [
+    n.partition(".")[2] for n in state if n.startswith("modifier_token.")
+  ]
+  if words:
+    notes.append(f"has new words, which are left out: {', '.join(words)}")
+  if "v_pred" in state:
+    notes.append("predicts velocity, so its base must too")
+  if "concepts" in metadata and "method" in metadata:
+    try:
+      erased = [row["erase"] for row in json.loads(metadata["concepts"])]
+    # Somebody else's header.
+    except (ValueError, TypeError, KeyError):
+      erased = []
+    notes.append(f"{metadata['method']} erased {', '.join(erased)}")
+  return notes
+
+
+def _beside(place: pathlib.Path) -> list[str]:
+  """What a training loop saved beside the weights."""
+  if reader.file_format(place) != "torch":
+    return []
+  names = pickles.read_beside(place)
+  return [f"beside the weights: {', '.join(names)}"] if names else []
+
+
+def _differences(
+  place: pathlib.Path, base: str | os.PathLike[str], ema: bool | None
+) -> tuple[Difference, ...]:
+  known = sources.load(base)
+  with warnings.catch_warnings():
+    # What differs is said below, nothing too.
+    warnings.simplefilter("ignore", UserWarning)
+    new = sources.load(place, known, ema=ema)
+  new = parts.without_new_words(new, known)
+  found = []
+  for part, old in known.states.items():
+    one = _difference(part, old, new.states[part])
+    found += [one] if one else []
+  return tuple(found)
+
+
+def _difference(
+  part: str, old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]
+) -> Difference | None:
+  """What differs in a component, a tensor at a time; None for nothing."""
+  largest = total = squares = size = 0.0
+  count, changed, weights = 0, [], {}
+  for name, value in old.items():
+    other = new.get(name)
+    if other is value or other is None or other.shape != value.shape:
+      continue
+    change = other - value
+    if not change.any():
+      continue
+    changed.append(name)
+    squares_here = float(np.sum(np.square(change, dtype=np.float64)))
+    if value.ndim in (2, 4):
+      weights[name] = squares_here
+    largest = max(largest, float(np.abs(change).max()))
+    total += float(np.abs(change).sum(dtype=np.float64))
+    squares += squares_here
+    size += float(np.sum(np.square(value, dtype=np.float64)))
+    count += value.size
+  if not changed:
+    return None
+  most = sorted(weights, key=lambda name: -weights[name])[:_RANKED]
+  return Difference(
+    part, tuple(changed), len(old), largest, total / count,
+    float(np.sqrt(squares / size)) if size else float("inf"),
+    tuple(_rank(new[name] - old[name]) for name in most),
+  )  # fmt: skip
+
+
+def _rank(change: np.ndarray) -> tuple[int, int]:
+  """How many directions hold 99 % of a change, and how many there could be."""
+  flat = change.reshape(len(change), -1).astype(np.float64)
+  gram = flat @ flat.T if len(flat) < flat.shape[1] else flat.T @ flat
+  values = np.maximum(np.linalg.eigvalsh(gram)[::-1], 0)
+  held = np.cumsum(values) / values.sum()
+  return int(np.argmax(held >= _HELD)) + 1, len(gram)
+
+
+def _looks_like(found: Mapping[str, Difference]) -> str:
+  if set(found) == {"text_encoder"}:
+    return "AdvUnlearn: the text encoder alone is changed"
+  if set(found) != {"unet"}:
+    return "a fine-tuning of several components" if found else ""
+  unet = found["unet"]
+  if all(_KEYS_AND_VALUES.search(name) for name in unet.changed):
+    low = all(4 * rank <= full for rank, full in unet.ranks)
+    if low:
+      return (
+        "a closed form (UCE, RECE, TIME, MACE): the text's keys and values "
+        "alone, of low rank"
+      )
+    return (
+      "Concept Ablation or Custom Diffusion: the text's keys and values alone, "
+      "of full rank"
+    )
+  if all("attn2." in name for name in unet.changed):
+    return "ESD-x: the cross-attention alone"
+  if not any("attn2." in name for name in unet.changed):
+    return "ESD-u: all but the cross-attention"
+  return "a training of the whole UNet (SalUn, EraseDiff, a fine-tuning)"

@@ -1,0 +1,98 @@
+"""WebDataset archives: a sample is the files of one name in a tar.
+
+  000001.jpg  000001.txt        the image, and its caption
+  000002.png  000002.json       {"text": the caption, or a list of captions}
+
+Nothing is unpacked: images stay in memory as their encoded bytes.
+"""
+
+import json
+import pathlib
+import tarfile
+from collections.abc import Mapping
+from typing import Any
+
+from unlearning_jax.data.examples import Example
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# A caption is a sentence.
+_LONGEST = 1 << 20
+
+
+def read(path: pathlib.Path, caption: str) -> list[Example]:
+  """The samples of an archive, in its order.
+
+  Args:
+    path: the `.tar`, not compressed.
+    caption: the key of captions in a sample's `json`.
+
+  Raises:
+    ValueError: the archive is damaged; a sample lacks its image or caption.
+  """
+  images: dict[str, bytes] = {}
+  texts: dict[str, tuple[str, ...]] = {}
+  try:
+    with tarfile.open(path, "r:") as archive:
+      for member in archive:
+        folder, _, name = member.name.rpartition("/")
+        key, _, end = name.partition(".")
+        key, end = f"{folder}/{key}", f".{end.lower()}"
+        if not member.isfile() or end not in (*IMAGES, ".txt", ".json"):
+          continue
+        kept = images if end in IMAGES else texts
+        here = f"{path}, {member.name}"
+        if key in kept:
+          raise ValueError(f"{here}: the sample has another one")
+        if kept is texts and member.size > _LONGEST:
+          raise ValueError(f"{here}: is no caption: {member.size} bytes")
+        held = archive.extractfile(member)
+        raw = held.read() if held else b""
+        if kept is images:
+          images[key] = raw
+        elif end == ".txt":
+          texts[key] = (raw.decode("utf-8-sig").strip(),)
+        else:
+          texts[key] = captions_of(json.loads(raw), caption, here)
+  except (tarfile.TarError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    raise ValueError(f"{path}: not a readable WebDataset: {error}") from error
+  alone = sorted(images.keys() ^ texts.keys())
+  if alone or not images:
+    lacks = "a caption" if alone and alone[0] in images else "an image"
+    raise ValueError(
+      f"{path}: "
+      + (
+        f"the sample {alone[0].lstrip('/')!r} lacks {lacks}"
+        if alone
+        else "it holds no sample of an image and a text"
+      )
+    )
+  return [
+    Example(image, texts[key][0], texts[key][1:])
+    for key, image in images.items()
+  ]
+
+
+def captions_of(
+  row: Mapping[str, Any], key: str, where: str
+) -> tuple[str, ...]:
+  """A row's caption, or its list of captions; "" is an empty caption.
+
+  Raises:
+    ValueError: the row has none, naming the column that may hold it.
+  """
+  value = row.get(key) if isinstance(row, Mapping) else None
+  values = (value,) if isinstance(value, str) else value
+  fine = isinstance(values, list | tuple) and values
+  if not fine or not all(isinstance(one, str) for one in values):
+    keys = ", ".join(map(str, row)) if isinstance(row, Mapping) else ""
+    near = [k for k in ("caption", "text", "prompt") if k in row and k != key]
+    raise ValueError(
+      f"{where}: no {key!r}; the row has {keys or 'nothing'}"
+      + (f"; name it: --config.data.caption={near[0]}" if near else "")
+      + (
+        f"; {key!r} is {value!r}, no text and no list of texts"
+        if value is not None
+        else ""
+      )
+    )
+  return tuple(values)

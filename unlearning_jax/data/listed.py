@@ -1,0 +1,208 @@
+"""Captioned images as people keep them: folders, tables, archives, datasets."""
+
+import csv
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from unlearning_jax.concepts import check_choice
+from unlearning_jax.data import archives as archives_
+from unlearning_jax.data.archives import IMAGES, captions_of
+from unlearning_jax.data.examples import Example
+
+_CAPTIONS = (".txt", ".caption")
+
+
+def image_folder(
+  folder: str | os.PathLike[str], *, caption: str = "text"
+) -> list[Example]:
+  """The captioned images of a folder, or of a WebDataset.
+
+  In this order: `metadata.jsonl`, `.csv` or `.parquet`, the convention of
+  Hugging Face's `imagefolder`, where each row has a `file_name`, relative to
+  the folder, and a caption or a list of captions; `0.txt` (or `0.caption`)
+  beside `0.png`, as kohya's and OneTrainer's datasets are, one caption a line;
+  `*.tar` of WebDataset, whose samples have a `txt` or `json`.
+
+  Args:
+    folder: the folder, or one `.tar`.
+    caption: the key or column of the captions.
+
+  Raises:
+    ValueError: there are no captions; a row has none, or its file is missing,
+      outside the folder, or listed twice.
+  """
+  root = pathlib.Path(folder)
+  for name in ("metadata.jsonl", "metadata.csv", "metadata.parquet"):
+    if (root / name).is_file():
+      return image_table(root / name, caption=caption)
+  archives = [root] if root.is_file() else sorted(root.glob("*.tar"))
+  if archives:
+    return [
+      example
+      for archive in archives
+      for example in archives_.read(archive, caption)
+    ]
+  return _beside(root)
+
+
+def image_table(
+  path: str | os.PathLike[str], *, caption: str = "text"
+) -> list[Example]:
+  """The captioned images that a table lists; errors as `image_folder`.
+
+  Args:
+    path: a `.csv`, `.jsonl` or `.parquet`. Files are relative to its folder.
+    caption: the key or column of the captions.
+  """
+  table = pathlib.Path(path)
+  if not table.is_file():
+    raise ValueError(f"{table}: there is no such file")
+  read = {".jsonl": _jsonl, ".parquet": _parquet}.get(table.suffix, _csv)
+  return _examples(read(table), table.parent, caption, table)
+
+
+def _beside(root: pathlib.Path) -> list[Example]:
+  """Images with a file of captions beside each."""
+  files = sorted(root.glob("*")) if root.is_dir() else []
+  images = [file for file in files if file.suffix.lower() in IMAGES]
+  texts = {file for file in files if file.suffix in _CAPTIONS}
+  if not images or not texts:
+    nested = [f.name for f in files if f.is_dir() and any(f.glob("*.txt"))]
+    raise ValueError(
+      f"{root}: there is no metadata.jsonl, metadata.csv or metadata.parquet "
+      "in it, no .txt beside each image and no .tar"
+      + (f"; its folder {nested[0]} has such images: name it" if nested else "")
+    )
+  found = []
+  for image in images:
+    beside = [image.with_suffix(end) for end in _CAPTIONS]
+    own = [file for file in beside if file in texts]
+    if not own:
+      raise ValueError(
+        f"{image}: has no {beside[0].name} beside it; an image without a "
+        "caption has an empty one"
+      )
+    if not image.resolve().is_relative_to(root.resolve()):
+      raise ValueError(f"{image}: leaves the folder")
+    lines = own[0].read_text(encoding="utf-8-sig").splitlines()
+    first, *others = [line.strip() for line in lines if line.strip()] or [""]
+    found.append(Example(image, first, tuple(others)))
+  return found
+
+
+def source_examples(
+  source: Sequence[Mapping[str, Any]],
+  *,
+  image: str = "image",
+  caption: str = "caption",
+) -> list[Example]:
+  """The rows of a `tfds` data source, or of anything with an index."""
+  rows = (source[i] for i in range(len(source)))
+  return [Example(row[image], _text(row[caption])) for row in rows]
+
+
+def prepared_dataset(
+  folder: str | os.PathLike[str], split: str, *, caption: str = "caption"
+) -> list[Example]:
+  """All rows, decoded, of a split of a dataset that `tfds` has prepared.
+
+  Images are the feature "image" or, without one, the only image feature.
+
+  Args:
+    folder: the dataset's own, as `data/shapes/tiny/1.0.0`.
+    split: as "train" or "train[:250]".
+    caption: the feature of the caption.
+
+  Raises:
+    ValueError: there is no such dataset or split; it has no index, or lacks
+      these features.
+  """
+  # The import takes half a second, which other sources do not need.
+  import tensorflow_datasets as tfds
+
+  if not (pathlib.Path(folder) / "dataset_info.json").is_file():
+    raise ValueError(
+      f"{folder}: no dataset that tfds has prepared; give the folder that "
+      "holds its dataset_info.json"
+    )
+  builder: Any = tfds.builder_from_directory(str(folder))
+  features = dict(builder.info.features or {})
+  kind = tfds.features.Image
+  images = [name for name, held in features.items() if isinstance(held, kind)]
+  alone = "image" not in features and len(images) == 1
+  image = images[0] if alone else "image"
+  for name in (image, caption):
+    check_choice(f"{folder}: feature", name, features)
+  try:
+    source = builder.as_data_source(split=split)
+  except (ValueError, NotImplementedError) as error:
+    raise ValueError(f"{folder}, split {split!r}: {error}") from error
+  return source_examples(source, image=image, caption=caption)
+
+
+def _jsonl(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  lines = path.read_text(encoding="utf-8").splitlines()
+  for number, line in enumerate(lines, 1):
+    if line.strip():
+      try:
+        row = json.loads(line)
+      except ValueError as error:
+        raise ValueError(f"{path}, line {number}: {error}") from error
+      if not isinstance(row, dict):
+        raise ValueError(f"{path}, line {number}: not an object: {line[:50]}")
+      yield row
+
+
+def _csv(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  with open(path, newline="", encoding="utf-8-sig") as file:
+    yield from csv.DictReader(file, strict=True)
+
+
+def _parquet(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  try:
+    from pyarrow import parquet
+  except ImportError as error:
+    raise ValueError(
+      f"{path}: needs pyarrow; pip install pyarrow, or write metadata.jsonl"
+    ) from error
+  try:
+    yield from parquet.read_table(path).to_pylist()
+  # pyarrow's errors are ValueErrors and OSErrors.
+  except (ValueError, OSError) as error:
+    raise ValueError(f"{path}: not a readable parquet file: {error}") from error
+
+
+def _examples(
+  rows: Iterable[Mapping[str, Any]],
+  root: pathlib.Path,
+  caption: str,
+  where: pathlib.Path,
+) -> list[Example]:
+  found: dict[pathlib.Path, tuple[str, ...]] = {}
+  inside = root.resolve()
+  for number, row in enumerate(rows, 1):
+    here = f"{where}, row {number}"
+    name = row.get("file_name")
+    if not isinstance(name, str) or not name.strip():
+      keys = ", ".join(str(k) for k in row)
+      raise ValueError(
+        f"{here}: no 'file_name'; the row has {keys or 'nothing'}"
+      )
+    path = (root / name).resolve()
+    if not path.is_relative_to(inside):
+      raise ValueError(f"{here}: {name!r} leaves the folder")
+    if not path.is_file():
+      raise ValueError(f"{here}: there is no file {path}")
+    if path in found:
+      raise ValueError(f"{here}: {name!r} is listed twice")
+    found[path] = captions_of(row, caption, here)
+  if not found:
+    raise ValueError(f"{where}: it lists no images")
+  return [Example(p, first, tuple(rest)) for p, (first, *rest) in found.items()]
+
+
+def _text(value: str | bytes) -> str:
+  return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,46 @@
+"""What a reader must know before believing an evaluation's rates."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unlearning_jax.judges import Judge, Target
+from unlearning_jax.metrics import Estimate, collapse, judge_errors
+
+BASE = "base"
+
+
+def facts(
+  rows: Sequence[Mapping[str, Any]],
+  judge: Judge | None,
+  targets: Sequence[Target],
+  estimates: Mapping[str, Sequence[Estimate]],
+) -> dict[str, Any]:
+  """The judge's own errors, and which models collapsed.
+
+  Args:
+    rows: of every model; the base's `model` is `base`.
+    judge: who judged them; None for nobody.
+    targets: what was erased.
+    estimates: metric -> its numbers.
+
+  Returns:
+    `collapse`, see `collapse.reasons`, for each model but the base, and
+    `judge_errors`, see `judge_errors.errors`: parts of the page's document.
+  """
+  by_model: dict[str, dict[str, Mapping[str, Any]]] = {}
+  for row in rows:
+    by_model.setdefault(row["model"], {})[row["id"]] = row
+  base = by_model[BASE]
+  numbers = [one for listed in estimates.values() for one in listed]
+  found: dict[str, Any] = {
+    "collapse": {
+      model: collapse.reasons(
+        [*base.values()], [own[i] for i in base], judge, numbers
+      )
+      for model, own in by_model.items()
+      if model != BASE
+    }
+  }
+  if judge is not None and targets:
+    found["judge_errors"] = judge_errors.errors([*base.values()], targets)
+  return found

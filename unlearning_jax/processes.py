@@ -1,0 +1,103 @@
+"""The processes of one run: how they find each other, wait, and end."""
+
+import itertools
+import json
+import os
+import sys
+import zlib
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+# A process that is silent for so long is dead.
+HEARTBEAT_S = 30
+# A process that fails leaves; the others are ended so much later. One that ends
+# well waits for the others first, see `wait_for_all`, so this can be short.
+SHUTDOWN_S = 20
+_TOLD = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_SLURM_PORTS = 61440, 4096
+_LONG_MS = 7 * 24 * 3600 * 1000
+# Each barrier needs a new name; every process passes all of them in order.
+_BARRIERS = itertools.count()
+
+
+def initialize_distributed(wanted: bool, *, polled: bool = False):
+  """Joins the other processes of the run; call it before anything else of JAX.
+
+  JAX finds the coordinator itself on Cloud TPU, SLURM and MPI. For other
+  machines set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. A
+  failure is an error, so that no process works alone by mistake.
+
+  Args:
+    wanted: False does nothing.
+    polled: whether the run asks `stops.asked` after every step. If not, a
+      SIGTERM stops each process that gets it.
+
+  Raises:
+    ValueError: there is no coordinator, a variable is not a number, or a
+      process of another run has joined.
+  """
+  if not wanted:
+    return
+  if port := _slurm_port():
+    os.environ.setdefault("JAX_COORDINATOR_PORT", str(port))
+  # JAX's own handler of SIGTERM does nothing that is not polled.
+  jax.config.update("jax_enable_preemption_service", polled)
+  # On Kubernetes the search fails without a token, even if nothing is sought.
+  told = all(name in os.environ for name in _TOLD)
+  jax.distributed.initialize(
+    num_processes=_number("JAX_NUM_PROCESSES"),
+    process_id=_number("JAX_PROCESS_ID"),
+    cluster_detection_method="deactivate" if told else None,
+    heartbeat_timeout_seconds=HEARTBEAT_S,
+    shutdown_timeout_seconds=SHUTDOWN_S,
+  )
+  # On CPUs the first collective gives up after 30 s. It runs now, while all
+  # processes are here.
+  marks = multihost_utils.process_allgather(np.uint32(_mark()))
+  strangers = np.flatnonzero(marks != np.ravel(marks)[0])
+  if len(strangers):
+    raise ValueError(
+      f"--distributed: process {strangers[0]} joined with another command "
+      "than process 0, so two runs share one coordinator; give each a "
+      "JAX_COORDINATOR_ADDRESS (or, on SLURM, a JAX_COORDINATOR_PORT) of its "
+      "own"
+    )
+
+
+def _slurm_port() -> int | None:
+  """A port for this job and step; JAX's own is the same for all steps."""
+  job, step = (os.environ.get(f"SLURM_{n}_ID", "") for n in ("JOB", "STEP"))
+  if not (job.isdecimal() and step.isdecimal()):
+    return None
+  first, count = _SLURM_PORTS
+  return first + (int(job) + 97 * int(step)) % count
+
+
+def _mark() -> int:
+  """A number that only the processes of one run share."""
+  own = [os.environ.get(f"SLURM_{name}_ID") for name in ("JOB", "STEP")]
+  return zlib.crc32(json.dumps([sys.argv[1:], own]).encode())
+
+
+def _number(name: str) -> int | None:
+  """The number in an environment variable; None if it is not set."""
+  value = os.environ.get(name)
+  if value is not None and not value.isdecimal():
+    raise ValueError(f"{name}={value!r}: must be a number")
+  return None if value is None else int(value)
+
+
+def wait_for_all(what: str):
+  """Waits until every process is here, before one reads what others wrote.
+
+  This is a barrier of the coordinator, which waits up to a week and notices
+  when a process dies. A collective would give up early.
+  """
+  if jax.process_count() > 1:
+    # The import takes a second, which a single process does not need.
+    from orbax.checkpoint import multihost
+
+    barrier = multihost.get_barrier_sync_fn()
+    barrier(key=f"{what} {next(_BARRIERS)}", timeout_ms=_LONG_MS)

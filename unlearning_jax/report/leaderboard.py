@@ -1,0 +1,69 @@
+"""Finished evaluations of one protocol as one table, a line a model."""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+# The columns of a line besides its numbers.
+TEXTS = ("model", "run")
+
+
+def lines(
+  folders: Iterable[str | os.PathLike[str]],
+) -> tuple[str, list[dict[str, Any]]]:
+  """The protocol of finished runs, and a line for each of their models.
+
+  A line maps a column to the fields of its `Estimate`.
+
+  Raises:
+    ValueError: there is no run; one has not ended, has no protocol, or has
+      another one than the first.
+  """
+  found, signed = [], {}
+  for folder in folders:
+    path = pathlib.Path(folder)
+    if not (path / "DONE").is_file() or not (path / "summary.json").is_file():
+      raise ValueError(f"leaderboard: {path} is no finished run")
+    document = json.loads((path / "summary.json").read_text())
+    if not document.get("protocol"):
+      raise ValueError(f"leaderboard: {path} ran no protocol")
+    signed[str(path)] = document["protocol"]
+    named = json.loads((path / "config.json").read_text()).get("columns", ())
+    for model in document["models"]:
+      own = [one for one in _numbers(document) if one["model"] == model]
+      columns = {one["name"]: one for one in own if _is_of(one, named)}
+      found.append({"model": model, "run": str(path), **columns})
+  if not found:
+    raise ValueError("leaderboard: give the folders of finished evaluations")
+  first = next(iter(signed))
+  for path, protocol in signed.items():
+    if protocol != signed[first]:
+      raise ValueError(
+        f"leaderboard: {path} ran {protocol}, and {first} {signed[first]}: "
+        "their numbers do not compare; give each protocol a table of its own"
+      )
+  return signed[first], found
+
+
+def _numbers(document: dict[str, Any]) -> list[dict[str, Any]]:
+  measures = [
+    {**one, "model": model}
+    for model, some in document["measures"].items()
+    for one in some
+  ]
+  return [*document.get("estimates", ()), *measures]
+
+
+def _is_of(one: dict[str, Any], columns: Iterable[str]) -> bool:
+  """Whether a number belongs to the protocol's columns; all do without any."""
+  names = [*columns]
+  # "counts" and "accuracy" have several numbers, each with its own name.
+  several = {"counts": one.get("unit") == "count"}
+  return not names or any(
+    one["name"] == name
+    or one["name"].startswith(f"{name} ")
+    or several.get(name)
+    for name in names
+  )

@@ -1,0 +1,39 @@
+"""The page's section of what the judge itself gets wrong."""
+
+from unlearning_jax.metrics.accuracy import Measure
+from unlearning_jax.report.document import Document
+from unlearning_jax.report.markup import Html, element, join
+from unlearning_jax.report.sections import rate_cell
+
+
+def judge_errors(document: Document) -> Html:
+  """False positives and misses of the judge on the base's pictures."""
+  rows = [
+    element(
+      "tr",
+      element("th", f"“{one['class']}”"),
+      *(
+        rate_cell(Measure("", **one[kind])) if one[kind] else element("td", "–")
+        for kind in ("false_positives", "misses")
+      ),
+    )
+    for one in document.judge_errors
+  ]
+  if not rows:
+    return Html()
+  note = (
+    "On the base's pictures. Seen unasked: its prompt does not ask for the "
+    "concept. Not seen: its prompt names the concept; the base may have drawn "
+    "something else, so the judge misses at most so many."
+  )
+  head = ("", "seen unasked", "not seen")
+  table = element(
+    "table",
+    element("thead", element("tr", *(element("th", text) for text in head))),
+    element("tbody", *rows),
+  )
+  return join(
+    element("h2", "The judge's own errors"),
+    element("p", note, class_="note"),
+    element("div", table, class_="wide plain"),
+  )

@@ -1,0 +1,79 @@
+"""A signal to stop, and where the run obeys it.
+
+A scheduler sends SIGTERM (SLURM's and submitit's early notice is SIGUSR2), and
+Ctrl-C SIGINT. Whatever is recorded row by row drops the row in flight. Training
+finishes its step and keeps its state, see `finishing`. A second signal ends the
+process at once.
+"""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+# EX_TEMPFAIL: start the same command again.
+STATUS = 75
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+
+class Stopped(SystemExit):
+  """A signal asked the run to stop; its record is whole."""
+
+  def __init__(self):
+    super().__init__(STATUS)
+
+
+class _Notice:
+  """The signals that this process has had."""
+
+  asked = False
+  # How many steps in flight want to be finished first.
+  finishing = 0
+
+
+def listen(*, shared: bool = False):
+  """From now on, a signal stops the run; call it after joining the others.
+
+  Args:
+    shared: whether JAX's own handler tells all processes of the SIGTERM of one.
+  """
+  for number in SIGNALS:
+    if not (shared and number == signal.SIGTERM):
+      signal.signal(number, _told)
+
+
+def _told(number: int, _: Any):
+  for each in SIGNALS:
+    signal.signal(each, signal.SIG_DFL)
+  _Notice.asked = True
+  if not _Notice.finishing:
+    raise Stopped()
+
+
+@contextlib.contextmanager
+def finishing() -> Iterator[None]:
+  """Inside, a signal is only noted: poll `asked`; the end raises `Stopped`."""
+  _Notice.finishing += 1
+  try:
+    yield
+  finally:
+    _Notice.finishing -= 1
+  if _Notice.asked and not _Notice.finishing:
+    raise Stopped()
+
+
+def asked(step: int) -> bool:
+  """Whether to keep what there is after this step, and raise `Stopped`.
+
+  Args:
+    step: all processes of the run call this after every step. They all get
+      True after the same one.
+  """
+  if jax.process_count() > 1 and jax.config.jax_enable_preemption_service:
+    reached = multihost_utils.reached_preemption_sync_point(step)
+    # JAX says it once.
+    _Notice.asked = _Notice.asked or reached
+  return _Notice.asked
