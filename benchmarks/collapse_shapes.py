@@ -8,7 +8,7 @@ pictures of the base are spoiled: noise, one color, blur of some radius in
 pixels, squares of some side in another order, another prompt's picture. The
 erasures take a star away, each by the world's own recipe; what is drawn for the
 same prompts should not change. The limit `far` of the Shapes judge lies between
-both. An ESD costs two minutes of a core, the rest one together.
+both.
 """
 
 import json
@@ -25,7 +25,9 @@ from unlearning_jax.metrics import accuracy, collapse
 from unlearning_jax.model import Model
 
 OUT = flags.DEFINE_string("out", None, "The record, JSON.", required=True)
-METHODS = flags.DEFINE_list("methods", ["uce", "rece", "esd-x"], "Erasures.")
+METHODS = flags.DEFINE_list(
+  "methods", ["uce", "rece", "esd-x", "esd-u"], "Erasures."
+)
 STAR = {"task": "object", "name": "star"}
 
 

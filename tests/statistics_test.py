@@ -93,6 +93,23 @@ def test_bootstrap_refuses_what_is_not_paired():
     statistics.mcnemar(np.zeros(0, bool), np.zeros(0, bool))
 
 
+# multipletests(p, method="holm") of statsmodels 0.15.0.
+HOLM = [
+  ([0.01, 0.04, 0.03, 0.5], [0.04, 0.09, 0.09, 0.5]),
+  (
+    [0.2, 0.001, 0.0499, 0.012, 0.03, 0.8],
+    [0.4, 0.006, 0.1497, 0.06, 0.12, 0.8],
+  ),
+  ([0.6, 0.9], [1.0, 1.0]),
+]
+
+
+@pytest.mark.parametrize("p, wanted", HOLM)
+def test_holm_is_statsmodels(p, wanted):
+  got = statistics.holm({str(i): one for i, one in enumerate(p)})
+  np.testing.assert_allclose([*got.values()], wanted, rtol=1e-12)
+
+
 def test_holm_by_hand():
   p = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.5}
   got = statistics.holm(p)

@@ -224,9 +224,20 @@ def test_a_protocol_is_recorded(models):
   assert digest == protocols.find(name).hash
 
 
+def test_several_seeds_add_rows_and_change_none():
+  once, thrice = drawing.rows(settings()), drawing.rows(settings(seeds=3))
+  assert [row for row in thrice if "repeat" not in row] == once
+  assert len({row["id"] for row in thrice}) == 3 * len(once)
+  assert len({row["seed"] for row in thrice}) == 3 * len(once)
+  assert [row["id"] for row in thrice[:2]] == [
+    once[0]["id"], once[0]["id"] + "-s1"
+  ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
   "changes, message",
   [
+    ({"seeds": 0}, "seeds=0: must be at least 1"),
     ({"judge": "shaeps"}, "judge='shaeps' is not known.*mean 'shapes'"),
     ({"metrics": ("acuracy",)}, "metric='acuracy' is not known.*'accuracy'"),
     ({"judge": None}, "neither a judge nor prompts"),

@@ -89,3 +89,32 @@ def test_changes_are_paired():
   assert again["object/all/all"].p is None
   with pytest.raises(ValueError, match="row 0 is not a pair: prompt"):
     list(accuracy.compare(before, repeated))
+
+
+def test_several_seeds_of_a_prompt_are_not_so_many_prompts():
+  """Ten prompts of which each has its fate; five images of each are no news."""
+  rows = [
+    {
+      "group": "explicit", "prompt": f"prompt {i}", "repeat": j, "model": "x",
+      "id": f"{i}/{j}", "attributes": {"object": "star"},
+      "judged": {"object": "star" if i % 2 else "ring"},
+    }
+    for i in range(10)
+    for j in range(5)
+  ]  # fmt: skip
+  once = [row for row in rows if not row["repeat"]]
+  (all_, *_), (alone, *_) = map(accuracy.METRIC.measure, (rows, once))
+  assert (all_.k, all_.n, all_.clusters, all_.method) == (
+    25,
+    50,
+    10,
+    "bootstrap",
+  )
+  assert (alone.k, alone.n, alone.clusters, alone.method) == (
+    5,
+    10,
+    0,
+    "wilson",
+  )
+  low, high = statistics.wilson(25, 50)
+  assert all_.high - all_.low > 1.7 * (high - low)

@@ -4,9 +4,10 @@ The format's own library checks the file. Its numpy side has no float8, so the
 bytes are read here and given their type.
 """
 
+import io
 import json
 import os
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -81,7 +82,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return {name: load(file, header) for name, header in headers.items()}
 
 
-def load(file: IO[bytes], header: Header) -> np.ndarray:
+def load(file: io.BufferedReader, header: Header) -> np.ndarray:
   """One tensor of an open file."""
   file.seek(header.place)
   raw = np.empty(header.shape, header.dtype)

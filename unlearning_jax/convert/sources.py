@@ -59,17 +59,16 @@ def load(
   path = _resolve(path, variant)
   if path.is_dir():
     families.check_folder(path)
-  training = base is not None and _trained_parts(path)
-  # A folder with a unet/ but without an index is a damaged whole model.
-  if not training and ((path / MARK).is_file() or (path / "unet").is_dir()):
-    if ema is not None:
-      raise ValueError(f"{path}: ema={ema} is a choice in single files only")
-    return load_folder(path, variant)
-  if training:
+  if base is not None and (training := _trained_parts(path)):
     model = _as_files(base, variant)
     for file in training:
       model = _over(model, file, None)
     return model
+  # A folder with a unet/ but without an index is a damaged whole model.
+  if (path / MARK).is_file() or (path / "unet").is_dir():
+    if ema is not None:
+      raise ValueError(f"{path}: ema={ema} is a choice in single files only")
+    return load_folder(path, variant)
   file = find_weights(path, variant) if path.is_dir() else path
   return _of_file(file, base, variant, ema)
 

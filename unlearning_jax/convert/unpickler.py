@@ -181,7 +181,7 @@ def _check_memo(file: IO[bytes]):
   for opcode, argument, _ in pickletools.genops(file):
     if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
       count += 1
-      if argument > 16 * count + 1024:
+      if int(argument or 0) > 16 * count + 1024:
         raise pickle.UnpicklingError(f"remembers a value as number {argument}")
 
 

@@ -81,18 +81,21 @@ def captions_of(
     ValueError: the row has none, naming the column that may hold it.
   """
   value = row.get(key) if isinstance(row, Mapping) else None
-  values = (value,) if isinstance(value, str) else value
-  fine = isinstance(values, list | tuple) and values
-  if not fine or not all(isinstance(one, str) for one in values):
-    keys = ", ".join(map(str, row)) if isinstance(row, Mapping) else ""
-    near = [k for k in ("caption", "text", "prompt") if k in row and k != key]
-    raise ValueError(
-      f"{where}: no {key!r}; the row has {keys or 'nothing'}"
-      + (f"; name it: --config.data.caption={near[0]}" if near else "")
-      + (
-        f"; {key!r} is {value!r}, no text and no list of texts"
-        if value is not None
-        else ""
-      )
+  values = [value] if isinstance(value, str) else value
+  if (
+    isinstance(values, list | tuple)
+    and values
+    and all(isinstance(one, str) for one in values)
+  ):
+    return tuple(values)
+  keys = list(map(str, row)) if isinstance(row, Mapping) else []
+  near = [k for k in ("caption", "text", "prompt") if k in keys and k != key]
+  raise ValueError(
+    f"{where}: no {key!r}; the row has {', '.join(keys) or 'nothing'}"
+    + (f"; name it: --config.data.caption={near[0]}" if near else "")
+    + (
+      f"; {key!r} is {value!r}, no text and no list of texts"
+      if value is not None
+      else ""
     )
-  return tuple(values)
+  )

@@ -19,6 +19,8 @@ from unlearning_jax.record import Recorder
 from unlearning_jax.settings import Free, Output
 
 Rows = list[dict[str, Any]]
+# Between a prompt's seeds: more than there are rows.
+_APART = 50_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class Settings(common.Drawn):
       for, a target's label for that target, any other name for the first one.
     rows_per_group: prompts of a world for each target and group.
     other_rows: prompts of a world that ask for no target.
+    seeds: images of each prompt, each from a noise of its own.
     protocol: name and hash of the protocol with these settings; "" for none.
     published: the prompts of a published protocol; None for none.
     columns: numbers of its published table, see `columns`.
@@ -42,6 +45,7 @@ class Settings(common.Drawn):
   )
   rows_per_group: Output[int] = 0
   other_rows: Output[int] = 0
+  seeds: Output[int] = 1
   protocol: Output[str] = ""
   published: Prompts | None = None
   columns: Output[tuple[str, ...]] = ()
@@ -52,6 +56,12 @@ class Settings(common.Drawn):
     for key in ("rows_per_group", "other_rows"):
       if getattr(self, key) < 0:
         raise ValueError(f"{key}={getattr(self, key)}: must not be negative")
+    if self.seeds < 1:
+      raise ValueError(f"seeds={self.seeds}: must be at least 1")
+    if self.seeds > 1 and self.published is not None:
+      raise ValueError(
+        f"seeds={self.seeds}: a published protocol's seeds are its own; seeds=1"
+      )
     asked = any(self.prompts.values()) or self.published is not None
     if self.judge is None and not asked:
       raise ValueError("prompts: the config has neither a judge nor prompts")
@@ -65,7 +75,26 @@ class Settings(common.Drawn):
 
 
 def rows(settings: Settings) -> Rows:
-  """The rows to draw: a protocol's, your own prompts, or those of a world.
+  """The rows to draw, each as often as `seeds` says.
+
+  A row's first image is that of one seed. The others' ids end with -s1, -s2.
+  """
+  return [
+    row
+    if not i
+    else {
+      **row,
+      "id": f"{row['id']}-s{i}",
+      "seed": (row["seed"] + i * _APART) % 2**32,
+      "repeat": i,
+    }
+    for row in _once(settings)
+    for i in range(settings.seeds)
+  ]
+
+
+def _once(settings: Settings) -> Rows:
+  """A protocol's prompts, your own, or those of a world.
 
   A judge that is not the world's own keeps the attributes it has a head for.
   """

@@ -25,7 +25,10 @@ ALL = "all"
 
 
 class Measure(NamedTuple):
-  """`k` of `n` images were right: a rate with its Wilson interval."""
+  """`k` of `n` images were right: a rate with its interval.
+
+  It is Wilson's, or a bootstrap's over prompts that have several images.
+  """
 
   name: str
   value: float
@@ -90,10 +93,23 @@ def measure(rows: Iterable[Row]) -> Iterator[Measure]:
   Yields:
     A `Measure` for every name with an image, in order of appearance.
   """
-  for name, right in _cells(rows).items():
-    k, n = sum(right), len(right)
+  for one, _ in _measured(rows):
+    yield one
+
+
+def _measured(rows: Iterable[Row]) -> Iterator[tuple[Measure, int]]:
+  """Each measure, and its prompts if they have several images; else 0."""
+  for name, cell in _cells(rows, value=_prompted).items():
+    right = np.array([hit for hit, _, _ in cell])
+    k, n, clusters = int(right.sum()), len(right), 0
     low, high = statistics.wilson(k, n)
-    yield Measure(name, k / n, low, high, k, n)
+    # Images of one prompt resemble each other. A prompt that two rows have by
+    # chance is drawn from seeds of their own, as ever, and they stay single.
+    if any(repeat for _, _, repeat in cell):
+      prompts = [prompt for _, prompt, _ in cell]
+      none, clusters = np.zeros(n, bool), len(set(prompts))
+      _, low, high = statistics.paired_bootstrap(none, right, prompts)
+    yield Measure(name, k / n, low, high, k, n), clusters
 
 
 def compare(before: Sequence[Row], after: Sequence[Row]) -> Iterator[Change]:
@@ -126,6 +142,10 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> Iterator[Change]:
 
 def _is_right(row: Row, head: str) -> bool:
   return row["judged"][head] == row["attributes"][head]
+
+
+def _prompted(row: Row, head: str) -> tuple[bool, str, int]:
+  return _is_right(row, head), row.get("prompt", ""), row.get("repeat", 0)
 
 
 def _cells(
@@ -165,15 +185,22 @@ def _update(state: Kept, images: Images, rows: Sequence[Row]) -> Kept:
       raise ValueError(
         f"metric accuracy: row {row['id']!r} is not judged; set a judge"
       )
-  keys = ("prompt", "group", "attributes", "judged")
-  return metrics.keep(state, rows, lambda row: {key: row[key] for key in keys})
+  keys = ("prompt", "group", "attributes", "judged", "repeat")
+  return metrics.keep(
+    state, rows, lambda row: {key: row[key] for key in keys if key in row}
+  )
 
 
 def _compute(state: Kept) -> list[Estimate]:
   return [
-    Estimate(*one, method="wilson", model=model)
+    Estimate(
+      *one,
+      method="bootstrap" if clusters else "wilson",
+      clusters=clusters,
+      model=model,
+    )
     for model, rows in state.items()
-    for one in measure(rows[i] for i in sorted(rows))
+    for one, clusters in _measured(rows[i] for i in sorted(rows))
   ]
 
 
