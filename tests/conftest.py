@@ -49,6 +49,7 @@ def quick_compiler():
 # Slowest first, as measured: a worker that meets one of these last ends alone.
 LONGEST = (
   "full_size_test.py",
+  "launch/resurgence_launch_test.py",
   "contracts/attacks_test.py",
   "launch/attack_processes_test.py",
   "launch/attack_launch_test.py",
@@ -58,13 +59,19 @@ LONGEST = (
   "attacks/full_size_test.py",
   "launch/finetune_processes_test.py",
   "launch/scripts_test.py",
-  "launch/resurgence_launch_test.py",
+  "documents_test.py",
   "convert/full_size_test.py",
   "packaging_test.py",
   "attacks/gcg_test.py",
   "guidance_test.py",
   "stable_diffusion_test.py",
   "benchmarks_test.py",
+  "launch/erase_resume_test.py",
+  "notebook_test.py",
+  "attacks/concept_inversion_test.py",
+  "attacks/unet_calls_test.py",
+  "erasures/concept_ablation_test.py",
+  "erasures/mace_train_test.py",
 )
 
 

@@ -96,6 +96,19 @@ def test_an_edit_alone_needs_its_base(run, base, tmp_path, folder):
     models.load(folder, base=base)
 
 
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_weights_over_a_base_are_a_model(ending, base, edit, folder, tmp_path):
+  path = tmp_path / f"unet.{ending}"
+  base.with_edit(edit).save(path, "unet")
+  wanted = edits.apply_to_params(edit, base.params)
+  for over in (base, folder):
+    found = models.load(path, base=over)
+    assert found.edit is None and found.sd.unet == base.sd.unet
+    jax.tree.map(np.testing.assert_array_equal, found.params, wanted)
+  with pytest.raises(ValueError, match="is a UNet .* a file has no tokenizer"):
+    models.load(path)
+
+
 def test_what_is_no_finished_erasure_is_refused(run):
   (run / "DONE").unlink()
   with pytest.raises(ValueError, match="has not ended; start it again"):

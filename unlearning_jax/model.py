@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from unlearning_jax import (
+  convert,
   edits,
   exports,
   extensions,
@@ -32,7 +33,7 @@ from unlearning_jax import (
 from unlearning_jax import guidance as guidance_
 from unlearning_jax import probe as probe_
 from unlearning_jax.concepts import check_choice
-from unlearning_jax.convert import reader
+from unlearning_jax.convert import output, reader
 from unlearning_jax.edits import Edit
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.models import attention as attentions
@@ -191,9 +192,10 @@ def load(
 
   Args:
     source: "shapes"; a diffusers folder; `owner/name[@revision]`; an edit's
-      file; or the folder of a finished erasure or fine-tuning, whose last step
-      is taken.
-    base: the base of an edit, where no run beside the edit names it.
+      file; the folder of a finished erasure or fine-tuning, whose last step is
+      taken; or, with `base`, weights of any kind that `inspect` knows.
+    base: the base of an edit, where no run beside the edit names it; or the
+      model over which weights are laid.
     dtype: the type that UNet and VAE compute in, float32 or bfloat16;
       parameters stay float32.
     attention: `auto`, `dense`, `chunked` or `cudnn`, see `models.attention`.
@@ -220,7 +222,14 @@ def load(
         loaded = base.with_edit(edits.load_edit(made))
       return dataclasses.replace(loaded, probe=probe_.of(made))
   if base is not None:
-    raise ValueError(f"base: {name} is no edit, so it needs no base")
+    whole = (pathlib.Path(name) / output.MARK).is_file()
+    if whole or name in extensions.worlds():
+      raise ValueError(
+        f"base: {name} is a whole model and is no edit, so it needs no base"
+      )
+    if not isinstance(base, Model):
+      base = load(base, dtype=dtype, attention=attention)
+    return _over(name, base)
   if not (name in extensions.worlds() or "/" in name or os.path.exists(name)):
     check_choice("no such file or folder, and world", name, extensions.worlds())
   path = name
@@ -230,6 +239,18 @@ def load(
     path, dtype=jnp.dtype(dtype), attention=attention
   )
   return Model(sd, params, source=name)
+
+
+def _over(path: str, base: Model) -> Model:
+  """A model of weights laid over a base: a UNet, a LoRA, a single file."""
+  states = {part: convert.to_torch(x) for part, x in base.params.items()}
+  known = dataclasses.replace(base.sd.files, states=states)
+  files = convert.without_new_words(convert.load(path, known), known)
+  config = base.sd.unet.config
+  sd, params = stable_diffusion.from_files(
+    files, dtype=config.dtype, attention=config.attention
+  )
+  return Model(sd, params, source=path)
 
 
 def finished(folder: str | os.PathLike[str]) -> dict[str, Any]:

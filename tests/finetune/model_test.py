@@ -169,8 +169,6 @@ def test_unknown_parts(model):
   "shape, train",
   [
     ((8, 1), "kv"),
-    ((4, 2), "kv"),
-    ((2, 4), "kv"),
     ((1, 8), "kv"),
     ((2, 4), "lora"),
     ((2, 4), "full"),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import unlearning_jax as ul
 from tests.support import judge_weights, quality_cases
 from unlearning_jax import metrics, models
 from unlearning_jax.convert import quality
@@ -194,3 +195,49 @@ def test_another_inception_is_refused():
   state = quality_cases.inception() | {"fc.bias": np.zeros(1000, np.float32)}
   with pytest.raises(ValueError, match="torchvision's own Inception"):
     quality.inception(state, "net.pth")
+
+
+@pytest.mark.slow
+@needs_torch
+def test_everything_from_files_as_they_are_published(folder, tmp_path, golden):
+  import torch
+
+  state = {k: torch.from_numpy(v) for k, v in quality_cases.inception().items()}
+  for name in [k for k in state if k.endswith("running_var")]:
+    counter = name.replace("running_var", "num_batches_tracked")
+    state[counter] = torch.tensor(0)
+  torch.save(state, folder / "pt_inception-2015-12-05-6726825d.pth")
+  judge_weights.clip(folder, "b32")
+  judge_weights.lpips(folder, "alex")
+  for name in ("new", "old"):
+    (tmp_path / name).mkdir()
+  sizes = quality_cases.PICTURES
+  for i, size in enumerate(sizes.values()):
+    image = quality_cases.picture(size)
+    Image.fromarray(image).save(tmp_path / f"new/{i}.png")
+    Image.fromarray(image[::-1]).save(tmp_path / f"old/{i}.png")
+  (tmp_path / "new/metadata.csv").write_text(
+    "file_name,text\n0.png,a red star\n1.png,a blue moon\n"
+  )
+  names = ["fid-to-base~few=allow", "kid~reference=base", "clip-score"]
+  table = ul.measure(
+    tmp_path / "new", [*names, "lpips"],
+    base=tmp_path / "old", statistics="t2i", out=tmp_path / "run",
+  )  # fmt: skip
+  found = {one["name"]: one["value"] for one in table.summary["estimates"]}
+  assert found.keys() == {
+    "fid-to-base-rank-deficient/t2i/2", "kid/t2i/2",
+    "clip-score/cosine/b32/images", "clip-score/cosine/b32/all",
+    "lpips/alex-64/images", "lpips/alex-64/all",
+  }  # fmt: skip
+  assert np.isfinite([*found.values()]).all()
+  with np.load(tmp_path / "run/statistics.npz") as held:
+    wanted = [golden[f"features/t2i/{size}"] for size in sizes]
+    np.testing.assert_allclose(held["features"], wanted, atol=1e-3)
+    assert held["n"] == 2 and held["stack"] == "t2i"
+    assert str(held["identity"]).startswith("inception-2015 ")
+  # They are a reference of their own stack alone.
+  place = tmp_path / "run/statistics.npz"
+  metrics.load(f"fid~stack=t2i,reference={place}")
+  with pytest.raises(ValueError, match="is of stack 't2i', and these pictures"):
+    metrics.load(f"fid~stack=clean,reference={place}")

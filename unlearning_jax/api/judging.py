@@ -137,7 +137,9 @@ def evaluate(
   if values.get("published"):
     values["model"] = base.source
   attacks = [attack] if isinstance(attack, str | os.PathLike) else attack
-  beside = published.Beside(tuple(map(os.fspath, attacks)), os.fspath(utility))
+  beside = published.Beside(
+    tuple(os.fspath(one) for one in attacks), os.fspath(utility)
+  )
   if judge is not None:
     changes["judge"] = judge
   if metrics:
