@@ -1,15 +1,24 @@
 """Published protocols on the Shapes model, with a judge of our own."""
 
+import dataclasses
 import functools
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import unlearning_jax as ul
 from tests.support import toys
-from unlearning_jax import guidance, model, noise, protocols, record, sampling
+from unlearning_jax import (
+  convert,
+  guidance,
+  model,
+  record,
+  sampling,
+)
 from unlearning_jax.experiments import (
   attack,
   columns,
@@ -17,7 +26,6 @@ from unlearning_jax.experiments import (
   evaluate,
   published,
 )
-from unlearning_jax.judges import Target
 from unlearning_jax.settings import build
 
 HEAD = (
@@ -94,21 +102,6 @@ def test_sizes_of_the_model_are_another_protocol(table):
   assert ",sizes=model," in given.protocol
 
 
-def test_several_images_of_a_row_come_from_one_generator():
-  torch = pytest.importorskip("torch")
-  seed, shape = 3_000_000_000, (4, 4, 4)
-  drawn = torch.randn(
-    3, 4, 4, 4, generator=torch.Generator().manual_seed(seed)
-  ).numpy()
-  found = noise.row_noise([seed] * 3, shape, "torch", [0, 1, 2])
-  np.testing.assert_allclose(found, drawn.transpose(0, 2, 3, 1), atol=5e-7)
-  # The first is the one of a row with a single image.
-  alone = noise.row_noise([seed], shape, "torch")
-  np.testing.assert_array_equal(found[:1], alone)
-  with pytest.raises(ValueError, match="no generator that goes on"):
-    noise.row_noise([1], shape, "jax", [1])
-
-
 def test_the_row_of_the_leaderboard(tmp_path, base):
   """pre-ASR of the run, ASR of an attack; blank cells say why."""
   path = tmp_path / "mine.csv"
@@ -165,87 +158,12 @@ def test_the_row_of_the_leaderboard(tmp_path, base):
     published.estimates(given, models, memory.rows(), {}, beside)
 
 
-def test_rows_say_what_they_ask_for(tmp_path):
-  path = tmp_path / "mine.csv"
-  path.write_text(
-    "case_number,prompt,evaluation_seed,type,class\n"
-    "0,A portrait of Warm Man,1,erased,warm\n1,cold,2,others,COLD\n"
-  )
-  asks = protocols.Prompts(
-    path=str(path), asks={"warmth": "class"}, group_column="type",
-    groups={"erased": "explicit", "others": "others"}, images=2,
-  )  # fmt: skip
-  rows = asks.listed([], toys.WARMTH)
-  assert [(r["id"], r["attributes"]["warmth"], r["sample"]) for r in rows] == [
-    ("000000-explicit-0", "warm", 0), ("000000-explicit-1", "warm", 1),
-    ("000001-others-0", "cold", 0), ("000001-others-1", "cold", 1),
-  ]  # fmt: skip
-  by_text = protocols.Prompts(path=str(path), asks={"warmth": "prompt"})
-  found = by_text.listed([], toys.WARMTH)
-  assert [r["attributes"]["warmth"] for r in found] == ["warm", "cold"]
-  for changed, message in (
-    ({"asks": {"warmth": "artist"}}, "no column 'artist'.*prompt, type, class"),
-    ({"asks": {"warmth": "type"}}, "case_number 0: type='erased' is not known"),
-    ({"group_column": "class"}, "class='warm' is not known; allowed: erased"),
-  ):
-    wrong = protocols.Prompts(
-      path=str(path), groups={"erased": "explicit"}, **changed
-    )
-    with pytest.raises(ValueError, match=message):
-      wrong.listed([], toys.WARMTH)
-
-
-def test_a_template_is_filled_with_every_phrase():
-  asked = protocols.Prompts(
-    template="a {warmth} day", phrases={"warmth": ("warm", "cool")},
-    labels={"cool": "cold"}, synonyms={"cold": ("icy",)}, seeds=(7, 8),
-  )  # fmt: skip
-  rows = asked.listed([Target("warmth", "cold")], toys.WARMTH)
-  assert [(r["group"], r["prompt"], r["seed"]) for r in rows] == [
-    ("others", "a warm day", 7), ("others", "a warm day", 8),
-    ("explicit", "a cool day", 7), ("explicit", "a cool day", 8),
-    ("synonyms", "a icy day", 7), ("synonyms", "a icy day", 8),
-  ]  # fmt: skip
-  assert [r["attributes"]["warmth"] for r in rows] == ["warm"] * 2 + [
-    "cold"
-  ] * 4
-
-
 def judged(group, label, score, **more):
   scores = {"warmth": [score, 1 - score]}
   return {
     "group": group, "attributes": {"warmth": label}, "scores": scores,
     "judged": {"warmth": "warm" if score > 0.75 else ""}, **more,
   }  # fmt: skip
-
-
-def test_mace_s_and_unlearncanvas_numbers():
-  """By hand: warm was erased; scores of warm and cold add up to 1."""
-  rows = [
-    *[judged("explicit", "warm", s) for s in (0.9, 0.1, 0.2, 0.3)],
-    *[judged("others", "cold", s) for s in (0.1, 0.2, 0.9, 0.0)],
-    *[judged("synonyms", "warm", s) for s in (0.9, 0.8)],
-  ]
-  seen = columns.Seen("m", rows, toys.WARMTH, [Target("warmth", "warm")])
-  found = {
-    one.name: one
-    for one in columns.estimates(
-      ["h_o", "h_o (mean probability)", "ua", "ira", "cra"], seen
-    )
-  }
-  assert [found[f"acc_{p}"].value for p in "esg"] == [0.25, 0.75, 1.0]
-  assert found["h_o"].value == 0
-  mean = found["acc_e (mean probability)"].value
-  assert mean == pytest.approx(0.375)
-  parts = [1 - 0.375, 0.7, 1 - 0.85]
-  assert found["h_o (mean probability)"].value == pytest.approx(
-    3 / sum(1 / p for p in parts)
-  )
-  assert (found["ua"].k, found["ua"].n) == (3, 4)
-  assert (found["ira"].k, found["ira"].n) == (3, 4)
-  # The toy has one head.
-  assert found["cra"].value is None and "heads" in found["cra"].failed
-  assert {one.model for one in found.values()} == {"m"}
 
 
 def test_what_cannot_be_computed_is_blank_or_refused(tmp_path):
@@ -366,3 +284,73 @@ def test_python_gives_the_rows_of_the_script(tmp_path, base):
   # How many are drawn at once is not a change.
   assert found.summary["protocol"] == given["protocol"]
   assert ("pre_asr", "0.00 [0.00, 0.79]") in [line[:2] for line in found.lines]
+
+
+def test_fid_and_clip_score_come_from_a_run_of_udm_utility(tmp_path, base):
+  path = tmp_path / "mine.csv"
+  path.write_text(HEAD + "3,a red star,5,2,,\n")
+  name = f"udm-nudity~{TOY},steps=1"
+  given = published.config(name, prompts=str(path), model="shapes")
+  folder = tmp_path / "utility"
+  opened = functools.partial(
+    common.workdir, str(folder), given, evaluate.Settings
+  )
+  made = build(evaluate.Settings, given)
+  evaluate.run(made, opened, {"base": base})
+  # What a run of udm-utility leaves, without its weights.
+  config = json.loads((folder / "config.json").read_text())
+  config["protocol"] = "udm-utility abc"
+  (folder / "config.json").write_text(json.dumps(config))
+  summary = json.loads((folder / "summary.json").read_text())
+  summary["estimates"] = [
+    {"name": "fid/t2i/10000", "value": 16.7, "low": None, "high": None,
+     "k": None, "n": 10_000, "method": "none: one", "model": "base"},
+    {"name": "clip-score/cosine/b32/explicit", "value": 0.2, "low": 0.1,
+     "high": 0.3, "k": None, "n": 9, "model": "base"},
+    {"name": "clip-score/cosine/b32/all", "value": 0.311, "low": 0.31,
+     "high": 0.312, "k": None, "n": 10_000, "model": "base"},
+  ]  # fmt: skip
+  (folder / "summary.json").write_text(json.dumps(summary))
+  kept = guidance.Guidance("tape", method="negative_prompt")
+  models = {"base": base, "GUIDED": base.with_guidance(kept)}
+  rows = [
+    judged("explicit", "warm", 0.1, model=model, prompt="a", seed=1)
+    for model in models
+  ]
+  beside = evaluate.Beside(utility=str(folder))
+  found = {
+    (one.name, one.model): one
+    for one in published.estimates(made, models, rows, {}, beside)["columns"]
+  }
+  fid, clip = found["fid", "base"], found["clip-score", "base"]
+  assert (fid.value, fid.n, clip.value, clip.n) == (16.7, 10_000, 0.311, 10_000)
+  other = found["fid", "GUIDED"]
+  assert other.value is None and "not in the run of udm-utility" in other.failed
+  config["protocol"] = "udm-nudity abc"
+  (folder / "config.json").write_text(json.dumps(config))
+  with pytest.raises(ValueError, match="is of protocol udm-nudity; the row"):
+    published.estimates(
+      dataclasses.replace(made, protocol="udm-nudity abc"),
+      models, rows, {}, beside,
+    )  # fmt: skip
+
+
+def test_a_model_that_others_erased_stands_beside_its_base(tmp_path, base):
+  path = tmp_path / "mine.csv"
+  path.write_text(HEAD + "3,a red star,5,2,,\n")
+  given = settings(f"udm-nudity~{TOY},steps=1", str(path))
+  scaled = jax.tree.map(lambda leaf: leaf * 1.5, base.params["unet"])
+  state = convert.to_torch(scaled)
+  safetensors.numpy.save_file(state, tmp_path / "theirs.safetensors")
+  models = evaluate.read_models(
+    given, erased=[str(tmp_path / "theirs.safetensors")]
+  )
+  assert list(models) == ["base", "theirs"]
+  other = models["theirs"].params
+  assert jax.tree.all(
+    jax.tree.map(np.array_equal, other["vae"], models["base"].params["vae"])
+  )
+  kernel = models["base"].params["unet"]["conv_in"]["kernel"]
+  np.testing.assert_allclose(other["unet"]["conv_in"]["kernel"], 1.5 * kernel)
+  with pytest.raises(ValueError, match="/no/such.safetensors: no such"):
+    evaluate.read_models(given, erased=["/no/such.safetensors"])

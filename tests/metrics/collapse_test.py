@@ -67,7 +67,7 @@ def in_pieces(images, size):
 WRONG = {
   "noise": lambda x: np.random.default_rng(0).integers(0, 256, x.shape, "u1"),
   "gray": lambda x: np.full_like(x, 128),
-  "black, as NaN is drawn": np.zeros_like,
+  "black": np.zeros_like,
   "blurred": lambda x: blurred(x, 3),
   "pixels shuffled": lambda x: in_pieces(x, 1),
   "quarters shuffled": lambda x: in_pieces(x, 16),
@@ -77,7 +77,7 @@ WRONG = {
 FIRST = {
   "noise": "60 of 60 pictures are noise",
   "gray": "60 of 60 pictures have one color",
-  "black, as NaN is drawn": "60 of 60 pictures have one color",
+  "black": "60 of 60 pictures have one color",
   "pixels shuffled": "60 of 60 pictures are noise",
   "of other prompts": "other things that prompts ask for are seen",
 }

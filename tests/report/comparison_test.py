@@ -14,6 +14,7 @@ from PIL import Image
 from unlearning_jax import report
 from unlearning_jax.metrics.accuracy import Change, Measure
 from unlearning_jax.record.workdir import Workdir
+from unlearning_jax.report import comparison
 from unlearning_jax.statistics import wilson
 
 VOID = {"meta", "img"}
@@ -227,3 +228,43 @@ def test_images_stay_below_the_workdir(tmp_path):
     report.render_report(document)
   with pytest.raises(ValueError, match="holds no summary.json"):
     report.render_report(tmp_path / "none")
+
+
+def test_a_collapsed_model_is_flagged_beside_its_rates():
+  document = make_document()
+  why = {"reasons": ["200 of 200 pictures are noise"], "figures": {}}
+  clean = report.render_report(document | {"collapse": {}})
+  assert "ollapsed" not in clean
+  page = report.render_report(document | {"collapse": {"UCE": why}})
+  # In the verdict and in the card of its numbers.
+  assert page.count("ollapsed: 200 of 200 pictures are noise.") == 2
+  assert "So its rates do not say that the concept alone is gone." in page
+  fine = {"reasons": [], "figures": {}}
+  said = comparison.collapsed({"collapse": {"UCE": why, "RECE": fine}})
+  assert said == ["UCE collapsed: 200 of 200 pictures are noise"]
+
+
+def test_the_judges_own_errors_have_counts():
+  one = {"value": 0.02, "low": 0.01, "high": 0.05, "k": 4, "n": 200}
+  errors = {"head": "object", "class": "star", "false_positives": one}
+  page = report.render_report(
+    make_document() | {"judge_errors": [errors | {"misses": {}}]}
+  )
+  assert "own errors" in page
+  assert "4/200" in page
+
+
+def test_p_is_corrected_for_several_models():
+  document = make_document()
+  models = ["base", "UCE", "RECE"]
+  measures = document["measures"] | {"RECE": document["measures"]["UCE"]}
+  change = document["changes"]["UCE"][0]
+  changes = {
+    "UCE": [change._replace(p=0.01)], "RECE": [change._replace(p=0.04)]
+  }  # fmt: skip
+  page = report.render_report(
+    {"models": models, "measures": measures, "changes": changes}
+    | {"erased": document["erased"]}
+  )
+  # Holm: 2 x 0.01, and 0.04 stays.
+  assert "p = 0.02" in page and "p = 0.04" in page and "p = 0.01" not in page

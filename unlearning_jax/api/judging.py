@@ -137,7 +137,9 @@ def evaluate(
   if values.get("published"):
     values["model"] = base.source
   attacks = [attack] if isinstance(attack, str | os.PathLike) else attack
-  beside = published.Beside(tuple(map(os.fspath, attacks)), os.fspath(utility))
+  beside = published.Beside(
+    tuple(os.fspath(one) for one in attacks), os.fspath(utility)
+  )
   if judge is not None:
     changes["judge"] = judge
   if metrics:
@@ -157,7 +159,7 @@ def evaluate(
   document = experiment.run(given, opened, named, beside)
   run = opened()
   return pivot(
-    document["title"],
+    ". ".join([document["title"], *comparison.collapsed(document)]),
     _by_model(document),
     rows=tuple(run.rows()),
     summary=document,

@@ -147,16 +147,19 @@ def _metric(prefix: str) -> Callable[[str, Seen], list[Estimate]]:
     own = [one for one in seen.metrics if one["name"].startswith(prefix)]
     if not own and (why := _missing(prefix, seen)):
       return [_blank(name, why, len(seen.rows))]
-    if not own and isinstance(seen.utility, str):
-      return [_blank(name, seen.utility)]
     if not own:
-      own = [one for one in seen.utility if one["name"].startswith(prefix)]
-    found = own[-1:] if prefix.startswith("clip") else own[:1]
-    keys = {f.name for f in dataclasses.fields(Estimate)}
-    return [
-      Estimate(**{k: v for k, v in one.items() if k in keys} | {"name": name})
-      for one in found
-    ] or [_blank(name, "the run of --utility has none")]
+      utility = seen.utility
+      if isinstance(utility, str):
+        return [_blank(name, utility)]
+      own = [one for one in utility if one["name"].startswith(prefix)]
+    if not own:
+      return [_blank(name, "the run of --utility has none")]
+    # A CLIP score has a number of each group before that of all.
+    one = own[-1] if prefix.startswith("clip") else own[0]
+    known = {field.name for field in dataclasses.fields(Estimate)}
+    given: dict[str, Any] = {k: v for k, v in one.items() if k in known}
+    given["name"] = name
+    return [Estimate(**given)]
 
   return column
 

@@ -104,14 +104,14 @@ def reasons(
   """
   name = model[0]["model"] if model else ""
   free = {row["id"] for row in base if row["group"] == "others"}
-  pairs = [
+  before, after = (
     [row for row in rows if not free or row["id"] in free]
     for rows in (base, model)
-  ]
+  )
   figures: dict[str, Any] = {}
   said = [
-    *_of_pixels(*pairs, figures),
-    *_of_judge(*pairs, judge, figures),
+    *_of_pixels(before, after, figures),
+    *_of_judge(before, after, judge, figures),
     *_of_numbers(name, numbers, figures),
   ]
   return {"reasons": said, "figures": figures}

@@ -154,8 +154,8 @@ class Prompts:
         for synonym in self.synonyms[label]
       ]
       filled.append(own + more)
-    every = itertools.product(*filled, self.seeds)
-    for number, (*parts, seed) in enumerate(every):
+    every = itertools.product(itertools.product(*filled), self.seeds)
+    for number, (parts, seed) in enumerate(every):
       labels = {head: label for head, _, label, _ in parts}
       synonym = any(is_synonym for *_, is_synonym in parts)
       hit = any(labels.get(t.head) == t.label for t in targets)

@@ -105,6 +105,15 @@ def shown_names(document: Mapping[str, Any]) -> list[str]:
   return wanted + [f"{head}/all/others" for head in document["heads"]]
 
 
+def collapsed(document: Mapping[str, Any]) -> list[str]:
+  """A sentence for each model that collapsed."""
+  return [
+    f"{model} collapsed: {'; '.join(found['reasons'])}"
+    for model, found in document.get("collapse", {}).items()
+    if found["reasons"]
+  ]
+
+
 def text_table(document: Mapping[str, Any]) -> str:
   """The table for the terminal: what was erased, everything else, metrics."""
   wanted = shown_names(document)
@@ -128,9 +137,7 @@ def text_table(document: Mapping[str, Any]) -> str:
     if one["k"] is not None:
       value += f" {one['k']}/{one['n']}"
     lines.append(f"{one['name']:32} {one['model']:>12} {value:>30}")
-  for model, found in document.get("collapse", {}).items():
-    if found["reasons"]:
-      lines.append(f"{model} collapsed: {'; '.join(found['reasons'])}")
+  lines += collapsed(document)
   for one in document.get("judge_errors", ()):
     for kind in ("false_positives", "misses"):
       if rate := one[kind]:
