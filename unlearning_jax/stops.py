@@ -11,7 +11,6 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 from jax.experimental import multihost_utils
 
 # EX_TEMPFAIL: start the same command again.
@@ -32,6 +31,8 @@ class _Notice:
   asked = False
   # How many steps in flight want to be finished first.
   finishing = 0
+  # Whether JAX spreads the SIGTERM of one process to all.
+  shared = False
 
 
 def listen(*, shared: bool = False):
@@ -40,6 +41,7 @@ def listen(*, shared: bool = False):
   Args:
     shared: whether JAX's own handler tells all processes of the SIGTERM of one.
   """
+  _Notice.shared = shared
   for number in SIGNALS:
     if not (shared and number == signal.SIGTERM):
       signal.signal(number, _told)
@@ -72,7 +74,7 @@ def asked(step: int) -> bool:
     step: all processes of the run call this after every step. They all get
       True after the same one.
   """
-  if jax.process_count() > 1 and jax.config.jax_enable_preemption_service:
+  if _Notice.shared:
     reached = multihost_utils.reached_preemption_sync_point(step)
     # JAX says it once.
     _Notice.asked = _Notice.asked or reached

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.e2e
 
 def erase(config, workdir, *arguments):
   flags = [f"--config={config}", f"--workdir={workdir}", *SMALL, *arguments]
-  return scripts.run("erase", *flags)
+  return scripts.run("erase", *flags, env=scripts.QUICK)
 
 
 @pytest.mark.parametrize(

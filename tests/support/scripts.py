@@ -26,6 +26,13 @@ IMPORTS = [
   "transformers.models.clip.tokenization_clip",
   "unlearning_jax.stable_diffusion",
 ]  # fmt: skip
+# For tiny budgets, whose cost is compiling: no optimizations, and the older
+# emitter of fused loops. What runs often would take twice as long.
+QUICK = {
+  "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+  "--xla_llvm_disable_expensive_passes=true "
+  "--xla_cpu_use_fusion_emitters=false"
+}
 
 
 def script(name: str) -> ModuleType:

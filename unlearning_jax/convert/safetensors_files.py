@@ -86,5 +86,5 @@ def load(file: io.BufferedReader, header: Header) -> np.ndarray:
   """One tensor of an open file."""
   file.seek(header.place)
   raw = np.empty(header.shape, header.dtype)
-  file.readinto(raw.reshape(-1).view(np.uint8))
+  file.readinto(raw.reshape(-1).view(np.uint8).data)
   return raw
