@@ -27,7 +27,7 @@ from unlearning_jax.data import Batches
 from unlearning_jax.edits import load_edit
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-STEPS, ROWS = 20, 8
+STEPS, ROWS = 8, 8
 SHAPES = [(8, 1), (4, 2), (1, 8)]
 
 

@@ -52,7 +52,7 @@ def start(tmp_path):
   def launch(folder, *flags):
     return scripts.Run(
       "resurgence", f"--config={tmp_path}/config.py",
-      f"--workdir={tmp_path / folder}", *flags,
+      f"--workdir={tmp_path / folder}", *flags, env=scripts.QUICK,
     )  # fmt: skip
 
   return launch
