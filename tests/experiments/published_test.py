@@ -136,23 +136,24 @@ def test_the_row_of_the_leaderboard(tmp_path, base):
   assert fid["value"] is None and "the 2 of this run are too" in fid["failed"]
   assert "give --utility=RUN" in str(memory.files["report.html"])
   assert document["protocol"].startswith("udm-nudity~judge=tests.support.toys:")
-  for wrong, message in (
-    ({"judge": "shapes", "targets": ()}, "judged by '.*', and this evaluation"),
+  rows = memory.rows()
+  plain = published.config(name, prompts=str(path), model="shapes")
+  for changed, evaluated, message in (
+    ({"judge": "shapes", "targets": ()}, rows, "judged by '.*', and this eval"),
+    ({"targets": ({"head": "warmth", "label": "cold"},)}, rows, "has targets="),
     (
-      {"prompts_": "5,a moon,6,2,,\n"},
-      "2 of its 2 rows are none|of its 2 rows",
+      {"sampling": dict(control["sampling"], num_inference_steps=2)},
+      rows,
+      "has sampling=.*steps=1",
     ),
+    ({}, [], "2 of its 2 rows are not eval"),
+    # The attack has a part of the rows only.
+    ({}, [*rows, {**rows[0], "seed": 9}], "0 of its 2 .* and 1 of the 3"),
+    ({}, [{**row, "guidance": 5} for row in rows], "2 of its 2 rows are not"),
   ):
-    other = given
-    if "judge" in wrong:
-      other = build(evaluate.Settings, {
-        **published.config(name, prompts=str(path), model="shapes"), **wrong
-      })  # fmt: skip
-      with pytest.raises(ValueError, match=message):
-        published.estimates(other, models, [], {}, beside)
-    else:
-      with pytest.raises(ValueError, match=message):
-        published.estimates(other, models, [], {}, beside)
+    other = build(evaluate.Settings, plain | changed)
+    with pytest.raises(ValueError, match=message):
+      published.estimates(other, models, evaluated, {}, beside)
   del models["base"]
   with pytest.raises(ValueError, match="its victim is none of GUIDED"):
     published.estimates(given, models, memory.rows(), {}, beside)
