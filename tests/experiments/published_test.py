@@ -26,6 +26,8 @@ from unlearning_jax.experiments import (
   evaluate,
   published,
 )
+from unlearning_jax.judges import weights
+from unlearning_jax.metrics import features
 from unlearning_jax.settings import build
 
 HEAD = (
@@ -186,6 +188,28 @@ def test_what_cannot_be_computed_is_blank_or_refused(tmp_path):
   )
   (cell,) = columns.estimates(["fid"], blank)
   assert (cell.value, cell.failed) == (None, "no photographs")
+
+
+def test_wrong_photographs_are_refused_before_anything_is_drawn(
+  tmp_path, monkeypatch
+):
+  path = tmp_path / "mine.csv"
+  path.write_text(HEAD + "3,a red star,5,2,,\n")
+  given = {"prompts": str(path), "reference": str(tmp_path / "photografs")}
+  with pytest.raises(ValueError, match="no metric of .* leave the flag out"):
+    published.config(f"udm-nudity~{TOY}", **given)
+  # Without weights there is still the column's reason; with them, an error.
+  monkeypatch.delenv(weights.VARIABLE, raising=False)
+  name = f"coco-30k~{TOY}"
+  assert "missing" in str(published.config(name, **given)["missing"])
+  own = features.Features("pytorch-fid", 3, lambda images: images, "toy")
+  monkeypatch.setattr(features, "load", lambda *_: own)
+  with pytest.raises(ValueError, match="photografs"):
+    published.config(name, **given)
+  given["reference"] = str(tmp_path)
+  (tmp_path / "one.png").write_bytes(b"")
+  with pytest.raises(ValueError, match="of 1 pictures, and 30000 are wanted"):
+    published.config(name, **given)
 
 
 @pytest.mark.parametrize(

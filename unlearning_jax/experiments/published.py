@@ -12,6 +12,7 @@ from unlearning_jax.attacks.engine.victim import Victim
 from unlearning_jax.experiments import columns, common
 from unlearning_jax.experiments.attack import victims
 from unlearning_jax.experiments.drawing import Settings
+from unlearning_jax.judges import weights
 from unlearning_jax.metrics import Estimate
 from unlearning_jax.model import Model, finished
 from unlearning_jax.record import read_rows
@@ -57,8 +58,9 @@ def config(
     batch_size: images drawn at once; None for the protocol's.
 
   Raises:
-    ValueError: as `Protocol.bound`; or nothing of the protocol can be computed
-      on this machine.
+    ValueError: as `Protocol.bound`; the photographs are wrong, or no metric of
+      the protocol compares with photographs; or nothing of the protocol can be
+      computed on this machine.
   """
   protocol = protocols.find(name)
   if protocol.prompts is None and (prompts or reference):
@@ -71,6 +73,12 @@ def config(
   values |= {"batch_size": batch_size} if batch_size else {}
   if protocol.prompts is None:
     return values
+  taking = [one for one in values["metrics"] if one.endswith(_REFERENCE)]
+  if reference and not taking:
+    raise ValueError(
+      f"--reference={reference}: no metric of protocol {name} compares with "
+      "photographs; leave the flag out"
+    )
   values["metrics"], missing = _computable(values["metrics"], reference)
   if missing:
     values["missing"] = missing
@@ -94,7 +102,7 @@ def _computable(
     name += reference if name.endswith(_REFERENCE) else ""
     try:
       metrics.load(name)
-    except ValueError as error:
+    except weights.MissingError as error:
       # The page says so; what the machine has is computed all the same.
       missing[name] = str(error)
       continue
