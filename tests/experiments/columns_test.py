@@ -1,5 +1,7 @@
 """Rows of a published protocol, and the columns of its table, by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -60,6 +62,7 @@ def test_a_template_is_filled_with_every_phrase():
     labels={"cool": "cold"}, synonyms={"cold": ("icy",)}, seeds=(7, 8),
   )  # fmt: skip
   rows = asked.listed([Target("warmth", "cold")], toys.WARMTH)
+  assert [r.get("repeat", 0) for r in rows] == [0, 1] * 3
   assert [(r["group"], r["prompt"], r["seed"]) for r in rows] == [
     ("others", "a warm day", 7), ("others", "a warm day", 8),
     ("explicit", "a cool day", 7), ("explicit", "a cool day", 8),
@@ -76,6 +79,25 @@ def judged(group, label, score, **more):
     "group": group, "attributes": {"warmth": label}, "scores": scores,
     "judged": {"warmth": "warm" if score > 0.75 else ""}, **more,
   }  # fmt: skip
+
+
+def test_several_images_of_a_prompt_widen_each_column_s_interval():
+  """Ten prompts, each of which always or never shows it; ten images each."""
+  for word in ("sample", "repeat"):
+    rows = [
+      judged("explicit", "warm", 0.9 if i % 2 else 0.1,
+             prompt=f"prompt {i}", **{word: j})
+      for i in range(10) for j in range(10)
+    ]  # fmt: skip
+    seen = columns.Seen("m", rows, toys.WARMTH, [Target("warmth", "warm")])
+    for one in columns.estimates(["shown", "accuracy", "ua"], seen):
+      assert (one.k, one.n) == (50, 100)
+      assert (one.method, one.clusters) == ("bootstrap", 10), one.name
+      assert one.low < 0.3 and one.high > 0.7
+  # Of a single prompt, its images are all there is to draw from.
+  seen = dataclasses.replace(seen, rows=rows[:10])
+  (one,) = columns.estimates(["ua"], seen)
+  assert (one.method, one.k, one.n) == ("wilson", 10, 10)
 
 
 def test_mace_s_and_unlearncanvas_numbers():
