@@ -9,6 +9,7 @@ from tests.support import toys
 from unlearning_jax import noise, protocols
 from unlearning_jax.experiments import columns
 from unlearning_jax.judges import Target
+from unlearning_jax.metrics import ua_ira_cra
 
 
 def test_several_images_of_a_row_come_from_one_generator():
@@ -127,3 +128,35 @@ def test_mace_s_and_unlearncanvas_numbers():
   # The toy has one head.
   assert found["cra"].value is None and "heads" in found["cra"].failed
   assert {one.model for one in found.values()} == {"m"}
+
+
+def test_unlearncanvas_columns_are_the_metric_s_numbers():
+  """A style was erased; CRA has two readings, and each has a column."""
+  judge = dataclasses.replace(
+    toys.WARMTH,
+    labels={"style": ("warm", "cold"), "object": ("cat", "dog")},
+    thresholds={name: 0.75 for name in ("warm", "cold", "cat", "dog")},
+  )
+  rows = [
+    {
+      "id": f"{i}", "model": "m", "prompt": f"{style} {what}",
+      "group": "explicit" if style == "warm" else "others",
+      "attributes": {"style": style, "object": what},
+      "scores": {"style": [warm, 1 - warm], "object": [cat, 1 - cat]},
+      "judged": {"style": "warm" if warm > 0.5 else "cold",
+                 "object": "cat" if cat > 0.5 else "dog"},
+      "targets": [("style", "warm")],
+    }
+    for i, (style, what, warm, cat) in enumerate([
+      ("warm", "cat", 0.9, 0.9), ("warm", "dog", 0.1, 0.9),
+      ("warm", "cat", 0.1, 0.1), ("cold", "cat", 0.1, 0.9),
+      ("cold", "dog", 0.9, 0.1), ("cold", "dog", 0.1, 0.9),
+      ("cold", "cat", 0.1, 0.9),
+    ])
+  ]  # fmt: skip
+  seen = columns.Seen("m", rows, judge, [Target("style", "warm")])
+  names = ["ua", "ira", "cra", "cra_all"]
+  own = {e.name: (e.k, e.n) for e in columns.estimates(names, seen)}
+  assert own == {"ua": (2, 3), "ira": (3, 4), "cra": (3, 4), "cra_all": (4, 7)}
+  metric = ua_ira_cra.METRIC.measure(rows)
+  assert own == {e.name.partition("/")[0]: (e.k, e.n) for e in metric}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unlearning_jax.judges import Judge, Target
-from unlearning_jax.metrics import Estimate, Row, accuracy
+from unlearning_jax.metrics import Estimate, Row, accuracy, ua_ira_cra
 from unlearning_jax.metrics.harmonic import harmonic
 
 DEFINITIONS: Mapping[str, str] = {
@@ -39,6 +39,8 @@ DEFINITIONS: Mapping[str, str] = {
   "ira": "images that show what their prompt names under the target's own "
   "head, of those whose prompt does not name the target",
   "cra": "the same of the other head",
+  "cra_all": "images that show what their prompt names under the other head, "
+  "of all prompts",
 }
 
 
@@ -257,15 +259,25 @@ def _canvas(name: str, seen: Seen) -> list[Estimate]:
   """UA, IRA or CRA, of one target: a style or an object."""
   if seen.judge is None or not seen.targets:
     return [_blank(name, "no judge that looks for it", len(seen.rows))]
-  head = seen.targets[0].head
-  rows = seen.of_group("explicit") if name == "ua" else seen.of_group("others")
-  if name == "cra":
-    others = [one for one in seen.judge.labels if one != head]
-    if len(others) != 1:
-      return [_blank(name, f"the judge has the heads {[*seen.judge.labels]}")]
-    head = others[0]
-  won = [one for one, _ in shows(seen.judge, rows, head)]
-  hits = [not one for one in won] if name == "ua" else won
+  head, label = seen.targets[0]
+  told: list[dict[str, Any]] = [
+    {**row, "targets": [(head, label)], "judged": {}}
+    for row in seen.of_group("explicit", "others")
+  ]
+  for asked in {one for row in told for one in row["attributes"]}:
+    won = shows(seen.judge, told, asked)
+    for row, (hit, _) in zip(told, won, strict=True):
+      row["judged"][asked] = row["attributes"][asked] if hit else ""
+  parts = [
+    part
+    for key, part in ua_ira_cra.outcomes(told).items()
+    if f"{key}/".startswith(f"{name}/{label}/")
+  ]
+  if name in ("cra", "cra_all") and len(parts) != 1:
+    return [_blank(name, f"the judge has the heads {[*seen.judge.labels]}")]
+  if not parts:
+    return [_blank(name, "no such image")]
+  hits, rows = zip(*parts[0], strict=True)
   return [_rate(name, hits, rows)]
 
 
@@ -285,4 +297,5 @@ _COLUMNS: Mapping[str, Callable[[str, Seen], list[Estimate]]] = {
   "ua": _canvas,
   "ira": _canvas,
   "cra": _canvas,
+  "cra_all": _canvas,
 }
