@@ -281,7 +281,8 @@ def test_kinds_that_are_refused_by_name(state, said, ending, base, tmp_path):
 def test_an_edit_of_ours_is_no_weights(base, tmp_path):
   path = tmp_path / "edit.safetensors"
   save_file({"context_map": np.eye(3)}, path, {"format": families.EDIT_FORMAT})
-  with pytest.raises(ValueError, match=r"is an edit of this .*launch\.export"):
+  said = rf"is an edit of this .*export --edit={path} --model='<its base>' "
+  with pytest.raises(ValueError, match=said):
     convert.load(path, base)
 
 
