@@ -239,6 +239,8 @@ def test_the_folder_of_a_lora(tool, base, tmp_path):
     tmp_path / f"{stem}.safetensors",
   )
   (tmp_path / "README.md").write_text("trained")
+  # accelerate writes the whole state of a training beside it.
+  save_file({"unet": down}, tmp_path / "model.safetensors")
   config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
   (tmp_path / "adapter_config.json").write_text(json.dumps(config))
   found = convert.load(tmp_path, base).states["unet"][f"{name}.weight"]
