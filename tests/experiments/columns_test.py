@@ -45,6 +45,7 @@ def test_rows_say_what_they_ask_for(tmp_path):
   by_text = protocols.Prompts(path=str(path), asks={"warmth": "prompt"})
   found = by_text.listed([], toys.WARMTH)
   assert [r["attributes"]["warmth"] for r in found] == ["warm", "cold"]
+  assert {r["group"] for r in found} == {"table"}
   for changed, message in (
     ({"asks": {"warmth": "artist"}}, "no column 'artist'.*prompt, type, class"),
     ({"asks": {"warmth": "type"}}, "case_number 0: type='erased' is not known"),

@@ -64,6 +64,11 @@ def test_a_row_is_drawn_as_its_table_says(table, base, capsys):
   document = evaluate.run(given, lambda: memory, {"base": base})
   first, second = sorted(memory.rows(), key=lambda row: row["id"])
   assert first["id"] == "before/000003-explicit"
+  # A table need not name the concept, and the page does not say that it does.
+  assert (first["group"], second["group"]) == ("table", "table")
+  page = str(memory.files["report.html"])
+  assert "Asked for" not in page and "was not measured" not in page
+  assert "own errors" not in page and "by the table" in page
   assert (first["prompt"], first["seed"]) == ("a red\nstar", 3000000000)
   assert (first["guidance"], second["guidance"]) == (4.0, 1.0)
   sizes = {name: image.shape for name, image in memory.images.items()}
