@@ -102,6 +102,17 @@ def test_several_images_of_a_prompt_widen_each_column_s_interval():
   assert (one.method, one.k, one.n) == ("wilson", 10, 10)
 
 
+def test_the_clip_score_of_all_groups_is_the_column():
+  """Groups come in the order of their first rows, so "all" is not the last."""
+  measured = [
+    {"name": f"clip-score/cosine/b32/{group}", "value": value, "n": 1}
+    for group, value in (("explicit", 0.1), ("all", 0.2), ("others", 0.3))
+  ]
+  seen = columns.Seen("m", [], None, [], metrics=measured)
+  (one,) = columns.estimates(["clip-score"], seen)
+  assert one.value == 0.2
+
+
 def test_mace_s_and_unlearncanvas_numbers():
   """By hand: warm was erased; scores of warm and cold add up to 1."""
   rows = [

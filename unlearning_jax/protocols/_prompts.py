@@ -79,6 +79,12 @@ class Prompts:
     """The table; None for a template."""
     return prompt_tables.read(self.path) if self.path else None
 
+  @property
+  def columns(self) -> tuple[str, ...]:
+    """The table's columns of labels, which say what each row asks for."""
+    named = {self.group_column, *self.asks.values()} - {"", IN_PROMPT}
+    return tuple(sorted(named))
+
   def notes(self) -> list[str]:
     """What was left out of the table or assumed, and why."""
     table = self.table
