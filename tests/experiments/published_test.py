@@ -212,8 +212,10 @@ def test_wrong_photographs_are_refused_before_anything_is_drawn(
   with pytest.raises(ValueError, match="photografs"):
     published.config(name, **given)
   given["reference"] = str(tmp_path)
-  (tmp_path / "one.png").write_bytes(b"")
-  with pytest.raises(ValueError, match="of 1 pictures, and 30000 are wanted"):
+  for photograph in "ab":
+    (tmp_path / f"{photograph}.png").write_bytes(b"")
+  # The table has one row.
+  with pytest.raises(ValueError, match="of 2 pictures, and 1 are wanted"):
     published.config(name, **given)
 
 
