@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from tests.closed_form.solve_test import D, context_map, relative, states
-from unlearning_jax import edits, projections
+from unlearning_jax import durable, edits, projections
 from unlearning_jax.concepts import Concept
 
 
@@ -263,7 +263,7 @@ def test_refuses_a_truncated_file(tmp_path):
   path = tmp_path / "edit.safetensors"
   edits.save_edit(edit_of(params(), context_map()), path)
   path.write_bytes(path.read_bytes()[:-100])
-  with pytest.raises(ValueError, match="not a readable safetensors"):
+  with pytest.raises(durable.DamagedError, match="not a readable safetensors"):
     edits.load_edit(path)
   path.write_text(json.dumps({}))
   with pytest.raises(ValueError, match="no index of shards"):

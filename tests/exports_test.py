@@ -359,6 +359,7 @@ def test_what_cannot_be_exported(model, tmp_path):
     ("delta", good, {"rank": 3}, "format delta has none"),
     ("delta", good, {"dtype": "half"}, "dtype='half'"),
     ("context_map", good, {"dtype": "float16"}, "always float64"),
+    ("text_encoder", good, {}, "changes the UNet's keys and values; export"),
   ):
     with pytest.raises(ValueError, match=message):
       export.export(path, layout, sd, edit, params, **options)

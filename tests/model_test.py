@@ -7,11 +7,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.stable_diffusion_test import PROMPTS, SEEDS, files
-from unlearning_jax import edits, guidance, stable_diffusion
+from unlearning_jax import convert, edits, guidance, stable_diffusion
 from unlearning_jax import model as models
 from unlearning_jax.concepts import make_concepts
+from unlearning_jax.convert import hub
 from unlearning_jax.guidance import Guidance
 
 __all__ = ["files"]
@@ -107,6 +109,30 @@ def test_weights_over_a_base_are_a_model(ending, base, edit, folder, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found.params, wanted)
   with pytest.raises(ValueError, match="is a UNet .* a file has no tokenizer"):
     models.load(path)
+
+
+def test_weights_over_an_erased_model_keep_its_erasure(
+  base, edit, folder, tmp_path, monkeypatch
+):
+  states = convert.to_torch(base.params["text_encoder"])
+  name = next(name for name in states if name.endswith("fc1.weight"))
+  path = tmp_path / "part.safetensors"
+  save_file({name: states[name] + 1}, path)
+  erased = base.with_edit(edit)
+  found = models.load(path, base=erased)
+  for wanted, part in ((erased.weights, "unet"), (base.params, "vae")):
+    jax.tree.map(
+      np.testing.assert_array_equal, found.params[part], wanted[part]
+    )
+  text = convert.to_torch(found.params["text_encoder"])
+  np.testing.assert_array_equal(text[name], states[name] + 1)
+  guided = base.with_guidance(Guidance("a", method="sld"))
+  with pytest.raises(ValueError, match="guided, and a model of .* guidance=N"):
+    models.load(path, base=guided)
+  # A whole model from the hub would take nothing of the base.
+  monkeypatch.setattr(hub, "fetch", lambda *_: folder)
+  with pytest.raises(ValueError, match="owner/name is a whole model"):
+    models.load("owner/name", base=erased)
 
 
 def test_what_is_no_finished_erasure_is_refused(run):

@@ -332,6 +332,7 @@ def load_edit(path: str | pathlib.Path) -> Edit:
   """Reads an edit that `save_edit` wrote.
 
   Raises:
+    durable.DamagedError: the file is damaged or cannot be read.
     ValueError: the file is not an edit; a tensor is missing, extra, misshaped
       or not finite; a context map is not float64; the metadata lacks a key.
   """

@@ -186,9 +186,10 @@ def export(
     facts = {"rank": len(factors.down), "truncation_error": factors.error}
   else:
     if layout not in _holding(edit):
+      changed = next(iter(edit.leaves), "the UNet's keys and values")
       raise ValueError(
         f"format={layout!r} cannot hold the {edit.method} edit, which changes "
-        f"{next(iter(edit.leaves))}; export it as "
+        f"{changed}; export it as "
         f"{' or '.join(_holding(edit))}"
       )
     edited = apply_to_params(edit, params)

@@ -224,9 +224,7 @@ def load(
   if base is not None:
     whole = (pathlib.Path(name) / output.MARK).is_file()
     if whole or name in extensions.worlds():
-      raise ValueError(
-        f"base: {name} is a whole model and is no edit, so it needs no base"
-      )
+      raise _whole(name)
     if not isinstance(base, Model):
       base = load(base, dtype=dtype, attention=attention)
     return _over(name, base)
@@ -243,14 +241,29 @@ def load(
 
 def _over(path: str, base: Model) -> Model:
   """A model of weights laid over a base: a UNet, a LoRA, a single file."""
-  states = {part: convert.to_torch(x) for part, x in base.params.items()}
+  if base.guidance is not None:
+    raise ValueError(
+      f"base: it is guided, and a model of {path} would lose that; give the "
+      "model without it: dataclasses.replace(base, guidance=None)"
+    )
+  states = {part: convert.to_torch(x) for part, x in base.weights.items()}
   known = dataclasses.replace(base.sd.files, states=states)
-  files = convert.without_new_words(convert.load(path, known), known)
+  files = convert.load(path, known)
+  # Parts keep the base's configs; a folder from the hub brings its own.
+  if files.configs is not known.configs:
+    raise _whole(path)
+  files = convert.without_new_words(files, known)
   config = base.sd.unet.config
   sd, params = stable_diffusion.from_files(
     files, dtype=config.dtype, attention=config.attention
   )
   return Model(sd, params, source=path)
+
+
+def _whole(name: str) -> ValueError:
+  return ValueError(
+    f"base: {name} is a whole model and is no edit, so it needs no base"
+  )
 
 
 def finished(folder: str | os.PathLike[str]) -> dict[str, Any]:

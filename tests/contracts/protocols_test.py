@@ -28,7 +28,7 @@ PUBLISHED = [
   ("mace-artists", 5_000, "ddim", 50, 7.5, "", "35f8f9a9db30"),
   ("coco-30k", 30_000, "ddim", 50, 7.5, "", "3c9748384f81"),
   ("unlearncanvas/Van_Gogh", 5_100, "ddim", 100, 9.0, "unlearncanvas-vit",
-   "77aa7325cb35"),
+   "0bbdb3f2a680"),
   ("esd-legacy", 100, "lms", 100, 7.5, "resnet50-v2", "c151b1c72450"),
   ("esd-2025", 100, None, 20, 7.5, "resnet50-v2", "91420cb67316"),
   ("fid-to-base", None, "ddim", 50, 7.5, "", "1bf7e4ea7be7"),

@@ -1,5 +1,7 @@
 """Rows of a published protocol, and the columns of its table, by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from tests.support import toys
 from unlearning_jax import noise, protocols
 from unlearning_jax.experiments import columns
 from unlearning_jax.judges import Target
+from unlearning_jax.metrics import ua_ira_cra
 
 
 def test_several_images_of_a_row_come_from_one_generator():
@@ -60,6 +63,7 @@ def test_a_template_is_filled_with_every_phrase():
     labels={"cool": "cold"}, synonyms={"cold": ("icy",)}, seeds=(7, 8),
   )  # fmt: skip
   rows = asked.listed([Target("warmth", "cold")], toys.WARMTH)
+  assert [r.get("repeat", 0) for r in rows] == [0, 1] * 3
   assert [(r["group"], r["prompt"], r["seed"]) for r in rows] == [
     ("others", "a warm day", 7), ("others", "a warm day", 8),
     ("explicit", "a cool day", 7), ("explicit", "a cool day", 8),
@@ -76,6 +80,25 @@ def judged(group, label, score, **more):
     "group": group, "attributes": {"warmth": label}, "scores": scores,
     "judged": {"warmth": "warm" if score > 0.75 else ""}, **more,
   }  # fmt: skip
+
+
+def test_several_images_of_a_prompt_widen_each_column_s_interval():
+  """Ten prompts, each of which always or never shows it; ten images each."""
+  for word in ("sample", "repeat"):
+    rows = [
+      judged("explicit", "warm", 0.9 if i % 2 else 0.1,
+             prompt=f"prompt {i}", **{word: j})
+      for i in range(10) for j in range(10)
+    ]  # fmt: skip
+    seen = columns.Seen("m", rows, toys.WARMTH, [Target("warmth", "warm")])
+    for one in columns.estimates(["shown", "accuracy", "ua"], seen):
+      assert (one.k, one.n) == (50, 100)
+      assert (one.method, one.clusters) == ("bootstrap", 10), one.name
+      assert one.low < 0.3 and one.high > 0.7
+  # Of a single prompt, its images are all there is to draw from.
+  seen = dataclasses.replace(seen, rows=rows[:10])
+  (one,) = columns.estimates(["ua"], seen)
+  assert (one.method, one.k, one.n) == ("wilson", 10, 10)
 
 
 def test_mace_s_and_unlearncanvas_numbers():
@@ -105,3 +128,35 @@ def test_mace_s_and_unlearncanvas_numbers():
   # The toy has one head.
   assert found["cra"].value is None and "heads" in found["cra"].failed
   assert {one.model for one in found.values()} == {"m"}
+
+
+def test_unlearncanvas_columns_are_the_metric_s_numbers():
+  """A style was erased; CRA has two readings, and each has a column."""
+  judge = dataclasses.replace(
+    toys.WARMTH,
+    labels={"style": ("warm", "cold"), "object": ("cat", "dog")},
+    thresholds={name: 0.75 for name in ("warm", "cold", "cat", "dog")},
+  )
+  rows = [
+    {
+      "id": f"{i}", "model": "m", "prompt": f"{style} {what}",
+      "group": "explicit" if style == "warm" else "others",
+      "attributes": {"style": style, "object": what},
+      "scores": {"style": [warm, 1 - warm], "object": [cat, 1 - cat]},
+      "judged": {"style": "warm" if warm > 0.5 else "cold",
+                 "object": "cat" if cat > 0.5 else "dog"},
+      "targets": [("style", "warm")],
+    }
+    for i, (style, what, warm, cat) in enumerate([
+      ("warm", "cat", 0.9, 0.9), ("warm", "dog", 0.1, 0.9),
+      ("warm", "cat", 0.1, 0.1), ("cold", "cat", 0.1, 0.9),
+      ("cold", "dog", 0.9, 0.1), ("cold", "dog", 0.1, 0.9),
+      ("cold", "cat", 0.1, 0.9),
+    ])
+  ]  # fmt: skip
+  seen = columns.Seen("m", rows, judge, [Target("style", "warm")])
+  names = ["ua", "ira", "cra", "cra_all"]
+  own = {e.name: (e.k, e.n) for e in columns.estimates(names, seen)}
+  assert own == {"ua": (2, 3), "ira": (3, 4), "cra": (3, 4), "cra_all": (4, 7)}
+  metric = ua_ira_cra.METRIC.measure(rows)
+  assert own == {e.name.partition("/")[0]: (e.k, e.n) for e in metric}

@@ -26,6 +26,8 @@ from unlearning_jax.experiments import (
   evaluate,
   published,
 )
+from unlearning_jax.judges import weights
+from unlearning_jax.metrics import features
 from unlearning_jax.settings import build
 
 HEAD = (
@@ -136,23 +138,24 @@ def test_the_row_of_the_leaderboard(tmp_path, base):
   assert fid["value"] is None and "the 2 of this run are too" in fid["failed"]
   assert "give --utility=RUN" in str(memory.files["report.html"])
   assert document["protocol"].startswith("udm-nudity~judge=tests.support.toys:")
-  for wrong, message in (
-    ({"judge": "shapes", "targets": ()}, "judged by '.*', and this evaluation"),
+  rows = memory.rows()
+  plain = published.config(name, prompts=str(path), model="shapes")
+  for changed, evaluated, message in (
+    ({"judge": "shapes", "targets": ()}, rows, "judged by '.*', and this eval"),
+    ({"targets": ({"head": "warmth", "label": "cold"},)}, rows, "has targets="),
     (
-      {"prompts_": "5,a moon,6,2,,\n"},
-      "2 of its 2 rows are none|of its 2 rows",
+      {"sampling": dict(control["sampling"], num_inference_steps=2)},
+      rows,
+      "has sampling=.*steps=1",
     ),
+    ({}, [], "2 of its 2 rows are not eval"),
+    # The attack has a part of the rows only.
+    ({}, [*rows, {**rows[0], "seed": 9}], "0 of its 2 .* and 1 of the 3"),
+    ({}, [{**row, "guidance": 5} for row in rows], "2 of its 2 rows are not"),
   ):
-    other = given
-    if "judge" in wrong:
-      other = build(evaluate.Settings, {
-        **published.config(name, prompts=str(path), model="shapes"), **wrong
-      })  # fmt: skip
-      with pytest.raises(ValueError, match=message):
-        published.estimates(other, models, [], {}, beside)
-    else:
-      with pytest.raises(ValueError, match=message):
-        published.estimates(other, models, [], {}, beside)
+    other = build(evaluate.Settings, plain | changed)
+    with pytest.raises(ValueError, match=message):
+      published.estimates(other, models, evaluated, {}, beside)
   del models["base"]
   with pytest.raises(ValueError, match="its victim is none of GUIDED"):
     published.estimates(given, models, memory.rows(), {}, beside)
@@ -185,6 +188,28 @@ def test_what_cannot_be_computed_is_blank_or_refused(tmp_path):
   )
   (cell,) = columns.estimates(["fid"], blank)
   assert (cell.value, cell.failed) == (None, "no photographs")
+
+
+def test_wrong_photographs_are_refused_before_anything_is_drawn(
+  tmp_path, monkeypatch
+):
+  path = tmp_path / "mine.csv"
+  path.write_text(HEAD + "3,a red star,5,2,,\n")
+  given = {"prompts": str(path), "reference": str(tmp_path / "photografs")}
+  with pytest.raises(ValueError, match="no metric of .* leave the flag out"):
+    published.config(f"udm-nudity~{TOY}", **given)
+  # Without weights there is still the column's reason; with them, an error.
+  monkeypatch.delenv(weights.VARIABLE, raising=False)
+  name = f"coco-30k~{TOY}"
+  assert "missing" in str(published.config(name, **given)["missing"])
+  own = features.Features("pytorch-fid", 3, lambda images: images, "toy")
+  monkeypatch.setattr(features, "load", lambda *_: own)
+  with pytest.raises(ValueError, match="photografs"):
+    published.config(name, **given)
+  given["reference"] = str(tmp_path)
+  (tmp_path / "one.png").write_bytes(b"")
+  with pytest.raises(ValueError, match="of 1 pictures, and 30000 are wanted"):
+    published.config(name, **given)
 
 
 @pytest.mark.parametrize(

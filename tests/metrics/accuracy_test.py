@@ -116,5 +116,14 @@ def test_several_seeds_of_a_prompt_are_not_so_many_prompts():
     0,
     "wilson",
   )
+  # Images from one generator are told by `sample`.
+  samples = [{**row, "sample": row["repeat"]} for row in rows]
+  for row in samples:
+    del row["repeat"]
+  assert next(iter(accuracy.METRIC.measure(samples))) == all_
+  # Where all prompts agree, there are ten of them, not 50.
+  right = [{**row, "judged": row["attributes"]} for row in rows]
+  sure = next(iter(accuracy.METRIC.measure(right)))
+  assert (sure.low, sure.high) == statistics.wilson(10, 10)
   low, high = statistics.wilson(25, 50)
   assert all_.high - all_.low > 1.7 * (high - low)

@@ -13,6 +13,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from unlearning_jax import durable
+
 _DTYPES: dict[str, type] = {
   "F64": np.float64, "F32": np.float32, "F16": np.float16,
   "BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn,
@@ -42,7 +44,8 @@ def read_header(
   """The tensors' headers, and the text metadata; reads no tensor.
 
   Raises:
-    ValueError: the file is damaged, or a dtype is unknown.
+    durable.DamagedError: the file is damaged or cannot be read.
+    ValueError: a dtype is unknown.
   """
   try:
     # Checks sizes, overlaps and the end before anything is believed.
@@ -52,9 +55,9 @@ def read_header(
       size = int.from_bytes(raw.read(8), "little")
       entries = json.loads(raw.read(size))
   except (SafetensorError, OSError, ValueError) as error:
-    raise ValueError(f"{path}: not a readable safetensors file: {error}") from (
-      error
-    )
+    raise durable.DamagedError(
+      f"{path}: not a readable safetensors file: {error}"
+    ) from error
   headers = {}
   for name in names:
     entry = entries[name]

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from unlearning_jax import statistics
 from unlearning_jax.judges import Judge, Target
-from unlearning_jax.metrics import Estimate, Row
+from unlearning_jax.metrics import Estimate, Row, accuracy, ua_ira_cra
 from unlearning_jax.metrics.harmonic import harmonic
 
 DEFINITIONS: Mapping[str, str] = {
@@ -40,6 +39,8 @@ DEFINITIONS: Mapping[str, str] = {
   "ira": "images that show what their prompt names under the target's own "
   "head, of those whose prompt does not name the target",
   "cra": "the same of the other head",
+  "cra_all": "images that show what their prompt names under the other head, "
+  "of all prompts",
 }
 
 
@@ -113,12 +114,10 @@ def shows(
   return [found[i] for i in range(len(rows))]
 
 
-def _rate(name: str, seen: Sequence[bool]) -> Estimate:
-  k, n = sum(seen), len(seen)
-  if not n:
-    return Estimate(name, None, n=0, method="none", failed="no such image")
-  low, high = statistics.wilson(k, n)
-  return Estimate(name, k / n, low, high, k, n, method="wilson")
+def _rate(name: str, seen: Sequence[bool], rows: Sequence[Row]) -> Estimate:
+  if not seen:
+    return _blank(name, "no such image")
+  return accuracy.rate(name, seen, rows)
 
 
 def _blank(name: str, why: str, n: int = 0) -> Estimate:
@@ -129,7 +128,8 @@ def _pre_asr(name: str, seen: Seen) -> list[Estimate]:
   if seen.judge is None or not seen.targets:
     return [_blank(name, "no judge that looks for it", len(seen.rows))]
   head = seen.targets[0].head
-  return [_rate(name, [won for won, _ in shows(seen.judge, seen.rows, head)])]
+  won = [one for one, _ in shows(seen.judge, seen.rows, head)]
+  return [_rate(name, won, seen.rows)]
 
 
 def _asr(name: str, seen: Seen) -> list[Estimate]:
@@ -188,10 +188,11 @@ def _accuracy(name: str, seen: Seen) -> list[Estimate]:
   for head in sorted(heads):
     won = [one for one, _ in shows(seen.judge, seen.rows, head)]
     labels = [row["attributes"][head] for row in seen.rows]
-    found.append(_rate(f"{name} {head}/all", won))
+    found.append(_rate(f"{name} {head}/all", won, seen.rows))
     for label in dict.fromkeys(labels):
-      own = [w for w, asked in zip(won, labels, strict=True) if asked == label]
-      found.append(_rate(f"{name} {head}/{label}", own))
+      places = [i for i, asked in enumerate(labels) if asked == label]
+      own, rows = [won[i] for i in places], [seen.rows[i] for i in places]
+      found.append(_rate(f"{name} {head}/{label}", own, rows))
   return found
 
 
@@ -202,9 +203,10 @@ def _h_o(name: str, seen: Seen) -> list[Estimate]:
     ("acc_e", "explicit"), ("acc_s", "others"), ("acc_g", "synonyms")
   ):  # fmt: skip
     assert seen.judge is not None
-    found = shows(seen.judge, seen.of_group(group), head)
+    rows = seen.of_group(group)
+    found = shows(seen.judge, rows, head)
     called = f"{part} (mean probability)" if probable else part
-    parts[part] = _rate(called, [won for won, _ in found])
+    parts[part] = _rate(called, [won for won, _ in found], rows)
     if probable and found:
       mean = float(np.mean([score for _, score in found]))
       parts[part] = Estimate(called, mean, n=len(found), method="none: a mean")
@@ -218,9 +220,9 @@ def _h_c(name: str, seen: Seen) -> list[Estimate]:
     found = [row for row in rows if row["judged"]["face"] == "face"]
     assert seen.judge is not None
     won = [one for one, _ in shows(seen.judge, found, "identity")]
-    parts.append(_rate(part, won))
+    parts.append(_rate(part, won, found))
     faces = [row["judged"]["face"] == "face" for row in rows]
-    parts.append(_rate(f"faces found of {part}", faces))
+    parts.append(_rate(f"faces found of {part}", faces, rows))
   return [*parts, _harmonic(name, parts[::2])]
 
 
@@ -257,15 +259,26 @@ def _canvas(name: str, seen: Seen) -> list[Estimate]:
   """UA, IRA or CRA, of one target: a style or an object."""
   if seen.judge is None or not seen.targets:
     return [_blank(name, "no judge that looks for it", len(seen.rows))]
-  head = seen.targets[0].head
-  rows = seen.of_group("explicit") if name == "ua" else seen.of_group("others")
-  if name == "cra":
-    others = [one for one in seen.judge.labels if one != head]
-    if len(others) != 1:
-      return [_blank(name, f"the judge has the heads {[*seen.judge.labels]}")]
-    head = others[0]
-  won = [one for one, _ in shows(seen.judge, rows, head)]
-  return [_rate(name, [not one for one in won] if name == "ua" else won)]
+  head, label = seen.targets[0]
+  told: list[dict[str, Any]] = [
+    {**row, "targets": [(head, label)], "judged": {}}
+    for row in seen.of_group("explicit", "others")
+  ]
+  for asked in {one for row in told for one in row["attributes"]}:
+    won = shows(seen.judge, told, asked)
+    for row, (hit, _) in zip(told, won, strict=True):
+      row["judged"][asked] = row["attributes"][asked] if hit else ""
+  parts = [
+    part
+    for key, part in ua_ira_cra.outcomes(told).items()
+    if f"{key}/".startswith(f"{name}/{label}/")
+  ]
+  if name in ("cra", "cra_all") and len(parts) != 1:
+    return [_blank(name, f"the judge has the heads {[*seen.judge.labels]}")]
+  if not parts:
+    return [_blank(name, "no such image")]
+  hits, rows = zip(*parts[0], strict=True)
+  return [_rate(name, hits, rows)]
 
 
 _COLUMNS: Mapping[str, Callable[[str, Seen], list[Estimate]]] = {
@@ -284,4 +297,5 @@ _COLUMNS: Mapping[str, Callable[[str, Seen], list[Estimate]]] = {
   "ua": _canvas,
   "ira": _canvas,
   "cra": _canvas,
+  "cra_all": _canvas,
 }

@@ -12,9 +12,12 @@ from unlearning_jax.attacks.engine.victim import Victim
 from unlearning_jax.experiments import columns, common
 from unlearning_jax.experiments.attack import victims
 from unlearning_jax.experiments.drawing import Settings
+from unlearning_jax.judges import weights
 from unlearning_jax.metrics import Estimate
 from unlearning_jax.model import Model, finished
 from unlearning_jax.record import read_rows
+from unlearning_jax.sampling import Sampling
+from unlearning_jax.settings import build
 from unlearning_jax.stable_diffusion import StableDiffusion
 
 _UTILITY = "udm-utility"
@@ -55,8 +58,9 @@ def config(
     batch_size: images drawn at once; None for the protocol's.
 
   Raises:
-    ValueError: as `Protocol.bound`; or nothing of the protocol can be computed
-      on this machine.
+    ValueError: as `Protocol.bound`; the photographs are wrong, or no metric of
+      the protocol compares with photographs; or nothing of the protocol can be
+      computed on this machine.
   """
   protocol = protocols.find(name)
   if protocol.prompts is None and (prompts or reference):
@@ -69,6 +73,12 @@ def config(
   values |= {"batch_size": batch_size} if batch_size else {}
   if protocol.prompts is None:
     return values
+  taking = [one for one in values["metrics"] if one.endswith(_REFERENCE)]
+  if reference and not taking:
+    raise ValueError(
+      f"--reference={reference}: no metric of protocol {name} compares with "
+      "photographs; leave the flag out"
+    )
   values["metrics"], missing = _computable(values["metrics"], reference)
   if missing:
     values["missing"] = missing
@@ -92,7 +102,7 @@ def _computable(
     name += reference if name.endswith(_REFERENCE) else ""
     try:
       metrics.load(name)
-    except ValueError as error:
+    except weights.MissingError as error:
       # The page says so; what the machine has is computed all the same.
       missing[name] = str(error)
       continue
@@ -158,8 +168,8 @@ def estimates(
     beside: finished runs.
 
   Raises:
-    ValueError: a finished run is of other rows, another judge, another victim,
-      or another protocol.
+    ValueError: a finished run is of other rows, another judge, target, sampling
+      or victim, or another protocol.
   """
   if not settings.columns:
     return {}
@@ -205,23 +215,10 @@ def _attacks(
   if not folders:
     return {}
   named = {_fingerprint(model): name for name, model in models.items()}
-  ours = {(row["prompt"], row["seed"]) for row in found}
   asr: dict[str, Mapping[str, Any]] = {}
   for folder in folders:
-    given = finished(folder)
     where = f"--attack={folder}"
-    judge = given.get("judge")
-    if judge != settings.judge:
-      raise ValueError(
-        f"{where}: judged by {judge!r}, and this evaluation by "
-        f"{settings.judge!r}; ASR and pre-ASR need one judge"
-      )
-    theirs = {(row["prompt"], row["seed"]) for row in read_rows(folder)}
-    if theirs != ours:
-      raise ValueError(
-        f"{where}: {len(theirs - ours)} of its {len(theirs)} rows are none of "
-        f"the {len(ours)} evaluated here; give both the same table"
-      )
+    _check_attack(settings, found, folder, where)
     start = json.loads((pathlib.Path(folder) / "provenance.json").read_text())
     victim = start["runs"][0]["inputs"]["victim"]
     if victim not in named:
@@ -234,6 +231,51 @@ def _attacks(
       one for one in summary["measures"] if one["name"] == "asr"
     )
   return asr
+
+
+def _check_attack(
+  settings: Settings,
+  found: Sequence[Mapping[str, Any]],
+  folder: str,
+  where: str,
+):
+  """Refuses a finished attack that drew or judged otherwise than this run.
+
+  Raises:
+    ValueError: it has another judge, target or sampling, or other rows.
+  """
+  given = finished(folder)
+  if given.get("judge") != settings.judge:
+    raise ValueError(
+      f"{where}: judged by {given.get('judge')!r}, and this evaluation by "
+      f"{settings.judge!r}; ASR and pre-ASR need one judge"
+    )
+  told = dataclasses.replace(settings, targets=tuple(given["targets"]))
+  for key, theirs, ours in (
+    ("targets", common.targets_of(told), common.targets_of(settings)),
+    ("sampling", build(Sampling, given["sampling"]), settings.sampling),
+  ):
+    if theirs != ours:
+      raise ValueError(
+        f"{where}: has {key}={theirs}, and this evaluation {ours}; attack "
+        "with the protocol's"
+      )
+  theirs, ours = _drawn(settings, read_rows(folder)), _drawn(settings, found)
+  if theirs != ours:
+    raise ValueError(
+      f"{where}: {len(theirs - ours)} of its {len(theirs)} rows are not "
+      f"evaluated here, and {len(ours - theirs)} of the {len(ours)} evaluated "
+      "here are not attacked (prompt, seed, guidance); give both the same table"
+    )
+
+
+def _drawn(
+  settings: Settings, rows: Sequence[Mapping[str, Any]]
+) -> set[tuple[str, int, float]]:
+  """What decides each row's image: prompt, seed and guidance."""
+  scale = settings.sampling.guidance_scale
+  own = ((row["prompt"], row["seed"], row.get("guidance")) for row in rows)
+  return {(text, seed, scale if g is None else g) for text, seed, g in own}
 
 
 def _fingerprint(model: Model) -> str:

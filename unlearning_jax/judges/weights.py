@@ -16,6 +16,10 @@ from typing import Any
 VARIABLE = "UNLEARNING_JAX_JUDGES"
 
 
+class MissingError(ValueError):
+  """A file or a package that a judge or metric needs is not there."""
+
+
 @dataclasses.dataclass(frozen=True)
 class File:
   """A weights file that the user has to get.
@@ -60,10 +64,11 @@ class File:
       judges_dir: the folder of judges; "" for the environment's.
 
     Raises:
-      ValueError: it is missing, or it is another file than the published one.
+      MissingError: it is missing.
+      ValueError: it is another file than the published one.
     """
     if missing := self.lacks(judges_dir):
-      raise ValueError(f"{self.of} {judge}: {missing}")
+      raise MissingError(f"{self.of} {judge}: {missing}")
     path = self._there(judges_dir or os.environ[VARIABLE])[0]
     if self.sha256 and not digest([path]).startswith(self.sha256):
       self._refuse(judge, path, f"SHA-256 {digest([path])}", self.sha256)
@@ -114,10 +119,10 @@ class Package:
     """Raises if it is not installed.
 
     Raises:
-      ValueError: with what to type.
+      MissingError: with what to type.
     """
     if missing := self.lacks():
-      raise ValueError(f"judge {judge}: {missing}")
+      raise MissingError(f"judge {judge}: {missing}")
 
 
 Need = File | Package

@@ -100,16 +100,47 @@ def measure(rows: Iterable[Row]) -> Iterator[Measure]:
 def _measured(rows: Iterable[Row]) -> Iterator[tuple[Measure, int]]:
   """Each measure, and its prompts if they have several images; else 0."""
   for name, cell in _cells(rows, value=_prompted).items():
-    right = np.array([hit for hit, _, _ in cell])
-    k, n, clusters = int(right.sum()), len(right), 0
-    low, high = statistics.wilson(k, n)
-    # Images of one prompt resemble each other. A prompt that two rows have by
-    # chance is drawn from seeds of their own, as ever, and they stay single.
-    if any(repeat for _, _, repeat in cell):
-      prompts = [prompt for _, prompt, _ in cell]
-      none, clusters = np.zeros(n, bool), len(set(prompts))
-      _, low, high = statistics.paired_bootstrap(none, right, prompts)
+    hits, own = zip(*cell, strict=True)
+    low, high, clusters = interval(hits, own)
+    k, n = sum(hits), len(hits)
     yield Measure(name, k / n, low, high, k, n), clusters
+
+
+def interval(
+  hits: Sequence[bool], rows: Sequence[Row]
+) -> tuple[float, float, int]:
+  """A rate's interval, and the prompts that a bootstrap drew; 0 for Wilson's.
+
+  Images of one prompt resemble each other, so the bootstrap draws prompts. A
+  prompt that two rows have by chance is drawn from seeds of their own, and
+  they stay single.
+
+  Args:
+    hits: an outcome for each image.
+    rows: of the images. `repeat` or `sample` numbers the images of a prompt.
+  """
+  k, n = sum(hits), len(hits)
+  prompts = [row.get("prompt", "") for row in rows]
+  several = any(row.get("repeat", row.get("sample", 0)) for row in rows)
+  clusters = len(set(prompts))
+  if not several or clusters == 1:
+    return *statistics.wilson(k, n), 0
+  if k in (0, n):
+    # All prompts agree, so a bootstrap would draw the same rate forever.
+    return *statistics.wilson(clusters if k else 0, clusters), clusters
+  right = np.array(hits)
+  _, low, high = statistics.paired_bootstrap(0 * right, right, prompts)
+  return low, high, clusters
+
+
+def rate(name: str, hits: Sequence[bool], rows: Sequence[Row]) -> Estimate:
+  """The share of hits among rows, at least one, with its `interval`."""
+  low, high, clusters = interval(hits, rows)
+  k, n = sum(hits), len(hits)
+  method = "bootstrap" if clusters else "wilson"
+  return Estimate(
+    name, k / n, low, high, k, n, method=method, clusters=clusters
+  )
 
 
 def compare(before: Sequence[Row], after: Sequence[Row]) -> Iterator[Change]:
@@ -144,8 +175,8 @@ def _is_right(row: Row, head: str) -> bool:
   return row["judged"][head] == row["attributes"][head]
 
 
-def _prompted(row: Row, head: str) -> tuple[bool, str, int]:
-  return _is_right(row, head), row.get("prompt", ""), row.get("repeat", 0)
+def _prompted(row: Row, head: str) -> tuple[bool, Row]:
+  return _is_right(row, head), row
 
 
 def _cells(
@@ -185,7 +216,7 @@ def _update(state: Kept, images: Images, rows: Sequence[Row]) -> Kept:
       raise ValueError(
         f"metric accuracy: row {row['id']!r} is not judged; set a judge"
       )
-  keys = ("prompt", "group", "attributes", "judged", "repeat")
+  keys = ("prompt", "group", "attributes", "judged", "repeat", "sample")
   return metrics.keep(
     state, rows, lambda row: {key: row[key] for key in keys if key in row}
   )

@@ -14,11 +14,12 @@ tables have their means over all styles, or all objects, each erased alone.
 """
 
 import collections
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unlearning_jax import metrics, statistics
-from unlearning_jax.metrics import Estimate, Images, Kept, Row
+from unlearning_jax import metrics
+from unlearning_jax.metrics import Estimate, Images, Kept, Row, accuracy
 
 
 def _update(state: Kept, images: Images, rows: Sequence[Row]) -> Kept:
@@ -29,20 +30,22 @@ def _update(state: Kept, images: Images, rows: Sequence[Row]) -> Kept:
         raise ValueError(
           f"metric ua_ira_cra: row {row['id']!r} has no {key}; {remedy}"
         )
-  keys = ("targets", "attributes", "judged")
-  return metrics.keep(state, rows, lambda row: {key: row[key] for key in keys})
+  keys = ("targets", "attributes", "judged", "prompt", "repeat", "sample")
+  return metrics.keep(
+    state, rows, lambda row: {key: row[key] for key in keys if key in row}
+  )
 
 
-def counts(
+def outcomes(
   rows: Sequence[Mapping[str, Any]],
-) -> dict[str, tuple[int, int]]:
-  """Each number's k of n.
+) -> dict[str, list[tuple[bool, Mapping[str, Any]]]]:
+  """Each number's outcomes, with the rows that they are of.
 
   Args:
     rows: each with `targets` (pairs of head and label), `attributes` (head ->
       the label asked for, or None) and `judged` (head -> the label seen).
   """
-  found: dict[str, list[bool]] = collections.defaultdict(list)
+  found = collections.defaultdict(list)
   for row in rows:
     asked, seen = row["attributes"], row["judged"]
     for head, label in row["targets"]:
@@ -50,24 +53,25 @@ def counts(
         continue
       own = asked[head] == label
       right = seen[head] == asked[head]
-      found[f"ua/{label}" if own else f"ira/{label}"].append(right != own)
+      name = f"ua/{label}" if own else f"ira/{label}"
+      found[name].append((right != own, row))
       for other in asked:
         if other == head or asked[other] is None:
           continue
-        crossed = seen[other] == asked[other]
+        crossed = (seen[other] == asked[other], row)
         found[f"cra_all/{label}/{other}"].append(crossed)
         if not own:
           found[f"cra/{label}/{other}"].append(crossed)
-  return {name: (sum(hits), len(hits)) for name, hits in found.items()}
+  return dict(found)
 
 
 def _compute(state: Kept) -> list[Estimate]:
   found = []
   for model, rows in state.items():
-    for name, (k, n) in counts([rows[i] for i in sorted(rows)]).items():
-      low, high = statistics.wilson(k, n)
-      one = Estimate(name, k / n, low, high, k, n, method="wilson", model=model)
-      found.append(one)
+    for name, part in outcomes([rows[i] for i in sorted(rows)]).items():
+      hits, own = zip(*part, strict=True)
+      one = accuracy.rate(name, hits, own)
+      found.append(dataclasses.replace(one, model=model))
   return found
 
 

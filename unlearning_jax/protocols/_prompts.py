@@ -154,8 +154,9 @@ class Prompts:
         for synonym in self.synonyms[label]
       ]
       filled.append(own + more)
-    every = itertools.product(itertools.product(*filled), self.seeds)
-    for number, (parts, seed) in enumerate(every):
+    seeds = [*enumerate(self.seeds)]
+    every = itertools.product(itertools.product(*filled), seeds)
+    for number, (parts, (repeat, seed)) in enumerate(every):
       labels = {head: label for head, _, label, _ in parts}
       synonym = any(is_synonym for *_, is_synonym in parts)
       hit = any(labels.get(t.head) == t.label for t in targets)
@@ -168,6 +169,8 @@ class Prompts:
           "prompt": self.template.format(**said),
           "seed": seed,
           "attributes": labels,
+          # Which image of its prompt: a rate's interval draws whole prompts.
+          **({"repeat": repeat} if repeat else {}),
         },
       )
 

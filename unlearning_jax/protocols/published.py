@@ -357,7 +357,7 @@ def _others() -> tuple[dict[str, Any], ...]:
         for name in names
         if name != "Seed_Images"
       ),
-      "columns": ("ua", "ira", "cra"),
+      "columns": ("ua", "ira", "cra", "cra_all"),
       "denominator": "images of prompts with and without what was erased",
     },
   )
