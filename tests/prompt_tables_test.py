@@ -141,18 +141,26 @@ def test_what_a_row_lacks_is_said_once_for_all(tmp_path):
 
 
 def test_the_hash_is_of_what_is_drawn(tmp_path):
-  plain = read(table(tmp_path, "7,a,5,7.5", "8,b,6,7")).sha256
-  quoted = read(table(tmp_path, '7,"a",05,7.50', "8,b,6,7.0")).sha256
+  plain = read(table(tmp_path, "7,a,5,7.5", "8,b,6,7")).sha256()
+  quoted = read(table(tmp_path, '7,"a",05,7.50', "8,b,6,7.0")).sha256()
   columns = read(
     table(
       tmp_path, "a,5,7.5,x,70", "b,6,7,y,80",
       header="prompt,sd_seed,sd_guidance_scale,class,image_id",
     )
-  ).sha256  # fmt: skip
+  ).sha256()  # fmt: skip
   assert plain == quoted == columns
+  # Labels count where they are asked for.
+  erased, kept = (
+    read(table(tmp_path, f"a,5,{kind}", header="prompt,sd_seed,type"))
+    for kind in ("erased", "others")
+  )
+  assert erased.sha256() == kept.sha256()
+  assert len({t.sha256(labels) for t in (erased, kept)
+              for labels in ((), ("type",))}) == 3  # fmt: skip
   others = ("7,a,5,7.5", "8,c,6,7"), ("8,b,6,7", "7,a,5,7.5"), ("7,a,5,7.5",)
   for rows in others:
-    assert read(table(tmp_path, *rows)).sha256 != plain
+    assert read(table(tmp_path, *rows)).sha256() != plain
 
 
 @pytest.mark.parametrize(

@@ -71,11 +71,16 @@ class PromptTable:
   notes: tuple[str, ...]
   size: int
 
-  @property
-  def sha256(self) -> str:
-    """A hash of what is drawn, however the file spells or numbers it."""
+  def sha256(self, labels: Sequence[str] = ()) -> str:
+    """A hash of what is drawn, however the file spells or numbers it.
+
+    Args:
+      labels: columns whose labels count too, as they decide what is measured.
+    """
     rows = [
-      [row.prompt, row.seed, row.guidance, row.size] for row in self.prompts
+      [row.prompt, row.seed, row.guidance, row.size]
+      + [row.labels.get(label, "").strip() for label in labels]
+      for row in self.prompts
     ]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 

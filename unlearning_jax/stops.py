@@ -7,6 +7,7 @@ process at once.
 """
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -48,6 +49,12 @@ def listen(*, shared: bool = False):
 
 
 def _told(number: int, _: Any):
+  if _Notice.shared:
+    # All processes stop after the same step, so JAX has to tell them.
+    os.kill(os.getpid(), signal.SIGTERM)
+    for each in {*SIGNALS} - {signal.SIGTERM}:
+      signal.signal(each, signal.SIG_DFL)
+    return
   for each in SIGNALS:
     signal.signal(each, signal.SIG_DFL)
   _Notice.asked = True

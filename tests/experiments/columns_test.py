@@ -45,6 +45,7 @@ def test_rows_say_what_they_ask_for(tmp_path):
   by_text = protocols.Prompts(path=str(path), asks={"warmth": "prompt"})
   found = by_text.listed([], toys.WARMTH)
   assert [r["attributes"]["warmth"] for r in found] == ["warm", "cold"]
+  assert {r["group"] for r in found} == {"table"}
   for changed, message in (
     ({"asks": {"warmth": "artist"}}, "no column 'artist'.*prompt, type, class"),
     ({"asks": {"warmth": "type"}}, "case_number 0: type='erased' is not known"),
@@ -99,6 +100,17 @@ def test_several_images_of_a_prompt_widen_each_column_s_interval():
   seen = dataclasses.replace(seen, rows=rows[:10])
   (one,) = columns.estimates(["ua"], seen)
   assert (one.method, one.k, one.n) == ("wilson", 10, 10)
+
+
+def test_the_clip_score_of_all_groups_is_the_column():
+  """Groups come in the order of their first rows, so "all" is not the last."""
+  measured = [
+    {"name": f"clip-score/cosine/b32/{group}", "value": value, "n": 1}
+    for group, value in (("explicit", 0.1), ("all", 0.2), ("others", 0.3))
+  ]
+  seen = columns.Seen("m", [], None, [], metrics=measured)
+  (one,) = columns.estimates(["clip-score"], seen)
+  assert one.value == 0.2
 
 
 def test_mace_s_and_unlearncanvas_numbers():

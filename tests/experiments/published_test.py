@@ -64,6 +64,11 @@ def test_a_row_is_drawn_as_its_table_says(table, base, capsys):
   document = evaluate.run(given, lambda: memory, {"base": base})
   first, second = sorted(memory.rows(), key=lambda row: row["id"])
   assert first["id"] == "before/000003-explicit"
+  # A table need not name the concept, and the page does not say that it does.
+  assert (first["group"], second["group"]) == ("table", "table")
+  page = str(memory.files["report.html"])
+  assert "Asked for" not in page and "was not measured" not in page
+  assert "own errors" not in page and "by the table" in page
   assert (first["prompt"], first["seed"]) == ("a red\nstar", 3000000000)
   assert (first["guidance"], second["guidance"]) == (4.0, 1.0)
   sizes = {name: image.shape for name, image in memory.images.items()}
@@ -207,8 +212,10 @@ def test_wrong_photographs_are_refused_before_anything_is_drawn(
   with pytest.raises(ValueError, match="photografs"):
     published.config(name, **given)
   given["reference"] = str(tmp_path)
-  (tmp_path / "one.png").write_bytes(b"")
-  with pytest.raises(ValueError, match="of 1 pictures, and 30000 are wanted"):
+  for photograph in "ab":
+    (tmp_path / f"{photograph}.png").write_bytes(b"")
+  # The table has one row.
+  with pytest.raises(ValueError, match="of 2 pictures, and 1 are wanted"):
     published.config(name, **given)
 
 
@@ -277,12 +284,17 @@ def test_a_leaderboard_is_of_one_protocol(tmp_path, base):
   evaluate.run(build(evaluate.Settings, given), opened, {"base": base})
   for folder in folders[1:]:
     shutil.copytree(folders[0], folder)
+  file = folders[1] / "summary.json"
+  noise = json.loads(file.read_text())
+  noise["collapse"] = {"base": {"reasons": ["all of its pictures are noise"]}}
+  file.write_text(json.dumps(noise))
   file = folders[2] / "summary.json"
   other = json.loads(file.read_text())
   other["protocol"] = other["protocol"].replace("steps=1", "steps=2")
   file.write_text(json.dumps(other))
   table = ul.leaderboard(folders[:2])
-  assert table.columns == ("", "base (a)", "base (b)")
+  assert table.columns == ("", "base (a)", "base (b) (collapsed)")
+  assert table.rows[1]["collapsed"] == "all of its pictures are noise"
   numbers = {line[0] for line in table.lines}
   assert {"pre_asr", "asr", "fid", "clip-score"} <= numbers
   assert not any(name.startswith("seen") for name in numbers)
@@ -366,12 +378,12 @@ def test_a_model_that_others_erased_stands_beside_its_base(tmp_path, base):
   given = settings(f"udm-nudity~{TOY},steps=1", str(path))
   scaled = jax.tree.map(lambda leaf: leaf * 1.5, base.params["unet"])
   state = convert.to_torch(scaled)
-  safetensors.numpy.save_file(state, tmp_path / "theirs.safetensors")
-  models = evaluate.read_models(
-    given, erased=[str(tmp_path / "theirs.safetensors")]
-  )
-  assert list(models) == ["base", "theirs"]
-  other = models["theirs"].params
+  # Names of images come from it.
+  named = tmp_path / "theirs (1).safetensors"
+  safetensors.numpy.save_file(state, named)
+  models = evaluate.read_models(given, erased=[str(named)])
+  assert list(models) == ["base", "theirs-1"]
+  other = models["theirs-1"].params
   assert jax.tree.all(
     jax.tree.map(np.array_equal, other["vae"], models["base"].params["vae"])
   )

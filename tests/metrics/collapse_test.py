@@ -114,6 +114,29 @@ def test_a_good_erasure_is_not_flagged(renders):
   assert same["reasons"] == [] and same["figures"]["far"] < 1e-9
 
 
+def test_prompts_for_the_concept_alone_say_nothing_of_others(renders):
+  images, rows = renders
+  # What was erased is not drawn any more, and every prompt asks for it.
+  asked = [
+    {**row, "group": "explicit", "attributes": {"object": "star"}}
+    for row in rows
+  ]
+  stars = [
+    {**row, "judged": {"object": "star"}} for row in drawn(images, asked)
+  ]
+  gone = [{**row, "judged": {"object": "circle"}} for row in stars]
+  star = Target("object", "star")
+  good = collapse.reasons(stars, gone, WORLD.judge(), targets=[star])
+  assert good["reasons"] == []
+  noise = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
+  bad = collapse.reasons(
+    stars, drawn(noise, asked), WORLD.judge(), targets=[star]
+  )
+  assert "are noise" in bad["reasons"][0] and len(bad["reasons"]) == 1
+  # Without a word on what was erased, they count as any others.
+  assert collapse.reasons(stars, gone, WORLD.judge())["reasons"]
+
+
 def test_the_distance_is_scipys(renders):
   """Against scipy.linalg.sqrtm of the covariances' product."""
   images, rows = renders

@@ -60,6 +60,7 @@ def leaderboard(runs: Sequence[Path]) -> Table:
     several = sum(line["model"] == one["model"] for one in lines) > 1
     name = line["model"]
     name += f" ({pathlib.Path(line['run']).name})" if several else ""
+    name += " (collapsed)" if line["collapsed"] else ""
     texts = leaderboard_.TEXTS
     numbers[name] = [one for key, one in line.items() if key not in texts]
   return pivot(protocol.partition(" ")[0], numbers, rows=tuple(lines))

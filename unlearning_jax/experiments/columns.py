@@ -154,8 +154,9 @@ def _metric(prefix: str) -> Callable[[str, Seen], list[Estimate]]:
       own = [one for one in utility if one["name"].startswith(prefix)]
     if not own:
       return [_blank(name, "the run of --utility has none")]
-    # A CLIP score has a number of each group before that of all.
-    one = own[-1] if prefix.startswith("clip") else own[0]
+    # A CLIP score has a number of each group besides that of all.
+    whole = [one for one in own if one["name"].endswith("/all")]
+    one = (whole or own)[0]
     known = {field.name for field in dataclasses.fields(Estimate)}
     given: dict[str, Any] = {k: v for k, v in one.items() if k in known}
     given["name"] = name

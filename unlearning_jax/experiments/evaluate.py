@@ -8,14 +8,17 @@ ends with the same comparison of before and after.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from unlearning_jax import (
   metrics,
+  processes,
   report,
   samplers,
   stable_diffusion,
@@ -94,8 +97,13 @@ def read_models(
     name: base.with_made(one) for name, one in made.items()
   }
   for path in erased:
-    name = pathlib.Path(path).stem
-    name += f"-{len(models)}" if name in models else ""
+    given = pathlib.Path(path)
+    name = given.name if given.is_dir() else given.stem
+    # Files of images are named after it.
+    name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "erased"
+    # `before` is what files and rows call the base.
+    taken = name in models or name == comparison.key(comparison.BASE)
+    name += f"-{len(models)}" if taken else ""
     params, _ = laid_over(path, base, "--erased")
     models[name] = dataclasses.replace(base, params=params, source=path)
   return models
@@ -178,17 +186,7 @@ def compare(
   tallies = Tallies(recorder, _metrics(settings))
   shown = _shown(table, settings.grid_rows)
   drawn = drawing.every(recorder, settings, models, table, comparison.key)
-  with futures.ThreadPoolExecutor() as pool:
-    for name, part, images in drawn:
-      key = comparison.key(name)
-      tallies.update(images, [seen(r, name) for r in part])
-      kept = [i for i, row in enumerate(part) if row["id"] in shown]
-      files = [f"{part[i]['id']}-{key}" for i in kept]
-      # A row is recorded after its image is on disk.
-      list(pool.map(recorder.save_image, files, images[kept]))
-      for row, seen_of in zip(part, collapse.pixels(images), strict=True):
-        own = {"id": f"{key}/{row['id']}", "model": name, "pixels": seen_of}
-        recorder.append_row({**row, **own})
+  _keep(recorder, tallies, drawn, seen, shown)
   found = recorder.rows()
   rows = [
     seen({**r, "id": r["id"].split("/", 1)[1]}, r["model"]) for r in found
@@ -223,6 +221,38 @@ def compare(
     recorder.write("report.html", report.render_report(recorder.path))
     recorder.write("results.csv", report.results_csv(recorder.path))
   return document
+
+
+def _keep(
+  recorder: Recorder,
+  tallies: Tallies,
+  drawn: Iterable[tuple[str, Rows, UInt8[np.ndarray, "n h w 3"]]],
+  seen: Callable[[Mapping[str, Any], str], dict[str, Any]],
+  shown: Collection[str],
+):
+  """Counts what is drawn, and records each row after its image and count."""
+  pending: list[dict[str, Any]] = []
+
+  def record():
+    tallies.save()
+    for row in pending:
+      recorder.append_row(row)
+    pending.clear()
+
+  with futures.ThreadPoolExecutor() as pool:
+    for name, part, images in drawn:
+      key = comparison.key(name)
+      tallies.update(images, [seen(r, name) for r in part], save=False)
+      kept = [i for i, row in enumerate(part) if row["id"] in shown]
+      files = [f"{part[i]['id']}-{key}" for i in kept]
+      list(pool.map(recorder.save_image, files, images[kept]))
+      for row, seen_of in zip(part, collapse.pixels(images), strict=True):
+        own = {"id": f"{key}/{row['id']}", "model": name, "pixels": seen_of}
+        pending.append({**row, **own})
+      if tallies.is_due():
+        record()
+  record()
+  processes.wait_for_all("rows kept")
 
 
 def rejudged(found: Sequence[Mapping[str, Any]], judge: Judge) -> Rows:

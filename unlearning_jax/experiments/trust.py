@@ -35,7 +35,7 @@ def facts(
   found: dict[str, Any] = {
     "collapse": {
       model: collapse.reasons(
-        [*base.values()], [own[i] for i in base], judge, numbers
+        [*base.values()], [own[i] for i in base], judge, numbers, targets
       )
       for model, own in by_model.items()
       if model != BASE

@@ -1,8 +1,10 @@
 """Did a model collapse? Then "erased" says nothing about it.
 
 A model that draws noise, one color or a blur does not show the erased concept
-either. So prompts that ask for something else (`others`; without any, all) are
-compared with the base's of the same rows. A model has collapsed if
+either. So its pictures of prompts that ask for something else are compared with
+the base's of the same rows. Where every prompt asks for the concept, a good
+erasure changes all of them, so only the first two lines are asked. A model has
+collapsed if
 
   one color   half of its pictures have one color, black ones too
   noise       half of its pictures are noise from pixel to pixel
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from unlearning_jax import statistics
-from unlearning_jax.judges import Judge
+from unlearning_jax.judges import Judge, Target
 from unlearning_jax.metrics import Estimate, Images, Row, moments
 
 # Levels, and the correlation of neighbors. Shapes' flattest and most patterned
@@ -90,6 +92,7 @@ def reasons(
   model: Sequence[Row],
   judge: Judge | None = None,
   numbers: Sequence[Estimate] = (),
+  targets: Sequence[Target] = (),
 ) -> dict[str, Any]:
   """Why a model has collapsed, and the figures of that.
 
@@ -98,23 +101,34 @@ def reasons(
     model: the model's rows of the same prompts and noise.
     judge: who judged them.
     numbers: the run's estimates, whose models are `base` and the model's name.
+    targets: what was erased.
 
   Returns:
     `reasons`, a sentence each, none for a model that draws; `figures` by name.
   """
   name = model[0]["model"] if model else ""
-  free = {row["id"] for row in base if row["group"] == "others"}
+  free = _asking_for_others(base, targets)
   before, after = (
     [row for row in rows if not free or row["id"] in free]
     for rows in (base, model)
   )
   figures: dict[str, Any] = {}
-  said = [
-    *_of_pixels(before, after, figures),
-    *_of_judge(before, after, judge, figures),
-    *_of_numbers(name, numbers, figures),
-  ]
+  said = _of_pixels(before, after, figures)
+  if free:
+    said += _of_judge(before, after, judge, figures)
+    said += _of_numbers(name, numbers, figures)
   return {"reasons": said, "figures": figures}
+
+
+def _asking_for_others(
+  rows: Sequence[Row], targets: Sequence[Target]
+) -> set[str]:
+  """The ids of rows whose prompts ask for nothing that was erased."""
+  others = {row["id"] for row in rows if row["group"] == "others"}
+  if others:
+    return others
+  gone = {(target.head, target.label) for target in targets}
+  return {row["id"] for row in rows if not gone & {*row["attributes"].items()}}
 
 
 def _of_pixels(

@@ -64,7 +64,7 @@ class Protocol:
     seed: draws prompts, words and noise.
     sampling: how images are drawn.
     metrics: names of metrics besides accuracy; `reference=` at an end is
-      filled with the user's photographs.
+      filled with the user's photographs, and `{rows}` with the pictures drawn.
     prompts: where prompts come from that are no world's.
     tables: the published tables of prompts: file, source, rows, sha256 and
       perhaps the `subject` that they belong to.
@@ -128,6 +128,8 @@ class Protocol:
   def _published(self) -> dict[str, Any]:
     keys = ("targets", "seed", "sampling", "metrics", "columns")
     facts = {key: dataclasses.asdict(self)[key] for key in keys}
+    rows = str(self._drawn())
+    facts["metrics"] = tuple(m.replace("{rows}", rows) for m in self.metrics)
     if self.dtype:
       facts["dtype"] = self.dtype
     return facts | {
@@ -138,6 +140,15 @@ class Protocol:
       "protocol": self.signed,
       "batch_size": 4,
     }
+
+  def _drawn(self) -> int:
+    """How many pictures of the table are drawn; 0 where no table is known."""
+    assert self.prompts is not None
+    table = self.prompts.table
+    own = (t for t in self.tables if t.get("subject", "") == self.subject)
+    known = next(own, {"rows": 0})["rows"]
+    count = len(table.prompts) if table else known
+    return min(self.prompts.rows or count, count) * self.prompts.images
 
   def of(self, subject: str) -> "Protocol":
     """The protocol of one subject.
@@ -199,7 +210,7 @@ class Protocol:
 
   def _with_table(self, path: str) -> "Protocol":
     assert self.prompts is not None
-    digest = prompt_tables.read(path).sha256
+    digest = prompt_tables.read(path).sha256(self.prompts.columns)
     prompts = dataclasses.replace(self.prompts, path=path)
     same = [one for one in self.tables if one["sha256"] == digest]
     subjects = {one.get("subject", "") for one in same}
@@ -213,11 +224,11 @@ class Protocol:
 
 
 def _said(facts: Mapping[str, Any]) -> dict[str, Any]:
-  return {
+  plain = {
     key: _said(value) if isinstance(value, Mapping) else value
     for key, value in facts.items()
-    if value not in (None, "", ())
   }
+  return {k: v for k, v in plain.items() if v not in (None, "", (), {})}
 
 
 def shipped() -> dict[str, Protocol]:

@@ -14,6 +14,8 @@ from unlearning_jax.settings import Free, Output
 Rows = list[dict[str, Any]]
 SIZES = ("model", "row")
 EXPLICIT, SYNONYMS, OTHERS = "explicit", "synonyms", "others"
+# Rows of a table that does not say which of them name what was erased.
+TABLE = "table"
 # In place of a column's name: the label is in the prompt's own text.
 IN_PROMPT = "prompt"
 
@@ -36,7 +38,8 @@ class Prompts:
     asks: head -> the column that holds the label a row asks for, or `prompt`
       where the prompt's text holds it; empty where every row asks for the
       target.
-    group_column: the column that says whether a row asks for what was erased.
+    group_column: the column that says whether a row asks for what was erased;
+      "" where no column does, and all rows are of the group `table`.
     groups: value of that column -> explicit or others.
     rows: how many of the first rows are drawn; 0 for all.
     images: images of a row, from one generator after another.
@@ -76,6 +79,12 @@ class Prompts:
     """The table; None for a template."""
     return prompt_tables.read(self.path) if self.path else None
 
+  @property
+  def columns(self) -> tuple[str, ...]:
+    """The table's columns of labels, which say what each row asks for."""
+    named = {self.group_column, *self.asks.values()} - {"", IN_PROMPT}
+    return tuple(sorted(named))
+
   def notes(self) -> list[str]:
     """What was left out of the table or assumed, and why."""
     table = self.table
@@ -105,7 +114,9 @@ class Prompts:
     rows: Rows = []
     for number, row in itertools.islice(found, self.rows or None):
       for sample in range(self.images):
-        name = f"{number:06d}-{row['group']}"
+        # Ids are older than the group of a table's rows.
+        kind = EXPLICIT if row["group"] == TABLE else row["group"]
+        name = f"{number:06d}-{kind}"
         more: dict[str, Any] = {"sample": sample} if self.images > 1 else {}
         name += f"-{sample}" if self.images > 1 else ""
         # Published code cuts a long prompt and goes on.
@@ -122,7 +133,7 @@ class Prompts:
       asked: dict[str, str | None] = {t.head: t.label for t in targets}
       for head, column in self.asks.items() if judge else ():
         asked[head] = self._label(row, head, column, judge)
-      group = EXPLICIT
+      group = TABLE
       if self.group_column:
         value = self._cell(row, self.group_column)
         check_choice(

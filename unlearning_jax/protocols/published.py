@@ -24,7 +24,7 @@ _UDM = "github.com/OPTML-Group/Diffusion-MU-Attack"
 _ADV = "github.com/OPTML-Group/AdvUnlearn"
 _ESD = "github.com/rohitgandikota/erasing"
 _MACE = "github.com/Shilin-LU/MACE"
-_FID = "fid~stack={stack},count={n},reference_count={n},reference="
+_FID = ",count={rows},reference_count={rows},reference="
 _LEADERBOARD = ("pre_asr", "asr", "fid", "clip-score")
 
 
@@ -114,7 +114,7 @@ _COCO_30K = _table(
 )  # fmt: skip
 _SMALL_IMAGENET = _table(
   "data/small_imagenet_prompts.csv", _ESD, 100,
-  "2cfa58a54c33fd664dde17894ed3409b7e89e0ad8e8e16151b32fa255dffa72c",
+  "8b38c6bf7fed238dae6a8e4bf38b4cbfe96ad4158ec36b298d3bdb8d327439ed",
 )  # fmt: skip
 
 # --- MACE ---
@@ -134,7 +134,7 @@ _CIFAR = {
 _CELEBS = (
   _table(
     "prompts_csv/celebrity_100_concepts.csv", _MACE, 5_000,
-    "2a0aca0ec3a77a4cedbe35a68b63f163d06f90a952b7003d4664eab35d1419d5",
+    "de95283181017fdb64bad1a804318023100ea7d687fe2bc0ef67f13200ce474d",
   ),
   *(
     _table(
@@ -143,16 +143,16 @@ _CELEBS = (
     for count, sha in (
       (
         "10",
-        "d31740620686866bf830e8c2aa92ac4f44cbbd2ebab61746b1642234b85ac253",
+        "9a546b55d834af150dd61981c0506c5425ab3c090ff6ecb9b150f37c510198b8",
       ),
-      ("5", "44e495545cebcd5928846bbaca9f833bfee68d88d3f693fbae083bfa59c418e2"),
-      ("1", "0b10309a6d5006eb6c0189c0aea75e76dcd767e8c7361543384eec43c1dd750b"),
+      ("5", "b2307874a6649efad9406ff9a9a41bacef5278d700369d61d831965f55a07eff"),
+      ("1", "e9b8185d116d26304d24069b32bc177dfc0b3551f46ae7e49281bc3f00c9bdcf"),
     )
   ),
 )  # fmt: skip
 _ARTISTS = _table(
   "prompts_csv/art_100_concepts.csv", _MACE, 5_000,
-  "cc0792277c411d6637127d8163f5974422aed75c81dbf4d544b38057df19d6ad",
+  "1bee8c911d601eb24b918cca27119787033ea41a8d77bd711cdd90f36240a6c2",
 )  # fmt: skip
 
 # --- UnlearnCanvas ---
@@ -220,7 +220,7 @@ def _udm() -> tuple[dict[str, Any], ...]:
       "sampling": _LMS_100,
       "prompts": Prompts(),
       "tables": _COCO_10K,
-      "metrics": (_FID.format(stack="t2i", n=10_000), "clip-score"),
+      "metrics": ("fid~stack=t2i" + _FID, "clip-score"),
       "columns": ("fid", "clip-score"),
       "denominator": _ALL,
     },
@@ -324,7 +324,7 @@ def _others() -> tuple[dict[str, Any], ...]:
       "prompts": Prompts(),
       "tables": (_COCO_30K,),
       "metrics": (
-        _FID.format(stack="pytorch-fid", n=30_000),
+        "fid~stack=pytorch-fid" + _FID,
         "clip-score~scale=times-100",
       ),
       "columns": ("fid", "clip-score"),

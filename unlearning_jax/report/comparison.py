@@ -100,7 +100,7 @@ def shown_names(document: Mapping[str, Any]) -> list[str]:
   wanted = [
     f"{target['head']}/{target['class']}/{group}"
     for target in document["erased"]
-    for group in ("explicit", "synonyms", "paraphrases", "implied")
+    for group in ("explicit", "synonyms", "paraphrases", "implied", "table")
   ]
   return wanted + [f"{head}/all/others" for head in document["heads"]]
 

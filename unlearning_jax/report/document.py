@@ -130,6 +130,7 @@ def label(group: str) -> str:
     "paraphrases": "by a paraphrase",
     "implied": "by context alone",
     "others": "everything else",
+    "table": "by the table's prompts",
     ALL: "all prompts",
   }
   return words.get(group, group)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 # The columns of a line besides its numbers.
-TEXTS = ("model", "run")
+TEXTS = ("model", "run", "collapsed")
 
 
 def lines(
@@ -15,7 +15,8 @@ def lines(
 ) -> tuple[str, list[dict[str, Any]]]:
   """The protocol of finished runs, and a line for each of their models.
 
-  A line maps a column to the fields of its `Estimate`.
+  A line maps a column to the fields of its `Estimate`. `collapsed` says why a
+  model's numbers mean nothing; "" for a model that draws.
 
   Raises:
     ValueError: there is no run; one has not ended, has no protocol, or has
@@ -34,7 +35,9 @@ def lines(
     for model in document["models"]:
       own = [one for one in _numbers(document) if one["model"] == model]
       columns = {one["name"]: one for one in own if _is_of(one, named)}
-      found.append({"model": model, "run": str(path), **columns})
+      why = document.get("collapse", {}).get(model, {}).get("reasons", ())
+      texts = dict(zip(TEXTS, (model, str(path), "; ".join(why)), strict=True))
+      found.append({**texts, **columns})
   if not found:
     raise ValueError("leaderboard: give the folders of finished evaluations")
   first = next(iter(signed))

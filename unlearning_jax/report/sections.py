@@ -38,7 +38,13 @@ def verdict(document: Document) -> str:
   for model in document.models:
     if why := document.collapsed(model):
       sentences.append(f"{model} {why[0].lower()}{why[1:]} {NO_VERDICT}")
-  return " ".join(sentences) or "The erased concept was not measured."
+  # The prompts of a table need not name the concept, so nothing is said of it.
+  shown = any(
+    document.row(f"{one['head']}/{one['class']}/table")
+    for one in document.erased
+  )
+  missing = "" if shown else "The erased concept was not measured."
+  return " ".join(sentences) or missing
 
 
 def cards(document: Document) -> Html:
@@ -47,7 +53,7 @@ def cards(document: Document) -> Html:
   for erased in document.erased:
     rows = {
       label(group): document.row(f"{erased['head']}/{erased['class']}/{group}")
-      for group in ("explicit", "synonyms", "paraphrases", "implied")
+      for group in ("explicit", "synonyms", "paraphrases", "implied", "table")
     }
     rows[label("others")] = document.row(f"{erased['head']}/{ALL}/others")
     for i, model in enumerate(document.models[1:], 1):

@@ -18,6 +18,7 @@ def judge_errors(document: Document) -> Html:
       ),
     )
     for one in document.judge_errors
+    if one["false_positives"] or one["misses"]
   ]
   if not rows:
     return Html()
