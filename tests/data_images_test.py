@@ -162,14 +162,44 @@ def test_a_webdataset(tmp_path):
     ({"s/2.png": image, "s/2.json": b"[1"}, "not a readable WebDataset"),
     ({"s/2.png": image, "s/2.json": b"[1]"}, "no 'text'"),
     ({"s/0.jpg": image}, "the sample has another one"),
+    ({"s/1.JSON": b"{}"}, "the sample has another one"),
   ):
     pack(tmp_path / "0.tar", samples | change)
     with pytest.raises(ValueError, match=words):
       data.image_folder(tmp_path)
+  # img2dataset puts a page of facts beside each caption.
+  pack(tmp_path / "0.tar", samples | {"s/0.json": b'{"caption": null}'})
+  assert data.image_folder(tmp_path)[0].captions == ("a star",)
+  # Files that lie beside each other come first.
+  (tmp_path / "x.png").write_bytes(image)
+  assert len(data.image_folder(tmp_path)) == 2
+  (tmp_path / "x.txt").write_text("a kite")
+  assert [e.caption for e in data.image_folder(tmp_path)] == ["a kite"]
+  (tmp_path / "x.png").unlink()
+  (tmp_path / "x.txt").unlink()
   (tmp_path / "0.tar").write_bytes(b"no archive" * 100)
   with pytest.raises(ValueError, match="not a readable WebDataset"):
     data.image_folder(tmp_path)
   assert [p.name for p in tmp_path.iterdir()] == ["0.tar"]
+
+
+def test_members_that_would_fill_the_memory(tmp_path):
+  path = tmp_path / "0.tar"
+  pack(path, {"0.png": b"1234", "0.txt": b"x"})
+  raw = path.read_bytes()
+  with tarfile.open(path, "w") as archive:
+    member = tarfile.TarInfo("0.png")
+    member.size = 4
+    member.pax_headers = {"GNU.sparse.map": "0,4", "GNU.sparse.size": "4096"}
+    archive.addfile(member, io.BytesIO(b"1234"))
+  with pytest.raises(ValueError, match="0.png: is sparse, or larger"):
+    data.image_folder(path)
+  # A header that tells a size larger than the file.
+  header = tarfile.TarInfo("0.png")
+  header.size = len(raw) + 1
+  path.write_bytes(header.tobuf(tarfile.USTAR_FORMAT) + raw[512:])
+  with pytest.raises(ValueError, match="0.png: is sparse, or larger"):
+    data.image_folder(path)
 
 
 def test_folders_that_cannot_be_used(tmp_path):
@@ -237,6 +267,15 @@ def test_a_tfds_source(tmp_path, monkeypatch):
       data.prepared_dataset(*arguments)
   with pytest.raises(ValueError, match="'captoin'.*did you mean 'caption'"):
     data.prepared_dataset(folder, "train", caption="captoin")
+
+
+def test_several_captions_of_a_tfds_row():
+  texts = np.array([b"a star", "a moon\u00eb".encode()], object)
+  rows = [{"image": picture(4, 4), "caption": texts}]
+  (found,) = data.source_examples(rows)
+  assert found.captions == ("a star", "a moon\u00eb")
+  with pytest.raises(ValueError, match="row 0: no 'caption'.*3.*, no text"):
+    data.source_examples([rows[0] | {"caption": np.int64(3)}])
 
 
 class Pictures(tfds.core.GeneratorBasedBuilder):

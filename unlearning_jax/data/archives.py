@@ -3,6 +3,7 @@
   000001.jpg  000001.txt        the image, and its caption
   000002.png  000002.json       {"text": the caption, or a list of captions}
 
+Where a sample has both, as img2dataset writes them, the txt is its caption.
 Nothing is unpacked: images stay in memory as their encoded bytes.
 """
 
@@ -31,6 +32,8 @@ def read(path: pathlib.Path, caption: str) -> list[Example]:
   """
   images: dict[str, bytes] = {}
   texts: dict[str, tuple[str, ...]] = {}
+  rows: dict[str, tuple[str, bytes]] = {}
+  size = path.stat().st_size
   try:
     with tarfile.open(path, "r:") as archive:
       for member in archive:
@@ -39,12 +42,18 @@ def read(path: pathlib.Path, caption: str) -> list[Example]:
         key, end = f"{folder}/{key}", f".{end.lower()}"
         if not member.isfile() or end not in (*IMAGES, ".txt", ".json"):
           continue
-        kept = images if end in IMAGES else texts
+        kept = {".txt": texts, ".json": rows}.get(end, images)
         here = f"{path}, {member.name}"
         if key in kept:
           raise ValueError(f"{here}: the sample has another one")
-        if kept is texts and member.size > _LONGEST:
+        if kept is not images and member.size > _LONGEST:
           raise ValueError(f"{here}: is no caption: {member.size} bytes")
+        # A small archive of either kind could fill the memory.
+        if member.issparse() or member.size > size:
+          raise ValueError(
+            f"{here}: is sparse, or larger than the archive; pack the files as "
+            "they are"
+          )
         held = archive.extractfile(member)
         raw = held.read() if held else b""
         if kept is images:
@@ -52,7 +61,10 @@ def read(path: pathlib.Path, caption: str) -> list[Example]:
         elif end == ".txt":
           texts[key] = (raw.decode("utf-8-sig").strip(),)
         else:
-          texts[key] = captions_of(json.loads(raw), caption, here)
+          rows[key] = here, raw
+    for key, (here, raw) in rows.items():
+      if key not in texts:
+        texts[key] = captions_of(json.loads(raw), caption, here)
   except (tarfile.TarError, UnicodeDecodeError, json.JSONDecodeError) as error:
     raise ValueError(f"{path}: not a readable WebDataset: {error}") from error
   alone = sorted(images.keys() ^ texts.keys())

@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.data import archives as archives_
 from unlearning_jax.data.archives import IMAGES, captions_of
@@ -39,7 +41,7 @@ def image_folder(
     if (root / name).is_file():
       return image_table(root / name, caption=caption)
   archives = [root] if root.is_file() else sorted(root.glob("*.tar"))
-  if archives:
+  if archives and not any(map(_captions_of_file, root.glob("*"))):
     return [
       example
       for archive in archives
@@ -68,8 +70,7 @@ def _beside(root: pathlib.Path) -> list[Example]:
   """Images with a file of captions beside each."""
   files = sorted(root.glob("*")) if root.is_dir() else []
   images = [file for file in files if file.suffix.lower() in IMAGES]
-  texts = {file for file in files if file.suffix in _CAPTIONS}
-  if not images or not texts:
+  if not images or not any(file.suffix in _CAPTIONS for file in files):
     nested = [f.name for f in files if f.is_dir() and any(f.glob("*.txt"))]
     raise ValueError(
       f"{root}: there is no metadata.jsonl, metadata.csv or metadata.parquet "
@@ -78,11 +79,10 @@ def _beside(root: pathlib.Path) -> list[Example]:
     )
   found = []
   for image in images:
-    beside = [image.with_suffix(end) for end in _CAPTIONS]
-    own = [file for file in beside if file in texts]
+    own = _captions_of_file(image)
     if not own:
       raise ValueError(
-        f"{image}: has no {beside[0].name} beside it; an image without a "
+        f"{image}: has no {image.stem}.txt beside it; an image without a "
         "caption has an empty one"
       )
     if not image.resolve().is_relative_to(root.resolve()):
@@ -93,15 +93,32 @@ def _beside(root: pathlib.Path) -> list[Example]:
   return found
 
 
+def _captions_of_file(image: pathlib.Path) -> list[pathlib.Path]:
+  """The files of captions beside an image; [] for what is no image."""
+  if image.suffix.lower() not in IMAGES:
+    return []
+  beside = [image.with_suffix(end) for end in _CAPTIONS]
+  return [file for file in beside if file.is_file()]
+
+
 def source_examples(
   source: Sequence[Mapping[str, Any]],
   *,
   image: str = "image",
   caption: str = "caption",
 ) -> list[Example]:
-  """The rows of a `tfds` data source, or of anything with an index."""
-  rows = (source[i] for i in range(len(source)))
-  return [Example(row[image], _text(row[caption])) for row in rows]
+  """The rows of a `tfds` data source, or of anything with an index.
+
+  Raises:
+    ValueError: a row has no text and no texts in the feature `caption`.
+  """
+  found = []
+  for i in range(len(source)):
+    row = source[i]
+    plain = {**row, caption: _plain(row.get(caption))}
+    first, *others = captions_of(plain, caption, f"row {i}")
+    found.append(Example(row[image], first, tuple(others)))
+  return found
 
 
 def prepared_dataset(
@@ -204,5 +221,10 @@ def _examples(
   return [Example(p, first, tuple(rest)) for p, (first, *rest) in found.items()]
 
 
-def _text(value: str | bytes) -> str:
-  return value.decode() if isinstance(value, bytes) else str(value)
+def _plain(value: Any) -> Any:
+  """A feature's text or texts without numpy and bytes."""
+  if isinstance(value, np.ndarray):
+    value = value.tolist()
+  if isinstance(value, list | tuple):
+    return [_plain(one) for one in value]
+  return value.decode() if isinstance(value, bytes) else value
