@@ -81,8 +81,10 @@ def read_beside(path: str | os.PathLike) -> list[str]:
     inside = [key for key in _CONTAINERS if isinstance(tree.get(key), dict)]
     return [
       name
-      for name in map(str, tree)
-      if name not in inside[:1] and (inside or _TRAINING.fullmatch(name))
+      for name in tree
+      if isinstance(name, str)
+      and name not in inside[:1]
+      and (inside or _TRAINING.fullmatch(name))
     ]
 
   return _open(path, beside)
@@ -147,6 +149,8 @@ def _read_legacy(file: IO[bytes], use: Callable) -> Any:
   keys, _ = load(file)
   offsets: dict[str, int] = {}
   for key in keys:
+    if not isinstance(key, str):
+      raise ValueError(f"a storage is called by {describe(key)}")
     count = struct.unpack("<q", file.read(8))[0]
     if key not in sizes or key in offsets or count != sizes[key].size:
       raise ValueError(f"storage {key!r} is not the one that is referred to")
@@ -191,7 +195,7 @@ def _tensors(tree: Any) -> dict[str, Tensor]:
     )
   for key in _CONTAINERS:
     if isinstance(tree.get(key), dict):
-      beside = [name for name in tree if name != key]
+      beside = [k for k in tree if isinstance(k, str) and k != key]
       if beside:
         logging.info("of %s only %s is read", [key, *beside], key)
       tree = tree[key]

@@ -98,7 +98,7 @@ class _RebuildTensor:
     if not isinstance(storage, Storage) or len(shape) != len(strides):
       raise pickle.UnpicklingError("malformed tensor")
     if not all(type(n) is int and n >= 0 for n in numbers):
-      raise pickle.UnpicklingError(f"malformed tensor {shape} {strides}")
+      raise pickle.UnpicklingError("malformed shape of a tensor")
     shape, strides = tuple(shape), tuple(strides)
     return Tensor(storage, offset, shape, strides, storage.dtype)
 
@@ -161,11 +161,11 @@ class _Unpickler(pickle.Unpickler):
     """Reads a reference to a storage elsewhere in the file."""
     kind, storage_type, key, _, size = pid[:5]
     if kind != "storage" or not isinstance(storage_type, _StorageType):
-      raise pickle.UnpicklingError(f"unsupported reference {kind!r}")
+      raise pickle.UnpicklingError(f"unsupported reference, {describe(kind)}")
     if len(pid) == 6 and pid[5] is not None:
       raise pickle.UnpicklingError("views of storages are not supported")
     if not re.fullmatch(r"\w+", key) or type(size) is not int or size < 0:
-      raise pickle.UnpicklingError(f"malformed storage {key!r} of {size!r}")
+      raise pickle.UnpicklingError(f"storage {key!r} has a malformed size")
     storage = Storage(storage_type.dtype, key, size)
     if self.storages.setdefault(key, storage) != storage:
       raise pickle.UnpicklingError(f"storage {key!r} is described twice")
@@ -199,7 +199,11 @@ def load(file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
 
 
 def describe(value: object) -> str:
-  """What a value is, as messages call it."""
+  """What a value is, as messages call it.
+
+  They name the type alone: a small pickle can build tuples of tuples whose text
+  would fill the memory.
+  """
   kind = value if isinstance(value, type) else type(value)
   if issubclass(kind, Inert):
     return f"a {kind.__name__} object"
