@@ -39,8 +39,9 @@ _CORRUPT = (
   struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 _MAX_DEPTH = 8
-# A model has some thousands of tensors.
-_MAX_TENSORS = 1_000_000
+# A model has some thousands of tensors, with names of some hundred letters.
+_MAX_ENTRIES = 1_000_000
+_MAX_LETTERS = 1 << 26
 
 
 def read_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -204,24 +205,30 @@ def _tensors(tree: Any) -> dict[str, Tensor]:
     for key, value in tree.items()
     if not (isinstance(key, str) and _TRAINING.fullmatch(key))
   }
-  tensors = {}
-  for name, value in _leaves(tree, (), 0):
+  tensors, letters = {}, 0
+  for count, (name, value) in enumerate(_entries(tree, (), 0)):
+    letters += len(name)
+    # One dictionary can stand under many names of many others.
+    if count == _MAX_ENTRIES or letters > _MAX_LETTERS:
+      raise ValueError(
+        f"it holds more than {_MAX_ENTRIES} entries, or {_MAX_LETTERS} letters "
+        "in their names"
+      )
     if isinstance(value, Tensor):
       if name in tensors:
         raise ValueError(f"two tensors are called {name!r}")
-      if len(tensors) == _MAX_TENSORS:
-        raise ValueError(f"more than {_MAX_TENSORS} tensors")
       tensors[name] = value
-    elif not isinstance(value, str | bytes | int | float | None):
+    elif not isinstance(value, dict | str | bytes | int | float | None):
       raise ValueError(f"{name!r} is {describe(value)}, not a tensor")
   if not tensors:
     raise ValueError("it holds no tensors")
   return tensors
 
 
-def _leaves(
+def _entries(
   tree: dict, prefix: tuple[str, ...], depth: int
 ) -> Iterator[tuple[str, Any]]:
+  """What a dictionary and those in it hold, by joined names; they too."""
   if depth > _MAX_DEPTH:
     raise ValueError("dictionaries nested too deeply")
   for key, value in tree.items():
@@ -231,10 +238,9 @@ def _leaves(
         f"key {describe(key)} of {where} is not a name; save a state dict "
         "without it"
       )
+    yield ".".join((*prefix, key)), value
     if isinstance(value, dict):
-      yield from _leaves(value, (*prefix, key), depth + 1)
-    else:
-      yield ".".join((*prefix, key)), value
+      yield from _entries(value, (*prefix, key), depth + 1)
 
 
 def _load_storage(
