@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from PIL import Image
 
 import unlearning_jax as ul
 from tests.support import toys
@@ -89,6 +90,7 @@ def test_a_row_is_drawn_as_its_table_says(table, base, capsys):
     "1 row (case_number 9) without a prompt: left out",
     "1 row (case_number 4) with a guidance scale of 1 or less",
     "1 rows are longer than the text encoder reads",
+    "The base is shapes, and the protocol's is CompVis/stable-diffusion-v1-4",
   ):
     assert said.count(part) == 1
     assert sum(part in note for note in document["notes"]) == 1
@@ -300,6 +302,28 @@ def test_a_leaderboard_is_of_one_protocol(tmp_path, base):
   assert not any(name.startswith("seen") for name in numbers)
   with pytest.raises(ValueError, match="c ran .*steps=2.*do not compare"):
     ul.leaderboard([folders[0], folders[2]])
+  # One protocol, but other weights, photographs or pictures.
+  file = folders[1] / "provenance.json"
+  start = json.loads(file.read_text())
+  for changed, message in (
+    ({"base_fingerprint": "abc"}, "b has another base than .*a: abc and"),
+    ({"judge_hashes": {"warmth": "abc"}}, "another judge warmth"),
+    ({"inputs": {"metric fid": "abc"}}, "another metric fid"),
+  ):
+    run = start["runs"][0] | changed
+    file.write_text(json.dumps({"runs": [run]}))
+    first = json.loads((folders[0] / "provenance.json").read_text())
+    first["runs"][0]["inputs"]["metric fid"] = "def"
+    (folders[0] / "provenance.json").write_text(json.dumps(first))
+    with pytest.raises(ValueError, match=message):
+      ul.leaderboard(folders[:2])
+  file.write_text(json.dumps(start))
+  for image in (folders[1] / "images").iterdir():
+    with Image.open(image) as picture:
+      smaller = picture.resize((16, 16))
+    smaller.save(image)
+  with pytest.raises(ValueError, match="another image size .*: .16, 16. and"):
+    ul.leaderboard(folders[:2])
   with pytest.raises(ValueError, match="must be a list"):
     ul.leaderboard(folders[0])
   with pytest.raises(ValueError, match="is no finished run"):
