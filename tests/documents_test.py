@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from tests.support import scripts
 from unlearning_jax import shapes
+from unlearning_jax.convert import families
 
 ROOT = scripts.ROOT
 PAGES = [
@@ -79,6 +81,20 @@ def launched(commands):
       yield rest[0], rest[1:]
 
 
+# As a shell and a template could mistake it.
+AWKWARD = "my BASE's FILE.ckpt"
+
+
+def printed():
+  """The commands that messages print about files that people bring."""
+  kinds = [kind for _, kind in families._TABLE]
+  kinds.append(families.recognize({}, {"format": families.EDIT_FORMAT}))
+  for use in {kind.use for kind in kinds}:
+    said = families.filled(use, AWKWARD)
+    for command in re.findall(r"unlearning-jax [^;]+", said):
+      yield shlex.split(command)
+
+
 # What a script does before it runs: flags, the config, its keys. One process
 # for all commands, as the imports take longest.
 PARSE = """
@@ -109,6 +125,11 @@ def test_the_commands_of_the_pages_parse(tmp_path):
     asked = launched(shell(page, tmp_path / str(i)))
     found += [one for one in asked if "--list" not in one[1]]
   assert len(found) > 30
+  brought = list(launched(printed()))
+  assert {name for name, _ in brought} == {"convert", "export"}
+  for _, arguments in brought:
+    assert arguments[0].partition("=")[2] == AWKWARD, arguments
+  found += brought
   done = subprocess.run(
     [sys.executable, "-c", PARSE],
     input=json.dumps([*found, ("erase", ["--config=erase_uce:tiny", "--no"])]),

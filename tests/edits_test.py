@@ -243,9 +243,9 @@ def test_refuses_files_that_are_no_edit(tmp_path, tensors, without, message):
   "name, words",
   [
     ("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight",
-     r"a part of a UNet .*launch\.convert .*--format=edit .*config\.victim="),
+     r"a part of a UNet .* convert .*--format=edit .*config\.victim="),
     ("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight",
-     r"is a LoRA, .* of kohya .*launch\.convert .*--format=edit"),
+     r"is a LoRA, .* of kohya .* convert .*--format=edit"),
     ("emb_params", "is a learnt word .*new_word"),
   ],
 )  # fmt: skip

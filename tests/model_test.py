@@ -17,6 +17,8 @@ from unlearning_jax.convert import hub
 from unlearning_jax.guidance import Guidance
 
 __all__ = ["files"]
+# As diffusers calls the files in a component's folder.
+ENDINGS = {"safetensors": "safetensors", "pt": "bin"}
 OPTIONS = {"num_inference_steps": 2, "batch_size": 2}
 
 
@@ -103,8 +105,12 @@ def test_weights_over_a_base_are_a_model(ending, base, edit, folder, tmp_path):
   path = tmp_path / f"unet.{ending}"
   base.with_edit(edit).save(path, "unet")
   wanted = edits.apply_to_params(edit, base.params)
-  for over in (base, folder):
-    found = models.load(path, base=over)
+  component = tmp_path / "unet"
+  component.mkdir()
+  (component / "config.json").write_text('{"_class_name": "UNet2DCond"}')
+  shutil.copy(path, component / f"diffusion_pytorch_model.{ENDINGS[ending]}")
+  for source, over in ((path, base), (path, folder), (component, base)):
+    found = models.load(source, base=over)
     assert found.edit is None and found.sd.unet == base.sd.unet
     jax.tree.map(np.testing.assert_array_equal, found.params, wanted)
   with pytest.raises(ValueError, match="is a UNet .* a file has no tokenizer"):

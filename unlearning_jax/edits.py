@@ -340,10 +340,10 @@ def load_edit(path: str | pathlib.Path) -> Edit:
   if kind.name not in ("edit", "unknown"):
     way = kind.use
     if kind.read:
-      way = (
-        f"make it one: python -m launch.convert --input={path} --base=<its "
-        "base> --format=edit --erased=<what it erases> --output=<file>"
-        f".safetensors; or attack it as it is: --config.victim={path}"
+      way = families.filled(
+        f"make it one: {families.TO_EDIT}; or attack it as it is: "
+        "--config.victim=FILE",
+        path,
       )
     raise ValueError(
       f"{path}: is {kind.text}, and no edit of this package; {way}"

@@ -288,6 +288,11 @@ def _made(path: pathlib.Path) -> pathlib.Path | None:
     return path if known else None
   if not (path / "config.json").is_file() or (path / "unet").is_dir():
     return None
+  # A network of diffusers or transformers has a config.json too.
+  if {"_class_name", "architectures"} & set(
+    reader.read_json(path / "config.json")
+  ):
+    return None
   finished(path)
   files = [path / "edit.safetensors", path / "guidance.json"]
   files += sorted(path.glob("steps/*.safetensors"))

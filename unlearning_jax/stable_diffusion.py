@@ -88,9 +88,7 @@ def load(
     families.check(kind, os.fspath(path))
     raise ValueError(
       f"model={os.fspath(path)}: is {kind.text}, and a file has no tokenizer; "
-      "make a folder of it: "
-      f"python -m launch.convert --input={os.fspath(path)} --base=<folder or "
-      "hub id of its base> --output=<folder>, and name that"
+      f"make a folder of it: {families.filled(families.TO_FOLDER, path)}"
     )
   return from_files(convert.load(path), dtype=dtype, attention=attention)
 

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from unlearning_jax import convert
-from unlearning_jax.convert import ModelFiles
+from unlearning_jax.convert import ModelFiles, adapter_kinds
 
 PLACE = "down_blocks.0.attentions.0"
 LINEAR, CONV = f"{PLACE}.transformer_blocks.0.attn2.to_k", f"{PLACE}.conv"
@@ -121,6 +121,10 @@ def test_lengths_of_dora(over_rows, tmp_path):
   [
     ({k: v for k, v in LOHA.items() if k != "hada_w2_b"}, r"has \[.*\] only"),
     (LOHA | {"diff": _draw(OUT, IN)}, r"has \[.*\] only"),
+    ({"lokr_w1": NEAR}, rf"adapter.safetensors: '{LINEAR}.weight' has \["),
+    ({"lokr_w1": NEAR, "lokr_w2_a": THIN[0]}, r"has \[.*\] only"),
+    ({"diff_b": _draw(OUT), "alpha": np.float32([1])}, r"has \[.*\] only"),
+    ({"weight": _draw(OUT), "dora_scale": _draw(OUT)}, r"has \[.*\] only"),
     (LOHA | {"hada_w1_b": _draw(2, 7)}, "1 misshaped"),
     ({"lokr_w1": _draw(4, 3), "lokr_w2": _draw(40, 40)}, "1 misshaped"),
     # The product alone would be 40 GB.
@@ -133,6 +137,34 @@ def test_parts_that_do_not_fit(parts, said, tmp_path):
   module = _flat(LINEAR)
   with pytest.raises(ValueError, match=said):
     _merged({f"{module}.{k}": v for k, v in parts.items()}, tmp_path)
+
+
+def test_no_product_is_made_that_does_not_fit(monkeypatch):
+  weight = np.float32(_draw(OUT, IN))
+  monkeypatch.setattr(adapter_kinds, "_change", None)
+  for change in (
+    {"hada_w2_a": _draw(OUT + 1, 2)},
+    # As many numbers as the weight, and many more when they are multiplied.
+    {"hada_w1_a": _draw(OUT * IN, 2), "hada_w1_b": _draw(2, 1),
+     "hada_w2_a": _draw(1, 2), "hada_w2_b": _draw(2, OUT * IN)},
+  ):  # fmt: skip
+    assert adapter_kinds.merged(LOHA | change, 1.0, weight) is None
+
+
+def test_small_kernels_of_tucker(tmp_path):
+  down, up, mid = _draw(3, IN, 1, 1), _draw(OUT, 2, 1, 1), _draw(2, 3, 3, 3)
+  names = ("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha")
+  values = (down, up, mid, np.float32([3]))
+  module = _flat(CONV)
+  state = {f"{module}.{k}": v for k, v in zip(names, values, strict=True)}
+  found = _merged(state, tmp_path)[f"{CONV}.weight"]
+  change = np.zeros((OUT, IN, 3, 3))
+  for a in range(2):
+    for b in range(3):
+      outer = np.outer(up[:, a, 0, 0], down[b, :, 0, 0])
+      change += outer[:, :, None, None] * mid[a, b]
+  base = _base().states["unet"][f"{CONV}.weight"]
+  np.testing.assert_allclose(found, base + change, atol=1e-6)
 
 
 def test_comfyui_names(tmp_path):

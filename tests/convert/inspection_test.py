@@ -107,7 +107,7 @@ def test_an_edit_of_ours(tmp_path):
   save_file({"context_map": np.eye(3)}, path, header | {"concepts": concepts})
   found = ul.inspect(path, base="shapes")
   assert found.kind.name == "edit" and found.differences is None
-  assert "uce erased star" in str(found) and "launch.export" in str(found)
+  assert "uce erased star" in str(found) and "jax export" in str(found)
 
 
 def _edited(base, part, pick, low_rank=False):

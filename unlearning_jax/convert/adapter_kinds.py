@@ -16,23 +16,22 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# What a module may hold, by the part that makes it.
-_NEEDS: dict[str, tuple[set[str], set[str]]] = {
-  "down": ({"down", "up"}, {"mid"}),
-  "hada_w1_a": (
-    {f"hada_w{i}_{j}" for i in "12" for j in "ab"}, {"hada_t1", "hada_t2"},
-  ),
-  "lokr_w1": ({"lokr_w1"}, {"lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"}),
-  "lokr_w1_a": (
-    {"lokr_w1_a", "lokr_w1_b"},
-    {"lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"},
-  ),
-  "diff": ({"diff"}, set()),
-  "diff_b": ({"diff_b"}, set()),
-  "ia3": ({"ia3"}, {"on_input"}),
-  "ia3_l": ({"ia3_l"}, {"on_input"}),
-}  # fmt: skip
 _ANYWHERE = {"alpha", "dora_scale", "magnitude", "diff_b"}
+# The two factors of LoKr, each whole or a product; the second also has Tucker's
+# form.
+_KRON_1 = ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"})
+_KRON_2 = (({"lokr_w2"}, set()), ({"lokr_w2_a", "lokr_w2_b"}, {"lokr_t2"}))
+# A module has all of the first set of a row, and perhaps some of the second.
+_ROWS: tuple[tuple[set[str], set[str]], ...] = (
+  ({"down", "up"}, {"mid", *_ANYWHERE}),
+  ({f"hada_w{i}_{j}" for i in "12" for j in "ab"},
+   {"hada_t1", "hada_t2", *_ANYWHERE}),
+  *((one | two, may | _ANYWHERE) for one in _KRON_1 for two, may in _KRON_2),
+  ({"diff"}, _ANYWHERE),
+  ({"diff_b"}, set()),
+  ({"ia3"}, {"on_input", "alpha", "diff_b"}),
+  ({"ia3_l"}, {"on_input", "alpha", "diff_b"}),
+)  # fmt: skip
 
 Parts = Mapping[str, np.ndarray]
 
@@ -43,11 +42,8 @@ def check(parts: Parts, name: str):
   Raises:
     ValueError: naming what is missing or too much.
   """
-  for key, (needs, may) in _NEEDS.items():
-    if key in parts or (key == "down" and "up" in parts):
-      if needs <= set(parts) <= needs | may | _ANYWHERE:
-        return
-  raise ValueError(f"{name!r} has {sorted(parts)} only")
+  if not any(needs <= set(parts) <= needs | may for needs, may in _ROWS):
+    raise ValueError(f"{name!r} has {sorted(parts)} only")
 
 
 def rank(parts: Parts) -> int | None:
@@ -88,22 +84,25 @@ def _size(parts: Parts) -> int:
     sides = parts["up"].shape[0] * math.prod(parts["down"].shape[1:])
     return sides * math.prod(parts["mid"].shape[2:] if "mid" in parts else ())
   if "hada_w1_a" in parts:
-    return _size_of_product(parts, "hada_w1_a", "hada_w1_b", "hada_t1")
+    one, two = (_shape_of_product(parts, f"hada_w{i}") for i in "12")
+    # Unequal ones could still be multiplied, to more than either.
+    return math.prod(one) if one == two else -1
   whole = {
     key: parts[key].size for key in ("lokr_w1", "lokr_w2") if key in parts
   }
   for i in "12":
     if f"lokr_w{i}" not in whole:
-      names = (f"lokr_w{i}_a", f"lokr_w{i}_b", f"lokr_t{i}")
-      whole[f"lokr_w{i}"] = _size_of_product(parts, *names)
+      whole[f"lokr_w{i}"] = math.prod(_shape_of_product(parts, f"lokr_w{i}"))
   return math.prod(whole.values())
 
 
-def _size_of_product(parts: Parts, one: str, two: str, kernel: str) -> int:
-  if kernel not in parts:
-    return parts[one].shape[0] * parts[two].shape[1]
-  sides = parts[one].shape[1] * parts[two].shape[1]
-  return sides * math.prod(parts[kernel].shape[2:])
+def _shape_of_product(parts: Parts, name: str) -> tuple[int, ...]:
+  """The shape of a product whose factors are called `name`_a and `name`_b."""
+  one, two = parts[f"{name}_a"].shape, parts[f"{name}_b"].shape
+  kernel = parts.get(name.replace("_w", "_t"))
+  if kernel is None:
+    return one[0], two[1]
+  return one[1], two[1], *kernel.shape[2:]
 
 
 def merged_bias(parts: Parts, bias: np.ndarray) -> np.ndarray:
@@ -124,7 +123,9 @@ def _change(parts: Parts) -> np.ndarray:
     up = up.reshape(up.shape[:2])
     if "mid" in parts:
       down = down.reshape(down.shape[:2])
-      return np.einsum("oa,ab...,bi->oi...", up, parts["mid"], down)
+      return np.einsum(
+        "oa,ab...,bi->oi...", up, parts["mid"], down, optimize=True
+      )
     flat = up @ down.reshape(len(down), -1)
     return flat.reshape(len(up), *down.shape[1:])
   if "hada_w1_a" in parts:
@@ -150,7 +151,7 @@ def _product(
   """A B, or Tucker's form with a small kernel between A^T and B."""
   if kernel is None:
     return one @ two
-  return np.einsum("ab...,ao,bi->oi...", kernel, one, two)
+  return np.einsum("ab...,ao,bi->oi...", kernel, one, two, optimize=True)
 
 
 def _same_sides(parts: Parts, shape: tuple[int, ...]) -> bool:

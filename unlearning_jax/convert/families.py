@@ -9,6 +9,7 @@ import contextlib
 import os
 import pathlib
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -38,7 +39,8 @@ class Kind(NamedTuple):
   Attributes:
     name: a short word for the kind.
     text: the kind in words, with an article.
-    use: what to do with such a file; of a kind that is not read, what instead.
+    use: what to do with such a file; of a kind that is not read, what instead;
+      to be `filled`.
     read: whether it can be laid over a base, or is whole.
     tell: the tensor's name that shows it.
   """
@@ -50,14 +52,16 @@ class Kind(NamedTuple):
   tell: str = ""
 
 
-_OVER = (
-  "lay it over its base: unlearning-jax convert --input=FILE --base=BASE "
-  "--output=merged"
-)
-_AS_EDIT = (
-  f"{_OVER}; to attack it: --config.victim=FILE; to tune it too, as an edit: "
+# Commands as they are typed, see `filled`.
+TO_FOLDER = "unlearning-jax convert --input=FILE --base=BASE --output=folder"
+TO_EDIT = (
   "unlearning-jax convert --input=FILE --base=BASE --format=edit "
   "--erased=PHRASE --output=edit.safetensors"
+)
+OVER = f"lay it over its base: {TO_FOLDER}"
+_AS_EDIT = (
+  f"{OVER}; to attack it: --config.victim=FILE; to tune it too, as an edit: "
+  f"{TO_EDIT}"
 )
 _OTHER = "not supported; give the UNet, the text encoder or the whole model"
 
@@ -126,8 +130,7 @@ _TABLE = (
       "keys and values of Custom Diffusion, in diffusers' layout", _AS_EDIT),
   _of("single_file", r"^cond_stage_model\.",
       "a single file in the original layout",
-      "make a folder of it: unlearning-jax convert --input=FILE --base=BASE "
-      "--output=folder"),
+      f"make a folder of it: {TO_FOLDER}"),
   _of("unet", r"^(model\.)?(diffusion_model\.)?(input|middle|output)_blocks?\.",
       "a UNet in the original layout", _AS_EDIT),
   _of("unet",
@@ -136,7 +139,7 @@ _TABLE = (
       "a UNet in diffusers' layout", _AS_EDIT),
   _of("vae", r"^(first_stage_model\.|vae\.)?(encoder|decoder)\."
       r"(down|up|mid|conv_|norm_)",
-      "a VAE", _OVER),
+      "a VAE", OVER),
   _of("text_encoder",
       r"(^|\.)(text_model\.|encoder\.layers\.|transformer\.resblocks\.)",
       "a text encoder", _AS_EDIT),
@@ -167,8 +170,8 @@ def recognize(
   if metadata.get("format") == EDIT_FORMAT:
     return Kind(
       "edit", "an edit of this package",
-      "--edit takes it; launch.export --edit=FILE --model=BASE writes it for "
-      "other tools", False,
+      "--edit=FILE takes it; for other tools: unlearning-jax export "
+      "--edit=FILE --model=BASE --format=folder --output=folder", False,
     )  # fmt: skip
   state = {names.plain(key): value for key, value in state.items()}
   for pattern, kind in _TABLE:
@@ -183,6 +186,23 @@ def recognize(
     "unknown", "of no kind that is known here",
     f"its tensors are {', '.join(list(state)[:3])}; {_REMEDY}", False,
   )  # fmt: skip
+
+
+def filled(text: str, path: str | os.PathLike[str], base: str = "") -> str:
+  """Text with the commands of a file as a shell reads them.
+
+  Args:
+    text: has FILE, BASE and PHRASE where these belong.
+    base: the name of its base; "" where nobody knows it.
+  """
+  values = {
+    "FILE": os.fspath(path),
+    "BASE": base or "<its base>",
+    "PHRASE": "<what it erases>",
+  }
+  return re.sub(
+    r"\b(FILE|BASE|PHRASE)\b", lambda found: shlex.quote(values[found[0]]), text
+  )
 
 
 def _is_word(name: str, value: Any) -> bool:
@@ -270,7 +290,8 @@ def check(kind: Kind, source: str):
   if kind.name in (_XL, _SD3, _FLUX):
     raise ValueError(f"{source}: {kind.tell!r} is of {kind.text}; {kind.use}")
   tell = f" (it has {kind.tell!r})" if kind.tell else ""
-  raise ValueError(f"{source}: is {kind.text}{tell}; {kind.use}")
+  use = filled(kind.use, source)
+  raise ValueError(f"{source}: is {kind.text}{tell}; {use}")
 
 
 def of_file(path: str | os.PathLike[str]) -> Kind:

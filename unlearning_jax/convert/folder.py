@@ -172,18 +172,16 @@ def find_weights(
   Raises:
     ValueError: there is none.
   """
-  for choice in [variant] if variant else [None, "fp16"]:
-    for name in weight_names(choice):
-      if (folder / name).is_file():
-        return folder / name
-  trained = [
-    folder / f"{stem}.{kind}"
-    for stem in _TRAINED
-    for kind in ("safetensors", "bin")
+  # What was trained comes first: accelerate's state of the training lies beside
+  # it as model.safetensors.
+  names = [
+    f"{stem}.{kind}" for stem in _TRAINED for kind in ("safetensors", "bin")
   ]
-  for file in trained:
-    if file.is_file():
-      return file
+  for choice in [variant] if variant else [None, "fp16"]:
+    names += weight_names(choice)
+  for name in names:
+    if (folder / name).is_file():
+      return folder / name
   asked = f"of variant {variant!r} " if variant else ""
   present = sorted(p.name for p in folder.glob("*")) or "nothing"
   steps = sorted(folder.glob("checkpoint-*"), key=lambda p: (len(p.name), p))

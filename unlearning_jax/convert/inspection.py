@@ -122,10 +122,7 @@ class Inspection:
   @property
   def command(self) -> str:
     """What to do with it here."""
-    use = self.kind.use.replace("FILE", self.path)
-    return use.replace("BASE", self.base or "<its base>").replace(
-      "PHRASE", "<what it erases>"
-    )
+    return families.filled(self.kind.use, self.path, self.base)
 
   @property
   def looks_like(self) -> str:
@@ -185,13 +182,12 @@ def _of_folder(place: pathlib.Path) -> Inspection:
     state |= {f"{part}.{name}": header for name, header in own.items()}
   kind = Kind(
     "checkpoint", f"a training's checkpoint, with {' and '.join(inside)}",
-    "lay it over its base: unlearning-jax convert --input=FILE --base=BASE "
-    "--output=merged",
+    families.OVER,
   )  # fmt: skip
   notes: tuple[str, ...] = ()
   if whole:
     text = "a diffusers folder"
-    use = "draw, erase, attack: --config.model=FILE, or ul.load('FILE')"
+    use = "draw, erase, attack: --config.model=FILE, or ul.load in Python"
     kind = Kind("folder", text, use)
     scheduler = place / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
