@@ -82,8 +82,8 @@ def _check_alike(made_of: Mapping[str, Mapping[str, object]]):
       if value != was:
         raise ValueError(
           f"leaderboard: {path} has another {key} than {other}: {value} and "
-          f"{was}; their numbers do not compare. Evaluate both with the same, or "
-          "give each a table of its own"
+          f"{was}; their numbers do not compare. Evaluate both with the same, "
+          "or give each a table of its own"
         )
 
 
