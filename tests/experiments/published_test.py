@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -89,6 +89,7 @@ def test_a_row_is_drawn_as_its_table_says(table, base, capsys):
     "1 row (case_number 9) without a prompt: left out",
     "1 row (case_number 4) with a guidance scale of 1 or less",
     "1 rows are longer than the text encoder reads",
+    "The base is shapes, and the protocol's is CompVis/stable-diffusion-v1-4",
   ):
     assert said.count(part) == 1
     assert sum(part in note for note in document["notes"]) == 1
@@ -200,7 +201,8 @@ def test_wrong_photographs_are_refused_before_anything_is_drawn(
 ):
   path = tmp_path / "mine.csv"
   path.write_text(HEAD + "3,a red star,5,2,,\n")
-  given = {"prompts": str(path), "reference": str(tmp_path / "photografs")}
+  given: dict[str, Any] = {"prompts": str(path)}
+  given["reference"] = str(tmp_path / "photografs")
   with pytest.raises(ValueError, match="no metric of .* leave the flag out"):
     published.config(f"udm-nudity~{TOY}", **given)
   # Without weights there is still the column's reason; with them, an error.
@@ -269,41 +271,6 @@ def test_a_run_of_another_folder_goes_on_where_its_table_went(table, tmp_path):
   )
   with pytest.raises(ValueError, match="published.sha256"):
     common.workdir(str(tmp_path / "run"), other, evaluate.Settings)
-
-
-def test_a_leaderboard_is_of_one_protocol(tmp_path, base):
-  path = tmp_path / "mine.csv"
-  path.write_text(HEAD + "3,a red star,5,2,,\n")
-  given = published.config(
-    f"udm-nudity~{TOY},steps=1", prompts=str(path), model="shapes"
-  )
-  folders = [tmp_path / name for name in "abc"]
-  opened = functools.partial(
-    common.workdir, str(folders[0]), given, evaluate.Settings
-  )
-  evaluate.run(build(evaluate.Settings, given), opened, {"base": base})
-  for folder in folders[1:]:
-    shutil.copytree(folders[0], folder)
-  file = folders[1] / "summary.json"
-  noise = json.loads(file.read_text())
-  noise["collapse"] = {"base": {"reasons": ["all of its pictures are noise"]}}
-  file.write_text(json.dumps(noise))
-  file = folders[2] / "summary.json"
-  other = json.loads(file.read_text())
-  other["protocol"] = other["protocol"].replace("steps=1", "steps=2")
-  file.write_text(json.dumps(other))
-  table = ul.leaderboard(folders[:2])
-  assert table.columns == ("", "base (a)", "base (b) (collapsed)")
-  assert table.rows[1]["collapsed"] == "all of its pictures are noise"
-  numbers = {line[0] for line in table.lines}
-  assert {"pre_asr", "asr", "fid", "clip-score"} <= numbers
-  assert not any(name.startswith("seen") for name in numbers)
-  with pytest.raises(ValueError, match="c ran .*steps=2.*do not compare"):
-    ul.leaderboard([folders[0], folders[2]])
-  with pytest.raises(ValueError, match="must be a list"):
-    ul.leaderboard(folders[0])
-  with pytest.raises(ValueError, match="is no finished run"):
-    ul.leaderboard([tmp_path])
 
 
 def test_python_gives_the_rows_of_the_script(tmp_path, base):

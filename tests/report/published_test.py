@@ -129,6 +129,22 @@ def test_a_measured_row_stands_beside_its_own_protocol_alone():
     assert "Beside published" not in report.render_report(document(signed))
 
 
+def test_boxes_and_means_of_a_head_stand_beside_their_lines():
+  count = {"name": "mace-8 boxes", "value": 77.0, "low": None, "high": None}
+  count |= {"k": None, "n": 4703, "method": "none: a count", "model": "OURS"}
+  made = document(protocols.find("i2p-full").signed) | {"estimates": [count]}
+  page = report.render_report(made)
+  assert "77" in page and "n 4703" in page
+  assert "unless a source says otherwise" in page and "292" in page
+  made = document(protocols.find("unlearncanvas/Van_Gogh").signed)
+  made["erased"] = [{"head": "style", "class": "Van_Gogh"}]
+  page = report.render_report(made)
+  assert "Beside published numbers: unlearncanvas" in page
+  # ESD's lines of styles alone, and what they are.
+  assert "98.58" in page and "92.15" not in page
+  assert "means of all such concepts" in page
+
+
 def test_of_several_concepts_the_erased_one_is_shown():
   signed = protocols.find("udm-object/garbage_truck").signed
   found = published.beside(signed, ["garbage_truck"])

@@ -138,6 +138,11 @@ def notes(
   if settings.published is None:
     return []
   found = settings.published.notes()
+  if settings.model != protocols.BASE:
+    found.append(
+      f"The base is {settings.model}, and the protocol's is {protocols.BASE}. "
+      "If that is another base, published numbers do not compare with these."
+    )
   prompts = [row["prompt"] for row in rows]
   every = sd.tokenizer(prompts)["input_ids"] if prompts else []
   cut = sum(len(ids) > sd.context_shape[0] for ids in every)

@@ -45,7 +45,7 @@ _CHANGES += tuple(f.name for f in dataclasses.fields(Sampling))
 _PUBLISHED = ("prompts", "tables", "subjects", "subject", "columns")
 _PUBLISHED += ("denominator", "dtype")
 # The base of all of them, where the user names no other.
-_BASE = "CompVis/stable-diffusion-v1-4"
+BASE = "CompVis/stable-diffusion-v1-4"
 _HASHES = pathlib.Path(__file__).with_name("hashes.json")
 
 
@@ -133,7 +133,7 @@ class Protocol:
     if self.dtype:
       facts["dtype"] = self.dtype
     return facts | {
-      "model": _BASE,
+      "model": BASE,
       "judge": self.judge or None,
       "published": dataclasses.asdict(self.prompts),  # pyright: ignore
       "title": self.name,

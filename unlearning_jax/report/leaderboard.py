@@ -3,8 +3,10 @@
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from PIL import Image
 
 # The columns of a line besides its numbers.
 TEXTS = ("model", "run", "collapsed")
@@ -19,10 +21,10 @@ def lines(
   model's numbers mean nothing; "" for a model that draws.
 
   Raises:
-    ValueError: there is no run; one has not ended, has no protocol, or has
-      another one than the first.
+    ValueError: there is no run; one has not ended or has no protocol; or it has
+      another protocol, base, image size, judge or metric than the first.
   """
-  found, signed = [], {}
+  found, signed, made_of = [], {}, {}
   for folder in folders:
     path = pathlib.Path(folder)
     if not (path / "DONE").is_file() or not (path / "summary.json").is_file():
@@ -31,6 +33,7 @@ def lines(
     if not document.get("protocol"):
       raise ValueError(f"leaderboard: {path} ran no protocol")
     signed[str(path)] = document["protocol"]
+    made_of[str(path)] = _made_of(path, document)
     named = json.loads((path / "config.json").read_text()).get("columns", ())
     for model in document["models"]:
       own = [one for one in _numbers(document) if one["model"] == model]
@@ -47,7 +50,41 @@ def lines(
         f"leaderboard: {path} ran {protocol}, and {first} {signed[first]}: "
         "their numbers do not compare; give each protocol a table of its own"
       )
+  _check_alike(made_of)
   return signed[first], found
+
+
+def _made_of(
+  path: pathlib.Path, document: Mapping[str, Any]
+) -> dict[str, object]:
+  """What decides a run's numbers besides its protocol, where it is recorded."""
+  found: dict[str, object] = {}
+  if (path / "provenance.json").is_file():
+    runs = json.loads((path / "provenance.json").read_text())["runs"]
+    found["base"] = runs[0]["base_fingerprint"]
+    found |= {f"judge {k}": v for k, v in runs[0]["judge_hashes"].items()}
+    inputs = {k: v for run in reversed(runs) for k, v in run["inputs"].items()}
+    found |= {k: v for k, v in inputs.items() if k.startswith("metric ")}
+  shown = [one["images"] for one in document.get("pairs", ())]
+  images = [path / image for one in shown for image in one.values()]
+  if images and images[0].is_file():
+    with Image.open(images[0]) as image:
+      found["image size"] = image.size
+  return {key: value for key, value in found.items() if value}
+
+
+def _check_alike(made_of: Mapping[str, Mapping[str, object]]):
+  """Refuses runs of one protocol whose numbers do not compare all the same."""
+  known: dict[str, tuple[str, object]] = {}
+  for path, facts in made_of.items():
+    for key, value in facts.items():
+      other, was = known.setdefault(key, (path, value))
+      if value != was:
+        raise ValueError(
+          f"leaderboard: {path} has another {key} than {other}: {value} and "
+          f"{was}; their numbers do not compare. Evaluate both with the same, "
+          "or give each a table of its own"
+        )
 
 
 def _numbers(document: dict[str, Any]) -> list[dict[str, Any]]:

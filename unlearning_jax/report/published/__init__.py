@@ -56,8 +56,8 @@ def beside(signed: str, concepts: Sequence[str]) -> dict[str, list[Line]]:
 
   Args:
     signed: name and hash of the run's protocol, as its record holds them.
-    concepts: labels of what was erased. Where a protocol has lines of several
-      concepts, only those of these stay.
+    concepts: labels of what was erased, and their heads. Where a protocol has
+      lines of several concepts, only those of these stay.
 
   Returns:
     Nothing if the protocol was changed: its numbers do not compare.

@@ -9,6 +9,7 @@ from unlearning_jax.report.sections import plain
 
 # Column -> the number of a run that it shows, where their names differ.
 _NUMBERS = {"clip": "clip-score", "fid_30k": "fid", "clip_30k": "clip-score"}
+_NUMBERS["boxes"] = "mace-8 boxes"
 _MEASURED = "measured here"
 
 
@@ -17,8 +18,9 @@ def section(document: Document) -> Html:
 
   It is empty where no table has the protocol, or where it was changed.
   """
-  labels = [one["class"] for one in document.erased]
-  tables = published.beside(document.protocol, labels)
+  # A line is of one concept, or the mean of a head's, as of all styles.
+  concepts = [one[key] for one in document.erased for key in ("class", "head")]
+  tables = published.beside(document.protocol, concepts)
   return join(
     *(_table(document, name, lines) for name, lines in tables.items())
   )
@@ -50,9 +52,13 @@ def _table(document: Document, name: str, lines: list[published.Line]) -> Html:
     for line in lines
   )
   note = (
-    f"{document.protocol.partition(' ')[0]} made all of these numbers, as it "
-    "was published. Rates are in percent."
+    f"{document.protocol.partition(' ')[0]} made the published numbers, unless "
+    "a source says otherwise. FID, CLIP score, time and memory may be of other "
+    "pictures. Rates are in percent."
   )
+  heads = {one["head"] for one in document.erased}
+  if any(line["concept"] in heads for line in lines):
+    note += " Published numbers are means of all such concepts, erased alone."
   table = element(
     "table",
     element("thead", element("tr", *head)),
