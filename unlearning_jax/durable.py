@@ -15,7 +15,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-_PART = re.compile(r"\..+\.[0-9a-f]{8}")
+# No other program's hidden file is called so.
+_PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 _YOUNG_S = 60
 
 
@@ -27,7 +28,7 @@ class DamagedError(ValueError):
 def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
   """Yields a file to write; it replaces `path` only if no error is raised."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+  part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
   try:
     with open(part, "wb") as file:
       # Tells `sweep` that the writer lives.
