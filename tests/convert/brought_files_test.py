@@ -92,7 +92,7 @@ def test_a_text_encoder_that_is_saved_under_two_names(base, tmp_path):
     convert.load(path, base)
 
 
-def test_a_whole_clip_gives_its_text_encoder(base, tmp_path, caplog):
+def test_a_whole_clip_gives_its_text_encoder(base, tmp_path):
   # As Safe-CLIP is published.
   wanted = {
     name: value + 1 if name.endswith(FC1) else value
@@ -165,9 +165,7 @@ def test_a_vae_with_the_state_of_its_training(averaged, base, tmp_path):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("container", ["diffusers", "original"])
-def test_deltas_with_the_vectors_of_new_words(
-  container, base, unet, tmp_path, caplog
-):
+def test_deltas_with_the_vectors_of_new_words(container, base, unet, tmp_path):
   torch = pytest.importorskip("torch")
   moved = {k: v for k, v in unet.items() if "attn2.to_k" in k}
   word = torch.randn(128)
@@ -278,6 +276,21 @@ def test_kinds_that_are_refused_by_name(state, said, ending, base, tmp_path):
   for over in (base, None):
     with pytest.raises(ValueError, match=rf"brought\.{ending}: is {said}"):
       convert.load(path, over)
+
+
+@pytest.mark.torch
+def test_a_word_as_textual_inversion_saves_it(base, tmp_path):
+  torch = pytest.importorskip("torch")
+  vectors = torch.nn.ParameterDict({"*": torch.nn.Parameter(torch.ones(1, 9))})
+  path = tmp_path / "embeddings.pt"
+  words = {"string_to_token": {"*": torch.tensor(265)}}
+  torch.save(words | {"string_to_param": vectors}, path)
+  with pytest.raises(ValueError, match=r"gs\.pt: is a learnt word .*new_word"):
+    convert.load(path, base)
+  # A module among weights is still refused.
+  torch.save({"w": torch.ones(2), "string_to_param": vectors}, path)
+  with pytest.raises(ValueError, match="ParameterDict object, not a tensor"):
+    convert.load(path, base)
 
 
 def test_an_edit_of_ours_is_no_weights(base, tmp_path):

@@ -17,6 +17,7 @@ from absl import logging
 
 from unlearning_jax.convert.safetensors_files import Header
 from unlearning_jax.convert.unpickler import (
+  Inert,
   Storage,
   Tensor,
   describe,
@@ -205,6 +206,12 @@ def _tensors(tree: Any) -> dict[str, Tensor]:
     for key, value in tree.items()
     if not (isinstance(key, str) and _TRAINING.fullmatch(key))
   }
+  # Textual inversion saves a module beside the tokens of its words. It is not
+  # rebuilt; the tokens tell what the file is.
+  if "string_to_token" in tree and isinstance(
+    tree.get("string_to_param"), Inert
+  ):
+    del tree["string_to_param"]
   tensors, letters = {}, 0
   for count, (name, value) in enumerate(_entries(tree, (), 0)):
     letters += len(name)

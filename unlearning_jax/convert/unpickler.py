@@ -149,7 +149,8 @@ class _Unpickler(pickle.Unpickler):
     """Resolves a global from the table, else to a placeholder, else refuses."""
     if (module, name) in _GLOBALS:
       return _GLOBALS[module, name]
-    builtin = module == "builtins" and name in _INERT_BUILTINS
+    # Protocol 2, which torch writes, calls them as Python 2 did.
+    builtin = module in ("builtins", "__builtin__") and name in _INERT_BUILTINS
     if builtin or module.split(".")[0] in _INERT:
       return type(f"{module}.{name}", (Inert,), {"__slots__": ()})
     raise pickle.UnpicklingError(
