@@ -1,5 +1,6 @@
 """What a file is called, what it is of, and how it differs from a base."""
 
+import dataclasses
 import json
 import time
 import tracemalloc
@@ -108,6 +109,7 @@ def test_an_edit_of_ours(tmp_path):
   found = ul.inspect(path, base="shapes")
   assert found.kind.name == "edit" and found.differences is None
   assert "uce erased star" in str(found) and "jax export" in str(found)
+  assert "edit of this package is not compared with shapes" in str(found)
 
 
 def _edited(base, part, pick, low_rank=False):
@@ -176,6 +178,21 @@ def test_nothing_differs(base, tmp_path):
   convert.save_part(path, base, "unet")
   found = ul.inspect(path, base="shapes")
   assert found.differences == () and "nothing differs" in str(found)
+
+
+def test_a_model_of_another_architecture_differs(base, tmp_path):
+  states = {part: dict(old) for part, old in base.states.items()}
+  wide = {"conv_in.bias": _zeros(3), "more": _zeros(2)}
+  states["unet"] |= wide
+  del states["vae"]["decoder.conv_in.bias"]
+  changed = dataclasses.replace(base, states=states)
+  convert.save_folder(tmp_path / "other", changed)
+  found = ul.inspect(tmp_path / "other", base="shapes")
+  unlike = {one.part: set(one.unlike) for one in found.differences}
+  assert unlike == {"unet": set(wide), "vae": {"decoder.conv_in.bias"}}
+  assert not any(one.changed for one in found.differences)
+  assert "unet: 0 of " in str(found) and found.looks_like == ""
+  assert "; 1 more are missing, extra or of another shape, as de" in str(found)
 
 
 # Headers only.

@@ -52,6 +52,7 @@ class Difference:
     relative: |change| / |base| over the same.
     ranks: of the most changed matrices, the directions that hold 99 % of the
       change, and how many there could be.
+    unlike: names of tensors that only one of the two has, or in another shape.
   """
 
   part: str
@@ -61,6 +62,7 @@ class Difference:
   mean: float
   relative: float
   ranks: tuple[tuple[int, int], ...]
+  unlike: tuple[str, ...] = ()
 
   def __str__(self) -> str:
     """One line."""
@@ -74,6 +76,11 @@ class Difference:
       full = max(full for _, full in self.ranks)
       span = " to ".join(map(str, {found[0]: 0, found[-1]: 0}))
       text += f"; of rank {span}, where {full} is full"
+    if self.unlike:
+      text += (
+        f"; {len(self.unlike)} more are missing, extra or of another shape, as "
+        f"{', '.join(self.unlike[:3])}"
+      )
     return text
 
 
@@ -158,9 +165,14 @@ def inspect(
     kind = families.recognize(state, metadata)
     notes = (*_notes(state, metadata), *_beside(place))
     found = _described(place, kind, state, notes)
-  if base is None or not (found.kind.read or found.kind.name == "unknown"):
+  if base is None:
     return found
   known = os.fspath(base)
+  if not (found.kind.read or found.kind.name == "unknown"):
+    note = f"{found.kind.text} is not compared with {known}"
+    if found.kind.name == "edit":
+      note += "; export it as a folder, and inspect that"
+    return dataclasses.replace(found, base=known, notes=(*found.notes, note))
   folder: Any = base
   if known in extensions.worlds():
     folder = extensions.world(known).model_folder()
@@ -295,9 +307,13 @@ def _difference(
   """What differs in a component, a tensor at a time; None for nothing."""
   largest = total = squares = size = 0.0
   count, changed, weights = 0, [], {}
+  unlike = sorted(old.keys() ^ new.keys())
   for name, value in old.items():
     other = new.get(name)
-    if other is value or other is None or other.shape != value.shape:
+    if other is value or other is None:
+      continue
+    if other.shape != value.shape:
+      unlike.append(name)
       continue
     change = other - value
     if not change.any():
@@ -311,13 +327,13 @@ def _difference(
     squares += squares_here
     size += float(np.sum(np.square(value, dtype=np.float64)))
     count += value.size
-  if not changed:
+  if not (changed or unlike):
     return None
   most = sorted(weights, key=lambda name: -weights[name])[:_RANKED]
   return Difference(
-    part, tuple(changed), len(old), largest, total / count,
-    float(np.sqrt(squares / size)) if size else float("inf"),
-    tuple(_rank(new[name] - old[name]) for name in most),
+    part, tuple(changed), len(old), largest, total / max(count, 1),
+    float(np.sqrt(squares / size)) if size else float("inf" if squares else 0),
+    tuple(_rank(new[name] - old[name]) for name in most), tuple(unlike),
   )  # fmt: skip
 
 
@@ -331,6 +347,9 @@ def _rank(change: np.ndarray) -> tuple[int, int]:
 
 
 def _looks_like(found: Mapping[str, Difference]) -> str:
+  # A model of another architecture is none that a method made of the base.
+  if any(one.unlike for one in found.values()):
+    return ""
   if set(found) == {"text_encoder"}:
     return "AdvUnlearn: the text encoder alone is changed"
   if set(found) != {"unet"}:
