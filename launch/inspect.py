@@ -1,7 +1,7 @@
 """Says what a weights file or folder is, and what can be done with it.
 
-  unlearning-jax inspect brought.safetensors
-  unlearning-jax inspect brought.safetensors --base=shapes
+  python -m launch.inspect brought.safetensors
+  python -m launch.inspect brought.safetensors --base=shapes
 
 Without `--base` only headers are read, which takes a moment. With it the file
 is compared: which layers differ, by how much, and of what rank.

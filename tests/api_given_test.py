@@ -149,7 +149,7 @@ def test_a_change_of_one_nested_setting_leaves_the_others(model):
 def test_the_base_is_evaluated_once(model, monkeypatch):
   asked = []
 
-  def run(given, recorder, models):
+  def run(given, recorder, models, beside):
     asked.append([*models])
     raise KeyboardInterrupt
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from tests.support import tiny_pipelines
 from unlearning_jax import convert, sampling, sharding, stable_diffusion
@@ -325,9 +326,14 @@ def test_a_model_without_tokenizer(files):
 
 @pytest.mark.parametrize("name", ["sd.ckpt", "sd.safetensors"])
 def test_a_file_is_refused_unread_with_the_way_to_a_folder(name, tmp_path):
-  # No weights: whoever reads it says so instead.
-  (tmp_path / name).write_bytes(b"gigabytes")
-  with pytest.raises(ValueError, match=rf"launch\.convert --input=\S*{name} "):
+  name_of_unet = "model.diffusion_model.input_blocks.0.0.weight"
+  if name.endswith("ckpt"):
+    import torch
+
+    torch.save({name_of_unet: torch.zeros(3)}, tmp_path / name)
+  else:
+    safetensors.numpy.save_file({name_of_unet: np.zeros(3)}, tmp_path / name)
+  with pytest.raises(ValueError, match=rf"unlearning-jax convert --input=\S*{name} "):
     stable_diffusion.load(tmp_path / name)
 
 

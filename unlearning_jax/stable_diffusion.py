@@ -322,7 +322,7 @@ def sample_latents(
 
 def _warn_of_sampler(sd: StableDiffusion, sampler: str | None):
   """Warns where published images of a sampler were made by another setting."""
-  said = sd.files.configs.get("scheduler", {})
+  said = sd.files.configs.get("scheduler", {}) if sd.files else {}
   if sampler == "ddim" != sd.schedule.sampler and "clip_sample" not in said:
     warnings.warn(
       "sampler='ddim' draws with clip_sample=False; diffusers' DDIMScheduler."

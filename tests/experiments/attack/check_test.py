@@ -75,10 +75,10 @@ def test_rows_of_several_guidance_scales_are_one_batch(monkeypatch):
     )[0]
     for r in asked
   ]  # fmt: skip
-  calls, sample = [], stable_diffusion.sample
+  calls, sample = [], stable_diffusion.sample_checked
   monkeypatch.setattr(
     stable_diffusion,
-    "sample",
+    "sample_checked",
     lambda *a, **k: calls.append(k["guidance_scale"]) or sample(*a, **k),
   )
   found = {}
