@@ -117,6 +117,8 @@ def largest_error(ours, theirs):
   return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
+# Both settings are taken from the folder, as the other side takes them.
+@pytest.mark.filterwarnings("ignore:sampler='(ddim|lms)' draws with")
 @pytest.mark.parametrize(
   "name, sampler",
   [
