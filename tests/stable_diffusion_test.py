@@ -333,7 +333,8 @@ def test_a_file_is_refused_unread_with_the_way_to_a_folder(name, tmp_path):
     torch.save({name_of_unet: torch.zeros(3)}, tmp_path / name)
   else:
     safetensors.numpy.save_file({name_of_unet: np.zeros(3)}, tmp_path / name)
-  with pytest.raises(ValueError, match=rf"unlearning-jax convert --input=\S*{name} "):
+  way = rf"unlearning-jax convert --input=\S*{name} "
+  with pytest.raises(ValueError, match=way):
     stable_diffusion.load(tmp_path / name)
 
 
