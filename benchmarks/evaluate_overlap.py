@@ -86,7 +86,7 @@ def device(wait: float):
     finite = jax.numpy.ones(len(noise), bool)
     return Pending(pool.submit(draw, len(noise))), finite
 
-  stable_diffusion.sample_checked = sample
+  stable_diffusion.sample = sample
 
 
 def timed(settings: Settings, sleep: float) -> float:

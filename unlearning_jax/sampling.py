@@ -217,7 +217,7 @@ def start(
       [r.seed for r in padded], shape, sampling.noise_source,
       samples=[r.sample for r in padded],
     )  # fmt: skip
-    images, finite = stable_diffusion.sample_checked(
+    images, finite = stable_diffusion.sample(
       sd,
       params,
       context,

@@ -348,22 +348,12 @@ def sample(
   negative_context: Float[Array, "#b l d"] | None,
   noise: Float[Array, "b h w c"],
   **options: Any,
-) -> UInt8[Array, "b H W 3"]:
-  """`sample_latents`, decoded to uint8 images; same arguments."""
-  return sample_checked(
-    sd, params, context, negative_context, noise, **options
-  )[0]
-
-
-def sample_checked(
-  sd: StableDiffusion,
-  params: Params,
-  context: Float[Array, "b l d"],
-  negative_context: Float[Array, "#b l d"] | None,
-  noise: Float[Array, "b h w c"],
-  **options: Any,
 ) -> tuple[UInt8[Array, "b H W 3"], Bool[Array, "b"]]:
-  """`sample`, and whether each image was finite; uint8 hides NaN as black."""
+  """`sample_latents`, decoded to uint8 images; same arguments.
+
+  Returns:
+    The images, and whether each was finite: uint8 shows NaN as black.
+  """
   latents = sample_latents(
     sd, params, context, negative_context, noise, **options
   )

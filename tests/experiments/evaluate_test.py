@@ -196,7 +196,7 @@ def test_the_next_batch_is_drawn_while_one_is_judged(models, monkeypatch):
     judged.append(len(images))
     return {"warmth": np.zeros((len(images), 2))}
 
-  monkeypatch.setattr(stable_diffusion, "sample_checked", sample)
+  monkeypatch.setattr(stable_diffusion, "sample", sample)
   own = dataclasses.replace(toys.WARMTH, score=score)
   monkeypatch.setattr(toys, "WARMTH", own)
   given = settings(

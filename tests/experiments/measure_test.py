@@ -101,7 +101,6 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
   given = settings_of(folder, base)
   whole = measure.run(given, workdir(tmp_path / "whole", given))
   monkeypatch.setattr(measure, "_BATCH", 3)
-  monkeypatch.setattr(measure, "_EVERY", 6)
   append, drawn = Workdir.append_row, []
 
   def killed(self, row):

@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 
 import unlearning_jax as ul
+from tests.experiments.columns_test import judged
 from tests.support import toys
 from unlearning_jax import (
   convert,
@@ -165,14 +166,6 @@ def test_the_row_of_the_leaderboard(tmp_path, base):
   del models["base"]
   with pytest.raises(ValueError, match="its victim is none of GUIDED"):
     published.estimates(given, models, memory.rows(), {}, beside)
-
-
-def judged(group, label, score, **more):
-  scores = {"warmth": [score, 1 - score]}
-  return {
-    "group": group, "attributes": {"warmth": label}, "scores": scores,
-    "judged": {"warmth": "warm" if score > 0.75 else ""}, **more,
-  }  # fmt: skip
 
 
 def test_what_cannot_be_computed_is_blank_or_refused(tmp_path):

@@ -43,7 +43,7 @@ def start(monkeypatch, tmp_path):
   def compiles(*_, **__):
     raise AssertionError("something is drawn: too late for an error")
 
-  monkeypatch.setattr(stable_diffusion, "sample_checked", compiles)
+  monkeypatch.setattr(stable_diffusion, "sample", compiles)
   monkeypatch.setattr(stable_diffusion, "encode_images", compiles)
 
   def main(

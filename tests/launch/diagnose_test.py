@@ -60,7 +60,7 @@ def test_what_cannot_be(changes, words, start, monkeypatch, tmp_path):
   def compiles(*_, **__):
     raise AssertionError("something is drawn: too late for an error")
 
-  monkeypatch.setattr(stable_diffusion, "sample_checked", compiles)
+  monkeypatch.setattr(stable_diffusion, "sample", compiles)
   monkeypatch.setattr(stable_diffusion, "encode_images", compiles)
   with pytest.raises(ValueError, match=words):
     start(**changes)

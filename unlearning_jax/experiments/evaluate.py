@@ -231,14 +231,6 @@ def _keep(
   shown: Collection[str],
 ):
   """Counts what is drawn, and records each row after its image and count."""
-  pending: list[dict[str, Any]] = []
-
-  def record():
-    tallies.save()
-    for row in pending:
-      recorder.append_row(row)
-    pending.clear()
-
   with futures.ThreadPoolExecutor() as pool:
     for name, part, images in drawn:
       key = comparison.key(name)
@@ -246,12 +238,14 @@ def _keep(
       kept = [i for i, row in enumerate(part) if row["id"] in shown]
       files = [f"{part[i]['id']}-{key}" for i in kept]
       list(pool.map(recorder.save_image, files, images[kept]))
-      for row, seen_of in zip(part, collapse.pixels(images), strict=True):
-        own = {"id": f"{key}/{row['id']}", "model": name, "pixels": seen_of}
-        pending.append({**row, **own})
-      if tallies.is_due():
-        record()
-  record()
+      looks = zip(part, collapse.pixels(images), strict=True)
+      tallies.record(
+        [
+          {**row, "id": f"{key}/{row['id']}", "model": name, "pixels": look}
+          for row, look in looks
+        ]
+      )
+  tallies.record([], now=True)
   processes.wait_for_all("rows kept")
 
 

@@ -23,8 +23,6 @@ from unlearning_jax.record import Recorder
 from unlearning_jax.settings import Output
 
 _BATCH = 64
-# Pictures that are counted before the states are saved: FID's has 32 MB.
-_EVERY = 512
 _MODEL = "images"
 
 
@@ -172,7 +170,6 @@ def _count(settings: Settings, recorder: Recorder, tallies: Tallies):
   names = folders.files(settings.images)
   left = [name for name in names if name not in done]
   roots = [settings.images, *([settings.base] if settings.base else [])]
-  pending: list[dict[str, Any]] = []
   with recorder.progress("measure", len(names), done=len(done)) as bar:
     for part, read in folders.batches(roots, left, _BATCH):
       rows = [{"id": name, "model": _MODEL} for name in part]
@@ -181,11 +178,9 @@ def _count(settings: Settings, recorder: Recorder, tallies: Tallies):
       else:
         rows = [_row(row, said) for row in rows]
         _update(tallies, rows, *read)
-      pending += rows
-      if len(pending) >= _EVERY:
-        _record(recorder, tallies, pending)
+      tallies.record(rows)
       bar.update(len(part))
-    _record(recorder, tallies, pending)
+    tallies.record([], now=True)
 
 
 def _row(row: Mapping[str, Any], said: Mapping[str, str]) -> dict[str, Any]:
@@ -206,14 +201,6 @@ def _update(
   beside = zip(rows, base, strict=True)
   pairs = [{**row, "beside": image} for row, image in beside]
   tallies.update(images, pairs, save=False)
-
-
-def _record(recorder: Recorder, tallies: Tallies, rows: list[dict[str, Any]]):
-  """Saves what was counted, then records its rows, and empties them."""
-  tallies.save()
-  for row in rows:
-    recorder.append_row(row)
-  rows.clear()
 
 
 def text(found: Mapping[str, Any]) -> str:

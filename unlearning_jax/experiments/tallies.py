@@ -45,6 +45,7 @@ class Tallies:
     self._seeing = [n for n, one in self._metrics.items() if one.images]
     self._file = self._folder / f"{jax.process_index():05}.safetensors"
     self._states, self._own = self._read(self._file)
+    self._run, self._pending = run, list[Row]()
     # When the states were saved last, and how long that took.
     self._saved = self._saving = 0.0
     # After a change in their number, other processes' rows stay counted.
@@ -62,7 +63,7 @@ class Tallies:
 
     Args:
       rows: a row for each image, with `id` and `model`, not yet recorded.
-      save: False for a caller that calls `save` before it records the rows.
+      save: False for a caller whose rows go through `record`.
 
     Raises:
       ValueError: a metric refuses an image or a row.
@@ -121,12 +122,22 @@ class Tallies:
     loaded = {n: unpacked(held[n], arrays) for n in states if n in held}
     return states | loaded, json.loads(text["rows"])
 
-  def is_due(self) -> bool:
-    """Whether to save now: saving takes at most a twentieth of the time.
+  def record(self, rows: Sequence[Row], *, now: bool = False):
+    """Records rows whose images are counted, after the states are saved.
 
-    FID's state has 32 MB a model, and a batch can have four images.
+    Saving takes at most a twentieth of the time, since FID's state has 32 MB a
+    model and a batch can have four images. Until then the rows wait.
+
+    Args:
+      rows: as the record keeps them.
+      now: True at the end, when no row may wait.
     """
-    return time.monotonic() - self._saved >= 20 * self._saving
+    self._pending += rows
+    if now or time.monotonic() - self._saved >= 20 * self._saving:
+      self.save()
+      for row in self._pending:
+        self._run.append_row(row)
+      self._pending.clear()
 
   def save(self):
     """Saves the states, so that their rows may be recorded."""

@@ -75,10 +75,10 @@ def test_rows_of_several_guidance_scales_are_one_batch(monkeypatch):
     )[0]
     for r in asked
   ]  # fmt: skip
-  calls, sample = [], stable_diffusion.sample_checked
+  calls, sample = [], stable_diffusion.sample
   monkeypatch.setattr(
     stable_diffusion,
-    "sample_checked",
+    "sample",
     lambda *a, **k: calls.append(k["guidance_scale"]) or sample(*a, **k),
   )
   found = {}
