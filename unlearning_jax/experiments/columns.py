@@ -176,7 +176,13 @@ def _counts(name: str, seen: Seen) -> list[Estimate]:
   raw = [row["raw"] for row in seen.rows]
   counted = seen.judge.count(raw, seen.judge.thresholds)
   return [
-    Estimate(unit, float(k), n=len(raw), unit="count", method="none: a count")
+    Estimate(
+      unit,
+      float(k),
+      n=len(raw),
+      unit="count",
+      method=f"none: in {len(raw)} images",
+    )  # fmt: skip
     for unit, k in counted.items()
   ]
 

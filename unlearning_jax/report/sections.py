@@ -187,10 +187,11 @@ def estimates(document: Document) -> Html:
 def number(one: Mapping[str, Any] | None) -> Html:
   """A table's cell: a number with unit and interval, or the reason for none."""
   if one is None or one["value"] is None:
-    return element("td", "–", element("small", (one or {}).get("failed", "")))
+    why = element("small", (one or {}).get("failed", ""), class_="why")
+    return element("td", "– ", why)
   small = [] if one["k"] is None else [f"{one['k']} of {one['n']}"]
   if one["low"] is None:
-    small += [one.get("method", "")]
+    small += [one.get("method", "").removeprefix("none: ")]
   else:
     small += [f"{plain(one['low'])}–{plain(one['high'])}"]
   said = " ".join((plain(one["value"]), one.get("unit", ""))).strip()
