@@ -182,7 +182,7 @@ def _counts(name: str, seen: Seen) -> list[Estimate]:
       n=len(raw),
       unit="count",
       method=f"none: in {len(raw)} images",
-    )  # fmt: skip
+    )
     for unit, k in counted.items()
   ]
 

@@ -191,7 +191,7 @@ def number(one: Mapping[str, Any] | None) -> Html:
     return element("td", "– ", why)
   small = [] if one["k"] is None else [f"{one['k']} of {one['n']}"]
   if one["low"] is None:
-    small += [one.get("method", "").removeprefix("none: ")]
+    small += [one.get("method", "")]
   else:
     small += [f"{plain(one['low'])}–{plain(one['high'])}"]
   said = " ".join((plain(one["value"]), one.get("unit", ""))).strip()
