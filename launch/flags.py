@@ -150,6 +150,8 @@ def run(
       named = (a.partition("judges_dir=")[2] for a in sys.argv[1:])
       _judges_dir(next(filter(None, named), None))
       return print(*listed(), sep="\n")
+  # Before a config imports JAX, which reads its variables then.
+  _keep_programs()
   flags.DEFINE_bool("traceback", False, "Print where an error was raised.")
   named = flags.FLAGS.flag_values_dict()
   # A protocol, or a default, can replace a config.
@@ -183,7 +185,6 @@ def _started(
     _judges_dir(flags.FLAGS["judges_dir"].value)
   # JAX says there which kinds of devices the machine lacks.
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)
-  _keep_programs()
   try:
     if "distributed" in flags.FLAGS:
       return _together(main, argv, polled)
