@@ -28,7 +28,7 @@ RUN = [
 SCRIPTS = {
   path.stem
   for path in (ROOT / "launch").glob("*.py")
-  if path.stem not in ("__init__", "flags", "main")
+  if path.stem not in ("__init__", "errors", "flags", "main")
 }
 # Each writes down how it was called, and does nothing.
 STUB = """#!{python}
@@ -114,7 +114,7 @@ for name, arguments in json.load(sys.stdin):
   try:
     runpy.run_module(f"launch.{name}", run_name="__main__", alter_sys=True)
   except BaseException as error:
-    print(name, *arguments, "->", error)
+    print(name, *arguments, "->", *str(error).splitlines()[:1])
 """
 
 
