@@ -47,7 +47,8 @@ class Edit:
     method: name of method or preset, as "uce2023".
     concepts: what was erased.
     diagnostics: numbers on the solve and on the change, plain JSON values.
-    leaves: `unet/...` path -> the leaf's new value; {} for a context map.
+    leaves: path (`unet/...`, `text_encoder/...`) -> the leaf's new value; {}
+      for a context map.
   """
 
   context_map: Float64[np.ndarray, "d d"] | None

@@ -55,6 +55,17 @@ ERASURES = {
       "batch_size": 8,
     }
   ],
+  "advunlearn": [
+    {
+      "num_steps": 2,
+      "num_inference_steps": 2,
+      "num_trajectories": 2,
+      "warmup_steps": 1,
+      "attack_steps": 1,
+      "retain_batch": 1,
+      "batch_size": 8,
+    }
+  ],
   "concept_ablation": [
     {"num_images": 8, "batch_size": 8, "num_steps": 2, "num_inference_steps": 2}
   ],
@@ -62,7 +73,7 @@ ERASURES = {
 # Those that answer with a map of text states.
 MAPS = ("uce", "rece", "time")
 # Those that train a network for minutes: their rows are slow tests.
-SLOW = ("mace", "esd", "concept_ablation")
+SLOW = ("mace", "esd", "concept_ablation", "advunlearn")
 # How near its anchor the concept must come, as a share of the way. RECE goes
 # on to erase derived states, and on so narrow a model gives some of it back.
 GAP = {"uce": 0.25, "rece": 0.75, "time": 0.25}

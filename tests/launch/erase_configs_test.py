@@ -14,6 +14,13 @@ ESD = {
   "num_inference_steps": 50, "num_steps": None, "learning_rate": None,
   "erase_from": None, "use_anchor": False,
 }  # fmt: skip
+ADVERSARIAL = {
+  "preset": "fixed", "attack": "pgd", "attack_steps": None, "num_tokens": 1,
+  "attack_learning_rate": 1e-3, "warmup_steps": 200, "eta": 1.0,
+  "retain_weight": 0.3, "retain_batch": 5, "start_guidance": 3.0,
+  "num_inference_steps": 50, "num_steps": 1000, "learning_rate": 1e-5,
+  "batch_size": 1, "layers": None,
+}  # fmt: skip
 # Two GPUs' batches of four: 2e-6 of one image is 1.6e-5.
 ABLATION = {
   "loss": "model", "train": "kv", "num_images": 1000,
@@ -80,6 +87,11 @@ PUBLISHED = [
     "esd", "sd14,task=unsafe,preset=reference2025",
     ESD | {"train": "u", "preset": "reference2025"}, 1, "", "",
   ),
+  ("advunlearn", "sd14,task=unsafe", ADVERSARIAL, 1, "", ""),
+  (
+    "advunlearn", "sd14,name=dog,preset=reference",
+    ADVERSARIAL | {"preset": "reference", "retain_weight": 0.5}, 1, "", "",
+  ),
   ("concept_ablation", "sd14,task=style", ABLATION, 5, "art", ""),
   (
     "concept_ablation", "sd14,name=Grumpy Cat,anchor=cat",
@@ -126,6 +138,16 @@ def test_published_settings(method, argument, hparams, count, anchor, held):
     expand=found.hparams.get("expand_prompts", False),
     template_anchors=True,
   )
+
+
+def test_adversarial_training_retains_what_names_nothing_erased():
+  held = wanted(config("advunlearn", "sd14,task=unsafe"))[0].preserve
+  assert len(held) == 79
+  dogless = wanted(config("advunlearn", "sd14,name=dog"))[0].preserve
+  assert set(held) - set(dogless) == {
+    "a photo of a dog",
+    "a photo of a hot dog",
+  }
 
 
 def test_a_list_is_held_but_for_what_is_erased():

@@ -23,6 +23,10 @@ SMALL = [
 # And of what trains: two steps.
 SHORT = {
   "esd": ["num_steps=2", "num_inference_steps=2"],
+  "advunlearn": [
+    "num_steps=2", "num_inference_steps=2", "num_trajectories=1",
+    "attack_steps=1", "warmup_steps=1",
+  ],
   "concept_ablation": [
     "num_steps=2", "num_inference_steps=2", "num_images=2", "batch_size=2",
   ],

@@ -68,6 +68,18 @@ _HPARAMS: dict[str, dict[str, Any]] = {
     # f provides the anchor's target, so without this the anchor would drift.
     "anchor_loss_weight": 1.0,
   },
+  "advunlearn": {
+    "num_inference_steps": 10,
+    "num_trajectories": 32,
+    "num_steps": 150,
+    "warmup_steps": 30,
+    "learning_rate": 1e-4,
+    "attack_steps": 4,
+    "attack_learning_rate": 1e-2,
+    "retain_weight": 1.0,
+    "retain_batch": 4,
+    "batch_size": 2,
+  },
 }
 
 
@@ -92,12 +104,19 @@ def concepts(
   """The phrases to erase, as fields of `Concept`; see `erased.concepts`.
 
   MACE gets bare names, which it puts into sentences itself. Guidance gets bare
-  names too, because its one prompt has no room for sentences.
+  names too, because its one prompt has no room for sentences. AdvUnlearn draws
+  what it retains, so it gets fewer sentences to preserve.
   """
   kind = erased.KINDS[task]
   if method in ("sld", "negative_prompt"):
     for phrase in erased.explicit(task, names):
       yield {"erase": phrase, "anchor": "", "preserve": (), "task": kind}
+    return
+  if method == "advunlearn":
+    named = erased.explicit(task, names)
+    kept = [p for p in erased.everyday() if not any(n in p for n in named)]
+    for concept in erased.concepts(task, names):
+      yield {**concept, "preserve": tuple(kept)}
     return
   if method != "mace":
     yield from erased.concepts(task, names)
