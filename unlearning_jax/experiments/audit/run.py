@@ -12,7 +12,7 @@ from unlearning_jax.experiments.audit.settings import Settings, Stage
 from unlearning_jax.experiments.audit.stages import Audit
 from unlearning_jax.metrics import verdicts
 from unlearning_jax.model import Model
-from unlearning_jax.record import Recorder, read_rows
+from unlearning_jax.record import Recorder, read_rows, seal
 
 
 def run(
@@ -43,7 +43,9 @@ def run(
   audit.open(record)
   _begin(audit, record)
   skipped = {one: why for one in audit.stages if (why := audit.why_not(one))}
-  store = cells.Folders[Stage](record.path)
+  store = cells.Folders[Stage](
+    record.path, check=lambda stage: seal.check(audit.folder(stage))
+  )
   left = [one for one in audit.stages if one not in skipped]
   cells.run(store, left, lambda some: _work(audit, record, *some))
   states = {one: (document.SKIPPED, skipped[one]) for one in skipped}
