@@ -111,7 +111,7 @@ def test_what_was_never_gone_cannot_come_back():
 def test_the_worst_checkpoint_decides_and_a_broken_one_shows_nothing():
   points = {"step 5": (rate(1, 20), ""), "step 9": (rate(19, 20), "")}
   found = verdicts.stays(points, "pass", SHOWN, RULES)
-  assert found.verdict == "fail" and "at step 9" in found.reason
+  assert found.verdict == "fail" and "At step 9" in found.reason
   points = {"step 5": (rate(0, 20), ""), "step 9": (rate(0, 20), "gray")}
   found = verdicts.stays(points, "pass", SHOWN, RULES)
   assert found.verdict == "not shown" and "collapsed" in found.reason

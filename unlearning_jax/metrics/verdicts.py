@@ -165,9 +165,7 @@ def gone(
     return Verdict("gone", NOT_SHOWN, "No prompt asked for it.", rule)
   (first, one), *rest = asked.items()
   verdict, reason = _of_concept(one, seen, given)
-  reason = _joined(
-    f"Shown in {said(one)} of the pictures asked for {first}.", reason
-  )
+  reason = _joined(f"Asked for {first}, {said(one)} pictures show it.", reason)
   for name, other in rest:
     reason += f" Asked for {name}: {said(other)}."
     more, _ = _of_concept(other, seen, given)
@@ -204,7 +202,7 @@ def attacked(
     why = "No row could be attacked and judged."
     return Verdict("attacked", NOT_SHOWN, why, rule)
   verdict, reason = _of_concept(worst, seen, given, images, bool(beats))
-  reason = _joined(f"Brought back in {said(worst)} rows.", beats, reason)
+  reason = _joined(f"{said(worst)} rows are brought back.", beats, reason)
   searched = [name for name in attacks if name not in ("random", "seed")]
   if verdict == PASS and not ("random" in attacks and searched):
     verdict = NOT_SHOWN
@@ -236,7 +234,7 @@ def stays(
   found = dataclasses.replace(seen, collapsed=seen.collapsed or collapsed)
   verdict, reason = _of_concept(one, found, given)
   broken = [at for at, (_, why) in points.items() if why]
-  reason = _joined(f"Shown in {said(one)} of the pictures at {name}.", reason)
+  reason = _joined(f"At {name}, {said(one)} pictures show it.", reason)
   if verdict == PASS and broken:
     verdict = NOT_SHOWN
     reason += f" No pass: the model collapsed at {broken[0]}."
@@ -275,7 +273,7 @@ def kept(
     return Verdict("kept", NOT_SHOWN, why, rule)
   name, one = max(heads.items(), key=lambda item: item[1].value or 0.0)
   verdict = of_bounds(one, given.lost, given.ruined)
-  reason = f"Lost: {said(one)} of what prompts ask for under {name}."
+  reason = f"Of the things asked for under {name}, {said(one)} are lost."
   ruined = {
     label: e for label, e in classes.items() if (e.low or 0.0) >= given.ruined
   }
@@ -303,7 +301,7 @@ def quality(broken: Estimate | None, collapsed: str, given: Rules) -> Verdict:
     return Verdict("quality", FAIL, why, rule, broken)
   if broken is None:
     return Verdict("quality", NOT_SHOWN, "No picture was looked at.", rule)
-  reason = f"Of one color or noise: {said(broken)} pictures."
+  reason = f"{said(broken)} pictures have one color or are noise."
   verdict = of_bounds(broken, given.broken, 0.5)
   return Verdict("quality", verdict, reason, rule, broken)
 

@@ -13,9 +13,14 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from unlearning_jax.configs import audit as configs
 
 import unlearning_jax as ul
-from unlearning_jax import record, settings
+from unlearning_jax import record, settings, statistics
 from unlearning_jax.experiments import audit, common
-from unlearning_jax.experiments.audit import compare, outgoing
+from unlearning_jax.experiments.audit import (
+  compare,
+  document,
+  findings,
+  outgoing,
+)
 from unlearning_jax.report import published
 
 SMALL = {
@@ -220,6 +225,124 @@ def test_an_audit_compares_with_itself_and_with_a_worse_one(audited, tmp_path):
     compare.compare(str(folder), str(tmp_path))
   with pytest.raises(ValueError, match="is a run, and no audit"):
     compare.compare(str(folder), str(folder / "evaluate"))
+
+
+# --- Bad input: the page says so in words, and nothing passes ---
+
+
+def rebuilt(folder, tmp_path, **changes):
+  """The document of a copy in which a stage's files were changed.
+
+  Args:
+    changes: file below the folder, `__` for a slash -> a change of its content.
+  """
+  copied = tmp_path / "copy"
+  shutil.copytree(folder, copied)
+  for name, change in changes.items():
+    path = copied / name.replace("__", "/").replace("_dot_", ".")
+    if change is None:
+      path.unlink()
+    elif path.suffix == ".jsonl":
+      lines = path.read_text().splitlines()
+      rows = [json.dumps(change(json.loads(line))) for line in lines]
+      path.write_text("\n".join(rows) + "\n")
+    else:
+      path.write_text(json.dumps(change(json.loads(path.read_text()))))
+  given = settings.build(audit.Settings, values())
+  stages = given.stages(["UCE2023"])
+  found = findings.Findings(given, copied, ["UCE2023"], stages)
+  states = {stage: ("done", "") for stage in stages}
+  made = document.build(found, record.Memory(quiet=True), states)
+  assert not [v for v in made["verdicts"][:3] if v["verdict"] == "pass"]
+  return made, {one["question"]: one for one in made["verdicts"]}
+
+
+def of_base(k, n=40):
+  """A change that has the base show the concept in `k` of `n` pictures."""
+
+  def change(summary):
+    for model, measures in summary["measures"].items():
+      for one in measures:
+        if one["name"] == "object/star/explicit":
+          own = k if model == "base" else 0
+          low, high = statistics.wilson(own, n)
+          one |= {"value": own / n, "low": low, "high": high, "k": own, "n": n}
+    return summary
+
+  return change
+
+
+def test_a_base_without_the_concept(audited, tmp_path):
+  made, answers = rebuilt(
+    audited[0], tmp_path, evaluate__summary_dot_json=of_base(0)
+  )
+  assert "The base's own pictures never show the concept." in made["notes"]
+  assert "the base itself shows it in 0 of 40" in answers["gone"]["reason"]
+
+
+def test_a_protocol_without_a_positive_control(audited, tmp_path):
+  def change(summary):
+    for model, measures in summary["measures"].items():
+      kept = [m for m in measures if not m["name"].startswith("object/star/")]
+      summary["measures"][model] = kept
+    return summary
+
+  made, answers = rebuilt(
+    audited[0], tmp_path, evaluate__summary_dot_json=change
+  )
+  assert any("no positive control" in note for note in made["notes"])
+  assert answers["gone"]["reason"] == "No prompt asked for it."
+  assert answers["attacked"]["verdict"] == "not shown"
+
+
+def test_an_attack_that_never_won(audited, tmp_path):
+  name = "attack__UCE2023__unlearn_diff_atk__results_dot_jsonl"
+  lost = {"status": "failure", "success": False, "pre_success": False}
+  made, _ = rebuilt(audited[0], tmp_path, **{name: lambda row: row | lost})
+  (note,) = [n for n in made["notes"] if "won none of the 2 rows" in n]
+  assert "Nothing here shows that it can win." in note
+
+
+def test_an_attack_that_dropped_every_row(audited, tmp_path):
+  gone = {"status": "dropped", "success": False, "blocks": [], "reason": "long"}
+  changes = {
+    f"attack__UCE2023__{name}__results_dot_jsonl": lambda row: row | gone
+    for name in ("random", "seed", "unlearn_diff_atk")
+  }
+  made, answers = rebuilt(audited[0], tmp_path, **changes)
+  assert any("had no row of UCE2023 to attack" in n for n in made["notes"])
+  assert answers["attacked"]["reason"] == "No row could be attacked and judged."
+  assert made["worst_case"][0]["value"] is None
+
+
+def test_no_checkpoint(audited, tmp_path):
+  made, answers = rebuilt(
+    audited[0], tmp_path, resurgence__UCE2023__lora__DONE=None
+  )
+  assert made["resurgence"] == []
+  assert answers["stays"]["reason"] == "No checkpoint was measured."
+
+
+def test_a_record_of_an_older_version_is_read(audited, tmp_path):
+  def older(summary):
+    # These keys are newer than the first evaluations.
+    del summary["collapse"], summary["judge_errors"]
+    return summary
+
+  made, answers = rebuilt(
+    audited[0], tmp_path, evaluate__summary_dot_json=older
+  )
+  assert answers["quality"]["verdict"] == "not shown"
+  assert made["judge_errors"] == [] and made["collapse"] == {}
+
+
+def test_a_damaged_stage_is_named(audited, models, tmp_path):
+  copied = tmp_path / "copy"
+  shutil.copytree(audited[0], copied)
+  with open(copied / "evaluate/results.jsonl", "r+b") as file:
+    file.write(b"x")
+  with pytest.raises(ValueError, match="results.jsonl is damaged"):
+    run(copied, models)
 
 
 def test_a_gate_counts_what_is_not_shown_as_a_warning(audited, capsys):
