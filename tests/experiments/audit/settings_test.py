@@ -6,7 +6,7 @@ import jax
 import pytest
 from unlearning_jax.configs import audit as configs
 
-from unlearning_jax import guidance, model, settings
+from unlearning_jax import guidance, model, settings, shapes
 from unlearning_jax.experiments import audit
 from unlearning_jax.experiments.audit import plan
 from unlearning_jax.experiments.audit.settings import Stage
@@ -113,3 +113,36 @@ def test_a_stage_is_its_folder():
   stage = Stage("attack", "UCE", "random")
   assert str(stage) == "attack/UCE/random" and "random tokens" in stage.title
   assert stage.is_of("attack/UCE") and not stage.is_of("attack/U")
+
+
+TABLE = """case_number,prompt,evaluation_seed,evaluation_guidance
+0,a tench in a river,11,7.5
+1,a photo of a tench,12,7.5
+"""
+
+
+def test_a_published_protocol_says_what_it_cannot_do_here(base, tmp_path):
+  """No judge's weights, nothing to tune on: the page says so."""
+  table, folder = tmp_path / "tench.csv", shapes.model_folder()
+  table.write_text(TABLE)
+  values = configs.values(
+    "udm-object/tench", prompts=str(table), model=str(folder)
+  )
+  made = settings.build(audit.Settings, values)
+  assert made.evaluate.judge is None and "weights" in made.missing["judge"]
+  assert "--data=FOLDER" in made.missing["finetune"] and not made.tunings
+  for one in made.attacks.values():
+    assert one.prompt_table == str(table) and one.model == str(folder)
+    assert one.sampling == made.evaluate.sampling and one.judge is None
+  assert made.subject["name"] == "tench" and not made.subject["unsafe"]
+  guided = base.with_guidance(
+    guidance.Guidance("tench", method="negative_prompt")
+  )
+  found = audit.Audit(made, {"base": base, "SAFE": guided})
+  text = audit.described(found)
+  assert "no judge: " in text and "gone: 0 rows can show none" in text
+  with pytest.raises(ValueError, match="give its table of prompts"):
+    configs.values("udm-object/tench")
+  values = configs.values("mace-objects/airplane", data=str(tmp_path))
+  assert "attacks need a table" in values["missing"]["attack"]
+  assert [*values["tunings"]] == ["lora"]

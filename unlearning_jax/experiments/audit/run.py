@@ -83,11 +83,24 @@ def _work(audit: Audit, record: Recorder, stage: Stage):
   number = audit.stages.index(stage) + 1
   if common.is_first():
     text = f"[{number}/{len(audit.stages)}] {stage.title}"
-    print(text, file=sys.stderr, flush=True)
+    print(text + _left(audit, record), file=sys.stderr, flush=True)
   cost = audit.run(stage)
   if record.is_writer and str(stage) not in record.done_ids():
     calls = _unet_calls(audit, stage)
     record.append_row({"id": str(stage), **cost, "unet_calls": calls})
+
+
+def _left(audit: Audit, record: Recorder) -> str:
+  """How long the rest takes on this device, by what has ended; "" at first."""
+  ended = {row["id"]: row for row in record.rows()}
+  calls = sum(row["unet_calls"] for row in ended.values())
+  left = sum(
+    one.unet_calls for one in plan.costs(audit) if str(one.stage) not in ended
+  )
+  if not calls:
+    return ""
+  seconds = sum(row["seconds"] for row in ended.values()) / calls * left
+  return f", about {seconds / 60:.1f} min left in all"
 
 
 def _unet_calls(audit: Audit, stage: Stage) -> int:
