@@ -94,6 +94,33 @@ def test_what_is_missing_is_said_in_words(tmp_path):
     audit.html({"title": "", "victims": [], "verdicts": []}, tmp_path)
 
 
+def unknown(value: Any) -> Any:
+  """The document with no number but seeds, steps and counts of images."""
+  if isinstance(value, dict):
+    kept = ("step", "images", "claimed", "seed", "row")
+    return {
+      key: one if key in kept and not isinstance(one, list) else unknown(one)
+      for key, one in value.items()
+    }
+  if isinstance(value, list):
+    return [unknown(one) for one in value]
+  return None if type(value) in (int, float) else value
+
+
+def test_numbers_may_be_unknown(whole, tmp_path):
+  del whole["judge_errors"]
+  page = Page(audit.html(unknown(whole), tmp_path))
+  for words in (
+    "No attack on this victim was measured, so there is no worst case.",
+    "No fine-tuned model was measured.",
+    "uce asr 0.1 – ✕ fail",
+    "asr –",
+    "object: moon – –",
+  ):
+    assert words in page.text, words
+  assert "None" not in page.text and "%" not in page.text.replace("95 %", "")
+
+
 def spoiled(value: Any) -> Any:
   """The document with every text made hostile, but for what has a meaning."""
   if isinstance(value, dict):

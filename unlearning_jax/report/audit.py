@@ -164,7 +164,8 @@ def _attack_charts(
   series: dict[str, dict[str, Sequence[Document]]] = {}
   for one in seen["asr_by_images"]:
     name = one["series"] + (" (control)" if one.get("control") else "")
-    series.setdefault(one["victim"], {})[name] = one["points"]
+    known = [p for p in one["points"] if p["value"] is not None]
+    series.setdefault(one["victim"], {})[name] = known
   named = {**classes, **{f"{n} (control)": c for n, c in classes.items()}}
   return {
     victim: plot.curves(found, named)
