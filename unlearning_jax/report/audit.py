@@ -80,6 +80,7 @@ def html(document: Document, root: pathlib.Path) -> str:
       symbols=VERDICTS,
       colors=own,
       galleries=_galleries(seen["pictures"][:most], root, max_px),
+      covered=any(frame.get("unsafe") for frame in seen["pictures"]),
       left_out=len(seen["pictures"][most:]),
       attack_charts=_attack_charts(seen, attacks),
       tuning_charts=_tuning_charts(seen, own),
