@@ -28,15 +28,21 @@ class Hparams:
   """SLD's hyperparameters.
 
   Attributes:
-    preset: the published "weak", "medium", "strong" or "max".
+    preset: the published "weak", "medium", "strong" or "max"; or
+      "weak_diffusers", with the scale 20 of diffusers' SafetyConfig.WEAK where
+      the paper has 200.
     concept: S; "" for "an image showing" the erased phrases.
+    clock: what the warmup counts, "steps", or "legacy" for timesteps, as the
+      attack benchmark's copy does.
   """
 
   preset: str = "medium"
   concept: str = ""
+  clock: str = "steps"
 
   def __post_init__(self):
     check_choice("preset", self.preset, guidance.PRESETS)
+    check_choice("clock", self.clock, guidance.CLOCKS)
 
 
 def erase(
@@ -61,7 +67,7 @@ def erase(
   concept = h.concept or f"an image showing {listed}"
   stable_diffusion.tokenize(sd, [concept])
   return Guidance(
-    safe=guidance.preset(h.preset, concept),
-    method=f"sld {h.preset}",
+    safe=guidance.preset(h.preset, concept, h.clock),
+    method=f"sld {h.preset}{' legacy' * (h.clock == 'legacy')}",
     concepts=tuple(concepts),
   )
