@@ -86,6 +86,27 @@ def test_a_resume_may_change_what_no_row_depends_on(tmp_path):
     Workdir(tmp_path, config | {"lanes": 100})
 
 
+def test_of_long_values_only_what_differs_is_listed(tmp_path):
+  words = [f"word {i}" for i in range(500)]
+  config = {"concepts": [{"erase": "a", "preserve": words}], "listed": words}
+  Workdir(tmp_path, config).append_row({"id": 1})
+  other = {
+    "concepts": [{"erase": "b", "preserve": [*words[1:], "c"]}],
+    "listed": words[1:],
+  }
+  other["concepts"][0]["preserve"] = [*words[:9], "c", *words[10:]]
+  with pytest.raises(ValueError) as error:
+    Workdir(tmp_path, other)
+  lines = [line.strip() for line in str(error.value).splitlines()[1:]]
+  assert lines[:2] == [
+    "concepts[0].erase: 'a' -> 'b'",
+    "concepts[0].preserve[9]: 'word 9' -> 'c'",
+  ]
+  assert "listed: ['word 0'" in lines[2] and len(lines[2]) < 300
+  # A key that may change stays free, whichever of its entries differs.
+  Workdir(tmp_path, other, free=("concepts", "listed"))
+
+
 def test_rows_without_a_config_are_not_adopted(tmp_path):
   (tmp_path / "results.jsonl").write_text('{"id": 1}\n')
   with pytest.raises(ValueError, match="no config.json"):

@@ -349,7 +349,8 @@ def _may_stand(name: str, has_peers: bool) -> bool:
 
 def _is_free(key: str, free: Sequence[str]) -> bool:
   """Whether a dotted key, or a mapping that holds it, may change."""
-  return any(f"{key}.".startswith(f"{one}.") for one in free)
+  whole = key.partition("[")[0]
+  return any(f"{whole}.".startswith(f"{one}.") for one in free)
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -368,4 +369,16 @@ def _differences(old: object, new: object, key: str = "") -> list[str]:
       absent = "(absent)"
       found += _differences(old.get(k, absent), new.get(k, absent), name)
     return found
-  return [f"{key}: {old!r} -> {new!r}"]
+  if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+    # Of long lists only the entries that differ can be read.
+    return [
+      change
+      for i, (was, now) in enumerate(zip(old, new, strict=True))
+      for change in _differences(was, now, f"{key}[{i}]")
+    ]
+  return [f"{key}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: object, most: int = 100) -> str:
+  text = repr(value)
+  return text if len(text) <= most else f"{text[:most]}... ({len(text)} long)"

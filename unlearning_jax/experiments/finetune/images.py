@@ -132,7 +132,9 @@ def check_overlap(
     if match := pattern.search(same_phrase(caption)):
       raise ValueError(
         f"the caption {caption!r} says {match[1]!r}, which was erased; "
-        "leave such images out, or set allow_overlap"
+        "leave such images out (of a world's renders, with "
+        "--config.data.without=KIND/NAME, as object/star), or accept them with "
+        "--config.allow_overlap=True"
       )
 
 
