@@ -15,7 +15,7 @@ from jaxtyping import PRNGKeyArray
 
 from unlearning_jax import guidance, stable_diffusion
 from unlearning_jax.concepts import Concept, check_choice, check_concepts
-from unlearning_jax.erasures import NO_HOOKS, Hooks
+from unlearning_jax.erasures import NO_HOOKS, Hooks, check_predicts_noise
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
@@ -59,10 +59,13 @@ def erase(
   phrases, not their anchors or what they preserve.
 
   Raises:
-    ValueError: an unusable concept, or an S that is too long.
+    ValueError: an unusable concept, an S that is too long, or a model that does
+      not predict the noise.
   """
   del params, key, hooks
   check_concepts(concepts)
+  # Its threshold and its scale are of differences of noise.
+  check_predicts_noise(sd, "SLD")
   listed = ", ".join(concept.erase for concept in concepts)
   concept = h.concept or f"an image showing {listed}"
   stable_diffusion.tokenize(sd, [concept])

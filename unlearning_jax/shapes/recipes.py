@@ -87,12 +87,14 @@ _HPARAMS: dict[str, dict[str, Any]] = {
   },
   "spm": {
     "num_steps": 150,
-    "learning_rate": 3e-3,
+    "learning_rate": 1e-2,
+    "anchor_weight": 100.0,
     "num_inference_steps": 10,
     "batch_size": 4,
     "anchors": 2,
   },
   "fmn": {
+    "words": 0,
     "num_images": 32,
     "num_inference_steps": 15,
     "guidance_scale": 4.0,

@@ -19,8 +19,8 @@ Two versions exist, each a preset:
 The norm is one over a batch, so its gradient shrinks as a batch grows. The
 release has batches of one.
 
-The release can first learn four new words for the concept (textual inversion)
-and put them in place of its name. This module takes the name.
+The release first learns four new words for the concept (`words`), and puts them
+in place of its name. With `words=0` the name stays, which it can do too.
 
 Reference: https://arxiv.org/abs/2303.17591, and its release
 SHI-Labs/Forget-Me-Not.
@@ -42,6 +42,7 @@ from unlearning_jax.concepts import Concept, check_choice, check_concepts
 from unlearning_jax.data import Batches
 from unlearning_jax.edits import Edit, edit_between
 from unlearning_jax.erasures import NO_HOOKS, Hooks
+from unlearning_jax.erasures.fmn import words
 from unlearning_jax.finetune.drawn import spread
 from unlearning_jax.schedules import add_noise
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
@@ -62,6 +63,9 @@ class Hparams:
     train: "full" for the whole UNet, "cross" for its cross-attention.
     ends: whether the end of text loses attention too.
     images: False noises zeros, as the release can, and draws nothing.
+    words: new words that are learnt for each concept; 0 takes its name.
+    words_steps: training steps of the words.
+    words_rate: AdamW's learning rate of the words.
     template: the sentence that holds a concept, at "{}".
     num_images: the number of images, over all concepts.
     num_steps: training steps.
@@ -76,6 +80,9 @@ class Hparams:
   train: str = "full"
   ends: bool = True
   images: bool = True
+  words: int = 4
+  words_steps: int = 500
+  words_rate: float = 1e-3
   template: str = "a photo of {}"
   num_images: int = 20
   num_steps: int = 35
@@ -91,6 +98,13 @@ class Hparams:
       raise ValueError(
         f"template={self.template!r}: has no place for a concept; give "
         "'a photo of {}'"
+      )
+    if self.words < 0:
+      raise ValueError(f"words={self.words}; allowed: from 0, for the name")
+    if self.words and not self.images:
+      raise ValueError(
+        f"words={self.words} and images=False: words are learnt from images; "
+        "give words=0"
       )
     if not 1 <= (batch_size := self.batch_size) <= self.num_images:
       raise ValueError(
@@ -193,18 +207,35 @@ def _training(
   return functools.partial(_loss, sd, join, h.images), tx
 
 
-def _prompts(
+def _asked(
   sd: StableDiffusion, concepts: Sequence[Concept], h: Hparams
-) -> tuple[Int[np.ndarray, "n l"], Bool[np.ndarray, "n l"]]:
-  """Token ids of each concept's prompt, and P."""
+) -> tuple[Int[np.ndarray, "n l"], list[list[int]]]:
+  """Token ids of each concept's prompt, and of the concept alone."""
   phrases = [c.erase for c in spread(tuple(concepts), h.num_images)]
-  texts = [h.template.format(phrase) for phrase in phrases]
-  ids = stable_diffusion.tokenize(sd, texts)
-  words = [
-    row[1:-1] for row in sd.tokenizer(phrases, truncation=False)["input_ids"]
-  ]
-  ends = ENDS[h.preset] if h.ends else "none"
-  return ids, positions(ids, words, sd.tokenizer.eos_token_id, ends)
+  ids = stable_diffusion.tokenize(sd, [h.template.format(p) for p in phrases])
+  rows = sd.tokenizer(phrases, truncation=False)["input_ids"]
+  return ids, [row[1:-1] for row in rows]
+
+
+def _drawn(
+  sd: StableDiffusion,
+  params: Params,
+  context: Float[Array, "n l d"],
+  key: PRNGKeyArray,
+  h: Hparams,
+  collect: Callable[..., list[np.ndarray]],
+) -> dict[str, np.ndarray]:
+  """Images of the prompts, or zeros in their place."""
+  if not h.images:
+    pair = np.arange(h.num_images, dtype=np.int32) % len(context)
+    shape = (h.num_images, *sd.latent_shape)
+    return {"latents": np.zeros(shape, np.float32), "pair": pair}
+  empty = stable_diffusion.encode_prompts(sd, params, [""])
+  return finetune.draw_latents(
+    sd, params, context, empty, h.num_images, key, collect, "forget",
+    sampler="ddim", num_inference_steps=h.num_inference_steps,
+    guidance_scale=h.guidance_scale,
+  )  # fmt: skip
 
 
 def erase(
@@ -225,23 +256,20 @@ def erase(
     FloatingPointError: the training diverges.
   """
   check_concepts(concepts)
-  ids, marked = _prompts(sd, concepts, h)
-  context, empty = (
-    stable_diffusion.encode_text(sd, params, found)
-    for found in (ids, stable_diffusion.tokenize(sd, [""]))
-  )
-  keys = jax.random.split(key)
-  pair = np.arange(h.num_images, dtype=np.int32) % len(ids)
-  drawn = {
-    "latents": np.zeros((h.num_images, *sd.latent_shape), np.float32),
-    "pair": pair,
-  }
-  if h.images:
-    drawn = finetune.draw_latents(
-      sd, params, context, empty, h.num_images, keys[0], hooks.collect,
-      "forget", sampler="ddim", num_inference_steps=h.num_inference_steps,
-      guidance_scale=h.guidance_scale,
+  (ids, names), keys = _asked(sd, concepts, h), jax.random.split(key)
+  end, ends = sd.tokenizer.eos_token_id, ENDS[h.preset] if h.ends else "none"
+  marked = positions(ids, names, end, ends)
+  context = stable_diffusion.encode_text(sd, params, ids)
+  drawn = _drawn(sd, params, context, keys[0], h, hooks.collect)
+  if h.words:
+    ids, first = words.slotted(sd, h.template, names, h.words)
+    found = words.learn(
+      sd, params, names, (ids, first), drawn, keys[0], hooks.collect,
+      num_steps=h.words_steps, learning_rate=h.words_rate, count=h.words,
     )  # fmt: skip
+    context = words.contexts(sd, params["text_encoder"], found, ids, first)
+    slots = [row[first : first + h.words] for row in ids]
+    marked = positions(ids, slots, end, ends)
   part = finetune.partition({"unet": params["unet"]}, h.train)
   loss, tx = _training(sd, part.join, h)
   trained = hooks.trainer(
