@@ -82,7 +82,6 @@ _HPARAMS: dict[str, dict[str, Any]] = {
     "guidance_scale": 4.0,
     "batch_size": 16,
     "epochs": 35,
-    "forget_weight": 2.0,
     "learning_rate": 3e-5,
   },
   "spm": {
