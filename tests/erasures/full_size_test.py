@@ -11,6 +11,7 @@ from unlearning_jax import erasures, finetune, models, shapes, stable_diffusion
 from unlearning_jax.convert.sd1 import CONFIGS
 from unlearning_jax.erasures import erasediff, fmn, salun, spm
 
+pytestmark = pytest.mark.slow
 ROWS = 1
 STATES = (ROWS, 77, 768)
 LATENTS = np.zeros((ROWS, 64, 64, 4), np.float32)
