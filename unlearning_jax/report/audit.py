@@ -30,6 +30,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlearning_jax.report import charts, colors, plot, sections, trust
+from unlearning_jax.report.document import label
 from unlearning_jax.report.markup import Html, element, interval_bar
 from unlearning_jax.report.page import fill, subjects
 from unlearning_jax.report.pictures import open_image, picture
@@ -82,12 +83,14 @@ def html(document: Document, root: pathlib.Path) -> str:
       left_out=len(seen["pictures"][most:]),
       attack_charts=_attack_charts(seen, attacks),
       tuning_charts=_tuning_charts(seen, own),
+      sources=_sources(seen, root),
       collateral=_collateral(seen),
       judge_errors=trust.judge_errors(seen["judge_errors"]),
       provenance=sections.provenance(seen["provenance"]),
       rate=_rate,
       interval=_interval,
       bar=_bar,
+      called=_called,
       link=_link,
       plain=sections.plain,
       percent=sections.percent,
@@ -188,6 +191,16 @@ def _tuning_charts(seen: Document, own: Mapping[str, str]) -> list[Html]:
   ]
 
 
+def _sources(seen: Document, root: pathlib.Path) -> dict[str, str]:
+  """Stage -> the link of its rows; "" where it left none."""
+  found = {}
+  for one in seen["stages"]:
+    rows = f"{one['folder']}/results.jsonl"
+    there = one["folder"] and (root / rows).is_file()
+    found[one["name"]] = _link(rows) if there else ""
+  return found
+
+
 def _collateral(seen: Document) -> list[tuple[str, dict[str, Document]]]:
   """(class, victim -> its change), the largest fall first."""
   rows: dict[str, dict[str, Document]] = {}
@@ -229,7 +242,7 @@ def _rate(one: Document) -> str:
   if one.get("value") is None:
     return "–"
   if _is_share(one):
-    return sections.percent(one["value"])
+    return sections.percent(one["value"]).replace(" ", "\u00a0")
   return f"{sections.plain(one['value'])} {one.get('unit') or ''}".strip()
 
 
@@ -239,7 +252,7 @@ def _interval(one: Document) -> str:
   if one.get("low") is not None and one.get("high") is not None:
     low, high = one["low"], one["high"]
     parts.append(
-      f"{100 * low:.1f} to {100 * high:.1f} %"
+      f"{100 * low:.1f} to {100 * high:.1f}\u00a0%"
       if _is_share(one)
       else f"{sections.plain(low)} to {sections.plain(high)}"
     )
@@ -248,6 +261,12 @@ def _interval(one: Document) -> str:
   elif one.get("n") is not None:
     parts.append(f"n = {one['n']:g}")
   return ", ".join(parts)
+
+
+def _called(name: str) -> str:
+  """A number's name in words: `object/star/explicit` is "star by name"."""
+  *_, class_, group = ("", *name.split("/"))
+  return f"{class_} {label(group)}".strip() if class_ else name
 
 
 def _bar(one: Document) -> Html:
