@@ -80,6 +80,48 @@ _HPARAMS: dict[str, dict[str, Any]] = {
     "retain_batch": 4,
     "batch_size": 2,
   },
+  "salun": {
+    "num_images": 64,
+    "num_inference_steps": 15,
+    "guidance_scale": 4.0,
+    "batch_size": 16,
+    "num_steps": 140,
+    "learning_rate": 3e-5,
+  },
+  "erasediff": {
+    "num_images": 64,
+    "num_inference_steps": 15,
+    "guidance_scale": 4.0,
+    "batch_size": 16,
+    "epochs": 35,
+    "learning_rate": 3e-5,
+  },
+  "spm": {
+    "num_steps": 150,
+    "learning_rate": 1e-2,
+    "anchor_weight": 100.0,
+    "num_inference_steps": 10,
+    "batch_size": 4,
+    "anchors": 2,
+  },
+  "fmn": {
+    "words": 0,
+    "num_images": 32,
+    "num_inference_steps": 15,
+    "guidance_scale": 4.0,
+    "batch_size": 8,
+    "num_steps": 100,
+    "learning_rate": 3e-5,
+  },
+}
+
+
+# A sentence around a bare name, for FMN.
+_FMN = {
+  "object": "a picture of a {}",
+  "identity": "a portrait of {}",
+  "style": "a star by {}",
+  "unsafe": "a star with {}",
 }
 
 
@@ -95,6 +137,8 @@ def hparams(method: str, task: str, train: str = "") -> dict[str, Any]:
     return _esd(train or ("x" if task in ("style", "identity") else "u"), task)
   if method == "mace":
     return _mace(task)
+  if method == "fmn":
+    return _HPARAMS["fmn"] | {"template": _FMN[task]}
   return dict(_HPARAMS.get(method, {}))
 
 
@@ -103,12 +147,12 @@ def concepts(
 ) -> Iterator[dict[str, Any]]:
   """The phrases to erase, as fields of `Concept`; see `erased.concepts`.
 
-  MACE gets bare names, which it puts into sentences itself. Guidance gets bare
-  names too, because its one prompt has no room for sentences. AdvUnlearn draws
-  what it retains, so it gets fewer sentences to preserve.
+  MACE and FMN get bare names, which they put into sentences themselves.
+  Guidance gets bare names too: its one prompt has no room for sentences.
+  AdvUnlearn draws what it retains, so it gets fewer sentences to preserve.
   """
   kind = erased.KINDS[task]
-  if method in ("sld", "negative_prompt"):
+  if method in ("sld", "negative_prompt", "fmn"):
     for phrase in erased.explicit(task, names):
       yield {"erase": phrase, "anchor": "", "preserve": (), "task": kind}
     return
