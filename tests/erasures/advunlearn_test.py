@@ -178,7 +178,7 @@ def test_an_attack_and_a_step_are_the_releases(
   _, tx = training.prepared(sd, part.join, advunlearn.Hparams())
   update, _ = tx.update(slope, tx.init(trained), trained)
   for leaves, wanted in ((slope, own["gradient"]), (update, own["update"])):
-    tree = finetune.partition.join_leaves(leaves, {})["text_encoder"]
+    tree = part.join(leaves, {})["text_encoder"]
     state = convert.to_torch(jax.tree.map(np.asarray, tree))
     assert sorted(state) == golden["names"].tolist()
     flat = np.concatenate([state[k].ravel() for k in sorted(state)])
