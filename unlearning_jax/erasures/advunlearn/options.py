@@ -113,8 +113,12 @@ def trains(layers: int | None) -> Callable[[str], bool]:
 
   def wanted(path: str) -> bool:
     layer = re.match(rf"{TEXT}/encoder/layers_(\d+)/", path)
-    if layers is None:
-      return layer is not None or path.startswith(f"{TEXT}/final_layer_norm/")
-    return layer is not None and int(layer[1]) < layers
+    if layer is None:
+      return layers is None and path.startswith(f"{TEXT}/final_layer_norm/")
+    # A key's bias adds the same to all scores of a query. Its gradient is
+    # rounding alone, which Adam would turn into steps.
+    if path.endswith("k_proj/bias"):
+      return False
+    return layers is None or int(layer[1]) < layers
 
   return wanted
