@@ -57,9 +57,9 @@ def models():
   return {"base": base, "UCE2023": ul.erase(base, "star", "uce")}
 
 
-def run(folder, models, then=lambda: None):
+def run(folder, models, then=lambda: None, **changes):
   """Runs the audit; `then` is called once its record is open."""
-  own = values()
+  own = values() | changes
 
   def opened():
     found = common.workdir(str(folder), own, audit.Settings)
@@ -136,6 +136,21 @@ def test_the_evaluations_rows_are_drawn_once(audited):
   assert all(tuned[i] == row for i, row in drawn.items())
   (curve,) = second["resurgence"]
   assert [point["step"] for point in curve["points"]] == [0, 1, 2]
+
+
+def test_the_base_draws_targets_once_for_all_attacks(audited, models, tmp_path):
+  copied = tmp_path / "copy"
+  shutil.copytree(audited[0], copied)
+  shutil.rmtree(copied / STAGES[2])
+  shutil.rmtree(copied / STAGES[3])
+  places = [copied / name / "images/targets" for name in STAGES[1:3]]
+  names = sorted(path.name for path in places[0].iterdir())
+  assert len(names) == 2
+  # Another picture: it is taken, not drawn again.
+  shutil.copy(places[0] / names[0], places[0] / names[1])
+  run(copied, models, only=("attack/UCE2023/seed",))
+  taken = [(places[1] / name).read_bytes() for name in names]
+  assert taken[0] == taken[1]
 
 
 def test_the_document_says_what_the_page_needs(audited):
