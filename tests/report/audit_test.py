@@ -9,7 +9,7 @@ from tests.support import audit_documents
 from unlearning_jax.report import audit
 
 HEADINGS = [
-  "Verdicts", "Worst case, claims and published numbers",
+  "Verdicts", "Beside claims and published numbers",
   "Pictures from the same noise", "Attack success by number of images",
   "Does fine-tuning bring it back?", "What else changed", "Cost", "Stages",
 ]  # fmt: skip
@@ -40,7 +40,7 @@ def test_the_page_has_every_section(whole, tmp_path):
     "12.31 number-quality",
     "-0.575 to -0.375, n = 40",
     "Rule: The upper bound is at most 0.1.",
-    "75.0 %",
+    "75.0 % of the rows showed the concept under at least one attack",
     "The claim lies below the interval.",
     "its paper, table 2",
     "prompt: zfjq star",
@@ -74,7 +74,7 @@ def test_what_is_missing_is_said_in_words(tmp_path):
   page = Page(text)
   for words in (
     "There is no verdict on this victim.",
-    "No attack was measured, so there is no worst case.",
+    "No attack on this victim was measured, so there is no worst case.",
     "This audit kept no pictures.",
     "No fine-tuned model was measured.",
     "No other class was measured.",

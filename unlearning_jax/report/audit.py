@@ -31,7 +31,7 @@ from typing import Any
 
 from unlearning_jax.report import charts, colors, plot, sections, trust
 from unlearning_jax.report.markup import Html, element, interval_bar
-from unlearning_jax.report.page import fill
+from unlearning_jax.report.page import fill, subjects
 from unlearning_jax.report.pictures import open_image, picture
 
 Document = Mapping[str, Any]
@@ -117,17 +117,16 @@ def _complete(document: Document) -> dict[str, Any]:
 
 def _first(seen: Document) -> dict[str, str]:
   base, subject = seen["base"], seen["subject"]
-  mark = base.get("fingerprint", "")
-  name = f"“{subject['name']}” ({subject['task']})" if subject else ""
+  concepts = [f"“{subject['name']}” ({subject['task']})"] if subject else []
+  protocol, _, digest = seen["protocol"].partition(" ")
   return {
-    "Victim" if len(seen["victims"]) == 1 else "Victims": ", ".join(
-      seen["victims"]
+    **subjects(
+      seen["victims"], base.get("source", ""), base.get("fingerprint", ""),
+      concepts,
     ),
-    "Base": base.get("source", "") + (f" ({mark[:8]})" if mark else ""),
-    "Concept": name,
-    "Protocol": seen["protocol"],
+    "Protocol": f"{protocol} {digest[:12]}".strip(),
     "Preset": seen["preset"],
-  }
+  }  # fmt: skip
 
 
 # --- Pictures and charts ---

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlearning_jax.metrics.accuracy import Measure
-from unlearning_jax.report.markup import Html, element, join
+from unlearning_jax.report.markup import Html, element, join, table
 from unlearning_jax.report.sections import rate_cell
 
 
@@ -34,13 +34,8 @@ def judge_errors(found: Sequence[Mapping[str, Any]]) -> Html:
     "something else, so the judge misses at most so many."
   )
   head = ("", "seen unasked", "not seen")
-  table = element(
-    "table",
-    element("thead", element("tr", *(element("th", text) for text in head))),
-    element("tbody", *rows),
-  )
   return join(
     element("h2", "The judge's own errors"),
     element("p", note, class_="note"),
-    element("div", table, class_="wide plain"),
+    table("The judge's own errors", head, rows, "plain"),
   )
