@@ -23,6 +23,7 @@ from unlearning_jax.experiments.audit import (
 )
 from unlearning_jax.report import published
 
+pytestmark = pytest.mark.slow
 SMALL = {
   "batch_size": 8,
   "grid_rows": 1,
@@ -79,7 +80,7 @@ def untimed(summary):
 
 
 @pytest.fixture(scope="module")
-def audited(models, tmp_path_factory):
+def audited(models, tmp_path_factory, quick_compiler):
   """The folder, its first summary, where a stage failed, and its second."""
   folder = tmp_path_factory.mktemp("audit") / "run"
   odd = folder / STAGES[-2]
