@@ -17,7 +17,7 @@ from unlearning_jax.record.workdir import Workdir
 from unlearning_jax.report import comparison
 from unlearning_jax.statistics import wilson
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "br"}
 
 
 def rate(name, k, n):
