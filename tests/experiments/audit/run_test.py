@@ -11,9 +11,10 @@ import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from unlearning_jax.configs import audit as configs
+from unlearning_jax.configs import erase_uce
 
 import unlearning_jax as ul
-from unlearning_jax import record, settings, statistics
+from unlearning_jax import edits, record, settings, statistics
 from unlearning_jax.experiments import audit, common
 from unlearning_jax.experiments.audit import (
   compare,
@@ -125,6 +126,20 @@ def test_a_second_start_runs_what_is_left_and_a_third_nothing(audited, models):
   with pytest.raises(ValueError, match="preset: 'quick' -> 'standard'"):
     own = values() | {"preset": "standard"}
     common.workdir(str(folder), own, audit.Settings)
+
+
+def test_a_victim_is_erased_first(models, tmp_path, quick_compiler):
+  erasure = erase_uce.get_config("tiny,task=object,name=star")
+  own = configs.values("shapes-star", erase=erasure)["erase"]
+  found = run(
+    tmp_path, {"base": models["base"]}, erase=own, only=("erase", "evaluate")
+  )
+  assert found["victims"] == ["UCE"] and audit.failed(found) == 0
+  assert (tmp_path / "erase/edit.safetensors").is_file()
+  # The same edit as the one of `ul.erase`.
+  made = common.read_edit(tmp_path / "erase")
+  assert edits.edit_hash(made) == edits.edit_hash(models["UCE2023"].edit)
+  assert {one["victim"] for one in found["verdicts"]} == {"UCE"}
 
 
 def test_the_evaluations_rows_are_drawn_once(audited):

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import pytest
 from unlearning_jax.configs import audit as configs
+from unlearning_jax.configs import erase_uce
 
 from unlearning_jax import guidance, model, settings, shapes
 from unlearning_jax.experiments import audit
@@ -63,6 +64,10 @@ def test_changes_of_the_protocol_are_kept():
     ({"model": "my/sd14"}, "protocol shapes-star is of 'shapes'"),
     ({"rules": "audit-2"}, "did you mean 'audit-1'"),
     ({"lanes": -1}, "lanes=-1"),
+    (
+      {"erase": erase_uce.get_config("sd14")},
+      "erase.model='CompVis/stable-diffusion-v1-4': the evaluation's is",
+    ),
   ],
 )
 def test_what_cannot_be_used_is_named(changes, words):

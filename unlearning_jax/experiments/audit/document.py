@@ -166,7 +166,10 @@ def _stage(
     "state": state[0],
     "error": state[1],
     "folder": str(stage) if folder.is_dir() else "",
-    "command": f"{command} --only={stage}" if command else "",
+    # A notebook has no flags.
+    "command": f"{command} --only={stage}"
+    if "--workdir" in command
+    else command,
     "page": page if (record.path / page).is_file() else "",
     **{key: cost.get(key) for key in _COSTS},
   }
