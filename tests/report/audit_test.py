@@ -1,6 +1,7 @@
 """The page of an audit: what it shows, what it says is missing, escaping."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,11 @@ def test_the_page_has_every_section(whole, tmp_path):
     "collapsed: 9 pictures are noise",
   ):
     assert words in page.text, words
+  # Each chart leads to the stages behind it, and those to their commands.
+  links = [value for _, name, value in page.attributes if name == "href"]
+  targets = [value for _, name, value in page.attributes if name == "id"]
+  assert {"#evaluate", "#attack/rece/p4d"} <= {*links}
+  assert {one[1:] for one in links if one[0] == "#"} <= {*targets}
   # The largest fall stands first.
   assert page.text.index("object: moon") < page.text.index("object: ring")
 
@@ -66,7 +72,8 @@ def test_every_verdict_has_a_chip_and_its_rows(whole, tmp_path):
     class_ = f'class="chip {verdict.replace(" ", "-")}"'
     # In the table of all, and on the card. The claim has one more.
     assert text.count(class_) == 4 * count + (verdict == "fail"), verdict
-  assert text.count(f'href="{audit_documents.PATH}"') == 8
+  # Four verdicts of each victim have rows; the classes have some too.
+  assert text.count(f'href="{audit_documents.PATH}"') == 9
 
 
 def test_what_is_missing_is_said_in_words(tmp_path):
@@ -87,7 +94,7 @@ def test_what_is_missing_is_said_in_words(tmp_path):
     audit.html({"title": "", "victims": [], "verdicts": []}, tmp_path)
 
 
-def spoiled(value):
+def spoiled(value: Any) -> Any:
   """The document with every text made hostile, but for what has a meaning."""
   if isinstance(value, dict):
     kept = ("question", "verdict", "state", "path", "rows")

@@ -135,7 +135,8 @@ def test_links_of_an_audit_lead_somewhere(browser, pages):
   anchors = [h for h in hrefs if h.startswith("#")]
   assert len(anchors) > 5
   for href in anchors:
-    assert browser.run(f"document.querySelector('{href}') !== null"), href
+    at = f"document.getElementById(decodeURIComponent('{href[1:]}'))"
+    assert browser.run(f"{at} !== null"), href
   rows = [h for h in hrefs if h.endswith(".jsonl")]
   assert rows and all((pages["audit"].parent / h).is_file() for h in rows)
   browser.run("document.querySelector('a[href$=\".jsonl\"]').click()")

@@ -82,6 +82,7 @@ def html(document: Document, root: pathlib.Path) -> str:
       left_out=len(seen["pictures"][most:]),
       attack_charts=_attack_charts(seen, attacks),
       tuning_charts=_tuning_charts(seen, own),
+      sources=_sources(seen, root),
       collateral=_collateral(seen),
       judge_errors=trust.judge_errors(seen["judge_errors"]),
       provenance=sections.provenance(seen["provenance"]),
@@ -186,6 +187,16 @@ def _tuning_charts(seen: Document, own: Mapping[str, str]) -> list[Html]:
     charts.curves(title, found, own, low=0.0, high=1.0)
     for title, found in panels.items()
   ]
+
+
+def _sources(seen: Document, root: pathlib.Path) -> dict[str, str]:
+  """Stage -> the link of its rows; "" where it left none."""
+  found = {}
+  for one in seen["stages"]:
+    rows = f"{one['folder']}/results.jsonl"
+    there = one["folder"] and (root / rows).is_file()
+    found[one["name"]] = _link(rows) if there else ""
+  return found
 
 
 def _collateral(seen: Document) -> list[tuple[str, dict[str, Document]]]:
