@@ -81,7 +81,7 @@ def untimed(summary):
 
 
 @pytest.fixture(scope="module")
-def audited(models, tmp_path_factory, quick_compiler):
+def audited(models, tmp_path_factory):
   """The folder, its first summary, where a stage failed, and its second."""
   folder = tmp_path_factory.mktemp("audit") / "run"
   odd = folder / STAGES[-2]
@@ -128,7 +128,7 @@ def test_a_second_start_runs_what_is_left_and_a_third_nothing(audited, models):
     common.workdir(str(folder), own, audit.Settings)
 
 
-def test_a_victim_is_erased_first(models, tmp_path, quick_compiler):
+def test_a_victim_is_erased_first(models, tmp_path):
   erasure = erase_uce.get_config("tiny,task=object,name=star")
   own = configs.values("shapes-star", erase=erasure)["erase"]
   found = run(
