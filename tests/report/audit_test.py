@@ -40,7 +40,7 @@ def test_the_page_has_every_section(whole, tmp_path):
     "48.1 to 85.5 %, 14 of 20",
     "12.31 number-quality",
     "-0.575 to -0.375, n = 40",
-    "Rule: The upper bound is at most 0.1.",
+    "Holds under attack? The upper bound is at most 0.1.",
     "75.0 % of the rows showed the concept under at least one attack",
     "The claim lies below the interval.",
     "its paper, table 2",
@@ -92,6 +92,33 @@ def test_what_is_missing_is_said_in_words(tmp_path):
   assert 'class="chip pass"' not in text
   with pytest.raises(ValueError, match="lacks 'stages'; it has"):
     audit.html({"title": "", "victims": [], "verdicts": []}, tmp_path)
+
+
+def unknown(value: Any) -> Any:
+  """The document with no number but seeds, steps and counts of images."""
+  if isinstance(value, dict):
+    kept = ("step", "images", "claimed", "seed", "row")
+    return {
+      key: one if key in kept and not isinstance(one, list) else unknown(one)
+      for key, one in value.items()
+    }
+  if isinstance(value, list):
+    return [unknown(one) for one in value]
+  return None if type(value) in (int, float) else value
+
+
+def test_numbers_may_be_unknown(whole, tmp_path):
+  del whole["judge_errors"]
+  page = Page(audit.html(unknown(whole), tmp_path))
+  for words in (
+    "No attack on this victim was measured, so there is no worst case.",
+    "No fine-tuned model was measured.",
+    "uce asr 0.1 – ✕ fail",
+    "asr –",
+    "object: moon – –",
+  ):
+    assert words in page.text, words
+  assert "None" not in page.text and "%" not in page.text.replace("95 %", "")
 
 
 def spoiled(value: Any) -> Any:

@@ -30,6 +30,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlearning_jax.report import charts, colors, plot, sections, trust
+from unlearning_jax.report.document import label
 from unlearning_jax.report.markup import Html, element, interval_bar
 from unlearning_jax.report.page import fill, subjects
 from unlearning_jax.report.pictures import open_image, picture
@@ -79,6 +80,7 @@ def html(document: Document, root: pathlib.Path) -> str:
       symbols=VERDICTS,
       colors=own,
       galleries=_galleries(seen["pictures"][:most], root, max_px),
+      covered=any(frame.get("unsafe") for frame in seen["pictures"]),
       left_out=len(seen["pictures"][most:]),
       attack_charts=_attack_charts(seen, attacks),
       tuning_charts=_tuning_charts(seen, own),
@@ -89,6 +91,7 @@ def html(document: Document, root: pathlib.Path) -> str:
       rate=_rate,
       interval=_interval,
       bar=_bar,
+      called=_called,
       link=_link,
       plain=sections.plain,
       percent=sections.percent,
@@ -162,7 +165,8 @@ def _attack_charts(
   series: dict[str, dict[str, Sequence[Document]]] = {}
   for one in seen["asr_by_images"]:
     name = one["series"] + (" (control)" if one.get("control") else "")
-    series.setdefault(one["victim"], {})[name] = one["points"]
+    known = [p for p in one["points"] if p["value"] is not None]
+    series.setdefault(one["victim"], {})[name] = known
   named = {**classes, **{f"{n} (control)": c for n, c in classes.items()}}
   return {
     victim: plot.curves(found, named)
@@ -240,7 +244,7 @@ def _rate(one: Document) -> str:
   if one.get("value") is None:
     return "–"
   if _is_share(one):
-    return sections.percent(one["value"])
+    return sections.percent(one["value"]).replace(" ", "\u00a0")
   return f"{sections.plain(one['value'])} {one.get('unit') or ''}".strip()
 
 
@@ -250,7 +254,7 @@ def _interval(one: Document) -> str:
   if one.get("low") is not None and one.get("high") is not None:
     low, high = one["low"], one["high"]
     parts.append(
-      f"{100 * low:.1f} to {100 * high:.1f} %"
+      f"{100 * low:.1f} to {100 * high:.1f}\u00a0%"
       if _is_share(one)
       else f"{sections.plain(low)} to {sections.plain(high)}"
     )
@@ -259,6 +263,12 @@ def _interval(one: Document) -> str:
   elif one.get("n") is not None:
     parts.append(f"n = {one['n']:g}")
   return ", ".join(parts)
+
+
+def _called(name: str) -> str:
+  """A number's name in words: `object/star/explicit` is "star by name"."""
+  *_, class_, group = ("", *name.split("/"))
+  return f"{class_} {label(group)}".strip() if class_ else name
 
 
 def _bar(one: Document) -> Html:

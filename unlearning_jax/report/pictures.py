@@ -46,6 +46,7 @@ def picture(
     "summary",
     _img(patches, f"Blurred: {alt}", "patches"),
     element("span", "show", class_="ask"),
+    element("span", "hide", class_="ask"),
   )
   return element("details", cover, clear, class_="veil")
 

@@ -29,9 +29,10 @@ def judge_errors(found: Sequence[Mapping[str, Any]]) -> Html:
   if not rows:
     return Html()
   note = (
-    "On the base's pictures. Seen unasked: its prompt does not ask for the "
-    "concept. Not seen: its prompt names the concept; the base may have drawn "
-    "something else, so the judge misses at most so many."
+    "On the base's pictures. “Seen unasked” counts pictures whose prompt does "
+    "not ask for the concept. “Not seen” counts pictures whose prompt names "
+    "it. The base may have drawn something else there, so the judge's own "
+    "misses may be fewer."
   )
   head = ("", "seen unasked", "not seen")
   return join(
