@@ -9,7 +9,8 @@
 
 Full size has the published settings, 35 steps of one image.
 `preset=reference` takes attention from the padding too, as the release does on
-Stable Diffusion 1.
+Stable Diffusion 1. On the Shapes model `tiny` takes other concepts along; see
+docs/results/erase.md.
 """
 
 from unlearning_jax.configs import erasures

@@ -92,6 +92,12 @@ def test_the_page_says_what_was_measured(run):
   assert "luck is not ruled out" in Page(render(alone, run)).text
 
 
+def test_a_control_of_the_same_method_has_another_dash(run):
+  document = make_document(about={"method": "random"})
+  text = render(document, run)
+  assert 'class="s0 d1"' in text and 'class="s0 d2"' in text
+
+
 def test_the_summary_says_what_the_victim_s_file_held(run):
   config = attack_controls.get_config("tiny")
   config.grid_rows = 0

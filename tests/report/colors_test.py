@@ -74,7 +74,14 @@ def test_a_method_keeps_its_color():
   # By another spelling, and with a preset's year.
   found = colors.classes(["UCE2023"])
   assert found["UCE2023"] == page["uce"]
-  assert colors.classes(["mine"])["mine"] == page["mine"]
+
+
+def test_other_names_take_the_hues_that_are_left():
+  names = ["original", "uce", "rece", "misses", "neighbor", "collapsed"]
+  found = colors.classes(names)
+  assert [*found] == names
+  assert len({color.split()[0] for color in found.values()}) == 6
+  assert found["uce"] == colors.classes(["uce"])["uce"]
 
 
 def test_names_on_one_page_differ():

@@ -151,7 +151,8 @@ def _colors(document: Document) -> list[str]:
   """The color of each column: that of its method."""
   names = [document.get("about", {}).get("method", "attack")]
   if "control" in document:
-    names.append(document["control"]["name"])
+    # It may be of the attack's own method.
+    names.append(f"{document['control']['name']}-control")
   return [*colors.classes(names).values()]
 
 

@@ -204,17 +204,17 @@ def _sources(seen: Document, root: pathlib.Path) -> dict[str, str]:
 
 
 def _collateral(seen: Document) -> list[tuple[str, dict[str, Document]]]:
-  """(class, victim -> its change), the largest fall first."""
+  """(class, victim -> its change), the largest fall of all victims first."""
   rows: dict[str, dict[str, Document]] = {}
   for one in seen["collateral"]:
     name = f"{one['head']}: {one['label']}"
     rows.setdefault(name, {})[one["victim"]] = one
 
-  def worst(row: tuple[str, dict[str, Document]]) -> float:
-    changes = [one["change"] for one in row[1].values()]
-    return min((c for c in changes if c is not None), default=0.0)
+  def total(row: tuple[str, dict[str, Document]]) -> float:
+    changes = (one["change"] for one in row[1].values())
+    return sum(change for change in changes if change is not None)
 
-  return sorted(rows.items(), key=worst)
+  return sorted(rows.items(), key=total)
 
 
 # --- Texts ---
