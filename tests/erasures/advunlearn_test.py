@@ -97,6 +97,7 @@ def evaluated(taken, steps):
   return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", options.PRESETS)
 def test_with_a_bank_and_without_a_step_is_the_same(preset, model, one_line):
   steps = range(4)  # the first without an attack
@@ -316,6 +317,7 @@ def test_a_bank_is_kept_and_checked(model, one_line, tmp_path):
     trainings((sd, other), bank=str(file))
 
 
+@pytest.mark.slow
 def test_a_full_size_step_traces(model):
   """What the `sd14` config trains, as shapes alone."""
   h = erasures.bind("advunlearn", erase_advunlearn.get_config("sd14").hparams).h
