@@ -5,7 +5,7 @@ VENV ?= .venv
 # What `make demo` erases: task and class of the Shapes world.
 DEMO ?= task=object,name=star
 # The erasures of the demo draw nothing; the comparison does, for both at once.
-EDIT_ONLY := --config.per_group=0 --config.others=0
+EDIT_ONLY := --config.rows_per_group=0 --config.other_rows=0
 # More flags for pytest: make test PYTEST="-k workdir -x".
 PYTEST ?=
 # A file's tests share compiled programs: they stay in one process. The files go

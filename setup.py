@@ -27,6 +27,7 @@ CORE = [
   "tensorflow-datasets>=4.9.10,<5",
   "importlib_resources",  # tfds imports it undeclared
   "grain>=0.2.18",
+  "jinja2>=3.1",
   "pillow>=11",
   "tqdm>=4.66",
 ]
@@ -88,6 +89,7 @@ setup(
   package_data={
     "unlearning_jax": [
       "report/style.css",
+      "report/templates/*.html",
       "report/published/*.csv",
       "shapes/assets/**",
       "lists/*.txt",

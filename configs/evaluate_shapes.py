@@ -16,8 +16,9 @@ def get_config(argument: str = "tiny"):
   config = common.comparison(chosen["size"])
   config.title = "The Shapes model"
   config.other_rows = 1_000
-  if chosen["task"]:
-    world, task = extensions.world("shapes"), chosen["task"]
+  if chosen["task"] or chosen["name"]:
+    world = extensions.world("shapes")
+    task = chosen["task"] or world.task_of(chosen["name"].split("+")[0])
     names = world.classes(task, chosen["name"])
     config.targets = tuple({"task": task, "name": name} for name in names)
     config.rows_per_group = world.rows_per_group(names)

@@ -16,7 +16,6 @@ not preserved instead. It takes seconds.
 """
 
 from absl import flags as absl_flags
-from absl import logging
 
 from . import flags
 
@@ -25,9 +24,7 @@ absl_flags.DEFINE_string(
   "model", None, "The base: shapes, a folder or a hub id.", required=True
 )
 absl_flags.DEFINE_string("output", None, "The new folder.", required=True)
-absl_flags.DEFINE_string(
-  "statistics", None, "The folder of an earlier amendment or erasure."
-)
+absl_flags.DEFINE_string("statistics", None, "An earlier run's folder.")
 absl_flags.DEFINE_multi_string("add", [], "'concept' or 'concept -> anchor'.")
 absl_flags.DEFINE_multi_string("preserve", [], "A phrase to preserve.")
 absl_flags.DEFINE_multi_string("remove", [], "A concept to give back.")
@@ -45,13 +42,18 @@ def main(_):
   from unlearning_jax.experiments import amend
 
   edit = amend.run(flags.built(amend.Settings))
-  logging.info(
-    "%d concepts erased, relative change %.3g: %s",
-    len(edit.concepts),
-    edit.diagnostics["relative_change"],
-    _FLAGS.output,
+  print(
+    f"{len(edit.concepts)} concepts erased, relative change "
+    f"{edit.diagnostics['relative_change']:.3g}: {_FLAGS.output}"
   )
 
 
+def listed() -> list[str]:
+  """The presets."""
+  from unlearning_jax.erasures import uce
+
+  return list(uce.PRESETS)
+
+
 if __name__ == "__main__":
-  flags.run(main)
+  flags.run(main, listed)

@@ -34,15 +34,11 @@ absl_flags.DEFINE_string("base", None, "A part's base: shapes, folder, hub id.")
 absl_flags.DEFINE_string(
   "format", "folder", "<folder|single_file|unet|text_encoder|delta|edit>."
 )
-absl_flags.DEFINE_multi_string(
-  "erased", [], "For an edit: an erased phrase; may be repeated."
-)
+absl_flags.DEFINE_multi_string("erased", [], "For an edit: a phrase.")
 absl_flags.DEFINE_string("task", "object", "For an edit: object, art, unsafe.")
 absl_flags.DEFINE_string("dtype", "float32", "Or float16, bfloat16.")
 absl_flags.DEFINE_string("variant", None, "The weights to read, as fp16.")
-absl_flags.DEFINE_bool(
-  "ema", None, "A file's averaged weights; --noema: trained."
-)
+absl_flags.DEFINE_bool("ema", None, "Averaged weights; --noema: trained.")
 absl_flags.DEFINE_bool("overwrite", False, "Replace the output.")
 
 
@@ -53,5 +49,12 @@ def main(_):
   convert.run(flags.built(convert.Settings))
 
 
+def listed() -> list[str]:
+  """The formats."""
+  from unlearning_jax.experiments import convert
+
+  return list(convert.FORMATS)
+
+
 if __name__ == "__main__":
-  flags.run(main)
+  flags.run(main, listed)

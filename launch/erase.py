@@ -30,8 +30,6 @@ _TENSORBOARD = absl_flags.DEFINE_bool(
 
 def main(_):
   """Builds the settings, erases, prints the table."""
-  import jax
-
   from unlearning_jax.experiments import common, erase
   from unlearning_jax.report import comparison
 
@@ -43,9 +41,11 @@ def main(_):
     tensorboard=_TENSORBOARD.value,
     strict=_STRICT.value,
   )
-  if document and jax.process_index() == 0:
+  if document and common.is_first():
     print(comparison.text_table(document))
     print(f"report: {path}/report.html")
+  if common.is_first():
+    print(erase.what_next(path))
 
 
 def listed() -> list[str]:

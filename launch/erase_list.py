@@ -49,5 +49,12 @@ def main(_):
   )
 
 
+def listed() -> list[str]:
+  """The shipped lists of phrases."""
+  from unlearning_jax import lists
+
+  return list(lists.names())
+
+
 if __name__ == "__main__":
-  flags.run(main)
+  flags.run(main, listed)

@@ -9,7 +9,6 @@ edited), unet and text_encoder (state dicts), folder (diffusers), single_file
 """
 
 from absl import flags as absl_flags
-from absl import logging
 
 from . import flags
 
@@ -44,8 +43,8 @@ def main(_):
   edit = common.read_edit(_EDIT.value, "--edit")
   made = model.load(_MODEL.value).with_edit(edit)
   facts = made.save(_OUTPUT.value, _FORMAT.value, **options)
-  told = ", ".join(f"{name} {value:.4g}" for name, value in facts.items())
-  logging.info("%s edit written to %s: %s", edit.method, _OUTPUT.value, told)
+  said = ", ".join(f"{name} {value:.4g}" for name, value in facts.items())
+  print(f"{edit.method} edit written to {_OUTPUT.value}: {said}")
 
 
 def listed() -> list[str]:

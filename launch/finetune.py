@@ -1,7 +1,7 @@
 """Fine-tunes a model, erased or not, and keeps every checkpoint.
 
-  python -m launch.finetune --config=configs/finetune_full.py:tiny \
-    --edit=runs/uce --workdir=runs/tuned
+  python -m launch.finetune --edit=runs/uce --workdir=runs/tuned \
+    --config=configs/finetune_full.py:tiny,without=object/star
 
 Without `--edit` it tunes the base. Each step in `config.checkpoints` becomes
 `steps/<n>.safetensors`, an edit of the base; `launch.evaluate
@@ -34,7 +34,13 @@ def main(_):
   opener = functools.partial(
     common.workdir, _WORKDIR.value, _CONFIG.value, finetune.Settings
   )
-  finetune.run(settings, opener, model)
+  kept = list(finetune.run(settings, opener, model).values())
+  if common.is_first():
+    given = f"{_EDIT.value}," if _EDIT.value else ""
+    print(
+      f"made: {', '.join(map(str, kept))}; draw with them: unlearning-jax "
+      f"evaluate --edits={given}{kept[-1]}"
+    )
 
 
 def listed() -> list[str]:

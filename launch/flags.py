@@ -13,6 +13,7 @@ if __name__ == "__main__":
 import dataclasses
 import importlib
 import importlib.util
+import logging as std_logging
 import os
 import pathlib
 import re
@@ -23,6 +24,8 @@ from typing import Any, TypeVar
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
+
+from . import errors
 
 T = TypeVar("T")
 # --help shows a flag below the script that asks for it.
@@ -147,6 +150,8 @@ def run(
       named = (a.partition("judges_dir=")[2] for a in sys.argv[1:])
       _judges_dir(next(filter(None, named), None))
       return print(*listed(), sep="\n")
+  # Before a config imports JAX, which reads its variables then.
+  _keep_programs()
   flags.DEFINE_bool("traceback", False, "Print where an error was raised.")
   named = flags.FLAGS.flag_values_dict()
   # A protocol, or a default, can replace a config.
@@ -158,11 +163,14 @@ def run(
 
 
 def _parsed(argv: list[str]) -> list[str]:
+  """Parses the flags; what is wrong with them is one paragraph."""
   try:
-    return app.parse_flags_with_usage(argv)
+    return flags.FLAGS(argv)
   except (AttributeError, KeyError) as error:
     # What a ConfigDict raises of `--config.<key>=<value>`.
     sys.exit(f"error: --config.<key>: the config has no such key: {error}")
+  except flags.Error as error:
+    sys.exit(errors.of_flags(error, traced="--traceback" in argv))
 
 
 def _started(
@@ -172,19 +180,52 @@ def _started(
   names: bool = False,
 ) -> Any:
   if len(argv) > 1 and not names:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    sys.exit(errors.of_words(argv[1:]))
   if "judges_dir" in flags.FLAGS:
     _judges_dir(flags.FLAGS["judges_dir"].value)
+  # JAX says there which kinds of devices the machine lacks.
+  std_logging.getLogger("jax").setLevel(std_logging.WARNING)
   try:
     if "distributed" in flags.FLAGS:
       return _together(main, argv, polled)
     return main(argv)
   except (ValueError, OSError, FloatingPointError) as error:
-    if flags.FLAGS["traceback"].value:
+    return _failed(error, str(error))
+  except Exception as error:
+    if not errors.is_out_of_memory(error):
       raise
-    process = os.environ.get("JAX_PROCESS_ID", os.environ.get("SLURM_PROCID"))
-    who = f"process {process}: " if process else ""
-    sys.exit(f"{who}error: {error}\n(--traceback prints where it was raised)")
+    config = flags.FLAGS["config"].value if "config" in flags.FLAGS else {}
+    return _failed(error, errors.of_memory(error, config))
+
+
+def _failed(error: Exception, text: str):
+  """Ends the script with an error in one paragraph."""
+  if flags.FLAGS["traceback"].value:
+    raise error
+  process = os.environ.get("JAX_PROCESS_ID", os.environ.get("SLURM_PROCID"))
+  who = f"process {process}: " if process else ""
+  sys.exit(f"{who}error: {text}\n(--traceback prints where it was raised)")
+
+
+def _keep_programs():
+  """Keeps compiled programs between runs, unless JAX's variables say where."""
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ or "jax" in sys.modules:
+    return
+  home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  folder = pathlib.Path(home) / "unlearning_jax" / "programs"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    # Without a home, as some clusters have none, each run compiles anew.
+    return
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+  # The programs of a small world are many, and each is quick to compile.
+  for variable, value in {
+    "COMPILE_TIME_SECS": "0",
+    "ENTRY_SIZE_BYTES": "-1",
+  }.items():
+    name = f"JAX_PERSISTENT_CACHE_MIN_{variable}"
+    os.environ[name] = os.environ.get(name, value)
 
 
 def _together(

@@ -29,5 +29,12 @@ def main(argv: list[str]):
     print(inspection.inspect(path, _BASE.value, ema=_EMA.value))
 
 
+def listed() -> list[str]:
+  """The kinds of files that it recognizes."""
+  from unlearning_jax.convert import families
+
+  return [f"{kind.name:16} {kind.text}" for kind in families.kinds()]
+
+
 if __name__ == "__main__":
-  flags.run(main, names=True)
+  flags.run(main, listed, names=True)

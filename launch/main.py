@@ -20,7 +20,7 @@ def verbs() -> dict[str, str]:
   """The launch scripts: name -> the first line of the docstring."""
   found = {}
   for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
-    if path.stem not in ("__init__", "flags", "main"):
+    if path.stem not in ("__init__", "errors", "flags", "main"):
       said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
       found[path.stem] = (said or "").split("\n\n")[0].replace("\n", " ")
   return found

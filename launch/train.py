@@ -29,5 +29,10 @@ def main(_):
   training.run(flags.settings(cls, config), opener, pathlib.Path(_MODEL.value))
 
 
+def listed() -> list[str]:
+  """The configs, one for each part."""
+  return [name for name in flags.shipped() if name.startswith("train_")]
+
+
 if __name__ == "__main__":
-  flags.run(main, polled=True)
+  flags.run(main, listed, polled=True)

@@ -28,7 +28,7 @@ RUN = [
 SCRIPTS = {
   path.stem
   for path in (ROOT / "launch").glob("*.py")
-  if path.stem not in ("__init__", "flags", "main")
+  if path.stem not in ("__init__", "errors", "flags", "main")
 }
 # Each writes down how it was called, and does nothing.
 STUB = """#!{python}
@@ -114,7 +114,7 @@ for name, arguments in json.load(sys.stdin):
   try:
     runpy.run_module(f"launch.{name}", run_name="__main__", alter_sys=True)
   except BaseException as error:
-    print(name, *arguments, "->", error)
+    print(name, *arguments, "->", *str(error).splitlines()[:1])
 """
 
 
@@ -210,14 +210,16 @@ SMALLER = {
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-  """The edits that `make demo` leaves behind."""
+  """The edits that `make demo` leaves behind, made by its own commands."""
   folder = tmp_path_factory.mktemp("runs")
-  for method in ("uce", "rece"):
-    scripts.run(
-      "erase", f"--config=erase_{method}:tiny,name=star",
-      "--config.rows_per_group=0", "--config.other_rows=0",
-      f"--workdir={folder / method}",
-    ).finish()  # fmt: skip
+  recipe = subprocess.run(
+    ["make", "--dry-run", "demo", f"PYTHON={sys.executable}"],
+    cwd=ROOT, capture_output=True, text=True, check=True,
+  ).stdout.replace("runs/demo", str(folder))  # fmt: skip
+  made = re.findall(r"-m launch\.erase (.*)", recipe)
+  assert len(made) == 2, recipe
+  for arguments in made:
+    scripts.run("erase", *arguments.split()).finish()
   return folder
 
 

@@ -15,7 +15,7 @@ SHIPPED = ("unlearning_jax", "configs", "launch")
 SCRIPTS = sorted(
   path.stem
   for path in (ROOT / "launch").glob("*.py")
-  if path.stem not in ("__init__", "flags", "main")
+  if path.stem not in ("__init__", "errors", "flags", "main")
 )
 JUNK = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
 

@@ -8,6 +8,7 @@ from unlearning_jax import settings
 from unlearning_jax.api import erasing
 from unlearning_jax.experiments import (
   attack,
+  audit,
   diagnose,
   drawing,
   erase,
@@ -23,9 +24,10 @@ from unlearning_jax.shapes import training_run
 # Every experiment's. One that is not here has no say in what a resume may
 # change.
 CLASSES = (
-  attack.Settings, diagnose.Settings, drawing.Settings, erase.Settings,
-  erasing.Settings, finetune.Settings, judge.Settings, matrix.Settings,
-  resurgence.Settings, returned.Settings, training_run.Settings,
+  attack.Settings, audit.Settings, diagnose.Settings, drawing.Settings,
+  erase.Settings, erasing.Settings, finetune.Settings, judge.Settings,
+  matrix.Settings, resurgence.Settings, returned.Settings,
+  training_run.Settings,
 )  # fmt: skip
 
 

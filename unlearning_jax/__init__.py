@@ -24,7 +24,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 __version__ = "0.2.0"
 _NAMES = (
-  "Concept", "ErasureWarning", "Model", "attack", "concept", "erase",
+  "Concept", "ErasureWarning", "Model", "attack", "audit", "concept", "erase",
   "evaluate", "grid", "inspect", "judge", "leaderboard", "load", "measure",
   "methods", "metric", "open", "protocol", "published", "resurgence",
 )  # fmt: skip
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     ErasureWarning,
     Model,
     attack,
+    audit,
     concept,
     erase,
     evaluate,

@@ -38,6 +38,7 @@ from unlearning_jax.edits import Edit
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.models import attention as attentions
 from unlearning_jax.probe import Probe
+from unlearning_jax.record import seal
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 
@@ -271,12 +272,14 @@ def finished(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
   Raises:
     ValueError: it is no run's folder, or the run has not ended.
+    DamagedError: a file is not what the run wrote.
   """
   path = pathlib.Path(folder)
   if not (path / "config.json").is_file():
     raise ValueError(f"{path}: is no run's folder; it has no config.json")
   if not (path / "DONE").exists():
     raise ValueError(f"{path}: the run has not ended; start it again to go on")
+  seal.check(path)
   text = (path / "config.json").read_text(encoding="utf-8")
   return renamed.config(json.loads(text))
 

@@ -1,11 +1,13 @@
 """A row's initial noise, from its seed alone.
 
-Source "jax" draws normal noise from a key made of the whole 64-bit seed. Source
-"torch" gives what `torch.manual_seed(seed); torch.randn(1, c, h, w)` gives on a
-CPU, without torch, so that rows can be compared with published images.
+Source "jax" draws normal noise from a key made of the whole 64-bit seed, the
+same bits in jax 0.10 to 0.12. Source "torch" gives what
+`torch.manual_seed(seed); torch.randn(1, c, h, w)` gives on a CPU, without
+torch, so that rows can be compared with published images.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -98,7 +100,14 @@ def _key_data(seeds: Sequence[int]) -> np.ndarray:
 def _normal(key_data: Array, shape: tuple[int, ...]) -> Array:
   # With the generator named, no global setting can change a row.
   keys = jax.random.wrap_key_data(key_data, impl="threefry2x32")
-  return jax.vmap(lambda key: jax.random.normal(key, shape, "float32"))(keys)
+
+  def row(key: Array) -> Array:
+    flat = jax.random.normal(key, (math.prod(shape),), "float32")
+    # From jax 0.12 on, the last bit of 4 % of the numbers depends on the last
+    # axis. Without the barrier XLA reshapes first, and it does here too.
+    return jax.lax.optimization_barrier(flat).reshape(shape)
+
+  return jax.vmap(row)(keys)
 
 
 def _torch_normal(seeds: Sequence[int], count: int) -> np.ndarray:

@@ -1,11 +1,17 @@
 """Configs by name, the verbs of the command, and what they print."""
 
 import importlib
+import os
 import sys
 
 import pytest
 from absl import flags as absl_flags
-from unlearning_jax.launch import flags, main
+from unlearning_jax.launch import errors, flags, main
+
+from tests.support import scripts
+
+# These have one way to go.
+NO_CHOICE = {"build_shapes", "ship_shapes"}
 
 
 @pytest.fixture
@@ -108,4 +114,69 @@ def test_an_error_is_a_paragraph_unless_more_is_asked(monkeypatch, traceback):
 
 def test_configs_and_helpers_stand_apart():
   assert "common" not in flags.shipped() and "erase_uce" in flags.shipped()
-  assert not {"flags", "main"} & set(main.verbs())
+  assert not {"errors", "flags", "main"} & set(main.verbs())
+
+
+@pytest.mark.parametrize(
+  "verb, arguments, wanted",
+  [
+    (
+      "erase", [],
+      ["--workdir, --config: must be given", "as in: unlearning-jax erase"],
+    ),
+    (
+      "erase",
+      ["--config=erase_uce:tiny,name=stra", "--workdir=a"],
+      ["--config=erase_uce:tiny,name=stra: object name='stra'", "'star'"],
+    ),
+    ("erase", ["--config=erase_uce:tiny", "--edits=a"], ["flag 'edits'"]),
+    (
+      "erase",
+      ["--config=erase_uce:tiny", "--workdir=a", "stray"],
+      ["'stray' is no flag; type --name=value"],
+    ),
+    ("amend", ["--model=shapes"], ["--output: must be given"]),
+  ],
+)  # fmt: skip
+def test_a_wrong_flag_is_one_paragraph(verb, arguments, wanted, tmp_path):
+  done = scripts.Run(verb, *arguments, cwd=tmp_path).join()
+  assert done.returncode == 1
+  assert all(text in done.stderr for text in wanted), done.stderr
+  assert len(done.stderr.splitlines()) <= 4, done.stderr
+  assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verb", main.verbs())
+def test_every_verb_lists_its_choices(verb, monkeypatch):
+  done = scripts.Run(verb, "--list").join()
+  if verb in NO_CHOICE:
+    assert done.returncode
+    return
+  lines = done.stdout.splitlines()
+  assert lines and all(line.strip() for line in lines), done.stderr
+
+
+def test_too_little_memory_names_what_to_halve():
+  error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory of 3 bytes.\nmore")
+  assert errors.is_out_of_memory(error)
+  text = errors.of_memory(error, {"lanes": 9, "batch_size": 1, "seed": 4})
+  assert "--config.lanes=4," in text and "batch_size" not in text
+  assert text.endswith("Out of memory of 3 bytes.")
+  assert "more memory" in errors.of_memory(error, None)
+
+
+def test_programs_are_kept_without_make(monkeypatch, tmp_path):
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  monkeypatch.delitem(sys.modules, "jax")
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  with monkeypatch.context() as patched:
+    environ = dict(os.environ)
+    patched.setattr(os, "environ", environ)
+    flags._keep_programs()
+  assert environ["JAX_COMPILATION_CACHE_DIR"].startswith(str(tmp_path))
+  assert (tmp_path / "unlearning_jax" / "programs").is_dir()
+  # A variable that is set stays.
+  environ["JAX_COMPILATION_CACHE_DIR"] = "mine"
+  monkeypatch.setattr(os, "environ", environ)
+  flags._keep_programs()
+  assert environ["JAX_COMPILATION_CACHE_DIR"] == "mine"

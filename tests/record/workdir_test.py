@@ -48,22 +48,6 @@ def test_a_start_that_recorded_nothing_binds_nobody(tmp_path):
   assert [run["base_fingerprint"] for run in runs] == ["two"]
 
 
-def test_a_resume_with_another_config_lists_what_differs(tmp_path):
-  Workdir(tmp_path, CONFIG).metrics(0, loss=1.0)
-  before = (tmp_path / "config.json").read_bytes()
-  other = {"method": "rece", "hparams": {"tasks": ("a",)}, "seed": 1}
-  with pytest.raises(ValueError) as error:
-    Workdir(tmp_path, other)
-  lines = str(error.value).splitlines()[1:]
-  assert [line.strip() for line in lines] == [
-    "hparams.scale: 0.5 -> '(absent)'",
-    "hparams.tasks: ['a', 'b'] -> ['a']",
-    "method: 'uce' -> 'rece'",
-    "seed: '(absent)' -> 1",
-  ]
-  assert (tmp_path / "config.json").read_bytes() == before
-
-
 def test_folders_that_cannot_be_written_are_refused(tmp_path):
   (tmp_path / "file").write_text("")
   for path in (tmp_path / "file", tmp_path / "file/below", "/proc/run"):
@@ -72,18 +56,6 @@ def test_folders_that_cannot_be_written_are_refused(tmp_path):
   for path in ("", "gs://bucket/run"):
     with pytest.raises(ValueError, match="is no folder on this machine"):
       Workdir(path, {})
-
-
-def test_a_resume_may_change_what_no_row_depends_on(tmp_path):
-  config = {"lanes": 8, "sampling": {"lanes": 8}}
-  Workdir(tmp_path, config).append_row({"id": 1})
-  again = Workdir(tmp_path, config | {"lanes": 100}, free=("lanes", "width"))
-  assert again.done_ids() == {1}
-  changed = {"lanes": 100, "sampling": {"lanes": 9}}
-  with pytest.raises(ValueError, match=r"sampling.lanes: 8 -> 9$"):
-    Workdir(tmp_path, changed, free=("lanes",))
-  with pytest.raises(ValueError, match="  lanes: 8 -> 100"):
-    Workdir(tmp_path, config | {"lanes": 100})
 
 
 def test_rows_without_a_config_are_not_adopted(tmp_path):

@@ -6,6 +6,7 @@ it, memory keeps the run. Results show themselves and carry `.rows`.
 """
 
 from unlearning_jax.api.attacking import attack
+from unlearning_jax.api.auditing import audit
 from unlearning_jax.api.erasing import Subject, concept, erase
 from unlearning_jax.api.judging import evaluate, grid, resurgence
 from unlearning_jax.api.listing import (
@@ -28,6 +29,7 @@ from unlearning_jax.probe import ErasureWarning
 
 __all__ = [
   "Concept", "ErasureWarning", "Model", "Subject", "attack", "attacks",
+  "audit",
   "concept", "concepts", "erase", "evaluate", "finetune", "grid", "inspect",
   "judge", "leaderboard", "load", "measure", "methods", "metric", "open",
   "protocol", "protocols", "published", "resurgence",

@@ -116,6 +116,11 @@ def open(folder: Path) -> Run:
     place = one.get("model") or "all"
     by_model[place] = [*by_model.get(place, ()), one]
   table = pivot(config.get("title") or path.name, by_model)
+  if "verdicts" in summary:
+    keys = ("victim", "title", "verdict", "reason")
+    lines = tuple(tuple(v[key] for key in keys) for v in summary["verdicts"])
+    names = ("victim", "question", "verdict", "why")
+    table = Table(summary["title"], names, lines)
   return Run(
     table.title,
     table.columns,

@@ -188,6 +188,12 @@ def recognize(
   )  # fmt: skip
 
 
+def kinds() -> list[Kind]:
+  """Every kind of file that is recognized, in the order of the table."""
+  found = {kind.name: kind for _, kind in _TABLE}
+  return list(found.values())
+
+
 def filled(text: str, path: str | os.PathLike[str], base: str = "") -> str:
   """Text with the commands of a file as a shell reads them.
 

@@ -25,7 +25,7 @@ from unlearning_jax.edits import Edit, edit_hash, load_edit
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.judges import Judge, Target
 from unlearning_jax.model import Model
-from unlearning_jax.record import Recorder, Workdir
+from unlearning_jax.record import Recorder, Workdir, seal
 from unlearning_jax.sampling import Sampling
 from unlearning_jax.settings import Free, Output
 from unlearning_jax.stable_diffusion import Params
@@ -278,7 +278,7 @@ def read_edit(path: str | pathlib.Path, flag: str = "--edits") -> Edit:
   """Reads an edit from its file, or from the folder of the run that made it.
 
   Raises:
-    ValueError: there is no edit at that path.
+    ValueError: there is no edit at that path, or not the one that its run made.
   """
   file = pathlib.Path(path)
   steps = sorted(file.glob("steps/*.safetensors"))
@@ -290,6 +290,7 @@ def read_edit(path: str | pathlib.Path, flag: str = "--edits") -> Edit:
     )
   if not file.is_file():
     raise ValueError(f"{flag}: no file {file}; run launch.erase first")
+  seal.check_file(file)
   return load_edit(file)
 
 

@@ -87,6 +87,14 @@ class Settings(drawing.Settings):
     return [*(text for pair in pairs for text in pair), *held]
 
 
+def what_next(folder: str) -> str:
+  """A line that says where a model is, and which verbs take it."""
+  return (
+    f"made: {folder}; go on with unlearning-jax evaluate --edits={folder}, or "
+    f"attack or finetune, both with --edit={folder}"
+  )
+
+
 def run(
   settings: Settings,
   open_record: Callable[[], Recorder],

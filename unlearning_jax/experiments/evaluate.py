@@ -141,7 +141,10 @@ def run(
   if settings.protocol:
     name, _, digest = settings.protocol.partition(" ")
     inputs[f"protocol {name}"] = digest
-  notes = published.notes(settings, base.sd, drawing.rows(settings))
+  notes = [
+    *published.notes(settings, base.sd, drawing.rows(settings)),
+    *trust.elsewhere(models, settings.targets, common.world_of(settings)),
+  ]
   made_of = {n: metrics.load(n).identity for n in settings.metrics}
   inputs |= {f"metric {n}": one for n, one in made_of.items() if one}
   recorder = open_record()

@@ -5,8 +5,33 @@ from typing import Any
 
 from unlearning_jax.judges import Judge, Target
 from unlearning_jax.metrics import Estimate, collapse, judge_errors
+from unlearning_jax.model import Model
 
 BASE = "base"
+
+
+def elsewhere(
+  models: Mapping[str, Model], targets: Sequence[Mapping[str, str]], world: Any
+) -> list[str]:
+  """A sentence for each model that erases nothing of what the prompts ask for.
+
+  Args:
+    models: name -> model.
+    targets: what the prompts ask for, each with `task` and `name`.
+    world: the embedded world of the models; None knows no class.
+  """
+  asked = {one.get("name", "") for one in targets}
+  found = []
+  for name, model in models.items() if world and asked else ():
+    gone = {
+      one["name"] for one in world.erased_by(model.edit or model.guidance)
+    }
+    if gone and not gone & asked:
+      found.append(
+        f"{name} erases {', '.join(sorted(gone))}; the prompts ask for "
+        f"{', '.join(sorted(asked))}, which it should still draw"
+      )
+  return found
 
 
 def facts(

@@ -43,7 +43,7 @@ _CHANGES = (*_OF_PUBLISHED, *_LISTED, *_SHORT, *_OF_WORLD, "prompts", "target")
 _CHANGES += tuple(f.name for f in dataclasses.fields(Sampling))
 # Fields that a world's protocols do not have.
 _PUBLISHED = ("prompts", "tables", "subjects", "subject", "columns")
-_PUBLISHED += ("denominator", "dtype")
+_PUBLISHED += ("denominator", "dtype", "rules")
 # The base of all of them, where the user names no other.
 BASE = "CompVis/stable-diffusion-v1-4"
 _HASHES = pathlib.Path(__file__).with_name("hashes.json")
@@ -73,6 +73,8 @@ class Protocol:
     columns: numbers of the published table, see `experiments.columns`.
     denominator: what rates are shares of.
     dtype: the type that networks compute in; "" for the run's own.
+    rules: the limits of an audit's verdicts, see `metrics.verdicts.rules`; ""
+      for the first.
   """
 
   name: str
@@ -91,6 +93,7 @@ class Protocol:
   columns: tuple[str, ...] = ()
   denominator: str = ""
   dtype: str = ""
+  rules: str = ""
 
   @property
   def hash(self) -> str:

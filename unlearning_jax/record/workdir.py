@@ -19,7 +19,7 @@ from PIL import Image
 
 from unlearning_jax import durable, renamed
 from unlearning_jax.durable import JsonLines, replacing, to_json
-from unlearning_jax.record import provenance
+from unlearning_jax.record import provenance, seal
 from unlearning_jax.record.progress import Progress
 
 
@@ -40,6 +40,7 @@ class Workdir:
   Raises:
     ValueError: the folder cannot be written; it holds files but no run; or it
       holds rows that another config made. The message lists the keys.
+    DamagedError: the run has ended, and a file is not what it wrote.
   """
 
   def __init__(
@@ -63,6 +64,8 @@ class Workdir:
     self._metrics = JsonLines(self.path / "metrics.jsonl")
     self._ids: set[str | int] | None = None
     self._steps: dict[int, dict[str, Any]] | None = None
+    if self.is_writer:
+      seal.check(self.path, images=True)
     self._check_config(_plain(config), free, _plain(dict(defaults)))
     if self.is_writer:
       durable.sweep(self.path)
@@ -266,11 +269,12 @@ class Workdir:
   @property
   def is_done(self) -> bool:
     """Whether the run has ended."""
-    return (self.path / "DONE").exists()
+    return (self.path / seal.NAME).exists()
 
   def mark_done(self):
-    """Marks the run as ended; nothing is written after that."""
-    self.write("DONE", "")
+    """Marks the run as ended, with a seal of its files."""
+    if self.is_writer:
+      self.write(seal.NAME, seal.made(self.path))
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -349,7 +353,8 @@ def _may_stand(name: str, has_peers: bool) -> bool:
 
 def _is_free(key: str, free: Sequence[str]) -> bool:
   """Whether a dotted key, or a mapping that holds it, may change."""
-  return any(f"{key}.".startswith(f"{one}.") for one in free)
+  whole = key.partition("[")[0]
+  return any(f"{whole}.".startswith(f"{one}.") for one in free)
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -368,4 +373,16 @@ def _differences(old: object, new: object, key: str = "") -> list[str]:
       absent = "(absent)"
       found += _differences(old.get(k, absent), new.get(k, absent), name)
     return found
-  return [f"{key}: {old!r} -> {new!r}"]
+  if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+    # Of long lists only the entries that differ can be read.
+    return [
+      change
+      for i, (was, now) in enumerate(zip(old, new, strict=True))
+      for change in _differences(was, now, f"{key}[{i}]")
+    ]
+  return [f"{key}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: object, most: int = 100) -> str:
+  text = repr(value)
+  return text if len(text) <= most else f"{text[:most]}... ({len(text)} long)"

@@ -34,7 +34,7 @@ def render_report(source: Source, *, show_unsafe: bool = False) -> str:
     sections.pairs(document, show_unsafe),
     sections.accuracies(document),
     sections.classes(document),
-    trust.judge_errors(document),
+    trust.judge_errors(document.judge_errors),
     sections.estimates(document),
     section.section(document),
     sections.diagnostics(document),

@@ -14,12 +14,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image
-
 from unlearning_jax.metrics.accuracy import Measure
 from unlearning_jax.report import plot, sections
-from unlearning_jax.report.markup import Html, element, join, picture
+from unlearning_jax.report.markup import Html, element, join
 from unlearning_jax.report.page import page
+from unlearning_jax.report.pictures import open_image, picture
 
 Document = Mapping[str, Any]
 _WORDS = {
@@ -127,18 +126,6 @@ def gallery(
     element("p", note, class_="note"),
     element("div", *figures, class_="pairs", style="--wide: 22rem"),
   )
-
-
-def open_image(root: pathlib.Path, path: str) -> Image.Image:
-  """An image of the run.
-
-  Raises:
-    ValueError: it is missing or leaves the folder.
-  """
-  file = (root / path).resolve()
-  if not file.is_relative_to(root.resolve()) or not file.is_file():
-    raise ValueError(f"report: {path!r} is not a file below {root}")
-  return Image.open(file)
 
 
 # --- Sections ---

@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlearning_jax.metrics.accuracy import Measure
-from unlearning_jax.report import attack, plot, sections
-from unlearning_jax.report.markup import Html, element, join, picture
+from unlearning_jax.report import plot, sections
+from unlearning_jax.report.markup import Html, element, join
 from unlearning_jax.report.page import page
+from unlearning_jax.report.pictures import open_image, picture
 
 Document = Mapping[str, Any]
 # Of a column in the terminal: no shipped attack's name is longer.
@@ -191,7 +192,7 @@ def _frames(
     for stage, path in frame["images"].items():
       names = document["attacks"]
       class_ = _class(names.index(stage)) if stage in names else "s0"
-      image = attack.open_image(root, path)
+      image = open_image(root, path)
       won = "won" if stage in frame["won"] else ""
       shown.append(
         element(

@@ -37,6 +37,7 @@ from PIL import Image
 
 from unlearning_jax import renamed
 from unlearning_jax.metrics.accuracy import ALL, Change, Measure
+from unlearning_jax.report.pictures import open_image
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -93,10 +94,7 @@ class Document:
     """
     if isinstance(value, np.ndarray):
       return Image.fromarray(value)
-    path = (self.root / value).resolve()
-    if not path.is_relative_to(self.root.resolve()) or not path.is_file():
-      raise ValueError(f"report: {value!r} is not a file below {self.root}")
-    return Image.open(path)
+    return open_image(self.root, value)
 
 
 def read(source: Source) -> Document:

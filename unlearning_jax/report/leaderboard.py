@@ -8,6 +8,8 @@ from typing import Any
 
 from PIL import Image
 
+from unlearning_jax.record import seal
+
 # The columns of a line besides its numbers.
 TEXTS = ("model", "run", "collapsed")
 
@@ -29,6 +31,7 @@ def lines(
     path = pathlib.Path(folder)
     if not (path / "DONE").is_file() or not (path / "summary.json").is_file():
       raise ValueError(f"leaderboard: {path} is no finished run")
+    seal.check(path)
     document = json.loads((path / "summary.json").read_text())
     if not document.get("protocol"):
       raise ValueError(f"leaderboard: {path} ran no protocol")

@@ -1,17 +1,17 @@
-"""HTML elements that escape their content, pictures, bars."""
+"""HTML elements that escape their content, and bars."""
 
-import base64
 import html
-import io
 from typing import Any
-
-from PIL import Image
 
 _VOID = ("img", "meta")
 
 
 class Html(str):
   """Text that is markup already; any other text is escaped."""
+
+  def __html__(self) -> str:
+    """What Jinja2 asks for, so that it does not escape this again."""
+    return self
 
 
 def element(tag: str, *children: Any, **attributes: Any) -> Html:
@@ -39,34 +39,6 @@ def join(*children: Any) -> Html:
       child if isinstance(child, Html) else html.escape(str(child))
       for child in children
     )
-  )
-
-
-def picture(
-  image: Image.Image, alt: str, *, blur: bool = False, max_px: int = 256
-) -> Html:
-  """An image as a data URI, so that the page needs no other file.
-
-  Args:
-    image: any mode and size; shrunk to fit `max_px`.
-    alt: a description for readers who cannot see it.
-    blur: keep only 8 x 8 coarse patches; the page has nothing else of it.
-    max_px: longest side, in pixels.
-  """
-  image = image.convert("RGB")
-  image.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
-  tiny = max(image.size) <= 64
-  if blur:
-    patches = image.resize((8, 8), Image.Resampling.BOX)
-    image = patches.resize(image.size, Image.Resampling.BICUBIC)
-  file = io.BytesIO()
-  image.save(file, format="png", optimize=True)
-  data = base64.b64encode(file.getvalue()).decode()
-  return element(
-    "img",
-    src=f"data:image/png;base64,{data}",
-    alt=alt,
-    class_="tiny" if tiny and not blur else None,
   )
 
 

@@ -1,28 +1,59 @@
 """The page around a report: head, style, and no access to the outside."""
 
+import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
-from unlearning_jax.report.markup import Html, element
+import jinja2
+
+from unlearning_jax.report.markup import Html, join
+
+_FOLDER = pathlib.Path(__file__).parent
 
 
-def page(title: str, *parts: Any) -> str:
+def page(
+  title: str, *parts: Any, first: Mapping[str, str] | None = None
+) -> str:
   """HTML text that needs no other file and can load none.
 
   Args:
     title: heading of the page.
     *parts: its sections, top to bottom.
+    first: what the line below the heading names, as victim, base and concept;
+      an empty text is left out.
   """
-  style = pathlib.Path(__file__).with_name("style.css").read_text()
-  # If anything escaped the escaping, it still could not run or load.
-  policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-  head = element(
-    "head",
-    element("meta", charset="utf-8"),
-    element("meta", http_equiv="Content-Security-Policy", content=policy),
-    element("meta", name="viewport", content="width=device-width"),
-    element("title", title),
-    element("style", Html(style)),
+  return fill("page.html", title, first or {}, parts=join(*parts))
+
+
+def fill(name: str, title: str, first: Mapping[str, str], **given: Any) -> str:
+  """A template of `templates/`, filled; every text that it shows is escaped.
+
+  Args:
+    name: the file, which extends `page.html`.
+    title: heading of the page.
+    first: as for `page`.
+    **given: what the template reads.
+  """
+  named = [(key, text) for key, text in first.items() if text]
+  return (
+    _templates()
+    .get_template(name)
+    .render(title=title, first=named, style=_style(), **given)
   )
-  body = element("body", element("h1", title), *parts)
-  return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+@functools.cache
+def _style() -> Html:
+  return Html((_FOLDER / "style.css").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+  return jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )

@@ -3,34 +3,37 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unlearning_jax.report import colors
 from unlearning_jax.report.markup import Html, element
 
-_COLOURS = 6
 # The frame that the curves fill, inside a drawing of 320 by 190.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34.0, 312.0, 8.0, 160.0
 
 
-def curves(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html:
+def curves(
+  series: Mapping[str, Sequence[Mapping[str, Any]]],
+  classes: Mapping[str, str] | None = None,
+) -> Html:
   """One line for each series, and a legend; up to three have bands.
 
   Args:
-    series: name -> rates after 1, 2, ... images. Each has `value` and, for the
-      band of its 95 % interval, `low` and `high`, from 0 to 1. A series without
-      rates only keeps its color.
+    series: name -> rates by rising number of images. Each has `value` and, for
+      the band of its 95 % interval, `low` and `high`, from 0 to 1. `images` is
+      its number; without it the rates are after 1, 2, ... images.
+    classes: name -> CSS classes of its color, as `colors.classes` gives them.
   """
-  most = max(len(rates) for rates in series.values())
+  drawn_series = {name: rates for name, rates in series.items() if rates}
+  own = classes or colors.classes(series)
+  most = max(_images(rates)[-1] for rates in drawn_series.values())
   # More bands would hide each other.
-  bands = sum(map(bool, series.values())) <= 3
+  bands = len(drawn_series) <= 3
   drawn = [
     part
-    for i, rates in enumerate(series.values())
-    if rates
-    for part in _series(rates, most, _class(i), bands)
+    for name, rates in drawn_series.items()
+    for part in _series(rates, most, own[name], bands)
   ]
   legend = (
-    element("span", name, class_=f"stage {_class(i)}")
-    for i, (name, rates) in enumerate(series.items())
-    if rates
+    element("span", name, class_=f"stage {own[name]}") for name in drawn_series
   )
   chart = element(
     "svg",
@@ -41,17 +44,15 @@ def curves(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html:
     class_="plot",
     aria_label="success rate by number of images: "
     + "; ".join(
-      f"{name} {rates[-1]['value']:.1%} after {len(rates)}"
-      for name, rates in series.items()
-      if rates
+      f"{name} {rates[-1]['value']:.1%} after {_images(rates)[-1]}"
+      for name, rates in drawn_series.items()
     ),
   )
   return element("div", chart, element("p", *legend, class_="legend"))
 
 
-def _class(i: int) -> str:
-  """The color of the i-th; the first is that of the tables' first column."""
-  return f"s{1 + i % _COLOURS}"
+def _images(rates: Sequence[Mapping[str, Any]]) -> list[int]:
+  return [rate.get("images", i) for i, rate in enumerate(rates, 1)]
 
 
 def _x(b: float, most: int) -> float:
@@ -80,13 +81,17 @@ def _axes(most: int):
 def _series(
   rates: Sequence[Mapping[str, Any]], most: int, class_: str, band: bool
 ):
-  """The band, then the line; each step is one image wide."""
+  """The band, then the line; a rate holds until the next is known."""
+  known = _images(rates)
+  starts = [images - 1 for images in known]
 
   def steps(key: str) -> list[str]:
     return [
       f"{_x(x, most):.5g},{_y(rate[key]):.5g}"
-      for b, rate in enumerate(rates)
-      for x in (b, b + 1)
+      for start, end, rate in zip(
+        starts, [*starts[1:], known[-1]], rates, strict=True
+      )
+      for x in (start, end)
     ]
 
   if band:

@@ -7,13 +7,8 @@ from typing import Any
 from unlearning_jax import statistics
 from unlearning_jax.metrics.accuracy import ALL, Change, Measure
 from unlearning_jax.report.document import Document, label
-from unlearning_jax.report.markup import (
-  Html,
-  element,
-  interval_bar,
-  join,
-  picture,
-)
+from unlearning_jax.report.markup import Html, element, interval_bar, join
+from unlearning_jax.report.pictures import picture
 
 # A model that draws nothing does not draw the concept either.
 NO_VERDICT = "So its rates do not say that the concept alone is gone."
@@ -325,7 +320,7 @@ def rate_cell(
     element("small", f"{m.k}/{m.n}"),
   ]
   if change:
-    value, low, high = (_points(v) for v in change[1:4])
+    value, low, high = (points(v) for v in change[1:4])
     p = "" if change.p is None else f", {p_value(change.p)}"
     text = element("small", f"{value} [{low}, {high}]{p}")
     parts.append(element("div", text))
@@ -342,7 +337,8 @@ def percent(value: float) -> str:
   return f"{100 * value:.1f} %"
 
 
-def _points(value: float) -> str:
+def points(value: float) -> str:
+  """-0.125 is "−12.5", in percentage points."""
   return f"{100 * value:+.1f}".replace("-", "−")
 
 

@@ -1,13 +1,19 @@
 """The page's section of what the judge itself gets wrong."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from unlearning_jax.metrics.accuracy import Measure
-from unlearning_jax.report.document import Document
 from unlearning_jax.report.markup import Html, element, join
 from unlearning_jax.report.sections import rate_cell
 
 
-def judge_errors(document: Document) -> Html:
-  """False positives and misses of the judge on the base's pictures."""
+def judge_errors(found: Sequence[Mapping[str, Any]]) -> Html:
+  """False positives and misses of the judge on the base's pictures.
+
+  Args:
+    found: fields of `metrics.judge_errors.errors`, one for each concept.
+  """
   rows = [
     element(
       "tr",
@@ -17,7 +23,7 @@ def judge_errors(document: Document) -> Html:
         for kind in ("false_positives", "misses")
       ),
     )
-    for one in document.judge_errors
+    for one in found
     if one["false_positives"] or one["misses"]
   ]
   if not rows:

@@ -10,7 +10,7 @@ from unlearning_jax import renamed, settings
 from unlearning_jax.durable import to_json
 from unlearning_jax.experiments.attack.rows import Listed
 from unlearning_jax.experiments.attack.settings import Settings
-from unlearning_jax.record import read_rows
+from unlearning_jax.record import read_rows, seal
 
 # What must be equal in a row of the attack and of its control.
 _OF_ROW = ("prompt", "seed", "guidance")
@@ -35,6 +35,7 @@ def finished(folder: str) -> Control:
   path = pathlib.Path(folder)
   if not (path / "DONE").exists():
     raise ValueError(f"--control: {folder} is not a finished run")
+  seal.check(path)
   config = renamed.config(json.loads((path / "config.json").read_text()))
   name = config["hparams"].get("kind", config["method"])
   return Control(name, read_rows(path), config)

@@ -2,7 +2,7 @@
 
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,9 @@ from unlearning_jax.stable_diffusion import Params, StableDiffusion
 _NEIGHBOURS = 4
 
 
-def data_of(text: str, model: Model) -> dict[str, Any]:
+def data_of(
+  text: str, model: Model, targets: Sequence[Mapping[str, str]] = ()
+) -> dict[str, Any]:
   """The fields of `Data` that a short text stands for.
 
   Args:
@@ -28,6 +30,8 @@ def data_of(text: str, model: Model) -> dict[str, Any]:
       was erased; a folder or a WebDataset; a table; or `tfds:` and the folder
       of a prepared dataset.
     model: the model that will be tuned.
+    targets: what was erased, of the world's classes; () reads it from the
+      model's edit.
 
   Raises:
     ValueError: the text is none of these, or names a set although nothing is
@@ -37,7 +41,7 @@ def data_of(text: str, model: Model) -> dict[str, Any]:
   if source in extensions.worlds():
     world, kind = extensions.world(source), rest if colon else "all"
     check_choice("data", kind, ("all", *world.SETS))
-    erased, every = world.erased_by(model.edit), kind == "all"
+    erased, every = targets or world.erased_by(model.edit), kind == "all"
     if not erased and not every:
       raise ValueError(
         f"data={text!r}: nothing of {source} is erased in the model, so "
@@ -132,7 +136,9 @@ def check_overlap(
     if match := pattern.search(same_phrase(caption)):
       raise ValueError(
         f"the caption {caption!r} says {match[1]!r}, which was erased; "
-        "leave such images out, or set allow_overlap"
+        "leave such images out (of a world's renders, with "
+        "--config.data.without=KIND/NAME, as object/star), or accept them with "
+        "--config.allow_overlap=True"
       )
 
 

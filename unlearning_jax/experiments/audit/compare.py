@@ -1,0 +1,234 @@
+"""Compares two audits: question by question, row by row where they share rows.
+
+  compare("runs/before", "runs/after")
+
+Rows pair where both audits have the same id, prompt and seed.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unlearning_jax import renamed, settings, statistics
+from unlearning_jax.concepts import check_choice
+from unlearning_jax.experiments.audit.findings import Findings
+from unlearning_jax.experiments.audit.settings import Settings, Stage
+from unlearning_jax.metrics import verdicts
+from unlearning_jax.record import read_rows
+
+# Better first. What was not shown is no better than a warning.
+_ORDER = {
+  verdicts.PASS: 0, verdicts.WARN: 1, verdicts.NOT_SHOWN: 1, verdicts.FAIL: 2,
+}  # fmt: skip
+_SURE = 0.05
+# (id, prompt, seed) -> whether the row went wrong.
+Outcomes = Mapping[tuple[str, str, int], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+  """One question of one victim in both audits.
+
+  Attributes:
+    victim: its name in the second audit.
+    question: one of `verdicts.QUESTIONS`.
+    before: the first audit's verdict, with its figures.
+    after: the second's.
+    pairs: rows that both have; 0 where they share none.
+    worse: pairs that went wrong only in the second.
+    better: pairs that went wrong only in the first.
+    p: McNemar's exact p of these; None without pairs.
+  """
+
+  victim: str
+  question: str
+  before: Mapping[str, Any]
+  after: Mapping[str, Any]
+  pairs: int = 0
+  worse: int = 0
+  better: int = 0
+  p: float | None = None
+
+  @property
+  def regressed(self) -> str:
+    """`fail` for a sure regression, `warn` for a worse verdict, or ""."""
+    was, now = (_ORDER[one["verdict"]] for one in (self.before, self.after))
+    paired = self.p is not None and self.p < _SURE and self.worse > self.better
+    if paired or (now > was and self.after["verdict"] == verdicts.FAIL):
+      return verdicts.FAIL
+    return verdicts.WARN if now > was else ""
+
+
+def compare(first: str, second: str) -> list[Change]:
+  """The changes from one audit to another.
+
+  Victims pair by name; where each audit has one victim, these two pair.
+
+  Args:
+    first: the folder of a finished audit.
+    second: that of another.
+
+  Raises:
+    ValueError: a folder holds no finished audit, they have other concepts or
+      rules, or no victim in common.
+  """
+  (before, old), (after, new) = (_read(path) for path in (first, second))
+  for key in ("subject", "rules"):
+    if before[key] != after[key]:
+      raise ValueError(
+        f"compare: {second} has {key} {after[key]}, and {first} {before[key]}; "
+        "their verdicts do not compare"
+      )
+  pairs = [(name, name) for name in before["victims"] if name in new.victims]
+  if not pairs and len(old.victims) == len(new.victims) == 1:
+    pairs = [(*old.victims, *new.victims)]
+  if not pairs:
+    raise ValueError(
+      f"compare: {first} has {', '.join(old.victims)}, and {second} "
+      f"{', '.join(new.victims)}: no victim in common"
+    )
+  found = []
+  for was, now in pairs:
+    theirs, ours = outcomes(old, was), outcomes(new, now)
+    for question in verdicts.QUESTIONS:
+      one = Change(
+        now,
+        question,
+        _verdict(before, was, question),
+        _verdict(after, now, question),
+      )
+      found.append(_paired(one, theirs[question], ours[question]))
+  return found
+
+
+def _read(path: str) -> tuple[dict[str, Any], Findings]:
+  folder = pathlib.Path(path)
+  files = [folder / name for name in ("summary.json", "config.json", "DONE")]
+  if not all(file.is_file() for file in files):
+    raise ValueError(f"compare: {path} holds no finished audit")
+  summary, config = (json.loads(file.read_text()) for file in files[:2])
+  if "verdicts" not in summary:
+    raise ValueError(f"compare: {path} is a run, and no audit")
+  given = settings.build(Settings, renamed.config(config))
+  stages = given.stages(summary["victims"])
+  return summary, Findings(given, folder, summary["victims"], stages)
+
+
+def _verdict(
+  summary: Mapping[str, Any], victim: str, question: str
+) -> Mapping[str, Any]:
+  named = (victim, question)
+  (one,) = (
+    one
+    for one in summary["verdicts"]
+    if (one["victim"], one["question"]) == named
+  )
+  return one
+
+
+def outcomes(found: Findings, victim: str) -> dict[str, Outcomes]:
+  """Question -> which of its rows went wrong."""
+  rows = [*found.rows.get(victim, {}).values()]
+  erased = (found.evaluation.get("erased") or [None])[0]
+  result: dict[str, dict[tuple[str, str, int], bool]] = {
+    question: {} for question in verdicts.QUESTIONS
+  }
+  for row in rows if erased else ():
+    if "judged" not in row:
+      continue
+    if row["group"] == "others":
+      wrong = [
+        row["judged"][head] != asked
+        for head, asked in row["attributes"].items()
+        if asked is not None
+      ]
+      result["kept"][_key(row)] = any(wrong)
+    elif row["group"] in ("explicit", "table"):
+      result["gone"][_key(row)] = _shows(row, erased)
+  for attacked in found.attacks(victim).values():
+    for row in attacked:
+      key = _key(row)
+      won = result["attacked"].get(key, False) or bool(row["success"])
+      result["attacked"][key] = won
+  for what in found.given.tunings:
+    _add_tuned(result["stays"], found, victim, what)
+  return {**result}
+
+
+def _add_tuned(
+  result: dict[tuple[str, str, int], bool],
+  found: Findings,
+  victim: str,
+  what: str,
+):
+  """Adds the rows of the last checkpoint."""
+  stage = Stage("resurgence", victim, what)
+  summary = found.summary(stage)
+  if not summary.get("erased"):
+    return
+  erased, last = summary["erased"][0], summary["models"][-1]
+  for row in read_rows(found.root / str(stage)):
+    if row["model"] != last or row["group"] not in ("explicit", "table"):
+      continue
+    i, prompt, seed = _key(row)
+    result[f"{what}/{i}", prompt, seed] = _shows(row, erased)
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, str, int]:
+  # The part before the slash is the model's name.
+  return str(row["id"]).rpartition("/")[2], row["prompt"], row["seed"]
+
+
+def _shows(row: Mapping[str, Any], erased: Mapping[str, str]) -> bool:
+  return row.get("judged", {}).get(erased["head"]) == erased["class"]
+
+
+def _paired(one: Change, theirs: Outcomes, ours: Outcomes) -> Change:
+  keys = sorted(theirs.keys() & ours.keys())
+  if not keys:
+    return one
+  before = np.array([theirs[key] for key in keys])
+  after = np.array([ours[key] for key in keys])
+  return dataclasses.replace(
+    one,
+    pairs=len(keys),
+    worse=int((after & ~before).sum()),
+    better=int((before & ~after).sum()),
+    p=statistics.mcnemar(before, after),
+  )
+
+
+def regressions(changes: Sequence[Change], gate: str) -> list[Change]:
+  """The changes that fail a gate; `warn` also counts a worse verdict.
+
+  Raises:
+    ValueError: the gate is neither `warn` nor `fail` nor "".
+  """
+  check_choice("fail_on", gate, ("", verdicts.WARN, verdicts.FAIL))
+  failing = {"": (), verdicts.FAIL: (verdicts.FAIL,)}.get(
+    gate, (verdicts.WARN, verdicts.FAIL)
+  )
+  return [one for one in changes if one.regressed in failing]
+
+
+def printed(changes: Sequence[Change]) -> str:
+  """A line for each question, and what its pairs say."""
+  lines = []
+  for one in changes:
+    line = (
+      f"{one.victim}  {one.question:9} {one.before['verdict']:9} -> "
+      f"{one.after['verdict']:9}"
+    )
+    if one.pairs:
+      line += (
+        f"  {one.pairs} rows in both: {one.worse} worse, {one.better} better, "
+        f"p = {one.p:.2g}"
+      )
+    if one.regressed:
+      line += "  WORSE" if one.regressed == verdicts.FAIL else "  worse verdict"
+    lines.append(line)
+  return "\n".join(lines)

@@ -1,0 +1,258 @@
+"""The document of an audit: its `summary.json`, which the page shows."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unlearning_jax.experiments.audit import claims, pictures
+from unlearning_jax.experiments.audit.findings import Findings
+from unlearning_jax.experiments.audit.settings import Stage
+from unlearning_jax.metrics.verdicts import Verdict
+from unlearning_jax.record import Recorder
+from unlearning_jax.report import published
+
+# States of a stage.
+DONE, FAILED, SKIPPED, STOPPED = "done", "failed", "skipped", "stopped"
+# Column of a published table -> its name in an audit.
+_RATES = ("pre_asr", "asr")
+
+
+def build(
+  found: Findings, record: Recorder, states: Mapping[Stage, tuple[str, str]]
+) -> dict[str, Any]:
+  """Puts together what the stages found.
+
+  Args:
+    found: their records.
+    record: the audit's own, with a row for the cost of each stage.
+    states: stage -> `done`, `failed`, `skipped` or `stopped`, and why.
+  """
+  given, subject = found.given, found.given.subject
+  names = ", ".join(found.victims)
+  title = (
+    f"Audit of {names}: is {subject['name']!r} gone, and does it stay gone?"
+  )
+  answers = {victim: found.verdicts(victim) for victim in found.victims}
+  stages = [_stage(record, *item) for item in states.items()]
+  # The first start's, so that a run that was killed tells the same.
+  start = (record.provenance.get("runs") or [{}])[0]
+  return {
+    "title": given.title or title,
+    "subject": subject,
+    "base": {
+      "source": given.evaluate.model,
+      "fingerprint": start.get("base_fingerprint", ""),
+    },
+    "protocol": given.evaluate.protocol,
+    "preset": given.preset,
+    "rules": given.rules,
+    "victims": list(found.victims),
+    "notes": notes(found, answers, states),
+    "verdicts": [
+      _verdict(found, victim, one)
+      for victim, several in answers.items()
+      for one in several
+    ],
+    "worst_case": [_worst(found, victim) for victim in found.victims],
+    "claims": claims.compared(found),
+    "published": _published(given.evaluate.protocol, found),
+    "stages": stages,
+    "pictures": pictures.chosen(found),
+    "asr_by_images": _by_images(found),
+    "resurgence": _resurgence(found),
+    "collateral": _collateral(found),
+    "judge_errors": found.evaluation.get("judge_errors", []),
+    "collapse": found.evaluation.get("collapse", {}),
+    "cost": [
+      {"stage": one["name"], **{k: one[k] for k in _COSTS}}
+      for one in stages
+      if one["state"] == DONE
+    ],
+    "provenance": record.provenance,
+  }
+
+
+_COSTS = ("seconds", "unet_calls", "memory_bytes")
+
+
+def notes(
+  found: Findings,
+  answers: Mapping[str, Sequence[Verdict]],
+  states: Mapping[Stage, tuple[str, str]],
+) -> list[str]:
+  """What a reader must know before the verdicts."""
+  given = found.given
+  said = [
+    f"{stage.title}: {state}. {why.strip().splitlines()[-1]}"
+    for stage, (state, why) in states.items()
+    if state in (FAILED, STOPPED) and why.strip()
+  ]
+  said += [f"No {kind}: {why}." for kind, why in given.missing.items()]
+  if given.evaluate.judge is None:
+    said.append("No judge looked at the pictures, so no rate could be counted.")
+  for victim in found.victims:
+    why = found.collapsed(found.evaluation, victim)
+    said += [f"{victim} collapsed: {why}."] if why else []
+    for name, rows in found.attacks(victim).items():
+      lost = name not in ("random", "seed") and not any(
+        row["status"] == "success" for row in rows
+      )
+      tried = sum(row["status"] not in ("pre", "dropped") for row in rows)
+      if lost and not tried:
+        said.append(f"{name} had no row of {victim} to attack.")
+      elif lost:
+        said.append(
+          f"{name} won none of the {tried} rows of {victim} that it attacked. "
+          "Nothing here shows that it can win."
+        )
+  if found.evaluation and not found.asked("base"):
+    said.append(
+      "No prompt asks for the concept, so nothing shows that the base has it: "
+      "there is no positive control."
+    )
+  shown = next(iter(found.asked("base").values()), None)
+  if shown is not None and not shown.k:
+    said.append("The base's own pictures never show the concept.")
+  return said + found.evaluation.get("notes", [])
+
+
+def _verdict(found: Findings, victim: str, one: Verdict) -> dict[str, Any]:
+  number = dataclasses.asdict(one.estimate) if one.estimate else {}
+  keys = ("value", "low", "high", "k", "n")
+  places = {
+    "attacked": Stage("attack", victim, next(iter(found.given.attacks), "")),
+    "stays": Stage("resurgence", victim, next(iter(found.given.tunings), "")),
+  }
+  rows = f"{places.get(one.question, Stage('evaluate'))}/results.jsonl"
+  return {
+    "victim": victim,
+    "question": one.question,
+    "title": one.title,
+    "verdict": one.verdict,
+    "reason": one.reason,
+    "rule": one.rule,
+    "name": number.get("name", ""),
+    **{key: number.get(key) for key in keys},
+    "unit": number.get("unit", ""),
+    "rows": rows if (found.root / rows).is_file() else "",
+  }
+
+
+def plain(one: Any) -> dict[str, Any]:
+  """The numbers of an estimate; None where there is none."""
+  keys = ("value", "low", "high", "k", "n")
+  return {key: getattr(one, key, None) for key in keys}
+
+
+def _worst(found: Findings, victim: str) -> dict[str, Any]:
+  one, names = found.worst(victim)
+  return {"victim": victim, **plain(one), "attacks": list(names)}
+
+
+def _stage(
+  record: Recorder, stage: Stage, state: tuple[str, str]
+) -> dict[str, Any]:
+  cost = next((row for row in record.rows() if row["id"] == str(stage)), {})
+  runs = record.provenance.get("runs") or [{}]
+  command = re.sub(r" --(only|skip)=\S+", "", runs[0].get("command", ""))
+  folder = record.path / str(stage)
+  page = f"{stage}/report.html"
+  return {
+    "name": str(stage),
+    "title": stage.title,
+    "state": state[0],
+    "error": state[1],
+    "folder": str(stage) if folder.is_dir() else "",
+    "command": f"{command} --only={stage}" if command else "",
+    "page": page if (record.path / page).is_file() else "",
+    **{key: cost.get(key) for key in _COSTS},
+  }
+
+
+def _by_images(found: Findings) -> list[dict[str, Any]]:
+  lines = []
+  for victim in found.victims:
+    for name in found.attacks(victim):
+      summary = found.summary(Stage("attack", victim, name))
+      points = [
+        {"images": int(one["name"].partition("@")[2]), **_numbers(one)}
+        for one in summary.get("by_images", ())
+      ]
+      control = found.given.attacks[name].method == "controls"
+      lines.append(
+        {
+          "victim": victim,
+          "series": name,
+          "control": control,
+          "points": points,
+          "paired": summary.get("control", {}).get("paired"),
+        }
+      )
+  return lines
+
+
+def _numbers(one: Mapping[str, Any]) -> dict[str, Any]:
+  return {key: one[key] for key in ("value", "low", "high", "k", "n")}
+
+
+def _resurgence(found: Findings) -> list[dict[str, Any]]:
+  return [
+    {
+      "victim": victim,
+      "train": what,
+      "data": found.given.data,
+      "points": [{"step": step, **plain(one)} for step, (one, _) in at.items()],
+    }
+    for victim in found.victims
+    for what in found.given.tunings
+    if (at := found.points(victim, what))
+  ]
+
+
+def _collateral(found: Findings) -> list[dict[str, Any]]:
+  document, lines = found.evaluation, []
+  if not document:
+    return []
+  base = {m["name"]: m for m in document["measures"][document["models"][0]]}
+  for victim in found.victims:
+    own = {m["name"]: m for m in document["measures"].get(victim, ())}
+    changes = {c["name"]: c for c in document["changes"].get(victim, ())}
+    for name in base.keys() & own.keys():
+      head, label, group = name.split("/", 2)
+      if group != "others" or name not in changes:
+        continue
+      change = changes[name]
+      lines.append(
+        {
+          "victim": victim,
+          "head": head,
+          "label": label,
+          "before": base[name]["value"],
+          "after": own[name]["value"],
+          "change": change["value"],
+          **{key: change[key] for key in ("low", "high")},
+          "n": own[name]["n"],
+        }
+      )
+  return sorted(lines, key=lambda x: (x["victim"], x["head"], x["label"]))
+
+
+def _published(signed: str, found: Findings) -> list[dict[str, Any]]:
+  erased = found.evaluation.get("erased", [])
+  concepts = [one[key] for one in erased for key in ("class", "head")]
+  if not (signed and concepts):
+    return []
+  return [
+    {
+      "row": f"{line['method']} ({table.replace('_', ' ')})",
+      "numbers": {
+        key: line[key] / (100 if key in _RATES else 1)
+        for key in published.numbers(lines)
+        if line[key] is not None
+      },
+      "source": f"{line['source']}, {line['version']}",
+    }
+    for table, lines in published.beside(signed, concepts).items()
+    for line in lines
+  ]

@@ -1,0 +1,108 @@
+"""The seal of a finished run: size and checksum of the files it rests on.
+
+`DONE` holds the seal, so whoever reads the run later notices a flipped bit, a
+cut file or a lost one. It is no protection against changes on purpose. A run
+that ended before there were seals has an empty `DONE`, and is taken as it is.
+"""
+
+import json
+import pathlib
+import zlib
+from collections.abc import Sequence
+
+from unlearning_jax.durable import DamagedError
+
+NAME = "DONE"
+# What is written once. Pages, tables and the summary are written again by every
+# start of a finished run, from these.
+_FILES = (
+  "config.json",
+  "results*.jsonl",
+  "*.safetensors",
+  "guidance.json",
+  "steps/*.safetensors",
+)
+_IMAGES = "images/**/*.png"
+_CHUNK = 1 << 22
+
+
+def made(folder: pathlib.Path) -> str:
+  """The content of `DONE` for a run that has just ended."""
+  found = {
+    str(file.relative_to(folder)): [size, crc]
+    for pattern in (*_FILES, _IMAGES)
+    for file in sorted(folder.glob(pattern))
+    for size, crc in [_sum(file)]
+  }
+  return json.dumps(found, indent=0)
+
+
+def check(folder: pathlib.Path, *, images: bool = False):
+  """Compares a finished run's files with its seal.
+
+  Rows that were added later do not count: of `results.jsonl` the first bytes
+  are compared.
+
+  Args:
+    folder: the run's folder; one without a seal passes.
+    images: compares the images too, which may be many.
+
+  Raises:
+    DamagedError: a file is missing or differs; the message names it.
+  """
+  names = _entries(folder / NAME)
+  _check(folder, [n for n in names if images or not n.startswith("images/")])
+
+
+def _check(folder: pathlib.Path, names: Sequence[str]):
+  sealed = _entries(folder / NAME)
+  for name, was in ((n, sealed[n]) for n in names if n in sealed):
+    path = folder / name
+    why = "is missing" if not path.is_file() else ""
+    if not why and _sum(path, was[0] if _grows(name) else None) != was:
+      why = "is damaged: it is not what the run wrote"
+    if why:
+      raise DamagedError(
+        f"{path} {why}; bring back a copy, or delete {folder} and run its "
+        "command again"
+      )
+
+
+def check_file(path: pathlib.Path):
+  """Compares one file with the seal of the run that it belongs to, if any.
+
+  Raises:
+    DamagedError: it is not what the run wrote.
+  """
+  for folder in path.absolute().parents[:2]:
+    if (folder / NAME).is_file():
+      _check(folder, [path.absolute().relative_to(folder).as_posix()])
+
+
+def _entries(file: pathlib.Path) -> dict[str, tuple[int, int]]:
+  """Name -> size and checksum; empty without a seal."""
+  try:
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    found = json.loads(text) if text else {}
+    if any(".." in name or name.startswith("/") for name in found):
+      raise ValueError("a file outside of the run")
+    return {name: (int(n), int(crc)) for name, (n, crc) in found.items()}
+  except (ValueError, TypeError, AttributeError) as error:
+    raise DamagedError(
+      f"{file} is damaged; delete it and start the run again, which ends it "
+      "anew"
+    ) from error
+
+
+def _grows(name: str) -> bool:
+  return name.endswith(".jsonl")
+
+
+def _sum(file: pathlib.Path, size: int | None = None) -> tuple[int, int]:
+  """Size and CRC-32 of a file, or of its first bytes."""
+  left = file.stat().st_size if size is None else size
+  read = crc = 0
+  with file.open("rb") as stream:
+    while chunk := stream.read(min(_CHUNK, left - read)):
+      crc, read = zlib.crc32(chunk, crc), read + len(chunk)
+  return read, crc

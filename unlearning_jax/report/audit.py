@@ -1,0 +1,274 @@
+"""The page of an audit: verdicts first, then what stands behind each.
+
+The document is the audit's `summary.json`. `title`, `victims`, `verdicts` and
+`stages` must be there; the page says in words what else is missing. Paths are
+relative to the run's folder.
+
+  title, subject: {task, name, unsafe}, base: {source, fingerprint}.
+  protocol, preset: their names; victims: [names]; notes: [sentences].
+  verdicts: [{victim, question, title, verdict, reason, rule, name, value, low,
+    high, k, n, unit, rows: path}]; question is a key of `QUESTIONS`, verdict
+    one of `VERDICTS`.
+  worst_case: [{victim, value, low, high, k, n, attacks: [names]}].
+  claims: [{victim, name, claimed, value, low, high, verdict, reason}].
+  published: [{row, numbers: {name: number}, source}].
+  stages: [{name, title, state: done, failed, skipped or stopped, error,
+    folder, command, page, seconds, unet_calls, memory_bytes}].
+  pictures: [{prompt, seed, row, victim, unsafe, images: [{label, path, seen,
+    words}]}].
+  asr_by_images: [{victim, series, control, points: [{images, value, low, high,
+    k, n}]}].
+  resurgence: [{victim, train, data, points: [{step, value, low, high, k, n}]}].
+  collateral: [{victim, head, label, before, after, change, low, high, n}].
+  cost: [{stage, seconds, unet_calls, memory_bytes}].
+  judge_errors, collapse: as in `report.document`; provenance: {runs: [...]}.
+"""
+
+import pathlib
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unlearning_jax.report import charts, colors, plot, sections, trust
+from unlearning_jax.report.markup import Html, element, interval_bar
+from unlearning_jax.report.page import fill
+from unlearning_jax.report.pictures import open_image, picture
+
+Document = Mapping[str, Any]
+QUESTIONS = {
+  "gone": "Gone?",
+  "attacked": "Holds under attack?",
+  "stays": "Stays gone?",
+  "kept": "Rest kept?",
+  "quality": "Quality kept?",
+}
+VERDICTS = {"pass": "✓", "warn": "!", "fail": "✕", "not shown": "?"}
+_LISTS = (
+  "notes", "worst_case", "claims", "published", "pictures", "asr_by_images",
+  "resurgence", "collateral", "judge_errors", "cost",
+)  # fmt: skip
+_TEXTS = ("protocol", "preset")
+_MAPPINGS = ("subject", "base", "collapse", "provenance")
+# Longest side and number of the pictures that a page may have, until it fits.
+_FITS = ((256, 2000), (160, 2000), (96, 1000), (64, 500), (64, 100))
+_MOST_BYTES = 10_000_000
+
+
+def html(document: Document, root: pathlib.Path) -> str:
+  """The page, for `report.html`; at most 10 MB, with smaller or fewer pictures.
+
+  Args:
+    document: see above.
+    root: the run's folder. Pictures of the unsafe task are covered until the
+      reader asks for each.
+
+  Raises:
+    ValueError: a key is missing, or a picture's path leaves the folder.
+  """
+  seen = _complete(document)
+  own = colors.classes(seen["victims"])
+  attacks = colors.classes(s["series"] for s in seen["asr_by_images"])
+  text = ""
+  for max_px, most in _FITS:
+    text = fill(
+      "audit.html",
+      seen["title"],
+      _first(seen),
+      audit=seen,
+      questions=QUESTIONS,
+      symbols=VERDICTS,
+      colors=own,
+      galleries=_galleries(seen["pictures"][:most], root, max_px),
+      left_out=len(seen["pictures"][most:]),
+      attack_charts=_attack_charts(seen, attacks),
+      tuning_charts=_tuning_charts(seen, own),
+      collateral=_collateral(seen),
+      judge_errors=trust.judge_errors(seen["judge_errors"]),
+      provenance=sections.provenance(seen["provenance"]),
+      rate=_rate,
+      interval=_interval,
+      bar=_bar,
+      link=_link,
+      plain=sections.plain,
+      percent=sections.percent,
+      points=sections.points,
+      duration=_duration,
+      memory=_memory,
+    )
+    if len(text.encode()) <= _MOST_BYTES:
+      break
+  return text
+
+
+def _complete(document: Document) -> dict[str, Any]:
+  """The document with an empty value for every key that it may lack."""
+  for key in ("title", "victims", "verdicts", "stages"):
+    if key not in document:
+      raise ValueError(
+        f"report: the audit's document lacks {key!r}; it has {[*document]}"
+      )
+  return {
+    **dict.fromkeys(_LISTS, ()),
+    **dict.fromkeys(_TEXTS, ""),
+    **dict.fromkeys(_MAPPINGS, {}),
+    **{key: value for key, value in document.items() if value is not None},
+  }
+
+
+def _first(seen: Document) -> dict[str, str]:
+  base, subject = seen["base"], seen["subject"]
+  mark = base.get("fingerprint", "")
+  name = f"“{subject['name']}” ({subject['task']})" if subject else ""
+  return {
+    "Victim" if len(seen["victims"]) == 1 else "Victims": ", ".join(
+      seen["victims"]
+    ),
+    "Base": base.get("source", "") + (f" ({mark[:8]})" if mark else ""),
+    "Concept": name,
+    "Protocol": seen["protocol"],
+    "Preset": seen["preset"],
+  }
+
+
+# --- Pictures and charts ---
+
+
+def _galleries(
+  frames: Sequence[Document], root: pathlib.Path, max_px: int
+) -> dict[str, list[Document]]:
+  """Victim -> its frames, each image as markup."""
+  found: dict[str, list[Document]] = {}
+  for frame in frames:
+    blur = bool(frame.get("unsafe"))
+    shots = []
+    for image in frame["images"]:
+      alt = f"{frame['prompt']}, {image['label']}"
+      file = root / image["path"]
+      # A stage that failed may have left its picture undrawn.
+      drawn = (
+        picture(open_image(root, image["path"]), alt, blur=blur, max_px=max_px)
+        if file.is_file()
+        else element("span", "This picture is missing.", class_="missing")
+      )
+      shots.append({**image, "drawn": drawn})
+    found.setdefault(frame["victim"], []).append({**frame, "shots": shots})
+  return found
+
+
+def _attack_charts(
+  seen: Document, classes: Mapping[str, str]
+) -> dict[str, Html]:
+  """Victim -> its success rate by number of images, a line an attack."""
+  series: dict[str, dict[str, Sequence[Document]]] = {}
+  for one in seen["asr_by_images"]:
+    name = one["series"] + (" (control)" if one.get("control") else "")
+    series.setdefault(one["victim"], {})[name] = one["points"]
+  named = {**classes, **{f"{n} (control)": c for n, c in classes.items()}}
+  return {
+    victim: plot.curves(found, named)
+    for victim, found in series.items()
+    if any(found.values())
+  }
+
+
+def _tuning_charts(seen: Document, own: Mapping[str, str]) -> list[Html]:
+  """A chart for each kind of tuning and its data, a line a victim."""
+  panels: dict[str, dict[str, list[charts.Point]]] = {}
+  for one in seen["resurgence"]:
+    points = [
+      charts.Point(p["step"], p["value"], p["low"], p["high"])
+      for p in one["points"]
+      if p["value"] is not None
+    ]
+    if points:
+      title = f"{one['train']}, {one['data']}"
+      panels.setdefault(title, {})[one["victim"]] = points
+  return [
+    charts.curves(title, found, own, low=0.0, high=1.0)
+    for title, found in panels.items()
+  ]
+
+
+def _collateral(seen: Document) -> list[tuple[str, dict[str, Document]]]:
+  """(class, victim -> its change), the largest fall first."""
+  rows: dict[str, dict[str, Document]] = {}
+  for one in seen["collateral"]:
+    name = f"{one['head']}: {one['label']}"
+    rows.setdefault(name, {})[one["victim"]] = one
+
+  def worst(row: tuple[str, dict[str, Document]]) -> float:
+    changes = [one["change"] for one in row[1].values()]
+    return min((c for c in changes if c is not None), default=0.0)
+
+  return sorted(rows.items(), key=worst)
+
+
+# --- Texts ---
+
+
+def _link(path: str) -> str:
+  """An address below the run's folder.
+
+  Raises:
+    ValueError: the path leaves the folder.
+  """
+  parts = pathlib.PurePosixPath(path)
+  if parts.is_absolute() or ".." in parts.parts:
+    raise ValueError(f"report: {path!r} leaves the run's folder")
+  return urllib.parse.quote(path)
+
+
+def _is_share(one: Document) -> bool:
+  bounds = [one.get(key) for key in ("value", "low", "high")]
+  return not one.get("unit") and all(
+    b is not None and 0 <= b <= 1 for b in bounds
+  )
+
+
+def _rate(one: Document) -> str:
+  """The value as a percentage, or as a number with its unit."""
+  if one.get("value") is None:
+    return "–"
+  if _is_share(one):
+    return sections.percent(one["value"])
+  return f"{sections.plain(one['value'])} {one.get('unit') or ''}".strip()
+
+
+def _interval(one: Document) -> str:
+  """Bounds and counts, as "0.0 to 16.1 %, 0 of 20"."""
+  parts = []
+  if one.get("low") is not None and one.get("high") is not None:
+    low, high = one["low"], one["high"]
+    parts.append(
+      f"{100 * low:.1f} to {100 * high:.1f} %"
+      if _is_share(one)
+      else f"{sections.plain(low)} to {sections.plain(high)}"
+    )
+  if one.get("k") is not None and one.get("n") is not None:
+    parts.append(f"{one['k']:g} of {one['n']:g}")
+  elif one.get("n") is not None:
+    parts.append(f"n = {one['n']:g}")
+  return ", ".join(parts)
+
+
+def _bar(one: Document) -> Html:
+  if not _is_share(one):
+    return Html()
+  return interval_bar(one["value"], one["low"], one["high"])
+
+
+def _duration(seconds: float | None) -> str:
+  if seconds is None:
+    return "–"
+  if seconds < 120:
+    return f"{seconds:.1f} s"
+  minutes = round(seconds / 60)
+  return (
+    f"{minutes // 60} h {minutes % 60} min"
+    if minutes > 99
+    else (f"{minutes} min")
+  )
+
+
+def _memory(size: float | None) -> str:
+  return "–" if not size else f"{size / 2**20:,.0f} MiB"
