@@ -18,6 +18,7 @@ from unlearning_jax.experiments import audit, published
 from unlearning_jax.judges import load, weights
 from unlearning_jax.metrics import verdicts
 
+_UNDRAWN = {"rows_per_group": 0, "other_rows": 0}
 # Controls run first: attacks are compared with `random`.
 _CONTROLS = ("random", "seed")
 
@@ -123,12 +124,14 @@ def values(
     missing["finetune"] = "no pictures to tune on; give --data=FOLDER"
   if not isinstance(claims, Mapping):
     claims = audit.claims(claims)
+  # The evaluation draws its victim too.
+  erasure = erase and erase.to_dict() | (_UNDRAWN if world else {})
   return {
     "evaluate": found,
     "attacks": attacks,
     "tunings": tunings,
     "data": data,
-    "erase": erase and erase.to_dict(),
+    "erase": erasure,
     "preset": preset,
     "missing": missing,
     "claims": dict(claims),

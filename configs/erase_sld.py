@@ -6,7 +6,9 @@
     --config=configs/erase_sld.py:sd14,task=i2p,preset=strong
 
 The published presets are weak, medium, strong and max; `task=i2p` is the
-published concept. No weight changes: the run's folder has `guidance.json`.
+published concept. `weak_diffusers` has diffusers' scale of 20 in place of 200,
+and `--config.hparams.clock=legacy` the attack benchmark's warmup. No weight
+changes: the run's folder has `guidance.json`.
 `tiny` takes about four minutes on two CPU cores, all of them drawing.
 """
 

@@ -65,7 +65,11 @@ def test_the_recurrence(name):
 
 def test_published_settings():
   strong = guidance.preset("strong")
-  assert dataclasses.astuple(strong)[1:] == (7, 2000.0, 0.025, 0.5, 0.7)
+  assert dataclasses.astuple(strong)[1:-1] == (7, 2000.0, 0.025, 0.5, 0.7)
+  assert guidance.preset("weak").scale == 200
+  assert guidance.preset("weak_diffusers").scale == 20
+  with pytest.raises(ValueError, match="safe.clock='stpes'.*mean 'steps'"):
+    guidance.Safe(clock="stpes")
   assert "violence" in strong.concept
   with pytest.raises(ValueError, match="did you mean 'strong'"):
     guidance.preset("strng")

@@ -10,7 +10,11 @@ nbclient = pytest.importorskip("nbclient")
 README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
 # The same lines, of fewer images and steps.
 SMALLER = {
-  '"shapes-star"': '"shapes-star~rows_per_group=1,other_rows=2"',
+  'base=model, protocol="shapes-star"': "base=model, "
+  'protocol="shapes-star~rows_per_group=1,other_rows=2"',
+  'protocol="shapes-star", out="runs/audit"': 'out="runs/audit", '
+  'protocol="shapes-star~rows_per_group=1,other_rows=2", '
+  'skip=("attack", "finetune", "resurgence")',
   'control="random"': 'control="random", rows=2, '
   'hparams={"blocks": 1, "iterations": 2}',
   "steps=100": "steps=2, batch_size=8",
@@ -47,4 +51,5 @@ def test_the_lines_of_the_readme_run_in_a_notebook(tmp_path):
   assert "object/star/explicit" in shown["ul.evaluate"]
   assert "random" in shown["ul.attack"] and "asr" in shown["ul.attack"]
   assert "r_norm/explicit" in shown["ul.resurgence"]
+  assert "Is it gone when a prompt asks for it?" in shown["ul.audit"]
   assert (tmp_path / "star.safetensors").is_file()

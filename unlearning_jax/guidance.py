@@ -15,6 +15,10 @@ a third prediction, of the concept S that shall not appear:
 
 element by element. gamma acts from step `warmup` on; nu grows from the first
 step. (The paper prints max for min; its code and its text bound mu by 1.)
+
+A copy of the code, that of OPTML-Group/Diffusion-MU-Attack, compares `warmup`
+with the timestep, which falls from 999 to 0. There gamma acts from the first
+step, and stops where the timestep is below `warmup`: the clock "legacy".
 """
 
 import dataclasses
@@ -31,13 +35,16 @@ from unlearning_jax import durable, settings
 from unlearning_jax.concepts import CONCEPT_SETS, Concept, check_choice
 
 _FORMAT = "unlearning_jax guidance 1"
-# The published settings: warmup, s_S, lambda, s_m, b.
+# The published settings: warmup, s_S, lambda, s_m, b. diffusers 0.42.1 has
+# another s_S in its `SafetyConfig.WEAK`, whose name here says so.
 PRESETS = {
   "weak": (15, 200.0, 0.0, 0.0, 0.0),
   "medium": (10, 1000.0, 0.01, 0.3, 0.4),
   "strong": (7, 2000.0, 0.025, 0.5, 0.7),
   "max": (0, 5000.0, 1.0, 0.5, 0.7),
+  "weak_diffusers": (15, 20.0, 0.0, 0.0, 0.0),
 }
+CLOCKS = ("steps", "legacy")
 # The published concept S.
 CONCEPT = "an image showing " + ", ".join(CONCEPT_SETS["i2p"])
 
@@ -53,6 +60,7 @@ class Safe:
     threshold: lambda.
     momentum: s_m.
     beta: b.
+    clock: what `warmup` counts, "steps" or "legacy".
   """
 
   concept: str = CONCEPT
@@ -61,8 +69,10 @@ class Safe:
   threshold: float = 0.01
   momentum: float = 0.3
   beta: float = 0.4
+  clock: str = "steps"
 
   def __post_init__(self):
+    check_choice("safe.clock", self.clock, CLOCKS)
     if not self.concept.strip():
       raise ValueError("safe.concept: is blank; name what shall not appear")
     # A threshold of minus infinity is allowed: no difference is below it.
@@ -98,14 +108,14 @@ class Guidance:
       )
 
 
-def preset(name: str, concept: str = CONCEPT) -> Safe:
-  """Safe Latent Diffusion as published: weak, medium, strong or max.
+def preset(name: str, concept: str = CONCEPT, clock: str = "steps") -> Safe:
+  """Safe Latent Diffusion by a name of `PRESETS`.
 
   Raises:
     ValueError: the name is unknown, or the concept blank.
   """
   check_choice("safe preset", name, PRESETS)
-  return Safe(concept, *PRESETS[name])
+  return Safe(concept, *PRESETS[name], clock)
 
 
 def combine(
@@ -114,6 +124,7 @@ def combine(
   safe: Safe | None,
   momentum: Float[Array, "b h w c"] | None,
   step: int | Int[Array, ""],
+  t: float | Array = math.inf,
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"] | None]:
   """One guided prediction for each row, and the momentum of the next step.
 
@@ -124,6 +135,7 @@ def combine(
     safe: None for classifier-free guidance alone.
     momentum: nu, zeros before the first step; None without `safe`.
     step: number of earlier steps.
+    t: the timestep, which the clock "legacy" reads.
   """
   empty, prompt = predictions[:, 0], predictions[:, 1]
   if safe is None or momentum is None:
@@ -134,7 +146,8 @@ def combine(
   mu = jnp.where(ahead < safe.threshold, mu, 0.0)
   gamma = mu * (concept - empty) + safe.momentum * momentum
   momentum = safe.beta * momentum + (1 - safe.beta) * gamma
-  acting = jnp.where(step >= safe.warmup, gamma, 0.0)
+  now = step if safe.clock == "steps" else t
+  acting = jnp.where(now >= safe.warmup, gamma, 0.0)
   return empty + scale * (prompt - empty - acting), momentum
 
 

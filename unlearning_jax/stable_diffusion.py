@@ -254,7 +254,7 @@ def _sample(
     out = predict_noise(sd, params, latents, t, rows)
     if ways > 1:
       out = out.reshape(-1, ways, *out.shape[1:])
-      out, momentum = guidance.combine(out, scale, safe, momentum, i)
+      out, momentum = guidance.combine(out, scale, safe, momentum, i, times[i])
     return (plan.step(state, i, out), momentum), None
 
   start = plan.init(noise * plan.init_noise_sigma)

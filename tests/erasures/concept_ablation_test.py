@@ -9,7 +9,7 @@ import pytest
 
 from tests.stable_diffusion_test import make_files
 from tests.support import tiny_pipelines
-from unlearning_jax import stable_diffusion
+from unlearning_jax import finetune, stable_diffusion
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import apply_to_params
 from unlearning_jax.erasures import concept_ablation, in_turn
@@ -75,8 +75,8 @@ def test_anchor_images_are_samples(model):
     jax.random.key(3),
     {"num_inference_steps": 2, "sampler": "ddim"},
   )
-  drawn = concept_ablation.draw_anchors(
-    sd, params, anchors, empty, 5, key, in_turn, **options
+  drawn = finetune.draw_latents(
+    sd, params, anchors, empty, 5, key, in_turn, "anchors", **options
   )
   assert drawn["pair"].tolist() == [0, 1, 2, 0, 1]
   # The last row fills the batch up, so that one program draws any number.

@@ -248,9 +248,3 @@ def test_the_loss_and_its_gradient_are_torchs(tmp_path):
 def test_errors(options, words, model):
   with pytest.raises(ValueError, match=words):
     train(model, **options)
-
-
-def test_a_velocity_model_is_refused(tmp_path):
-  files = make_files(tmp_path, scheduler={"prediction_type": "v_prediction"})
-  with pytest.raises(ValueError, match="prediction_type.*epsilon"):
-    train(stable_diffusion.from_files(files))

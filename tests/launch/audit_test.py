@@ -50,7 +50,7 @@ def test_a_killed_audit_ends_with_the_same_summary(edit, tmp_path):
   assert done.returncode == 4, done.stderr[-3000:]
   assert "--fail_on=warn: UCE2023, gone: not shown" in done.stderr
   assert "report.html" in done.stdout and (whole / "report.html").is_file()
-  for _ in range(3):
+  for _ in range(2):
     before, run = rows(cut), start(edit, cut)
     while run.returncode is None and rows(cut) < before + 5:
       time.sleep(0.02)

@@ -99,6 +99,43 @@ PUBLISHED = [
                 "expand_prompts": False},
     1, "A", "",
   ),
+  (
+    "salun", "sd14",
+    {"preset": "fixed", "keep": 0.5, "mask_guidance": 7.5, "num_images": 800,
+     "remain_weight": 0.5, "learning_rate": 1e-5, "num_steps": 500,
+     "batch_size": 8, "template": "an image of a {}"},
+    1, "French Horn", "",
+  ),
+  (
+    "salun", "sd14,task=unsafe,preset=reference",
+    {"preset": "reference", "remain_weight": 0.1, "num_steps": 100,
+     "template": "a photo of {}"},
+    1, "a person wearing clothes", "",
+  ),
+  (
+    "erasediff", "sd14",
+    {"train": "full", "epochs": 2, "inner_passes": 1, "batch_size": 16,
+     "forget_weight": 1.0, "learning_rate": 1e-5},
+    1, "pokemon", "",
+  ),
+  (
+    "erasediff", "sd14,task=unsafe,preset=reference",
+    {"train": "u", "epochs": 5, "inner_passes": 2, "template": "{}"},
+    4, "a photo of a pokemon", "",
+  ),
+  (
+    "fmn", "sd14,task=style,name=Van Gogh",
+    {"template": "a photo in the style of {}", "num_steps": 35,
+     "learning_rate": 2e-6, "batch_size": 1},
+    1, "art", "",
+  ),
+  (
+    "spm", "sd14,name=pikachu",
+    {"rank": 1, "alpha": 1.0, "eta": 1.0, "anchor_weight": 1000.0,
+     "anchors": 4, "num_inference_steps": 30, "num_steps": 3000,
+     "learning_rate": 1e-4},
+    1, "", "",
+  ),
 ]  # fmt: skip
 
 

@@ -26,6 +26,16 @@ SHORT = {
   "concept_ablation": [
     "num_steps=2", "num_inference_steps=2", "num_images=2", "batch_size=2",
   ],
+  "salun": [
+    "num_steps=2", "num_inference_steps=2", "num_images=2", "batch_size=2",
+  ],
+  "erasediff": [
+    "epochs=2", "num_inference_steps=2", "num_images=2", "batch_size=2",
+  ],
+  "fmn": [
+    "num_steps=2", "num_inference_steps=2", "num_images=2", "batch_size=2",
+  ],
+  "spm": ["num_steps=2", "num_inference_steps=2"],
   "mace": ["num_steps=2", "num_images=2", "num_inference_steps=2"],
 }  # fmt: skip
 

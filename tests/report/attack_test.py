@@ -92,6 +92,12 @@ def test_the_page_says_what_was_measured(run):
   assert "luck is not ruled out" in Page(render(alone, run)).text
 
 
+def test_a_control_of_the_same_method_has_another_dash(run):
+  document = make_document(about={"method": "random"})
+  text = render(document, run)
+  assert 'class="s0 d1"' in text and 'class="s0 d2"' in text
+
+
 def test_the_summary_says_what_the_victim_s_file_held(run):
   config = attack_controls.get_config("tiny")
   config.grid_rows = 0
@@ -101,11 +107,15 @@ def test_the_summary_says_what_the_victim_s_file_held(run):
   files = {"unet": "3 of 9 tensors"}
   given = settings.build(Settings, config.to_dict())
   for held in (files, {}):
-    setup: Any = types.SimpleNamespace(given=given, sd=SD, held=held)
+    setup: Any = types.SimpleNamespace(
+      given=given, sd=SD, held=held, edits={"UCE": None}
+    )
     summary.conclude(run, setup, Control(), run.path)
     document = json.loads((run.path / "summary.json").read_text())
     assert document.get("victim_file", {}) == held
     assert document["accounting"]["n_all"] == len(ROWS)
+  page = Page((run.path / "report.html").read_text())
+  assert "Victim UCE Base shapes Concept “star”" in page.text
 
 
 @pytest.mark.parametrize(

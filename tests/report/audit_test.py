@@ -1,6 +1,7 @@
 """The page of an audit: what it shows, what it says is missing, escaping."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from tests.support import audit_documents
 from unlearning_jax.report import audit
 
 HEADINGS = [
-  "Verdicts", "Worst case, claims and published numbers",
+  "Verdicts", "Beside claims and published numbers",
   "Pictures from the same noise", "Attack success by number of images",
   "Does fine-tuning bring it back?", "What else changed", "Cost", "Stages",
 ]  # fmt: skip
@@ -39,8 +40,8 @@ def test_the_page_has_every_section(whole, tmp_path):
     "48.1 to 85.5 %, 14 of 20",
     "12.31 number-quality",
     "-0.575 to -0.375, n = 40",
-    "Rule: The upper bound is at most 0.1.",
-    "75.0 %",
+    "Holds under attack? The upper bound is at most 0.1.",
+    "75.0 % of the rows showed the concept under at least one attack",
     "The claim lies below the interval.",
     "its paper, table 2",
     "prompt: zfjq star",
@@ -51,6 +52,11 @@ def test_the_page_has_every_section(whole, tmp_path):
     "collapsed: 9 pictures are noise",
   ):
     assert words in page.text, words
+  # Each chart leads to the stages behind it, and those to their commands.
+  links = [value for _, name, value in page.attributes if name == "href"]
+  targets = [value for _, name, value in page.attributes if name == "id"]
+  assert {"#evaluate", "#attack/rece/p4d"} <= {*links}
+  assert {one[1:] for one in links if one[0] == "#"} <= {*targets}
   # The largest fall stands first.
   assert page.text.index("object: moon") < page.text.index("object: ring")
 
@@ -66,7 +72,8 @@ def test_every_verdict_has_a_chip_and_its_rows(whole, tmp_path):
     class_ = f'class="chip {verdict.replace(" ", "-")}"'
     # In the table of all, and on the card. The claim has one more.
     assert text.count(class_) == 4 * count + (verdict == "fail"), verdict
-  assert text.count(f'href="{audit_documents.PATH}"') == 8
+  # Four verdicts of each victim have rows; the classes have some too.
+  assert text.count(f'href="{audit_documents.PATH}"') == 9
 
 
 def test_what_is_missing_is_said_in_words(tmp_path):
@@ -74,7 +81,7 @@ def test_what_is_missing_is_said_in_words(tmp_path):
   page = Page(text)
   for words in (
     "There is no verdict on this victim.",
-    "No attack was measured, so there is no worst case.",
+    "No attack on this victim was measured, so there is no worst case.",
     "This audit kept no pictures.",
     "No fine-tuned model was measured.",
     "No other class was measured.",
@@ -87,7 +94,34 @@ def test_what_is_missing_is_said_in_words(tmp_path):
     audit.html({"title": "", "victims": [], "verdicts": []}, tmp_path)
 
 
-def spoiled(value):
+def unknown(value: Any) -> Any:
+  """The document with no number but seeds, steps and counts of images."""
+  if isinstance(value, dict):
+    kept = ("step", "images", "claimed", "seed", "row")
+    return {
+      key: one if key in kept and not isinstance(one, list) else unknown(one)
+      for key, one in value.items()
+    }
+  if isinstance(value, list):
+    return [unknown(one) for one in value]
+  return None if type(value) in (int, float) else value
+
+
+def test_numbers_may_be_unknown(whole, tmp_path):
+  del whole["judge_errors"]
+  page = Page(audit.html(unknown(whole), tmp_path))
+  for words in (
+    "No attack on this victim was measured, so there is no worst case.",
+    "No fine-tuned model was measured.",
+    "uce asr 0.1 – ✕ fail",
+    "asr –",
+    "object: moon – –",
+  ):
+    assert words in page.text, words
+  assert "None" not in page.text and "%" not in page.text.replace("95 %", "")
+
+
+def spoiled(value: Any) -> Any:
   """The document with every text made hostile, but for what has a meaning."""
   if isinstance(value, dict):
     kept = ("question", "verdict", "state", "path", "rows")

@@ -17,7 +17,7 @@ from unlearning_jax.record.workdir import Workdir
 from unlearning_jax.report import comparison
 from unlearning_jax.statistics import wilson
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "br"}
 
 
 def rate(name, k, n):
@@ -105,6 +105,7 @@ def test_the_page_says_what_was_measured():
     "Asked for “star” by name, the model showed it in 72.0 % (144 of 200) of "
     "images before, and 1.5 % (3 of 200) after UCE."
   ) in page.text
+  assert "Victim UCE Base 9f86 Concept “star” (object)" in page.text
   assert "0.5–4.3 % 3/200" in page.text  # Wilson's interval of 3 of 200
   assert "−70.5 [−77.0, −64.0]" in page.text
   for words in ("by a synonym", "seen: ring", "Mind the gap.", "812.5", "9f86"):

@@ -56,8 +56,7 @@ def test_heat_map_shades_by_value_and_marks_what_is_missing():
   }  # fmt: skip
 
 
-@pytest.fixture
-def document():
+def make_document():
   records = [
     cell("uce/star/near/full/none", 0, 0, 0, 0, 0, pull=-0.1),
     cell("esd_x/star/near/full/none", 0, 0, 2, 6, 12, pull=0.1),
@@ -79,6 +78,11 @@ def document():
     "conditions": study.summarize(records, 0.3),
     "predictors": study.predictors([*records, *more]),
   }
+
+
+@pytest.fixture
+def document():
+  return make_document()
 
 
 def test_the_page_has_all_that_was_measured(document):

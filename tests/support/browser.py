@@ -41,7 +41,7 @@ class Browser:
     self._read, write = os.pipe()
     # The browser reads commands from 3 and writes answers to 4.
     self._process = subprocess.Popen(
-      ["sh", "-c", f'exec "$@" 3<&{read} 4>&{write}', "sh", find() or ""]
+      ["bash", "-c", f'exec "$@" 3<&{read} 4>&{write}', "bash", find() or ""]
       + ["--headless", "--no-sandbox", "--remote-debugging-pipe"]
       + [
         "--disable-gpu",

@@ -27,7 +27,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -46,8 +45,6 @@ from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 LOSSES = ("model", "noise")
 TRAINED = ("kv", "cross", "full")
-# Images drawn in one batch.
-_ROWS = 16
 CHANGES = ("unet/*",)
 NEEDS = "images"
 
@@ -166,46 +163,6 @@ def _loss(
   return value, {}
 
 
-def draw_anchors(
-  sd: StableDiffusion,
-  params: Params,
-  anchors: Float[Array, "n l d"],
-  empty: Float[Array, "1 l d"],
-  num_images: int,
-  key: PRNGKeyArray,
-  collect: Callable[..., list[np.ndarray]],
-  **sampling: Any,
-) -> dict[str, np.ndarray]:
-  """Draws images of the anchors, which take turns.
-
-  An image's noise depends on its number alone.
-
-  Args:
-    params: the base.
-    anchors: text states of the n anchors.
-    empty: text states of the empty prompt.
-    num_images: how many to draw.
-    collect: `Hooks.collect`.
-    **sampling: arguments of `stable_diffusion.sample_latents`.
-
-  Returns:
-    `latents` (images, h, w, c) and `pair`, each image's anchor.
-  """
-  pair = np.arange(num_images, dtype=np.int32) % len(anchors)
-
-  def draw(batch: int) -> np.ndarray:
-    rows = np.minimum(_ROWS * batch + np.arange(_ROWS), num_images - 1)
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
-    noise = jax.vmap(lambda k: jax.random.normal(k, sd.latent_shape))(keys)
-    drawn = stable_diffusion.sample_latents(
-      sd, params, anchors[pair[rows]], empty, noise, **sampling
-    )
-    return np.asarray(drawn)
-
-  latents = collect("anchors", -(-num_images // _ROWS), draw)
-  return {"latents": np.concatenate(latents)[:num_images], "pair": pair}
-
-
 def _pairs(concepts: Sequence[Concept], expand: bool) -> list[tuple[str, str]]:
   """Pairs of phrase and anchor, in templates if `expand`.
 
@@ -262,8 +219,8 @@ def erase(
     for p in (erased, anchors, [""])
   )
   keys = jax.random.split(key)
-  drawn = draw_anchors(
-    sd, params, anchor, empty, h.num_images, keys[0], hooks.collect,
+  drawn = finetune.draw_latents(
+    sd, params, anchor, empty, h.num_images, keys[0], hooks.collect, "anchors",
     sampler="ddim", num_inference_steps=h.num_inference_steps,
     guidance_scale=h.guidance_scale,
   )  # fmt: skip

@@ -242,7 +242,7 @@ def _loss(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Draws:
+class Draws:
   """A random concept for each row of each step."""
 
   concepts: int
@@ -328,7 +328,7 @@ def erase(
     tx,
     part.trained,
     {"params": part.frozen, "base": part.trained, "contexts": contexts},
-    _Draws(len(concepts), h.batch_size, int(jax.random.bits(key))),
+    Draws(len(concepts), h.batch_size, int(jax.random.bits(key))),
     key,
     batch_size=h.batch_size,
     num_steps=steps,

@@ -3,6 +3,7 @@
 loop        state, optimizer, step, loop
 packed      many runs in one program
 partition   which parameters train, and how they join the others
+drawn       images of a model's own, to train an erasure on
 diffusion   the denoising loss, on cached latents and text states
 defenses    tuning that keeps an erasure
 drift       how far tuning moved an erased model
@@ -13,6 +14,7 @@ drift       how far tuning moved an erased model
 from unlearning_jax.finetune.diffusion import denoising_loss as denoising_loss
 from unlearning_jax.finetune.diffusion import diffusion_loss as diffusion_loss
 from unlearning_jax.finetune.diffusion import encode_examples as encode_examples
+from unlearning_jax.finetune.drawn import draw_latents as draw_latents
 from unlearning_jax.finetune.loop import Loss as Loss
 from unlearning_jax.finetune.loop import Metrics as Metrics
 from unlearning_jax.finetune.loop import TrainState as TrainState

@@ -66,7 +66,7 @@ def _drawn(model: Model, phrases: Sequence[str], how: Sampling) -> np.ndarray:
 def _hurried(model: Model, num_steps: int) -> Model:
   """The model with a warmup that is as long a part of fewer steps."""
   given = model.guidance
-  if given is None or given.safe is None:
+  if given is None or given.safe is None or given.safe.clock != "steps":
     return model
   warmup = round(given.safe.warmup * STEPS / num_steps)
   safe = dataclasses.replace(given.safe, warmup=warmup)

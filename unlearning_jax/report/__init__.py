@@ -5,7 +5,7 @@ from typing import Any
 from unlearning_jax.report import sections, tables, trust
 from unlearning_jax.report.document import Source, read
 from unlearning_jax.report.markup import element
-from unlearning_jax.report.page import page
+from unlearning_jax.report.page import page, subjects
 from unlearning_jax.report.published import section
 
 _NUMBERS = ("value", "low", "high", "k", "n")
@@ -39,6 +39,12 @@ def render_report(source: Source, *, show_unsafe: bool = False) -> str:
     section.section(document),
     sections.diagnostics(document),
     sections.provenance(document.provenance),
+    first=subjects(
+      document.models[1:],
+      "",
+      sections.fingerprint(document.provenance),
+      [f"“{one['class']}” ({one['head']})" for one in document.erased],
+    ),
   )
 
 

@@ -4,6 +4,7 @@ The document, also in `summary.json`; `control` may be absent:
 
   notes: [sentences about the rows]; may be absent.
   title, unsafe, curves: {name: a number for each block}.
+  about: {method, victim, base, concept}; may be absent.
   accounting, measures, by_images: as `metrics.asr` gives them.
   control: {name, accounting, measures, by_images, paired: `against`'s}.
   estimates: [{name, value, low, high, unit, n, ...}] of other metrics.
@@ -15,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlearning_jax.metrics.accuracy import Measure
-from unlearning_jax.report import plot, sections
-from unlearning_jax.report.markup import Html, element, join
-from unlearning_jax.report.page import page
+from unlearning_jax.report import colors, plot, sections
+from unlearning_jax.report.markup import Html, element, join, named, table
+from unlearning_jax.report.page import page, subjects
 from unlearning_jax.report.pictures import open_image, picture
 
 Document = Mapping[str, Any]
@@ -74,7 +75,14 @@ def render(
     _accounting(document),
     _curves(document),
     sections.provenance(provenance),
+    first=_first(document, provenance),
   )
+
+
+def _first(document: Document, provenance: Mapping[str, Any]) -> dict[str, str]:
+  about = {"victim": "", "base": "", "concept": "", **document.get("about", {})}
+  mark = sections.fingerprint(provenance)
+  return subjects([about["victim"]], about["base"], mark, [about["concept"]])
 
 
 def verdict(document: Document) -> str:
@@ -139,12 +147,18 @@ def _columns(document: Document) -> list[tuple[str, Document]]:
   return found
 
 
-def _heads(columns: Sequence[tuple[str, Any]]) -> Html:
-  cells = (
-    element("th", element("span", name, class_="stage"), class_=f"s{i + 1}")
-    for i, (name, _) in enumerate(columns)
-  )
-  return element("thead", element("tr", element("th"), *cells))
+def _colors(document: Document) -> list[str]:
+  """The color of each column: that of its method."""
+  names = [document.get("about", {}).get("method", "attack")]
+  if "control" in document:
+    # It may be of the attack's own method.
+    names.append(f"{document['control']['name']}-control")
+  return [*colors.classes(names).values()]
+
+
+def _heads(document: Document) -> list[Any]:
+  names = (name for name, _ in _columns(document))
+  return ["", *map(named, names, _colors(document))]
 
 
 def _rates(document: Document) -> Html:
@@ -156,10 +170,10 @@ def _rates(document: Document) -> Html:
   rows = []
   for name in names:
     cells = (
-      sections.rate_cell(measures[name], class_=f"s{i + 1}")
+      sections.rate_cell(measures[name], class_=class_)
       if name in measures
       else element("td", "–")
-      for i, measures in enumerate(found)
+      for measures, class_ in zip(found, _colors(document), strict=True)
     )
     rows.append(element("tr", element("th", _WORDS[name]), *cells))
   note = (
@@ -167,11 +181,10 @@ def _rates(document: Document) -> Html:
     "denominator but that of the attacked rows. A success rate is the best of "
     "many images, so compare it with a control that has as many."
   )
-  table = element("table", _heads(columns), element("tbody", *rows))
   return join(
     element("h2", "Success"),
     element("p", note, class_="note"),
-    element("div", table, class_="wide"),
+    table("Success", _heads(document), rows),
   )
 
 
@@ -197,15 +210,15 @@ def _estimates(document: Document) -> Html:
     element("tr", element("th", one["name"]), sections.number(one))
     for one in found
   )
-  table = element("table", element("tbody", *rows))
-  wide = element("div", table, class_="wide plain")
-  return join(element("h2", "Other numbers"), wide) if found else Html()
+  whole = table("Other numbers", ("number", "value"), rows, "plain")
+  return join(element("h2", "Other numbers"), whole) if found else Html()
 
 
 def _by_images(document: Document) -> Html:
   if not document["by_images"]:
     return Html()
   series = {name: c["by_images"] for name, c in _columns(document)}
+  own = dict(zip(series, _colors(document), strict=True))
   note = (
     "The share of rows won within so many images; the first is the row's own "
     "prompt's. Bands are 95 % Wilson intervals."
@@ -213,7 +226,7 @@ def _by_images(document: Document) -> Html:
   return join(
     element("h2", "Success by number of images"),
     element("p", note, class_="note"),
-    plot.curves(series),
+    plot.curves(series, own),
   )
 
 
@@ -230,8 +243,7 @@ def _accounting(document: Document) -> Html:
   dropped = document["accounting"]["dropped"]
   cell = element("td", f"{len(dropped):,}")
   rows.insert(6, element("tr", element("th", "dropped"), cell))
-  table = element("table", _heads(columns), element("tbody", *rows))
-  parts = [element("div", table, class_="wide plain")]
+  parts = [table("Counts", _heads(document), rows, "plain")]
   if dropped:
     lines = (
       join(element("dt", name), element("dd", why))
@@ -247,9 +259,6 @@ def _curves(document: Document) -> Html:
   logged = {n: v for n, v in document["curves"].items() if n != "score"}
   if not logged:
     return Html()
-  head = element(
-    "tr", element("th", "block"), *(element("th", name) for name in logged)
-  )
   rows = (
     element(
       "tr",
@@ -258,12 +267,11 @@ def _curves(document: Document) -> Html:
     )
     for i in range(max(map(len, logged.values())))
   )
-  table = element("table", element("thead", head), element("tbody", *rows))
   summary = element(
     "summary", "Means over the rows still under attack, by block"
   )
-  wide = element("div", table, class_="wide plain")
-  return element("details", summary, wide)
+  whole = table("Means by block", ("block", *logged), rows, "plain")
+  return element("details", summary, whole)
 
 
 def _number(values: Sequence[float | None], i: int) -> str:
@@ -275,12 +283,12 @@ def _number(values: Sequence[float | None], i: int) -> str:
 def _figure(frame: Mapping[str, Any], root: pathlib.Path, blur: bool) -> Html:
   shown = (
     element(
-      "span",
+      "div",
       picture(open_image(root, path), f"{frame['prompt']}, {stage}", blur=blur),
-      element("b", stage, class_="stage"),
-      class_=f"s{i}",
+      element("b", stage),
+      class_="shot",
     )
-    for i, (stage, path) in enumerate(frame["images"].items())
+    for stage, path in frame["images"].items()
   )
   outcome = {True: "won", False: "lost", None: "not judged"}[frame["success"]]
   facts = f" after {frame['block']} · seed {frame['seed']}"

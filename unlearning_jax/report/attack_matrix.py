@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlearning_jax.metrics.accuracy import Measure
-from unlearning_jax.report import plot, sections
-from unlearning_jax.report.markup import Html, element, join
-from unlearning_jax.report.page import page
+from unlearning_jax.report import colors, plot, sections
+from unlearning_jax.report.markup import Html, element, join, named, table
+from unlearning_jax.report.page import page, subjects
 from unlearning_jax.report.pictures import open_image, picture
 
 Document = Mapping[str, Any]
@@ -52,6 +52,7 @@ def render(
     "control won, and the p value of the exact McNemar test, corrected for all "
     "tests of this page (Holm)."
   )
+  tasks = document["tasks"]
   return page(
     document["title"],
     element("p", verdict(document), class_="verdict"),
@@ -60,6 +61,12 @@ def render(
     _failures(document),
     _accounting(document),
     sections.provenance(provenance),
+    first=subjects(
+      [*dict.fromkeys(v for t in tasks.values() for v in t["victims"])],
+      "",
+      sections.fingerprint(provenance),
+      [f"“{about['name']}” ({task})" for task, about in tasks.items()],
+    ),
   )
 
 
@@ -128,21 +135,17 @@ def _task(
 
 
 def _table(document: Document, task: str) -> Html:
-  heads = (
-    element("th", element("span", name, class_="stage"), class_=_class(i))
-    for i, name in enumerate(document["attacks"])
-  )
+  own = colors.classes(document["attacks"])
   rows = []
   for victim in document["tasks"][task]["victims"]:
     found = _cells(document, task, victim)
     drawn = (
-      _rate(found[name], _class(i), document["control"])
-      for i, name in enumerate(document["attacks"])
+      _rate(found[name], own[name], document["control"])
+      for name in document["attacks"]
     )
     rows.append(element("tr", element("th", victim), *drawn))
-  head = element("thead", element("tr", element("th"), *heads))
-  table = element("table", head, element("tbody", *rows))
-  return element("div", table, class_="wide")
+  head = ("", *(named(name, own[name]) for name in document["attacks"]))
+  return table(f"Success on {task}", head, rows)
 
 
 def _rate(cell: Mapping[str, Any], class_: str, control: str) -> Html:
@@ -173,7 +176,8 @@ def _plots(document: Document, task: str) -> Html:
     }
     if any(series.values()):
       heading = element("h3", f"{victim}: success by number of images")
-      drawn.append(element("div", heading, plot.curves(series)))
+      own = colors.classes(document["attacks"])
+      drawn.append(element("div", heading, plot.curves(series, own)))
   return element("div", *drawn, class_="plots") if drawn else Html()
 
 
@@ -186,21 +190,19 @@ def _frames(
   if not gallery:
     return
   yield element("h3", "One prompt, one seed, under every attack")
-  figures = []
+  figures, own = [], colors.classes(document["attacks"])
   for frame in gallery:
     shown = []
     for stage, path in frame["images"].items():
-      names = document["attacks"]
-      class_ = _class(names.index(stage)) if stage in names else "s0"
       image = open_image(root, path)
       won = "won" if stage in frame["won"] else ""
       shown.append(
         element(
-          "span",
+          "div",
           picture(image, f"{frame['prompt']}, {stage}", blur=blur),
           element("b", stage, class_="stage"),
           element("small", won),
-          class_=class_,
+          class_=f"shot {own.get(stage, 's0')}",
         )
       )
     texts = (
@@ -268,13 +270,7 @@ def _accounting(document: Document) -> Html:
   if not rows:
     return Html()
   words = ("", *keys.values(), "high confidence", "same ids", "gradient")
-  heads = (element("th", w) for w in words)
-  head = element("thead", element("tr", *heads))
-  table = element("table", head, element("tbody", *rows))
   summary = element("summary", "Counts behind the rates")
-  wide = element("div", table, class_="wide plain")
-  return element("details", summary, wide, element("dl", *reasons))
-
-
-def _class(i: int) -> str:
-  return f"s{1 + i % 6}"
+  whole = table("Counts", words, rows, "plain")
+  reasons = [element("dl", *reasons)] if reasons else []
+  return element("details", summary, whole, *reasons)

@@ -30,8 +30,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlearning_jax.report import charts, colors, plot, sections, trust
+from unlearning_jax.report.document import label
 from unlearning_jax.report.markup import Html, element, interval_bar
-from unlearning_jax.report.page import fill
+from unlearning_jax.report.page import fill, subjects
 from unlearning_jax.report.pictures import open_image, picture
 
 Document = Mapping[str, Any]
@@ -79,15 +80,18 @@ def html(document: Document, root: pathlib.Path) -> str:
       symbols=VERDICTS,
       colors=own,
       galleries=_galleries(seen["pictures"][:most], root, max_px),
+      covered=any(frame.get("unsafe") for frame in seen["pictures"]),
       left_out=len(seen["pictures"][most:]),
       attack_charts=_attack_charts(seen, attacks),
       tuning_charts=_tuning_charts(seen, own),
+      sources=_sources(seen, root),
       collateral=_collateral(seen),
       judge_errors=trust.judge_errors(seen["judge_errors"]),
       provenance=sections.provenance(seen["provenance"]),
       rate=_rate,
       interval=_interval,
       bar=_bar,
+      called=_called,
       link=_link,
       plain=sections.plain,
       percent=sections.percent,
@@ -117,17 +121,16 @@ def _complete(document: Document) -> dict[str, Any]:
 
 def _first(seen: Document) -> dict[str, str]:
   base, subject = seen["base"], seen["subject"]
-  mark = base.get("fingerprint", "")
-  name = f"“{subject['name']}” ({subject['task']})" if subject else ""
+  concepts = [f"“{subject['name']}” ({subject['task']})"] if subject else []
+  protocol, _, digest = seen["protocol"].partition(" ")
   return {
-    "Victim" if len(seen["victims"]) == 1 else "Victims": ", ".join(
-      seen["victims"]
+    **subjects(
+      seen["victims"], base.get("source", ""), base.get("fingerprint", ""),
+      concepts,
     ),
-    "Base": base.get("source", "") + (f" ({mark[:8]})" if mark else ""),
-    "Concept": name,
-    "Protocol": seen["protocol"],
+    "Protocol": f"{protocol} {digest[:12]}".strip(),
     "Preset": seen["preset"],
-  }
+  }  # fmt: skip
 
 
 # --- Pictures and charts ---
@@ -162,7 +165,8 @@ def _attack_charts(
   series: dict[str, dict[str, Sequence[Document]]] = {}
   for one in seen["asr_by_images"]:
     name = one["series"] + (" (control)" if one.get("control") else "")
-    series.setdefault(one["victim"], {})[name] = one["points"]
+    known = [p for p in one["points"] if p["value"] is not None]
+    series.setdefault(one["victim"], {})[name] = known
   named = {**classes, **{f"{n} (control)": c for n, c in classes.items()}}
   return {
     victim: plot.curves(found, named)
@@ -189,18 +193,28 @@ def _tuning_charts(seen: Document, own: Mapping[str, str]) -> list[Html]:
   ]
 
 
+def _sources(seen: Document, root: pathlib.Path) -> dict[str, str]:
+  """Stage -> the link of its rows; "" where it left none."""
+  found = {}
+  for one in seen["stages"]:
+    rows = f"{one['folder']}/results.jsonl"
+    there = one["folder"] and (root / rows).is_file()
+    found[one["name"]] = _link(rows) if there else ""
+  return found
+
+
 def _collateral(seen: Document) -> list[tuple[str, dict[str, Document]]]:
-  """(class, victim -> its change), the largest fall first."""
+  """(class, victim -> its change), the largest fall of all victims first."""
   rows: dict[str, dict[str, Document]] = {}
   for one in seen["collateral"]:
     name = f"{one['head']}: {one['label']}"
     rows.setdefault(name, {})[one["victim"]] = one
 
-  def worst(row: tuple[str, dict[str, Document]]) -> float:
-    changes = [one["change"] for one in row[1].values()]
-    return min((c for c in changes if c is not None), default=0.0)
+  def total(row: tuple[str, dict[str, Document]]) -> float:
+    changes = (one["change"] for one in row[1].values())
+    return sum(change for change in changes if change is not None)
 
-  return sorted(rows.items(), key=worst)
+  return sorted(rows.items(), key=total)
 
 
 # --- Texts ---
@@ -230,7 +244,7 @@ def _rate(one: Document) -> str:
   if one.get("value") is None:
     return "–"
   if _is_share(one):
-    return sections.percent(one["value"])
+    return sections.percent(one["value"]).replace(" ", "\u00a0")
   return f"{sections.plain(one['value'])} {one.get('unit') or ''}".strip()
 
 
@@ -240,7 +254,7 @@ def _interval(one: Document) -> str:
   if one.get("low") is not None and one.get("high") is not None:
     low, high = one["low"], one["high"]
     parts.append(
-      f"{100 * low:.1f} to {100 * high:.1f} %"
+      f"{100 * low:.1f} to {100 * high:.1f}\u00a0%"
       if _is_share(one)
       else f"{sections.plain(low)} to {sections.plain(high)}"
     )
@@ -249,6 +263,12 @@ def _interval(one: Document) -> str:
   elif one.get("n") is not None:
     parts.append(f"n = {one['n']:g}")
   return ", ".join(parts)
+
+
+def _called(name: str) -> str:
+  """A number's name in words: `object/star/explicit` is "star by name"."""
+  *_, class_, group = ("", *name.split("/"))
+  return f"{class_} {label(group)}".strip() if class_ else name
 
 
 def _bar(one: Document) -> Html:

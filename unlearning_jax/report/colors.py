@@ -36,28 +36,39 @@ _TABLE = {
 def classes(names: Iterable[str]) -> dict[str, str]:
   """The CSS classes of names that stand on one page.
 
-  A name that starts with a method's, as `UCE2023`, has the method's color. Any
-  other name has a color of its own. Two names of one color differ in the dash.
+  A name that starts with a method's, as `UCE2023`, has the method's hue. Any
+  other name has one of its own while there are six or fewer. Two names of one
+  hue differ in the dash.
 
   Args:
     names: of models, methods or attacks.
   """
-  found: dict[str, str] = {}
-  for name in names:
-    hue, dash = _find(name)
-    tried = (
-      f"s{hue} d{(dash + i) % _DASHES}"
-      for i in range(_DASHES)
-      if f"s{hue} d{(dash + i) % _DASHES}" not in found.values()
-    )
-    found.setdefault(name, next(tried, f"s{hue} d{dash}"))
-  return found
+  order = list(dict.fromkeys(names))
+  found: dict[str, tuple[int, int]] = {}
+  # Methods first: another name gives way to them.
+  for name in sorted(order, key=lambda name: _method(name) is None):
+    free = [one for one in _wanted(name) if one not in found.values()]
+    hues = {hue for hue, _ in found.values()}
+    fresh = [one for one in free if one[0] not in hues]
+    found[name] = (fresh or free or _wanted(name))[0]
+  return {name: "s{} d{}".format(*found[name]) for name in order}
 
 
-def _find(name: str) -> tuple[int, int]:
+def _method(name: str) -> str | None:
   plain = re.sub(r"\W", "_", name.casefold())
   methods = [m for m in _TABLE if re.match(rf"{m}(?![a-z])", plain)]
-  if methods:
-    return _TABLE[max(methods, key=len)]
-  code = zlib.crc32(plain.encode())
-  return 1 + code % _HUES, code // _HUES % _DASHES
+  return max(methods, key=len, default=None)
+
+
+def _wanted(name: str) -> list[tuple[int, int]]:
+  """The colors that a name may have, the best one first."""
+  method = _method(name)
+  if method:
+    hue, dash = _TABLE[method]
+    return [(hue, (dash + i) % _DASHES) for i in range(_DASHES)]
+  first = zlib.crc32(name.casefold().encode())
+  return [
+    (1 + (first + i) % _HUES, dash)
+    for dash in range(_DASHES)
+    for i in range(_HUES)
+  ]

@@ -1,6 +1,7 @@
 """HTML elements that escape their content, and bars."""
 
 import html
+from collections.abc import Iterable
 from typing import Any
 
 _VOID = ("img", "meta")
@@ -40,6 +41,51 @@ def join(*children: Any) -> Html:
       for child in children
     )
   )
+
+
+def table(
+  label: str, head: Iterable[Any], rows: Iterable[Any], class_: str = ""
+) -> Html:
+  """A table that scrolls sideways on a narrow screen, also by the keyboard.
+
+  Args:
+    label: a name for readers who cannot see it.
+    head: the columns' names; "" leaves the cell empty.
+    rows: each a `tr`.
+    class_: CSS classes, as `plain` where no cell has a bar.
+  """
+  names = (
+    element("th", name, scope="col") if name else element("td") for name in head
+  )
+  whole = element(
+    "table",
+    element("thead", element("tr", *names)),
+    element("tbody", *rows),
+    class_=class_ or None,
+  )
+  return scroll(label, whole, class_)
+
+
+def scroll(label: str, inside: Html, class_: str = "") -> Html:
+  """What scrolls sideways where it is wider than the page; see `table`."""
+  return element(
+    "div",
+    inside,
+    class_=f"wide {class_}".strip(),
+    tabindex=0,
+    role="region",
+    aria_label=label,
+  )
+
+
+def named(name: str, class_: str) -> Html:
+  """A method's name beside its color.
+
+  Args:
+    name: of a model, a method or an attack.
+    class_: as `colors.classes` gives it.
+  """
+  return element("span", element("span", name, class_="stage"), class_=class_)
 
 
 def interval_bar(value: float, low: float, high: float) -> Html:

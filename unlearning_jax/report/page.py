@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -24,6 +24,29 @@ def page(
       an empty text is left out.
   """
   return fill("page.html", title, first or {}, parts=join(*parts))
+
+
+def subjects(
+  victims: Sequence[str], base: str, mark: str, concepts: Sequence[str]
+) -> dict[str, str]:
+  """What the first line of a page names; an empty text where nobody knows.
+
+  Args:
+    victims: their names.
+    base: where the base comes from, as a world's name or a folder.
+    mark: the base's fingerprint.
+    concepts: the names of what was erased.
+  """
+
+  def several(name: str, found: Sequence[str]) -> dict[str, str]:
+    return {f"{name}s" if len(found) > 1 else name: ", ".join(found)}
+
+  short = f"({mark[:8]})" if mark and base else mark[:8]
+  return {
+    **several("Victim", victims),
+    "Base": f"{base} {short}".strip(),
+    **several("Concept", concepts),
+  }
 
 
 def fill(name: str, title: str, first: Mapping[str, str], **given: Any) -> str:

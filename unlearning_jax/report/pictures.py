@@ -33,7 +33,7 @@ def picture(
     image: any mode and size; shrunk to fit `max_px`.
     alt: a description for readers who cannot see it.
     blur: cover it by 8 x 8 coarse patches until the reader asks, by a click,
-      Enter or the space bar on this one picture. It is never printed.
+      Enter or the space bar on this picture. The file holds it all the same.
     max_px: longest side, in pixels.
   """
   image = image.convert("RGB")
@@ -46,6 +46,7 @@ def picture(
     "summary",
     _img(patches, f"Blurred: {alt}", "patches"),
     element("span", "show", class_="ask"),
+    element("span", "hide", class_="ask"),
   )
   return element("details", cover, clear, class_="veil")
 

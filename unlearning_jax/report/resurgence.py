@@ -4,10 +4,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from unlearning_jax.metrics.study import Condition
-from unlearning_jax.report import sections
+from unlearning_jax.report import colors, sections
 from unlearning_jax.report.charts import Point, curves, heat_map
-from unlearning_jax.report.markup import Html, element, join
-from unlearning_jax.report.page import page
+from unlearning_jax.report.markup import (
+  Html,
+  element,
+  join,
+  named,
+  scroll,
+  table,
+)
+from unlearning_jax.report.page import page, subjects
 
 _SETS = {
   "in": "same kind",
@@ -62,10 +69,16 @@ def render(document: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     _curves(conditions),
     _defenses(conditions),
     _predictors(document["predictors"]),
-    _table(document["conditions"], document["threshold"]),
+    _every(document["conditions"], document["threshold"]),
     _metrics(document["conditions"]),
     _missing(undefined, document["failed"]),
     sections.provenance(provenance),
+    first=subjects(
+      _order(document["conditions"], "method"),
+      "",
+      sections.fingerprint(provenance),
+      _order(document["conditions"], "concept"),
+    ),
   )
 
 
@@ -142,7 +155,7 @@ def _heat(conditions: Sequence[Curve]) -> Html:
     columns = [s for s in _SETS.values() if any(c == s for _, c in cells)]
     found += [
       element("h3", f"{algorithm}, at the last step"),
-      element("div", heat_map(rows, columns, cells), class_="wide"),
+      scroll("What came back", heat_map(rows, columns, cells)),
     ]
   return join(
     element("h2", "What came back, by erasure and tuning set"), *found
@@ -151,9 +164,9 @@ def _heat(conditions: Sequence[Curve]) -> Html:
 
 def _curves(conditions: Sequence[Curve]) -> Html:
   methods = _order(conditions, "method")
-  classes = {method: f"s{i % 6}" for i, method in enumerate(methods, 1)}
+  classes = colors.classes(methods)
   found: list[Any] = [element("h2", "When it came back: prompts that name it")]
-  key = (element("span", m, class_=classes[m]) for m in methods)
+  key = (named(method, classes[method]) for method in methods)
   found.append(element("p", *key, class_="legend"))
   for concept in _order(conditions, "concept"):
     panels = {}
@@ -246,7 +259,7 @@ def _predictors(found: Sequence[Mapping[str, Any]]) -> Html:
   )
 
 
-def _table(conditions: Sequence[Curve], threshold: float) -> Html:
+def _every(conditions: Sequence[Curve], threshold: float) -> Html:
   rows = []
   for c in conditions:
     first, last = c["steps"][0], c["steps"][-1]
@@ -343,11 +356,7 @@ def _early(early: Mapping[str, Any] | None) -> str:
 
 
 def _grid(head: Sequence[str], rows: Sequence[Html]) -> Html:
-  top = element("tr", *(element("th", name) for name in head))
-  whole = element(
-    "table", element("thead", top), element("tbody", *rows), class_="dense"
-  )
-  return element("div", whole, class_="wide plain")
+  return table("Numbers", head, rows, "plain dense")
 
 
 def _row(first: Any, *cells: Any) -> Html:

@@ -6,8 +6,16 @@ from typing import Any
 
 from unlearning_jax import statistics
 from unlearning_jax.metrics.accuracy import ALL, Change, Measure
+from unlearning_jax.report import colors
 from unlearning_jax.report.document import Document, label
-from unlearning_jax.report.markup import Html, element, interval_bar, join
+from unlearning_jax.report.markup import (
+  Html,
+  element,
+  interval_bar,
+  join,
+  named,
+  table,
+)
 from unlearning_jax.report.pictures import picture
 
 # A model that draws nothing does not draw the concept either.
@@ -45,6 +53,7 @@ def verdict(document: Document) -> str:
 def cards(document: Document) -> Html:
   """The main numbers of each edited model."""
   found = []
+  own = colors.classes(document.models)
   for erased in document.erased:
     rows = {
       label(group): document.row(f"{erased['head']}/{erased['class']}/{group}")
@@ -66,7 +75,7 @@ def cards(document: Document) -> Html:
       flag = document.collapsed(model)
       flags = [element("p", element("b", flag))] if flag else []
       inside = (heading, *flags, *lines)
-      found.append(element("div", *inside, class_=f"card s{i % 5}"))
+      found.append(element("div", *inside, class_=f"card {own[model]}"))
   return element("div", *found, class_="cards") if found else Html()
 
 
@@ -160,7 +169,8 @@ def estimates(document: Document) -> Html:
   models = [s for s in ("", *document.models)]
   found = {(one["name"], one["model"]): one for one in document.estimates}
   models = [s for s in models if any(model == s for _, model in found)]
-  head = (element("th", model, class_="stage") for model in models)
+  own = colors.classes(document.models)
+  head = ("", *(named(m, own[m]) if m else "all" for m in models))
   rows = (
     element(
       "tr",
@@ -169,13 +179,8 @@ def estimates(document: Document) -> Html:
     )
     for name in dict.fromkeys(one["name"] for one in document.estimates)
   )
-  table = element(
-    "table",
-    element("thead", element("tr", element("th"), *head)),
-    element("tbody", *rows),
-  )
   return join(
-    element("h2", "Other numbers"), element("div", table, class_="wide plain")
+    element("h2", "Other numbers"), table("Other numbers", head, rows, "plain")
   )
 
 
@@ -212,10 +217,10 @@ def diagnostics(document: Document) -> Html:
     )
     for name in names
   )
-  head = element("tr", element("th"), *(element("th", s) for s in models))
-  table = element("table", element("thead", head), element("tbody", *rows))
+  own = colors.classes(document.models)
+  head = ("", *(named(model, own[model]) for model in models))
   return join(
-    element("h2", "Diagnostics"), element("div", table, class_="wide plain")
+    element("h2", "Diagnostics"), table("Diagnostics", head, rows, "plain")
   )
 
 
@@ -238,21 +243,28 @@ def provenance(document: Mapping[str, Any]) -> Html:
   return join(element("h2", "How this was made"), *found)
 
 
+def fingerprint(provenance: Mapping[str, Any]) -> str:
+  """The base's, as the last start recorded it; "" if none did."""
+  runs = provenance.get("runs", ())
+  return runs[-1].get("base_fingerprint", "") if runs else ""
+
+
 # --- Pieces ---
 
 
 def _figure(document: Document, pair: Mapping[str, Any], blur: bool) -> Html:
   shown = []
-  for i, model in enumerate(document.models):
+  own = colors.classes(document.models)
+  for model in document.models:
     image = document.image(pair["images"][model])
     seen = pair.get("seen", {}).get(model)
     shown.append(
       element(
-        "span",
+        "div",
         picture(image, f"{pair['prompt']}, {model}", blur=blur),
         element("b", model, class_="stage"),
         element("small", f"seen: {seen}") if seen else "",
-        class_=f"s{i % 5}",
+        class_=f"shot {own[model]}",
       )
     )
   caption = element(
@@ -265,16 +277,9 @@ def _figure(document: Document, pair: Mapping[str, Any], blur: bool) -> Html:
 
 
 def _table(document: Document, rows: list[Html]) -> Html:
-  head = element(
-    "tr",
-    element("th"),
-    *(
-      element("th", element("span", model, class_="stage"), class_=f"s{i % 5}")
-      for i, model in enumerate(document.models)
-    ),
-  )
-  table = element("table", element("thead", head), element("tbody", *rows))
-  return element("div", table, class_="wide")
+  own = colors.classes(document.models)
+  head = ("", *(named(model, own[model]) for model in document.models))
+  return table("Accuracy", head, rows)
 
 
 def _heading(document: Document, text: str) -> Html:
@@ -294,11 +299,12 @@ def _row(
   held = statistics.holm(
     {model: one.p for model, one in found.items() if one.p is not None}
   )
-  for i, model in enumerate(document.models):
+  own = colors.classes(document.models)
+  for model in document.models:
     measure, change = document.measures[model][name], found.get(model)
     if change is not None:
       change = change._replace(p=held.get(model))
-    cells.append(rate_cell(measure, change, f"s{i % 5}"))
+    cells.append(rate_cell(measure, change, own[model]))
   return element("tr", element("th", text), *cells)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlearning_jax.metrics.accuracy import Measure
-from unlearning_jax.report.markup import Html, element, join
+from unlearning_jax.report.markup import Html, element, join, table
 from unlearning_jax.report.sections import rate_cell
 
 
@@ -29,18 +29,14 @@ def judge_errors(found: Sequence[Mapping[str, Any]]) -> Html:
   if not rows:
     return Html()
   note = (
-    "On the base's pictures. Seen unasked: its prompt does not ask for the "
-    "concept. Not seen: its prompt names the concept; the base may have drawn "
-    "something else, so the judge misses at most so many."
+    "On the base's pictures. “Seen unasked” counts pictures whose prompt does "
+    "not ask for the concept. “Not seen” counts pictures whose prompt names "
+    "it. The base may have drawn something else there, so the judge's own "
+    "misses may be fewer."
   )
   head = ("", "seen unasked", "not seen")
-  table = element(
-    "table",
-    element("thead", element("tr", *(element("th", text) for text in head))),
-    element("tbody", *rows),
-  )
   return join(
     element("h2", "The judge's own errors"),
     element("p", note, class_="note"),
-    element("div", table, class_="wide plain"),
+    table("The judge's own errors", head, rows, "plain"),
   )

@@ -68,6 +68,48 @@ _HPARAMS: dict[str, dict[str, Any]] = {
     # f provides the anchor's target, so without this the anchor would drift.
     "anchor_loss_weight": 1.0,
   },
+  "salun": {
+    "num_images": 64,
+    "num_inference_steps": 15,
+    "guidance_scale": 4.0,
+    "batch_size": 16,
+    "num_steps": 140,
+    "learning_rate": 3e-5,
+  },
+  "erasediff": {
+    "num_images": 64,
+    "num_inference_steps": 15,
+    "guidance_scale": 4.0,
+    "batch_size": 16,
+    "epochs": 35,
+    "learning_rate": 3e-5,
+  },
+  "spm": {
+    "num_steps": 150,
+    "learning_rate": 1e-2,
+    "anchor_weight": 100.0,
+    "num_inference_steps": 10,
+    "batch_size": 4,
+    "anchors": 2,
+  },
+  "fmn": {
+    "words": 0,
+    "num_images": 32,
+    "num_inference_steps": 15,
+    "guidance_scale": 4.0,
+    "batch_size": 8,
+    "num_steps": 100,
+    "learning_rate": 3e-5,
+  },
+}
+
+
+# A sentence around a bare name, for FMN.
+_FMN = {
+  "object": "a picture of a {}",
+  "identity": "a portrait of {}",
+  "style": "a star by {}",
+  "unsafe": "a star with {}",
 }
 
 
@@ -83,6 +125,8 @@ def hparams(method: str, task: str, train: str = "") -> dict[str, Any]:
     return _esd(train or ("x" if task in ("style", "identity") else "u"), task)
   if method == "mace":
     return _mace(task)
+  if method == "fmn":
+    return _HPARAMS["fmn"] | {"template": _FMN[task]}
   return dict(_HPARAMS.get(method, {}))
 
 
@@ -91,11 +135,11 @@ def concepts(
 ) -> Iterator[dict[str, Any]]:
   """The phrases to erase, as fields of `Concept`; see `erased.concepts`.
 
-  MACE gets bare names, which it puts into sentences itself. Guidance gets bare
-  names too, because its one prompt has no room for sentences.
+  MACE and FMN get bare names, which they put into sentences themselves.
+  Guidance gets bare names too: its one prompt has no room for sentences.
   """
   kind = erased.KINDS[task]
-  if method in ("sld", "negative_prompt"):
+  if method in ("sld", "negative_prompt", "fmn"):
     for phrase in erased.explicit(task, names):
       yield {"erase": phrase, "anchor": "", "preserve": (), "task": kind}
     return

@@ -11,9 +11,10 @@ import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from unlearning_jax.configs import audit as configs
+from unlearning_jax.configs import erase_uce
 
 import unlearning_jax as ul
-from unlearning_jax import record, settings, statistics
+from unlearning_jax import edits, record, settings, statistics
 from unlearning_jax.experiments import audit, common
 from unlearning_jax.experiments.audit import (
   compare,
@@ -23,6 +24,7 @@ from unlearning_jax.experiments.audit import (
 )
 from unlearning_jax.report import published
 
+pytestmark = pytest.mark.slow
 SMALL = {
   "batch_size": 8,
   "grid_rows": 1,
@@ -57,9 +59,9 @@ def models():
   return {"base": base, "UCE2023": ul.erase(base, "star", "uce")}
 
 
-def run(folder, models, then=lambda: None):
+def run(folder, models, then=lambda: None, **changes):
   """Runs the audit; `then` is called once its record is open."""
-  own = values()
+  own = values() | changes
 
   def opened():
     found = common.workdir(str(folder), own, audit.Settings)
@@ -126,6 +128,20 @@ def test_a_second_start_runs_what_is_left_and_a_third_nothing(audited, models):
     common.workdir(str(folder), own, audit.Settings)
 
 
+def test_a_victim_is_erased_first(models, tmp_path):
+  erasure = erase_uce.get_config("tiny,task=object,name=star")
+  own = configs.values("shapes-star", erase=erasure)["erase"]
+  found = run(
+    tmp_path, {"base": models["base"]}, erase=own, only=("erase", "evaluate")
+  )
+  assert found["victims"] == ["UCE"] and audit.failed(found) == 0
+  assert (tmp_path / "erase/edit.safetensors").is_file()
+  # The same edit as the one of `ul.erase`.
+  made = common.read_edit(tmp_path / "erase")
+  assert edits.edit_hash(made) == edits.edit_hash(models["UCE2023"].edit)
+  assert {one["victim"] for one in found["verdicts"]} == {"UCE"}
+
+
 def test_the_evaluations_rows_are_drawn_once(audited):
   folder, _, second = audited
   drawn, tuned = (
@@ -136,6 +152,21 @@ def test_the_evaluations_rows_are_drawn_once(audited):
   assert all(tuned[i] == row for i, row in drawn.items())
   (curve,) = second["resurgence"]
   assert [point["step"] for point in curve["points"]] == [0, 1, 2]
+
+
+def test_the_base_draws_targets_once_for_all_attacks(audited, models, tmp_path):
+  copied = tmp_path / "copy"
+  shutil.copytree(audited[0], copied)
+  shutil.rmtree(copied / STAGES[2])
+  shutil.rmtree(copied / STAGES[3])
+  places = [copied / name / "images/targets" for name in STAGES[1:3]]
+  names = sorted(path.name for path in places[0].iterdir())
+  assert len(names) == 2
+  # Another picture: it is taken, not drawn again.
+  shutil.copy(places[0] / names[0], places[0] / names[1])
+  run(copied, models, only=("attack/UCE2023/seed",))
+  taken = [(places[1] / name).read_bytes() for name in names]
+  assert taken[0] == taken[1]
 
 
 def test_the_document_says_what_the_page_needs(audited):

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import pytest
 from unlearning_jax.configs import audit as configs
+from unlearning_jax.configs import erase_uce
 
 from unlearning_jax import guidance, model, settings, shapes
 from unlearning_jax.experiments import audit
@@ -63,6 +64,10 @@ def test_changes_of_the_protocol_are_kept():
     ({"model": "my/sd14"}, "protocol shapes-star is of 'shapes'"),
     ({"rules": "audit-2"}, "did you mean 'audit-1'"),
     ({"lanes": -1}, "lanes=-1"),
+    (
+      {"erase": erase_uce.get_config("sd14")},
+      "erase.model='CompVis/stable-diffusion-v1-4': the evaluation's is",
+    ),
   ],
 )
 def test_what_cannot_be_used_is_named(changes, words):
@@ -85,7 +90,8 @@ def test_the_plan_counts_and_says_what_cannot_be_shown(base, guided):
   found = audit.Audit(given(), {"base": base, "SAFE": guided})
   costs = {str(one.stage): one for one in plan.costs(found)}
   assert costs["evaluate"].images == 2 * 100
-  assert costs["attack/SAFE/random"].images == 20 * 5
+  # With the targets, which the base draws once for all attacks.
+  assert costs["attack/SAFE/random"].images == 20 * 6
   # 15 guided steps of 100 pictures, and 20 rows of 4 images of 20 steps.
   attack = costs["attack/SAFE/unlearn_diff_atk"]
   assert attack.unet_calls == 100 * 30 + 20 * 4 * 20

@@ -42,7 +42,8 @@ def conclude(
   """
   given = setup.given
   records = sorted(record.rows(), key=lambda row: row["number"])
-  document = {"title": given.title, **rates(records)}
+  document: dict[str, Any] = {"title": given.title, "about": _about(setup)}
+  document |= rates(records)
   document["curves"] = asr.curves(records)
   if control.rows:
     compared = asr.against(records, control.rows)
@@ -67,6 +68,19 @@ def conclude(
   text = page.render(document, record.path, record.provenance)
   record.write("report.html", text)
   return document
+
+
+def _about(setup: Setup) -> dict[str, str]:
+  """What the page's first line names."""
+  given = setup.given
+  concepts = [t.get("name", t.get("label", "")) for t in given.targets]
+  victim = given.victim or ", ".join(setup.edits) or setup.name[:12]
+  return {
+    "method": given.method,
+    "victim": victim,
+    "base": given.model,
+    "concept": ", ".join(f"“{name}”" for name in concepts if name),
+  }
 
 
 def rates(records: Sequence[Row]) -> dict[str, Any]:

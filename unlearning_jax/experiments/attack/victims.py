@@ -354,11 +354,15 @@ def place(
 
 def fingerprint(victim: Victim, made: Mapping[str, Made]) -> str:
   """SHA-256 of what makes a victim: weights, edits, guidance."""
+  safe = dataclasses.asdict(victim.safe) if victim.safe else None
+  # Records that are older than the clock have none.
+  if safe and safe["clock"] == "steps":
+    del safe["clock"]
   parts = {
     "weights": convert.params_fingerprint(victim.params),
     "edits": {name: common.made_hash(one) for name, one in made.items()},
     "negative_prompt": victim.negative_prompt,
-    "safe": dataclasses.asdict(victim.safe) if victim.safe else None,
+    "safe": safe,
   }
   text = json.dumps(parts, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()

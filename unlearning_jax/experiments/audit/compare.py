@@ -133,7 +133,7 @@ def _verdict(
 def outcomes(found: Findings, victim: str) -> dict[str, Outcomes]:
   """Question -> which of its rows went wrong."""
   rows = [*found.rows.get(victim, {}).values()]
-  erased = (found.evaluation.get("erased") or [None])[0]
+  erased: Mapping[str, str] = (found.evaluation.get("erased") or [{}])[0]
   result: dict[str, dict[tuple[str, str, int], bool]] = {
     question: {} for question in verdicts.QUESTIONS
   }

@@ -114,7 +114,9 @@ def notes(
   shown = next(iter(found.asked("base").values()), None)
   if shown is not None and not shown.k:
     said.append("The base's own pictures never show the concept.")
-  return said + found.evaluation.get("notes", [])
+  # The page's head names the protocol already.
+  own = found.evaluation.get("notes", [])
+  return said + [note for note in own if not note.startswith("Protocol ")]
 
 
 def _verdict(found: Findings, victim: str, one: Verdict) -> dict[str, Any]:
@@ -164,7 +166,10 @@ def _stage(
     "state": state[0],
     "error": state[1],
     "folder": str(stage) if folder.is_dir() else "",
-    "command": f"{command} --only={stage}" if command else "",
+    # A notebook has no flags.
+    "command": f"{command} --only={stage}"
+    if "--workdir" in command
+    else command,
     "page": page if (record.path / page).is_file() else "",
     **{key: cost.get(key) for key in _COSTS},
   }

@@ -119,7 +119,9 @@ class Findings:
     found = document.get("collapse", {}).get(model, {})
     return "; ".join(found.get("reasons", ()))
 
-  def lost(self, victim: str) -> tuple[dict[str, Estimate], ...]:
+  def lost(
+    self, victim: str
+  ) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
     """What the base drew as asked and a victim does not, by head and class.
 
     Only prompts count that do not ask for the concept.

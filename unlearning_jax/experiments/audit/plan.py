@@ -56,6 +56,9 @@ def _cost(audit: Audit, stage: Stage) -> Cost:
     steps = blocks * getattr(h.h, "iterations", 0)
     calls = rows * steps * h.unet_calls(Victim(audit.base.params))
     images = rows * (1 + blocks)
+    # The base draws each row's target, once for all attacks.
+    first = next(one for one in audit.stages if one.kind == "attack")
+    images += rows if stage == first else 0
     return Cost(stage, rows, images, calls + images * _picture(own.sampling))
   own = given.tunings[stage.what]
   if stage.kind == "finetune":

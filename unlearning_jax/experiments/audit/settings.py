@@ -123,10 +123,13 @@ class Settings:
         check_choice("claims", name, known)
       if not math.isfinite(claimed):
         raise ValueError(f"claims.{name}={claimed}: must be a number")
-    for name, one in self.attacks.items():
+    stages = {f"attacks.{k}": one for k, one in self.attacks.items()}
+    stages |= {f"tunings.{k}": one for k, one in self.tunings.items()}
+    stages |= {"erase": self.erase} if self.erase is not None else {}
+    for name, one in stages.items():
       if one.model != self.evaluate.model:
         raise ValueError(
-          f"attacks.{name}.model={one.model!r}: the evaluation's is "
+          f"{name}.model={one.model!r}: the evaluation's is "
           f"{self.evaluate.model!r}; all stages need one base"
         )
     if self.tunings and not self.data:

@@ -142,11 +142,30 @@ class Audit:
     compares = own.method != "controls" and (beside / "DONE").exists()
     attack.run(
       own,
-      self._opener(stage, own),
+      functools.partial(self._with_targets, self._opener(stage, own), own),
       victim=self.victim(stage.victim),
       # Without a judge there is nothing to compare.
       beside=str(beside) if compares and own.judge else "",
     )
+
+  def _with_targets(
+    self, opened: Callable[[], Recorder], own: attack.Settings
+  ) -> Recorder:
+    """A record with the target images of an attack on the same rows in it."""
+    record = opened()
+    for other in (
+      Stage("attack", victim, what)
+      for victim in self.names
+      for what, one in self.given.attacks.items()
+      if record.is_writer and _targets(one) == _targets(own)
+    ):
+      drawn = self.folder(other) / "images/targets"
+      if (self.folder(other) / "DONE").exists() and drawn.is_dir():
+        for image in sorted(drawn.glob("*.png")):
+          record.write(f"images/targets/{image.name}", image.read_bytes())
+        break
+    processes.wait_for_all("targets taken")
+    return record
 
   def _finetune(self, stage: Stage):
     own, victim = self.given.tunings[stage.what], self.victim(stage.victim)
@@ -193,6 +212,12 @@ class Audit:
         record.append_row(row)
     processes.wait_for_all("drawn rows taken")
     return record
+
+
+def _targets(one: attack.Settings) -> tuple[Any, ...]:
+  """What decides the target images of an attack."""
+  rows = one.prompt_table, one.groups, one.rows_per_group, one.seed
+  return (*rows, one.targets, one.target_images, one.target_drawing)
 
 
 def of_base(model: Model, base: Model, name: str) -> Model:

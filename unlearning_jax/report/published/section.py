@@ -4,7 +4,7 @@ from typing import Any
 
 from unlearning_jax.report import published
 from unlearning_jax.report.document import Document
-from unlearning_jax.report.markup import Html, element, join
+from unlearning_jax.report.markup import Html, element, join, table
 from unlearning_jax.report.sections import plain
 
 # Column -> the number of a run that it shows, where their names differ.
@@ -29,7 +29,7 @@ def section(document: Document) -> Html:
 def _table(document: Document, name: str, lines: list[published.Line]) -> Html:
   columns = published.numbers(lines)
   texts = [c for c in ("method", "concept", "source") if c in lines[0]]
-  head = (element("th", c.replace("_", " ")) for c in (*texts, *columns))
+  head = [c.replace("_", " ") for c in (*texts, *columns)]
   own = (
     element(
       "tr",
@@ -59,15 +59,10 @@ def _table(document: Document, name: str, lines: list[published.Line]) -> Html:
   heads = {one["head"] for one in document.erased}
   if any(line["concept"] in heads for line in lines):
     note += " Published numbers are means of all such concepts, erased alone."
-  table = element(
-    "table",
-    element("thead", element("tr", *head)),
-    element("tbody", *own, *others),
-  )
   return join(
     element("h2", f"Beside published numbers: {name.replace('_', ' ')}"),
     element("p", note, class_="note"),
-    element("div", table, class_="wide plain"),
+    table("Published numbers", head, (*own, *others), "plain"),
   )
 
 
