@@ -43,7 +43,9 @@ print(f"jax {jax.__version__}: share of numbers that differ from flat noise")
 for name, way in ways.items():
   drawn = np.asarray(jax.jit(way)(KEY))
   seen.append(float((drawn != outside).mean()))
-  print(f"  {name}: {seen[-1]:.4f}, by at most {abs(drawn - outside).max():.1e}")
+  print(
+    f"  {name}: {seen[-1]:.4f}, by at most {abs(drawn - outside).max():.1e}"
+  )
 if jax.__version__.startswith("0.11"):
   sys.exit(seen != [0.0, 0.0, 0.0])
 sys.exit(not (seen[0] == seen[1] > 0.03 and seen[2] == 0))

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.e2e
 
 def attack(config, workdir, *arguments):
   flags = [f"--config={config}", f"--workdir={workdir}", *arguments]
-  return scripts.run("attack", *flags, env=scripts.QUICK)
+  return scripts.run("attack", *flags)
 
 
 def rows(folder):

@@ -4,10 +4,8 @@ Each process is this file run as a script, started as SLURM would start it.
 """
 
 import functools
-import os
 import pathlib
 import shutil
-import subprocess
 import sys
 
 import jax
@@ -26,14 +24,12 @@ from unlearning_jax import (
 from unlearning_jax.data import Batches
 from unlearning_jax.edits import load_edit
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS, ROWS = 8, 8
 SHAPES = [(8, 1), (4, 2), (1, 8)]
 
 
 def model(folder):
   """The tests' own model, with everything that a step may do."""
-  sys.path.insert(0, str(ROOT))
   from tests.stable_diffusion_test import make_files
 
   sd, params = stable_diffusion.from_files(make_files(folder))
@@ -102,7 +98,6 @@ def work(folder):
 
 def script(folder, fsdp):
   """A run with adapters and an average, for three steps."""
-  sys.path.insert(0, str(ROOT))
   from tests.support.tunings import given
   from unlearning_jax.experiments import common
   from unlearning_jax.experiments import finetune as tuning
@@ -125,22 +120,12 @@ def script(folder, fsdp):
 
 def two_processes(devices, *arguments):
   """Runs this file in two processes, to their end."""
-  started = []
-  for added in scripts.slurm(2, devices):
-    environment = os.environ | added | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, *map(str, arguments)]
-    started.append(
-      subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True
-      )
-    )
-  try:
-    for process in started:
-      _, errors = process.communicate(timeout=900)
-      assert process.returncode == 0, errors[-3000:]
-  finally:
-    for process in started:
-      process.kill()
+  scripts.run_all(
+    [
+      scripts.Run(__name__, *arguments, env=environment)
+      for environment in scripts.slurm(2, devices)
+    ]
+  )
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,15 @@
 """`launch.resurgence` as a user starts it: dry, killed, begun again."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
+import runpy
 import time
 
 import pytest
 
 from tests.support import scripts
 from tests.support.resurgence_cases import small_study
+from unlearning_jax.experiments.resurgence import tuning
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Of two concepts, so that each of two processes erases and tunes one.
 SHARED = """
 from unlearning_jax.configs import resurgence
@@ -34,13 +31,6 @@ def get_config():
   config.algorithms.lora.batch_size = config.algorithms.lora.data.count = 4
   return config
 """
-# As `python -m launch.resurgence`, at once with what is saved after a minute.
-SAVING = """
-import runpy
-from unlearning_jax.experiments.resurgence import tuning
-tuning.SAVE_AFTER = 0
-runpy.run_module("launch.resurgence", run_name="__main__")
-"""
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -52,16 +42,10 @@ def start(tmp_path):
   def launch(folder, *flags):
     return scripts.Run(
       "resurgence", f"--config={tmp_path}/config.py",
-      f"--workdir={tmp_path / folder}", *flags, env=scripts.QUICK,
+      f"--workdir={tmp_path / folder}", *flags,
     )  # fmt: skip
 
   return launch
-
-
-def ended(process):
-  output, errors = process.communicate(timeout=900)
-  assert process.returncode == 0, errors[-2000:]
-  return output
 
 
 def rows(folder):
@@ -105,27 +89,11 @@ def test_a_killed_study_ends_with_the_same_rows(start, tmp_path):
 
 
 def study_of(folder, config, processes, *flags):
-  """Starts a study in so many processes, as SLURM would."""
-  command = [sys.executable, "-c", SAVING, f"--config={config}"]
-  command += [f"--workdir={folder}", *flags]
-  command += ["--distributed"] if processes > 1 else []
-  started = []
-  for environment in scripts.slurm(processes, 1):
-    started.append(
-      subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-      )  # fmt: skip
-    )
-  try:
-    return [ended(process) for process in started]
-  finally:
-    for process in started:
-      process.kill()
+  """Runs a study, in so many processes of this file; what the first says."""
+  arguments = [f"--config={config}", f"--workdir={folder}", *flags]
+  started = scripts.start(__name__, arguments, processes, quick=True)
+  scripts.run_all(started)
+  return started[0].stdout
 
 
 @pytest.mark.multiprocess
@@ -136,7 +104,7 @@ def test_two_processes_share_a_study(tmp_path):
   for processes in (1, 2):
     folder = tmp_path / str(processes)
     said = study_of(folder, config, processes)
-    assert "2 of 2 cells measured, 0 failed" in said[0]
+    assert "2 of 2 cells measured, 0 failed" in said
     assert (folder / "DONE").exists() and (folder / "report.html").exists()
     files = sorted(folder.glob("results*.jsonl"))
     assert len(files) == processes and all(f.stat().st_size for f in files)
@@ -151,3 +119,9 @@ def test_two_processes_share_a_study(tmp_path):
     assert row.get("right") == alone.get("right")
     for name, value in row.get("drift", {}).items():
       assert value == pytest.approx(alone["drift"][name], rel=1e-2, abs=1e-6)
+
+
+if __name__ == "__main__":
+  # What waits a minute is saved at once.
+  tuning.SAVE_AFTER = 0
+  runpy.run_module("launch.resurgence", run_name="__main__")

@@ -51,7 +51,7 @@ pytestmark = pytest.mark.e2e
 
 def erase(config, workdir, *arguments):
   flags = [f"--config={config}", f"--workdir={workdir}", *SMALL, *arguments]
-  return scripts.run("erase", *flags, env=scripts.QUICK)
+  return scripts.run("erase", *flags)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from types import ModuleType
 
 from absl import flags
 
+from tests.support import cache
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TIMEOUT = 900
 # What every script imports; none of them starts a device or a thread.
@@ -26,8 +28,8 @@ IMPORTS = [
   "transformers.models.clip.tokenization_clip",
   "unlearning_jax.stable_diffusion",
 ]  # fmt: skip
-# For tiny budgets, whose cost is compiling: no optimizations, and the older
-# emitter of fused loops. What runs often would take twice as long.
+# Scripts get tiny budgets, whose cost is compiling: no optimizations, and the
+# older emitter of fused loops. What runs often takes twice as long.
 QUICK = {
   "XLA_FLAGS": "--xla_backend_optimization_level=0 "
   "--xla_llvm_disable_expensive_passes=true "
@@ -55,7 +57,7 @@ def _server():
 
 
 def _become(name, arguments, environment, cwd, folder):
-  """What `python -m launch.<name>` does, its output in `folder`."""
+  """What `python -m <name>` does, its output in `folder`."""
   for descriptor, file in ((1, "out"), (2, "err")):
     os.dup2(os.open(f"{folder}/{file}", os.O_WRONLY | os.O_CREAT), descriptor)
   os.environ.clear()
@@ -63,22 +65,24 @@ def _become(name, arguments, environment, cwd, folder):
   os.chdir(cwd)
   sys.path.insert(0, str(cwd))
   sys.argv = [name, *arguments]
+  cache.share()
   try:
-    runpy.run_module(f"launch.{name}", run_name="__main__", alter_sys=True)
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
   finally:
     # A forked process leaves these out: processes wait for each other here.
     atexit._run_exitfuncs()
 
 
 class Run:
-  """A launch script, started; `finish` or `kill` ends it."""
+  """A launch script, or a module by its dots; `finish` or `kill` ends it."""
 
   def __init__(self, name, *arguments, env=None, cwd=ROOT):
     self._files = tempfile.TemporaryDirectory()
     self._process = _server().Process(
       target=_become,
       args=(
-        name, list(map(str, arguments)), {**os.environ, **(env or {})},
+        name if "." in name else f"launch.{name}",
+        list(map(str, arguments)), {**os.environ, **QUICK, **(env or {})},
         str(cwd), self._files.name,
       ),
     )  # fmt: skip
@@ -138,12 +142,18 @@ def run_all(runs: list[Run]) -> None:
       started.kill()
 
 
-def slurm(processes: int, devices: int) -> list[dict[str, str]]:
-  """What SLURM would add to each process's environment."""
+def slurm(
+  processes: int, devices: int, quick: bool = False
+) -> list[dict[str, str]]:
+  """What SLURM would add to each process's environment.
+
+  Args:
+    quick: for numbers that need not be those of other devices to 1e-4.
+  """
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
-  flags = os.environ["XLA_FLAGS"]
+  flags = (QUICK if quick else os.environ)["XLA_FLAGS"]
   flags += f" --xla_force_host_platform_device_count={devices}"
   every = {"XLA_FLAGS": flags}
   if processes == 1:
@@ -162,11 +172,15 @@ def slurm(processes: int, devices: int) -> list[dict[str, str]]:
 
 
 def start(
-  name: str, arguments: list[str], processes: int = 1, devices: int = 1
+  name: str,
+  arguments: list[str],
+  processes: int = 1,
+  devices: int = 1,
+  quick: bool = False,
 ) -> list[Run]:
   """Starts a script in so many processes, as SLURM would."""
   distributed = ["--distributed"] if processes > 1 else []
   return [
     Run(name, *arguments, *distributed, env=environment)
-    for environment in slurm(processes, devices)
+    for environment in slurm(processes, devices, quick)
   ]
