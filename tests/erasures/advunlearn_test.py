@@ -196,9 +196,9 @@ def test_an_attack_and_a_step_are_the_releases(
     # The biases of keys have no gradient; see `options.trains`.
     left = set(names) - set(state)
     assert all(name.endswith("k_proj.bias") for name in left) and len(left) == 2
-    assert not np.any(
-      [np.abs(theirs["gradient"][n]).max() > 1e-9 for n in left]
-    )
+    # What there is, is rounding of the release's softmax, in float32.
+    none = max(np.abs(theirs["gradient"][name]).max() for name in left)
+    assert none < 1e-7 * largest
     mine, wanted, size = (
       np.concatenate([of[name].ravel() for name in sorted(state)])
       for of in (state, theirs[key], theirs["gradient"])
