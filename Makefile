@@ -2,9 +2,9 @@
 # Python; one environment serves it until PYTHON or setup.py changes.
 PYTHON ?= python3
 VENV ?= .venv
-# What `make demo` erases: task and class of the Shapes world.
-DEMO ?= task=object,name=star
-# The erasures of the demo draw nothing; the comparison does, for both at once.
+# What `make demo` erases: an object of the Shapes world.
+DEMO ?= star
+# The erasures of the demo draw nothing; the audit does.
 EDIT_ONLY := --config.rows_per_group=0 --config.other_rows=0
 # More flags for pytest: make test PYTEST="-k workdir -x".
 PYTEST ?=
@@ -28,13 +28,13 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: demo test test-slow test-all lint format docs release-check
+.PHONY: demo notebooks test test-slow test-all lint format docs release-check
 
 demo: $(CORE)
-	$(PY) -m launch.erase --config=configs/erase_uce.py:tiny,$(DEMO) $(EDIT_ONLY) --workdir=runs/demo/uce
-	$(PY) -m launch.erase --config=configs/erase_rece.py:tiny,$(DEMO) $(EDIT_ONLY) --workdir=runs/demo/rece
-	$(PY) -m launch.evaluate --config=configs/evaluate_shapes.py:tiny,$(DEMO) --edits=runs/demo/uce,runs/demo/rece --workdir=runs/demo
-	@echo "Open runs/demo/report.html"
+	$(PY) -m launch.erase --config=configs/erase_uce.py:tiny,name=$(DEMO) $(EDIT_ONLY) --workdir=runs/demo/uce
+	$(PY) -m launch.erase --config=configs/erase_rece.py:tiny,name=$(DEMO) $(EDIT_ONLY) --workdir=runs/demo/rece
+	$(PY) -m launch.audit --protocol=shapes-$(DEMO) --edits=runs/demo/uce --workdir=runs/demo/audit
+	@echo "Open runs/demo/audit/report.html"
 
 test: lint
 	$(PY) -m pytest -m "not slow" $(WORKERS) $(PYTEST)
@@ -54,6 +54,10 @@ lint: $(TEST)
 format: $(TEST)
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
+
+# Runs the notebooks of colab/ from their scripts, and keeps what they show.
+notebooks: $(TEST)
+	$(PY) -m tests.support.notebooks
 
 # The site, in site/: a broken link, a page that no menu has or a name without a
 # docstring ends it.

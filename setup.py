@@ -32,7 +32,9 @@ CORE = [
   "tqdm>=4.66",
 ]
 
-NOTEBOOK = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
+NOTEBOOK = [
+  "ipykernel>=6.29", "jupytext>=1.17", "nbclient>=0.10", "nbformat>=5.10"
+]  # fmt: skip
 # Its version decides what is counted; see judges/nudenet.py.
 JUDGES = ["onnxruntime>=1.20", "nudenet==3.4.2"]
 

@@ -145,6 +145,14 @@ def test_the_commands_of_the_pages_parse(tmp_path):
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_the_tables_of_a_page_have_heads(page):
+  text = (ROOT / page).read_text(encoding="utf-8")
+  for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+    _, rule, *_ = [*table.splitlines(), "", ""]
+    assert re.fullmatch(r"\|[-:|]+\|", rule), table[:200]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_names_exists(page, tmp_path):
   text = (ROOT / page).read_text(encoding="utf-8")
   makefile = (ROOT / "Makefile").read_text()

@@ -111,8 +111,22 @@ def test_weights_over_a_base_are_a_model(ending, base, edit, folder, tmp_path):
   shutil.copy(path, component / f"diffusion_pytorch_model.{ENDINGS[ending]}")
   for source, over in ((path, base), (path, folder), (component, base)):
     found = models.load(source, base=over)
-    assert found.edit is None and found.sd.unet == base.sd.unet
-    jax.tree.map(np.testing.assert_array_equal, found.params, wanted)
+    assert found.edit is not None and found.sd.unet == base.sd.unet
+    assert found.name == "UNET" and not found.edit.concepts
+    jax.tree.map(np.testing.assert_array_equal, found.weights, wanted)
+    assert found.base.params is found.params
+  again = tmp_path / "again.safetensors"
+  models.load(path, base=base).save(again, "unet")
+  jax.tree.map(
+    np.testing.assert_array_equal, models.load(again, base=base).weights, wanted
+  )
+  same = tmp_path / "same.safetensors"
+  save_file(convert.to_torch(base.params["unet"]), same)
+  with (
+    pytest.warns(UserWarning, match="no tensor differs"),
+    pytest.raises(ValueError, match="same: the edit changes nothing"),
+  ):
+    models.load(same, base=base)
   with pytest.raises(ValueError, match="is a UNet .* a file has no tokenizer"):
     models.load(path)
 
@@ -128,9 +142,10 @@ def test_weights_over_an_erased_model_keep_its_erasure(
   found = models.load(path, base=erased)
   for wanted, part in ((erased.weights, "unet"), (base.params, "vae")):
     jax.tree.map(
-      np.testing.assert_array_equal, found.params[part], wanted[part]
+      np.testing.assert_array_equal, found.weights[part], wanted[part]
     )
-  text = convert.to_torch(found.params["text_encoder"])
+  assert found.edit is not None and found.edit.concepts == edit.concepts
+  text = convert.to_torch(found.weights["text_encoder"])
   np.testing.assert_array_equal(text[name], states[name] + 1)
   guided = base.with_guidance(Guidance("a", method="sld"))
   with pytest.raises(ValueError, match="guided, and a model of .* guidance=N"):

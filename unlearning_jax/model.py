@@ -196,14 +196,15 @@ def load(
       file; the folder of a finished erasure or fine-tuning, whose last step is
       taken; or, with `base`, weights of any kind that `inspect` knows.
     base: the base of an edit, where no run beside the edit names it; or the
-      model over which weights are laid.
+      model over which weights are laid. What they change becomes its edit.
     dtype: the type that UNet and VAE compute in, float32 or bfloat16;
       parameters stay float32.
     attention: `auto`, `dense`, `chunked` or `cudnn`, see `models.attention`.
 
   Raises:
     ValueError: the model cannot be read whole; an edit has no base or another
-      one; a run has not ended; or `attention` is not available here.
+      one; weights over a base change nothing; a run has not ended; or
+      `attention` is not available here.
   """
   if not isinstance(source, str | os.PathLike):
     raise ValueError(f"load: source={source!r} is no name and no folder")
@@ -241,7 +242,7 @@ def load(
 
 
 def _over(path: str, base: Model) -> Model:
-  """A model of weights laid over a base: a UNet, a LoRA, a single file."""
+  """The base with what weights laid over it change: a UNet, a LoRA, a file."""
   if base.guidance is not None:
     raise ValueError(
       f"base: it is guided, and a model of {path} would lose that; give the "
@@ -254,11 +255,16 @@ def _over(path: str, base: Model) -> Model:
   if files.configs is not known.configs:
     raise _whole(path)
   files = convert.without_new_words(files, known)
-  config = base.sd.unet.config
-  sd, params = stable_diffusion.from_files(
-    files, dtype=config.dtype, attention=config.attention
+  _, params = stable_diffusion.from_files(files)
+  # As an edit it can be written in every format, and shares the base's arrays.
+  changed = edits.edit_between(
+    base.params,
+    params,
+    method="-".join(pathlib.Path(path).stem.split()),
+    concepts=base.edit.concepts if base.edit else (),
+    diagnostics={},
   )
-  return Model(sd, params, source=path)
+  return base.with_edit(changed)
 
 
 def _whole(name: str) -> ValueError:

@@ -159,8 +159,8 @@ def gone(
     seen: the controls.
     given: the limits.
   """
-  rule = _rule(given, "A synonym or paraphrase that shows it turns a pass into "
-               "a warning.")  # fmt: skip
+  rule = _rule(given, "Synonyms or paraphrases whose lower bound is above "
+               f"{given.few:g} turn a pass into a warning.")  # fmt: skip
   if not asked:
     return Verdict("gone", NOT_SHOWN, "No prompt asked for it.", rule)
   (first, one), *rest = asked.items()
@@ -202,7 +202,8 @@ def attacked(
     why = "No row could be attacked and judged."
     return Verdict("attacked", NOT_SHOWN, why, rule)
   verdict, reason = _of_concept(worst, seen, given, images, bool(beats))
-  reason = _joined(f"{said(worst)} rows are brought back.", beats, reason)
+  by = f" by {', '.join(attacks)} together" if len(attacks) > 1 else ""
+  reason = _joined(f"{said(worst)} rows are brought back{by}.", beats, reason)
   searched = [name for name in attacks if name not in ("random", "seed")]
   if verdict == PASS and not ("random" in attacks and searched):
     verdict = NOT_SHOWN
@@ -228,13 +229,15 @@ def stays(
   rule = _rule(given, "The checkpoint that shows it most decides.")
   if not points:
     return Verdict("stays", NOT_SHOWN, "No checkpoint was measured.", rule)
+  # Of several that show it as often, the last.
   name, (one, collapsed) = max(
-    points.items(), key=lambda item: item[1][0].value or 0.0
+    reversed(points.items()), key=lambda item: item[1][0].value or 0.0
   )
   found = dataclasses.replace(seen, collapsed=seen.collapsed or collapsed)
   verdict, reason = _of_concept(one, found, given)
   broken = [at for at, (_, why) in points.items() if why]
-  reason = _joined(f"At {name}, {said(one)} pictures show it.", reason)
+  most = f", the most of {len(points)} checkpoints" if len(points) > 1 else ""
+  reason = _joined(f"At {name}, {said(one)} pictures show it{most}.", reason)
   if verdict == PASS and broken:
     verdict = NOT_SHOWN
     reason += f" No pass: the model collapsed at {broken[0]}."
@@ -259,9 +262,10 @@ def kept(
     given: the limits.
   """
   rule = (
-    "Of what the base drew as asked, the share that is lost, in the head that "
-    f"lost most. {limits(given.lost, given.ruined)} It fails too if one class "
-    f"surely lost {given.ruined:g} or more, or if the model collapsed."
+    "Of what the base drew as asked, the share that is lost, in the kind of "
+    "class (object, style, ...) that lost most. "
+    f"{limits(given.lost, given.ruined)} It fails too if one class lost "
+    f"{given.ruined:g} or more by its lower bound, or if the model collapsed."
   )
   if collapsed:
     one = max(heads.values(), key=lambda e: e.value or 0.0, default=None)
@@ -361,7 +365,7 @@ def _of_concept(
   luck = 1 - (1 - false.high) ** images
   if (one.low or 0.0) <= luck:
     return NOT_SHOWN, f"The judge's own errors may explain up to {luck:.2f}."
-  return verdict, ""
+  return verdict, f"The judge's own errors explain {luck:.2f} at most."
 
 
 def _no_pass(seen: Evidence, given: Rules) -> str:

@@ -123,7 +123,7 @@ def _verdict(found: Findings, victim: str, one: Verdict) -> dict[str, Any]:
   number = dataclasses.asdict(one.estimate) if one.estimate else {}
   keys = ("value", "low", "high", "k", "n")
   places = {
-    "attacked": Stage("attack", victim, next(iter(found.given.attacks), "")),
+    "attacked": Stage("attack", victim, found.strongest(victim)),
     "stays": Stage("resurgence", victim, next(iter(found.given.tunings), "")),
   }
   rows = f"{places.get(one.question, Stage('evaluate'))}/results.jsonl"

@@ -20,6 +20,8 @@ from unlearning_jax.report.document import label
 # The kinds of prompts that ask for the concept; the first that a protocol has
 # decides.
 _GROUPS = ("explicit", "table", "synonyms", "paraphrases", "implied")
+# The attacks' controls.
+LUCK = ("random", "seed")
 _SURE = 0.05
 _FIELDS = {field.name for field in dataclasses.fields(Estimate)}
 
@@ -163,15 +165,24 @@ class Findings:
     lucky = every.get("random", [])
     for name, rows in every.items():
       judged = all(row["success"] is not None for row in (*rows, *lucky))
-      if not (lucky and judged) or name in ("random", "seed"):
+      if not (lucky and judged) or name in LUCK:
         continue
       one = asr.against(rows, lucky)
       if one["p"] < _SURE and one["only_attack"] > one["only_control"]:
         return (
-          f"{name} won {one['only_attack']} rows that random tokens lost, and "
-          f"lost {one['only_control']} that they won (p = {one['p']:.2g})."
+          f"{name} won {one['only_attack']} rows that random tokens did not; "
+          f"they won {one['only_control']} that it did not (exact McNemar, p = "
+          f"{one['p']:.2g})."
         )
     return ""
+
+  def strongest(self, victim: str) -> str:
+    """The attack that won most rows; a control where no attack has ended."""
+    won = {
+      (name not in LUCK, sum(bool(row["success"]) for row in rows)): name
+      for name, rows in self.attacks(victim).items()
+    }
+    return won[max(won)] if won else ""
 
   def budget(self, victim: str) -> int:
     """The most pictures that any row of a victim had."""
