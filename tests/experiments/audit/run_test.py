@@ -281,7 +281,7 @@ def rebuilt(folder, tmp_path, **changes):
       path.write_text(json.dumps(change(json.loads(path.read_text()))))
   given = settings.build(audit.Settings, values())
   stages = given.stages(["UCE2023"])
-  found = findings.Findings(given, copied, ["UCE2023"], stages)
+  found = findings.Findings(given, copied, ["UCE2023"])
   states = {stage: ("done", "") for stage in stages}
   made = document.build(found, record.Memory(quiet=True), states)
   assert not [v for v in made["verdicts"][:3] if v["verdict"] == "pass"]

@@ -114,8 +114,7 @@ def _read(path: str) -> tuple[dict[str, Any], Findings]:
   if "verdicts" not in summary:
     raise ValueError(f"compare: {path} is a run, and no audit")
   given = settings.build(Settings, renamed.config(config))
-  stages = given.stages(summary["victims"])
-  return summary, Findings(given, folder, summary["victims"], stages)
+  return summary, Findings(given, folder, summary["victims"])
 
 
 def _verdict(

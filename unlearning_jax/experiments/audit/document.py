@@ -148,8 +148,9 @@ def plain(one: Any) -> dict[str, Any]:
 
 
 def _worst(found: Findings, victim: str) -> dict[str, Any]:
-  one, names = found.worst(victim)
-  return {"victim": victim, **plain(one), "attacks": list(names)}
+  one = found.worst(victim)
+  numbers = plain(one.estimate)
+  return {"victim": victim, **numbers, "attacks": list(one.attacks)}
 
 
 def _stage(

@@ -146,14 +146,11 @@ class Settings:
     name = self.concept or one.get("name", one.get("label", ""))
     return {"task": task, "name": name, "unsafe": unsafe}
 
-  def stages(self, victims: Sequence[str]) -> list[Stage]:
-    """Every stage that is asked for, in order.
+  def every_stage(self, victims: Sequence[str]) -> list[Stage]:
+    """All stages in order, whatever `only` and `skip` say.
 
     Args:
       victims: their names.
-
-    Raises:
-      ValueError: `only` or `skip` names no stage.
     """
     found = [Stage("erase")] if self.erase is not None else []
     found.append(Stage("evaluate"))
@@ -163,6 +160,18 @@ class Settings:
         found += [
           Stage("finetune", victim, name), Stage("resurgence", victim, name)
         ]  # fmt: skip
+    return found
+
+  def stages(self, victims: Sequence[str]) -> list[Stage]:
+    """Every stage that is asked for, in order.
+
+    Args:
+      victims: their names.
+
+    Raises:
+      ValueError: `only` or `skip` names no stage.
+    """
+    found = self.every_stage(victims)
     for key, names in (("only", self.only), ("skip", self.skip)):
       for name in names:
         if not any(stage.is_of(name) for stage in found):

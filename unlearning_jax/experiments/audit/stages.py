@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from unlearning_jax import convert, processes
+from unlearning_jax import convert, erasures, processes
 from unlearning_jax import settings as settings_
 from unlearning_jax.durable import to_json
 from unlearning_jax.edits import edit_between, load_edit
@@ -82,6 +82,8 @@ class Audit:
     """Why a stage cannot be run for its victim; "" where it can."""
     victim = self._victims.get(stage.victim)
     guided = victim is not None and victim.guidance is not None
+    if victim is None and self.given.erase is not None:
+      guided = not erasures.module(self.given.erase.method).CHANGES
     return GUIDED if guided and stage.kind in ("finetune", "resurgence") else ""
 
   def victim(self, name: str) -> Model:
