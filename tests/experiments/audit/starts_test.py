@@ -1,12 +1,16 @@
 """An audit's starts: what each leaves of the earlier ones. No stage draws."""
 
 import json
+import shutil
+import sys
 
 import pytest
 from unlearning_jax.configs import audit as configs
 from unlearning_jax.configs import erase_sld
 
-from unlearning_jax import model, processes, settings
+import unlearning_jax as ul
+from unlearning_jax import model, processes, settings, shapes
+from unlearning_jax.api import auditing
 from unlearning_jax.experiments import audit, common
 from unlearning_jax.experiments.audit import stages
 
@@ -130,3 +134,43 @@ def test_guidance_that_an_audit_makes_is_not_tuned(base):
   assert "acts by guidance" in why["finetune/SLD/lora"]
   assert why["finetune/SLD/lora"] == why["resurgence/SLD/lora"]
   assert not why["erase"] and not why["attack/SLD/random"]
+
+
+@pytest.mark.parametrize(
+  "typed, printed",
+  [
+    (
+      ["-m", "launch.audit", "--skip", "finetune", "--workdir=runs/a"],
+      "python -m launch.audit --workdir=runs/a --only=evaluate",
+    ),
+    (["-m", "ipykernel_launcher", "-f", "kernel.json"], ""),
+  ],
+)
+def test_the_command_of_a_stage_is_an_audits(
+  start, monkeypatch, typed, printed
+):
+  monkeypatch.setattr(sys, "orig_argv", ["python", *typed])
+  folder, run = start
+  one = run(only=["evaluate"])["stages"][0]
+  assert one["name"] == "evaluate" and one["command"] == printed
+  card = (folder / "model-card.md").read_text()
+  assert ("```sh" in card) == bool(printed)
+
+
+def test_python_takes_the_base_that_it_was_given(base, monkeypatch, tmp_path):
+  class Seen(Exception):
+    """Ends the audit once its settings are known."""
+
+  def run(given, *_):
+    seen.append(given)
+    raise Seen
+
+  seen = []
+  folder = tmp_path / "my-model"
+  shutil.copytree(shapes.model_folder(), folder)
+  mine = ul.load(folder)
+  monkeypatch.setattr(auditing.experiment, "run", run)
+  for protocol in ("mace-objects/airplane", "shapes-star"):
+    with pytest.raises(Seen):
+      ul.audit(mine, protocol=protocol)
+  assert [one.evaluate.model for one in seen] == [str(folder), "shapes"]

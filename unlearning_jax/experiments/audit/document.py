@@ -10,7 +10,7 @@ from unlearning_jax.experiments.audit.findings import Findings
 from unlearning_jax.experiments.audit.settings import Stage
 from unlearning_jax.metrics.verdicts import Verdict
 from unlearning_jax.record import Recorder
-from unlearning_jax.report import published
+from unlearning_jax.report import index, published
 
 # States of a stage.
 DONE, FAILED, SKIPPED, STOPPED = "done", "failed", "skipped", "stopped"
@@ -158,7 +158,7 @@ def _stage(
 ) -> dict[str, Any]:
   cost = next((row for row in record.rows() if row["id"] == str(stage)), {})
   runs = record.provenance.get("runs") or [{}]
-  command = re.sub(r" --(only|skip)=\S+", "", runs[0].get("command", ""))
+  command = re.sub(r" --(only|skip)[= ]\S+", "", runs[0].get("command", ""))
   folder = record.path / str(stage)
   page = f"{stage}/report.html"
   return {
@@ -167,10 +167,10 @@ def _stage(
     "state": state[0],
     "error": state[1],
     "folder": str(stage) if folder.is_dir() else "",
-    # A notebook has no flags.
+    # A notebook and a script of Python have no such command.
     "command": f"{command} --only={stage}"
-    if "--workdir" in command
-    else command,
+    if index.verb(command) == "audit"
+    else "",
     "page": page if (record.path / page).is_file() else "",
     **{key: cost.get(key) for key in _COSTS},
   }

@@ -23,7 +23,7 @@ _GROUPS = ("explicit", "table", "synonyms", "paraphrases", "implied")
 # The attacks' controls.
 LUCK = ("random", "seed")
 # How a row ends that was left out, or whose attack broke off.
-_UNTRIED = ("dropped", "numerical")
+UNTRIED = ("dropped", "numerical")
 _SURE = 0.05
 _FIELDS = {field.name for field in dataclasses.fields(Estimate)}
 
@@ -167,7 +167,7 @@ class Findings:
     rows count.
     """
     tried = {
-      name: {row["id"]: row for row in rows if row["status"] not in _UNTRIED}
+      name: {row["id"]: row for row in rows if row["status"] not in UNTRIED}
       for name, rows in self.attacks(victim).items()
     }
     tried = {name: rows for name, rows in tried.items() if rows}

@@ -6,7 +6,7 @@ from typing import Any
 
 from unlearning_jax import convert, processes, sharding
 from unlearning_jax.experiments import cells, common
-from unlearning_jax.experiments.audit import document, files, plan
+from unlearning_jax.experiments.audit import document, files, packing, plan
 from unlearning_jax.experiments.audit.findings import Findings
 from unlearning_jax.experiments.audit.settings import Settings, Stage
 from unlearning_jax.experiments.audit.stages import Audit
@@ -161,6 +161,8 @@ def _conclude(
     _reopen(record)
   else:
     record.mark_done()
+  # Last, so that the zip has what the folder has.
+  packing.write(record, audit.given)
   return summary
 
 
