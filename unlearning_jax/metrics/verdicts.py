@@ -167,7 +167,7 @@ def stays(
     return Verdict("stays", NOT_SHOWN, "No checkpoint was measured.", rule)
   # Of several that show it as often, the last.
   name, (one, collapsed) = max(
-    reversed(points.items()), key=lambda item: item[1][0].value or 0.0
+    reversed([*points.items()]), key=lambda item: item[1][0].value or 0.0
   )
   found = dataclasses.replace(seen, collapsed=seen.collapsed or collapsed)
   verdict, reason = _of_concept(one, found, given)

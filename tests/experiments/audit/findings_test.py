@@ -10,6 +10,7 @@ from unlearning_jax.experiments import audit
 from unlearning_jax.experiments.audit import findings
 from unlearning_jax.experiments.audit.claims import compared
 from unlearning_jax.metrics import verdicts
+from unlearning_jax.report import audit as page
 
 VICTIM = "UCE"
 BUDGET = 5
@@ -138,3 +139,33 @@ def test_a_claim_about_the_concept_needs_the_controls(found, summary, words):
   made = found(summary, {"unlearn_diff_atk": LOST}, claims={"asr": 0.2})
   (line,) = compared(made)
   assert line["verdict"] == "not shown" and words in line["reason"]
+
+
+@pytest.mark.parametrize(
+  "lora, full, name", [(3, 9, "full"), (9, 3, "lora"), (5, 5, "full")]
+)
+def test_the_rows_of_the_tuning_that_decides_are_linked(
+  found, tmp_path, lora, full, name
+):
+  for what, shown in {"lora": lora, "full": full}.items():
+    summary = evaluation((20, 20), (0, 20))
+    summary["models"] += ["step-5"]
+    summary["measures"]["step-5"] = [measure(shown, 20)]
+    folder = tmp_path / f"resurgence/{VICTIM}/{what}"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "DONE").touch()
+  made = found(evaluation((20, 20), (0, 20)), {}, preset="full")
+  assert made.returning(VICTIM) == name
+  (one,) = (v for v in made.verdicts(VICTIM) if v.question == "stays")
+  assert f"({name})" in one.reason
+
+
+def test_rows_of_several_processes_have_a_link(tmp_path):
+  folder = tmp_path / "evaluate"
+  folder.mkdir()
+  assert page.rows(tmp_path, "evaluate") == ""
+  (folder / "results-0.jsonl").touch()
+  assert page.rows(tmp_path, "evaluate") == "evaluate/"
+  (folder / "results.jsonl").touch()
+  assert page.rows(tmp_path, "evaluate") == "evaluate/results.jsonl"

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 
+import jax
 import pytest
 from unlearning_jax.configs import audit as configs
 from unlearning_jax.configs import erase_sld
@@ -13,6 +14,7 @@ from unlearning_jax import model, processes, settings, shapes
 from unlearning_jax.api import auditing
 from unlearning_jax.experiments import audit, common
 from unlearning_jax.experiments.audit import stages
+from unlearning_jax.experiments.audit.settings import Stage
 
 STAGES = [
   "evaluate", "attack/UCE/random", "attack/UCE/seed",
@@ -174,3 +176,29 @@ def test_python_takes_the_base_that_it_was_given(base, monkeypatch, tmp_path):
     with pytest.raises(Seen):
       ul.audit(mine, protocol=protocol)
   assert [one.evaluate.model for one in seen] == [str(folder), "shapes"]
+
+
+def test_too_little_memory_names_flags_of_the_audit(base, monkeypatch):
+  def short(*_, **__):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.")
+
+  given = settings.build(audit.Settings, configs.values("shapes-star"))
+  found = audit.Audit(given, {"base": base, "UCE": base})
+  for kind in ("_attack", "_finetune"):
+    monkeypatch.setattr(stages.Audit, kind, short)
+  with pytest.raises(ValueError, match="--lanes=.* --batch_size=.*, and halve"):
+    found.run(Stage("attack", "UCE", "random"))
+  # Another batch would be another training.
+  with pytest.raises(ValueError, match="take a device with more memory"):
+    found.run(Stage("finetune", "UCE", "lora"))
+
+
+def test_what_is_computed_at_once_reaches_the_stages(base):
+  values = configs.values("shapes-star", lanes=3, batch_size=5)
+  given = settings.build(audit.Settings, values)
+  found = audit.Audit(given, {"base": base, "UCE": base})
+  sizes = {one.kind: found.sizes(one) for one in found.stages}
+  assert sizes == {
+    "evaluate": {"batch_size": 5}, "resurgence": {"batch_size": 5},
+    "attack": {"lanes": 3, "batch_size": 5}, "finetune": {},
+  }  # fmt: skip

@@ -10,6 +10,7 @@ from unlearning_jax.experiments.audit.findings import Findings
 from unlearning_jax.experiments.audit.settings import Stage
 from unlearning_jax.metrics.verdicts import Verdict
 from unlearning_jax.record import Recorder
+from unlearning_jax.report import audit as page
 from unlearning_jax.report import index, published
 
 # States of a stage.
@@ -124,9 +125,9 @@ def _verdict(found: Findings, victim: str, one: Verdict) -> dict[str, Any]:
   keys = ("value", "low", "high", "k", "n")
   places = {
     "attacked": Stage("attack", victim, found.strongest(victim)),
-    "stays": Stage("resurgence", victim, next(iter(found.given.tunings), "")),
+    "stays": Stage("resurgence", victim, found.returning(victim)),
   }
-  rows = f"{places.get(one.question, Stage('evaluate'))}/results.jsonl"
+  place = str(places.get(one.question, Stage("evaluate")))
   return {
     "victim": victim,
     "question": one.question,
@@ -137,7 +138,7 @@ def _verdict(found: Findings, victim: str, one: Verdict) -> dict[str, Any]:
     "name": number.get("name", ""),
     **{key: number.get(key) for key in keys},
     "unit": number.get("unit", ""),
-    "rows": rows if (found.root / rows).is_file() else "",
+    "rows": page.rows(found.root, place),
   }
 
 

@@ -213,6 +213,19 @@ class Findings:
     }
     return won[max(won)] if won else ""
 
+  def returning(self, victim: str) -> str:
+    """The tuning of the checkpoint that shows the concept most; "" for none.
+
+    Of several that show it as often, the last.
+    """
+    shown = {
+      one.value or 0.0: what
+      for what in self.given.tunings
+      for step, (one, _) in self.points(victim, what).items()
+      if step
+    }
+    return shown[max(shown)] if shown else ""
+
   def points(self, victim: str, what: str) -> dict[int, tuple[Estimate, str]]:
     """Step -> how often a tuned victim shows the concept, and why it collapsed.
 

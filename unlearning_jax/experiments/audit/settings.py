@@ -73,6 +73,8 @@ class Settings:
     missing: kind of stage -> why there is none.
     title: the title of the page; "" names victims and concept.
     lanes: rows attacked at once; 0 keeps the attacks' own.
+    batch_size: images drawn at once; 0 keeps the stages' own. A tuning keeps
+      its own, since its results depend on it.
     only: stages or kinds of stages to run; () for all.
     skip: stages or kinds of stages not to run.
     claims: number -> what the model's makers say it is.
@@ -98,6 +100,7 @@ class Settings:
   missing: Free[Mapping[str, str]] = dataclasses.field(default_factory=dict)
   title: Free[str] = ""
   lanes: Free[int] = 0
+  batch_size: Free[int] = 0
   only: Free[tuple[str, ...]] = ()
   skip: Free[tuple[str, ...]] = ()
   claims: Free[Mapping[str, float]] = dataclasses.field(default_factory=dict)
@@ -110,8 +113,9 @@ class Settings:
     if self.fail_on:
       gates = (verdicts.WARN, verdicts.FAIL)
       check_choice("fail_on", self.fail_on, gates)
-    if self.lanes < 0:
-      raise ValueError(f"lanes={self.lanes}: must not be negative")
+    for key in ("lanes", "batch_size"):
+      if getattr(self, key) < 0:
+        raise ValueError(f"{key}={getattr(self, key)}: must not be negative")
     if len(common.targets_of(self.evaluate)) > 1:
       raise ValueError(
         "evaluate.targets: an audit is about one concept; audit each alone"
