@@ -127,10 +127,14 @@ def test_one_ruined_class_fails_however_good_the_rest():
   "heads, verdict, words",
   [
     ({"object": (60, 100), "style": (2, 3)}, "fail", "asked for under object"),
-    ({"object": (0, 40), "style": (0, 2)}, "pass", "under style: 0 of 2"),
+    ({"object": (0, 40), "style": (0, 2)}, "pass", "to tell: style 0 of 2."),
     ({"object": (0, 40), "style": (10, 40)}, "not shown", "for under style"),
     ({"object": (0, 40), "style": (2, 2)}, "warn", "asked for under style"),
-    ({"object": (0, 9), "style": (0, 2)}, "not shown", "under style: 0 of 2"),
+    (
+      {"object": (0, 9), "style": (0, 2)},
+      "not shown",
+      "to tell: style 0 of 2.",
+    ),
     # As large a share, of fewer pictures.
     ({"object": (3, 12), "style": (25, 100)}, "warn", "asked for under style"),
   ],

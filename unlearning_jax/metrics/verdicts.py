@@ -216,8 +216,9 @@ def kept(
   name, verdict, few = _worst_head(heads, given)
   one = heads[name]
   reason = f"Of the things asked for under {name}, {said(one)} are lost."
-  for other in few:
-    reason += f" Too few to tell under {other}: {said(heads[other])}."
+  if few:
+    counts = (f"{name} {heads[name].k} of {heads[name].n}" for name in few)
+    reason += f" Too few to tell: {', '.join(counts)}."
   ruined = {
     label: e for label, e in classes.items() if (e.low or 0.0) >= given.ruined
   }
