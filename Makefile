@@ -28,7 +28,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: demo notebooks test test-slow test-all lint format docs release-check
+.PHONY: demo demo-picture notebooks test test-slow test-all lint format docs release-check
 
 demo: $(CORE)
 	$(PY) -m launch.erase --config=configs/erase_uce.py:tiny,name=$(DEMO) $(EDIT_ONLY) --workdir=runs/demo/uce
@@ -54,6 +54,11 @@ lint: $(TEST)
 format: $(TEST)
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
+
+# What README shows of the demo; needs Debian's chromium.
+demo-picture: demo
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1100,1160 \
+	  --screenshot=docs/demo.png file://$(CURDIR)/runs/demo/audit/report.html
 
 # Runs the notebooks of colab/ from their scripts, and keeps what they show.
 notebooks: $(TEST)

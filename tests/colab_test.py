@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from tests.support import scripts
+
 jupytext = pytest.importorskip("jupytext")
 pytest.importorskip("nbclient")
 notebooks = pytest.importorskip("tests.support.notebooks")
@@ -50,7 +52,8 @@ def test_a_notebook_is_its_script_with_what_it_showed(name):
 @pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_runs(name, tmp_path):
+def test_a_notebook_runs(name, tmp_path, monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", scripts.QUICK["XLA_FLAGS"])
   notebook = jupytext.read(FOLDER / f"{name}.py")
   for cell in code(notebook):
     for large, small in SMALLER.items():

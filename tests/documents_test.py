@@ -1,6 +1,7 @@
 """What README and docs show can be typed, and does what they say."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -253,6 +254,7 @@ def test_the_python_of_a_page_runs(page, tmp_path):
   for block in filter(None, found):
     done = subprocess.run(
       [sys.executable, "-c", block],
+      env=os.environ | scripts.QUICK,
       cwd=tmp_path,
       capture_output=True,
       text=True,
@@ -272,6 +274,7 @@ def test_the_lines_for_stable_diffusion_run(page, tmp_path):
   head = "import unlearning_jax as ul\n"
   done = subprocess.run(
     [sys.executable, "-c", head + block],
+    env=os.environ | scripts.QUICK,
     cwd=tmp_path,
     capture_output=True,
     text=True,

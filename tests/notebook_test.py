@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from tests.support import scripts
+
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
@@ -35,7 +37,8 @@ def lines():
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_the_lines_of_the_readme_run_in_a_notebook(tmp_path):
+def test_the_lines_of_the_readme_run_in_a_notebook(tmp_path, monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", scripts.QUICK["XLA_FLAGS"])
   cells = [nbformat.v4.new_code_cell(line) for line in lines()]
   notebook = nbformat.v4.new_notebook(cells=cells)
   nbclient.NotebookClient(
