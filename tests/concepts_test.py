@@ -150,3 +150,20 @@ def test_concept_sets_make_concepts():
   assert {k: len(v) for k, v in concepts.CONCEPT_SETS.items()} == sizes
   for phrases in concepts.CONCEPT_SETS.values():
     make_concepts(phrases)
+
+
+@pytest.mark.parametrize(
+  "prompt, phrase",
+  [
+    ("a church, at night", "church"),
+    ("two churches", "church"),
+    ("the Church's door", "church"),
+    ("Van-Gogh's sun", "van gogh"),
+    ("a star", "stars"),
+    ("research", None),
+    ("a van of gogh", None),
+  ],
+)
+def test_which_prompts_name_a_phrase(prompt, phrase):
+  found = concepts.naming([prompt], ["...", "church", "van gogh", "stars"])
+  assert found == ({prompt: phrase} if phrase else {})

@@ -2,11 +2,13 @@
 
 import dataclasses
 import hashlib
+import types
 
 import jax.numpy as jnp
 import pytest
 
 from unlearning_jax import guidance
+from unlearning_jax.attacks.engine import losses
 from unlearning_jax.experiments import common
 
 SCALE = 7.5
@@ -31,6 +33,26 @@ def acts(clock, step, t):
 def test_the_legacy_clock_reads_timesteps(step, t, steps, legacy):
   assert acts("steps", step, t) == steps
   assert acts("legacy", step, t) == legacy
+
+
+def test_a_loss_reads_the_legacy_clock(monkeypatch):
+  """Two lanes, of which one's timestep is below the warmup."""
+  safe = guidance.Safe("a star", 500, 3.0, 0.1, 0.0, 0.4, "legacy")
+  states = (jnp.full((1, 1, 1, 1), value) for value in (0.0, 2.0))
+  guide = types.SimpleNamespace(
+    negative=next(states), concept=next(states), safe=safe, scale=SCALE
+  )
+  problem = types.SimpleNamespace(
+    sd=None, victim=types.SimpleNamespace(guide=guide)
+  )
+  monkeypatch.setattr(
+    losses, "_unet", lambda sd, who, context, noisy, t: context + 0 * noisy
+  )
+  found, _ = losses._predict(
+    problem, jnp.ones((2, 1, 1, 1)), jnp.zeros((2, 1, 1, 1)),
+    jnp.array([499, 500]),
+  )  # fmt: skip
+  assert (found.squeeze() == SCALE).tolist() == [True, False]
 
 
 def test_the_published_clock_keeps_the_hash_of_older_records():

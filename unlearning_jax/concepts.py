@@ -6,6 +6,7 @@ A method uses the anchor and preserve list of a `Concept` as they are.
 
 import dataclasses
 import difflib
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -225,9 +226,48 @@ def check_concepts(
     if same_phrase(concept.anchor) in anchors:
       warnings.warn(
         f"the anchor {concept.anchor!r} of {concept.erase!r} is erased too; "
-        "anchors always mean what they meant in the base model",
+        "SalUn, EraseDiff and Concept Ablation follow what it becomes, the "
+        "others what it meant in the base model",
         stacklevel=2,
       )
+
+
+def naming(prompts: Iterable[str], phrases: Iterable[str]) -> dict[str, str]:
+  """The prompts that name a phrase, with that phrase.
+
+  Whole words count, in the singular or the plural, whatever stands between
+  them: "two churches" and "the church's door" name "church".
+  """
+  said = {phrase: _words(phrase) for phrase in phrases}
+  found = {}
+  for prompt in prompts:
+    heard = _words(prompt)
+    for phrase, words in said.items():
+      if words and any(
+        all(map(frozenset.intersection, words, heard[i:]))
+        for i in range(len(heard) - len(words) + 1)
+      ):
+        found.setdefault(prompt, phrase)
+  return found
+
+
+def _words(text: str) -> list[frozenset[str]]:
+  """The spellings of each word."""
+  return [spellings(word) for word in re.findall(r"\w+", text)]
+
+
+def check_unnamed(concepts: Sequence[Concept]) -> None:
+  """Refuses preserved phrases that name what is erased.
+
+  Raises:
+    ValueError: names the phrase and the concept.
+  """
+  erased = [concept.erase for concept in concepts]
+  for phrase, name in naming(preserved_phrases(concepts), erased).items():
+    raise ValueError(
+      f"{phrase!r} is preserved, but names {name!r}, which is erased; take it "
+      "out of preserve"
+    )
 
 
 def preserved_phrases(concepts: Iterable[Concept]) -> tuple[str, ...]:

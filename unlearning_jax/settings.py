@@ -11,10 +11,11 @@ class checks its values in `__post_init__` and names key, value and remedy.
 
 import dataclasses
 import difflib
+import math
 import numbers
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from unlearning_jax import renamed
@@ -141,6 +142,37 @@ def _item(cls: type[T], value: Any, place: str) -> T:
     if str(error).startswith(place):
       raise
     raise ValueError(f"{place}: {error}") from error
+
+
+def check_numbers(
+  settings: Any,
+  *,
+  counts: Sequence[str] = (),
+  positive: Sequence[str] = (),
+  from_zero: Sequence[str] = (),
+  finite: Sequence[str] = (),
+):
+  """Refuses numbers that are out of bounds, NaN included.
+
+  Args:
+    counts: names of fields that hold whole numbers from 1.
+    positive: those of finite numbers above 0.
+    from_zero: those of finite numbers from 0.
+    finite: those of any finite number.
+
+  Raises:
+    ValueError: names the first such field, its value and what is allowed.
+  """
+  for names, allowed, good in (
+    (counts, "whole numbers from 1", lambda x: x >= 1 and x % 1 == 0),
+    (positive, "finite numbers above 0", lambda x: x > 0),
+    (from_zero, "finite numbers from 0", lambda x: x >= 0),
+    (finite, "finite numbers", lambda x: True),
+  ):
+    for name in names:
+      value = getattr(settings, name)
+      if not (math.isfinite(value) and good(value)):
+        raise ValueError(f"{name}={value}; allowed: {allowed}")
 
 
 def plain(settings: Any) -> dict[str, Any]:

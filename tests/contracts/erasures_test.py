@@ -73,13 +73,14 @@ ERASURES = {
   # 1 % of a small leaf's change; the first row's mask has no such weights.
   "salun": [
     {
+      "preset": preset,
       "saliency": saliency,
       "num_images": 8,
       "batch_size": 8,
       "num_steps": 2,
       "num_inference_steps": 2,
     }
-    for saliency in ("random", "gradient")
+    for preset, saliency in (("fixed", "random"), ("reference", "gradient"))
   ],
   "spm": [
     {
@@ -96,11 +97,22 @@ ERASURES = {
       "num_steps": 2,
       "num_inference_steps": 2,
       "learning_rate": 1e-4,
-      "words": 0,
+      **row,
     }
+    for row in (
+      {"words": 0},
+      {"preset": "reference", "words": 2, "words_steps": 2},
+    )
   ],
   "erasediff": [
-    {"num_images": 8, "batch_size": 8, "epochs": 2, "num_inference_steps": 2}
+    {
+      "preset": preset,
+      "num_images": 8,
+      "batch_size": 8,
+      "epochs": 2,
+      "num_inference_steps": 2,
+    }
+    for preset in ("fixed", "reference")
   ],
 }
 # Those that answer with a map of text states.

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.support import torch_unets
+from unlearning_jax.concepts import make_concepts
 from unlearning_jax.erasures import fmn
 
 START, END = 98, 99
@@ -31,6 +32,12 @@ def test_a_concept_that_is_not_in_its_prompt():
       fmn.positions(IDS[:1], [words], END, "all")
 
 
+def test_a_concept_without_an_image_is_refused():
+  h = fmn.Hparams(num_images=2)
+  with pytest.raises(ValueError, match="num_images=2: 3 concepts.*or more"):
+    fmn.erase(None, {}, make_concepts([*"abc"], ""), None, h)
+
+
 @pytest.mark.parametrize(
   "options, words",
   [
@@ -38,6 +45,8 @@ def test_a_concept_that_is_not_in_its_prompt():
     ({"train": "kv"}, "train='kv' is not known; allowed: full, cross"),
     ({"template": "a photo"}, "template='a photo': has no place"),
     ({"batch_size": 21}, "batch_size=21; allowed: 1 to num_images=20"),
+    ({"words_rate": -1.0}, "words_rate=-1.0; allowed: finite.*above 0"),
+    ({"words_steps": 0}, "words_steps=0; allowed: whole numbers from 1"),
   ],
 )
 def test_settings_that_cannot_be(options, words):

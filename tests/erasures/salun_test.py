@@ -1,5 +1,7 @@
 """SalUn: which weights are salient, what it sees, and its step in torch."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,12 @@ import optax
 import pytest
 
 from tests.support import torch_unets
-from unlearning_jax import finetune
+from unlearning_jax import finetune, schedules, stable_diffusion
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.erasures import salun
 from unlearning_jax.erasures.salun import saliency, sets
+
+DDIM = {"_class_name": "DDIMScheduler"}
 
 
 def random_leaves(seed=0):
@@ -109,13 +113,82 @@ def test_what_remains():
   assert sets.remaining("salun", own) == ("c", "d")
   anchored = make_concepts(["a", "e"], "b")
   assert sets.remaining("salun", anchored) == ("b",)
-  with pytest.raises(ValueError, match=r"preserve=\('a cat', 'a house'\)"):
-    sets.remaining("salun", make_concepts("a", ""))
+  with pytest.warns(UserWarning, match="erased too; SalUn"):
+    chained = make_concepts(["a", "b"], ["b", "c"])
+  assert sets.remaining("salun", chained) == ("c",)
+  for concepts in (make_concepts("a", ""), make_concepts("a", "a red a")):
+    with pytest.raises(ValueError, match=r"preserve=\('a cat', 'a house'\)"):
+      sets.remaining("salun", concepts)
+  with pytest.raises(ValueError, match="'red stars' is preserved.*'star'"):
+    sets.remaining("salun", make_concepts("star", "b", ["c", "red stars"]))
   with pytest.raises(ValueError, match="both erased and preserved"):
     salun.erase(
       None, {}, [*make_concepts("a", "b", ["c"]), *make_concepts("c", "b")],
       None, salun.Hparams(),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "preset, names, words",
+  [
+    ("fixed", "a b c d e", "num_images=4: 5 concepts.*num_images=5 or more"),
+    (
+      "reference",
+      "a b c",
+      "batch_size=2: with preset='reference'.*batch_size=3",
+    ),
+  ],
+)
+def test_a_concept_without_an_image_is_refused(preset, names, words):
+  h = salun.Hparams(preset=preset, num_images=4, batch_size=2)
+  concepts = make_concepts(names.split(), "x")
+  with pytest.raises(ValueError, match=words):
+    sets.draw(None, {}, concepts, None, h, None, "salun")
+
+
+@pytest.mark.parametrize("loss, sign", [("relabel", 0), ("ascent", -1)])
+def test_the_losses_of_a_network_of_one_number(loss, sign, monkeypatch):
+  """f(x_t, t, c) = p c, so that each loss and its slope are known."""
+  sd = types.SimpleNamespace(schedule=schedules.Schedule.from_config(DDIM))
+
+  def predict(sd, params, noisy, t, context):
+    return params * context[:, :1, :1, None] + 0 * noisy
+
+  monkeypatch.setattr(stable_diffusion, "predict_noise", predict)
+  contexts = {
+    name: jnp.float32(states).reshape(2, 1, 1)
+    for name, states in (
+      ("concept", (1, 2)), ("anchor", (3, 5)), ("remain", (7, 11)),
+    )
+  }  # fmt: skip
+  latents, key = jnp.zeros((3, 2, 2, 1)), jax.random.key(0)
+  batch = {"forget": latents, "remain": latents + 1}
+  batch |= {"forget_pair": jnp.array([0, 1, 1])}
+  batch |= {"remain_pair": jnp.array([1, 0, 0])}
+  gone_noise, noise = (
+    np.asarray(jax.random.normal(jax.random.split(k)[0], latents.shape))
+    for k in jax.random.split(key)
+  )
+  p = 0.5
+  c, a, r = (
+    np.reshape(states, (3, 1, 1, 1)) * np.ones_like(noise)
+    for states in ((1, 2, 2), (3, 5, 5), (11, 7, 7))
+  )
+  error, slope = p * (c - a), c
+  if sign:
+    error = p * c - gone_noise
+  (forget, remain), slopes = jax.jvp(
+    lambda p: salun.set_losses(sd, p, contexts, batch, key, loss),
+    (p,), (1.0,),
+  )  # fmt: skip
+  wanted = (sign or 1) * np.mean(error**2), np.mean((p * r - noise) ** 2)
+  np.testing.assert_allclose((forget, remain), wanted, rtol=1e-5)
+  # The anchor's prediction is a target: no slope runs through it.
+  wanted = (
+    (sign or 1) * 2 * np.mean(error * slope),
+    2 * np.mean((p * r - noise) * r),
+  )
+  np.testing.assert_allclose(slopes, wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +202,10 @@ def test_what_remains():
     ({"remain_weight": -1.0}, "remain_weight=-1.0"),
     ({"batch_size": 801}, "batch_size=801; allowed: 1 to num_images=800"),
     ({"template": "a photo"}, "template='a photo': has no place"),
+    ({"learning_rate": 0.0}, "learning_rate=0.0; allowed: finite.*above 0"),
+    ({"num_steps": 0}, "num_steps=0; allowed: whole numbers from 1"),
+    ({"weight_decay": float("nan")}, "weight_decay=nan; allowed: finite"),
+    ({"mask_guidance": float("inf")}, "mask_guidance=inf; allowed: finite"),
   ],
 )
 def test_settings_that_cannot_be(options, words):

@@ -1,13 +1,25 @@
 """SPM: its adapters, its random text states, its rate, its loss in torch."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.support import torch_unets
+from unlearning_jax import schedules
 from unlearning_jax.erasures import spm
 from unlearning_jax.projections import leaves_of
+
+DDIM = {"_class_name": "DDIMScheduler", "steps_offset": 1}
+
+
+class Model(NamedTuple):
+  """What a step reads of a `StableDiffusion`."""
+
+  schedule: schedules.Schedule
+  latent_shape: tuple[int, ...]
 
 
 def test_adapters_add_their_product_to_matrices_and_narrow_convolutions():
@@ -78,12 +90,59 @@ def test_the_rate_is_torchs():
     )
 
 
+@pytest.mark.parametrize("preset, least, most", [
+  ("fixed", 0, 0), ("reference", 33, 42),
+])  # fmt: skip
+def test_a_step_scores_the_end_of_a_partial_trajectory(
+  preset, least, most, monkeypatch
+):
+  """How much noisier than x_t the timestep says that it is."""
+  sd = Model(schedules.Schedule.from_config(DDIM), (1, 1, 1))
+  walked, found = [], []
+
+  def walk(sd, params, sampler, noise, contexts, first, stop, guidance):
+    assert first == 0 and guidance == 2.5 and contexts["concept"].item() == 7
+    # f walks, adapted by alpha / rank.
+    assert params["a"]["kernel"].item() == 2
+    walked.append((int(stop), int(sampler.timesteps[stop])))
+    return sampler.init(noise)
+
+  def losses(sd, params, base, latents, t, contexts, eta):
+    assert base["a"]["kernel"].item() == 1 and eta == 1.5
+    assert contexts["random"].shape == (4, 1, 1)
+    found.append(int(t.item()))
+    return jnp.float32(2.0), jnp.float32(3.0)
+
+  monkeypatch.setattr(spm.esd, "partial_trajectory", walk)
+  monkeypatch.setattr(spm, "losses", losses)
+  h = spm.Hparams(
+    preset=preset, start_guidance=2.5, eta=1.5, alpha=0.5, anchor_weight=10.0
+  )
+  loss, _ = spm._training(sd, h)
+  adapters = {"a/kernel": {"down": jnp.full((1, 1), 2.0), "up": jnp.eye(1)}}
+  frozen = {
+    "params": {"a/kernel": jnp.ones((1, 1))},
+    "contexts": {"concept": jnp.array([5.0, 7.0]).reshape(2, 1, 1)},
+  }
+  for i in range(40):
+    batch = {"concept": jnp.array([1])}
+    total, _ = loss(adapters, frozen, batch, jax.random.key(i))
+  assert total == 2 + 10 * 3
+  stops, timesteps = np.array(walked).T
+  assert 1 <= stops.min() < 5 and 25 < stops.max() < 30
+  gaps = np.array(found) - timesteps
+  assert least <= gaps.min() and gaps.max() <= most
+  assert (np.ptp(gaps) > 5) == (preset == "reference")
+
+
 @pytest.mark.parametrize(
   "options, words",
   [
     ({"preset": "refrence"}, "did you mean 'reference'"),
     ({"rank": 0}, "rank=0; allowed: whole numbers from 1"),
     ({"anchor_weight": -1.0}, "anchor_weight=-1.0"),
+    ({"alpha": 0.0}, "alpha=0.0; allowed: finite numbers above 0"),
+    ({"learning_rate": -1e-4}, "learning_rate=-0.0001; allowed: finite"),
     ({"num_inference_steps": 1}, "num_inference_steps=1; allowed: from 2"),
   ],
 )

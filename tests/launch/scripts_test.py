@@ -31,10 +31,10 @@ SHORT = {
     "num_steps=2", "num_inference_steps=2", "num_images=2", "batch_size=2",
   ],
   "salun": [
-    "num_steps=2", "num_inference_steps=2", "num_images=2", "batch_size=2",
+    "num_steps=2", "num_inference_steps=2", "num_images=24", "batch_size=8",
   ],
   "erasediff": [
-    "epochs=2", "num_inference_steps=2", "num_images=2", "batch_size=2",
+    "epochs=2", "num_inference_steps=2", "num_images=24", "batch_size=24",
   ],
   "fmn": [
     "num_steps=2", "num_inference_steps=2", "num_images=2", "batch_size=2",

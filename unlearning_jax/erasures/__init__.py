@@ -140,6 +140,19 @@ def bind(method: str, hparams: Mapping[str, Any]) -> Erasure:
   return Erasure(method, made)
 
 
+def check_images(concepts: Sequence[Concept], num_images: int):
+  """Checks that each concept can have an image.
+
+  Raises:
+    ValueError: there are more concepts than images; says how many are needed.
+  """
+  if len(concepts) > num_images:
+    raise ValueError(
+      f"{num_images=}: {len(concepts)} concepts need an image each, or some "
+      f"would not be erased; give hparams.num_images={len(concepts)} or more"
+    )
+
+
 def check_predicts_noise(sd: StableDiffusion, method: str):
   """Checks that the model's network predicts the noise.
 

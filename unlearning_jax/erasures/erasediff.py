@@ -29,7 +29,6 @@ release JingWu321/EraseDiff.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -44,6 +43,7 @@ from unlearning_jax.concepts import Concept, check_choice, check_concepts
 from unlearning_jax.edits import Edit, edit_between
 from unlearning_jax.erasures import NO_HOOKS, Hooks, check_predicts_noise, esd
 from unlearning_jax.erasures.salun import set_losses, sets
+from unlearning_jax.settings import check_numbers
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 CHANGES = ("unet/*",)
@@ -85,17 +85,15 @@ class Hparams(sets.Drawing):
     check_choice("preset", self.preset, PRESETS)
     check_choice("train", self.train, TRAINED)
     check_choice("penalty", self.penalty, PENALTIES)
-    for name in ("forget_weight", "eta"):
-      if not (math.isfinite(value := getattr(self, name)) and value >= 0):
-        raise ValueError(f"{name}={value}; allowed: finite numbers from 0")
-    for name in ("epochs", "inner_passes"):
-      if (value := getattr(self, name)) < 1:
-        raise ValueError(f"{name}={value}; allowed: whole numbers from 1")
+    check_numbers(
+      self, counts=("epochs", "inner_passes"), positive=("learning_rate",),
+      from_zero=("forget_weight", "eta"),
+    )  # fmt: skip
 
   @property
   def steps_per_pass(self) -> int:
-    """Steps in one pass over the images to forget."""
-    return self.num_images // self.batch_size
+    """Steps in one pass over the images to forget, as the release counts."""
+    return -(-self.num_images // self.batch_size)
 
   @property
   def steps_per_epoch(self) -> int:
@@ -122,7 +120,9 @@ def undoing(
   """
 
   def init(params: Any) -> Undoing:
-    return Undoing(jnp.zeros((), jnp.int32), params, tx.init(params))
+    # A copy, because `finetune.train` reuses the memory of its whole state.
+    start = jax.tree.map(jnp.array, params)
+    return Undoing(jnp.zeros((), jnp.int32), start, tx.init(params))
 
   def update(grads: Any, state: Undoing, params: Any = None):
     at = state.count % (2 * steps * rounds)
@@ -222,7 +222,8 @@ def erase(
   their anchors are. EraseDiff uses `hooks.collect` and `hooks.trainer`.
 
   Raises:
-    ValueError: an unusable concept; nothing remains; a model that does not
+    ValueError: an unusable concept, or more concepts than images; a preserved
+      phrase that names a concept; nothing remains; a model that does not
       predict the noise.
     FloatingPointError: the training diverges.
   """

@@ -17,17 +17,17 @@ Two versions exist, each a preset:
   reference  the release. It counts t on another grid than it samples on, so
              that x_t is 33 to 42 training steps less noisy than t says.
 
-The release trains with AdamW in 8 bits; here it has 32. When the release draws,
-it scales the adapters by how near the prompt is to the concept (facilitated
-transport). An edit of this package has no such scale: the adapters are merged,
-and act on every prompt at full strength.
+The release trains with AdamW in 8 bits; here it has 32. Its configs draw the
+size of x_t at every step, 256 to 448 pixels a side; here it is the model's own.
+When the release draws, it scales the adapters by how near the prompt is to the
+concept (facilitated transport). An edit of this package has no such scale: the
+adapters are merged, and act on every prompt at full strength.
 
 Reference: https://arxiv.org/abs/2312.16145, and its release Con6924/SPM.
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,12 +37,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from unlearning_jax import finetune, samplers, stable_diffusion
+from unlearning_jax import finetune, samplers, schedules, stable_diffusion
 from unlearning_jax.concepts import Concept, check_choice, check_concepts
 from unlearning_jax.edits import Edit, edit_between
 from unlearning_jax.erasures import NO_HOOKS, Hooks, check_predicts_noise, esd
 from unlearning_jax.finetune.partition import join_leaves
 from unlearning_jax.projections import leaves_of
+from unlearning_jax.settings import check_numbers
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 CHANGES = ("unet/*",)
@@ -88,12 +89,11 @@ class Hparams:
 
   def __post_init__(self):
     check_choice("preset", self.preset, PRESETS)
-    for name in ("rank", "anchors", "batch_size"):
-      if (value := getattr(self, name)) < 1:
-        raise ValueError(f"{name}={value}; allowed: whole numbers from 1")
-    for name in ("alpha", "eta", "anchor_weight"):
-      if not (math.isfinite(value := getattr(self, name)) and value >= 0):
-        raise ValueError(f"{name}={value}; allowed: finite numbers from 0")
+    check_numbers(
+      self, counts=("rank", "anchors", "num_steps", "batch_size"),
+      positive=("alpha", "learning_rate"), from_zero=("eta", "anchor_weight"),
+      finite=("start_guidance",),
+    )  # fmt: skip
     if (num_inference_steps := self.num_inference_steps) < 2:
       raise ValueError(
         f"{num_inference_steps=}; allowed: from 2, for a trajectory that stops "
@@ -266,7 +266,8 @@ def _training(
   schedule = sd.schedule
   if h.preset == "reference":
     # Its own scheduler, whose offset is not the checkpoint's.
-    schedule = dataclasses.replace(schedule, steps_offset=0)
+    config = schedule.with_sampler("ddim").to_config() | {"steps_offset": 0}
+    schedule = schedules.Schedule.from_config(config)
   sampler = samplers.make_sampler(schedule, h.num_inference_steps, "ddim")
   return functools.partial(_loss, sd, sampler, h), tx
 

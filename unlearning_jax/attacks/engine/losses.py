@@ -282,10 +282,10 @@ def _predict(problem, context, noisy, t, momentum=None):
   if guide.safe is not None:
     every.append(_unet(sd, victim, guide.concept, noisy, t))
     momentum = jnp.zeros_like(noisy) if momentum is None else momentum
-  # A warm-up counts sampling steps, and a loss has none: pretend it is over.
+  # A warm-up that counts sampling steps is over, because a loss has none.
   step = 0 if guide.safe is None else guide.safe.warmup
-  every = jnp.stack(every, axis=1)
-  return guidance.combine(every, guide.scale, guide.safe, momentum, step)
+  every, t = jnp.stack(every, axis=1), t[:, None, None, None]
+  return guidance.combine(every, guide.scale, guide.safe, momentum, step, t)
 
 
 def _wanted(problem, context, noisy, t):

@@ -41,10 +41,10 @@ from unlearning_jax import finetune, models, stable_diffusion
 from unlearning_jax.concepts import Concept, check_choice, check_concepts
 from unlearning_jax.data import Batches
 from unlearning_jax.edits import Edit, edit_between
-from unlearning_jax.erasures import NO_HOOKS, Hooks
+from unlearning_jax.erasures import NO_HOOKS, Hooks, check_images
 from unlearning_jax.erasures.fmn import words
-from unlearning_jax.finetune.drawn import spread
 from unlearning_jax.schedules import add_noise
+from unlearning_jax.settings import check_numbers
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 CHANGES = ("unet/*",)
@@ -110,6 +110,11 @@ class Hparams:
       raise ValueError(
         f"{batch_size=}; allowed: 1 to num_images={self.num_images}"
       )
+    check_numbers(
+      self, positive=("learning_rate", "words_rate"),
+      counts=("words_steps", "num_images", "num_steps", "num_inference_steps"),
+      finite=("guidance_scale",),
+    )  # fmt: skip
 
 
 def positions(
@@ -211,7 +216,7 @@ def _asked(
   sd: StableDiffusion, concepts: Sequence[Concept], h: Hparams
 ) -> tuple[Int[np.ndarray, "n l"], list[list[int]]]:
   """Token ids of each concept's prompt, and of the concept alone."""
-  phrases = [c.erase for c in spread(tuple(concepts), h.num_images)]
+  phrases = [concept.erase for concept in concepts]
   ids = stable_diffusion.tokenize(sd, [h.template.format(p) for p in phrases])
   rows = sd.tokenizer(phrases, truncation=False)["input_ids"]
   return ids, [row[1:-1] for row in rows]
@@ -252,11 +257,13 @@ def erase(
   uses `hooks.collect` and `hooks.trainer`.
 
   Raises:
-    ValueError: an unusable concept, or a template that joins it to a word.
+    ValueError: an unusable concept, more concepts than images, or a template
+      that joins a concept to a word.
     FloatingPointError: the training diverges.
   """
   check_concepts(concepts)
-  (ids, names), keys = _asked(sd, concepts, h), jax.random.split(key)
+  check_images(concepts, h.num_images)
+  (ids, names), keys = _asked(sd, concepts, h), jax.random.split(key, 3)
   end, ends = sd.tokenizer.eos_token_id, ENDS[h.preset] if h.ends else "none"
   marked = positions(ids, names, end, ends)
   context = stable_diffusion.encode_text(sd, params, ids)
@@ -264,7 +271,7 @@ def erase(
   if h.words:
     ids, first = words.slotted(sd, h.template, names, h.words)
     found = words.learn(
-      sd, params, names, (ids, first), drawn, keys[0], hooks.collect,
+      sd, params, names, (ids, first), drawn, keys[2], hooks.collect,
       num_steps=h.words_steps, learning_rate=h.words_rate, count=h.words,
     )  # fmt: skip
     context = words.contexts(sd, params["text_encoder"], found, ids, first)

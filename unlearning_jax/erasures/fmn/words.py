@@ -7,7 +7,9 @@ the concept's place in its prompt, with everything else frozen:
 
 As in FMN's release the first words begin as the concept's own tokens and the
 others at random. After each of AdamW's steps a word's norm goes part of the way
-to 0.4.
+to 0.4. Concepts learn their words one after the other. The release draws the
+sentence around the words from a list at every step, and mirrors half of its
+images; here the sentence is the template, and no image is mirrored.
 """
 
 import functools
@@ -166,32 +168,34 @@ def learn(
   learning_rate: float,
   count: int,
 ) -> Float[np.ndarray, "n k d"]:
-  """Learns `count` words for each concept, one image a step.
+  """Learns `count` words for each concept by itself, one image a step.
 
   Args:
     params: the base.
     tokens: token ids of each concept.
     prompts: token ids, and the position of the first word.
     drawn: see `finetune.draw_latents`.
-    collect: `Hooks.collect`, which keeps the words.
-    num_steps: training steps; a killed run makes them again.
+    collect: `Hooks.collect`, which keeps each concept's words.
+    num_steps: training steps of each concept; a killed run makes the last
+      concept's again.
     learning_rate: AdamW's.
   """
   ids, first = prompts
   read = {name: params[name] for name in ("unet", "text_encoder")}
   embeddings = params["text_encoder"]["text_model"]["embeddings"]
   table = np.asarray(embeddings["token_embedding"]["embedding"])
-  keys = jax.random.split(jax.random.fold_in(key, 1))
 
-  def make(_: int) -> np.ndarray:
+  def make(concept: int) -> np.ndarray:
+    keys = jax.random.split(jax.random.fold_in(key, concept))
+    latents = drawn["latents"][drawn["pair"] == concept]
+    own = {"latents": latents, "pair": np.zeros(len(latents), np.int32)}
     trained = finetune.train_erasure(
       _bound(_loss, sd, first), _optimizer(learning_rate),
-      {"words": first_words(table, tokens, count, keys[0])},
-      {"params": read, "ids": ids},
-      Batches(drawn, 1, int(jax.random.bits(keys[1]) >> 1)), keys[1],
+      {"words": first_words(table, [tokens[concept]], count, keys[0])},
+      {"params": read, "ids": ids[concept : concept + 1]},
+      Batches(own, 1, int(jax.random.bits(keys[1]) >> 1)), keys[1],
       batch_size=1, num_steps=num_steps,
     )  # fmt: skip
     return np.asarray(trained["words"])
 
-  (found,) = collect("words", 1, make)
-  return found
+  return np.concatenate(collect("words", len(tokens), make))

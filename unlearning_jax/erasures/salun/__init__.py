@@ -31,7 +31,6 @@ OPTML-Group/Unlearn-Saliency.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -48,6 +47,7 @@ from unlearning_jax.erasures import NO_HOOKS, Hooks, check_predicts_noise
 from unlearning_jax.erasures.salun import saliency, sets
 from unlearning_jax.projections import leaves_of
 from unlearning_jax.schedules import add_noise
+from unlearning_jax.settings import check_numbers
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 CHANGES = ("unet/*",)
@@ -98,9 +98,10 @@ class Hparams(sets.Drawing):
         f"{keep=}; allowed: between 0 and 1, neither of them; saliency='none' "
         "lets every weight move"
       )
-    remain_weight = self.remain_weight
-    if not (math.isfinite(remain_weight) and remain_weight >= 0):
-      raise ValueError(f"{remain_weight=}; allowed: finite numbers from 0")
+    check_numbers(
+      self, counts=("num_steps",), positive=("learning_rate",),
+      from_zero=("remain_weight", "weight_decay"), finite=("mask_guidance",),
+    )  # fmt: skip
 
 
 def relabeling_loss(
@@ -246,7 +247,8 @@ def erase(
   their anchors are. SalUn uses `hooks.collect` and `hooks.trainer`.
 
   Raises:
-    ValueError: an unusable concept; nothing remains; a mask that keeps
+    ValueError: an unusable concept, or more concepts than images; a preserved
+      phrase that names a concept; nothing remains; a mask that keeps
       everything; a model that does not predict the noise.
     FloatingPointError: the training diverges.
   """

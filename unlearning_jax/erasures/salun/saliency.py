@@ -59,7 +59,9 @@ def guided_loss(
   return -jnp.square(noise - guided).mean()
 
 
-@functools.partial(jax.jit, static_argnames=("sd", "guidance"))
+@functools.partial(
+  jax.jit, static_argnames=("sd", "guidance"), donate_argnames=("total",)
+)
 def _add(sd, total, unet, batch, contexts, key, *, guidance):
   """`total` and the gradient of one batch."""
   keys = jax.random.split(key)
@@ -91,16 +93,18 @@ def scores(
     unet: leaves of the UNet by path.
     sets: those of `sets.draw`.
     key: draws noise and timesteps.
-    batch_size: images in one gradient; a last, short batch is left out.
+    batch_size: images in one gradient; the last batch may be short.
     guidance: s.
   """
   contexts = {name: sets.contexts[name] for name in ("concept", "empty")}
-  total = jax.tree.map(jnp.zeros_like, dict(unet))
-  for i in range(len(sets.forget["pair"]) // batch_size):
+  # Once to the devices, not with every batch.
+  unet = jax.tree.map(jnp.asarray, dict(unet))
+  total = jax.tree.map(jnp.zeros_like, unet)
+  for i in range(-(-len(sets.forget["pair"]) // batch_size)):
     rows = slice(i * batch_size, (i + 1) * batch_size)
     batch = {name: array[rows] for name, array in sets.forget.items()}
     total = _add(
-      sd, total, dict(unet), batch, contexts, jax.random.fold_in(key, i),
+      sd, total, unet, batch, contexts, jax.random.fold_in(key, i),
       guidance=guidance,
     )  # fmt: skip
   return {path: np.abs(np.asarray(g, np.float32)) for path, g in total.items()}

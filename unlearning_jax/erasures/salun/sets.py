@@ -9,9 +9,16 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from unlearning_jax import finetune, stable_diffusion
-from unlearning_jax.concepts import Concept, preserved_phrases
+from unlearning_jax.concepts import (
+  Concept,
+  check_unnamed,
+  naming,
+  preserved_phrases,
+)
 from unlearning_jax.data import Batches
+from unlearning_jax.erasures import check_images
 from unlearning_jax.finetune.drawn import spread
+from unlearning_jax.settings import check_numbers
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 Images = dict[str, np.ndarray]
@@ -45,6 +52,10 @@ class Drawing:
       raise ValueError(
         f"{batch_size=}; allowed: 1 to num_images={self.num_images}"
       )
+    check_numbers(
+      self, counts=("num_images", "batch_size", "num_inference_steps"),
+      finite=("guidance_scale",),
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +76,23 @@ class Sets:
 def remaining(method: str, concepts: Sequence[Concept]) -> tuple[str, ...]:
   """What concepts preserve; where they preserve nothing, their anchors.
 
+  An anchor that names a concept does not remain.
+
   Raises:
-    ValueError: there is nothing but the empty prompt.
+    ValueError: a preserved phrase names a concept, or there is nothing but the
+      empty prompt.
   """
+  check_unnamed(concepts)
   anchors = dict.fromkeys(c.anchor for c in concepts if c.anchor.strip())
-  found = preserved_phrases(concepts) or tuple(anchors)
+  gone = naming(anchors, [concept.erase for concept in concepts])
+  found = preserved_phrases(concepts) or tuple(
+    anchor for anchor in anchors if anchor not in gone
+  )
   if not found:
     raise ValueError(
-      f"{method}: preserve=() and anchor='': nothing remains to be drawn; name "
-      "phrases to keep, preserve=('a cat', 'a house'), or an anchor"
+      f"{method}: no concept preserves anything, and anchors are empty or "
+      "erased, so nothing remains to be drawn; name phrases to keep, "
+      "preserve=('a cat', 'a house'), or an anchor"
     )
   return found
 
@@ -91,13 +110,22 @@ def draw(
 
   Args:
     params: the base.
-    h: a `Drawing`.
+    h: a `Drawing`, with a `preset`.
     collect: `Hooks.collect`.
     method: the erasure's name, for messages.
 
   Raises:
-    ValueError: a phrase is too long, or nothing remains.
+    ValueError: a phrase is too long; there are more concepts than images, or,
+      where all steps see one batch, than images in a batch; `remaining` refuses
+      the concepts.
   """
+  check_images(concepts, h.num_images)
+  if h.preset == "reference" and len(concepts) > h.batch_size:
+    raise ValueError(
+      f"batch_size={h.batch_size}: with preset='reference' every step sees the "
+      f"same batch, in which {len(concepts)} concepts have no room; give "
+      f"hparams.batch_size={len(concepts)}"
+    )
   kept = spread(remaining(method, concepts), h.num_images)
   chosen = spread(tuple(concepts), h.num_images)
   texts = {
