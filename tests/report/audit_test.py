@@ -36,6 +36,7 @@ def test_the_page_has_every_section(whole, tmp_path):
   for words in (
     "Victims uce, rece Base shapes (e9e89f67) Concept “star” (object)",
     "The quick preset draws 20 rows.",
+    "Preset quick: 40 rows by name",
     "70.0 % number-attacked",
     "48.1 to 85.5 %, 14 of 20",
     "12.31 number-quality",
@@ -52,6 +53,7 @@ def test_the_page_has_every_section(whole, tmp_path):
     "collapsed: 9 pictures are noise",
   ):
     assert words in page.text, words
+  assert "#judge" in [v for _, name, v in page.attributes if name == "href"]
   # Each chart leads to the stages behind it, and those to their commands.
   links = [value for _, name, value in page.attributes if name == "href"]
   targets = [value for _, name, value in page.attributes if name == "id"]
@@ -74,6 +76,37 @@ def test_every_verdict_has_a_chip_and_its_rows(whole, tmp_path):
     assert text.count(class_) == 4 * count + (verdict == "fail"), verdict
   # Four verdicts of each victim have rows; the classes have some too.
   assert text.count(f'href="{audit_documents.PATH}"') == 9
+
+
+def test_the_verdicts_of_a_victim_are_one_sentence(whole, tmp_path):
+  page = Page(audit.html(whole, tmp_path))
+  others = (
+    "“Holds under attack?” (fail), “Stays gone?” (not shown), “Rest kept?” "
+    "(warn)"
+  )
+  assert f"2 of 5 questions pass, but not {others}." in page.text
+
+
+def test_a_change_of_few_pictures_has_no_interval(whole, tmp_path):
+  for one in whole["collateral"]:
+    one["n"] = 2
+  text = Page(audit.html(whole, tmp_path)).text
+  assert "−47.5 too few for an interval 97.5 % → 50.0 %, n = 2" in text
+  assert "1 more classes, none of which changed" in text
+
+
+def test_memory_has_a_column_only_where_it_was_measured(whole, tmp_path):
+  assert "most memory" in Page(audit.html(whole, tmp_path)).text
+  for one in whole["cost"]:
+    one["memory_bytes"] = None
+  assert "most memory" not in Page(audit.html(whole, tmp_path)).text
+
+
+def test_the_chart_of_tuning_reads_in_percent(whole, tmp_path):
+  text = audit.html(whole, tmp_path)
+  assert "uce: 50% [35%, 65%] at step 100" in text
+  # Even steps: 10 of 100 stands at a tenth of the width.
+  assert 'cx="40.0"' in text and 'cx="69.2"' in text and 'cx="332.0"' in text
 
 
 def test_what_is_missing_is_said_in_words(tmp_path):

@@ -36,6 +36,7 @@ def full(
     "base": {"source": "shapes", "fingerprint": "e9e89f6765f2e404"},
     "protocol": "shapes-star 3f2a91c0",
     "preset": "quick",
+    "budget": "40 rows by name",
     "victims": list(VICTIMS),
     "notes": ["The quick preset draws 20 rows."],
     "verdicts": [one for victim in VICTIMS for one in _verdicts(victim)],

@@ -5,7 +5,8 @@ The document is the audit's `summary.json`. `title`, `victims`, `verdicts` and
 relative to the run's folder.
 
   title, subject: {task, name, unsafe}, base: {source, fingerprint}.
-  protocol, preset: their names; victims: [names]; notes: [sentences].
+  protocol, preset: their names; budget: what the preset came to, in words.
+  victims: [names]; notes: [sentences].
   verdicts: [{victim, question, title, verdict, reason, rule, name, value, low,
     high, k, n, unit, rows: path}]; question is a key of `QUESTIONS`, verdict
     one of `VERDICTS`.
@@ -48,7 +49,7 @@ _LISTS = (
   "notes", "worst_case", "claims", "published", "pictures", "asr_by_images",
   "resurgence", "collateral", "judge_errors", "cost",
 )  # fmt: skip
-_TEXTS = ("protocol", "preset")
+_TEXTS = ("protocol", "preset", "budget")
 _MAPPINGS = ("subject", "base", "collapse", "provenance")
 # Longest side and number of the pictures that a page may have, until it fits.
 _FITS = ((256, 2000), (160, 2000), (96, 1000), (64, 500), (64, 100))
@@ -85,7 +86,10 @@ def html(document: Document, root: pathlib.Path) -> str:
       attack_charts=_attack_charts(seen, attacks),
       tuning_charts=_tuning_charts(seen, own),
       sources=_sources(seen, root),
-      collateral=_collateral(seen),
+      overall={name: _overall(seen, name) for name in seen["victims"]},
+      collateral=(lines := _collateral(seen)),
+      changed=sum(map(_changed, lines)),
+      measured=any(one.get("memory_bytes") for one in seen["cost"]),
       judge_errors=trust.judge_errors(seen["judge_errors"]),
       provenance=sections.provenance(seen["provenance"]),
       rate=_rate,
@@ -129,7 +133,7 @@ def _first(seen: Document) -> dict[str, str]:
       concepts,
     ),
     "Protocol": f"{protocol} {digest[:12]}".strip(),
-    "Preset": seen["preset"],
+    "Preset": ": ".join(filter(None, (seen["preset"], seen["budget"]))),
   }  # fmt: skip
 
 
@@ -188,7 +192,7 @@ def _tuning_charts(seen: Document, own: Mapping[str, str]) -> list[Html]:
       title = f"{one['train']}, {one['data']}"
       panels.setdefault(title, {})[one["victim"]] = points
   return [
-    charts.curves(title, found, own, low=0.0, high=1.0)
+    charts.curves(title, found, own, low=0.0, high=1.0, shares=True)
     for title, found in panels.items()
   ]
 
@@ -213,7 +217,7 @@ def rows(root: pathlib.Path, folder: str) -> str:
 
 
 def _collateral(seen: Document) -> list[tuple[str, dict[str, Document]]]:
-  """(class, victim -> its change), the largest fall of all victims first."""
+  """(class, victim -> its change): falls, then gains, then the unchanged."""
   rows: dict[str, dict[str, Document]] = {}
   for one in seen["collateral"]:
     name = f"{one['head']}: {one['label']}"
@@ -223,10 +227,27 @@ def _collateral(seen: Document) -> list[tuple[str, dict[str, Document]]]:
     changes = (one["change"] for one in row[1].values())
     return sum(change for change in changes if change is not None)
 
-  return sorted(rows.items(), key=total)
+  return sorted(rows.items(), key=lambda row: (not _changed(row), total(row)))
+
+
+def _changed(row: tuple[str, dict[str, Document]]) -> bool:
+  return any(one["change"] for one in row[1].values())
 
 
 # --- Texts ---
+
+
+def _overall(seen: Document, victim: str) -> str:
+  """A victim's verdicts in one sentence; "" without any."""
+  found = [one for one in seen["verdicts"] if one["victim"] == victim]
+  passed = sum(one["verdict"] == "pass" for one in found)
+  others = [
+    f"“{QUESTIONS[one['question']]}” ({one['verdict']})"
+    for one in found
+    if one["verdict"] != "pass"
+  ]
+  end = f", but not {', '.join(others)}" if others else ""
+  return f"{passed} of {len(found)} questions pass{end}." if found else ""
 
 
 def _link(path: str) -> str:

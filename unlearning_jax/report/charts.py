@@ -11,7 +11,7 @@ from typing import NamedTuple
 from unlearning_jax.report.markup import Html, element
 
 _WIDTH, _HEIGHT = 340.0, 220.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 34.0, 8.0, 24.0, 32.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 8.0, 24.0, 32.0
 
 
 class Point(NamedTuple):
@@ -30,6 +30,7 @@ def curves(
   *,
   low: float = -0.1,
   high: float = 1.1,
+  shares: bool = False,
 ) -> Html:
   """Curves over log(1 + step), each with its band.
 
@@ -39,12 +40,16 @@ def curves(
     classes: name -> CSS class that sets the color `--own`.
     low: bottom of the panel; lower values are drawn there.
     high: top of the panel; higher values are drawn there.
+    shares: values are shares, which read as percent, over even steps.
   """
   last = max(p.step for points in series.values() for p in points)
-  span = math.log1p(max(last, 1))
+  at = float if shares else math.log1p
 
   def x(step: float) -> float:
-    return _LEFT + (_WIDTH - _LEFT - _RIGHT) * math.log1p(step) / span
+    return _LEFT + (_WIDTH - _LEFT - _RIGHT) * at(step) / at(max(last, 1))
+
+  def said(value: float, digits: str) -> str:
+    return f"{value:.0%}" if shares else format(value, digits)
 
   def y(value: float) -> float:
     inside = (min(max(value, low), high) - low) / (high - low)
@@ -53,7 +58,7 @@ def curves(
   marks = [element("text", title, class_="name", x=_LEFT, y=14)]
   for value in (0.0, 0.5, 1.0):
     marks.append(_line("grid", x(0), y(value), x(last), y(value)))
-    marks.append(_label(f"{value:g}", _LEFT - 6, y(value) + 4, "end"))
+    marks.append(_label(said(value, "g"), _LEFT - 6, y(value) + 4, "end"))
   steps = sorted({p.step for points in series.values() for p in points})
   taken = math.inf
   for step in reversed(steps):
@@ -68,11 +73,12 @@ def curves(
     back = [f"{x(p.step):.1f},{y(p.low):.1f}" for p in reversed(points)]
     through = [f"{x(p.step):.1f},{y(p.value):.1f}" for p in points]
     ends = points[-1]
-    said = f"{name}: {ends.value:.2f} [{ends.low:.2f}, {ends.high:.2f}]"
+    value, *bounds = (said(one, ".2f") for one in ends[1:])
+    text = f"{name}: {value} [{', '.join(bounds)}]"
     marks.append(
       element(
         "g",
-        element("title", f"{said} at step {ends.step}"),
+        element("title", f"{text} at step {ends.step}"),
         element("polygon", points=" ".join(there + back), class_="band"),
         element("polyline", points=" ".join(through), class_="curve"),
         *(

@@ -77,6 +77,14 @@ def test_stages_that_were_left_out_show_as_skipped(start):
   assert (folder / "DONE").exists()
 
 
+def test_the_page_says_what_the_preset_came_to(start):
+  summary = start[1](only=["evaluate"])
+  assert summary["budget"].startswith("20 rows by name, ")
+  assert summary["budget"].endswith(
+    "5 images of an attacked row, 40 steps of tuning (lora)"
+  )
+
+
 def test_an_audit_with_a_failed_stage_is_not_done(start):
   folder, run = start
   run(skip=["finetune"])

@@ -1,17 +1,21 @@
 """The document of an audit: its `summary.json`, which the page shows."""
 
+import collections
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unlearning_jax.experiments import drawing
+from unlearning_jax.experiments.attack import victims
 from unlearning_jax.experiments.audit import claims, pictures
 from unlearning_jax.experiments.audit.findings import Findings
-from unlearning_jax.experiments.audit.settings import Stage
+from unlearning_jax.experiments.audit.settings import Settings, Stage
 from unlearning_jax.metrics.verdicts import Verdict
 from unlearning_jax.record import Recorder
 from unlearning_jax.report import audit as page
 from unlearning_jax.report import index, published
+from unlearning_jax.report.document import label
 
 # States of a stage.
 DONE, FAILED, SKIPPED, STOPPED = "done", "failed", "skipped", "stopped"
@@ -47,6 +51,7 @@ def build(
     },
     "protocol": given.evaluate.protocol,
     "preset": given.preset,
+    "budget": budget(given),
     "rules": given.rules,
     "victims": list(found.victims),
     "notes": notes(found, answers, states),
@@ -72,6 +77,27 @@ def build(
     ],
     "provenance": record.provenance,
   }
+
+
+def budget(given: Settings) -> str:
+  """What a preset came to, in words."""
+  groups = collections.Counter(
+    row["group"] for row in drawing.rows(given.evaluate)
+  )
+  said = {"others": "of something else"}
+  parts = [
+    f"{n} rows {said.get(group) or label(group)}" for group, n in groups.items()
+  ]
+  blocks = [
+    getattr(victims.bind(one).h, "blocks", 0) for one in given.attacks.values()
+  ]
+  if blocks:
+    parts.append(f"{1 + max(blocks)} images of an attacked row")
+  parts += [
+    f"{one.num_steps} steps of tuning ({name})"
+    for name, one in given.tunings.items()
+  ]
+  return ", ".join(parts)
 
 
 _COSTS = ("seconds", "unet_calls", "memory_bytes")
