@@ -14,7 +14,7 @@ from absl.flags import DEFINE_bool, DEFINE_enum, DEFINE_list, DEFINE_string
 from . import flags
 
 _CONFIG, _WORKDIR = flags.config(), flags.workdir()
-_ASKED = {
+_ASKED = flags.sizes() | {
   "protocol": DEFINE_string("protocol", None, "What is drawn, how, by whom."),
   "preset": DEFINE_string("preset", "quick", "quick, standard, full."),
   "prompts": DEFINE_string("prompts", "", "A published protocol's table."),

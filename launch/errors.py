@@ -5,9 +5,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# The keys that say how many rows or images a device computes at once.
-SIZES = ("lanes", "batch_size")
-
 
 def of_flags(error: Exception, *, traced: bool = False) -> str:
   """What is wrong with the flags, and how the script is typed.
@@ -31,25 +28,17 @@ def of_words(words: Sequence[str]) -> str:
 
 def is_out_of_memory(error: Exception) -> bool:
   """Whether XLA could not allocate what a program needs."""
-  return "RESOURCE_EXHAUSTED" in str(error)
+  from unlearning_jax.experiments import memory
+
+  return memory.is_short(error)
 
 
 def of_memory(error: Exception, config: Mapping[str, Any] | None) -> str:
   """A device without enough memory: which keys to halve, and what XLA said."""
-  sizes = {key: (config or {}).get(key) for key in SIZES}
-  halves = [
-    f"--config.{key}={size // 2}"
-    for key, size in sizes.items()
-    if isinstance(size, int) and size > 1
-  ]
-  remedy = "take a device with more memory, or more devices"
-  if halves:
-    remedy = f"start again with {' '.join(halves)}, and halve until it fits"
-  return f"the device has too little memory; {remedy}. {_first(error)}"
+  from unlearning_jax.experiments import memory
 
-
-def _first(error: Exception) -> str:
-  return str(error).strip().splitlines()[0]
+  sizes = {key: (config or {}).get(key) for key in memory.SIZES}
+  return memory.remedy(error, sizes, "--config.")
 
 
 def _without_trace(text: str) -> str:

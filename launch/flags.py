@@ -46,6 +46,14 @@ def config(
   return holder
 
 
+def sizes() -> dict[str, flags.FlagHolder[int | None]]:
+  """Defines what is computed at once, by name; 0 leaves the config's."""
+  return {
+    "lanes": flags.DEFINE_integer("lanes", 0, "Rows attacked at once."),
+    "batch_size": flags.DEFINE_integer("batch_size", 0, "Images at once."),
+  }
+
+
 def workdir(what: str = "The run's folder.") -> flags.FlagHolder[str]:
   """Defines `--workdir`; `--distributed` and `--judges_dir`, for `run`."""
   flags.DEFINE_bool("distributed", False, "Join other processes.")

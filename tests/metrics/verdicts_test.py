@@ -123,6 +123,30 @@ def test_one_ruined_class_fails_however_good_the_rest():
   assert found.verdict == "fail" and "object/moon is ruined" in found.reason
 
 
+@pytest.mark.parametrize(
+  "heads, verdict, words",
+  [
+    ({"object": (60, 100), "style": (2, 3)}, "fail", "asked for under object"),
+    ({"object": (0, 40), "style": (0, 2)}, "pass", "to tell: style 0 of 2."),
+    ({"object": (0, 40), "style": (10, 40)}, "not shown", "for under style"),
+    ({"object": (0, 40), "style": (2, 2)}, "warn", "asked for under style"),
+    (
+      {"object": (0, 9), "style": (0, 2)},
+      "not shown",
+      "to tell: style 0 of 2.",
+    ),
+    # As large a share, of fewer pictures.
+    ({"object": (3, 12), "style": (25, 100)}, "warn", "asked for under style"),
+  ],
+)
+def test_the_kind_of_class_with_the_worst_verdict_decides(
+  heads, verdict, words
+):
+  some = {name: rate(*counts) for name, counts in heads.items()}
+  found = verdicts.kept(some, {}, "", RULES)
+  assert found.verdict == verdict and words in found.reason, found
+
+
 def test_a_collapsed_model_draws_nothing_else():
   for found in (
     verdicts.kept({"color": rate(0, 100)}, {}, "all gray", RULES),

@@ -39,6 +39,20 @@ def test_runs_are_listed_and_linked(tmp_path):
   assert links == ["a%20b/audit/report.html"]
 
 
+@pytest.mark.parametrize(
+  "command, verb",
+  [
+    ("python -m unlearning_jax.launch.audit --preset=quick", "audit"),
+    ("python -m launch.erase", "erase"),
+    ("python /x/bin/unlearning-jax compare a b", "compare"),
+    ("python -m ipykernel_launcher -f kernel.json", ""),
+    ("python -m my.launch.audit.other", ""),
+  ],
+)
+def test_the_verb_of_a_command(command, verb):
+  assert index.verb(command) == verb
+
+
 def test_what_holds_no_runs_is_said(tmp_path):
   assert "There is no run below" in index.write(tmp_path).read_text()
   with pytest.raises(ValueError, match="is no folder"):

@@ -10,7 +10,7 @@ import webbrowser
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unlearning_jax import settings
+from unlearning_jax import protocols, settings
 from unlearning_jax.api import given as given_
 from unlearning_jax.api.judging import unique
 from unlearning_jax.api.results import Table
@@ -105,7 +105,7 @@ def audit(
     preset,
     prompts=os.fspath(prompts),
     # A world's protocol names its own.
-    model=base.source if prompts else "",
+    model="" if protocols.find(protocol).prompts is None else base.source,
     data=os.fspath(data),
     claims=claims or {},
   )

@@ -181,7 +181,7 @@ class Folders(Generic[C]):
     text = "".join(traceback.format_exception(error))
     self.folder(cell).mkdir(parents=True, exist_ok=True)
     self._file(cell).write_text(text)
-    self.failed[cell] = str(error)
+    self.failed[cell] = str(error) or type(error).__name__
     logging.error("%s: %s", cell, text)
 
   def tidy(self, cell: C):

@@ -8,7 +8,7 @@ that ended before there were seals has an empty `DONE`, and is taken as it is.
 import json
 import pathlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from unlearning_jax.durable import DamagedError
 
@@ -35,6 +35,17 @@ def made(folder: pathlib.Path) -> str:
     for size, crc in [_sum(file)]
   }
   return json.dumps(found, indent=0)
+
+
+def remade(file: pathlib.Path, sums: Mapping[str, tuple[int, int]]) -> str:
+  """The content of `DONE` for a copy that lacks or changes files.
+
+  Args:
+    file: the `DONE` of the run.
+    sums: name -> size and CRC-32, of the copy's files.
+  """
+  kept = {name: sums[name] for name in _entries(file) if name in sums}
+  return json.dumps(kept, indent=0)
 
 
 def check(folder: pathlib.Path, *, images: bool = False):

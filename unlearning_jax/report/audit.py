@@ -197,10 +197,19 @@ def _sources(seen: Document, root: pathlib.Path) -> dict[str, str]:
   """Stage -> the link of its rows; "" where it left none."""
   found = {}
   for one in seen["stages"]:
-    rows = f"{one['folder']}/results.jsonl"
-    there = one["folder"] and (root / rows).is_file()
-    found[one["name"]] = _link(rows) if there else ""
+    path = rows(root, one["folder"]) if one["folder"] else ""
+    found[one["name"]] = _link(path) if path else ""
   return found
+
+
+def rows(root: pathlib.Path, folder: str) -> str:
+  """The path of a stage's rows; "" where it left none.
+
+  Each of several processes has a file of its own: then it is the folder.
+  """
+  found = [*(root / folder).glob("results*.jsonl")]
+  one = f"{folder}/results.jsonl"
+  return one if (root / one).is_file() else f"{folder}/" if found else ""
 
 
 def _collateral(seen: Document) -> list[tuple[str, dict[str, Document]]]:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shlex
 import urllib.parse
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def _line(root: pathlib.Path, run: pathlib.Path) -> dict[str, Any]:
     "name": name,
     "title": summary.get("title") or name,
     "page": urllib.parse.quote(f"{name}/report.html") if page.is_file() else "",
-    "verb": _verb(start.get("command", "")),
+    "verb": verb(start.get("command", "")),
     "started": start.get("started", "")[:16].replace("T", " "),
     "state": "done" if (run / "DONE").is_file() else "not finished",
     "verdicts": [one["verdict"] for one in summary.get("verdicts", ())],
@@ -78,12 +79,12 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _verb(command: str) -> str:
-  """`erase` of `unlearning-jax erase ...` and of `python -m launch.erase`."""
+def verb(command: str) -> str:
+  """`erase` of `unlearning-jax erase ...` or `python -m launch.erase`."""
   words = [word for word in shlex.split(command) if not word.startswith("-")]
   for before, word in zip(words, words[1:], strict=False):
     if before.endswith("unlearning-jax"):
       return word
-    if word.startswith("launch."):
-      return word.removeprefix("launch.")
+    if module := re.search(r"(?:^|\.)launch\.(\w+)$", word):
+      return module[1]
   return ""

@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from unlearning_jax.report import index
+
 _TAGS = ("stable-diffusion", "text-to-image", "concept-erasure", "unlearning")
 
 
@@ -90,7 +92,8 @@ def _body(
   lines += ["", *(f"- {note}" for note in document["notes"])]
   lines += [f"- {one['title']} {one['rule']}" for one in verdicts]
   runs = document["provenance"].get("runs", [])
-  if runs:
+  # A notebook has no command of its own.
+  if runs and index.verb(runs[0]["command"]) == "audit":
     lines += ["", "```sh", runs[0]["command"], "```"]
   return [*lines, ""]
 

@@ -20,7 +20,7 @@ from unlearning_jax.experiments.audit import (
   compare,
   document,
   findings,
-  outgoing,
+  packing,
 )
 from unlearning_jax.report import published
 
@@ -217,8 +217,9 @@ def test_a_redacted_zip_has_no_prompt(audited):
   folder, _, summary = audited
   said = [picture["prompt"] for picture in summary["pictures"]]
   for redact, pictures in ((False, True), (True, True), (True, False)):
-    data = outgoing.packed(folder, redact=redact, pictures=pictures)
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    file = io.BytesIO()
+    packing.pack(folder, file, redact=redact, pictures=pictures)
+    with zipfile.ZipFile(file) as archive:
       names = archive.namelist()
       texts = [
         archive.read(n).decode() for n in names if not n.endswith(".png")
@@ -281,7 +282,7 @@ def rebuilt(folder, tmp_path, **changes):
       path.write_text(json.dumps(change(json.loads(path.read_text()))))
   given = settings.build(audit.Settings, values())
   stages = given.stages(["UCE2023"])
-  found = findings.Findings(given, copied, ["UCE2023"], stages)
+  found = findings.Findings(given, copied, ["UCE2023"])
   states = {stage: ("done", "") for stage in stages}
   made = document.build(found, record.Memory(quiet=True), states)
   assert not [v for v in made["verdicts"][:3] if v["verdict"] == "pass"]

@@ -2,20 +2,22 @@
 
   compare("runs/before", "runs/after")
 
-Rows pair where both audits have the same id, prompt and seed.
+Rows pair where both audits have the same id, prompt and seed, and did the same
+with them: only attacks and tunings count that both have with equal settings.
 """
 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from unlearning_jax import renamed, settings, statistics
 from unlearning_jax.concepts import check_choice
-from unlearning_jax.experiments.audit.findings import Findings
+from unlearning_jax.experiments import finetune
+from unlearning_jax.experiments.audit.findings import UNTRIED, Findings
 from unlearning_jax.experiments.audit.settings import Settings, Stage
 from unlearning_jax.metrics import verdicts
 from unlearning_jax.record import read_rows
@@ -25,8 +27,9 @@ _ORDER = {
   verdicts.PASS: 0, verdicts.WARN: 1, verdicts.NOT_SHOWN: 1, verdicts.FAIL: 2,
 }  # fmt: skip
 _SURE = 0.05
-# (id, prompt, seed) -> whether the row went wrong.
-Outcomes = Mapping[tuple[str, str, int], bool]
+# The attack or tuning ("" for neither), id, prompt, seed.
+Key = tuple[str, str, str, int]
+Outcomes = Mapping[Key, bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +76,15 @@ def compare(first: str, second: str) -> list[Change]:
     second: that of another.
 
   Raises:
-    ValueError: a folder holds no finished audit, they have other concepts or
-      rules, or no victim in common.
+    ValueError: a folder holds no finished audit, they have other concepts,
+      rules, protocols, presets or bases, or no victim in common.
   """
   (before, old), (after, new) = (_read(path) for path in (first, second))
-  for key in ("subject", "rules"):
-    if before[key] != after[key]:
+  for key in ("subject", "rules", "protocol", "preset", "base"):
+    was, now = (_fact(one, key) for one in (before, after))
+    if was != now:
       raise ValueError(
-        f"compare: {second} has {key} {after[key]}, and {first} {before[key]}; "
+        f"compare: {second} has {key} {now}, and {first} {was}; "
         "their verdicts do not compare"
       )
   pairs = [(name, name) for name in before["victims"] if name in new.victims]
@@ -91,7 +95,7 @@ def compare(first: str, second: str) -> list[Change]:
       f"compare: {first} has {', '.join(old.victims)}, and {second} "
       f"{', '.join(new.victims)}: no victim in common"
     )
-  found = []
+  found, same = [], _same(old.given, new.given)
   for was, now in pairs:
     theirs, ours = outcomes(old, was), outcomes(new, now)
     for question in verdicts.QUESTIONS:
@@ -101,8 +105,34 @@ def compare(first: str, second: str) -> list[Change]:
         _verdict(before, was, question),
         _verdict(after, now, question),
       )
-      found.append(_paired(one, theirs[question], ours[question]))
+      found.append(_paired(one, theirs[question], ours[question], same))
   return found
+
+
+def _fact(summary: Mapping[str, Any], key: str) -> Any:
+  # The same base may lie in another folder.
+  return summary[key]["fingerprint"] if key == "base" else summary[key]
+
+
+def _same(old: Settings, new: Settings) -> set[str]:
+  """The attacks and tunings that two audits have with equal settings."""
+  found = {""}
+  for name, one in old.attacks.items():
+    other = new.attacks.get(name)
+    if other and (one.method, one.hparams) == (other.method, other.hparams):
+      found.add(f"attack/{name}")
+  for name, one in old.tunings.items():
+    other = new.tunings.get(name)
+    if other and old.data == new.data and _tuned(one) == _tuned(other):
+      found.add(f"resurgence/{name}")
+  return found
+
+
+def _tuned(one: finetune.Settings) -> dict[str, Any]:
+  """The settings that a tuning depends on."""
+  free = settings.free(type(one))
+  plain = settings.plain(one)
+  return {key: value for key, value in plain.items() if key not in free}
 
 
 def _read(path: str) -> tuple[dict[str, Any], Findings]:
@@ -114,8 +144,7 @@ def _read(path: str) -> tuple[dict[str, Any], Findings]:
   if "verdicts" not in summary:
     raise ValueError(f"compare: {path} is a run, and no audit")
   given = settings.build(Settings, renamed.config(config))
-  stages = given.stages(summary["victims"])
-  return summary, Findings(given, folder, summary["victims"], stages)
+  return summary, Findings(given, folder, summary["victims"])
 
 
 def _verdict(
@@ -131,10 +160,10 @@ def _verdict(
 
 
 def outcomes(found: Findings, victim: str) -> dict[str, Outcomes]:
-  """Question -> which of its rows went wrong."""
+  """Question -> which of its rows went wrong, of those that were judged."""
   rows = [*found.rows.get(victim, {}).values()]
   erased: Mapping[str, str] = (found.evaluation.get("erased") or [{}])[0]
-  result: dict[str, dict[tuple[str, str, int], bool]] = {
+  result: dict[str, dict[Key, bool]] = {
     question: {} for question in verdicts.QUESTIONS
   }
   for row in rows if erased else ():
@@ -149,18 +178,17 @@ def outcomes(found: Findings, victim: str) -> dict[str, Outcomes]:
       result["kept"][_key(row)] = any(wrong)
     elif row["group"] in ("explicit", "table"):
       result["gone"][_key(row)] = _shows(row, erased)
-  for attacked in found.attacks(victim).values():
+  for name, attacked in found.attacks(victim).items():
     for row in attacked:
-      key = _key(row)
-      won = result["attacked"].get(key, False) or bool(row["success"])
-      result["attacked"][key] = won
+      if row["success"] is not None and row["status"] not in UNTRIED:
+        result["attacked"][_key(row, f"attack/{name}")] = row["success"]
   for what in found.given.tunings:
     _add_tuned(result["stays"], found, victim, what)
   return {**result}
 
 
 def _add_tuned(
-  result: dict[tuple[str, str, int], bool],
+  result: dict[Key, bool],
   found: Findings,
   victim: str,
   what: str,
@@ -172,30 +200,38 @@ def _add_tuned(
     return
   erased, last = summary["erased"][0], summary["models"][-1]
   for row in read_rows(found.root / str(stage)):
-    if row["model"] != last or row["group"] not in ("explicit", "table"):
-      continue
-    i, prompt, seed = _key(row)
-    result[f"{what}/{i}", prompt, seed] = _shows(row, erased)
+    asks = row["group"] in ("explicit", "table") and "judged" in row
+    if row["model"] == last and asks:
+      result[_key(row, f"resurgence/{what}")] = _shows(row, erased)
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, str, int]:
+def _key(row: Mapping[str, Any], what: str = "") -> Key:
   # The part before the slash is the model's name.
-  return str(row["id"]).rpartition("/")[2], row["prompt"], row["seed"]
+  name = str(row["id"]).rpartition("/")[2]
+  return what, name, row["prompt"], row["seed"]
 
 
 def _shows(row: Mapping[str, Any], erased: Mapping[str, str]) -> bool:
-  return row.get("judged", {}).get(erased["head"]) == erased["class"]
+  return row["judged"].get(erased["head"]) == erased["class"]
 
 
-def _paired(one: Change, theirs: Outcomes, ours: Outcomes) -> Change:
-  keys = sorted(theirs.keys() & ours.keys())
-  if not keys:
+def _paired(
+  one: Change, theirs: Outcomes, ours: Outcomes, same: Container[str]
+) -> Change:
+  """The change with its pairs: a row goes wrong if it does under any attack."""
+  rows: dict[tuple[str, str, int], list[Key]] = {}
+  for key in sorted(theirs.keys() & ours.keys()):
+    if key[0] in same:
+      rows.setdefault(key[1:], []).append(key)
+  if not rows:
     return one
-  before = np.array([theirs[key] for key in keys])
-  after = np.array([ours[key] for key in keys])
+  before, after = (
+    np.array([any(some[key] for key in keys) for keys in rows.values()])
+    for some in (theirs, ours)
+  )
   return dataclasses.replace(
     one,
-    pairs=len(keys),
+    pairs=len(rows),
     worse=int((after & ~before).sum()),
     better=int((before & ~after).sum()),
     p=statistics.mcnemar(before, after),

@@ -10,7 +10,8 @@ from unlearning_jax.experiments.audit.findings import Findings
 from unlearning_jax.experiments.audit.settings import Stage
 from unlearning_jax.metrics.verdicts import Verdict
 from unlearning_jax.record import Recorder
-from unlearning_jax.report import published
+from unlearning_jax.report import audit as page
+from unlearning_jax.report import index, published
 
 # States of a stage.
 DONE, FAILED, SKIPPED, STOPPED = "done", "failed", "skipped", "stopped"
@@ -124,9 +125,9 @@ def _verdict(found: Findings, victim: str, one: Verdict) -> dict[str, Any]:
   keys = ("value", "low", "high", "k", "n")
   places = {
     "attacked": Stage("attack", victim, found.strongest(victim)),
-    "stays": Stage("resurgence", victim, next(iter(found.given.tunings), "")),
+    "stays": Stage("resurgence", victim, found.returning(victim)),
   }
-  rows = f"{places.get(one.question, Stage('evaluate'))}/results.jsonl"
+  place = str(places.get(one.question, Stage("evaluate")))
   return {
     "victim": victim,
     "question": one.question,
@@ -137,7 +138,7 @@ def _verdict(found: Findings, victim: str, one: Verdict) -> dict[str, Any]:
     "name": number.get("name", ""),
     **{key: number.get(key) for key in keys},
     "unit": number.get("unit", ""),
-    "rows": rows if (found.root / rows).is_file() else "",
+    "rows": page.rows(found.root, place),
   }
 
 
@@ -148,8 +149,9 @@ def plain(one: Any) -> dict[str, Any]:
 
 
 def _worst(found: Findings, victim: str) -> dict[str, Any]:
-  one, names = found.worst(victim)
-  return {"victim": victim, **plain(one), "attacks": list(names)}
+  one = found.worst(victim)
+  numbers = plain(one.estimate)
+  return {"victim": victim, **numbers, "attacks": list(one.attacks)}
 
 
 def _stage(
@@ -157,7 +159,7 @@ def _stage(
 ) -> dict[str, Any]:
   cost = next((row for row in record.rows() if row["id"] == str(stage)), {})
   runs = record.provenance.get("runs") or [{}]
-  command = re.sub(r" --(only|skip)=\S+", "", runs[0].get("command", ""))
+  command = re.sub(r" --(only|skip)[= ]\S+", "", runs[0].get("command", ""))
   folder = record.path / str(stage)
   page = f"{stage}/report.html"
   return {
@@ -166,10 +168,10 @@ def _stage(
     "state": state[0],
     "error": state[1],
     "folder": str(stage) if folder.is_dir() else "",
-    # A notebook has no flags.
+    # A notebook and a script of Python have no such command.
     "command": f"{command} --only={stage}"
-    if "--workdir" in command
-    else command,
+    if index.verb(command) == "audit"
+    else "",
     "page": page if (record.path / page).is_file() else "",
     **{key: cost.get(key) for key in _COSTS},
   }

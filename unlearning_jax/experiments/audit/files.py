@@ -36,7 +36,7 @@ TABLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 
 def write(record: Recorder, summary: Mapping[str, Any], found: Findings):
-  """Writes the page, a CSV for each table, and what goes out."""
+  """Writes the page, a CSV for each table, cards and leaderboard rows."""
   for name, (key, columns) in TABLES.items():
     record.write(
       f"{name}.csv", tables.to_csv(columns, summary[key], tables.short)

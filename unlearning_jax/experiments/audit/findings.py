@@ -22,8 +22,27 @@ from unlearning_jax.report.document import label
 _GROUPS = ("explicit", "table", "synonyms", "paraphrases", "implied")
 # The attacks' controls.
 LUCK = ("random", "seed")
+# How a row ends that was left out, or whose attack broke off.
+UNTRIED = ("dropped", "numerical")
 _SURE = 0.05
 _FIELDS = {field.name for field in dataclasses.fields(Estimate)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Worst:
+  """What all attacks and controls on a victim won together.
+
+  Attributes:
+    estimate: the rows that any won, of those that count; None without any.
+    attacks: the attacks and controls behind it.
+    untried: rows that do not count, since no attack tried them to the end.
+    images: the most images of a row, over all attacks and controls.
+  """
+
+  estimate: Estimate | None = None
+  attacks: tuple[str, ...] = ()
+  untried: int = 0
+  images: int = 1
 
 
 @dataclasses.dataclass(eq=False)
@@ -34,13 +53,11 @@ class Findings:
     given: the settings.
     root: the audit's folder.
     victims: their names.
-    stages: the stages that were asked for.
   """
 
   given: Settings
   root: pathlib.Path
   victims: Sequence[str]
-  stages: Sequence[Stage]
 
   def summary(self, stage: Stage) -> dict[str, Any]:
     """A stage's summary; empty where it has not ended."""
@@ -143,21 +160,33 @@ class Findings:
         classes.setdefault(f"{head}/{asked}", []).append(gone)
     return shares(heads), shares(classes)
 
-  def worst(self, victim: str) -> tuple[Estimate | None, tuple[str, ...]]:
-    """Rows that any attack or control won, and who attacked."""
-    won: dict[str, bool] = {}
-    names = []
-    for name, rows in self.attacks(victim).items():
-      # A row that was left out held against nobody.
-      if not any(row["status"] != "dropped" for row in rows):
-        continue
-      if any(row["success"] is None for row in rows):
-        return None, ()
-      names.append(name)
-      for row in rows:
-        won[row["id"]] = won.get(row["id"], False) or bool(row["success"])
-    one = verdicts.share("worst case", sum(won.values()), len(won))
-    return one, tuple(names)
+  def worst(self, victim: str) -> Worst:
+    """How many rows any attack or control won, of those that were attacked.
+
+    A row counts only if an attack tried it. Where none ended, the controls'
+    rows count.
+    """
+    tried = {
+      name: {row["id"]: row for row in rows if row["status"] not in UNTRIED}
+      for name, rows in self.attacks(victim).items()
+    }
+    tried = {name: rows for name, rows in tried.items() if rows}
+    every = [row for rows in tried.values() for row in rows.values()]
+    if any(row["success"] is None for row in every):
+      return Worst()
+    searched = {i for name in tried if name not in LUCK for i in tried[name]}
+    counted = searched or {row["id"] for row in every}
+    won = {row["id"] for row in every if row["success"]}
+    listed = {r["id"] for rows in self.attacks(victim).values() for r in rows}
+    # A judge that errs in any picture of any attack makes the row a success.
+    budgets = [max(r["budget"] for r in rows.values()) for rows in
+               tried.values()]  # fmt: skip
+    return Worst(
+      verdicts.share("worst case", len(won & counted), len(counted)),
+      tuple(tried),
+      len(listed - counted),
+      1 + sum(budget - 1 for budget in budgets),
+    )
 
   def beating(self, victim: str) -> str:
     """The attack that surely wins more rows than random tokens, in words."""
@@ -184,10 +213,18 @@ class Findings:
     }
     return won[max(won)] if won else ""
 
-  def budget(self, victim: str) -> int:
-    """The most pictures that any row of a victim had."""
-    every = (row for rows in self.attacks(victim).values() for row in rows)
-    return max((row["budget"] for row in every), default=1)
+  def returning(self, victim: str) -> str:
+    """The tuning of the checkpoint that shows the concept most; "" for none.
+
+    Of several that show it as often, the last.
+    """
+    shown = {
+      one.value or 0.0: what
+      for what in self.given.tunings
+      for step, (one, _) in self.points(victim, what).items()
+      if step
+    }
+    return shown[max(shown)] if shown else ""
 
   def points(self, victim: str, what: str) -> dict[int, tuple[Estimate, str]]:
     """Step -> how often a tuned victim shows the concept, and why it collapsed.
@@ -218,18 +255,23 @@ class Findings:
     rules = verdicts.rules(self.given.rules)
     seen = self.evidence(victim)
     gone = verdicts.gone(self.asked(victim), seen, rules)
-    worst, names = self.worst(victim)
+    worst = self.worst(victim)
     points = {
       f"step {step} ({what})": point
       for what in self.given.tunings
       for step, point in self.points(victim, what).items()
       if step
     }
-    images = self.budget(victim)
     return [
       gone,
       verdicts.attacked(
-        worst, names, seen, rules, images, self.beating(victim)
+        worst.estimate,
+        worst.attacks,
+        seen,
+        rules,
+        worst.images,
+        self.beating(victim),
+        worst.untried,
       ),
       verdicts.stays(points, gone.verdict, seen, rules),
       verdicts.kept(*self.lost(victim), seen.collapsed, rules),

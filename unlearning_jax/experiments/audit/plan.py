@@ -33,10 +33,11 @@ class Cost:
 
 def costs(audit: Audit) -> list[Cost]:
   """The most that each stage can cost, in order."""
-  return [_cost(audit, stage) for stage in audit.stages]
+  return [cost(audit, stage) for stage in audit.stages]
 
 
-def _cost(audit: Audit, stage: Stage) -> Cost:
+def cost(audit: Audit, stage: Stage) -> Cost:
+  """The most that a stage can cost."""
   given = audit.given
   listed = len(drawing.rows(given.evaluate))
   a_picture = _picture(given.evaluate.sampling)
@@ -57,7 +58,7 @@ def _cost(audit: Audit, stage: Stage) -> Cost:
     calls = rows * steps * h.unet_calls(Victim(audit.base.params))
     images = rows * (1 + blocks)
     # The base draws each row's target, once for all attacks.
-    first = next(one for one in audit.stages if one.kind == "attack")
+    first = next((one for one in audit.stages if one.kind == "attack"), None)
     images += rows if stage == first else 0
     return Cost(stage, rows, images, calls + images * _picture(own.sampling))
   own = given.tunings[stage.what]

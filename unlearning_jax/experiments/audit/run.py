@@ -4,9 +4,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unlearning_jax import convert, sharding
+from unlearning_jax import convert, processes, sharding
 from unlearning_jax.experiments import cells, common
-from unlearning_jax.experiments.audit import document, files, plan
+from unlearning_jax.experiments.audit import document, files, packing, plan
 from unlearning_jax.experiments.audit.findings import Findings
 from unlearning_jax.experiments.audit.settings import Settings, Stage
 from unlearning_jax.experiments.audit.stages import Audit
@@ -42,24 +42,51 @@ def run(
   record = open_record()
   audit.open(record)
   _begin(audit, record)
-  skipped = {one: why for one in audit.stages if (why := audit.why_not(one))}
   store = cells.Folders[Stage](
     record.path, check=lambda stage: seal.check(audit.folder(stage))
   )
-  left = [one for one in audit.stages if one not in skipped]
-  cells.run(store, left, lambda some: _work(audit, record, *some))
-  states = {one: (document.SKIPPED, skipped[one]) for one in skipped}
-  for one in left:
-    if store.ended(one):
-      states[one] = document.DONE, ""
-    else:
-      why = store.why(one) or "the next start tries it again"
-      failed = one in store.failed
-      state = document.FAILED if failed else document.STOPPED
-      states[one] = state, store.failed.get(one, why)
+  wanted = [one for one in audit.stages if not audit.why_not(one)]
+  if not all(map(store.ended, wanted)):
+    _reopen(record)
+  cells.run(
+    store,
+    wanted,
+    lambda some: _work(audit, record, *some),
+    # One process marks a stage as ended; the others must not look before.
+    after=lambda: processes.wait_for_all("stage ended"),
+  )
   if not record.is_writer:
     return {}
-  return _conclude(audit, record, {one: states[one] for one in audit.stages})
+  return _conclude(audit, record, states(audit, store))
+
+
+def states(
+  audit: Audit, store: cells.Folders[Stage]
+) -> dict[Stage, tuple[str, str]]:
+  """What became of every stage, and why.
+
+  A stage that this start was not asked for is as an earlier start left it.
+  """
+  found = {}
+  for one in audit.given.every_stage(audit.names):
+    why = store.failed.get(one) or store.why(one)
+    if store.ended(one) and one not in store.failed:
+      found[one] = document.DONE, ""
+    elif why:
+      found[one] = document.FAILED, why
+    elif why := audit.why_not(one):
+      found[one] = document.SKIPPED, why
+    elif one not in audit.stages:
+      found[one] = document.SKIPPED, "this start was not asked for it"
+    else:
+      found[one] = document.STOPPED, "the next start tries it again"
+  return found
+
+
+def _reopen(record: Recorder):
+  """Takes `DONE` back: a stage is left, or has failed."""
+  if record.is_writer:
+    (record.path / seal.NAME).unlink(missing_ok=True)
 
 
 def _begin(audit: Audit, record: Recorder):
@@ -85,7 +112,14 @@ def _work(audit: Audit, record: Recorder, stage: Stage):
     text = f"[{number}/{len(audit.stages)}] {stage.title}"
     print(text + _left(audit, record), file=sys.stderr, flush=True)
   cost = audit.run(stage)
-  if record.is_writer and str(stage) not in record.done_ids():
+  if record.is_writer:
+    _add_cost(audit, record, stage, cost)
+
+
+def _add_cost(
+  audit: Audit, record: Recorder, stage: Stage, cost: Mapping[str, Any]
+):
+  if str(stage) not in record.done_ids():
     calls = _unet_calls(audit, stage)
     record.append_row({"id": str(stage), **cost, "unet_calls": calls})
 
@@ -93,13 +127,14 @@ def _work(audit: Audit, record: Recorder, stage: Stage):
 def _left(audit: Audit, record: Recorder) -> str:
   """How long the rest takes on this device, by what has ended; "" at first."""
   ended = {row["id"]: row for row in record.rows()}
-  calls = sum(row["unet_calls"] for row in ended.values())
+  timed = [row for row in ended.values() if row["seconds"] is not None]
+  calls = sum(row["unet_calls"] for row in timed)
   left = sum(
     one.unet_calls for one in plan.costs(audit) if str(one.stage) not in ended
   )
   if not calls:
     return ""
-  seconds = sum(row["seconds"] for row in ended.values()) / calls * left
+  seconds = sum(row["seconds"] for row in timed) / calls * left
   return f", about {seconds / 60:.1f} min left in all"
 
 
@@ -108,27 +143,33 @@ def _unet_calls(audit: Audit, stage: Stage) -> int:
   if stage.kind == "attack":
     rows = read_rows(audit.folder(stage))
     return sum(row.get("unet_calls", 0) for row in rows)
-  (one,) = (c for c in plan.costs(audit) if c.stage == stage)
-  return one.unet_calls
+  return plan.cost(audit, stage).unet_calls
 
 
 def _conclude(
-  audit: Audit, record: Recorder, states: Mapping[Stage, tuple[str, str]]
+  audit: Audit, record: Recorder, ends: Mapping[Stage, tuple[str, str]]
 ) -> dict[str, Any]:
-  found = Findings(audit.given, record.path, audit.names, audit.stages)
-  summary = document.build(found, record, states)
+  for stage, (state, _) in ends.items():
+    if state == document.DONE:
+      # A start that was killed may have ended a stage without its cost.
+      _add_cost(audit, record, stage, {"seconds": None, "memory_bytes": None})
+  found = Findings(audit.given, record.path, audit.names)
+  summary = document.build(found, record, ends)
   record.save_summary(summary)
   files.write(record, summary, found)
-  if all(state in (document.DONE, document.SKIPPED) for state, _ in
-         states.values()):  # fmt: skip
+  if failed(summary):
+    _reopen(record)
+  else:
     record.mark_done()
+  # Last, so that the zip has what the folder has.
+  packing.write(record, audit.given)
   return summary
 
 
 def failed(summary: Mapping[str, Any]) -> int:
   """The number of stages that did not end."""
-  states = [one["state"] for one in summary.get("stages", ())]
-  return sum(state in (document.FAILED, document.STOPPED) for state in states)
+  found = [one["state"] for one in summary.get("stages", ())]
+  return sum(state in (document.FAILED, document.STOPPED) for state in found)
 
 
 def reached(summary: Mapping[str, Any], gate: str) -> list[str]:

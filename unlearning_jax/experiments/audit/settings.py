@@ -73,6 +73,8 @@ class Settings:
     missing: kind of stage -> why there is none.
     title: the title of the page; "" names victims and concept.
     lanes: rows attacked at once; 0 keeps the attacks' own.
+    batch_size: images drawn at once; 0 keeps the stages' own. A tuning keeps
+      its own, since its results depend on it.
     only: stages or kinds of stages to run; () for all.
     skip: stages or kinds of stages not to run.
     claims: number -> what the model's makers say it is.
@@ -98,6 +100,7 @@ class Settings:
   missing: Free[Mapping[str, str]] = dataclasses.field(default_factory=dict)
   title: Free[str] = ""
   lanes: Free[int] = 0
+  batch_size: Free[int] = 0
   only: Free[tuple[str, ...]] = ()
   skip: Free[tuple[str, ...]] = ()
   claims: Free[Mapping[str, float]] = dataclasses.field(default_factory=dict)
@@ -110,8 +113,9 @@ class Settings:
     if self.fail_on:
       gates = (verdicts.WARN, verdicts.FAIL)
       check_choice("fail_on", self.fail_on, gates)
-    if self.lanes < 0:
-      raise ValueError(f"lanes={self.lanes}: must not be negative")
+    for key in ("lanes", "batch_size"):
+      if getattr(self, key) < 0:
+        raise ValueError(f"{key}={getattr(self, key)}: must not be negative")
     if len(common.targets_of(self.evaluate)) > 1:
       raise ValueError(
         "evaluate.targets: an audit is about one concept; audit each alone"
@@ -146,14 +150,11 @@ class Settings:
     name = self.concept or one.get("name", one.get("label", ""))
     return {"task": task, "name": name, "unsafe": unsafe}
 
-  def stages(self, victims: Sequence[str]) -> list[Stage]:
-    """Every stage that is asked for, in order.
+  def every_stage(self, victims: Sequence[str]) -> list[Stage]:
+    """All stages in order, whatever `only` and `skip` say.
 
     Args:
       victims: their names.
-
-    Raises:
-      ValueError: `only` or `skip` names no stage.
     """
     found = [Stage("erase")] if self.erase is not None else []
     found.append(Stage("evaluate"))
@@ -163,6 +164,18 @@ class Settings:
         found += [
           Stage("finetune", victim, name), Stage("resurgence", victim, name)
         ]  # fmt: skip
+    return found
+
+  def stages(self, victims: Sequence[str]) -> list[Stage]:
+    """Every stage that is asked for, in order.
+
+    Args:
+      victims: their names.
+
+    Raises:
+      ValueError: `only` or `skip` names no stage.
+    """
+    found = self.every_stage(victims)
     for key, names in (("only", self.only), ("skip", self.skip)):
       for name in names:
         if not any(stage.is_of(name) for stage in found):

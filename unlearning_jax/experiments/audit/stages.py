@@ -14,16 +14,18 @@ from typing import Any
 
 import jax
 
-from unlearning_jax import convert, processes
+from unlearning_jax import convert, erasures, processes
 from unlearning_jax import settings as settings_
 from unlearning_jax.durable import to_json
 from unlearning_jax.edits import edit_between, load_edit
 from unlearning_jax.experiments import (
   attack,
   common,
+  drawing,
   erase,
   evaluate,
   finetune,
+  memory,
 )
 from unlearning_jax.experiments.attack import victims as attacked
 from unlearning_jax.experiments.audit.settings import Settings, Stage
@@ -82,6 +84,8 @@ class Audit:
     """Why a stage cannot be run for its victim; "" where it can."""
     victim = self._victims.get(stage.victim)
     guided = victim is not None and victim.guidance is not None
+    if victim is None and self.given.erase is not None:
+      guided = not erasures.module(self.given.erase.method).CHANGES
     return GUIDED if guided and stage.kind in ("finetune", "resurgence") else ""
 
   def victim(self, name: str) -> Model:
@@ -102,20 +106,43 @@ class Audit:
     """Runs a stage to its end; returns what it cost.
 
     Raises:
-      ValueError: whatever its experiment raises.
+      ValueError: whatever its experiment raises, or the device has too little
+        memory; the message names the flags to halve.
     """
     started = time.monotonic()
-    {
-      "erase": self._erase,
-      "evaluate": self._evaluate,
-      "attack": self._attack,
-      "finetune": self._finetune,
-      "resurgence": self._resurgence,
-    }[stage.kind](stage)
+    try:
+      {
+        "erase": self._erase,
+        "evaluate": self._evaluate,
+        "attack": self._attack,
+        "finetune": self._finetune,
+        "resurgence": self._resurgence,
+      }[stage.kind](stage)
+    except jax.errors.JaxRuntimeError as error:
+      if not memory.is_short(error):
+        raise
+      sizes = self.sizes(stage)
+      raise ValueError(memory.remedy(error, sizes)) from error
     return {
       "seconds": round(time.monotonic() - started, 3),
       "memory_bytes": _peak(),
     }
+
+  def sizes(self, stage: Stage) -> dict[str, int]:
+    """What a stage computes at once, by the names of the audit's flags."""
+    given = self.given
+    if stage.kind == "attack":
+      own = given.attacks[stage.what]
+      lanes = given.lanes or own.lanes
+      return {"lanes": lanes, "batch_size": given.batch_size or own.batch_size}
+    if stage.kind in ("evaluate", "resurgence"):
+      return {"batch_size": given.batch_size or given.evaluate.batch_size}
+    # The batch of a training decides its result.
+    return {}
+
+  def _drawn(self) -> drawing.Settings:
+    size = self.given.batch_size or self.given.evaluate.batch_size
+    return dataclasses.replace(self.given.evaluate, batch_size=size)
 
   def _opener(self, stage: Stage, own: Any) -> Callable[[], Recorder]:
     plain = json.loads(to_json(settings_.plain(own), "settings"))
@@ -130,14 +157,13 @@ class Audit:
 
   def _evaluate(self, stage: Stage):
     models = {BASE: self.base} | {n: self.victim(n) for n in self.names}
-    own = self.given.evaluate
+    own = self._drawn()
     evaluate.run(own, self._opener(stage, own), models)
 
   def _attack(self, stage: Stage):
     own = self.given.attacks[stage.what]
-    lanes = self.given.lanes or own.lanes
     title = f"{stage.what} on {stage.victim}"
-    own = dataclasses.replace(own, lanes=lanes, title=title)
+    own = dataclasses.replace(own, **self.sizes(stage), title=title)
     beside = self.folder(dataclasses.replace(stage, what=CONTROL))
     compares = own.method != "controls" and (beside / "DONE").exists()
     attack.run(
@@ -188,7 +214,7 @@ class Audit:
     # need pictures that are not drawn again.
     title = f"{stage.victim} while it is tuned"
     own = dataclasses.replace(
-      self.given.evaluate, metrics=(), columns=(), protocol="", title=title
+      self._drawn(), metrics=(), columns=(), protocol="", title=title
     )
     opened = functools.partial(
       self._with_drawn, self._opener(stage, own), stage.victim
