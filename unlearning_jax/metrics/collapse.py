@@ -32,8 +32,8 @@ from unlearning_jax.metrics import Estimate, Images, Row, moments
 # pictures of 100 have 25 and 0.41.
 ONE_COLOR, NOISE = 3.0, 0.2
 SHARE = 0.5
-# The distance of two models grows as pictures get fewer: of AdvUnlearn's star it
-# is 0.05, 0.09, 0.12 and 0.20 with 100, 40, 24 and 12. The limits are for 100.
+# The distance of two models grows as pictures get fewer. Of AdvUnlearn's star
+# it is 0.05, 0.09, 0.12, 0.20 with 100, 40, 24, 12. The limits are for 100.
 FEWEST = 100
 KEPT = 0.6
 # FIDs to photographs in the Unlearned-DM leaderboard: 16 to 34 of models whose
