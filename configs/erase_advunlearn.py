@@ -8,8 +8,8 @@
 At full size it retains the prompts of the list `coco_objects`, without those
 that name what is erased; `preserve=` takes phrases or a list of your own. As in
 the paper they weigh 0.3 for unsafe content and 0.5 for the rest.
-`--config.hparams.attack=fast` attacks with one step instead of 30. What `tiny`
-erases is not measured yet, and neither size is timed.
+`--config.hparams.attack=fast` attacks with one step instead of 30. `tiny` takes
+some four minutes on two CPU cores; docs/results/erase.md says what it erases.
 """
 
 from unlearning_jax.configs import erasures

@@ -8,6 +8,7 @@ The exit status is 3 if a stage failed, and 4 if a verdict reached `--fail_on`.
 """
 
 import functools
+import importlib
 
 from absl.flags import DEFINE_bool, DEFINE_enum, DEFINE_list, DEFINE_string
 
@@ -33,10 +34,9 @@ _PLAN = DEFINE_bool("plan", False, "Only print what it would cost.")
 
 def main(_):
   """Builds the settings, reads the victims, audits."""
-  from unlearning_jax.configs import audit as configs
-
   from unlearning_jax.experiments import audit, common, evaluate
 
+  configs = importlib.import_module("unlearning_jax.configs.audit")
   asked = {name: flag.value for name, flag in _ASKED.items()}
   config = configs.values(**asked, erase=_CONFIG.value)
   given, path = flags.settings(audit.Settings, config), _WORKDIR.value
@@ -51,9 +51,7 @@ def main(_):
 
 def listed():
   """The presets and the protocols."""
-  from unlearning_jax.configs import audit as configs
-
-  return configs.listed()
+  return importlib.import_module("unlearning_jax.configs.audit").listed()
 
 
 if __name__ == "__main__":

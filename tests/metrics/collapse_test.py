@@ -15,10 +15,10 @@ WORLD = extensions.world("shapes")
 
 @pytest.fixture(scope="module")
 def renders():
-  """Sixty renders by the world's own renderer, with what each shows."""
+  """140 renders by the world's own renderer, with what each shows."""
   dataset = extensions.world("shapes", "dataset")
   vocabulary = extensions.world("shapes", "vocabulary")
-  found = [dataset.example(i, 7, "train") for i in range(60)]
+  found = [dataset.example(i, 7, "train") for i in range(140)]
   rows = [
     {
       "id": str(i),
@@ -75,10 +75,10 @@ WRONG = {
   "one picture for all": lambda x: np.repeat(x[:1], len(x), axis=0),
 }
 FIRST = {
-  "noise": "60 of 60 pictures are noise",
-  "gray": "60 of 60 pictures have one color",
-  "black": "60 of 60 pictures have one color",
-  "pixels shuffled": "60 of 60 pictures are noise",
+  "noise": "140 of 140 pictures are noise",
+  "gray": "140 of 140 pictures have one color",
+  "black": "140 of 140 pictures have one color",
+  "pixels shuffled": "140 of 140 pictures are noise",
   "of other prompts": "other things that prompts ask for are seen",
 }
 
@@ -108,10 +108,18 @@ def test_a_good_erasure_is_not_flagged(renders):
     base, drawn(changed.astype(np.uint8), rows), WORLD.judge()
   )
   assert found["reasons"] == []
-  assert found["figures"]["one color"] == {"k": 0, "n": 45}
+  assert found["figures"]["one color"] == {"k": 0, "n": 105}
   assert 0 < found["figures"]["far"] < WORLD.judge().far
   same = collapse.reasons(base, base, WORLD.judge())
   assert same["reasons"] == [] and same["figures"]["far"] < 1e-9
+
+
+def test_of_few_pictures_no_distance_is_asked(renders):
+  """It grows as they get fewer, for good erasures too."""
+  images, rows = (one[: collapse.FEWEST - 1] for one in renders)
+  base = drawn(images, rows, "base")
+  found = collapse.reasons(base, drawn(blurred(images, 3), rows), WORLD.judge())
+  assert "far" not in found["figures"] and found["reasons"] == []
 
 
 def test_prompts_for_the_concept_alone_say_nothing_of_others(renders):

@@ -124,12 +124,12 @@ def undoing(
     start = jax.tree.map(jnp.array, params)
     return Undoing(jnp.zeros((), jnp.int32), start, tx.init(params))
 
-  def update(grads: Any, state: Undoing, params: Any = None):
+  def update(updates: Any, state: Any, params: Any = None):
     at = state.count % (2 * steps * rounds)
     start = jax.tree.map(
       lambda new, old: jnp.where(at == 0, new, old), params, state.start
     )
-    updates, inner = tx.update(grads, state.inner, params)
+    updates, inner = tx.update(updates, state.inner, params)
     back = at % (2 * steps) == steps - 1
     updates = jax.tree.map(
       lambda update, new, old: jnp.where(back, old - new, update),

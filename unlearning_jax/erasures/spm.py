@@ -243,7 +243,7 @@ def _loss(
   return erased + h.anchor_weight * held, {"erased": erased, "held": held}
 
 
-def rate(peak: float, num_steps: int, step: Array) -> Array:
+def rate(peak: float, num_steps: int, step: Any) -> Array:
   """A linear warm-up, then three cosines from the peak to zero."""
   rising = max(1, int(_WARMUP * num_steps))
   progress = (step - rising) / max(1, num_steps - rising)

@@ -10,7 +10,8 @@ collapsed if
   noise       half of its pictures are noise from pixel to pixel
   far         the Frechet distance of the judge's scores from the base's is at
               least `Judge.far` of the base's own spread, the trace of its
-              covariance; a judge for which nobody measured a limit is not asked
+              covariance; a judge for which nobody measured a limit is not
+              asked, nor about fewer than 100 pictures
   not asked   what prompts ask for is seen less than 0.6 times as often
   fid-to-base is at least 50, or clip-score under 0.85 of the base's, where a
               run measures them
@@ -31,6 +32,9 @@ from unlearning_jax.metrics import Estimate, Images, Row, moments
 # pictures of 100 have 25 and 0.41.
 ONE_COLOR, NOISE = 3.0, 0.2
 SHARE = 0.5
+# The distance of two models grows as pictures get fewer. Of AdvUnlearn's star
+# it is 0.05, 0.09, 0.12, 0.20 with 100, 40, 24, 12. The limits are for 100.
+FEWEST = 100
 KEPT = 0.6
 # FIDs to photographs in the Unlearned-DM leaderboard: 16 to 34 of models whose
 # CLIP score stays within 0.03 of the base's, 55 to 233 of all others but one.
@@ -160,8 +164,7 @@ def _of_judge(
   if judge is None or not model:
     return said
   scored = all("scores" in row for row in (*base, *model))
-  # A covariance needs two pictures.
-  if judge.far is not None and scored and len(model) > 1:
+  if judge.far is not None and scored and len(model) >= FEWEST:
     far = distance(base, model)
     figures["far"] = round(far, 4)
     if far >= judge.far:

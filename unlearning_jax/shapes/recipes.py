@@ -68,7 +68,7 @@ _HPARAMS: dict[str, dict[str, Any]] = {
     # f provides the anchor's target, so without this the anchor would drift.
     "anchor_loss_weight": 1.0,
   },
-  # Of a size that trains in minutes; what it erases is not measured yet.
+  # Of a size that trains in minutes.
   "advunlearn": {
     "num_inference_steps": 10,
     "num_trajectories": 32,

@@ -44,7 +44,10 @@ def erasing_loss(
     eta: the strength.
     retain_weight: weight of `retained`.
   """
-  target = scored.empty - eta * (scored.towards - scored.empty)
+  empty = scored.empty
+  # Only retained trajectories lack it.
+  assert empty is not None
+  target = empty - eta * (scored.towards - empty)
   rows = len(target)
   erased = jnp.square(predicted[:rows] - target).mean()
   if retained is None:

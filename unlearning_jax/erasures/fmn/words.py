@@ -31,7 +31,7 @@ _NORM, _DECAY = 0.4, 0.1
 
 
 def first_words(
-  table: Float[Array, "v d"],
+  table: Float[Array, "v d"] | Float[np.ndarray, "v d"],
   tokens: Sequence[Sequence[int]],
   count: int,
   key: PRNGKeyArray,
@@ -90,8 +90,8 @@ def slotted(
 def contexts(
   sd: StableDiffusion,
   text_encoder: Params,
-  words: Float[Array, "n k d"],
-  ids: Int[Array, "n l"],
+  words: Float[Array, "n k d"] | Float[np.ndarray, "n k d"],
+  ids: Int[Array, "n l"] | Int[np.ndarray, "n l"],
   first: int,
 ) -> Float[Array, "n l d"]:
   """Text states of the prompts with these words in them.
@@ -117,8 +117,8 @@ def pulled(learning_rate: float) -> optax.GradientTransformation:
   adamw = optax.adamw(learning_rate, weight_decay=_DECAY)
   share = min(1.0, 100 * learning_rate)
 
-  def update(grads: Any, state: Any, params: Any = None):
-    updates, state = adamw.update(grads, state, params)
+  def update(updates: Any, state: Any, params: Any = None):
+    updates, state = adamw.update(updates, state, params)
 
     def pull(leaf: Array, step: Array) -> Array:
       moved = leaf + step

@@ -146,7 +146,7 @@ def set_losses(
     loss: of the images to forget, "relabel" or "ascent".
   """
   steps = sd.schedule.num_train_timesteps
-  rows = {}
+  rows: dict[str, tuple[Array, Array, Array]] = {}
   for name, its in zip(
     ("forget", "remain"), jax.random.split(key), strict=True
   ):

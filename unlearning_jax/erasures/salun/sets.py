@@ -127,11 +127,13 @@ def draw(
       f"hparams.batch_size={len(concepts)}"
     )
   kept = spread(remaining(method, concepts), h.num_images)
-  chosen = spread(tuple(concepts), h.num_images)
   texts = {
-    "concept": [h.template.format(c.erase) for c in chosen],
+    "concept": [h.template.format(concept.erase) for concept in concepts],
     # An empty anchor stays the empty prompt.
-    "anchor": [h.template.format(c.anchor) if c.anchor else "" for c in chosen],
+    "anchor": [
+      h.template.format(concept.anchor) if concept.anchor else ""
+      for concept in concepts
+    ],
     "remain": [h.template.format(phrase) for phrase in kept],
     "empty": [""],
   }
@@ -142,7 +144,7 @@ def draw(
     for name, found in texts.items()
   }
   keys = jax.random.split(key)
-  drawn = [
+  forget, remain = (
     finetune.draw_latents(
       sd, params, contexts[prompts], contexts["empty"], h.num_images, key,
       collect, name, sampler="ddim",
@@ -152,8 +154,8 @@ def draw(
     for key, prompts, name in zip(
       keys, ("concept", "remain"), ("forget", "remain"), strict=True
     )
-  ]  # fmt: skip
-  return Sets(*drawn, contexts)
+  )  # fmt: skip
+  return Sets(forget, remain, contexts)
 
 
 @dataclasses.dataclass(frozen=True)
