@@ -23,11 +23,12 @@ Two versions exist, each a preset:
              a word is several tokens. x_t is less noisy than t says, as in
              ESD's release. "fast" gives Adam signs, for 30 updates.
 
-The release draws t anew at every update, in the interval of its index, and erased
-and retained rows have the same t. Here `reference` draws it once for each
-trajectory and index, so that these rows share the interval alone. The release
-starts its list of retained prompts again when fewer than `retain_batch` of them
-are left. Here a step takes those that are left, and fills up from the next order.
+The release draws t anew at every update, in the interval of its index, and
+erased and retained rows have the same t. Here `reference` draws it once for
+each trajectory and index, so that these rows share the interval alone. The
+release starts its list of retained prompts again when fewer than
+`retain_batch` of them are left. Here a step takes those that are left, and
+fills up from the next order.
 
 The release can also train the UNet, and retain in steps of its own; this module
 cannot.
