@@ -15,7 +15,7 @@ some four minutes on two CPU cores; docs/results/erase.md says what it erases.
 from unlearning_jax.configs import erasures
 
 from unlearning_jax import lists
-from unlearning_jax.erasures import advunlearn
+from unlearning_jax.concepts import naming
 
 
 def get_config(argument: str = "tiny"):
@@ -26,7 +26,7 @@ def get_config(argument: str = "tiny"):
   config.hparams.retain_weight = 0.3 if unsafe else 0.5
   if not erasures.parse(argument)["preserve"]:
     prompts = lists.load("coco_objects")
-    named = advunlearn.naming(prompts, [c["erase"] for c in config.concepts])
+    named = naming(prompts, [c["erase"] for c in config.concepts])
     kept = tuple(prompt for prompt in prompts if prompt not in named)
     config.concepts = tuple(
       {**concept, "preserve": kept} for concept in config.concepts

@@ -312,6 +312,10 @@ def test_a_bank_is_kept_and_checked(model, one_line, tmp_path):
   with pytest.raises(ValueError, match='drawn with concepts=.*now ."c".'):
     trainings(model, CONCEPTS[1:], bank=str(file))
   sd, params = model
+  other = sd.schedule.to_config() | {"beta_end": 0.02}
+  other = type(sd.schedule).from_config(other)
+  with pytest.raises(ValueError, match="drawn with schedule=.*not there yet"):
+    trainings((dataclasses.replace(sd, schedule=other), params), bank=str(file))
   other = jax.tree.map(lambda leaf: leaf * 2, params)
   with pytest.raises(ValueError, match="made from base .*not there yet"):
     trainings((sd, other), bank=str(file))

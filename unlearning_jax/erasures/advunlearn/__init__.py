@@ -16,11 +16,19 @@ Trajectories come from a `bank`, see there.
 Two versions exist, each a preset:
 
   fixed      the paper: each update of the attack follows its own gradient, and
-             "fast" is one signed step.
+             "fast" is one signed step. But "pgd" takes Adam's steps, as in the
+             release; the paper descends along the gradient itself.
   reference  the release. Its attack adds the gradients of all updates up and
              loses the last update. Prompts lose a token for each new one where
              a word is several tokens. x_t is less noisy than t says, as in
              ESD's release. "fast" gives Adam signs, for 30 updates.
+
+The release draws t anew at every update, in the interval of its index, and
+erased and retained rows have the same t. Here `reference` draws it once for
+each trajectory and index, so that these rows share the interval alone. The
+release starts its list of retained prompts again when fewer than
+`retain_batch` of them are left. Here a step takes those that are left, and
+fills up from the next order.
 
 The release can also train the UNet, and retain in steps of its own; this module
 cannot.
@@ -30,7 +38,7 @@ Reference: Zhang et al., https://arxiv.org/abs/2405.15234
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,8 +49,8 @@ from unlearning_jax import finetune, stable_diffusion
 from unlearning_jax.concepts import (
   Concept,
   check_concepts,
+  check_unnamed,
   preserved_phrases,
-  same_phrase,
 )
 from unlearning_jax.edits import Edit, edit_between
 from unlearning_jax.erasures import NO_HOOKS, Hooks, check_predicts_noise
@@ -53,17 +61,6 @@ from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 CHANGES = (f"{TEXT}/encoder/*", f"{TEXT}/final_layer_norm/*")
 NEEDS = "nothing"
-
-
-def naming(prompts: Iterable[str], phrases: Iterable[str]) -> dict[str, str]:
-  """The prompts that name a phrase, whole words, with that phrase."""
-  words = {phrase: f" {same_phrase(phrase)} " for phrase in phrases}
-  return {
-    prompt: phrase
-    for prompt in prompts
-    for phrase, said in words.items()
-    if said in f" {same_phrase(prompt)} "
-  }
 
 
 def _retained(
@@ -86,12 +83,7 @@ def _retained(
       "AdvUnlearn alone would damage every prompt; preserve phrases, as those "
       "of the list 'coco_objects', or take retain_weight=0"
     )
-  erased = [concept.erase for concept in concepts]
-  for prompt, phrase in naming(retained, erased).items():
-    raise ValueError(
-      f"{prompt!r} is preserved, but names {phrase!r}, which is erased; take "
-      "it out of preserve"
-    )
+  check_unnamed(concepts)
   return retained
 
 
@@ -106,6 +98,8 @@ def _banks(
   """Trajectories towards the texts, and the empty prompt's text states."""
   empty = stable_diffusion.encode_prompts(sd, params, [""])
   banks, about = {}, dataclasses.asdict(h.walk)
+  about["latents"] = list(sd.latent_shape)
+  about["schedule"] = dataclasses.asdict(sd.schedule)
   for i, (name, phrases) in enumerate(texts.items()):
     each = max(1, h.num_trajectories // len(phrases))
     about |= {name: list(phrases), f"{name}_each": each}
@@ -116,10 +110,7 @@ def _banks(
     banks = bank.load(h.bank, banks, params, about)
   elif h.banked:
     for name, begun in banks.items():
-      ways = 3 if name == "concepts" else 2
-      banks[name] = bank.fill(
-        sd, params, h.walk, begun, empty, collect, name, ways
-      )
+      banks[name] = bank.fill(sd, params, h.walk, begun, empty, collect, name)
     if h.bank is not None:
       bank.save(h.bank, banks, params, about)
   return {**banks, "empty": empty}

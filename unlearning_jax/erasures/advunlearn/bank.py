@@ -26,6 +26,8 @@ from unlearning_jax.projections import Fingerprint
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 FORMAT = "unlearning_jax.trajectories"
+# What each bank holds of a state: x_t, and one or both predictions.
+WAYS = {"concepts": 3, "retained": 2}
 # Trajectories drawn in one batch.
 _ROWS = 16
 
@@ -117,7 +119,6 @@ def fill(
   empty: Float[Array, "1 l d"],
   collect: Callable[..., list[np.ndarray]],
   name: str,
-  ways: int,
 ) -> Bank:
   """The bank of the trajectories that `begin` began.
 
@@ -125,8 +126,7 @@ def fill(
     base: its UNet is read.
     empty: text states of the empty prompt.
     collect: `Hooks.collect`.
-    name: what `collect` keeps the arrays under.
-    ways: 3, or 2 to leave the prediction `empty` out.
+    name: of `WAYS`; `collect` keeps the arrays under it.
   """
   count = len(bank.t)
   # Once to the devices, not with every batch.
@@ -138,7 +138,7 @@ def fill(
       sd, walk, base, bank.states[rows], bank.t[rows],
       bank.context[rows // bank.each], empty,
     )  # fmt: skip
-    return np.asarray(found[:, :, :ways])
+    return np.asarray(found[:, :, : WAYS[name]])
 
   drawn = collect(name, -(-count // _ROWS), draw)
   return bank._replace(states=np.concatenate(drawn)[:count])
@@ -255,6 +255,13 @@ def load(
       raise ValueError(
         f"{what}: drawn with {key}={_short(found.get(key))}, now "
         f"{_short(value)}; {remedy}"
+      )
+  for name, bank in banks.items():
+    shape = np.shape(tensors.get(f"{name}/states"))
+    wanted = (*bank.t.shape, WAYS[name], *bank.states.shape[1:])
+    if shape != wanted:
+      raise ValueError(
+        f"{what}: {name}/states is {shape}, needed: {wanted}; {remedy}"
       )
   return {
     name: bank._replace(

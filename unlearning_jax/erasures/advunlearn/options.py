@@ -8,6 +8,7 @@ from collections.abc import Callable
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.erasures.advunlearn.attack import ATTACKS
 from unlearning_jax.erasures.advunlearn.bank import Walk
+from unlearning_jax.settings import check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,10 @@ class Hparams:
       if not (math.isfinite(value) and value >= low):
         name = "attack_steps" if name == "updates" else name
         raise ValueError(f"{name}={value}; allowed: from {low}")
+    check_numbers(
+      self, positive=("learning_rate", "attack_learning_rate"),
+      finite=("start_guidance",),
+    )  # fmt: skip
     if self.bank is not None and not self.banked:
       raise ValueError(
         f"bank={self.bank!r} and banked=False: nothing would be kept; leave "
