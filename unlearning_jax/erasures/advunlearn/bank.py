@@ -257,7 +257,8 @@ def load(
         f"{_short(value)}; {remedy}"
       )
   for name, bank in banks.items():
-    shape = np.shape(tensors.get(f"{name}/states"))
+    states = tensors.get(f"{name}/states")
+    shape = () if states is None else states.shape
     wanted = (*bank.t.shape, WAYS[name], *bank.states.shape[1:])
     if shape != wanted:
       raise ValueError(
