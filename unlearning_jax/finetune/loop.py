@@ -161,8 +161,9 @@ def make_step(
   return step
 
 
-# Cached, so that the same loss and optimizer share one compiled program.
-_same_step = functools.lru_cache(maxsize=8)(make_step)
+# Cached, so that the same loss and optimizer share one compiled program. More
+# than there are erasures that train: a job may take them in turn.
+_same_step = functools.lru_cache(maxsize=32)(make_step)
 
 
 def _accumulated(loss: Loss, parts: int) -> Callable[..., Any]:
