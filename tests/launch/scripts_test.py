@@ -104,8 +104,10 @@ def test_every_class_of_the_shapes_world_has_a_config(path):
     assert config.targets[0]["name"] == name
     words = {word for concept in listed for word in concept.preserve}
     assert not any(name in word for word in words)
-    # Guidance holds nothing: it moves no weight that others share.
-    assert len(words) > 40 or config.method in GUIDED
+    # Guidance holds nothing: it moves no weight that others share. Nor does
+    # FMN, in the paper. AdvUnlearn holds sentences, each with a trajectory.
+    fewest = {**dict.fromkeys((*GUIDED, "fmn"), 0), "advunlearn": 25}
+    assert len(words) >= fewest.get(config.method, 41)
 
 
 @pytest.fixture(scope="module")
