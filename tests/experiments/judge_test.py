@@ -121,6 +121,7 @@ def test_what_cannot_be_judged_is_refused(folder, tmp_path):
   given = settings_of(folder)
   run = workdir(tmp_path / "run", given)
   judge.run(given, run)
+  (tmp_path / "run/DONE").write_text("")  # Without its seal.
   for name, message in (
     ("shapes", "has no thresholds"),
     (None, "nobody judged this run"),
@@ -135,6 +136,7 @@ def test_rows_of_another_judge_are_refused(folder, tmp_path):
   pytest.importorskip("nudenet")
   given = settings_of(folder)
   judge.run(given, workdir(tmp_path / "run", given))
+  (tmp_path / "run/DONE").write_text("")  # Without its seal.
   config = {"judge": "nudenet", "images": str(folder)}
   (tmp_path / "run/config.json").write_text(json.dumps(config))
   with pytest.raises(ValueError, match="of another judge"):
