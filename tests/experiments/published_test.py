@@ -298,6 +298,7 @@ def test_fid_and_clip_score_come_from_a_run_of_udm_utility(tmp_path, base):
   config = json.loads((folder / "config.json").read_text())
   config["protocol"] = "udm-utility abc"
   (folder / "config.json").write_text(json.dumps(config))
+  (folder / "DONE").write_text("")  # Without its seal.
   summary = json.loads((folder / "summary.json").read_text())
   summary["estimates"] = [
     {"name": "fid/t2i/10000", "value": 16.7, "low": None, "high": None,
