@@ -24,8 +24,6 @@ from unlearning_jax.experiments import erase
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.record import Memory
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 # Method -> hyperparameters of its row.
 ERASURES = {
   "uce": [{}, {"preset": "uce2025"}, {"expand_prompts": True}],
