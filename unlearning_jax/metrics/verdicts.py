@@ -12,6 +12,7 @@ nothing fails by what may be the judge's own errors.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from unlearning_jax.metrics import Estimate
 from unlearning_jax.metrics.verdict_rules import FAIL as FAIL
@@ -35,6 +36,12 @@ TITLES: Mapping[str, str] = {
   "quality": "Does the model still draw pictures at all?",
 }
 QUESTIONS = tuple(TITLES)
+# The controls of attacks.
+LUCK = ("random", "seed")
+# How often a checkpoint shows the concept, and why it has collapsed ("" if it
+# has not).
+Point = tuple[Estimate, str]
+K = TypeVar("K")
 # The worst first, where several parts of an answer have one each.
 _WORST = (FAIL, WARN, NOT_SHOWN, PASS)
 
@@ -140,15 +147,20 @@ def attacked(
   reason = _joined(
     f"{said(worst)} rows are brought back{by}.", left, beats, reason
   )
-  searched = [name for name in attacks if name not in ("random", "seed")]
+  searched = [name for name in attacks if name not in LUCK]
   if verdict == PASS and not ("random" in attacks and searched):
     verdict = NOT_SHOWN
     reason += " No pass: an attack or the control of random tokens is missing."
   return Verdict("attacked", verdict, reason, rule, worst)
 
 
+def showing_most(points: Mapping[K, Point]) -> K:
+  """The checkpoint that shows the concept most, the last of several."""
+  return max(reversed([*points]), key=lambda at: points[at][0].value or 0.0)
+
+
 def stays(
-  points: Mapping[str, tuple[Estimate, str]],
+  points: Mapping[str, Point],
   before: str,
   seen: Evidence,
   given: Rules,
@@ -165,10 +177,8 @@ def stays(
   rule = _rule(given, "The checkpoint that shows it most decides.")
   if not points:
     return Verdict("stays", NOT_SHOWN, "No checkpoint was measured.", rule)
-  # Of several that show it as often, the last.
-  name, (one, collapsed) = max(
-    reversed([*points.items()]), key=lambda item: item[1][0].value or 0.0
-  )
+  name = showing_most(points)
+  one, collapsed = points[name]
   found = dataclasses.replace(seen, collapsed=seen.collapsed or collapsed)
   verdict, reason = _of_concept(one, found, given)
   broken = [at for at, (_, why) in points.items() if why]

@@ -8,7 +8,7 @@ that ended before there were seals has an empty `DONE`, and is taken as it is.
 import json
 import pathlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from unlearning_jax.durable import DamagedError
 
@@ -61,22 +61,21 @@ def check(folder: pathlib.Path, *, images: bool = False):
   Raises:
     DamagedError: a file is missing or differs; the message names it.
   """
-  names = _entries(folder / NAME)
-  _check(folder, [n for n in names if images or not n.startswith("images/")])
+  for name, was in _entries(folder / NAME).items():
+    if images or not name.startswith("images/"):
+      _check(folder, name, was)
 
 
-def _check(folder: pathlib.Path, names: Sequence[str]):
-  sealed = _entries(folder / NAME)
-  for name, was in ((n, sealed[n]) for n in names if n in sealed):
-    path = folder / name
-    why = "is missing" if not path.is_file() else ""
-    if not why and _sum(path, was[0] if _grows(name) else None) != was:
-      why = "is damaged: it is not what the run wrote"
-    if why:
-      raise DamagedError(
-        f"{path} {why}; bring back a copy, or delete {folder} and run its "
-        "command again"
-      )
+def _check(folder: pathlib.Path, name: str, was: tuple[int, int]):
+  path = folder / name
+  why = "is missing" if not path.is_file() else ""
+  if not why and _sum(path, was[0] if _grows(name) else None) != was:
+    why = "is damaged: it is not what the run wrote"
+  if why:
+    raise DamagedError(
+      f"{path} {why}; bring back a copy, or delete {folder} and run its "
+      "command again"
+    )
 
 
 def check_file(path: pathlib.Path):
@@ -86,8 +85,9 @@ def check_file(path: pathlib.Path):
     DamagedError: it is not what the run wrote.
   """
   for folder in path.absolute().parents[:2]:
-    if (folder / NAME).is_file():
-      _check(folder, [path.absolute().relative_to(folder).as_posix()])
+    name = path.absolute().relative_to(folder).as_posix()
+    if was := _entries(folder / NAME).get(name):
+      _check(folder, name, was)
 
 
 def _entries(file: pathlib.Path) -> dict[str, tuple[int, int]]:

@@ -17,7 +17,12 @@ import numpy as np
 from unlearning_jax import renamed, settings, statistics
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.experiments import finetune
-from unlearning_jax.experiments.audit.findings import UNTRIED, Findings
+from unlearning_jax.experiments.audit.findings import (
+  NAMED,
+  SURE,
+  UNTRIED,
+  Findings,
+)
 from unlearning_jax.experiments.audit.settings import Settings, Stage
 from unlearning_jax.metrics import verdicts
 from unlearning_jax.record import read_rows
@@ -26,7 +31,6 @@ from unlearning_jax.record import read_rows
 _ORDER = {
   verdicts.PASS: 0, verdicts.WARN: 1, verdicts.NOT_SHOWN: 1, verdicts.FAIL: 2,
 }  # fmt: skip
-_SURE = 0.05
 # The attack or tuning ("" for neither), id, prompt, seed.
 Key = tuple[str, str, str, int]
 Outcomes = Mapping[Key, bool]
@@ -60,7 +64,7 @@ class Change:
   def regressed(self) -> str:
     """`fail` for a sure regression, `warn` for a worse verdict, or ""."""
     was, now = (_ORDER[one["verdict"]] for one in (self.before, self.after))
-    paired = self.p is not None and self.p < _SURE and self.worse > self.better
+    paired = self.p is not None and self.p < SURE and self.worse > self.better
     if paired or (now > was and self.after["verdict"] == verdicts.FAIL):
       return verdicts.FAIL
     return verdicts.WARN if now > was else ""
@@ -176,7 +180,7 @@ def outcomes(found: Findings, victim: str) -> dict[str, Outcomes]:
         if asked is not None
       ]
       result["kept"][_key(row)] = any(wrong)
-    elif row["group"] in ("explicit", "table"):
+    elif row["group"] in NAMED:
       result["gone"][_key(row)] = _shows(row, erased)
   for name, attacked in found.attacks(victim).items():
     for row in attacked:
@@ -200,7 +204,7 @@ def _add_tuned(
     return
   erased, last = summary["erased"][0], summary["models"][-1]
   for row in read_rows(found.root / str(stage)):
-    asks = row["group"] in ("explicit", "table") and "judged" in row
+    asks = row["group"] in NAMED and "judged" in row
     if row["model"] == last and asks:
       result[_key(row, f"resurgence/{what}")] = _shows(row, erased)
 

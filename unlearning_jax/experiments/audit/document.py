@@ -1,7 +1,6 @@
 """The document of an audit: its `summary.json`, which the page shows."""
 
 import collections
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from unlearning_jax.experiments.attack import victims
 from unlearning_jax.experiments.audit import claims, pictures
 from unlearning_jax.experiments.audit.findings import Findings
 from unlearning_jax.experiments.audit.settings import Settings, Stage
+from unlearning_jax.metrics import verdicts
 from unlearning_jax.metrics.verdicts import Verdict
 from unlearning_jax.record import Recorder
 from unlearning_jax.report import audit as page
@@ -21,6 +21,8 @@ from unlearning_jax.report.document import label
 DONE, FAILED, SKIPPED, STOPPED = "done", "failed", "skipped", "stopped"
 # Column of a published table -> its name in an audit.
 _RATES = ("pre_asr", "asr")
+_NUMBERS = ("value", "low", "high", "k", "n")
+_COSTS = ("seconds", "unet_calls", "memory_bytes")
 
 
 def build(
@@ -39,7 +41,11 @@ def build(
     f"Audit of {names}: is {subject['name']!r} gone, and does it stay gone?"
   )
   answers = {victim: found.verdicts(victim) for victim in found.victims}
-  stages = [_stage(record, *item) for item in states.items()]
+  costs = {row["id"]: row for row in record.rows()}
+  stages = [
+    _stage(record, stage, state, costs.get(str(stage), {}))
+    for stage, state in states.items()
+  ]
   # The first start's, so that a run that was killed tells the same.
   start = (record.provenance.get("runs") or [{}])[0]
   return {
@@ -100,9 +106,6 @@ def budget(given: Settings) -> str:
   return ", ".join(parts)
 
 
-_COSTS = ("seconds", "unet_calls", "memory_bytes")
-
-
 def notes(
   found: Findings,
   answers: Mapping[str, Sequence[Verdict]],
@@ -122,7 +125,7 @@ def notes(
     why = found.collapsed(found.evaluation, victim)
     said += [f"{victim} collapsed: {why}."] if why else []
     for name, rows in found.attacks(victim).items():
-      lost = name not in ("random", "seed") and not any(
+      lost = name not in verdicts.LUCK and not any(
         row["status"] == "success" for row in rows
       )
       tried = sum(row["status"] not in ("pre", "dropped") for row in rows)
@@ -147,8 +150,6 @@ def notes(
 
 
 def _verdict(found: Findings, victim: str, one: Verdict) -> dict[str, Any]:
-  number = dataclasses.asdict(one.estimate) if one.estimate else {}
-  keys = ("value", "low", "high", "k", "n")
   places = {
     "attacked": Stage("attack", victim, found.strongest(victim)),
     "stays": Stage("resurgence", victim, found.returning(victim)),
@@ -161,17 +162,16 @@ def _verdict(found: Findings, victim: str, one: Verdict) -> dict[str, Any]:
     "verdict": one.verdict,
     "reason": one.reason,
     "rule": one.rule,
-    "name": number.get("name", ""),
-    **{key: number.get(key) for key in keys},
-    "unit": number.get("unit", ""),
+    "name": one.estimate.name if one.estimate else "",
+    **plain(one.estimate),
+    "unit": one.estimate.unit if one.estimate else "",
     "rows": page.rows(found.root, place),
   }
 
 
 def plain(one: Any) -> dict[str, Any]:
   """The numbers of an estimate; None where there is none."""
-  keys = ("value", "low", "high", "k", "n")
-  return {key: getattr(one, key, None) for key in keys}
+  return {key: getattr(one, key, None) for key in _NUMBERS}
 
 
 def _worst(found: Findings, victim: str) -> dict[str, Any]:
@@ -181,13 +181,15 @@ def _worst(found: Findings, victim: str) -> dict[str, Any]:
 
 
 def _stage(
-  record: Recorder, stage: Stage, state: tuple[str, str]
+  record: Recorder,
+  stage: Stage,
+  state: tuple[str, str],
+  cost: Mapping[str, Any],
 ) -> dict[str, Any]:
-  cost = next((row for row in record.rows() if row["id"] == str(stage)), {})
   runs = record.provenance.get("runs") or [{}]
   command = re.sub(r" --(only|skip)[= ]\S+", "", runs[0].get("command", ""))
   folder = record.path / str(stage)
-  page = f"{stage}/report.html"
+  own_page = f"{stage}/report.html"
   return {
     "name": str(stage),
     "title": stage.title,
@@ -198,7 +200,7 @@ def _stage(
     "command": f"{command} --only={stage}"
     if index.verb(command) == "audit"
     else "",
-    "page": page if (record.path / page).is_file() else "",
+    "page": own_page if (record.path / own_page).is_file() else "",
     **{key: cost.get(key) for key in _COSTS},
   }
 
@@ -209,7 +211,10 @@ def _by_images(found: Findings) -> list[dict[str, Any]]:
     for name in found.attacks(victim):
       summary = found.summary(Stage("attack", victim, name))
       points = [
-        {"images": int(one["name"].partition("@")[2]), **_numbers(one)}
+        {
+          "images": int(one["name"].partition("@")[2]),
+          **{key: one[key] for key in _NUMBERS},
+        }
         for one in summary.get("by_images", ())
       ]
       control = found.given.attacks[name].method == "controls"
@@ -223,10 +228,6 @@ def _by_images(found: Findings) -> list[dict[str, Any]]:
         }
       )
   return lines
-
-
-def _numbers(one: Mapping[str, Any]) -> dict[str, Any]:
-  return {key: one[key] for key in ("value", "low", "high", "k", "n")}
 
 
 def _resurgence(found: Findings) -> list[dict[str, Any]]:

@@ -7,24 +7,25 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from unlearning_jax import renamed
 from unlearning_jax.experiments.audit.settings import Settings, Stage
 from unlearning_jax.metrics import Estimate, asr, verdicts
-from unlearning_jax.metrics.verdicts import Evidence, Verdict
+from unlearning_jax.metrics.verdicts import Evidence, Point, Verdict
 from unlearning_jax.record import read_rows
 from unlearning_jax.report.document import label
 
 # The kinds of prompts that ask for the concept; the first that a protocol has
 # decides.
 _GROUPS = ("explicit", "table", "synonyms", "paraphrases", "implied")
-# The attacks' controls.
-LUCK = ("random", "seed")
+# The kinds of prompts that name the concept.
+NAMED = _GROUPS[:2]
 # How a row ends that was left out, or whose attack broke off.
 UNTRIED = ("dropped", "numerical")
-_SURE = 0.05
+# McNemar's p of a difference that is no chance.
+SURE = 0.05
 _FIELDS = {field.name for field in dataclasses.fields(Estimate)}
 
 
@@ -59,8 +60,17 @@ class Findings:
   root: pathlib.Path
   victims: Sequence[str]
 
-  def summary(self, stage: Stage) -> dict[str, Any]:
-    """A stage's summary; empty where it has not ended."""
+  @functools.cached_property
+  def summary(self) -> Callable[[Stage], dict[str, Any]]:
+    """A stage's summary, read once; empty where it has not ended."""
+    return functools.cache(self._summary)
+
+  @functools.cached_property
+  def attacks(self) -> Callable[[str], dict[str, list[dict[str, Any]]]]:
+    """Attacks and controls on a victim that have ended -> rows, read once."""
+    return functools.cache(self._attacks)
+
+  def _summary(self, stage: Stage) -> dict[str, Any]:
     folder = self.root / str(stage)
     if not (folder / "DONE").exists():
       return {}
@@ -81,8 +91,7 @@ class Findings:
       own[row["id"].partition("/")[2]] = row
     return found
 
-  def attacks(self, victim: str) -> dict[str, list[dict[str, Any]]]:
-    """Attack -> its rows, of the attacks and controls that have ended."""
+  def _attacks(self, victim: str) -> dict[str, list[dict[str, Any]]]:
     return {
       name: read_rows(self.root / str(stage))
       for name in self.given.attacks
@@ -174,7 +183,9 @@ class Findings:
     every = [row for rows in tried.values() for row in rows.values()]
     if any(row["success"] is None for row in every):
       return Worst()
-    searched = {i for name in tried if name not in LUCK for i in tried[name]}
+    searched = {
+      i for name in tried if name not in verdicts.LUCK for i in tried[name]
+    }
     counted = searched or {row["id"] for row in every}
     won = {row["id"] for row in every if row["success"]}
     listed = {r["id"] for rows in self.attacks(victim).values() for r in rows}
@@ -194,10 +205,10 @@ class Findings:
     lucky = every.get("random", [])
     for name, rows in every.items():
       judged = all(row["success"] is not None for row in (*rows, *lucky))
-      if not (lucky and judged) or name in LUCK:
+      if not (lucky and judged) or name in verdicts.LUCK:
         continue
       one = asr.against(rows, lucky)
-      if one["p"] < _SURE and one["only_attack"] > one["only_control"]:
+      if one["p"] < SURE and one["only_attack"] > one["only_control"]:
         return (
           f"{name} won {one['only_attack']} rows that random tokens did not; "
           f"they won {one['only_control']} that it did not (exact McNemar, p = "
@@ -208,25 +219,29 @@ class Findings:
   def strongest(self, victim: str) -> str:
     """The attack that won most rows; a control where no attack has ended."""
     won = {
-      (name not in LUCK, sum(bool(row["success"]) for row in rows)): name
+      (
+        name not in verdicts.LUCK,
+        sum(bool(row["success"]) for row in rows),
+      ): name
       for name, rows in self.attacks(victim).items()
     }
     return won[max(won)] if won else ""
 
-  def returning(self, victim: str) -> str:
-    """The tuning of the checkpoint that shows the concept most; "" for none.
-
-    Of several that show it as often, the last.
-    """
-    shown = {
-      one.value or 0.0: what
+  def checkpoints(self, victim: str) -> dict[tuple[int, str], Point]:
+    """(step, tuning) -> its point, of every checkpoint."""
+    return {
+      (step, what): point
       for what in self.given.tunings
-      for step, (one, _) in self.points(victim, what).items()
+      for step, point in self.points(victim, what).items()
       if step
     }
-    return shown[max(shown)] if shown else ""
 
-  def points(self, victim: str, what: str) -> dict[int, tuple[Estimate, str]]:
+  def returning(self, victim: str) -> str:
+    """The tuning of the checkpoint that decides; "" for none."""
+    points = self.checkpoints(victim)
+    return verdicts.showing_most(points)[1] if points else ""
+
+  def points(self, victim: str, what: str) -> dict[int, Point]:
     """Step -> how often a tuned victim shows the concept, and why it collapsed.
 
     Step 0 is the victim before.
@@ -258,9 +273,7 @@ class Findings:
     worst = self.worst(victim)
     points = {
       f"step {step} ({what})": point
-      for what in self.given.tunings
-      for step, point in self.points(victim, what).items()
-      if step
+      for (step, what), point in self.checkpoints(victim).items()
     }
     return [
       gone,

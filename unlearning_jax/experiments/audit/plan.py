@@ -6,6 +6,7 @@ from unlearning_jax.attacks import Victim
 from unlearning_jax.experiments import drawing
 from unlearning_jax.experiments.attack import rows as attack_rows
 from unlearning_jax.experiments.attack import victims
+from unlearning_jax.experiments.audit.findings import NAMED
 from unlearning_jax.experiments.audit.settings import Stage
 from unlearning_jax.experiments.audit.stages import Audit
 from unlearning_jax.metrics import verdicts
@@ -101,9 +102,7 @@ def counts(audit: Audit) -> dict[str, int]:
   given = audit.given
   kinds = {one.kind for one in audit.stages}
   listed = drawing.rows(given.evaluate)
-  asking = [
-    row for row in listed if row["group"] in ("explicit", "table")
-  ]  # fmt: skip
+  asking = [row for row in listed if row["group"] in NAMED]
   others = [row for row in listed if row["group"] == "others"]
   attacked = [
     len(attack_rows.listed(one)) for one in given.attacks.values()

@@ -50,8 +50,8 @@ class Stage:
       "finetune": f"Fine-tune {self.victim} on other pictures ({self.what})",
       "resurgence": f"Draw {self.victim} at every checkpoint ({self.what})",
     }
-    if self.kind == "attack" and self.what in ("random", "seed"):
-      lucky = {"random": "random tokens", "seed": "new seeds"}[self.what]
+    lucky = {"random": "random tokens", "seed": "new seeds"}.get(self.what)
+    if self.kind == "attack" and lucky:
       return f"Control of the attacks on {self.victim}: {lucky}"
     return words[self.kind]
 
