@@ -8,7 +8,8 @@ import pytest
 from tests.support import scripts
 
 nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
+pytest.importorskip("nbclient")
+notebooks = pytest.importorskip("tests.support.notebooks")
 README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
 # The same lines, of fewer images and steps.
 SMALLER = {
@@ -41,9 +42,7 @@ def test_the_lines_of_the_readme_run_in_a_notebook(tmp_path, monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", scripts.QUICK["XLA_FLAGS"])
   cells = [nbformat.v4.new_code_cell(line) for line in lines()]
   notebook = nbformat.v4.new_notebook(cells=cells)
-  nbclient.NotebookClient(
-    notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}
-  ).execute()
+  notebooks.run(notebook, tmp_path)
   shown = {
     cell.source.split("(")[0]: out.data["text/html"]
     for cell in notebook.cells

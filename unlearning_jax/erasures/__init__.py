@@ -22,7 +22,7 @@ from jaxtyping import PRNGKeyArray
 
 from unlearning_jax import extensions, finetune, settings
 from unlearning_jax.concepts import Concept
-from unlearning_jax.edits import Edit
+from unlearning_jax.edits import Edit, edit_between
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
@@ -138,6 +138,41 @@ def bind(method: str, hparams: Mapping[str, Any]) -> Erasure:
   """
   made = settings.build(module(method).Hparams, hparams, "hparams")
   return Erasure(method, made)
+
+
+def edit_of(
+  params: Params,
+  part: finetune.Partition,
+  trained: Mapping[str, Any],
+  method: str,
+  concepts: Sequence[Concept],
+) -> Edit:
+  """The edit of an erasure that trained a part of the parameters.
+
+  Args:
+    params: the base's.
+    part: what was trained, and what was not.
+    trained: its leaves after training.
+    method: the method's name.
+    concepts: what was erased.
+
+  Raises:
+    ValueError: as `edits.edit_between`.
+  """
+  edited = {**params, **part.join(trained, part.frozen)}
+  return edit_between(
+    params, edited, method=method, concepts=concepts, diagnostics={}
+  )
+
+
+def check_batch(batch_size: int, num_images: int):
+  """Checks that images fill a batch.
+
+  Raises:
+    ValueError: the batch is empty, or larger than all images.
+  """
+  if not 1 <= batch_size <= num_images:
+    raise ValueError(f"{batch_size=}; allowed: 1 to num_images={num_images}")
 
 
 def check_images(concepts: Sequence[Concept], num_images: int):

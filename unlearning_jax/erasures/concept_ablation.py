@@ -38,8 +38,14 @@ from unlearning_jax.concepts import (
   phrase_pairs,
 )
 from unlearning_jax.data import Batches
-from unlearning_jax.edits import Edit, edit_between
-from unlearning_jax.erasures import NO_HOOKS, Hooks, check_predicts_noise
+from unlearning_jax.edits import Edit
+from unlearning_jax.erasures import (
+  NO_HOOKS,
+  Hooks,
+  check_batch,
+  check_predicts_noise,
+  edit_of,
+)
 from unlearning_jax.schedules import add_noise
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
@@ -83,10 +89,7 @@ class Hparams:
   def __post_init__(self):
     check_choice("loss", self.loss, LOSSES)
     check_choice("train", self.train, TRAINED)
-    if not 1 <= (batch_size := self.batch_size) <= self.num_images:
-      raise ValueError(
-        f"{batch_size=}; allowed: 1 to num_images={self.num_images}"
-      )
+    check_batch(self.batch_size, self.num_images)
 
 
 def ablating_loss(
@@ -236,10 +239,4 @@ def erase(
     batch_size=h.batch_size,
     num_steps=h.num_steps,
   )
-  return edit_between(
-    params,
-    {**params, **part.join(trained, part.frozen)},
-    method="concept_ablation",
-    concepts=concepts,
-    diagnostics={},
-  )
+  return edit_of(params, part, trained, "concept_ablation", concepts)

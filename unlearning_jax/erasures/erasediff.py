@@ -40,8 +40,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from unlearning_jax import finetune
 from unlearning_jax.concepts import Concept, check_choice, check_concepts
-from unlearning_jax.edits import Edit, edit_between
-from unlearning_jax.erasures import NO_HOOKS, Hooks, check_predicts_noise, esd
+from unlearning_jax.edits import Edit
+from unlearning_jax.erasures import (
+  NO_HOOKS,
+  Hooks,
+  check_predicts_noise,
+  edit_of,
+  esd,
+)
 from unlearning_jax.erasures.salun import set_losses, sets
 from unlearning_jax.settings import check_numbers
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
@@ -249,10 +255,4 @@ def erase(
     {"params": part.frozen, "contexts": dict(found.contexts)}, batches, keys[1],
     batch_size=h.batch_size, num_steps=h.epochs * h.steps_per_epoch,
   )  # fmt: skip
-  return edit_between(
-    params,
-    {**params, **part.join(trained, part.frozen)},
-    method="erasediff",
-    concepts=concepts,
-    diagnostics={},
-  )
+  return edit_of(params, part, trained, "erasediff", concepts)

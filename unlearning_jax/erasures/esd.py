@@ -37,8 +37,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from unlearning_jax import finetune, samplers, stable_diffusion
 from unlearning_jax.concepts import Concept, check_choice, check_concepts
-from unlearning_jax.edits import Edit, edit_between
-from unlearning_jax.erasures import NO_HOOKS, Hooks, check_predicts_noise
+from unlearning_jax.edits import Edit
+from unlearning_jax.erasures import (
+  NO_HOOKS,
+  Hooks,
+  check_predicts_noise,
+  edit_of,
+)
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 
@@ -333,10 +338,4 @@ def erase(
     batch_size=h.batch_size,
     num_steps=steps,
   )
-  return edit_between(
-    params,
-    {**params, **part.join(trained, part.frozen)},
-    method="esd",
-    concepts=concepts,
-    diagnostics={},
-  )
+  return edit_of(params, part, trained, "esd", concepts)

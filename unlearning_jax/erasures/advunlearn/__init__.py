@@ -52,8 +52,13 @@ from unlearning_jax.concepts import (
   check_unnamed,
   preserved_phrases,
 )
-from unlearning_jax.edits import Edit, edit_between
-from unlearning_jax.erasures import NO_HOOKS, Hooks, check_predicts_noise
+from unlearning_jax.edits import Edit
+from unlearning_jax.erasures import (
+  NO_HOOKS,
+  Hooks,
+  check_predicts_noise,
+  edit_of,
+)
 from unlearning_jax.erasures.advunlearn import attack, bank, training
 from unlearning_jax.erasures.advunlearn.options import PRESETS, TEXT, trains
 from unlearning_jax.erasures.advunlearn.options import Hparams as Hparams
@@ -166,13 +171,7 @@ def erase(
     loss, tx, part.trained, frozen, draws, keys[1],
     batch_size=h.batch_size, num_steps=h.num_steps,
   )  # fmt: skip
-  return edit_between(
-    params,
-    {**params, **part.join(trained, part.frozen)},
-    method="advunlearn",
-    concepts=concepts,
-    diagnostics={},
-  )
+  return edit_of(params, part, trained, "advunlearn", concepts)
 
 
 def _rows(sd: StableDiffusion, texts: Sequence[str]) -> list[list[int]]:

@@ -40,8 +40,14 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from unlearning_jax import finetune, models, stable_diffusion
 from unlearning_jax.concepts import Concept, check_choice, check_concepts
 from unlearning_jax.data import Batches
-from unlearning_jax.edits import Edit, edit_between
-from unlearning_jax.erasures import NO_HOOKS, Hooks, check_images
+from unlearning_jax.edits import Edit
+from unlearning_jax.erasures import (
+  NO_HOOKS,
+  Hooks,
+  check_batch,
+  check_images,
+  edit_of,
+)
 from unlearning_jax.erasures.fmn import words
 from unlearning_jax.schedules import add_noise
 from unlearning_jax.settings import check_numbers
@@ -106,10 +112,7 @@ class Hparams:
         f"words={self.words} and images=False: words are learnt from images; "
         "give words=0"
       )
-    if not 1 <= (batch_size := self.batch_size) <= self.num_images:
-      raise ValueError(
-        f"{batch_size=}; allowed: 1 to num_images={self.num_images}"
-      )
+    check_batch(self.batch_size, self.num_images)
     check_numbers(
       self, positive=("learning_rate", "words_rate"),
       counts=("words_steps", "num_images", "num_steps", "num_inference_steps"),
@@ -285,10 +288,4 @@ def erase(
     Batches(drawn, h.batch_size, int(jax.random.bits(keys[1]) >> 1)), keys[1],
     batch_size=h.batch_size, num_steps=h.num_steps,
   )  # fmt: skip
-  return edit_between(
-    params,
-    {**params, **part.join(trained, part.frozen)},
-    method="fmn",
-    concepts=concepts,
-    diagnostics={},
-  )
+  return edit_of(params, part, trained, "fmn", concepts)

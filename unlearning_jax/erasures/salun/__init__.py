@@ -42,8 +42,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from unlearning_jax import finetune, stable_diffusion
 from unlearning_jax.concepts import Concept, check_choice, check_concepts
-from unlearning_jax.edits import Edit, edit_between
-from unlearning_jax.erasures import NO_HOOKS, Hooks, check_predicts_noise
+from unlearning_jax.edits import Edit
+from unlearning_jax.erasures import (
+  NO_HOOKS,
+  Hooks,
+  check_predicts_noise,
+  edit_of,
+)
 from unlearning_jax.erasures.salun import saliency, sets
 from unlearning_jax.projections import leaves_of
 from unlearning_jax.schedules import add_noise
@@ -280,10 +285,4 @@ def erase(
       path: np.where(frozen["mask"][path], leaf, part.trained[path])
       for path, leaf in trained.items()
     }
-  return edit_between(
-    params,
-    {**params, **part.join(trained, part.frozen)},
-    method="salun",
-    concepts=concepts,
-    diagnostics={},
-  )
+  return edit_of(params, part, trained, "salun", concepts)

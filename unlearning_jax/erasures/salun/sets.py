@@ -16,7 +16,7 @@ from unlearning_jax.concepts import (
   preserved_phrases,
 )
 from unlearning_jax.data import Batches
-from unlearning_jax.erasures import check_images
+from unlearning_jax.erasures import check_batch, check_images
 from unlearning_jax.finetune.drawn import spread
 from unlearning_jax.settings import check_numbers
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
@@ -48,10 +48,7 @@ class Drawing:
         f"template={self.template!r}: has no place for a phrase; give '{{}}' "
         "or 'a photo of {}'"
       )
-    if not 1 <= (batch_size := self.batch_size) <= self.num_images:
-      raise ValueError(
-        f"{batch_size=}; allowed: 1 to num_images={self.num_images}"
-      )
+    check_batch(self.batch_size, self.num_images)
     check_numbers(
       self, counts=("num_images", "batch_size", "num_inference_steps"),
       finite=("guidance_scale",),
