@@ -9,7 +9,12 @@ import zipfile
 import numpy as np
 import pytest
 
-from unlearning_jax.convert import output, read_state_dict, torch_files
+from unlearning_jax.convert import (
+  output,
+  read_state_dict,
+  reader,
+  torch_files,
+)
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -47,9 +52,9 @@ def test_reads_what_torch_writes(zipped, wrap, tmp_path):
   }[wrap]
   path = tmp_path / "w.pt"
   torch.save(value, path, _use_new_zipfile_serialization=zipped)
-  state = read_state_dict(path)
+  state, lazily = read_state_dict(path), reader.read_lazily(path)
   prefix = "unet." if wrap == "nested" else ""
-  assert set(state) == {prefix + name for name in tensors}
+  assert set(state) == {prefix + name for name in tensors} == set(lazily)
   for name, tensor in tensors.items():
     ours, theirs = state[prefix + name], tensor.detach()
     assert ours.shape == tuple(theirs.shape), name
@@ -57,6 +62,7 @@ def test_reads_what_torch_writes(zipped, wrap, tmp_path):
     np.testing.assert_array_equal(
       ours.astype(np.float64), theirs.double().numpy(), err_msg=name
     )
+    np.testing.assert_array_equal(np.asarray(lazily[prefix + name]), ours)
 
 
 def test_module_state_dict_with_metadata(tmp_path):
