@@ -297,28 +297,6 @@ def test_a_word_as_textual_inversion_saves_it(base, tmp_path):
     convert.load(path, base)
 
 
-@pytest.mark.torch
-def test_files_of_torch_that_are_no_state_dict(base, tmp_path):
-  torch = pytest.importorskip("torch")
-  layer = {"linear.0.weight": torch.ones(2, 2)}
-  torch.save(
-    {320: [layer, layer], "name": "h", "layer_structure": [1, 2, 1]},
-    tmp_path / "hyper.pt",
-  )
-  torch.save([torch.ones(2, 2), torch.ones(2, 2)], tmp_path / "list.pt")
-  program = torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2))
-  torch.jit.save(program, tmp_path / "program.pt")
-  np.savez(tmp_path / "arrays.npz", w=np.ones(2))
-  for name, said in (
-    ("hyper.pt", "it is a hypernetwork, .*give the UNet"),
-    ("list.pt", "a list, not a state dict, which names its tensors"),
-    ("program.pt", r"a TorchScript program; save its weights: torch\.save"),
-    ("arrays.npz", r"an archive of numpy \(\.npz\)"),
-  ):
-    with pytest.raises(ValueError, match=said):
-      convert.load(tmp_path / name, base)
-
-
 def test_open_clips_own_text_encoder(base, tmp_path, caplog):
   """OpenAI's and open_clip's files, with the half that encodes images."""
   wanted, file = {}, {"visual.conv1.weight": np.ones((2, 2), "f4")}

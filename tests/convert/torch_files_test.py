@@ -65,6 +65,26 @@ def test_reads_what_torch_writes(zipped, wrap, tmp_path):
     np.testing.assert_array_equal(np.asarray(lazily[prefix + name]), ours)
 
 
+def test_files_of_torch_that_are_no_state_dict(tmp_path):
+  layer = {"linear.0.weight": torch.ones(2, 2)}
+  torch.save(
+    {320: [layer, layer], "name": "h", "layer_structure": [1, 2, 1]},
+    tmp_path / "hyper.pt",
+  )
+  torch.save([torch.ones(2, 2), torch.ones(2, 2)], tmp_path / "list.pt")
+  program = torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2))
+  torch.jit.save(program, tmp_path / "program.pt")
+  np.savez(tmp_path / "arrays.npz", w=np.ones(2))
+  for name, said in (
+    ("hyper.pt", "it is a hypernetwork, .*give the UNet"),
+    ("list.pt", "a list, not a state dict, which names its tensors"),
+    ("program.pt", r"a TorchScript program; save its weights: torch\.save"),
+    ("arrays.npz", r"an archive of numpy \(\.npz\)"),
+  ):
+    with pytest.raises(ValueError, match=said):
+      read_state_dict(tmp_path / name)
+
+
 def test_module_state_dict_with_metadata(tmp_path):
   module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
   torch.save(module.state_dict(), tmp_path / "w.pth")
