@@ -3,7 +3,6 @@
 Each test's work is done in a process of its own, which gives its memory back.
 """
 
-import functools
 import gc
 import os
 import pathlib
@@ -12,18 +11,11 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
-from flax import traverse_util
 from safetensors import safe_open
 
-import unlearning_jax as ul
-from tests.full_size_test import alone
 from tests.support import single_files, tiny_pipelines
-from unlearning_jax import edits, sampling
-from unlearning_jax.concepts import make_concepts
 from unlearning_jax.convert import inspection, sd1
-from unlearning_jax.erasures import uce
 
 torch = pytest.importorskip("torch")
 pytestmark = [
@@ -145,58 +137,3 @@ def test_a_single_file_is_inspected_and_converted(source, place):
   )
   assert peak < PEAK_GIB
   _assert_equal(source, place / "out", name)
-
-
-def picture(model):
-  """A small picture: what it costs are the weights."""
-  asked = sampling.Request("ab c", 3, size=(64, 64))
-  (drawn,) = sampling.draw(
-    model.sd, model.drawn_params, [asked], sampling.Sampling(2, 7.5),
-    batch_size=1, **model.drawing,
-  )  # fmt: skip
-  return np.int16(drawn[0])
-
-
-def edited(base, layout):
-  """The base with an edit that the format can hold."""
-  concepts = make_concepts("ab c", "d", ["fg"])
-  if layout != "text_encoder":
-    hparams = uce.Hparams(preset="uce2025")
-    edit = uce.erase(base.sd, base.params, concepts, None, hparams)
-    return base.with_edit(edit)
-  flat = traverse_util.flatten_dict(base.params, sep="/")
-  name = "text_encoder/text_model/embeddings/token_embedding/embedding"
-  flat[name] = flat[name][::-1].copy()
-  edit = edits.edit_between(
-    base.params, traverse_util.unflatten_dict(flat, sep="/"),
-    method="turned", concepts=concepts, diagnostics={},
-  )  # fmt: skip
-  return base.with_edit(edit)
-
-
-def round_trip(layout, place, source):
-  """Of a saved edit: the base's picture, the edit's, and the file's."""
-  base = ul.load(str(source))
-  model = edited(base, layout)
-  suffix = "" if layout == "folder" else ".safetensors"
-  path = place / f"{layout}{suffix}"
-  model.save(path, layout)
-  seen = [picture(base), picture(model)]
-  whole = layout == "folder"
-  return [*seen, picture(ul.load(str(path), base=None if whole else base))]
-
-
-@pytest.mark.parametrize(
-  "layouts",
-  [
-    ("context_map", "delta"), ("lora", "kohya"), ("unet", "single_file"),
-    ("folder", "text_encoder"),
-  ],
-)  # fmt: skip
-def test_an_edit_draws_the_same_in_every_format(layouts, source, place):
-  for layout in layouts:
-    trip = functools.partial(round_trip, layout, place)
-    (before, after, again), _ = alone(trip, source)
-    print(layout, np.abs(after - before).max(), np.abs(again - after).max())
-    assert np.abs(after - before).max() > 8
-    assert np.abs(again - after).max() <= 1
