@@ -44,6 +44,7 @@ class Drawn:
     model: the base: a world's name, a diffusers folder or a hub id.
     dtype: the type that networks compute in, float32 or bfloat16.
     attention: how attention is computed, see `models.attention`.
+    kernels: how networks compute on a CPU, see `models.fast`.
     seed: seed of prompts, noise and whatever else is random, at least 0.
     title: the title of the page.
     judge: the judge's name, see `judges.load`; None for no judge.
@@ -57,6 +58,7 @@ class Drawn:
   model: Output[str] = "shapes"
   dtype: Output[str] = "float32"
   attention: Output[str] = "auto"
+  kernels: Output[str] = "exact"
   seed: Output[int] = 0
   title: Output[str] = ""
   judge: Output[str | None] = None
@@ -100,9 +102,10 @@ def load_model(given: Any) -> Model:
   """Reads the model that settings name.
 
   Raises:
-    ValueError: it cannot be read whole, or has no such `attention` here.
+    ValueError: it cannot be read whole, or computes in no such way here.
   """
-  return models.load(given.model, dtype=given.dtype, attention=given.attention)
+  how = {key: getattr(given, key) for key in ("dtype", "attention", "kernels")}
+  return models.load(given.model, **how)
 
 
 def load_judge(given: Any) -> Judge | None:
@@ -214,8 +217,14 @@ def workdir(
     process_index=0 if alone else jax.process_index(),
     process_count=1 if alone else jax.process_count(),
     free=settings_.free(cls),
-    # Older versions had no metrics, and no published protocols.
-    defaults={"metrics": (), "published": None, "columns": (), "missing": {}},
+    # Older versions had no metrics, no published protocols, no fast kernels.
+    defaults={
+      "metrics": (),
+      "published": None,
+      "columns": (),
+      "missing": {},
+      "kernels": "exact",
+    },
   )
 
 
