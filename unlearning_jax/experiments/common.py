@@ -216,8 +216,10 @@ def workdir(
   """
   free = settings_.free(cls)
   # Older versions had no metrics, no published protocols, no fast kernels.
-  defaults = {"metrics": (), "published": None, "columns": (), "missing": {}}
-  defaults["kernels"] = "exact"
+  defaults: dict[str, Any] = {
+    "metrics": (), "published": None, "columns": (), "missing": {},
+    "kernels": "exact",
+  }  # fmt: skip
   if checking.is_only():
     binding.check(path, config, free, defaults)
     checking.passed()
