@@ -1,0 +1,286 @@
+"""Runs the cells of a sweep, by one worker or by several that share a folder.
+
+A cell is a run of its verb in `cells/<id>`, and resumes as such. Which worker
+runs it is decided by a lease. A cell that failed is not tried again before
+somebody asks for it.
+"""
+
+import contextlib
+import functools
+import json
+import pathlib
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from absl import logging
+
+from unlearning_jax import durable
+from unlearning_jax.experiments import cells, common
+from unlearning_jax.experiments.sweep import table, verbs
+from unlearning_jax.experiments.sweep.grid import Cell, Sweep
+from unlearning_jax.record import Workdir, leases, seal
+
+_FILE, _LEASES = "sweep.json", "leases"
+# Between two looks at what others do, and between two tables on the way.
+_LOOK_S, _TABLE_S = 2.0, 30.0
+
+
+def part_of(text: str) -> tuple[int, int]:
+  """The part of an array job: `3/16` is the third of sixteen.
+
+  Raises:
+    ValueError: it has another form, or there is no such part.
+  """
+  found = re.fullmatch(r"(\d+)/(\d+)", text)
+  part, count = (int(one) for one in found.groups()) if found else (0, 0)
+  if not 1 <= part <= count:
+    raise ValueError(
+      f"--cell={text}: must be a part and their number, from 1/16 to 16/16; "
+      "an array job takes --cell=$SLURM_ARRAY_TASK_ID/16 with --array=1-16"
+    )
+  return part, count
+
+
+def run(
+  sweep: Sweep,
+  root: pathlib.Path,
+  *,
+  part: tuple[int, int] = (1, 1),
+  retry: bool = False,
+  held: Callable[[pathlib.Path], leases.Leases] = leases.Leases,
+) -> int:
+  """Runs cells until none is left that this worker can run.
+
+  Workers of one sweep share a folder: each runs the same command, and takes
+  cells that no other holds. At the end each waits for the cells of the others,
+  and takes over those whose worker died.
+
+  Args:
+    sweep: from `plan`.
+    root: the folder of the sweep.
+    part: which part of the cells, and of how many; a worker with a part does
+      not wait for others.
+    retry: whether to run the cells that failed, and no others.
+    held: opens the leases of a folder.
+
+  Returns:
+    The number of cells of this part that failed or were not finished.
+
+  Raises:
+    ValueError: the folder holds another sweep.
+  """
+  _enter(sweep, root)
+  store = Store(root)
+  mine = sweep.cells[part[0] - 1 :: part[1]]
+  if retry:
+    store.again = {cell: age for cell in mine if (age := store.age(cell))}
+    mine = tuple(store.again)
+  worker = _Worker(store, held(root / _LEASES), waits=part[1] == 1)
+  told = [0.0]
+
+  def after():
+    if time.monotonic() - told[0] > _TABLE_S:
+      table.conclude(root)
+      told[0] = time.monotonic()
+
+  with contextlib.ExitStack() as stack:
+
+    def pack(left: Sequence[Cell]) -> Iterator[list[Cell]]:
+      return stack.enter_context(contextlib.closing(worker.taken(left)))
+
+    cells.run(
+      store,
+      mine,
+      functools.partial(_work, sweep.verb, worker),
+      pack=pack,
+      after=after,
+    )
+  table.conclude(root)
+  return sum(not store.is_done(cell) for cell in mine)
+
+
+class Store(cells.Folders[Cell]):
+  """The cells of a sweep; one that failed counts as ended.
+
+  Attributes:
+    again: cells that may be tried again -> when they had failed.
+  """
+
+  def __init__(self, root: pathlib.Path):
+    super().__init__(root / "cells", check=self._check_seal)
+    self.again: dict[Cell, int] = {}
+
+  def _check_seal(self, cell: Cell):
+    seal.check(self.folder(cell))
+
+  def is_done(self, cell: Cell) -> bool:
+    """Whether the cell has its result."""
+    return super().ended(cell)
+
+  def age(self, cell: Cell) -> int:
+    """When the cell failed, in nanoseconds of its file; 0 if it has not."""
+    file = self._file(cell)
+    is_open = not self.is_done(cell) and file.exists()
+    return file.stat().st_mtime_ns if is_open else 0
+
+  def ended(self, cell: Cell) -> bool:
+    """Whether the cell is done, or failed and is not to be tried again."""
+    # Another worker may have tried it again, and failed anew.
+    failed = self.age(cell)
+    return self.is_done(cell) or failed not in (0, self.again.get(cell, 0))
+
+  def check(self, cell: Cell):
+    """Raises if a file of a cell that is done has been damaged."""
+    if self.is_done(cell):
+      super().check(cell)
+
+  def tidy(self, cell: Cell):
+    """Removes the error of an earlier start, once the cell is done."""
+    if self.is_done(cell):
+      super().tidy(cell)
+
+
+class _Worker:
+  """Takes cells that no other worker holds."""
+
+  def __init__(self, store: Store, held: leases.Leases, *, waits: bool):
+    self._leases, self._waits = held, waits
+    self.store: Store = store
+    self.lease: leases.Lease | None = None
+
+  def taken(self, left: Sequence[Cell]) -> Iterator[list[Cell]]:
+    """Yields each cell that this worker is to run, and holds it meanwhile."""
+    tried: set[Cell] = set()
+    while True:
+      others = 0
+      for cell in left:
+        if cell in tried or self.store.ended(cell):
+          continue
+        lease = self._leases.take(cell.id)
+        if lease is None:
+          others += 1
+          continue
+        with lease.beating():
+          # It may have ended before it was taken.
+          if self.store.ended(cell):
+            continue
+          tried.add(cell)
+          self.lease = lease
+          yield [cell]
+      if not (others and self._waits):
+        return
+      logging.info("waiting for %s cells of other workers", others)
+      time.sleep(_LOOK_S)
+
+
+def _work(verb: str, worker: _Worker, some: Sequence[Cell]):
+  """Runs a cell; leaves it where another worker has taken it over."""
+  (cell,) = some
+  assert worker.lease is not None
+  lease, started = worker.lease, time.monotonic()
+  own, folder = verbs.find(verb), worker.store.folder(cell)
+  print(f"cell {cell.id}: {cell.said}", flush=True)
+
+  @functools.cache
+  def opened() -> Workdir:
+    record = common.workdir(str(folder), cell.config, own.settings, alone=True)
+    record.guard = lease.check
+    return record
+
+  try:
+    try:
+      own.run(cell.given, opened, cell.edit)
+      _check_done(opened())
+    except Exception:
+      # Whatever goes wrong after another worker has come is no failure.
+      lease.check()
+      raise
+    lease.check()
+    seconds = time.monotonic() - started
+    with durable.replacing(folder / table.COST) as file:
+      file.write(durable.to_json({"seconds": seconds}, "cost").encode())
+  except (leases.LostError, durable.BusyError) as error:
+    # Only the text is logged: the traceback would keep the record open.
+    why = str(error)
+    logging.warning("cell %s is left to another worker: %s", cell.id, why)
+
+
+def _check_done(record: Workdir):
+  """Raises if a run came back before its end, as an audit may.
+
+  Raises:
+    ValueError: some of its stages failed.
+  """
+  if not record.is_done:
+    raise ValueError(
+      f"{record.path}: some of it failed; its report.html says what"
+    )
+
+
+def _enter(sweep: Sweep, root: pathlib.Path):
+  """Notes the sweep in its folder; more cells of the same kind may join.
+
+  Raises:
+    ValueError: the folder holds another sweep, or other files.
+  """
+  root.mkdir(parents=True, exist_ok=True)
+  file, new = root / _FILE, table.plain(sweep)
+  if not file.exists():
+    strange = [
+      path.name
+      for path in root.iterdir()
+      if path.name != _FILE and not path.name.startswith(".")
+      and path.suffix not in (".log", ".out", ".err")
+    ]  # fmt: skip
+    # Another worker may have begun in the meantime.
+    if strange and not file.exists():
+      raise ValueError(
+        f"workdir: {root} holds no sweep, but other files such as "
+        f"{min(strange)}; name a new folder or an empty one"
+      )
+  else:
+    old = json.loads(file.read_text())
+    if old == new:
+      return
+    lost = [one for one in old["cells"] if one not in new["cells"]]
+    for key in ("verb", "keys"):
+      if old[key] != new[key]:
+        raise ValueError(
+          f"workdir: {root} holds another sweep: its {key} was {old[key]}, and "
+          f"is {new[key]} now; use another folder"
+        )
+    if lost:
+      said = ", ".join(f"{k}={v}" for k, v in lost[0]["values"].items())
+      raise ValueError(
+        f"workdir: {root} holds another sweep, with {len(lost)} cells that "
+        f"this one lacks, such as {said}; a sweep may get more values, and "
+        "otherwise needs another folder"
+      )
+  with durable.replacing(file) as stream:
+    stream.write(durable.to_json(new, "sweep", indent=2).encode())
+
+
+def described(sweep: Sweep, root: pathlib.Path) -> str:
+  """The cells, what became of them, and what the rest costs.
+
+  Args:
+    sweep: from `plan`.
+    root: its folder, which need not be there yet.
+  """
+  store = Store(root)
+  lines, left = [], 0
+  for cell in sweep.cells:
+    state = "failed" if store.why(cell) else "not run"
+    state = "done" if store.is_done(cell) else state
+    left += state != "done"
+    lines.append(f"{cell.id}  {state:8}{cell.said}")
+  lines.append(f"{len(sweep.cells)} cells of {sweep.verb}, {left} left")
+  seconds = table.first_seconds(root, [cell.id for cell in sweep.cells])
+  cost = "cost unknown: no cell has ended"
+  if seconds is not None:
+    cost = (
+      f"the first took {seconds:.1f} s, so about {seconds * left / 60:.1f} min "
+      "are left for one worker"
+    )
+  return "\n".join([*lines, cost])
