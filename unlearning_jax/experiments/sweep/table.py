@@ -38,7 +38,7 @@ def plain(sweep: Sweep) -> dict[str, Any]:
 
 
 def conclude(root: pathlib.Path) -> dict[str, Any]:
-  """Writes `summary.json`, `results.csv` and `report.html` into the root.
+  """Writes `summary.json`, `results.csv`, `report.html`, and `DONE` at the end.
 
   Args:
     root: the folder of the sweep.
@@ -64,6 +64,10 @@ def conclude(root: pathlib.Path) -> dict[str, Any]:
     }.items():
       with replacing(root / name) as stream:
         stream.write(text.encode())
+    if all(one["state"] == "done" for one in document["cells"]):
+      (root / seal.NAME).touch()
+    else:
+      (root / seal.NAME).unlink(missing_ok=True)
   return document
 
 
