@@ -1,6 +1,6 @@
 """Runs one verb over a grid of settings, and shows all runs in one table.
 
-  python -m launch.sweep --config=configs/erase_rece.py:tiny \
+  python -m launch.sweep --config=configs/erase_uce.py:tiny \
     --grid=hparams.lamb=0.1,0.5 --grid=concept=star,moon --seeds=3 \
     --workdir=runs/sweep
 
@@ -13,24 +13,19 @@ goes on; `--retry` runs the cells that failed. The exit status is 3 if some did.
 import importlib
 import pathlib
 
-from absl.flags import (
-  FLAGS,
-  DEFINE_bool,
-  DEFINE_integer,
-  DEFINE_multi_string,
-  DEFINE_string,
-)
+from absl import flags as absl
 
 from . import flags
 
 _CONFIG, _WORKDIR = flags.config(), flags.workdir("The sweep's folder.")
-_VERB = DEFINE_string("verb", "", "What a cell runs; the config says it too.")
-_PROTOCOL = DEFINE_string("protocol", None, "For evaluations and audits.")
-_GRID = DEFINE_multi_string("grid", [], "key=value,value; once for each key.")
-_SEEDS = DEFINE_integer("seeds", 1, "Runs of each cell, seeds counting up.")
-_CELL = DEFINE_string("cell", "1/1", "A part of the cells, as 3/16.")
-_RETRY = DEFINE_bool("retry", False, "Run the cells that failed, alone.")
-_DRY_RUN = DEFINE_bool("dry_run", False, "Print cells and cost only.")
+_GRID = absl.DEFINE_multi_string("grid", [], "key=value,value; a key each.")
+_SEEDS = absl.DEFINE_integer("seeds", 1, "Runs of each, seeds counting up.")
+_CELL = absl.DEFINE_string("cell", "1/1", "A part of the cells, as 3/16.")
+_VERB = absl.DEFINE_string("verb", "", "What runs; the config says it too.")
+_PROTOCOL = absl.DEFINE_string("protocol", None, "For evaluations and audits.")
+_TRACK = absl.DEFINE_list("track", [], "Also tell: tensorboard, wandb.")
+_RETRY = absl.DEFINE_bool("retry", False, "Run the cells that failed, alone.")
+_DRY_RUN = absl.DEFINE_bool("dry_run", False, "Print cells and cost only.")
 
 
 def main(_: list[str]):
@@ -39,13 +34,14 @@ def main(_: list[str]):
 
   configs = importlib.import_module("unlearning_jax.configs.sweep")
   part, root = sweep.part_of(_CELL.value), pathlib.Path(_WORKDIR.value)
-  verb, base = configs.of_flags(FLAGS, _VERB.value, _PROTOCOL.value)
+  verb, base = configs.of_flags(absl.FLAGS, _VERB.value, _PROTOCOL.value)
   planned = sweep.plan(
     verb, base, sweep.parsed(_GRID.value), seeds=_SEEDS.value, texts=True
   )
   if _DRY_RUN.value:
     return print(sweep.described(planned, root))
-  failed = sweep.run(planned, root, part=part, retry=_RETRY.value)
+  more = {"retry": _RETRY.value, "track": _TRACK.value}
+  failed = sweep.run(planned, root, part=part, **more)
   print(f"{sweep.printed(root)}\nreport: {root.absolute()}/report.html")
   return flags.status(failed, "cells failed or are left; the page says why")
 

@@ -36,6 +36,7 @@ def sweep(
   seeds: int = 1,
   protocol: str = "",
   retry: bool = False,
+  track: Sequence[str] = (),
   out: Path | None = None,
 ) -> Sweep:
   """Runs a verb once for every combination of settings.
@@ -55,6 +56,8 @@ def sweep(
     seeds: runs of each combination, with seeds that count up.
     protocol: of an evaluation or an audit, as `shapes-star`.
     retry: runs the cells that failed, and no others.
+    track: also tells "tensorboard" or "wandb" of every cell, see the `tracking`
+      extra.
     out: a folder that keeps the sweep, which other workers may share; None
       keeps it for as long as the result exists.
 
@@ -73,7 +76,7 @@ def sweep(
     tempfile.TemporaryDirectory(prefix="unlearning_jax-") if not out else None
   )
   root = pathlib.Path(kept.name if kept else os.fspath(out or ""))
-  experiment.run(planned, root, retry=retry)
+  experiment.run(planned, root, retry=retry, track=track)
   document = experiment.conclude(root)
   head, *lines = experiment.lines(document)
   return Sweep(

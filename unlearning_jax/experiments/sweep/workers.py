@@ -12,14 +12,15 @@ import pathlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from absl import logging
 
 from unlearning_jax import durable
 from unlearning_jax.experiments import cells, common
-from unlearning_jax.experiments.sweep import table, verbs
+from unlearning_jax.experiments.sweep import figures, table, verbs
 from unlearning_jax.experiments.sweep.grid import Cell, Sweep
-from unlearning_jax.record import Workdir, leases, seal
+from unlearning_jax.record import Workdir, leases, seal, tracking
 
 _FILE, _LEASES = "sweep.json", "leases"
 # Between two looks at what others do, and between two tables on the way.
@@ -48,6 +49,7 @@ def run(
   *,
   part: tuple[int, int] = (1, 1),
   retry: bool = False,
+  track: Sequence[str] = (),
   held: Callable[[pathlib.Path], leases.Leases] = leases.Leases,
 ) -> int:
   """Runs cells until none is left that this worker can run.
@@ -62,14 +64,16 @@ def run(
     part: which part of the cells, and of how many; a worker with a part does
       not wait for others.
     retry: whether to run the cells that failed, and no others.
+    track: trackers that hear of every cell, see `record.tracking`.
     held: opens the leases of a folder.
 
   Returns:
     The number of cells of this part that failed or were not finished.
 
   Raises:
-    ValueError: the folder holds another sweep.
+    ValueError: the folder holds another sweep; a tracker is not installed.
   """
+  tracking.check(track)
   _enter(sweep, root)
   store = Store(root)
   mine = sweep.cells[part[0] - 1 :: part[1]]
@@ -77,6 +81,7 @@ def run(
     store.again = {cell: age for cell in mine if (age := store.age(cell))}
     mine = tuple(store.again)
   worker = _Worker(store, held(root / _LEASES), waits=part[1] == 1)
+  worker.track = track
   told = [0.0]
 
   def after():
@@ -148,6 +153,7 @@ class _Worker:
     self._leases, self._waits = held, waits
     self.store: Store = store
     self.lease: leases.Lease | None = None
+    self.track: Sequence[str] = ()
 
   def taken(self, left: Sequence[Cell]) -> Iterator[list[Cell]]:
     """Yields each cell that this worker is to run, and holds it meanwhile."""
@@ -182,10 +188,14 @@ def _work(verb: str, worker: _Worker, some: Sequence[Cell]):
   own, folder = verbs.find(verb), worker.store.folder(cell)
   print(f"cell {cell.id}: {cell.said}", flush=True)
 
+  trackers: list[tracking.Tracker] = []
+
   @functools.cache
-  def opened() -> Workdir:
+  def opened() -> Any:
     record = common.workdir(str(folder), cell.config, own.settings, alone=True)
     record.guard = lease.check
+    record, found = tracking.tracked(record, worker.track)
+    trackers.extend(found)
     return record
 
   try:
@@ -197,6 +207,9 @@ def _work(verb: str, worker: _Worker, some: Sequence[Cell]):
       lease.check()
       raise
     lease.check()
+    for one in trackers:
+      known = figures.read(verb, folder)
+      one.end(cell.values, {name: f["value"] for name, f in known.items()})
     seconds = time.monotonic() - started
     with durable.replacing(folder / table.COST) as file:
       file.write(durable.to_json({"seconds": seconds}, "cost").encode())
