@@ -31,7 +31,7 @@ KILLS = flags.DEFINE_integer("kills", 10, "Workers that are killed.")
 SEED = flags.DEFINE_integer("seed", 0, "Decides who is killed, and when.")
 WORKER = flags.DEFINE_string("worker", None, "Work in this folder.")
 ALONE = flags.DEFINE_bool("alone", False, "Trust no lock.")
-SCALES = [0.1 * i for i in range(1, 19)]
+SCALES = [0.1 * i for i in range(1, 13)]
 
 
 def planned() -> sweep.Sweep:
@@ -40,8 +40,8 @@ def planned() -> sweep.Sweep:
 
   configs = importlib.import_module("unlearning_jax.configs.sweep")
   few = {
-    "rows_per_group": 3, "other_rows": 6, "grid_rows": 1, "batch_size": 4,
-    "sampling.num_inference_steps": 4,
+    "rows_per_group": 1, "other_rows": 2, "grid_rows": 1, "batch_size": 4,
+    "sampling.num_inference_steps": 2,
   }  # fmt: skip
   base = configs.base("erase", "erase_uce:tiny", changes=few)
   grid = [("concept", ["star", "moon"]), ("hparams.erase_scale", SCALES)]

@@ -16,7 +16,7 @@ from unlearning_jax import durable
 from unlearning_jax.experiments import sweep
 from unlearning_jax.experiments.sweep import verbs
 from unlearning_jax.experiments.sweep import workers as runs
-from unlearning_jax.record import leases
+from unlearning_jax.record import leases, tracking
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +97,28 @@ def test_parts_of_an_array_job_are_all_of_it(tmp_path):
 def test_a_part_that_is_none(text):
   with pytest.raises(ValueError, match=f"--cell={text}: .*--array=1-16"):
     sweep.part_of(text)
+
+
+def test_trackers_hear_of_every_cell(tmp_path, monkeypatch):
+  heard = []
+
+  class Told:
+    def __init__(self, folder, name):
+      self.name = name
+
+    def end(self, values, figures):
+      heard.append((self.name, values, figures))
+
+  monkeypatch.setitem(tracking._TRACKERS, "told", Told)
+  monkeypatch.setitem(tracking._PACKAGES, "told", "json")
+  grid = [("name", ["good", "bad"])]
+  planned = sweep.plan("toy", toy_sweep.base(), grid)
+  sweep.run(planned, tmp_path, track=["told"])
+  good, bad = planned.cells
+  share = {"erased": 0.0, "kept": 1.0}
+  assert heard == [(good.id, good.values, share), (bad.id, bad.values, {})]
+  with pytest.raises(ValueError, match="track='tld'"):
+    sweep.run(planned, tmp_path, track=["tld"])
 
 
 def test_another_sweep_s_folder_is_refused(tmp_path):

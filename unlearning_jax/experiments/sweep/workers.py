@@ -185,31 +185,16 @@ def _work(verb: str, worker: _Worker, some: Sequence[Cell]):
   (cell,) = some
   assert worker.lease is not None
   lease, started = worker.lease, time.monotonic()
-  own, folder = verbs.find(verb), worker.store.folder(cell)
+  folder = worker.store.folder(cell)
   print(f"cell {cell.id}: {cell.said}", flush=True)
-
-  trackers: list[tracking.Tracker] = []
-
-  @functools.cache
-  def opened() -> Any:
-    record = common.workdir(str(folder), cell.config, own.settings, alone=True)
-    record.guard = lease.check
-    record, found = tracking.tracked(record, worker.track)
-    trackers.extend(found)
-    return record
-
   try:
     try:
-      own.run(cell.given, opened, cell.edit)
-      _check_done(opened())
+      _run(verb, cell, folder, lease, worker.track)
     except Exception:
       # Whatever goes wrong after another worker has come is no failure.
       lease.check()
       raise
     lease.check()
-    for one in trackers:
-      known = figures.read(verb, folder)
-      one.end(cell.values, {name: f["value"] for name, f in known.items()})
     seconds = time.monotonic() - started
     with durable.replacing(folder / table.COST) as file:
       file.write(durable.to_json({"seconds": seconds}, "cost").encode())
@@ -217,6 +202,39 @@ def _work(verb: str, worker: _Worker, some: Sequence[Cell]):
     # Only the text is logged: the traceback would keep the record open.
     why = str(error)
     logging.warning("cell %s is left to another worker: %s", cell.id, why)
+
+
+def _run(
+  verb: str,
+  cell: Cell,
+  folder: pathlib.Path,
+  lease: leases.Lease,
+  track: Sequence[str],
+):
+  """Runs a cell's verb in its folder, and tells the trackers."""
+  own = verbs.find(verb)
+
+  def end(tracker: tracking.Tracker):
+    found = figures.read(verb, folder)
+    tracker.end(
+      cell.values, {name: one["value"] for name, one in found.items()}
+    )
+
+  with contextlib.ExitStack() as ended:
+
+    @functools.cache
+    def opened() -> Any:
+      record = common.workdir(
+        str(folder), cell.config, own.settings, alone=True
+      )
+      record.guard = lease.check
+      record, trackers = tracking.tracked(record, track)
+      for one in trackers:
+        ended.callback(end, one)
+      return record
+
+    own.run(cell.given, opened, cell.edit)
+    _check_done(opened())
 
 
 def _check_done(record: Workdir):
