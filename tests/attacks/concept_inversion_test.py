@@ -17,6 +17,7 @@ from unlearning_jax.attacks import concept_inversion
 from unlearning_jax.attacks.engine import adam, losses
 from unlearning_jax.attacks.engine.victim import Problem
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 FILE = pathlib.Path(__file__).parents[1] / "goldens" / "attacks_inversion.npz"
 
 

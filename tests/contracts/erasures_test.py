@@ -67,7 +67,13 @@ ERASURES = {
     }
   ],
   "concept_ablation": [
-    {"num_images": 8, "batch_size": 8, "num_steps": 2, "num_inference_steps": 2}
+    {
+      "expand_prompts": False,
+      "num_images": 8,
+      "batch_size": 8,
+      "num_steps": 2,
+      "num_inference_steps": 2,
+    }
   ],
   # One weight at the threshold that moves on eight devices and not on one is
   # 1 % of a small leaf's change; the first row's mask has no such weights.

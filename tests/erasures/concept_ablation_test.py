@@ -218,3 +218,10 @@ def test_no_anchor_fills_no_template():
 def test_errors(options, words, model):
   with pytest.raises(ValueError, match=words):
     erase(model, **options)
+
+
+def test_a_concept_without_an_image_is_refused(model):
+  concepts = make_concepts(list("abcdefghi"), "circle")
+  h = concept_ablation.Hparams(num_images=8, batch_size=8, expand_prompts=False)
+  with pytest.raises(ValueError, match="num_images=8: 9 phrases.*num_images=9"):
+    concept_ablation.erase(*model, concepts, jax.random.key(0), h)

@@ -34,7 +34,7 @@ def test_a_concept_that_is_not_in_its_prompt():
 
 def test_a_concept_without_an_image_is_refused():
   h = fmn.Hparams(num_images=2)
-  with pytest.raises(ValueError, match="num_images=2: 3 concepts.*or more"):
+  with pytest.raises(ValueError, match="num_images=2: 3 phrases.*or more"):
     fmn.erase(None, {}, make_concepts([*"abc"], ""), None, h)
 
 

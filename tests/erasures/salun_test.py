@@ -131,7 +131,7 @@ def test_what_remains():
 @pytest.mark.parametrize(
   "preset, names, words",
   [
-    ("fixed", "a b c d e", "num_images=4: 5 concepts.*num_images=5 or more"),
+    ("fixed", "a b c d e", "num_images=4: 5 phrases.*num_images=5 or more"),
     (
       "reference",
       "a b c",

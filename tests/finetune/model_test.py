@@ -13,7 +13,7 @@ from unlearning_jax import checkpoints, finetune, sharding, stable_diffusion
 from unlearning_jax.data import Batches
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
-STEPS = 20
+STEPS = 8
 
 
 @pytest.fixture(scope="module")

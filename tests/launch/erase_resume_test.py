@@ -97,7 +97,7 @@ def test_what_was_drawn_is_not_drawn_again(tmp_path):
 def test_a_killed_run_ends_with_the_same_edit(method, tmp_path):
   def start(name):
     hparams = {"num_steps": 12, "num_inference_steps": 2, "batch_size": 2}
-    hparams |= {"num_images": 17} if method == "concept_ablation" else {}
+    hparams |= {"num_images": 23} if method == "concept_ablation" else {}
     return scripts.Run(
       "erase", "--checkpoint_every=2", f"--workdir={tmp_path / name}",
       f"--config=configs/erase_{method}.py:tiny", "--config.rows_per_group=0",

@@ -28,7 +28,7 @@ SHORT = {
     "attack_steps=1", "warmup_steps=1",
   ],
   "concept_ablation": [
-    "num_steps=2", "num_inference_steps=2", "num_images=2", "batch_size=2",
+    "num_steps=2", "num_inference_steps=2", "num_images=23", "batch_size=23",
   ],
   "salun": [
     "num_steps=2", "num_inference_steps=2", "num_images=24", "batch_size=8",

@@ -175,16 +175,16 @@ def check_batch(batch_size: int, num_images: int):
     raise ValueError(f"{batch_size=}; allowed: 1 to num_images={num_images}")
 
 
-def check_images(concepts: Sequence[Concept], num_images: int):
-  """Checks that each concept can have an image.
+def check_images(phrases: Sequence[Concept | str], num_images: int):
+  """Checks that each phrase to erase can have an image.
 
   Raises:
-    ValueError: there are more concepts than images; says how many are needed.
+    ValueError: there are more phrases than images; says how many are needed.
   """
-  if len(concepts) > num_images:
+  if len(phrases) > num_images:
     raise ValueError(
-      f"{num_images=}: {len(concepts)} concepts need an image each, or some "
-      f"would not be erased; give hparams.num_images={len(concepts)} or more"
+      f"{num_images=}: {len(phrases)} phrases need an image each, or some "
+      f"would not be erased; give hparams.num_images={len(phrases)} or more"
     )
 
 

@@ -43,6 +43,7 @@ from unlearning_jax.erasures import (
   NO_HOOKS,
   Hooks,
   check_batch,
+  check_images,
   check_predicts_noise,
   edit_of,
 )
@@ -211,12 +212,17 @@ def erase(
   `hooks.collect` and `hooks.trainer`.
 
   Raises:
-    ValueError: an unusable concept, or a model that does not predict the noise.
+    ValueError: an unusable concept, several with fewer images than phrases, or
+      a model that does not predict the noise.
     FloatingPointError: the training diverges.
   """
   check_concepts(concepts)
   check_predicts_noise(sd, "Concept Ablation")
   erased, anchors = zip(*_pairs(concepts, h.expand_prompts), strict=True)
+  # One concept may have fewer images than templates. Of several, the last ones
+  # would have none.
+  if len(concepts) > 1:
+    check_images(erased, h.num_images)
   concept, anchor, empty = (
     stable_diffusion.encode_text(sd, params, stable_diffusion.tokenize(sd, p))
     for p in (erased, anchors, [""])
