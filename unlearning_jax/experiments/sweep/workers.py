@@ -11,7 +11,7 @@ import json
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from absl import logging
@@ -91,7 +91,7 @@ def run(
 
   with contextlib.ExitStack() as stack:
 
-    def pack(left: Sequence[Cell]) -> Iterator[list[Cell]]:
+    def pack(left: Sequence[Cell]) -> Generator[list[Cell], None, None]:
       return stack.enter_context(contextlib.closing(worker.taken(left)))
 
     cells.run(
@@ -155,9 +155,10 @@ class _Worker:
     self.lease: leases.Lease | None = None
     self.track: Sequence[str] = ()
 
-  def taken(self, left: Sequence[Cell]) -> Iterator[list[Cell]]:
+  def taken(self, left: Sequence[Cell]) -> Generator[list[Cell], None, None]:
     """Yields each cell that this worker is to run, and holds it meanwhile."""
     tried: set[Cell] = set()
+    said = 0
     while True:
       others = 0
       for cell in left:
@@ -176,7 +177,9 @@ class _Worker:
           yield [cell]
       if not (others and self._waits):
         return
-      logging.info("waiting for %s cells of other workers", others)
+      if others != said:
+        print(f"waiting for {others} cells of other workers", flush=True)
+      said = others
       time.sleep(_LOOK_S)
 
 
