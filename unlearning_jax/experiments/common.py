@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from unlearning_jax import (
+  checking,
   convert,
   extensions,
   guidance,
@@ -25,7 +26,7 @@ from unlearning_jax.edits import Edit, edit_hash, load_edit
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.judges import Judge, Target
 from unlearning_jax.model import Model
-from unlearning_jax.record import Recorder, Workdir, seal
+from unlearning_jax.record import Recorder, Workdir, binding, seal
 from unlearning_jax.sampling import Sampling
 from unlearning_jax.settings import Free, Output
 from unlearning_jax.stable_diffusion import Params
@@ -199,6 +200,8 @@ def workdir(
 ) -> Workdir:
   """Opens the folder of a run, which all its processes share.
 
+  A run that only checks, see `checking`, ends here.
+
   Args:
     path: the folder.
     config: the run's config, plain values or a `ConfigDict`.
@@ -208,14 +211,19 @@ def workdir(
   Raises:
     ValueError: the folder cannot be written, or is of another config.
   """
+  free = settings_.free(cls)
+  # Older versions had no metrics, and no published protocols.
+  defaults = {"metrics": (), "published": None, "columns": (), "missing": {}}
+  if checking.is_only():
+    binding.check(path, config, free, defaults)
+    checking.passed()
   return Workdir(
     path,
     config,
     process_index=0 if alone else jax.process_index(),
     process_count=1 if alone else jax.process_count(),
-    free=settings_.free(cls),
-    # Older versions had no metrics, and no published protocols.
-    defaults={"metrics": (), "published": None, "columns": (), "missing": {}},
+    free=free,
+    defaults=defaults,
   )
 
 
