@@ -27,10 +27,10 @@ def of_flags(
   Raises:
     ValueError: the flags name no verb, or no settings of it.
   """
-  if values["distributed"].value:
+  if values["distributed"].value or values["coordinator"].value:
     raise ValueError(
-      "--distributed: workers of a sweep share its folder and do not join; "
-      "start the same command without the flag, as often as you like"
+      "--distributed, --coordinator: workers of a sweep share its folder and "
+      "do not join; start the command without the flag, as often as you like"
     )
   flag = values["config"]
   if flag.value is None:

@@ -4,6 +4,7 @@ import csv
 import importlib
 
 import pytest
+from unlearning_jax.launch import places
 
 from tests.support import scripts
 from unlearning_jax.experiments import sweep
@@ -59,6 +60,12 @@ def test_an_audit_is_a_sweep_of_protocols():
   assert [name.partition("~")[0] for name in names] == [
     "shapes-star", "shapes-moon",
   ]  # fmt: skip
+
+
+def test_a_launcher_s_workers_do_not_join():
+  words = ["sweep", "--workdir=a"]
+  assert places.command(words, 3)[-2:] == words
+  assert places.command(["erase"], 3)[-1] == "--distributed"
 
 
 @pytest.mark.e2e

@@ -12,9 +12,9 @@ import time
 import pytest
 
 from tests.support import scripts, toy_sweep
-from unlearning_jax import durable
+from unlearning_jax import checking, durable
 from unlearning_jax.experiments import sweep
-from unlearning_jax.experiments.sweep import verbs
+from unlearning_jax.experiments.sweep import folder, verbs
 from unlearning_jax.experiments.sweep import workers as runs
 from unlearning_jax.record import leases, tracking
 
@@ -76,7 +76,7 @@ def test_a_cell_fails_alone_and_is_retried_alone(tmp_path, monkeypatch):
 def test_a_retry_of_two_workers_tries_once(tmp_path):
   planned = sweep.plan("toy", toy_sweep.base(), [("name", ["bad"])])
   sweep.run(planned, tmp_path)
-  store = runs.Store(tmp_path)
+  store = folder.Store(tmp_path)
   (cell,) = planned.cells
   # This worker has seen the failure; another tries the cell in the meantime.
   store.again = {cell: store.age(cell)}
@@ -136,6 +136,17 @@ def test_another_sweep_s_folder_is_refused(tmp_path):
   (tmp_path / "else/mine.txt").touch()
   with pytest.raises(ValueError, match="holds no sweep, but.*mine.txt"):
     sweep.run(toy_sweep.plan(2), tmp_path / "else")
+
+
+def test_a_check_writes_nothing(tmp_path):
+  root = tmp_path / "sweep"
+  checking.ask(True)
+  try:
+    with pytest.raises(checking.Checked):
+      sweep.run(toy_sweep.plan(2), root)
+  finally:
+    checking.ask(False)
+  assert not root.exists()
 
 
 def test_the_cost_is_unknown_until_a_cell_has_ended(tmp_path):

@@ -7,7 +7,6 @@ somebody asks for it.
 
 import contextlib
 import functools
-import json
 import pathlib
 import re
 import time
@@ -16,13 +15,13 @@ from typing import Any
 
 from absl import logging
 
-from unlearning_jax import durable
+from unlearning_jax import checking, durable
 from unlearning_jax.experiments import cells, common
-from unlearning_jax.experiments.sweep import figures, table, verbs
+from unlearning_jax.experiments.sweep import figures, folder, table, verbs
 from unlearning_jax.experiments.sweep.grid import Cell, Sweep
-from unlearning_jax.record import Workdir, leases, seal, tracking
+from unlearning_jax.record import Workdir, leases, tracking
 
-_FILE, _LEASES = "sweep.json", "leases"
+_LEASES = "leases"
 # Between two looks at what others do, and between two tables on the way.
 _LOOK_S, _TABLE_S = 2.0, 30.0
 
@@ -74,8 +73,13 @@ def run(
     ValueError: the folder holds another sweep; a tracker is not installed.
   """
   tracking.check(track)
-  _enter(sweep, root)
-  store = Store(root)
+  new = table.plain(sweep)
+  folder.check(new, root)
+  if checking.is_only():
+    checking.passed()
+  with durable.replacing(root / folder.FILE) as file:
+    file.write(durable.to_json(new, "sweep", indent=2).encode())
+  store = folder.Store(root)
   mine = sweep.cells[part[0] - 1 :: part[1]]
   if retry:
     store.again = {cell: age for cell in mine if (age := store.age(cell))}
@@ -105,53 +109,12 @@ def run(
   return sum(not store.is_done(cell) for cell in mine)
 
 
-class Store(cells.Folders[Cell]):
-  """The cells of a sweep; one that failed counts as ended.
-
-  Attributes:
-    again: cells that may be tried again -> when they had failed.
-  """
-
-  def __init__(self, root: pathlib.Path):
-    super().__init__(root / "cells", check=self._check_seal)
-    self.again: dict[Cell, int] = {}
-
-  def _check_seal(self, cell: Cell):
-    seal.check(self.folder(cell))
-
-  def is_done(self, cell: Cell) -> bool:
-    """Whether the cell has its result."""
-    return super().ended(cell)
-
-  def age(self, cell: Cell) -> int:
-    """When the cell failed, in nanoseconds of its file; 0 if it has not."""
-    file = self._file(cell)
-    is_open = not self.is_done(cell) and file.exists()
-    return file.stat().st_mtime_ns if is_open else 0
-
-  def ended(self, cell: Cell) -> bool:
-    """Whether the cell is done, or failed and is not to be tried again."""
-    # Another worker may have tried it again, and failed anew.
-    failed = self.age(cell)
-    return self.is_done(cell) or failed not in (0, self.again.get(cell, 0))
-
-  def check(self, cell: Cell):
-    """Raises if a file of a cell that is done has been damaged."""
-    if self.is_done(cell):
-      super().check(cell)
-
-  def tidy(self, cell: Cell):
-    """Removes the error of an earlier start, once the cell is done."""
-    if self.is_done(cell):
-      super().tidy(cell)
-
-
 class _Worker:
   """Takes cells that no other worker holds."""
 
-  def __init__(self, store: Store, held: leases.Leases, *, waits: bool):
+  def __init__(self, store: folder.Store, held: leases.Leases, *, waits: bool):
     self._leases, self._waits = held, waits
-    self.store: Store = store
+    self.store: folder.Store = store
     self.lease: leases.Lease | None = None
     self.track: Sequence[str] = ()
 
@@ -188,18 +151,18 @@ def _work(verb: str, worker: _Worker, some: Sequence[Cell]):
   (cell,) = some
   assert worker.lease is not None
   lease, started = worker.lease, time.monotonic()
-  folder = worker.store.folder(cell)
+  path = worker.store.folder(cell)
   print(f"cell {cell.id}: {cell.said}", flush=True)
   try:
     try:
-      _run(verb, cell, folder, lease, worker.track)
+      _run(verb, cell, path, lease, worker.track)
     except Exception:
       # Whatever goes wrong after another worker has come is no failure.
       lease.check()
       raise
     lease.check()
     seconds = time.monotonic() - started
-    with durable.replacing(folder / table.COST) as file:
+    with durable.replacing(path / table.COST) as file:
       file.write(durable.to_json({"seconds": seconds}, "cost").encode())
   except (leases.LostError, durable.BusyError) as error:
     # Only the text is logged: the traceback would keep the record open.
@@ -210,7 +173,7 @@ def _work(verb: str, worker: _Worker, some: Sequence[Cell]):
 def _run(
   verb: str,
   cell: Cell,
-  folder: pathlib.Path,
+  path: pathlib.Path,
   lease: leases.Lease,
   track: Sequence[str],
 ):
@@ -218,7 +181,7 @@ def _run(
   own = verbs.find(verb)
 
   def end(tracker: tracking.Tracker):
-    found = figures.read(verb, folder)
+    found = figures.read(verb, path)
     tracker.end(
       cell.values, {name: one["value"] for name, one in found.items()}
     )
@@ -227,9 +190,7 @@ def _run(
 
     @functools.cache
     def opened() -> Any:
-      record = common.workdir(
-        str(folder), cell.config, own.settings, alone=True
-      )
+      record = common.workdir(str(path), cell.config, own.settings, alone=True)
       record.guard = lease.check
       record, trackers = tracking.tracked(record, track)
       for one in trackers:
@@ -250,71 +211,3 @@ def _check_done(record: Workdir):
     raise ValueError(
       f"{record.path}: some of it failed; its report.html says what"
     )
-
-
-def _enter(sweep: Sweep, root: pathlib.Path):
-  """Notes the sweep in its folder; more cells of the same kind may join.
-
-  Raises:
-    ValueError: the folder holds another sweep, or other files.
-  """
-  root.mkdir(parents=True, exist_ok=True)
-  file, new = root / _FILE, table.plain(sweep)
-  if not file.exists():
-    strange = [
-      path.name
-      for path in root.iterdir()
-      if path.name != _FILE and not path.name.startswith(".")
-      and path.suffix not in (".log", ".out", ".err")
-    ]  # fmt: skip
-    # Another worker may have begun in the meantime.
-    if strange and not file.exists():
-      raise ValueError(
-        f"workdir: {root} holds no sweep, but other files such as "
-        f"{min(strange)}; name a new folder or an empty one"
-      )
-  else:
-    old = json.loads(file.read_text())
-    if old == new:
-      return
-    lost = [one for one in old["cells"] if one not in new["cells"]]
-    for key in ("verb", "keys"):
-      if old[key] != new[key]:
-        raise ValueError(
-          f"workdir: {root} holds another sweep: its {key} was {old[key]}, and "
-          f"is {new[key]} now; use another folder"
-        )
-    if lost:
-      said = ", ".join(f"{k}={v}" for k, v in lost[0]["values"].items())
-      raise ValueError(
-        f"workdir: {root} holds another sweep, with {len(lost)} cells that "
-        f"this one lacks, such as {said}; a sweep may get more values, and "
-        "otherwise needs another folder"
-      )
-  with durable.replacing(file) as stream:
-    stream.write(durable.to_json(new, "sweep", indent=2).encode())
-
-
-def described(sweep: Sweep, root: pathlib.Path) -> str:
-  """The cells, what became of them, and what the rest costs.
-
-  Args:
-    sweep: from `plan`.
-    root: its folder, which need not be there yet.
-  """
-  store = Store(root)
-  lines, left = [], 0
-  for cell in sweep.cells:
-    state = "failed" if store.why(cell) else "not run"
-    state = "done" if store.is_done(cell) else state
-    left += state != "done"
-    lines.append(f"{cell.id}  {state:8}{cell.said}")
-  lines.append(f"{len(sweep.cells)} cells of {sweep.verb}, {left} left")
-  seconds = table.first_seconds(root, [cell.id for cell in sweep.cells])
-  cost = "cost unknown: no cell has ended"
-  if seconds is not None:
-    cost = (
-      f"the first took {seconds:.1f} s, so about {seconds * left / 60:.1f} min "
-      "are left for one worker"
-    )
-  return "\n".join([*lines, cost])
