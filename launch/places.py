@@ -45,7 +45,7 @@ def rendered(template: pathlib.Path, **values: Any) -> str:
     lstrip_blocks=True,
     keep_trailing_newline=True,
   )
-  environment.filters |= {"quoted": shlex.quote, "joined": shlex.join}
+  environment.filters["quoted"] = shlex.quote
   text = template.read_text(encoding="utf-8")
   return environment.from_string(text).render(values)
 

@@ -2,11 +2,15 @@
 
 import dataclasses
 import pathlib
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from .. import places
+
+# In a run's flags it stands for the index of an array's job.
+INDEX = "$SLURM_ARRAY_TASK_ID"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,9 +72,11 @@ def script(job: Job, words: Sequence[str]) -> str:
     ValueError: as `places.command`.
   """
   command = places.command(words, job.nodes * job.tasks, job.python)
+  # An index of an array is known on the node only: no quotes keep it.
+  typed = shlex.join(command).replace(INDEX, f"'\"{INDEX}\"'")
   return places.rendered(
     pathlib.Path(__file__).with_name("job.sh"),
-    job=job, name=words[0], command=command,
+    job=job, name=words[0], command=typed,
   )  # fmt: skip
 
 

@@ -5,7 +5,7 @@
 
 `--dry_run` prints the script. A run that is preempted, or reaches the limit of
 its time, goes back into the queue and goes on from its record. With `--array`
-each index starts the run.
+each index starts the run, and '$SLURM_ARRAY_TASK_ID' in the run's flags is it.
 """
 
 from absl import flags as absl_flags

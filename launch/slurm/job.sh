@@ -28,7 +28,7 @@
 {% endif %}
 
 # A process that ends early, or fails, leaves the others a minute.
-srun --wait=60 {{ command | joined }}
+srun --wait=60 {{ command }}
 status=$?
 
 # 75: a signal stopped the run, and its record is whole. The job waits for its

@@ -55,6 +55,17 @@ def test_a_jobset_names_its_first_pod_as_the_coordinator():
   assert container["resources"]["limits"] == {"nvidia.com/gpu": "8"}
 
 
+def test_the_index_of_an_array_is_left_to_the_shell():
+  words = ["erase", "--config=a b", "--workdir=runs/$SLURM_ARRAY_TASK_ID/x"]
+  text = slurm.script(slurm.Job(python="echo", array="0-9"), words)
+  (line,) = [one for one in text.splitlines() if one.startswith("srun")]
+  done = subprocess.run(
+    ["bash", "-c", line.removeprefix("srun --wait=60")],
+    env={"SLURM_ARRAY_TASK_ID": "7"}, capture_output=True, text=True,
+  )  # fmt: skip
+  assert done.stdout.endswith("erase --config=a b --workdir=runs/7/x\n")
+
+
 def test_one_process_joins_nobody():
   assert places.command(RUN, 1, "python")[-1] == RUN[-1]
   assert places.command(RUN, 2, "python")[-1] == "--distributed"

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 import time
 
 import pytest
@@ -24,6 +25,26 @@ RUN = [
   "--config.rows_per_group=2", "--config.other_rows=6",
   "--config.batch_size=2", "--config.sampling.num_inference_steps=2",
 ]  # fmt: skip
+
+
+# Fails where a process of the other step has joined.
+STEP = """
+import sys, zlib
+import numpy as np
+from jax.experimental import multihost_utils
+from unlearning_jax import processes
+processes.initialize_distributed(True)
+own = np.uint32(zlib.crc32(sys.argv[1].encode()))
+found = multihost_utils.process_allgather(own)
+assert found.tolist() == [own, own], found
+processes.wait_for_all("ended")
+"""
+STEPS = """
+for step in a b; do
+  srun -n2 --exact "$0" -c "$1" $step & pids="$pids $!"
+done
+for pid in $pids; do wait $pid || exit; done
+"""
 
 
 def call(*command):
@@ -65,3 +86,7 @@ def test_a_job_that_is_stopped_goes_on(tmp_path, monkeypatch):
   }  # fmt: skip
   (log,) = tmp_path.glob("evaluate-*.log")
   assert "stopped; the same command goes on" in log.read_text()
+
+
+def test_two_steps_that_start_at_once_stay_apart():
+  call("salloc", "-n4", "bash", "-c", STEPS, sys.executable, STEP)
