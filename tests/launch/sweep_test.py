@@ -72,13 +72,10 @@ def test_a_launcher_s_workers_do_not_join():
 @pytest.mark.parametrize(
   "arguments, wanted",
   [
-    ([RECE], "--grid: is empty"),
-    ([RECE, "--grid=seed=0", "--grid=seed=1"], "given twice"),
     (
       [RECE, "--grid=hparams.erase_scale=big"],
       "--grid=hparams.erase_scale: 'big' must be float",
     ),
-    ([RECE, "--grid=seed=0,1", "--cell=0/2"], "--cell=0/2: must be a part"),
     (["--verb=audit", "--grid=preset=quick"], "--protocol: an audit needs one"),
   ],
 )
