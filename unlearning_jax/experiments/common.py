@@ -45,6 +45,7 @@ class Drawn:
     model: the base: a world's name, a diffusers folder or a hub id.
     dtype: the type that networks compute in, float32 or bfloat16.
     attention: how attention is computed, see `models.attention`.
+    kernels: how networks compute on a CPU, see `models.fast`.
     seed: seed of prompts, noise and whatever else is random, at least 0.
     title: the title of the page.
     judge: the judge's name, see `judges.load`; None for no judge.
@@ -58,6 +59,7 @@ class Drawn:
   model: Output[str] = "shapes"
   dtype: Output[str] = "float32"
   attention: Output[str] = "auto"
+  kernels: Output[str] = "exact"
   seed: Output[int] = 0
   title: Output[str] = ""
   judge: Output[str | None] = None
@@ -101,9 +103,10 @@ def load_model(given: Any) -> Model:
   """Reads the model that settings name.
 
   Raises:
-    ValueError: it cannot be read whole, or has no such `attention` here.
+    ValueError: it cannot be read whole, or computes in no such way here.
   """
-  return models.load(given.model, dtype=given.dtype, attention=given.attention)
+  how = {key: getattr(given, key) for key in ("dtype", "attention", "kernels")}
+  return models.load(given.model, **how)
 
 
 def load_judge(given: Any) -> Judge | None:
@@ -212,8 +215,11 @@ def workdir(
     ValueError: the folder cannot be written, or is of another config.
   """
   free = settings_.free(cls)
-  # Older versions had no metrics, and no published protocols.
-  defaults = {"metrics": (), "published": None, "columns": (), "missing": {}}
+  # Older versions had no metrics, no published protocols, no fast kernels.
+  defaults: dict[str, Any] = {
+    "metrics": (), "published": None, "columns": (), "missing": {},
+    "kernels": "exact",
+  }  # fmt: skip
   if checking.is_only():
     binding.check(path, config, free, defaults)
     checking.passed()
