@@ -85,9 +85,10 @@ def split(
   Raises:
     ValueError: there is a defense but no erasure; or as `finetune.partition`.
   """
-  if settings.defense.kind != "none" and edit is None:
+  kind = settings.defense.kind
+  if kind != "none" and edit is None:
     raise ValueError(
-      f"defense.kind={settings.defense.kind!r}: nothing is erased in the model; "
+      f"defense.kind={kind!r}: nothing is erased in the model; "
       "give an erased one (--edit), or defense.kind='none'"
     )
   # The cached latents hold all that the VAE does.
