@@ -197,8 +197,9 @@ def _run(
 
     @functools.cache
     def opened() -> Any:
-      record = common.workdir(str(path), cell.config, own.settings, alone=True)
-      record.guard = lease.check
+      record = common.workdir(
+        str(path), cell.config, own.settings, alone=True, guard=lease.check
+      )
       record, trackers = tracking.tracked(record, track)
       for one in trackers:
         ended.callback(end, one)
