@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from tests.support import scripts, toy_sweep
@@ -159,6 +160,13 @@ def test_another_sweep_s_folder_is_refused(tmp_path):
   (tmp_path / "else/mine.txt").touch()
   with pytest.raises(ValueError, match="holds no sweep, but.*mine.txt"):
     sweep.run(toy_sweep.plan(2), tmp_path / "else")
+
+
+def test_processes_that_have_joined_are_no_workers(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(ValueError, match="sweep: 2 processes have joined"):
+    sweep.run(toy_sweep.plan(1), tmp_path / "sweep")
+  assert not (tmp_path / "sweep").exists()
 
 
 def test_a_check_writes_nothing(tmp_path):
