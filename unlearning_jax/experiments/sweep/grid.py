@@ -1,5 +1,6 @@
 """The cells of a sweep and their ids."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -23,12 +24,11 @@ class Base(NamedTuple):
   Attributes:
     make: makes the plain settings, with options that are no settings, such as
       `concept`. It refuses an option that it does not know.
-    has_methods: whether it makes the settings of other methods too, so that
-      `method` is an option.
+    options: keys that are options, also where a setting has the same name.
   """
 
   make: Callable[[Mapping[str, Any]], dict[str, Any]]
-  has_methods: bool = False
+  options: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,12 +112,8 @@ def plan(
       two that are the same run.
   """
   cls = verbs.find(verb).settings
-  keys.check(verb, cls, grid, seeds)
-  optional = [
-    key
-    for key, _ in grid
-    if keys.is_option(cls, key, has_methods=base.has_methods)
-  ]
+  keys.check(verb, cls, grid, seeds, base.options)
+  optional = [key for key, _ in grid if keys.is_option(cls, key, base.options)]
   first = {key: values[0] for key, values in grid if key in optional}
   start = _first(base, first)
   axes: dict[str, tuple[Any, ...]] = {}
@@ -146,7 +142,10 @@ def _first(base: Base, options: Mapping[str, Any]) -> dict[str, Any]:
   try:
     return _made(base, options)
   except ValueError as error:
-    plain = base.make({})
+    plain: dict[str, Any] = {}
+    # Without its options, a base may lack what it needs.
+    with contextlib.suppress(ValueError):
+      plain = base.make({})
     for key in options:
       if place := keys.place(plain, key):
         raise ValueError(
