@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 import json
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from unlearning_jax.experiments.sweep import keys, verbs
 from unlearning_jax.experiments.sweep.keys import EDIT, SEED
 
 _ID = 12
+# A comma that an even number of quotes follows stands outside of them.
+_COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')
 
 
 class Base(NamedTuple):
@@ -76,6 +79,8 @@ class Sweep:
 def parsed(texts: Sequence[str]) -> list[tuple[str, list[str]]]:
   """Keys and values of typed texts, as `hparams.lamb=0.1,0.5`.
 
+  A value with a comma stands in double quotes.
+
   Raises:
     ValueError: a text has another form.
   """
@@ -84,8 +89,15 @@ def parsed(texts: Sequence[str]) -> list[tuple[str, list[str]]]:
     key, equals, values = text.partition("=")
     if not (key and equals):
       raise ValueError(f"--grid={text}: must be key=value,value")
-    found.append((key, values.split(",") if values else []))
+    if values.count('"') % 2:
+      raise ValueError(f"--grid={text}: a quote has no end")
+    parts = [part.strip() for part in _COMMA.split(values)] if values else []
+    found.append((key.strip(), [_unquoted(part) for part in parts]))
   return found
+
+
+def _unquoted(text: str) -> str:
+  return text[1:-1] if re.fullmatch('"[^"]*"', text) else text
 
 
 def plan(

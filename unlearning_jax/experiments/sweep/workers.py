@@ -83,11 +83,12 @@ def run(
     )
   tracking.check(track)
   new = table.plain(sweep)
-  folder.check(new, root)
+  is_new = folder.has_fewer(root, new)
   if checking.is_only():
     checking.passed()
-  with durable.replacing(root / folder.FILE) as file:
-    file.write(durable.to_json(new, "sweep", indent=2).encode())
+  if is_new:
+    with durable.replacing(root / folder.FILE) as file:
+      file.write(durable.to_json(new, "sweep", indent=2).encode())
   store = folder.Store(root)
   mine = sweep.cells[part[0] - 1 :: part[1]]
   if retry:
