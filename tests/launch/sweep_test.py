@@ -1,13 +1,16 @@
 """`launch.sweep` as a user starts it."""
 
 import csv
+import dataclasses
 import importlib
 
 import pytest
 from unlearning_jax.launch import places
 
 from tests.support import scripts
+from unlearning_jax.erasures import uce
 from unlearning_jax.experiments import sweep
+from unlearning_jax.experiments.sweep import grid
 
 RECE = "--config=erase_rece:tiny"
 configs = importlib.import_module("unlearning_jax.configs.sweep")
@@ -60,6 +63,26 @@ def test_an_audit_is_a_sweep_of_protocols():
   assert [name.partition("~")[0] for name in names] == [
     "shapes-star", "shapes-moon",
   ]  # fmt: skip
+
+
+def test_hyperparameters_at_their_defaults_move_no_id(monkeypatch):
+  usual = dataclasses.asdict(uce.Hparams())
+  (cell,) = plan("erase", "erase_uce:tiny", seed=[0]).cells
+
+  def marked(**hparams):
+    given = dataclasses.replace(cell.given, hparams=hparams)
+    return grid.cell_id("erase", given)
+
+  assert marked(**usual) == marked()
+  assert marked(**usual | {"erase_scale": 0.25}) == marked(erase_scale=0.25)
+  assert marked(erase_scale=0.25) != marked()
+  # A later version has one more.
+  later = dataclasses.make_dataclass(
+    "Hparams", [("fresh", int, 7)], bases=(uce.Hparams,), frozen=True
+  )
+  before = marked()
+  monkeypatch.setattr(uce, "Hparams", later)
+  assert marked(**usual, fresh=7) == before != marked(fresh=8)
 
 
 def test_a_preset_changes_what_an_audit_does():

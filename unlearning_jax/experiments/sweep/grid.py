@@ -209,8 +209,8 @@ def _cell(
 def cell_id(verb: str, given: Any, edit: str = "") -> str:
   """The id of a run: a hash of every setting that changes results.
 
-  Settings at their defaults do not count, so that a later version with more
-  settings finds its cells again.
+  Settings and hyperparameters at their defaults do not count, so that a later
+  version with more of them finds its cells again.
 
   Args:
     verb: what it runs, of `VERBS`.
@@ -230,13 +230,24 @@ def _output(given: Any) -> dict[str, Any]:
   for field in dataclasses.fields(cls):
     value = getattr(given, field.name)
     marked = getattr(hints[field.name], "__metadata__", ())
-    default = field.default
-    if field.default_factory is not dataclasses.MISSING:
-      default = field.default_factory()
-    if settings.FREE in marked or value == default:
+    if settings.FREE in marked or value == _default(field):
       continue
     found[field.name] = _plain(value)
+  made = verbs.hparams(given)
+  if made is not None:
+    usual = {
+      one.name: _plain(_default(one)) for one in dataclasses.fields(made)
+    }
+    own = found.pop("hparams", {})
+    if own := {k: v for k, v in own.items() if k not in usual or v != usual[k]}:
+      found["hparams"] = own
   return found
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+  if field.default_factory is not dataclasses.MISSING:
+    return field.default_factory()
+  return field.default
 
 
 def _plain(value: Any) -> Any:

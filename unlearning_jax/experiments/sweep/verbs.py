@@ -5,8 +5,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from unlearning_jax import attacks, erasures, extensions, settings
 from unlearning_jax import model as models
-from unlearning_jax import settings
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.experiments import (
   attack,
@@ -50,6 +50,14 @@ def find(name: str) -> Verb:
   """
   check_choice("--verb", name, VERBS)
   return VERBS[name]
+
+
+def hparams(given: Any) -> type | None:
+  """The class of a method's hyperparameters; None for other settings."""
+  home = _METHODS.get(type(given))
+  if home is None:
+    return None
+  return extensions.module("method", given.method, home).Hparams
 
 
 def of_config(values: Mapping[str, Any]) -> str:
@@ -110,6 +118,9 @@ def _check_audit(given: audit.Settings):
     victims.bind(one)
 
 
+_METHODS = {
+  erase.Settings: erasures.__name__, attack.Settings: attacks.__name__,
+}  # fmt: skip
 VERBS = {
   "erase": Verb(erase.Settings, _erase, takes_edit=False),
   "attack": Verb(attack.Settings, _attack, check=victims.bind),

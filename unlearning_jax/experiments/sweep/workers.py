@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from unlearning_jax import checking, durable
+from unlearning_jax import checking, durable, settings
 from unlearning_jax.experiments import cells, common
 from unlearning_jax.experiments.sweep import figures, folder, table, verbs
 from unlearning_jax.experiments.sweep.grid import Cell, Sweep
@@ -206,8 +206,9 @@ def _run(
     @functools.cache
     def opened() -> Any:
       record = common.workdir(
-        str(path), cell.config, own.settings, alone=True, guard=lease.check
-      )
+        str(path), settings.plain(cell.given), own.settings, alone=True,
+        guard=lease.check,
+      )  # fmt: skip
       record, trackers = tracking.tracked(record, track)
       for one in trackers:
         ended.callback(end, one)
