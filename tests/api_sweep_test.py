@@ -30,6 +30,11 @@ def test_a_sweep_is_a_table_with_a_row_for_each_cell(tmp_path):
   assert run.config["x"] == 0 and len(run.rows) == toy_sweep.ROWS
 
 
+def test_a_range_and_a_generator_are_values():
+  found = ul.sweep("toy", {"x": 1}, {"x": range(2), "name": iter("ab")})
+  assert [row["name"] for row in found.rows] == ["a", "b"] * 2
+
+
 def test_without_a_folder_it_lives_as_long_as_its_result():
   found = ul.sweep("toy", {"x": 1}, {"seed": [3]})
   assert (found.path / "cells" / found.rows[0]["id"] / "DONE").exists()

@@ -1,6 +1,7 @@
 """A piece of work is one worker's, until that worker is dead."""
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -99,6 +100,40 @@ def test_a_late_look_counts_from_the_first_one(tmp_path, clock, elsewhere):
   assert not watcher.take("a")
   clock.now += 2
   assert watcher.take("a")
+
+
+def test_time_that_a_machine_slept_counts(tmp_path, monkeypatch):
+  if not hasattr(time, "CLOCK_BOOTTIME"):
+    pytest.skip("this system has no clock that runs on while it sleeps")
+  now = {time.CLOCK_BOOTTIME: 100.0}
+  monkeypatch.setattr(time, "clock_gettime", now.__getitem__)
+  held = Leases(tmp_path).take("a")
+  held.check()
+  now[time.CLOCK_BOOTTIME] += 500
+  with pytest.raises(LostError):
+    held.check()
+
+
+def test_a_lock_is_looked_for_in_a_file_that_may_be_written(
+  tmp_path, clock, monkeypatch
+):
+  first, second = (worker(tmp_path, clock) for _ in range(2))
+  held = first.take("a")
+  look, flock = [], fcntl.flock
+
+  def locked(file, how):
+    # As NFS, which has exclusive locks only for those who may write.
+    if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+      raise OSError(errno.EBADF, "read only")
+    look.append(file)
+    return flock(file, how)
+
+  monkeypatch.setattr(fcntl, "flock", locked)
+  os.close(held._file)
+  held._file = None
+  if not leases._boot():
+    pytest.skip("this system has no mark of its start")
+  assert second.take("a") and look
 
 
 def test_the_same_number_is_taken_once(tmp_path, clock, monkeypatch):

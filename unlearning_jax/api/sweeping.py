@@ -5,7 +5,7 @@ import importlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from unlearning_jax.api.results import Table
@@ -31,7 +31,7 @@ class Sweep(Table):
 def sweep(
   verb: str,
   config: str | Mapping[str, Any],
-  grid: Mapping[str, Sequence[Any]],
+  grid: Mapping[str, Iterable[Any]],
   *,
   seeds: int = 1,
   protocol: str = "",
@@ -67,11 +67,12 @@ def sweep(
   """
   base = _base(verb, config, protocol)
   for key, values in grid.items():
-    if isinstance(values, str) or not isinstance(values, Sequence):
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
       raise ValueError(
         f"sweep: grid[{key!r}]={values!r}: must be a list; [{values!r}]"
       )
-  planned = experiment.plan(verb, base, [*grid.items()], seeds=seeds)
+  axes = [(key, [*values]) for key, values in grid.items()]
+  planned = experiment.plan(verb, base, axes, seeds=seeds)
   kept = (
     tempfile.TemporaryDirectory(prefix="unlearning_jax-") if not out else None
   )

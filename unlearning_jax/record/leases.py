@@ -24,6 +24,13 @@ BEAT_S, DEAD_S = 20.0, 120.0
 _BEAT, _ENDED = b".", b"x"
 
 
+def _seconds() -> float:
+  """Seconds since some start, with those that this machine slept."""
+  if clock := getattr(time, "CLOCK_BOOTTIME", None):
+    return time.clock_gettime(clock)
+  return time.monotonic()
+
+
 class LostError(BaseException):
   """Another worker has taken the piece over, or may have.
 
@@ -47,7 +54,7 @@ class Leases:
     *,
     beat_s: float = BEAT_S,
     dead_s: float = DEAD_S,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = _seconds,
   ):
     if not 0 < beat_s < dead_s / 2:
       raise ValueError(
@@ -83,7 +90,9 @@ class Leases:
   def _is_over(self, path: pathlib.Path) -> bool:
     """Whether the worker has left the piece, or is dead."""
     # Opening a file asks the server of a network's file system anew.
-    with open(path, "rb") as file:
+    # NFS locks only what is open for writing. Another user's lease is not.
+    is_ours = os.access(path, os.W_OK)
+    with open(path, "r+b" if is_ours else "rb") as file:
       text = file.read()
       if text.endswith(_ENDED):
         return True

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from tests.support import toy_sweep
@@ -107,6 +108,21 @@ def test_values_from_python_are_not_read_as_texts():
     sweep.plan("toy", base, [("hparams.rate", ["1"])])
   found = sweep.plan("toy", base, [("hparams.rate", [1, 0.5])])
   assert found.cells[0].given.hparams == {"rate": 1.0}
+
+
+def test_lists_and_arrays_from_python_are_values():
+  base = toy_sweep.base(hparams={"steps": (1, 2), "rate": 0.5})
+  axes = [
+    ("x", np.arange(2)),
+    ("hparams.steps", [[5, 10], (5, 20)]),
+    ("hparams.rate", np.array([0.25])),
+  ]
+  found = sweep.plan("toy", base, axes)
+  assert found.grid["x"] == (0, 1) and type(found.grid["x"][0]) is int
+  assert found.grid["hparams.steps"] == ((5, 10), (5, 20))
+  assert type(found.grid["hparams.rate"][0]) is float
+  with pytest.raises(ValueError, match="hparams.steps: 5 must be tuple"):
+    sweep.plan("toy", base, [("hparams.steps", [5])])
 
 
 def test_an_id_is_of_what_results_depend_on():

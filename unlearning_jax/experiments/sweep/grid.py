@@ -41,14 +41,12 @@ class Cell:
   Attributes:
     id: a hash of the verb and of every setting that changes results.
     values: key of the grid -> its value.
-    config: the plain settings.
     given: the settings.
     edit: the path of the edit that it starts from; "" for none.
   """
 
   id: str
   values: Mapping[str, Any]
-  config: Mapping[str, Any]
   given: Any
   edit: str = ""
 
@@ -196,7 +194,7 @@ def _cell(
   for key, value in values.items():
     if key not in optional and key != EDIT:
       config = settings.changed(config, settings.nested(key, value))
-  cell = Cell("", values, config, None, edit)
+  cell = Cell("", values, None, edit)
   try:
     given = settings.build(own.settings, config)
     own.check(given)

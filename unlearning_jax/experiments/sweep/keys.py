@@ -8,6 +8,8 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
+import numpy as np
+
 from unlearning_jax import settings
 from unlearning_jax.experiments.sweep import verbs
 
@@ -36,7 +38,7 @@ def check(
       )
     if not [*values]:
       raise ValueError(f"--grid={key}: has no values; as --grid={key}=a,b")
-    if "" in values:
+    if any(isinstance(one, str) and not one for one in values):
       raise ValueError(f"--grid={key}: one of its values is empty")
     for free in () if key in options else settings.free(cls):
       if f"{key}.".startswith(f"{free}."):
@@ -106,7 +108,8 @@ def kinds(
     value = value.get(name) if isinstance(value, Mapping) else None
   found = settings.kinds(hint)
   if found is None and value is not None:
-    found = (type(value),)
+    # A config may have a list for what its settings hold as a tuple.
+    found = (tuple,) if isinstance(value, list) else (type(value),)
   if isinstance(value, Mapping):
     inside = f", as --grid={key}.{next(iter(value))}=..." if value else ""
     raise ValueError(f"--grid={key}: holds several settings; name one{inside}")
@@ -132,7 +135,7 @@ def typed(
       f"--grid={key}: holds a list, which a flag cannot name; take an option "
       "of the config, or ul.sweep"
     )
-  found = _read(value, kinds) if texts else value
+  found = _read(value, kinds) if texts else _plain(value)
   wide = (*kinds, int) if kinds and float in kinds else kinds
   flag = isinstance(found, bool) and wide is not None and bool not in wide
   if wide is not None and (flag or not isinstance(found, wide)):
@@ -141,6 +144,15 @@ def typed(
   whole = isinstance(found, int) and not isinstance(found, bool)
   # 1 and 1.0 are one value, and must have one id.
   return float(found) if whole and kinds and int not in kinds else found
+
+
+def _plain(value: Any) -> Any:
+  """A value from Python as a config has it: no array, and tuples for lists."""
+  if isinstance(value, np.ndarray | np.generic):
+    value = value.tolist()
+  if isinstance(value, list | tuple):
+    return tuple(map(_plain, value))
+  return value
 
 
 def _read(text: str, kinds: tuple[type, ...] | None) -> Any:
