@@ -126,6 +126,7 @@ def main(_):
   if OUT.value:
     pathlib.Path(OUT.value).write_text(text + "\n")
   assert ends == [1] * len(cells) and tables[0] == tables[1]
+  assert rows == own and len(kills) == KILLS.value
 
 
 if __name__ == "__main__":

@@ -38,10 +38,10 @@ def main(_: list[str]):
   planned = sweep.plan(
     verb, base, sweep.parsed(_GRID.value), seeds=_SEEDS.value, texts=True
   )
+  which = {"part": part, "retry": _RETRY.value}
   if _DRY_RUN.value:
-    return print(sweep.described(planned, root))
-  more = {"retry": _RETRY.value, "track": _TRACK.value}
-  failed = sweep.run(planned, root, part=part, **more)
+    return print(sweep.described(planned, root, **which))
+  failed = sweep.run(planned, root, track=_TRACK.value, **which)
   print(f"{sweep.printed(root)}\nreport: {root.absolute()}/report.html")
   return flags.status(failed, "cells failed or are left; the page says why")
 

@@ -97,6 +97,14 @@ def load_tensors(
   return tensors, metadata
 
 
+def read_text(path: pathlib.Path) -> str | None:
+  """What a file says; None where there is none, or none any more."""
+  try:
+    return path.read_text()
+  except FileNotFoundError:
+    return None
+
+
 class JsonLines:
   """A file of JSON objects, one a line, with one writer and many readers."""
 

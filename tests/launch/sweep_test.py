@@ -161,4 +161,4 @@ def test_a_sweep_of_erasures_ends_with_its_table(tmp_path):
   assert left[0] > left[1] and {r["state"] for r in rows} == {"done"}
   assert "report:" in done.stdout
   dry = scripts.Run("sweep", *arguments, "--dry_run").join()
-  assert "2 cells of erase, 0 left\nthe first took" in dry.stdout
+  assert "2 cells of erase, 0 left\none took" in dry.stdout

@@ -171,8 +171,9 @@ class Folders(Generic[C]):
 
   def why(self, cell: C) -> str:
     """The last line of the cell's error; "" if it has not failed."""
-    file = self._file(cell)
-    return file.read_text().strip().splitlines()[-1] if file.exists() else ""
+    # Another worker that ends the cell removes the file.
+    lines = (durable.read_text(self._file(cell)) or "").strip().splitlines()
+    return lines[-1] if lines else ""
 
   def check(self, cell: C):
     """Raises if the cell's folder holds another run."""

@@ -196,7 +196,35 @@ def test_the_cost_is_unknown_until_a_cell_has_ended(tmp_path):
   cost.write_text('{"seconds": 90}')
   text = sweep.described(planned, tmp_path)
   assert "3 cells of toy, 2 left" in text
-  assert "the first took 90.0 s, so about 3.0 min are left" in text
+  assert "one took 90.0 s, so about 3.0 min are left" in text
+
+
+def test_what_is_left_is_what_a_start_would_run(tmp_path):
+  grid = [("name", ["good", "bad", "other", "last"])]
+  planned = sweep.plan("toy", toy_sweep.base(), grid)
+  sweep.run(planned, tmp_path, part=(1, 4))
+  sweep.run(planned, tmp_path, part=(2, 4))
+
+  def left(**which):
+    lines = sweep.described(planned, tmp_path, **which).splitlines()
+    return next(line for line in lines if "cells of toy" in line)
+
+  assert left() == "4 cells of toy, 2 left"
+  assert left(retry=True) == "4 cells of toy, 1 left"
+  assert left(part=(1, 2)) == "2 cells of toy, 1 left"
+
+
+def test_the_cost_is_of_a_cell_that_was_never_killed(tmp_path):
+  planned = toy_sweep.plan(3)
+  sweep.run(planned, tmp_path, part=(1, 3))
+  sweep.run(planned, tmp_path, part=(2, 3))
+  for cell, seconds in zip(planned.cells, (1, 90), strict=False):
+    cost = tmp_path / "cells" / cell.id / "cost.json"
+    cost.write_text(f'{{"seconds": {seconds}}}')
+  assert "one took 1.0 s" in sweep.described(planned, tmp_path)
+  # The first cell's worker was killed, and another ended it.
+  (tmp_path / "leases" / f"{planned.cells[0].id}.2").touch()
+  assert "one took 90.0 s" in sweep.described(planned, tmp_path)
 
 
 def test_a_worker_that_lost_its_cell_records_nothing_more(

@@ -1,5 +1,6 @@
 """A sweep's folder: whose it is, and what has become of its cells."""
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -33,9 +34,11 @@ class Store(cells.Folders[Cell]):
 
   def age(self, cell: Cell) -> int:
     """When the cell failed, in nanoseconds of its file; 0 if it has not."""
-    file = self._file(cell)
-    is_open = not self.is_done(cell) and file.exists()
-    return file.stat().st_mtime_ns if is_open else 0
+    # Another worker that ends the cell removes the file.
+    with contextlib.suppress(FileNotFoundError):
+      if not self.is_done(cell):
+        return self._file(cell).stat().st_mtime_ns
+    return 0
 
   def ended(self, cell: Cell) -> bool:
     """Whether the cell is done, or failed and is not to be tried again."""
@@ -99,26 +102,35 @@ def has_fewer(root: pathlib.Path, new: Mapping[str, Any]) -> bool:
   return True
 
 
-def described(sweep: Sweep, root: pathlib.Path) -> str:
-  """The cells, what became of them, and what the rest costs.
+def described(
+  sweep: Sweep,
+  root: pathlib.Path,
+  *,
+  part: tuple[int, int] = (1, 1),
+  retry: bool = False,
+) -> str:
+  """The cells of a start, what became of them, and what the rest costs.
 
   Args:
     sweep: from `plan`.
     root: its folder, which need not be there yet.
+    part: as in `workers.run`.
+    retry: as in `workers.run`; only the cells that failed are left then.
   """
   store = Store(root)
   lines, left = [], 0
-  for cell in sweep.cells:
+  mine = sweep.cells[part[0] - 1 :: part[1]]
+  for cell in mine:
     state = "failed" if store.why(cell) else "not run"
     state = "done" if store.is_done(cell) else state
-    left += state != "done"
+    left += state == ("failed" if retry else "not run")
     lines.append(f"{cell.id}  {state:8}{cell.said}")
-  lines.append(f"{len(sweep.cells)} cells of {sweep.verb}, {left} left")
+  lines.append(f"{len(mine)} cells of {sweep.verb}, {left} left")
   seconds = table.first_seconds(root, [cell.id for cell in sweep.cells])
   cost = "cost unknown: no cell has ended"
   if seconds is not None:
     cost = (
-      f"the first took {seconds:.1f} s, so about {seconds * left / 60:.1f} min "
+      f"one took {seconds:.1f} s, so about {seconds * left / 60:.1f} min "
       "are left for one worker"
     )
   return "\n".join([*lines, cost])

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unlearning_jax import durable
 from unlearning_jax.durable import replacing, to_json
 from unlearning_jax.experiments.sweep import figures
 from unlearning_jax.experiments.sweep.grid import Sweep
@@ -83,11 +84,11 @@ def _state(folder: pathlib.Path) -> tuple[str, str]:
   """What became of a cell, and why it failed."""
   if (folder / seal.NAME).exists():
     return "done", ""
-  failed = folder / "failed.txt"
-  if failed.exists():
-    lines = failed.read_text().strip().splitlines()
-    return "failed", lines[-1] if lines else "no reason was kept"
-  return "not run", ""
+  text = durable.read_text(folder / "failed.txt")
+  if text is None:
+    return "not run", ""
+  lines = text.strip().splitlines()
+  return "failed", lines[-1] if lines else "no reason was kept"
 
 
 def _document(root: pathlib.Path, sweep: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,15 +116,28 @@ def _document(root: pathlib.Path, sweep: Mapping[str, Any]) -> dict[str, Any]:
 
 def _seconds(folder: pathlib.Path) -> float | None:
   """How long a cell took; None where its worker died before it said so."""
-  file = folder / COST
-  return json.loads(file.read_text())["seconds"] if file.exists() else None
+  text = durable.read_text(folder / COST)
+  return None if text is None else json.loads(text)["seconds"]
 
 
 def first_seconds(root: pathlib.Path, ids: Sequence[str]) -> float | None:
-  """How long the first cell that ended took; None where none has ended."""
+  """How long a cell took; None where none has ended.
+
+  It is the first one that ended in a single start, or else the first one.
+  """
   folders = [root / "cells" / one for one in ids]
-  ended = [one for one in folders if (one / COST).exists()]
-  ended.sort(key=lambda one: (one / seal.NAME).stat().st_mtime)
+  ended = [
+    one
+    for one in folders
+    if (one / COST).exists() and (one / seal.NAME).exists()
+  ]
+
+  def order(one: pathlib.Path) -> tuple[bool, float]:
+    # Of a cell that was killed, the seconds of the last start alone are known.
+    starts = [*(root / "leases").glob(f"{one.name}.*")]
+    return len(starts) > 1, (one / seal.NAME).stat().st_mtime
+
+  ended.sort(key=order)
   return _seconds(ended[0]) if ended else None
 
 
