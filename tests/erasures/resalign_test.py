@@ -1,5 +1,6 @@
 """ResAlign: its gradients against algebra in float64, its lanes, its step."""
 
+import dataclasses
 import functools
 
 import jax
@@ -326,3 +327,31 @@ def test_sets_without_an_image():
   np.testing.assert_array_equal(rows, [[0, 2], [1, 3]])
   with pytest.raises(ValueError, match="3 sets of images, but 2 phrases"):
     resalign.tuning_images(found, 3)
+
+
+def test_the_releases_adapters_begin_at_random():
+  made = {
+    f"{i}/kernel": {"down": jnp.zeros((200, 4)), "up": jnp.zeros((4, 300))}
+    for i in range(3)
+  }
+  found = resalign.random_factors(made, jax.random.key(0))
+  assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, made)
+  for factors in found.values():
+    np.testing.assert_allclose(jnp.std(factors["down"]), 0.008, rtol=0.1)
+    np.testing.assert_allclose(jnp.std(factors["up"]), 0.002, rtol=0.1)
+
+
+def test_a_lane_of_the_release():
+  h = resalign.Hparams(lanes=("sgd/0.5/1/0",), drawn=1, preset="paper_code")
+  theta, direct = {"x": jnp.array([0.5, -1.0])}, {"x": jnp.array([0.1, 0.2])}
+  lane, key = one(lanes.parse(h.lanes), 0), jax.random.key(0)
+  h = dataclasses.replace(h, cap=100.0)
+  found, metrics = resalign.lane_gradient(
+    Quadratics(), h, theta, lane, direct, (key, key)
+  )
+  # H is 1, so that J is -1 with s of 1, and 0 with s of 1/2.
+  w = 1 + 0.5 * (theta["x"] - 1)
+  sums = {1.0: 1.0, 0.5: 0.5}[float(metrics["s"])]
+  wanted = direct["x"] - 0.8 * 2 * w * sums
+  np.testing.assert_allclose(found["x"], wanted, rtol=1e-6)
+  assert metrics["dropped"] == 0

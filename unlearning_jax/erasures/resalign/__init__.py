@@ -173,7 +173,7 @@ def lane_gradient(
 
   Args:
     theta: the adapters.
-    lane: one lane.
+    lane: its numbers, without an axis.
     direct: the gradient at theta of what does not go through w.
     keys: of the tuning, and of L(w)'s noise.
   """

@@ -74,7 +74,7 @@ def tune(
   Args:
     loss: (weights, key) -> the loss of a batch that the key draws.
     theta: where the lane begins.
-    lane: one lane.
+    lane: its numbers, without an axis.
     key: draws each step's batch.
     longest: the most steps of any lane.
     twice: whether Adam's moments are corrected for their start twice, as in the
