@@ -48,14 +48,18 @@ def neumann(
     The sum, and the factor by which the last two terms grow. The series
     converges where it stays below 1; it is an estimate of gamma |H|.
   """
-  term = total = g
-  grown = jnp.zeros(())
-  for _ in range(terms - 1):
+
+  # A loop, so that the product is compiled once.
+  def more(_: Any, state: tuple[Any, Any, Array]) -> tuple[Any, Any, Array]:
+    term, total, _ = state
     before = optax.global_norm(term)
     term = jax.tree.map(lambda leaf: -gamma * leaf, product(term))
     # Of a zero gradient nothing grows.
     grown = optax.global_norm(term) / jnp.maximum(before, 1e-30)
-    total = add(total, term)
+    return term, add(total, term), grown
+
+  zero = jnp.zeros_like(optax.global_norm(g))
+  _, total, grown = jax.lax.fori_loop(0, terms - 1, more, (g, g, zero))
   return total, grown
 
 
@@ -98,12 +102,14 @@ def released(
 
   def attempt(state: Attempt) -> Attempt:
     s = jnp.where(state.made == 0, 1.0, state.s / 2)
-    v, grows = g, jnp.bool_(False)
-    for _ in range(terms - 1):
+
+    def more(_: Any, sum_: tuple[Any, Array]) -> tuple[Any, Array]:
+      v, grows = sum_
       bent = add(v, product(v, state.made))
       stepped = jax.tree.map(lambda a, b: a - s * b, v, bent)
-      grows |= _mean_growth(v, stepped) > 1
-      v = add(g, stepped)
+      return add(g, stepped), grows | (_mean_growth(v, stepped) > 1)
+
+    v, grows = jax.lax.fori_loop(0, terms - 1, more, (g, jnp.bool_(False)))
     total = jax.tree.map(lambda a, b: s * a + b, v, direct)
     kept = ~grows & (optax.global_norm(total) <= cap)
     return Attempt(state.made + 1, s, total, kept)
