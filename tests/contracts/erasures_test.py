@@ -90,13 +90,12 @@ ERASURES = {
   ],
   "resalign": [
     {
+      "hypergrad": "first_order",
       "lanes": ("sgd/1e-2/2/0", "adam/1e-3/1/0"),
       "num_images": 8,
       "batch_size": 8,
       "num_steps": 2,
       "num_inference_steps": 2,
-      "curvature_batch": 1,
-      "terms": 2,
     }
   ],
   "spm": [

@@ -233,11 +233,20 @@ class Quadratics:
     return 0.5 * (1.0 + of) * jnp.sum((u["x"] - 1) ** 2)
 
 
+def lane_gradient(losses, h, theta, lane, direct, keys):
+  """A lane from its beginning to its gradient, and the loss that it ends at."""
+  at = resalign.tuned(losses, h, theta, lane, keys[0])
+  value, g = jax.value_and_grad(losses.concept)(at[0], keys[1], 1)
+  g = jax.tree.map(lambda leaf: h.resilience * leaf, g)
+  total, found = resalign.through(losses, h, lane, at, g, direct, keys[0])
+  return total, found | {"tuned": value}
+
+
 def test_a_lane_whose_series_grows_takes_its_first_term():
   h = resalign.Hparams(lanes=("sgd/0.5/8/0",))
   theta, key = {"x": jnp.array([0.5, -1.0])}, jax.random.key(0)
   lane = one(lanes.parse(h.lanes), 0)
-  found, metrics = resalign.lane_gradient(
+  found, metrics = lane_gradient(
     Quadratics(), h, theta, lane, {"x": jnp.zeros(2)}, (key, key)
   )
   w = 1 + 0.5**8 * (theta["x"] - 1)
@@ -253,7 +262,7 @@ def test_a_lanes_gradient(how):
   key = jax.random.key(0)
   for i, (rate, steps, bent) in enumerate([(2**-6, 8, 1), (2**-5, 3, 2)]):
     lane = one(lanes.parse(names), i)
-    found, metrics = resalign.lane_gradient(
+    found, metrics = lane_gradient(
       Quadratics(), h, theta, lane, direct, (key, key)
     )
     shrunk = (1 - rate * bent) ** steps
@@ -277,7 +286,7 @@ def test_lanes_together_are_lanes_alone_in_any_order():
     h = resalign.Hparams(lanes=names, hypergrad="unrolled")
     every = jax.tree.map(jnp.asarray, lanes.parse(names))
     return jax.vmap(
-      lambda lane: resalign.lane_gradient(
+      lambda lane: lane_gradient(
         Quadratics(), h, theta, lane, direct, (key, key)
       )[0]["x"]
     )(every)
@@ -346,7 +355,7 @@ def test_a_lane_of_the_release():
   theta, direct = {"x": jnp.array([0.5, -1.0])}, {"x": jnp.array([0.1, 0.2])}
   lane, key = one(lanes.parse(h.lanes), 0), jax.random.key(0)
   h = dataclasses.replace(h, cap=100.0)
-  found, metrics = resalign.lane_gradient(
+  found, metrics = lane_gradient(
     Quadratics(), h, theta, lane, direct, (key, key)
   )
   # H is 1, so that J is -1 with s of 1, and 0 with s of 1/2.

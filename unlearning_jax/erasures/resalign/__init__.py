@@ -161,62 +161,76 @@ def remain_weight(h: Hparams, step: Any) -> Float[Array, ""]:
   return h.remain_weight + share * (h.last_remain_weight - h.remain_weight)
 
 
-def lane_gradient(
-  losses: Losses,
-  h: Hparams,
-  theta: Any,
-  lane: lanes.Lanes,
-  direct: Any,
-  keys: tuple[PRNGKeyArray, PRNGKeyArray],
-) -> tuple[Any, finetune.Metrics]:
-  """One lane's gradient in theta, that of what does not go through w included.
+def tuned(
+  losses: Losses, h: Hparams, theta: Any, lane: lanes.Lanes, key: PRNGKeyArray
+) -> tuple[Any, Any]:
+  """One lane's w, and what takes a gradient at w exactly back to theta.
 
   Args:
     theta: the adapters.
     lane: its numbers, without an axis.
-    direct: the gradient at theta of what does not go through w.
-    keys: of the tuning, and of L(w)'s noise.
+    key: draws the images that it is tuned on.
+
+  Returns:
+    w, and for "unrolled" the way back, else None.
   """
   released = h.preset == "paper_code"
   longest = int(max(lanes.parse(h.lanes).steps))
-  tuning, bent, noise = *jax.random.split(keys[0]), keys[1]
 
   def loss(adapters: Any, key: PRNGKeyArray) -> Array:
     return losses.tuning(adapters, key, lane.of, h.tuning_batch)
 
-  def tuned(adapters: Any) -> Any:
-    return lanes.tune(loss, adapters, lane, tuning, longest, released)
+  def tune(adapters: Any) -> Any:
+    return lanes.tune(loss, adapters, lane, key, longest, released)
 
   if not released and h.hypergrad == "unrolled":
-    w, back = jax.vjp(tuned, theta)
-  else:
-    w, back = tuned(theta), None
-  value, g = jax.value_and_grad(losses.concept)(w, noise, h.concept_batch)
-  g = jax.tree.map(lambda leaf: h.resilience * leaf, g)
-  found = {"tuned": value}
-  if released:
+    return jax.vjp(tune, theta)
+  return tune(theta), None
 
-    def bent_by(v: Any, attempt: Array) -> Any:
-      image = jax.random.fold_in(bent, attempt)
-      return hypergrad.curvature(
-        lambda u: losses.tuning(u, image, lane.of, 1), w
-      )(v)
 
-    total, s, dropped = hypergrad.released(
-      g, direct, bent_by, terms=h.terms, cap=h.cap
+def through(
+  losses: Losses,
+  h: Hparams,
+  lane: lanes.Lanes,
+  at: tuple[Any, Any],
+  g: Any,
+  direct: Any,
+  key: PRNGKeyArray,
+) -> tuple[Any, finetune.Metrics]:
+  """One lane's gradient in theta, `direct` included.
+
+  Args:
+    lane: its numbers, without an axis.
+    at: what `tuned` returns.
+    g: the gradient of beta L at w.
+    direct: the gradient at theta of what does not go through w.
+    key: draws the images whose loss is curved.
+  """
+  w, back = at
+
+  def product(rows: int, key: PRNGKeyArray) -> hypergrad.Product:
+    return hypergrad.curvature(
+      lambda u: losses.tuning(u, key, lane.of, rows), w
     )
-    return total, found | {"s": s, "dropped": dropped}
-  if back:
+
+  if h.preset == "paper_code":
+    total, s, dropped = hypergrad.released(
+      g, direct,
+      lambda v, attempt: product(1, jax.random.fold_in(key, attempt))(v),
+      terms=h.terms, cap=h.cap,
+    )  # fmt: skip
+    return total, {"s": s, "dropped": dropped}
+  found = {}
+  if h.hypergrad == "unrolled":
     (g,) = back(g)
   elif h.hypergrad == "neumann":
-    product = hypergrad.curvature(
-      lambda u: losses.tuning(u, bent, lane.of, h.curvature_batch), w
-    )
     gamma = lane.steps * lane.learning_rate
-    total, grown = hypergrad.neumann(g, product, gamma, h.terms)
+    total, grown = hypergrad.neumann(
+      g, product(h.curvature_batch, key), gamma, h.terms
+    )
     # A series that grows has no sum; its first term is `first_order`'s.
     g = jax.tree.map(lambda a, b: jnp.where(grown < 1, a, b), total, g)
-    found |= {"growth": grown, "dropped": (grown >= 1).astype(jnp.float32)}
+    found = {"growth": grown, "dropped": (grown >= 1).astype(jnp.float32)}
   return hypergrad.add(g, direct), found
 
 
@@ -229,30 +243,47 @@ def _loss(
   batch: Mapping[str, Array],
   key: PRNGKeyArray,
 ) -> tuple[Float[Array, ""], finetune.Metrics]:
-  theta = jax.lax.stop_gradient(trained)
-  losses = Losses(sd, join, frozen, batch)
-  keys = jax.random.split(key, 5)
-  alpha = remain_weight(h, batch["step"][0])
-
-  def direct(adapters: Any) -> tuple[Array, tuple[Array, Array]]:
-    concept = losses.concept(adapters, keys[0], h.concept_batch)
-    remain = losses.remain(adapters, keys[1])
-    value = (1 - h.resilience) * concept + alpha * remain
-    return value, (concept, remain)
-
-  (value, parts), slope = jax.value_and_grad(direct, has_aux=True)(theta)
-  every = jax.tree.map(jnp.asarray, lanes.parse(h.lanes))
-  noise = keys[0]
+  theta, losses = (
+    jax.lax.stop_gradient(trained),
+    Losses(sd, join, frozen, batch),
+  )
+  keys, beta = jax.random.split(key, 6), h.resilience
+  every, noise = jax.tree.map(jnp.asarray, lanes.parse(h.lanes)), keys[0]
   if h.preset == "paper_code":
     picked = jax.random.choice(keys[2], len(h.lanes), (h.drawn,), replace=False)
     every, noise = jax.tree.map(lambda leaf: leaf[picked], every), keys[4]
+  own, bent = (
+    jax.random.split(k, len(every.steps)) for k in (keys[3], keys[5])
+  )
+  at = jax.vmap(lambda lane, key: tuned(losses, h, theta, lane, key))(
+    every, own
+  )
+  # theta and every w in one, so that the gradient is compiled once.
+  points = jax.tree.map(
+    lambda one, more: jnp.concatenate([one[None], more]), theta, at[0]
+  )
+  noises = jnp.stack([keys[0]] + [noise] * len(every.steps))
+  values, slopes = jax.vmap(
+    jax.value_and_grad(
+      lambda its, key: losses.concept(its, key, h.concept_batch)
+    )
+  )(points, noises)
+  remain, held = jax.value_and_grad(losses.remain)(theta, keys[1])
+  alpha = remain_weight(h, batch["step"][0])
+  direct = jax.tree.map(
+    lambda slope, leaf: (1 - beta) * slope[0] + alpha * leaf, slopes, held
+  )
+  g = jax.tree.map(lambda slope: beta * slope[1:], slopes)
   gradients, found = jax.vmap(
-    lambda lane, key: lane_gradient(losses, h, theta, lane, slope, (key, noise))
-  )(every, jax.random.split(keys[3], len(every.steps)))
-  found = {name: values.mean() for name, values in found.items()}
-  value += h.resilience * found["tuned"]
+    lambda lane, at, g, key: through(losses, h, lane, at, g, direct, key)
+  )(every, at, g, bent)
   gradient = jax.tree.map(lambda leaf: leaf.mean(0), gradients)
-  metrics = {"concept": parts[0], "remain": parts[1], "alpha": alpha, **found}
+  metrics = {name: each.mean() for name, each in found.items()}
+  metrics |= {
+    "concept": values[0], "tuned": values[1:].mean(), "remain": remain,
+    "alpha": alpha,
+  }  # fmt: skip
+  value = (1 - beta) * values[0] + beta * metrics["tuned"] + alpha * remain
   return hypergrad.with_gradient(value, gradient, trained), metrics
 
 
