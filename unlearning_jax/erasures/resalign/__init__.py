@@ -29,9 +29,11 @@ Two versions exist, each a preset:
 
 Not here are two of the release's lanes: the one with DreamBooth's second loss,
 and the one that tunes the whole UNet, whose gradient the release takes in
-another basis than theta's. The release's Adam also keeps its moments from one
-step's tuning to the next; here each tuning begins anew. All images are drawn by
-the base.
+another basis than theta's. Its other lanes learn the set that its loaders give
+them: three share a name, and so the last one's images. The release's Adam keeps
+its moments from one step's tuning to the next, and each lane of a step has
+images of its own to forget and to hold; here a tuning begins anew, and a step's
+lanes share these images. All images are drawn by the base.
 
 Reference: Li et al., NeurIPS 2025, https://arxiv.org/abs/2507.16302, and its
 release AntigoneRandy/ResAlign.
@@ -44,7 +46,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -57,7 +58,7 @@ from unlearning_jax.erasures import (
   check_predicts_noise,
   edit_of,
 )
-from unlearning_jax.erasures.resalign import hypergrad, lanes
+from unlearning_jax.erasures.resalign import hypergrad, images, lanes
 from unlearning_jax.erasures.resalign.losses import Losses
 from unlearning_jax.erasures.salun import sets
 from unlearning_jax.settings import check_numbers
@@ -69,7 +70,7 @@ PRESETS = ("fixed", "paper_code")
 HYPERGRADS = ("first_order", "neumann", "unrolled")
 # The release's, but for the two that are not here.
 LANES = (
-  "sgd/1e-4/20/2", "sgd/1e-4/30/0", "adam/1e-4/5/1", "sgd/1e-4/5/2",
+  "sgd/1e-4/20/2", "sgd/1e-4/30/1", "adam/1e-4/5/1", "sgd/1e-4/5/2",
   "adam/1e-4/30/0", "sgd/1e-5/30/1", "sgd/1e-5/5/2", "sgd/1e-5/10/0",
   "sgd/1e-4/10/1", "adam/1e-5/10/2", "sgd/1e-5/30/2", "sgd/1e-6/20/2",
   "adam/1e-5/10/1",
@@ -88,15 +89,19 @@ class Hparams(sets.Drawing):
     drawn: lanes of a step; only "paper_code" heeds it.
     tuning_batch: images in a step of a tuning.
     curvature_batch: images that the curvature is of; only "neumann" heeds it.
-    terms: of the series that "neumann" sums. A lane whose series grows takes
-      the first term alone; the metric `dropped` is the share of such lanes.
+    gamma: of every lane; 0 takes a lane's steps times its learning rate, which
+      is near the truth for "sgd" alone. Only "neumann" heeds it.
+    terms: of the series that "neumann" sums. A lane whose terms grow takes the
+      first one alone; the metric `dropped` is the share of such lanes.
+    lanes_at_once: lanes that are computed together, to bound the memory; 0 for
+      all. It changes no result but for rounding.
     resilience: beta.
     remain_weight: alpha at the beginning.
-    last_remain_weight: alpha at the end; it changes in the second half.
+    last_remain_weight: alpha at the end; it nears it in the second half.
     rank: of the adapters.
     num_steps: training steps.
     learning_rate: AdamW's.
-    cap: the longest gradient.
+    cap: the longest gradient; in "paper_code" see `hypergrad.released`.
     batch_size: images of what remains in a step.
     concept_batch: images of the concept in a step, at most `batch_size`.
   """
@@ -107,7 +112,9 @@ class Hparams(sets.Drawing):
   drawn: int = 3
   tuning_batch: int = 1
   curvature_batch: int = 4
+  gamma: float = 0.0
   terms: int = 5
+  lanes_at_once: int = 0
   resilience: float = 0.8
   remain_weight: float = 1.6
   last_remain_weight: float = 2.0
@@ -129,7 +136,7 @@ class Hparams(sets.Drawing):
         "num_steps", "concept_batch",
       ),
       positive=("learning_rate", "cap"),
-      from_zero=("remain_weight", "last_remain_weight"),
+      from_zero=("remain_weight", "last_remain_weight", "gamma"),
     )  # fmt: skip
     if not 0 <= self.resilience <= 1:
       raise ValueError(f"resilience={self.resilience}; allowed: 0 to 1")
@@ -142,17 +149,6 @@ class Hparams(sets.Drawing):
         raise ValueError(f"{name}={given}; allowed: 1 to {most}")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Counted:
-  """Batches that know their step."""
-
-  steps: sets.Steps
-
-  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-    batch = self.steps[step]
-    return batch | {"step": np.full(len(batch["remain"]), step, np.int32)}
-
-
 def remain_weight(h: Hparams, step: Any) -> Float[Array, ""]:
   """The weight alpha at a step, from 0: a sigmoid in the second half."""
   half = h.num_steps / 2
@@ -163,36 +159,27 @@ def remain_weight(h: Hparams, step: Any) -> Float[Array, ""]:
 
 def tuned(
   losses: Losses, h: Hparams, theta: Any, lane: lanes.Lanes, key: PRNGKeyArray
-) -> tuple[Any, Any]:
-  """One lane's w, and what takes a gradient at w exactly back to theta.
+) -> Any:
+  """One lane's w, differentiable in theta.
 
   Args:
     theta: the adapters.
     lane: its numbers, without an axis.
     key: draws the images that it is tuned on.
-
-  Returns:
-    w, and for "unrolled" the way back, else None.
   """
-  released = h.preset == "paper_code"
-  longest = int(max(lanes.parse(h.lanes).steps))
 
   def loss(adapters: Any, key: PRNGKeyArray) -> Array:
     return losses.tuning(adapters, key, lane.of, h.tuning_batch)
 
-  def tune(adapters: Any) -> Any:
-    return lanes.tune(loss, adapters, lane, key, longest, released)
-
-  if not released and h.hypergrad == "unrolled":
-    return jax.vjp(tune, theta)
-  return tune(theta), None
+  longest = int(max(lanes.parse(h.lanes).steps))
+  return lanes.tune(loss, theta, lane, key, longest, h.preset == "paper_code")
 
 
 def through(
   losses: Losses,
   h: Hparams,
   lane: lanes.Lanes,
-  at: tuple[Any, Any],
+  w: Any,
   g: Any,
   direct: Any,
   key: PRNGKeyArray,
@@ -201,12 +188,11 @@ def through(
 
   Args:
     lane: its numbers, without an axis.
-    at: what `tuned` returns.
-    g: the gradient of beta L at w.
+    w: where the lane ended.
+    g: the gradient of beta L at w; for "unrolled" already taken back to theta.
     direct: the gradient at theta of what does not go through w.
     key: draws the images whose loss is curved.
   """
-  w, back = at
 
   def product(rows: int, key: PRNGKeyArray) -> hypergrad.Product:
     return hypergrad.curvature(
@@ -221,10 +207,8 @@ def through(
     )  # fmt: skip
     return total, {"s": s, "dropped": dropped}
   found = {}
-  if h.hypergrad == "unrolled":
-    (g,) = back(g)
-  elif h.hypergrad == "neumann":
-    gamma = lane.steps * lane.learning_rate
+  if h.hypergrad == "neumann":
+    gamma = h.gamma or lane.steps * lane.learning_rate
     total, grown = hypergrad.neumann(
       g, product(h.curvature_batch, key), gamma, h.terms
     )
@@ -247,38 +231,61 @@ def _loss(
     jax.lax.stop_gradient(trained),
     Losses(sd, join, frozen, batch),
   )
-  keys, beta = jax.random.split(key, 6), h.resilience
+  keys, beta = jax.random.split(key, 7), h.resilience
   every, noise = jax.tree.map(jnp.asarray, lanes.parse(h.lanes)), keys[0]
   if h.preset == "paper_code":
     picked = jax.random.choice(keys[2], len(h.lanes), (h.drawn,), replace=False)
     every, noise = jax.tree.map(lambda leaf: leaf[picked], every), keys[4]
-  own, bent = (
-    jax.random.split(k, len(every.steps)) for k in (keys[3], keys[5])
+  count = len(every.steps)
+  own, bent = (jax.random.split(k, count) for k in (keys[3], keys[5]))
+
+  def each(function: Callable[..., Any], *mapped: Any) -> Any:
+    return jax.lax.map(
+      lambda one: function(*one),
+      mapped,
+      batch_size=h.lanes_at_once or count + 1,
+    )
+
+  def tune(thetas: Any) -> Any:
+    return each(
+      lambda its, lane, key: tuned(losses, h, its, lane, key),
+      thetas, every, own,
+    )  # fmt: skip
+
+  thetas = jax.tree.map(
+    lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), theta
   )
-  at = jax.vmap(lambda lane, key: tuned(losses, h, theta, lane, key))(
-    every, own
-  )
+  # Back through all lanes at once: the network is stored once for all of them.
+  unrolled = h.preset == "fixed" and h.hypergrad == "unrolled"
+  w, back = jax.vjp(tune, thetas) if unrolled else (tune(thetas), None)
   # theta and every w in one, so that the gradient is compiled once.
   points = jax.tree.map(
-    lambda one, more: jnp.concatenate([one[None], more]), theta, at[0]
+    lambda one, more: jnp.concatenate([one[None], more]), theta, w
   )
-  noises = jnp.stack([keys[0]] + [noise] * len(every.steps))
-  values, slopes = jax.vmap(
+  values, slopes = each(
     jax.value_and_grad(
-      lambda its, key: losses.concept(its, key, h.concept_batch)
-    )
-  )(points, noises)
+      lambda its, key: losses.concept(its, (keys[6], key), h.concept_batch)
+    ),
+    points, jnp.stack([keys[0], *[noise] * count]),
+  )  # fmt: skip
   remain, held = jax.value_and_grad(losses.remain)(theta, keys[1])
   alpha = remain_weight(h, batch["step"][0])
   direct = jax.tree.map(
     lambda slope, leaf: (1 - beta) * slope[0] + alpha * leaf, slopes, held
   )
   g = jax.tree.map(lambda slope: beta * slope[1:], slopes)
-  gradients, found = jax.vmap(
-    lambda lane, at, g, key: through(losses, h, lane, at, g, direct, key)
-  )(every, at, g, bent)
-  gradient = jax.tree.map(lambda leaf: leaf.mean(0), gradients)
-  metrics = {name: each.mean() for name, each in found.items()}
+  if back:
+    (g,) = back(g)
+  gradients, found = each(
+    lambda lane, w, g, key: through(losses, h, lane, w, g, direct, key),
+    every, w, g, bent,
+  )  # fmt: skip
+  # A lane that has diverged must not be left out of the mean in silence.
+  whole = jnp.isfinite(values).all()
+  gradient = jax.tree.map(
+    lambda leaf: jnp.where(whole, leaf.mean(0), jnp.nan), gradients
+  )
+  metrics = {name: one.mean() for name, one in found.items()}
   metrics |= {
     "concept": values[0], "tuned": values[1:].mean(), "remain": remain,
     "alpha": alpha,
@@ -324,23 +331,6 @@ def random_factors(adapters: Any, key: PRNGKeyArray) -> Any:
   return jax.tree.unflatten(kind, drawn)
 
 
-def tuning_images(found: sets.Sets, count: int) -> dict[str, np.ndarray]:
-  """Deals the images that remain out to sets, by their phrase.
-
-  Raises:
-    ValueError: there are more sets than phrases with an image.
-  """
-  pair = found.remain["pair"]
-  rows = [np.flatnonzero(pair % count == i) for i in range(count)]
-  most = max(map(len, rows))
-  if not all(map(len, rows)):
-    raise ValueError(
-      f"lanes: they name {count} sets of images, but {len(set(pair.tolist()))} "
-      "phrases remain; preserve more phrases, or end every lane in '/0'"
-    )
-  return {**found.remain, "rows": np.stack([np.resize(r, most) for r in rows])}
-
-
 def erase(
   sd: StableDiffusion,
   params: Params,
@@ -370,17 +360,18 @@ def erase(
   begin = part.trained
   if h.preset == "paper_code":
     begin = random_factors(begin, keys[0])
-  found = sets.draw(sd, params, concepts, keys[1], h, hooks.collect, "resalign")
-  count = int(max(lanes.parse(h.lanes).of)) + 1
+  kept = sets.remaining("ResAlign", concepts)
+  count = images.check_sets(h.lanes, min(len(kept), h.num_images))
+  found = sets.draw(sd, params, concepts, keys[1], h, hooks.collect, "ResAlign")
   loss, tx = _training(sd, part.join, h)
   batches = sets.Steps(found, h.batch_size, int(jax.random.bits(keys[2]) >> 1))
   trained = hooks.trainer(
     loss, tx, begin,
     {
       "params": part.frozen, "contexts": dict(found.contexts),
-      "tuning": tuning_images(found, count),
+      "tuning": images.tuning(found, count),
     },
-    _Counted(batches), keys[3],
+    images.Counted(batches), keys[3],
     batch_size=h.batch_size, num_steps=h.num_steps,
   )  # fmt: skip
   return edit_of(params, part, trained, "resalign", concepts)

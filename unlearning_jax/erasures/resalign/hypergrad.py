@@ -45,8 +45,8 @@ def neumann(
   """The first `terms` terms of (1 + gamma H)^-1 g = sum_k (-gamma H)^k g.
 
   Returns:
-    The sum, and the factor by which the last two terms grow. The series
-    converges where it stays below 1; it is an estimate of gamma |H|.
+    The sum, and the factor by which the last two terms grow, which is at most
+    gamma |H|. From 1 on the series has no sum; below 1 it may still have none.
   """
 
   # A loop, so that the product is compiled once.
@@ -87,13 +87,13 @@ def released(
   s v + direct. It fails if J makes the mean tensor of v grow, or if the result
   is longer than `cap`; then s is halved, and H is that of another image. After
   six, `direct` alone is used. So the cap does not shorten the gradient: it
-  takes g out of it. Without curvature g's weight is 1 - (1 - s)^5.
+  takes g out of it. Without curvature g's weight is 1 - (1 - s)^terms.
 
   Args:
     g: the gradient at w.
     direct: the gradient at theta of what does not go through w.
     product: (v, attempt) -> H v.
-    terms: how often J is applied, the first time to nothing.
+    terms: of the sum.
     cap: the longest result.
 
   Returns:
@@ -111,9 +111,10 @@ def released(
 
     v, grows = jax.lax.fori_loop(0, terms - 1, more, (g, jnp.bool_(False)))
     total = jax.tree.map(lambda a, b: s * a + b, v, direct)
-    kept = ~grows & (optax.global_norm(total) <= cap)
+    kept = ~grows & ~(optax.global_norm(total) > cap)
     return Attempt(state.made + 1, s, total, kept)
 
+  # As in the release, what is not a number is returned, and ends the training.
   begin = Attempt(jnp.int32(0), jnp.float32(1), direct, jnp.bool_(False))
   end = jax.lax.while_loop(
     lambda state: ~state.kept & (state.made < attempts), attempt, begin

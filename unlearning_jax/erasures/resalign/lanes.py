@@ -5,6 +5,7 @@ A lane is written as "optimizer/learning rate/steps/set", such as
 once, each as long as the longest; a lane that has ended stands still.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -36,9 +37,11 @@ def parse(names: Sequence[str]) -> Lanes:
     ValueError: there is none, two are the same, or one is not four words of
       which three are numbers; says how a lane is written.
   """
-  if not names or len(set(names)) < len(names):
-    raise ValueError(f"lanes={tuple(names)}: give one or more, all different")
+  if not names:
+    raise ValueError("lanes=(): give one or more, as 'sgd/1e-4/20/0'")
   rows = [_parsed(name) for name in names]
+  if len(set(rows)) < len(rows):
+    raise ValueError(f"lanes={tuple(names)}: two are the same; leave one out")
   adam, rate, steps, of = (
     np.array(column) for column in zip(*rows, strict=True)
   )
@@ -49,7 +52,8 @@ def _parsed(name: str) -> tuple[bool, float, int, int]:
   words = name.split("/")
   try:
     kind, rate, steps, of = words[0], *map(float, words[1:])
-    good = rate >= 0 and steps >= 0 and steps % 1 == of % 1 == 0 <= of
+    good = math.isfinite(rate + steps + of) and min(rate, steps, of) >= 0
+    good = good and steps % 1 == of % 1 == 0
   except ValueError:
     good = False
   if not good:
@@ -93,9 +97,11 @@ def tune(
     sizes = (1 - _B1**count, 1 - _B2**count)
 
     def moved(x: Array, g: Array, m: Array, v: Array) -> Array:
-      # The root of 0 has no gradient.
-      root = jnp.where(v > 0, jnp.sqrt(jnp.where(v > 0, v, 1) / sizes[1]), 0)
-      by_adam = m / sizes[0] / (root + _EPS)
+      # A weight without a gradient stands still. Its root of 0 has no slope,
+      # and 1 / _EPS for a slope would drown all others on the way back.
+      moves = v > 0
+      root = jnp.sqrt(jnp.where(moves, v, 1) / sizes[1])
+      by_adam = jnp.where(moves, m / sizes[0] / (root + _EPS), 0)
       if twice:
         by_adam *= jnp.sqrt(sizes[1]) / sizes[0]
       change = lane.learning_rate * jnp.where(lane.adam, by_adam, g)
