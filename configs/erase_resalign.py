@@ -1,4 +1,4 @@
-"""ResAlign (Li et al., NeurIPS 2025) makes an erasure that tuning keeps.
+"""ResAlign (Li et al., NeurIPS 2025) is meant to survive tuning.
 
   python -m launch.erase --workdir=runs/resalign \
     --config=configs/erase_resalign.py:tiny,task=object,name=star
