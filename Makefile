@@ -28,13 +28,18 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: demo demo-picture notebooks test test-slow test-all lint format docs release-check
+.PHONY: demo bench demo-picture notebooks test test-slow test-all lint format docs release-check
 
 demo: $(CORE)
 	$(PY) -m launch.erase --config=configs/erase_uce.py:tiny,name=$(DEMO) $(EDIT_ONLY) --workdir=runs/demo/uce
 	$(PY) -m launch.erase --config=configs/erase_rece.py:tiny,name=$(DEMO) $(EDIT_ONLY) --workdir=runs/demo/rece
 	$(PY) -m launch.audit --protocol=shapes-$(DEMO) --edits=runs/demo/uce --workdir=runs/demo/audit
 	@echo "Open runs/demo/audit/report.html"
+
+# Speed beside other packages; 15 minutes on two cores. torch, the peer, comes
+# with the tests on Python 3.11.
+bench: $(TEST)
+	$(PY) benchmarks/side_by_side.py --out=runs/bench.json
 
 test: lint
 	$(PY) -m pytest -m "not slow" $(WORKERS) $(PYTEST)

@@ -42,7 +42,6 @@ EXTRAS = {
   "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
   "tpu": ["jax[tpu]>=0.10.2,<0.13"],
   "gcs": ["etils[epath-gcs]>=1.13"],
-  "slurm": ["submitit>=1.5"],
   "k8s": ["jax[k8s]>=0.10.2,<0.13"],
   "hub": ["huggingface_hub>=1.0"],
   "judges": JUDGES,
@@ -67,6 +66,9 @@ EXTRAS = {
   ],
 }
 
+# Folders of the checkout that a wheel has inside `unlearning_jax`.
+MAPPED = ["configs", "launch", "launch.*"]
+
 setup(
   name="unlearning_jax",
   version=VERSION,
@@ -81,14 +83,14 @@ setup(
   # beside it.
   packages=[
     *find_packages(include=["unlearning_jax*"]),
-    "unlearning_jax.configs",
-    "unlearning_jax.launch",
+    *(f"unlearning_jax.{n}" for n in find_packages(include=MAPPED)),
   ],
   package_dir={
     "unlearning_jax.configs": "configs",
     "unlearning_jax.launch": "launch",
   },
   package_data={
+    "unlearning_jax.launch": ["*/*.sh", "*/*.yaml"],
     "unlearning_jax": [
       "report/style.css",
       "report/templates/*.html",
@@ -97,7 +99,7 @@ setup(
       "lists/*.txt",
       "judges/*.txt",
       "protocols/*.json",
-    ]
+    ],
   },
   entry_points={
     "console_scripts": ["unlearning-jax=unlearning_jax.launch.main:main"]

@@ -93,6 +93,8 @@ def comparison(size: str) -> ml_collections.ConfigDict:
   config.dtype = "float32"
   # On NVIDIA's GPUs in bfloat16 "cudnn" is faster, see `models.attention`.
   config.attention = "auto"
+  # "fast" is sooner on a CPU; images may differ by a grey level.
+  config.kernels = "exact"
   # Your own prompts by group, for a model without a judge.
   config.prompts = ml_collections.ConfigDict()
   config.targets = ()

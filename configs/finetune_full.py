@@ -9,7 +9,7 @@ Full size has the full protocol of the concept-resurgence study. `only` and
 `without` choose renders of the Shapes world, as `only=object/circle+square`.
 `tiny` is for a CPU: a step of 16 images takes 0.18 s on one core, and a batch
 here has 48. `sd14` needs one accelerator or several
-(docs/results/speed.md has the memory); it was not timed.
+(docs/performance.md has the memory); it was not timed.
 """
 
 from unlearning_jax.configs import finetunes

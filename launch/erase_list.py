@@ -30,7 +30,7 @@ _number("lamb", 0.5, "The ridge.")
 _text("task", "object", "The task of all: object, art or unsafe.")
 _text("preset", "uce2023", "The rows: uce2023 or uce2025.")
 _text("cache", None, "A folder for sums of preserved lists.")
-absl_flags.DEFINE_bool("distributed", False, "Join other processes.")
+flags.processes()
 
 
 def main(_):

@@ -20,6 +20,7 @@ from . import flags
 
 _CONFIG = flags.config()
 _WORKDIR = flags.workdir()
+_MESH = flags.mesh()
 _EDIT = DEFINE_string("edit", None, "An edit, or the folder of an erase run.")
 
 
@@ -27,7 +28,8 @@ def main(_):
   """Flags to settings to the run."""
   from unlearning_jax.experiments import common, finetune
 
-  settings = flags.settings(finetune.Settings, _CONFIG.value)
+  values = flags.with_mesh(_CONFIG.value, _MESH.value)
+  settings = flags.settings(finetune.Settings, values)
   model = common.load_model(settings)
   if _EDIT.value:
     model = model.with_edit(common.read_edit(_EDIT.value, "--edit"))

@@ -55,10 +55,43 @@ def sizes() -> dict[str, flags.FlagHolder[int | None]]:
 
 
 def workdir(what: str = "The run's folder.") -> flags.FlagHolder[str]:
-  """Defines `--workdir`; `--distributed` and `--judges_dir`, for `run`."""
-  flags.DEFINE_bool("distributed", False, "Join other processes.")
+  """Defines `--workdir`; `--judges_dir` and those of `processes`, for `run`."""
+  processes()
   flags.DEFINE_string("judges_dir", None, "The folder of judges' weights.")
   return flags.DEFINE_string("workdir", None, what, required=True)
+
+
+def processes():
+  """Defines the flags of a script that several processes can share."""
+  flags.DEFINE_bool("distributed", False, "Join other processes.")
+  flags.DEFINE_string(
+    "coordinator",
+    "",
+    "Join them by host:port,n,i: where process 0 listens, how many there are, "
+    "and which this is. No cluster is looked for.",
+  )
+  flags.DEFINE_bool("check", False, "Check everything, and compute nothing.")
+
+
+def mesh() -> flags.FlagHolder[str]:
+  """Defines `--mesh`; see `with_mesh`."""
+  return flags.DEFINE_string(
+    "mesh",
+    "",
+    "How devices share the work: data=4,fsdp=2 is four copies of the model, "
+    "each split over two devices. The config's if not given.",
+  )
+
+
+def with_mesh(config: ConfigDict, text: str) -> dict[str, Any]:
+  """A config's values with the mesh of `--mesh`.
+
+  Open the record with the config itself: the next start may have another mesh.
+  """
+  from unlearning_jax import sharding
+
+  values = config.to_dict()
+  return values | {"mesh": values.get("mesh", {}) | sharding.parse_mesh(text)}
 
 
 class _Named(flags.ListParser):
@@ -240,15 +273,21 @@ def _together(
   main: Callable[[list[str]], Any], argv: list[str], polled: bool
 ) -> Any:
   """Runs a script that several processes can share."""
-  distributed = bool(flags.FLAGS["distributed"].value)
+  by_hand = flags.FLAGS["coordinator"].value
+  distributed = bool(flags.FLAGS["distributed"].value or by_hand)
   # Users follow the progress line; libraries only warn.
   logging.set_verbosity(logging.WARNING)
-  from unlearning_jax import processes, stops
+  from unlearning_jax import checking, processes, stops
 
+  if by_hand:
+    processes.name_coordinator(by_hand)
   processes.initialize_distributed(distributed, polled=polled)
   stops.listen(shared=distributed and polled)
+  checking.ask(bool(flags.FLAGS["check"].value))
   try:
     status = main(argv)
+  except checking.Checked:
+    status = _said_checked()
   except stops.Stopped:
     print("\nstopped; the same command goes on", file=sys.stderr)
     raise
@@ -256,6 +295,20 @@ def _together(
   if distributed:
     processes.wait_for_all("ended")
   return status
+
+
+def _said_checked() -> int:
+  """What `--check` prints at its end."""
+  from unlearning_jax import sharding
+  from unlearning_jax.experiments import common
+
+  found = sharding.describe_devices()
+  if common.is_first():
+    print(
+      f"checked, for {found['count']} {found['kind']} device(s): nothing is "
+      "wrong; without --check it runs"
+    )
+  return 0
 
 
 def status(failed: int, what: str) -> int:

@@ -8,6 +8,7 @@ import ast
 import pathlib
 import runpy
 import sys
+from collections.abc import Sequence
 
 USAGE = """usage: unlearning-jax VERB [flags]
        unlearning-jax VERB --help       its flags
@@ -16,14 +17,32 @@ USAGE = """usage: unlearning-jax VERB [flags]
 """
 
 
+# What the scripts share.
+PARTS = ("__init__", "errors", "flags", "main", "places")
+
+
 def verbs() -> dict[str, str]:
   """The launch scripts: name -> the first line of the docstring."""
-  found = {}
-  for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
-    if path.stem not in ("__init__", "errors", "flags", "main"):
-      said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-      found[path.stem] = (said or "").split("\n\n")[0].replace("\n", " ")
+  folder, found = pathlib.Path(__file__).parent, {}
+  files = {p.stem: p for p in folder.glob("*.py") if p.stem not in PARTS}
+  files |= {p.parent.name: p for p in folder.glob("*/__main__.py")}
+  for name, path in sorted(files.items()):
+    said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    found[name] = (said or "").split("\n\n")[0].replace("\n", " ")
   return found
+
+
+def verb(asked: str, known: Sequence[str]) -> str:
+  """The name of the script that is asked for.
+
+  Raises:
+    ValueError: it is not known; names the nearest.
+  """
+  from unlearning_jax.concepts import check_choice
+
+  name = asked.replace("-", "_")
+  check_choice("verb", name, list(known))
+  return name
 
 
 def main():
@@ -34,17 +53,13 @@ def main():
     width = max(map(len, verbs()))
     print(head + "\n".join(f"{n:{width}}  {s}" for n, s in verbs().items()))
     return
-  verb = asked[0].replace("-", "_")
-  if verb not in verbs():
-    from unlearning_jax.concepts import check_choice
-
-    try:
-      check_choice("verb", verb, list(verbs()))
-    except ValueError as error:
-      sys.exit(f"unlearning-jax: {error}")
+  try:
+    name = verb(asked[0], list(verbs()))
+  except ValueError as error:
+    sys.exit(f"unlearning-jax: {error}")
   sys.argv = sys.argv[1:]
   runpy.run_module(
-    f"unlearning_jax.launch.{verb}", run_name="__main__", alter_sys=True
+    f"unlearning_jax.launch.{name}", run_name="__main__", alter_sys=True
   )
 
 

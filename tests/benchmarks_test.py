@@ -1,5 +1,8 @@
 """The benchmarks that are tests too: on tiny programs, or a few images."""
 
+import ast
+import importlib
+import inspect
 import json
 import os
 import pathlib
@@ -26,6 +29,41 @@ def run(tmp_path, *arguments):
     env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
   )  # fmt: skip
   return json.loads(out.read_text())["measured"]
+
+
+def imported(tree):
+  """The names that a script imports from this package, and what they are."""
+  for node in ast.walk(tree):
+    if not isinstance(node, ast.Import | ast.ImportFrom):
+      continue
+    package = getattr(node, "module", None)
+    for alias in node.names:
+      path = ".".join(filter(None, (package, alias.name)))
+      if not path.startswith("unlearning_jax"):
+        continue
+      module = importlib.import_module(package or alias.name)
+      found = getattr(module, alias.name, None) if package else module
+      if found is None:
+        found = importlib.import_module(path)
+      yield alias.asname or alias.name, found
+
+
+@pytest.mark.parametrize(
+  "path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem
+)
+def test_a_benchmark_calls_what_there_is(path):
+  """They are run by hand, so that a renamed function would show late."""
+  tree = ast.parse(path.read_text())
+  modules = {n: m for n, m in imported(tree) if inspect.ismodule(m)}
+  gone = [
+    f"{node.value.id}.{node.attr}"
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Attribute)
+    and isinstance(node.value, ast.Name)
+    and node.value.id in modules
+    and not hasattr(modules[node.value.id], node.attr)
+  ]
+  assert not gone
 
 
 @pytest.mark.e2e

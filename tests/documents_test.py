@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from unlearning_jax.launch import main
 
 from tests.support import scripts
 from unlearning_jax import shapes
@@ -26,11 +27,7 @@ RUN = [
   f"docs/{name}.md"
   for name in ("erase", "attack", "finetune", "evaluate", "extend")
 ]
-SCRIPTS = {
-  path.stem
-  for path in (ROOT / "launch").glob("*.py")
-  if path.stem not in ("__init__", "errors", "flags", "main")
-}
+SCRIPTS = main.verbs().keys()
 # Each writes down how it was called, and does nothing.
 STUB = """#!{python}
 import json, sys
@@ -71,6 +68,10 @@ def shell(page, folder):
 def launched(commands):
   """The launch scripts among them: (script, arguments)."""
   for program, *rest in commands:
+    if "--" in rest:
+      # A launcher, and the run that it starts.
+      at = rest.index("--")
+      yield from launched([["unlearning-jax", *rest[at + 1 :]]])
     if program in ("srun",):
       program, *rest = rest
     if program == "python" and rest[0] == "-m":

@@ -7,16 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from unlearning_jax.launch import main
 
 import unlearning_jax
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHIPPED = ("unlearning_jax", "configs", "launch")
-SCRIPTS = sorted(
-  path.stem
-  for path in (ROOT / "launch").glob("*.py")
-  if path.stem not in ("__init__", "errors", "flags", "main")
-)
+SCRIPTS = [*main.verbs()]
 JUNK = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
 
 

@@ -55,6 +55,30 @@ def test_whoever_is_told_the_coordinator_looks_for_no_cluster(monkeypatch):
   assert seen["process_id"] == 0 and seen["num_processes"] == 1
 
 
+def test_a_coordinator_is_named_by_hand(monkeypatch):
+  seen = {}
+  monkeypatch.setattr(jax.distributed, "initialize", seen.update)
+  # `setenv` restores what is changed past it.
+  for name in processes._TOLD:
+    monkeypatch.setenv(name, "0")
+  processes.name_coordinator("[::1]:8476,4,3")
+  assert os.environ["JAX_COORDINATOR_ADDRESS"] == "[::1]:8476"
+  processes.initialize_distributed(True)
+  assert seen["cluster_detection_method"] == "deactivate"
+  assert seen["process_id"] == 3 and seen["num_processes"] == 4
+  for wrong in ("node0,2,0", "node0:8476,2", "node0:8476,2,2", "a:1,2,x"):
+    with pytest.raises(ValueError, match=r"--coordinator='.*host:port,n,i"):
+      processes.name_coordinator(wrong)
+
+
+def test_the_mark_of_a_run_leaves_out_which_process_it_is(monkeypatch):
+  marks = []
+  for word in ("node0:84,2,0", "node0:84,2,1", "node1:84,2,0"):
+    monkeypatch.setattr(sys, "argv", ["erase", f"--coordinator={word}"])
+    marks.append(processes._mark())
+  assert marks[0] == marks[1] != marks[2]
+
+
 def test_each_step_of_a_slurm_job_has_its_own_port(monkeypatch):
   monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
   monkeypatch.setenv("SLURM_JOB_ID", "8199")

@@ -201,6 +201,15 @@ def test_refuses_columns(tmp_path, header, message):
     read(table(tmp_path, "1,a", header=header))
 
 
+def test_a_folder_of_tables_is_not_one_table(tmp_path):
+  path = table(tmp_path, "1,a,1,7")
+  with pytest.raises(ValueError, match=f"is a folder; name one .*: {path}$"):
+    read(tmp_path)
+  path.unlink()
+  with pytest.raises(ValueError, match="it holds no .csv"):
+    read(tmp_path)
+
+
 def test_refuses_a_table_in_another_encoding(tmp_path):
   path = table(tmp_path)
   path.write_bytes(HEADER.encode() + b"\n1,caf\xe9,1,7\n")

@@ -64,8 +64,22 @@ def test_a_mesh_takes_all_devices_and_is_auto():
 
 @pytest.mark.parametrize("data, fsdp", [(3, 2), (None, 3), (16, 1), (8, 0)])
 def test_a_mesh_that_does_not_divide_lists_the_shapes(data, fsdp):
-  with pytest.raises(ValueError, match="valid .data, fsdp.: .*4, 2"):
+  with pytest.raises(ValueError, match="valid: .*--mesh=data=4,fsdp=2,"):
     sharding.make_mesh(data, fsdp)
+
+
+def test_a_mesh_is_typed_by_its_axes():
+  assert sharding.parse_mesh("data=4,fsdp=2") == {"data": 4, "fsdp": 2}
+  assert sharding.parse_mesh("fsdp=8") == {"fsdp": 8}
+  assert sharding.parse_mesh("") == {}
+
+
+@pytest.mark.parametrize(
+  "text", ["data=4,fsdb=2", "data=4,data=2", "4,2", "fsdp=-1", "data=4,"]
+)
+def test_a_mesh_of_another_form_is_refused(text):
+  with pytest.raises(ValueError, match=f"--mesh={text}: .*data=4,fsdp=2"):
+    sharding.parse_mesh(text)
 
 
 def test_large_leaves_are_split_along_their_largest_divisible_dimension():

@@ -4,6 +4,7 @@ Each of ours is a module and has the name of its file. A user's own is named by
 its place, `package.module:name`.
 """
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -38,6 +39,7 @@ def listing(package: str, names: Sequence[str]) -> list[str]:
   ]
 
 
+@functools.cache
 def worlds() -> tuple[str, ...]:
   """The names of the embedded worlds: packages with a module `world`."""
   root = importlib.import_module(__package__ or "").__path__

@@ -37,6 +37,7 @@ from unlearning_jax.convert import output, reader
 from unlearning_jax.edits import Edit
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.models import attention as attentions
+from unlearning_jax.models import fast
 from unlearning_jax.probe import Probe
 from unlearning_jax.record import seal
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
@@ -188,6 +189,7 @@ def load(
   base: "str | os.PathLike[str] | Model | None" = None,
   dtype: str = "float32",
   attention: str = "auto",
+  kernels: str = "exact",
 ) -> Model:
   """Reads a model: of an embedded world, a folder, a hub, or a run.
 
@@ -200,6 +202,8 @@ def load(
     dtype: the type that UNet and VAE compute in, float32 or bfloat16;
       parameters stay float32.
     attention: `auto`, `dense`, `chunked` or `cudnn`, see `models.attention`.
+    kernels: `exact`; or `fast`, with which a CPU draws and attacks sooner, and
+      images differ by a grey level at most.
 
   Raises:
     ValueError: the model cannot be read whole; an edit has no base or another
@@ -211,13 +215,19 @@ def load(
   # Checked before gigabytes are read.
   check_choice("dtype", str(dtype), ("float32", "bfloat16"))
   attentions.check(attention, dtype)
+  fast.check(kernels)
+  how: dict[str, Any] = {
+    "dtype": dtype,
+    "attention": attention,
+    "kernels": kernels,
+  }
   name = os.fspath(source)
   if name not in extensions.worlds():
     made = _made(pathlib.Path(name))
     if made is not None:
       if not isinstance(base, Model):
         known = base or _base_of(made)
-        base = load(known, dtype=dtype, attention=attention).base
+        base = load(known, **how).base
       if made.suffix == ".json":
         loaded = base.with_guidance(guidance_.load(made))
       else:
@@ -228,16 +238,15 @@ def load(
     if whole or name in extensions.worlds():
       raise _whole(name)
     if not isinstance(base, Model):
-      base = load(base, dtype=dtype, attention=attention)
+      base = load(base, **how)
     return _over(name, base)
   if not (name in extensions.worlds() or "/" in name or os.path.exists(name)):
     check_choice("no such file or folder, and world", name, extensions.worlds())
   path = name
   if name in extensions.worlds():
     path = extensions.world(name).model_folder()
-  sd, params = stable_diffusion.load(
-    path, dtype=jnp.dtype(dtype), attention=attention
-  )
+  how["dtype"] = jnp.dtype(dtype)
+  sd, params = stable_diffusion.load(path, **how)
   return Model(sd, params, source=name)
 
 

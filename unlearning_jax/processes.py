@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import sys
 import zlib
 
@@ -16,18 +17,41 @@ HEARTBEAT_S = 30
 # well waits for the others first, see `wait_for_all`, so this can be short.
 SHUTDOWN_S = 20
 _TOLD = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_BY_HAND = re.compile(r"([^=,\s]+:\d+),(\d+),(\d+)")
 _SLURM_PORTS = 61440, 4096
 _LONG_MS = 7 * 24 * 3600 * 1000
 # Each barrier needs a new name; every process passes all of them in order.
 _BARRIERS = itertools.count()
 
 
+def name_coordinator(text: str):
+  """Names the coordinator, the processes and this one's index by hand.
+
+  No cluster is looked for then.
+
+  Args:
+    text: `host:port,n,i`: where process 0 listens, the number of processes, and
+      the index of this one, from 0.
+
+  Raises:
+    ValueError: the text has another form, or there is no such index.
+  """
+  found = _BY_HAND.fullmatch(text)
+  if found is None or int(found[3]) >= int(found[2]):
+    raise ValueError(
+      f"--coordinator={text!r}: must be host:port,n,i, with i from 0 to n-1; "
+      "as in --coordinator=node0:8476,2,0"
+    )
+  os.environ.update(zip(_TOLD, found.groups(), strict=True))
+
+
 def initialize_distributed(wanted: bool, *, polled: bool = False):
   """Joins the other processes of the run; call it before anything else of JAX.
 
   JAX finds the coordinator itself on Cloud TPU, SLURM and MPI. For other
-  machines set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. A
-  failure is an error, so that no process works alone by mistake.
+  machines call `name_coordinator` before, or set JAX_COORDINATOR_ADDRESS,
+  JAX_NUM_PROCESSES and JAX_PROCESS_ID. A failure is an error, so that no
+  process works alone by mistake.
 
   Args:
     wanted: False does nothing.
@@ -78,7 +102,9 @@ def _slurm_port() -> int | None:
 def _mark() -> int:
   """A number that only the processes of one run share."""
   own = [os.environ.get(f"SLURM_{name}_ID") for name in ("JOB", "STEP")]
-  return zlib.crc32(json.dumps([sys.argv[1:], own]).encode())
+  # `--coordinator` says which process this is; the rest is the same for all.
+  command = [_BY_HAND.sub(r"\1,\2", word) for word in sys.argv[1:]]
+  return zlib.crc32(json.dumps([command, own]).encode())
 
 
 def _number(name: str) -> int | None:

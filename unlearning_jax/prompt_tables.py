@@ -92,7 +92,7 @@ def read(path: str | os.PathLike[str]) -> PromptTable:
   becomes a label.
 
   Raises:
-    ValueError: there is no such file; no column of prompts; a number is not a
+    ValueError: it is a folder; no column of prompts; a number is not a
       plain integer (a float may have rounded a seed), negative or too large; a
       row has the wrong length; no row has a prompt. The message names file, row
       and column.
@@ -125,6 +125,13 @@ def read(path: str | os.PathLike[str]) -> PromptTable:
 def _read(
   path: str | os.PathLike[str],
 ) -> tuple[tuple[str, ...], list[dict[Any, Any]]]:
+  if os.path.isdir(path):
+    tables = sorted(n for n in os.listdir(path) if n.endswith(".csv"))
+    named = ", ".join(os.path.join(path, n) for n in tables)
+    raise ValueError(
+      f"{path}: is a folder; name one table of prompts: "
+      f"{named or 'it holds no .csv'}"
+    )
   # utf-8-sig, because spreadsheets write a byte-order mark; newline="", because
   # a quoted prompt may hold line breaks.
   try:

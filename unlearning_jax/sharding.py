@@ -8,6 +8,7 @@ replicated over `data`; large ones are split over `fsdp`.
 import contextlib
 import contextvars
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -48,6 +49,22 @@ def alone() -> Iterator[None]:
     _ALONE.reset(token)
 
 
+def parse_mesh(text: str) -> dict[str, int]:
+  """Reads `data=4,fsdp=2`, the arguments of `make_mesh`; "" names none.
+
+  Raises:
+    ValueError: the text has another form.
+  """
+  named = [re.fullmatch(r"(data|fsdp)=(\d+)", one) for one in text.split(",")]
+  found = {one[1]: int(one[2]) for one in named if one}
+  if text and len(found) != text.count(",") + 1:
+    raise ValueError(
+      f"--mesh={text}: must be data=N,fsdp=M, each once or left out; as in "
+      "--mesh=data=4,fsdp=2"
+    )
+  return found
+
+
 def make_mesh(
   data: int | None = None,
   fsdp: int = 1,
@@ -67,12 +84,13 @@ def make_mesh(
   if devices is None:
     devices = jax.local_devices() if _ALONE.get() else jax.devices()
   count = len(devices)
-  valid = [(count // n, n) for n in range(1, count + 1) if count % n == 0]
+  shapes = [(count // n, n) for n in range(1, count + 1) if count % n == 0]
+  valid = ", ".join(f"--mesh=data={d},fsdp={f}" for d, f in shapes)
   shape = (count // max(fsdp, 1) if data is None else data, fsdp)
-  if shape not in valid:
+  if shape not in shapes:
     raise ValueError(
-      f"mesh: data={shape[0]} x fsdp={shape[1]} is not {count} device(s); "
-      f"valid (data, fsdp): {valid}"
+      f"mesh: data={shape[0]},fsdp={shape[1]} is not {count} device(s); "
+      f"valid: {valid}"
     )
   try:
     return jax.make_mesh(
@@ -81,7 +99,7 @@ def make_mesh(
   except (ValueError, NotImplementedError) as error:
     # A torus of devices forms only some of the shapes with the right product.
     raise ValueError(
-      f"mesh: these devices do not form data={shape[0]} x fsdp={shape[1]}; "
+      f"mesh: these devices do not form data={shape[0]},fsdp={shape[1]}; "
       f"try another of {valid}: {error}"
     ) from error
 

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 from unlearning_jax import convert, guidance, models, samplers
 from unlearning_jax.convert import families
+from unlearning_jax.models import fast
 from unlearning_jax.schedules import SAMPLERS, Schedule
 from unlearning_jax.tokens import fitting
 
@@ -72,12 +73,14 @@ def load(
   *,
   dtype: DTypeLike = jnp.float32,
   attention: str = "auto",
+  kernels: str = "exact",
 ) -> tuple[StableDiffusion, Params]:
   """Reads a model: a diffusers folder or a hub id `owner/name[@revision]`.
 
   Args:
     dtype: of the UNet's and the VAE's computation; parameters stay float32.
     attention: "auto", "dense", "chunked" or "cudnn", see `models.attention`.
+    kernels: "exact", or "fast" on a CPU, see `models.fast`.
 
   Raises:
     ValueError: the model cannot be read whole; the message names the file.
@@ -90,7 +93,9 @@ def load(
       f"model={os.fspath(path)}: is {kind.text}, and a file has no tokenizer; "
       f"make a folder of it: {families.filled(families.TO_FOLDER, path)}"
     )
-  return from_files(convert.load(path), dtype=dtype, attention=attention)
+  return from_files(
+    convert.load(path), dtype=dtype, attention=attention, kernels=kernels
+  )
 
 
 def from_files(
@@ -98,6 +103,7 @@ def from_files(
   *,
   dtype: DTypeLike = jnp.float32,
   attention: str = "auto",
+  kernels: str = "exact",
 ) -> tuple[StableDiffusion, Params]:
   """The bundle and the host parameters of a model that was read.
 
@@ -112,14 +118,16 @@ def from_files(
   from transformers import CLIPTokenizer
 
   configs = files.configs
+  fast.check(kernels)
+  how = {"dtype": fast.computed_dtype(dtype, kernels), "kernels": kernels}
   size = configs["unet"].get("sample_size") or 64
   tokenizer = CLIPTokenizer.from_pretrained(str(files.tokenizer))
   sd = StableDiffusion(
     text_encoder=models.ClipTextModel.from_config(configs["text_encoder"]),
     unet=models.UNet2DCondition.from_config(
-      configs["unet"], dtype=dtype, attention=attention
+      configs["unet"], attention=attention, **how
     ),
-    vae=models.AutoencoderKL.from_config(configs["vae"], dtype=dtype),
+    vae=models.AutoencoderKL.from_config(configs["vae"], **how),
     schedule=Schedule.of_folder(configs["scheduler"] | _PIPELINE_FORCES),
     latent_size=(size, size) if isinstance(size, int) else tuple(size),
     tokenizer=tokenizer,

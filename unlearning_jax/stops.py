@@ -1,6 +1,6 @@
 """A signal to stop, and where the run obeys it.
 
-A scheduler sends SIGTERM (SLURM's and submitit's early notice is SIGUSR2), and
+A scheduler sends SIGTERM (`launch.slurm`'s early notice is SIGUSR2), and
 Ctrl-C SIGINT. Whatever is recorded row by row drops the row in flight. Training
 finishes its step and keeps its state, see `finishing`. A second signal ends the
 process at once.

@@ -103,6 +103,19 @@ def test_a_row_is_drawn_as_its_table_says(table, base, capsys):
   )
 
 
+def test_a_folder_that_moves_the_timesteps_is_noted(table, base):
+  given = settings(f"i2p-full~{TOY}".replace("=ddim", "=lms"), table)
+  assert base.sd.schedule.timestep_spacing == "leading"
+  notes = published.notes(given, base.sd, [])
+  assert any("timestep_spacing='leading', and published" in n for n in notes)
+  plain = base.sd.schedule.to_config() | {"timestep_spacing": "linspace"}
+  schedule = type(base.sd.schedule).from_config(plain)
+  notes = published.notes(
+    given, dataclasses.replace(base.sd, schedule=schedule), []
+  )
+  assert not any("timestep_spacing" in note for note in notes)
+
+
 def test_sizes_of_the_model_are_another_protocol(table):
   given = settings(f"i2p-full~{TOY},sizes=model,rows=1", table)
   (row,) = given.published.listed(common.targets_of(given), toys.WARMTH)

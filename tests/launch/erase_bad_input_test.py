@@ -64,6 +64,7 @@ def concepts(*pairs, **more):
     ({"dtype": "float33"}, "dtype='float33'.*did you mean 'float32'"),
     ({"dtype": "int32"}, "dtype='int32'.*float32, bfloat16"),
     ({"attention": "flash"}, "attention='flash'.*auto, dense, chunked, cudnn"),
+    ({"kernels": "quick"}, "kernels='quick' is unknown; allowed: exact, fast"),
     ({"attention": "cudnn"}, "'cudnn'.*float32: set dtype=bfloat16"),
     ({"attention": "cudnn", "dtype": "bfloat16"}, "needs an NVIDIA GPU"),
     ({"seed": -1}, "seed=-1"),

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 from absl import flags as absl_flags
-from unlearning_jax.launch import errors, flags, main
+from unlearning_jax.launch import errors, flags, main, places
 
 from tests.support import scripts
 
 # These have one way to go.
-NO_CHOICE = {"build_shapes", "ship_shapes"}
+NO_CHOICE = {"build_shapes", "ship_shapes", *places.PLACES}
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_an_error_is_a_paragraph_unless_more_is_asked(monkeypatch, traceback):
 
 def test_configs_and_helpers_stand_apart():
   assert "common" not in flags.shipped() and "erase_uce" in flags.shipped()
-  assert not {"errors", "flags", "main"} & set(main.verbs())
+  assert not set(main.PARTS) & set(main.verbs())
 
 
 @pytest.mark.parametrize(

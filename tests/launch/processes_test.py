@@ -1,10 +1,11 @@
 """One run, however many devices and processes share it: the same rows.
 
 The launch scripts are started as SLURM would start them, so that their bare
-`jax.distributed.initialize()` finds its peers.
+`jax.distributed.initialize()` finds its peers; once by `launch.local`.
 """
 
 import json
+import os
 import shutil
 import time
 
@@ -91,7 +92,15 @@ def evaluated(erased, tmp_path_factory):
 @pytest.mark.parametrize("processes, devices", [(1, 8), (2, 1), (2, 4)])
 def test_evaluate(processes, devices, erased, evaluated, tmp_path):
   shape = {"processes": processes, "devices": devices}
-  launch("evaluate", evaluation(tmp_path, erased[0]), **shape)
+  flags = evaluation(tmp_path, erased[0])
+  if devices == 4:
+    scripts.run(
+      "local", *(f"--{key}={n}" for key, n in shape.items()),
+      f"--logs={tmp_path}/.logs", "--", "evaluate", *flags, *SMALL,
+      env={"XLA_FLAGS": os.environ["XLA_FLAGS"]},
+    ).finish()  # fmt: skip
+  else:
+    launch("evaluate", flags, **shape)
   described = check(tmp_path, evaluated)
   # Each process drew its share.
   assert len(list(tmp_path.glob("results*.jsonl"))) == processes

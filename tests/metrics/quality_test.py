@@ -110,6 +110,9 @@ def test_a_spread_needs_subsets_smaller_than_the_set():
   value, spread = metrics.load(f"{name},subset_size=5").measure(rows, images)
   assert spread.name == "kid-spread/colors/6" and spread.value > 0
   assert "mean of 4 subsets of 5" in value.method
+  # Of some of the pictures only, and named so.
+  few, _ = metrics.load(f"{name},subset_size=4,most=5").measure(rows, images)
+  assert (few.name, few.n) == ("kid/colors/5-of-6", 5)
   with pytest.raises(ValueError, match="most=3: must be subset_size=5"):
     metrics.load(f"{name},subset_size=5,most=3")
 
@@ -139,8 +142,10 @@ def test_a_sample_is_the_same_in_any_order():
   assert kept[0]["ids"] == kept[1]["ids"] == kept[2]["ids"]
 
 
-def test_a_state_is_as_large_for_any_number_of_pictures():
-  metric = metrics.load(f"fid~reference=base,{COLORS}")
+@pytest.mark.parametrize("name", ["fid", "kid~most=10,subset_size=5"])
+def test_a_state_is_as_large_for_any_number_of_pictures(name):
+  joined = "," if "~" in name else "~"
+  metric = metrics.load(f"{name}{joined}reference=base,{COLORS}")
   image = np.zeros((10, 8, 8, 3), np.uint8)
   state, sizes = metric.init(), []
   for start in range(0, 100, 10):

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from unlearning_jax.convert.sd1 import CONFIGS
-from unlearning_jax.models import AutoencoderKL, ClipTextModel, UNet2DCondition
+from unlearning_jax.models import (
+  AutoencoderKL,
+  ClipTextModel,
+  UNet2DCondition,
+  fast,
+)
 from unlearning_jax.models.layers import group_norm, layer_norm
 
 MODELS = {
@@ -72,7 +77,16 @@ def test_unknown_attention_implementation():
     build("unet", {"attention": "flash"})
 
 
-@pytest.mark.parametrize("norm", [group_norm("n", 2, 1e-5), layer_norm("n")])
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_unknown_kernels(part):
+  with pytest.raises(ValueError, match="kernels='quick'.*exact, fast"):
+    build(part, {"kernels": "quick"})
+
+
+@pytest.mark.parametrize(
+  "norm",
+  [group_norm("n", 2, 1e-5), fast.GroupNorm(2, 1e-5), layer_norm("n")],
+)
 def test_norms_are_exact_far_from_zero_and_float32(norm):
   """E[x^2] - E[x]^2 in float32 would lose all digits at mean 3000."""
   x = 3000 + np.random.default_rng(0).normal(size=(1, 4, 4, 8))

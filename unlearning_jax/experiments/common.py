@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from unlearning_jax import (
+  checking,
   convert,
   extensions,
   guidance,
@@ -25,7 +26,7 @@ from unlearning_jax.edits import Edit, edit_hash, load_edit
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.judges import Judge, Target
 from unlearning_jax.model import Model
-from unlearning_jax.record import Recorder, Workdir, seal
+from unlearning_jax.record import Recorder, Workdir, binding, seal
 from unlearning_jax.sampling import Sampling
 from unlearning_jax.settings import Free, Output
 from unlearning_jax.stable_diffusion import Params
@@ -44,6 +45,7 @@ class Drawn:
     model: the base: a world's name, a diffusers folder or a hub id.
     dtype: the type that networks compute in, float32 or bfloat16.
     attention: how attention is computed, see `models.attention`.
+    kernels: how networks compute on a CPU, see `models.fast`.
     seed: seed of prompts, noise and whatever else is random, at least 0.
     title: the title of the page.
     judge: the judge's name, see `judges.load`; None for no judge.
@@ -57,6 +59,7 @@ class Drawn:
   model: Output[str] = "shapes"
   dtype: Output[str] = "float32"
   attention: Output[str] = "auto"
+  kernels: Output[str] = "exact"
   seed: Output[int] = 0
   title: Output[str] = ""
   judge: Output[str | None] = None
@@ -100,9 +103,10 @@ def load_model(given: Any) -> Model:
   """Reads the model that settings name.
 
   Raises:
-    ValueError: it cannot be read whole, or has no such `attention` here.
+    ValueError: it cannot be read whole, or computes in no such way here.
   """
-  return models.load(given.model, dtype=given.dtype, attention=given.attention)
+  how = {key: getattr(given, key) for key in ("dtype", "attention", "kernels")}
+  return models.load(given.model, **how)
 
 
 def load_judge(given: Any) -> Judge | None:
@@ -199,6 +203,8 @@ def workdir(
 ) -> Workdir:
   """Opens the folder of a run, which all its processes share.
 
+  A run that only checks, see `checking`, ends here.
+
   Args:
     path: the folder.
     config: the run's config, plain values or a `ConfigDict`.
@@ -208,14 +214,22 @@ def workdir(
   Raises:
     ValueError: the folder cannot be written, or is of another config.
   """
+  free = settings_.free(cls)
+  # Older versions had no metrics, no published protocols, no fast kernels.
+  defaults: dict[str, Any] = {
+    "metrics": (), "published": None, "columns": (), "missing": {},
+    "kernels": "exact",
+  }  # fmt: skip
+  if checking.is_only():
+    binding.check(path, config, free, defaults)
+    checking.passed()
   return Workdir(
     path,
     config,
     process_index=0 if alone else jax.process_index(),
     process_count=1 if alone else jax.process_count(),
-    free=settings_.free(cls),
-    # Older versions had no metrics, and no published protocols.
-    defaults={"metrics": (), "published": None, "columns": (), "missing": {}},
+    free=free,
+    defaults=defaults,
   )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 from absl import logging
 
-from unlearning_jax import lists, model, sharding
+from unlearning_jax import checking, lists, model, sharding
 from unlearning_jax.closed_form import mass, statistics
 from unlearning_jax.concepts import (
   DEFAULT_ANCHORS,
@@ -89,6 +89,7 @@ def run(settings: Settings) -> Edit:
   path = output.check_output(settings.output, overwrite=False)
   statistics.check_unedited(settings.model)
   base = model.load(settings.model)
+  checking.passed()
   edit = mass.erase(
     base.sd,
     base.params,

@@ -143,6 +143,7 @@ def notes(
       f"The base is {settings.model}, and the protocol's is {protocols.BASE}. "
       "If that is another base, published numbers do not compare with these."
     )
+  found += _spacing(settings, sd)
   prompts = [row["prompt"] for row in rows]
   every = sd.tokenizer(prompts)["input_ids"] if prompts else []
   cut = sum(len(ids) > sd.context_shape[0] for ids in every)
@@ -154,6 +155,20 @@ def notes(
   for name, why in settings.missing.items():
     found.append(f"{name.partition('~')[0]} is not computed: {why}.")
   return found
+
+
+def _spacing(settings: Settings, sd: StableDiffusion) -> list[str]:
+  """Whether the model's folder moves the timesteps of published runs."""
+  if settings.sampling.sampler != "lms":
+    return []
+  spacing = sd.schedule.with_sampler("lms").timestep_spacing
+  if spacing == "linspace":
+    return []
+  return [
+    f"The model's folder sets timestep_spacing={spacing!r}, and published runs "
+    "of LMS have 'linspace'. Set it so in scheduler/scheduler_config.json to "
+    "draw as they do."
+  ]
 
 
 def estimates(

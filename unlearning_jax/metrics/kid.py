@@ -4,7 +4,8 @@
 
 Its value is the mean over random subsets of both sets, as published. Unlike FID
 it does not fall with the count. Features are kept, 8 KB a picture, of at most
-so many pictures.
+`most` pictures. Where more were drawn, the number's name says so, as
+`kid/t2i/2000-of-10000`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -101,8 +102,9 @@ def _compute(
   models = [m for m in sorted(state) if not (reference.is_base and m == BASE)]
   found: list[Estimate] = []
   for model in models:
-    own = state[model]["arrays"]
-    name = f"{of.name}/{state[model]['n']}"
+    own, drawn = state[model]["arrays"], state[model]["n"]
+    kept = f"{len(own)}-of-" if len(own) < drawn else ""
+    name = f"{of.name}/{kept}{drawn}"
     other = (
       state.get(BASE, {"arrays": own[:0]})["arrays"]
       if reference.is_base

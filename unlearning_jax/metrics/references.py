@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,7 +79,7 @@ class Reference:
         f"--metrics={self.metric}~reference=FOLDER"
       )
     if self._is_file:
-      held = _read(self._what, self.place, _stamp(self.place))
+      held = _read(self._what, self.place, _stamp(self.place), vectors)
       self._check_file(held, features, vectors)
       return weights.digest([pathlib.Path(self.place)])
     folders.check(self._what, self.place)
@@ -100,7 +101,8 @@ class Reference:
     """Its features; errors as `gaussian`."""
     if not self._is_file:
       return _of_folder(self._what, self.place, features, _stamp(self.place))[1]
-    return _read(self._what, self.place, _stamp(self.place))["features"]
+    held = _read(self._what, self.place, _stamp(self.place), True)
+    return held["features"]
 
   @property
   def _is_file(self) -> bool:
@@ -192,13 +194,17 @@ def _stamp(place: str) -> tuple[Any, ...]:
 
 
 @functools.lru_cache(maxsize=2)
-def _read(what: str, place: str, stamp: Any) -> dict[str, Any]:
+def _read(
+  what: str, place: str, stamp: Any, vectors: bool = False
+) -> dict[str, Any]:
+  """What a file holds; its features, 8 KB a picture, only where wanted."""
   del stamp
   if not pathlib.Path(place).is_file():
     raise ValueError(f"{what}={place!r}: no such file")
   try:
     with np.load(place, allow_pickle=False) as file:
-      held = {key: file[key] for key in file.files}
+      keys = [k for k in file.files if vectors or k != "features"]
+      held = {key: file[key] for key in keys}
   except (ValueError, OSError, EOFError) as error:
     raise ValueError(f"{what}={place!r}: not a readable .npz: {error}") from (
       error
@@ -221,18 +227,24 @@ def _read(what: str, place: str, stamp: Any) -> dict[str, Any]:
 def _of_folder(
   what: str, place: str, features: Features, stamp: Any
 ) -> tuple[Gaussian, Float[np.ndarray, "n d"]]:
+  """Features lie in a temporary file, so that any number of them fits."""
   del stamp
-  vectors, refused = [], []
-  for _, read in folders.batches([place], folders.files(place), _BATCH):
-    if isinstance(read, str):
-      refused.append(read)
-    else:
-      vectors.append(features(read[0]))
-  if refused:
-    raise ValueError(
-      f"{what}={place!r}: {len(refused)} of its files cannot be used; mend or "
-      "remove them:\n  " + "\n  ".join(refused[:5])
-    )
-  found = np.concatenate(vectors)
-  rows = [{"model": BASE} for _ in found]
-  return moments.gaussian(moments.add({}, found, rows)[BASE]), found
+  state, kind, refused = {}, np.dtype(np.float32), []
+  with tempfile.TemporaryFile() as file:
+    for _, read in folders.batches([place], folders.files(place), _BATCH):
+      if isinstance(read, str):
+        refused.append(read)
+        continue
+      found = features(read[0])
+      kind = found.dtype
+      file.write(found.tobytes())
+      state = moments.add(state, found, [{"model": BASE} for _ in found])
+    if refused:
+      raise ValueError(
+        f"{what}={place!r}: {len(refused)} of its files cannot be used; mend "
+        "or remove them:\n  " + "\n  ".join(refused[:5])
+      )
+    file.flush()
+    shape = (state[BASE]["n"], features.width)
+    vectors = np.memmap(file, kind, "r", shape=shape)
+  return moments.gaussian(state[BASE]), vectors

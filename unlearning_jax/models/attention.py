@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from unlearning_jax.models import fast
+
 # "auto" splits a layer into chunks from this many scores per head. At Stable
 # Diffusion's sizes the dense form keeps 4,096 x 4,096 x 8 heads x 4 bytes, or
 # 512 MiB, a layer; the five layers of 1,024 tokens add 0.5 GiB to a gradient.
@@ -87,6 +89,7 @@ def dot_product_attention(
   *,
   implementation: str = "auto",
   chunk: int = _CHUNK,
+  kernels: str = "exact",
 ) -> Float[Array, "b q heads c"]:
   """softmax(Q K^T / sqrt(c)) V in the dtype of `value`, the softmax in float32.
 
@@ -104,7 +107,10 @@ def dot_product_attention(
   if implementation == "cudnn":
     return _cudnn(query, key, value)
   large = query.shape[1] * key.shape[1] >= _CHUNK_FROM_SCORES
-  if implementation == "chunked" or (implementation == "auto" and large):
+  chunked = implementation == "chunked" or (implementation == "auto" and large)
+  if fast.used(kernels):
+    return fast.attention(query, key, value, chunked=chunked)
+  if chunked:
     return _chunked(query, key, value, min(chunk, query.shape[1]))
   return _dense(query, key, value)
 
@@ -115,6 +121,7 @@ class Attention(nn.Module):
   heads: int
   implementation: str = "auto"
   dtype: DTypeLike = jnp.float32
+  kernels: str = "exact"
 
   @nn.compact
   def __call__(
@@ -141,7 +148,8 @@ class Attention(nn.Module):
       out = _attend(weights, value)
     else:
       out = dot_product_attention(
-        query, key, value, implementation=self.implementation
-      )
+        query, key, value, implementation=self.implementation,
+        kernels=self.kernels,
+      )  # fmt: skip
     out = out.reshape(x.shape)
     return nn.Dense(width, dtype=self.dtype, name="to_out_0")(out)

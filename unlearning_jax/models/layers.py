@@ -6,13 +6,19 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from unlearning_jax.models import fast
 
-def group_norm(name: str, groups: int, epsilon: float) -> nn.GroupNorm:
+
+def group_norm(
+  name: str, groups: int, epsilon: float, kernels: str = "exact"
+) -> nn.Module:
   """GroupNorm in float32, whatever the compute dtype of the blocks around it.
 
   The variance takes two passes, as in torch: at a mean of 100, the one-pass
   E[x^2] - E[x]^2 loses 4e-3 of the output.
   """
+  if fast.used(kernels):
+    return fast.GroupNorm(groups, epsilon, name=name)
   return nn.GroupNorm(
     groups, epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32,
     name=name,
@@ -26,11 +32,14 @@ def layer_norm(name: str, epsilon: float = 1e-5) -> nn.LayerNorm:
   )
 
 
-def conv3(channels: int, name: str, dtype: DTypeLike) -> nn.Conv:
+def conv3(
+  channels: int, name: str, dtype: DTypeLike, kernels: str = "exact"
+) -> nn.Conv:
   """A 3x3 convolution that keeps the size."""
   return nn.Conv(
-    channels, (3, 3), padding=((1, 1), (1, 1)), dtype=dtype, name=name
-  )
+    channels, (3, 3), padding=((1, 1), (1, 1)), dtype=dtype, name=name,
+    conv_general_dilated=fast.conv3 if fast.used(kernels) else None,
+  )  # fmt: skip
 
 
 class ResnetBlock(nn.Module):
@@ -40,6 +49,7 @@ class ResnetBlock(nn.Module):
   groups: int
   epsilon: float
   dtype: DTypeLike = jnp.float32
+  kernels: str = "exact"
 
   @nn.compact
   def __call__(
@@ -47,16 +57,19 @@ class ResnetBlock(nn.Module):
   ) -> Float[Array, "b h w o"]:
     """Applies the block; a 1x1 convolution carries a change of width."""
 
-    def norm(name: str) -> nn.GroupNorm:
-      return group_norm(name, self.groups, self.epsilon)
+    def norm(name: str) -> nn.Module:
+      return group_norm(name, self.groups, self.epsilon, self.kernels)
+
+    def conv(name: str) -> nn.Conv:
+      return conv3(self.channels, name, self.dtype, self.kernels)
 
     hidden = nn.silu(norm("norm1")(x))
-    hidden = conv3(self.channels, "conv1", self.dtype)(hidden)
+    hidden = conv("conv1")(hidden)
     if temb is not None:
       shift = nn.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")
       hidden = hidden + shift(nn.silu(temb))[:, None, None]
     hidden = nn.silu(norm("norm2")(hidden))
-    hidden = conv3(self.channels, "conv2", self.dtype)(hidden)
+    hidden = conv("conv2")(hidden)
     if x.shape[-1] != self.channels:
       x = nn.Conv(
         self.channels, (1, 1), dtype=self.dtype, name="conv_shortcut"
@@ -83,6 +96,7 @@ class Upsample(nn.Module):
   """Nearest-neighbor upsampling, then a convolution."""
 
   dtype: DTypeLike = jnp.float32
+  kernels: str = "exact"
 
   @nn.compact
   def __call__(
@@ -94,7 +108,12 @@ class Upsample(nn.Module):
     rows = np.arange(target[0]) * height // target[0]
     columns = np.arange(target[1]) * width // target[1]
     if target == (2 * height, 2 * width):
+      if fast.used(self.kernels):
+        return nn.Conv(
+          channels, (3, 3), padding=((1, 1), (1, 1)), dtype=self.dtype,
+          name="conv", conv_general_dilated=fast.upsampled_conv3,
+        )(x)  # fmt: skip
       x = x.repeat(2, axis=1).repeat(2, axis=2)
     else:
       x = x[:, rows][:, :, columns]
-    return conv3(channels, "conv", self.dtype)(x)
+    return conv3(channels, "conv", self.dtype, self.kernels)(x)

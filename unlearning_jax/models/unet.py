@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
-from unlearning_jax.models import layers
+from unlearning_jax.models import fast, layers
 from unlearning_jax.models.attention import IMPLEMENTATIONS, Attention
 from unlearning_jax.models.config import read_config
 
@@ -57,6 +57,7 @@ class UNetConfig:
   attention_head_dim: int | tuple[int, ...] = 8
   use_linear_projection: bool = False
   attention: str = "auto"
+  kernels: str = "exact"
   dtype: DTypeLike = jnp.float32
   # Whether the backward pass computes each block's inner activations again.
   remat: bool = False
@@ -92,6 +93,7 @@ class UNetConfig:
         f"UNetConfig: attention={self.attention!r}; allowed: "
         f"{', '.join(IMPLEMENTATIONS)}"
       )
+    fast.check(self.kernels)
 
   @property
   def heads(self) -> tuple[int, ...]:
@@ -132,6 +134,7 @@ class TransformerBlock(nn.Module):
   heads: int
   attention: str
   dtype: DTypeLike = jnp.float32
+  kernels: str = "exact"
 
   @nn.compact
   def __call__(
@@ -141,7 +144,9 @@ class TransformerBlock(nn.Module):
     norm = layers.layer_norm
 
     def attention(name: str) -> Attention:
-      return Attention(self.heads, self.attention, self.dtype, name=name)
+      return Attention(
+        self.heads, self.attention, self.dtype, self.kernels, name=name
+      )
 
     x = x + attention("attn1")(norm("norm1")(x))
     x = x + attention("attn2")(norm("norm2")(x), context)
@@ -156,6 +161,7 @@ class Transformer2D(nn.Module):
   linear: bool
   attention: str
   dtype: DTypeLike = jnp.float32
+  kernels: str = "exact"
 
   @nn.compact
   def __call__(
@@ -164,7 +170,7 @@ class Transformer2D(nn.Module):
     """Adds the block's output to `x`."""
     shape, width = x.shape, x.shape[-1]
     # Stable Diffusion takes 1e-6 here; `norm_eps` is for the resnets.
-    hidden = layers.group_norm("norm", self.groups, 1e-6)(x)
+    hidden = layers.group_norm("norm", self.groups, 1e-6, self.kernels)(x)
 
     def project(name: str, y: Array) -> Array:
       if self.linear:
@@ -174,7 +180,11 @@ class Transformer2D(nn.Module):
 
     hidden = project("proj_in", hidden.reshape(shape[0], -1, width))
     hidden = TransformerBlock(
-      self.heads, self.attention, self.dtype, name="transformer_blocks_0"
+      self.heads,
+      self.attention,
+      self.dtype,
+      self.kernels,
+      name="transformer_blocks_0",
     )(hidden, context)
     return x + project("proj_out", hidden).reshape(shape)
 
@@ -196,6 +206,7 @@ class _Stage(nn.Module):
       c.norm_num_groups,
       c.norm_eps,
       c.dtype,
+      c.kernels,
       name=f"resnets_{i}",
     )(x, temb)
 
@@ -207,6 +218,7 @@ class _Stage(nn.Module):
       c.use_linear_projection,
       c.attention,
       c.dtype,
+      c.kernels,
       name=f"attentions_{i}",
     )(x, context)
 
@@ -248,7 +260,9 @@ class _Up(_Stage):
       if self.cross_attention:
         x = self.attend(i, x, context)
     if self.upsample:
-      x = layers.Upsample(self.config.dtype, name="upsamplers_0")(x, next_shape)
+      x = layers.Upsample(
+        self.config.dtype, self.config.kernels, name="upsamplers_0"
+      )(x, next_shape)
     return x
 
 
@@ -324,7 +338,7 @@ class UNet2DCondition(nn.Module):
       temb.astype(c.dtype)
     )
     context = context.astype(c.dtype)
-    conv_in = layers.conv3(channels[0], "conv_in", c.dtype)
+    conv_in = layers.conv3(channels[0], "conv_in", c.dtype, c.kernels)
     x = conv_in(latents.astype(c.dtype))
 
     skips = [x]
@@ -346,6 +360,8 @@ class UNet2DCondition(nn.Module):
         c, channels[level], c.heads[level], taken,
         kind.startswith("Cross"), level > 0, name=f"up_blocks_{i}",
       )(x, temb, context, here, skips[-1].shape if skips else None)  # fmt: skip
-    norm = layers.group_norm("conv_norm_out", c.norm_num_groups, c.norm_eps)
+    norm = layers.group_norm(
+      "conv_norm_out", c.norm_num_groups, c.norm_eps, c.kernels
+    )
     x = nn.silu(norm(x)).astype(jnp.float32)
-    return layers.conv3(c.out_channels, "conv_out", jnp.float32)(x)
+    return layers.conv3(c.out_channels, "conv_out", jnp.float32, c.kernels)(x)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from unlearning_jax.models import layers
+from unlearning_jax.models import fast, layers
 from unlearning_jax.models.attention import dot_product_attention
 from unlearning_jax.models.config import read_config
 
@@ -33,6 +33,7 @@ class VaeConfig:
   use_quant_conv: bool = True
   use_post_quant_conv: bool = True
   mid_block_add_attention: bool = True
+  kernels: str = "exact"
   dtype: DTypeLike = jnp.float32
 
   def __post_init__(self):
@@ -46,28 +47,33 @@ class VaeConfig:
           f"VaeConfig: {key}={getattr(self, key)!r} is not supported; "
           f"allowed: {block!r} for each of the {levels} levels"
         )
+    fast.check(self.kernels)
 
   def resnet(self, channels: int, name: str) -> layers.ResnetBlock:
     """A resnet block with this model's options."""
     return layers.ResnetBlock(
-      channels, self.norm_num_groups, _EPSILON, self.dtype, name=name
-    )
+      channels, self.norm_num_groups, _EPSILON, self.dtype, self.kernels,
+      name=name,
+    )  # fmt: skip
 
   def head(self, x: Array, channels: int) -> Array:
     """Final norm, silu and float32 convolution of encoder and decoder."""
-    norm = layers.group_norm("conv_norm_out", self.norm_num_groups, _EPSILON)
+    norm = layers.group_norm(
+      "conv_norm_out", self.norm_num_groups, _EPSILON, self.kernels
+    )
     x = nn.silu(norm(x)).astype(jnp.float32)
-    return layers.conv3(channels, "conv_out", jnp.float32)(x)
+    return layers.conv3(channels, "conv_out", jnp.float32, self.kernels)(x)
 
 
 class _Attention(nn.Module):
   groups: int
   dtype: DTypeLike
+  kernels: str
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     shape, width = x.shape, x.shape[-1]
-    norm = layers.group_norm("group_norm", self.groups, _EPSILON)
+    norm = layers.group_norm("group_norm", self.groups, _EPSILON, self.kernels)
     hidden = norm(x).reshape(shape[0], -1, width)
 
     def project(name: str, y: Array) -> Array:
@@ -77,7 +83,8 @@ class _Attention(nn.Module):
     query, key, value = (
       project(name, hidden)[:, :, None] for name in ("to_q", "to_k", "to_v")
     )
-    out = dot_product_attention(query, key, value)[:, :, 0]
+    out = dot_product_attention(query, key, value, kernels=self.kernels)
+    out = out[:, :, 0]
     return x + project("to_out_0", out).reshape(shape)
 
 
@@ -89,7 +96,9 @@ class _Mid(nn.Module):
     c = self.config
     x = c.resnet(x.shape[-1], "resnets_0")(x)
     if c.mid_block_add_attention:
-      x = _Attention(c.norm_num_groups, c.dtype, name="attentions_0")(x)
+      x = _Attention(
+        c.norm_num_groups, c.dtype, c.kernels, name="attentions_0"
+      )(x)
     return c.resnet(x.shape[-1], "resnets_1")(x)
 
 
@@ -111,7 +120,7 @@ class _Block(nn.Module):
       padding = ((0, 1), (0, 1))
       x = layers.Downsample(padding, c.dtype, name="downsamplers_0")(x)
     elif self.resample == "up":
-      x = layers.Upsample(c.dtype, name="upsamplers_0")(x)
+      x = layers.Upsample(c.dtype, c.kernels, name="upsamplers_0")(x)
     return x
 
 
@@ -122,7 +131,9 @@ class _Encoder(nn.Module):
   def __call__(self, images: Array) -> Array:
     c = self.config
     widths = c.block_out_channels
-    x = layers.conv3(widths[0], "conv_in", c.dtype)(images.astype(c.dtype))
+    x = layers.conv3(widths[0], "conv_in", c.dtype, c.kernels)(
+      images.astype(c.dtype)
+    )
     for i, width in enumerate(widths):
       last = i == len(widths) - 1
       x = _Block(
@@ -140,7 +151,7 @@ class _Decoder(nn.Module):
   def __call__(self, latents: Array) -> Array:
     c = self.config
     widths = c.block_out_channels[::-1]
-    x = layers.conv3(widths[0], "conv_in", c.dtype)(latents)
+    x = layers.conv3(widths[0], "conv_in", c.dtype, c.kernels)(latents)
     x = _Mid(c, name="mid_block")(x)
     for i, width in enumerate(widths):
       last = i == len(widths) - 1

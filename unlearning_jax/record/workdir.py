@@ -19,7 +19,7 @@ from PIL import Image
 
 from unlearning_jax import durable, renamed
 from unlearning_jax.durable import JsonLines, replacing, to_json
-from unlearning_jax.record import provenance, seal
+from unlearning_jax.record import binding, provenance, seal
 from unlearning_jax.record.progress import Progress
 
 
@@ -66,58 +66,20 @@ class Workdir:
     self._steps: dict[int, dict[str, Any]] | None = None
     if self.is_writer:
       seal.check(self.path, images=True)
-    self._check_config(_plain(config), free, _plain(dict(defaults)))
+    self._bind(binding.plain(config), free, binding.plain(dict(defaults)))
     if self.is_writer:
       durable.sweep(self.path)
 
-  def _check_config(
+  def _bind(
     self, new: dict[str, Any], free: Sequence[str], defaults: dict[str, Any]
   ):
-    file = self.path / "config.json"
-    if not file.exists():
-      if (self.path / "results.jsonl").exists():
-        raise ValueError(
-          f"workdir: {self.path} holds results.jsonl but no config.json, so "
-          "nobody knows what made those rows; use another folder"
-        )
-      foreign = [
-        entry.name
-        for entry in self.path.iterdir()
-        if not _may_stand(entry.name, self._process_count > 1)
-      ]
-      if foreign and self.is_writer:
-        raise ValueError(
-          f"workdir: {self.path} holds no run, but {len(foreign)} other files "
-          f"such as {min(foreign)}; name a new folder or an empty one"
-        )
-      self.write("config.json", json.dumps(new, indent=2))
-      return
-    old = renamed.config(json.loads(file.read_text()))
-    # config.json keeps the first start's free keys; provenance.json has the
-    # command of every start.
-    old, bound = ({**defaults, **config} for config in (old, new))
-    changes = [
-      change
-      for change in _differences(old, bound)
-      if not _is_free(change.partition(":")[0], free)
-    ]
-    made = {entry.name for entry in self.path.iterdir()}
-    if changes and made <= {"config.json", "provenance.json"}:
-      # The earlier start recorded nothing, so nothing is lost.
+    if binding.is_new(
+      self.path, new, free, defaults,
+      has_peers=self._process_count > 1, is_writer=self.is_writer,
+    ):  # fmt: skip
       if self.is_writer:
         (self.path / "provenance.json").unlink(missing_ok=True)
       self.write("config.json", json.dumps(new, indent=2))
-    elif changes and old.keys() - bound.keys() and bound.keys() - old.keys():
-      raise ValueError(
-        f"workdir: {self.path} holds a run of another kind: its config has "
-        f"{', '.join(sorted(old.keys() - bound.keys()))}, this one's "
-        f"{', '.join(sorted(bound.keys() - old.keys()))}; use another folder"
-      )
-    elif changes:
-      raise ValueError(
-        f"workdir: {self.path} holds a run with another config; resume with "
-        "the same one or use another folder:\n  " + "\n  ".join(changes)
-      )
 
   # --- Rows ---
 
@@ -254,7 +216,7 @@ class Workdir:
       raise ValueError(
         f"workdir: {self.path} was started with other {key}, so new rows would "
         "not belong to its rows; start it as before, or use another folder:\n  "
-        + "\n  ".join(_differences(was, now, key))
+        + "\n  ".join(binding.differences(was, now, key))
       )
 
   @property
@@ -322,13 +284,7 @@ def write_image(folder: pathlib.Path, name: str, array: np.ndarray) -> str:
 
 
 def _writable_folder(path: str | os.PathLike[str]) -> pathlib.Path:
-  text = os.fspath(path)
-  if not text or "://" in text:
-    raise ValueError(
-      f"workdir: {text!r} is no folder on this machine; use a local or mounted "
-      "path"
-    )
-  folder = pathlib.Path(text).expanduser().absolute()
+  folder = binding.folder_of(path)
   try:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder, prefix=".") as file:
@@ -336,53 +292,3 @@ def _writable_folder(path: str | os.PathLike[str]) -> pathlib.Path:
   except OSError as error:
     raise ValueError(f"workdir: {folder} cannot be written: {error}") from error
   return folder
-
-
-def _may_stand(name: str, has_peers: bool) -> bool:
-  """Whether a file may lie in the folder of a run before process 0 opens it."""
-  # The other processes do not wait for process 0, so their rows may be first.
-  if has_peers and (
-    re.fullmatch(r"results-\d+\.jsonl", name) or name == "images"
-  ):
-    return True
-  # A scheduler writes logs before it starts the run. A cell that failed before
-  # its record was opened left the reason.
-  logs = (".log", ".out", ".err")
-  return name.startswith(".") or name.endswith(logs) or name == "failed.txt"
-
-
-def _is_free(key: str, free: Sequence[str]) -> bool:
-  """Whether a dotted key, or a mapping that holds it, may change."""
-  whole = key.partition("[")[0]
-  return any(f"{whole}.".startswith(f"{one}.") for one in free)
-
-
-def _plain(config: Any) -> dict[str, Any]:
-  if hasattr(config, "to_dict"):
-    config = config.to_dict()
-  return json.loads(to_json(config, "config"))
-
-
-def _differences(old: object, new: object, key: str = "") -> list[str]:
-  if old == new:
-    return []
-  if isinstance(old, dict) and isinstance(new, dict):
-    found = []
-    for k in sorted(old.keys() | new.keys()):
-      name = f"{key}.{k}" if key else k
-      absent = "(absent)"
-      found += _differences(old.get(k, absent), new.get(k, absent), name)
-    return found
-  if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-    # Of long lists only the entries that differ can be read.
-    return [
-      change
-      for i, (was, now) in enumerate(zip(old, new, strict=True))
-      for change in _differences(was, now, f"{key}[{i}]")
-    ]
-  return [f"{key}: {_short(old)} -> {_short(new)}"]
-
-
-def _short(value: object, most: int = 100) -> str:
-  text = repr(value)
-  return text if len(text) <= most else f"{text[:most]}... ({len(text)} long)"

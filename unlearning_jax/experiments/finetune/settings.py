@@ -120,6 +120,7 @@ class Settings:
     model: the base: a world's name, a diffusers folder or a hub id.
     dtype: the type that networks compute in, float32 or bfloat16.
     attention: how attention is computed, see `models.attention`.
+    kernels: how networks compute on a CPU, see `models.fast`.
     seed: seed of adapters, batches and noise.
     remat: True computes activations twice, to save memory.
     data: the captioned images.
@@ -148,6 +149,7 @@ class Settings:
   model: Output[str] = "shapes"
   dtype: Output[str] = "float32"
   attention: Output[str] = "auto"
+  kernels: Output[str] = "exact"
   seed: Output[int] = 0
   remat: Free[bool] = False
   data: Data = Data()

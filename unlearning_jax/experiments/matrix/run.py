@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 
-from unlearning_jax import attacks, erasures, processes, sharding
+from unlearning_jax import attacks, checking, erasures, processes, sharding
 from unlearning_jax.attacks import Victim
 from unlearning_jax.attacks.engine.rows import Row
 from unlearning_jax.edits import (
@@ -74,6 +74,7 @@ def run(settings: Settings, root: pathlib.Path, given: Given) -> int:
     ValueError: a column would fail in every cell, or an edit has another base.
   """
   matrix = Matrix(settings, root, given)
+  checking.passed()
   made = [Erased(t, m) for t in settings.tasks for m in settings.erasures]
   first = jax.process_index() == 0
   cells.run(

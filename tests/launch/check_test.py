@@ -1,0 +1,69 @@
+"""`--check` reads all that can be wrong, and leaves no trace."""
+
+import pytest
+
+from tests.support import scripts
+from unlearning_jax import checking
+from unlearning_jax.record import Workdir, binding
+
+# The others that open a record do it as `erase` does.
+VERBS = {
+  "erase": ["--config=erase_uce:tiny"],
+  "attack_matrix": ["--config=attack_matrix_shapes"],
+  "audit": ["--protocol=shapes-star", "--config=erase_uce:tiny"],
+  "erase_list": ["--model=shapes", "--erase=list.txt", "--output=edit"],
+  "finetune": ["--config=finetune_lora:tiny,without=object/star"],
+  "train": ["--config=train_shapes_vae", "--model=shapes"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_check_writes_nothing(verb, tmp_path):
+  (tmp_path / "list.txt").write_text("star\n")
+  flags = [*VERBS[verb], "--check"]
+  if verb != "erase_list":
+    flags.append("--workdir=run")
+  done = scripts.run(verb, *flags, cwd=tmp_path).finish()
+  assert "checked, for 1 cpu device(s): nothing is wrong" in done.stdout
+  assert [path.name for path in tmp_path.iterdir()] == ["list.txt"]
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_a_check_sees_what_does_not_fit(tmp_path):
+  flags = ["--config=finetune_lora:tiny", "--mesh=data=4,fsdp=2", "--check"]
+  done = scripts.run("finetune", *flags, f"--workdir={tmp_path}/run")
+  assert done.returncode == 1
+  assert "valid: --mesh=data=1,fsdp=1" in done.stderr
+
+
+def test_a_folder_is_checked_as_it_would_be_opened(tmp_path):
+  def found():
+    return sorted(path.name for path in tmp_path.rglob("*"))
+
+  binding.check(tmp_path / "a" / "new", {"seed": 1})
+  assert found() == []
+  with pytest.raises(ValueError, match="no folder on this machine"):
+    binding.check("gs://bucket/run", {})
+  with pytest.raises(ValueError, match="cannot be written"):
+    (tmp_path / "file").touch()
+    binding.check(tmp_path / "file" / "run", {})
+
+  Workdir(tmp_path / "run", {"seed": 1, "lanes": 2}).append_row({"id": 1})
+  before = found()
+  binding.check(tmp_path / "run", {"seed": 1, "lanes": 4}, free=("lanes",))
+  with pytest.raises(ValueError, match="another config.*\n  seed: 1 -> 2"):
+    binding.check(tmp_path / "run", {"seed": 2, "lanes": 2})
+  assert found() == before
+
+
+def test_only_a_check_ends_where_the_work_begins():
+  checking.passed()
+  checking.ask()
+  try:
+    with pytest.raises(checking.Checked):
+      checking.passed()
+  finally:
+    checking.ask(False)

@@ -1,0 +1,19 @@
+#!/bin/bash
+#SBATCH --job-name=erase
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+
+# A process that ends early, or fails, leaves the others a minute.
+srun --wait=60 python -m unlearning_jax.launch.main erase --config=erase_uce:tiny,name=star '--workdir=/shared/a b'
+status=$?
+
+# 75: a signal stopped the run, and its record is whole. The job waits for its
+# next turn, and goes on from there.
+if [ "$status" -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
