@@ -4,8 +4,6 @@ PYTHON ?= python3
 VENV ?= .venv
 # What `make demo` erases: an object of the Shapes world.
 DEMO ?= star
-# The erasures of the demo draw nothing; the audit does.
-EDIT_ONLY := --config.rows_per_group=0 --config.other_rows=0
 # More flags for pytest: make test PYTEST="-k workdir -x".
 PYTEST ?=
 # A file's tests share compiled programs: they stay in one process. The files go
@@ -31,8 +29,8 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 .PHONY: demo bench demo-picture notebooks test test-slow test-all lint format docs release-check
 
 demo: $(CORE)
-	$(PY) -m launch.erase --config=configs/erase_uce.py:tiny,name=$(DEMO) $(EDIT_ONLY) --workdir=runs/demo/uce
-	$(PY) -m launch.erase --config=configs/erase_rece.py:tiny,name=$(DEMO) $(EDIT_ONLY) --workdir=runs/demo/rece
+	$(PY) -m launch.erase --config=configs/erase_uce.py:tiny,name=$(DEMO) --edit_only --workdir=runs/demo/uce
+	$(PY) -m launch.erase --config=configs/erase_rece.py:tiny,name=$(DEMO) --edit_only --workdir=runs/demo/rece
 	$(PY) -m launch.audit --protocol=shapes-$(DEMO) --edits=runs/demo/uce --workdir=runs/demo/audit
 	@echo "Open runs/demo/audit/report.html"
 

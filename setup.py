@@ -46,7 +46,7 @@ EXTRAS = {
   "hub": ["huggingface_hub>=1.0"],
   "judges": JUDGES,
   "report": ["matplotlib>=3.9"],
-  "tracking": ["tensorboardX>=2.6"],
+  "tracking": ["tensorboardX>=2.6", "wandb>=0.19"],
   "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"],
   "notebook": NOTEBOOK,
   "test": [

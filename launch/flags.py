@@ -120,13 +120,13 @@ def settings(cls: type[T], config: ConfigDict | dict[str, Any]) -> T:
   Raises:
     ValueError: as `settings.build`; or the config is of another verb.
   """
-  from unlearning_jax.settings import build
+  from unlearning_jax.settings import build, fits
 
   values = config if isinstance(config, dict) else config.to_dict()
   try:
     return build(cls, values)
   except ValueError as error:
-    known = {verb: one for verb, one in _settings() if _is_of(one, values)}
+    known = {verb: one for verb, one in _settings() if fits(one, values)}
     if not known or cls in known.values():
       raise
     verb, own = next(iter(known)), pathlib.Path(sys.argv[0]).stem
@@ -146,14 +146,6 @@ def _settings() -> Iterator[tuple[str, Any]]:
     name = {"attack_matrix": "matrix"}.get(verb, verb)
     module = importlib.import_module(f"unlearning_jax.experiments.{name}")
     yield verb, module.Settings
-
-
-def _is_of(cls: Any, values: dict[str, Any]) -> bool:
-  """Whether a config has what a settings class needs, and nothing else."""
-  from unlearning_jax.settings import needed
-
-  known = {field.name for field in dataclasses.fields(cls)}
-  return {*needed(cls)} <= {*values} <= known
 
 
 def built(cls: type[T]) -> T:

@@ -31,7 +31,8 @@ def command(
   if not words:
     raise ValueError("name the run after --, as in -- evaluate --workdir=...")
   verb = main.verb(words[0], [v for v in main.verbs() if v not in PLACES])
-  joined = ["--distributed"] if processes > 1 else []
+  # Workers of a sweep share its folder alone.
+  joined = ["--distributed"] if processes > 1 and verb != "sweep" else []
   module = "unlearning_jax.launch.main"
   return [python, "-m", module, verb, *words[1:], *joined]
 

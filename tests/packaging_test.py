@@ -73,11 +73,7 @@ def test_the_command_works_from_any_folder(installed, tmp_path):
   code, output, errors = run(command, "--list", cwd=tmp_path)
   assert code == 0 and "erase" in output, errors
   config = "--config=erase_uce:tiny,task=object,name=star"
-  small = (
-    "--config.rows_per_group=0",
-    "--config.other_rows=0",
-    "--workdir=uce",
-  )
+  small = ("--edit_only", "--workdir=uce")
   code, _, errors = run(command, "erase", config, *small, cwd=tmp_path)
   assert code == 0, errors
   assert (tmp_path / "uce/edit.safetensors").is_file()

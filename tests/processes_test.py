@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import jax
 import pytest
@@ -36,6 +37,12 @@ def test_distributed_runs_only_when_asked_and_is_never_swallowed(monkeypatch):
   monkeypatch.setattr(jax.distributed, "initialize", fail)
   processes.initialize_distributed(False)
   with pytest.raises(RuntimeError, match="no coordinator"):
+    processes.initialize_distributed(True)
+  alone = mock.Mock(side_effect=ValueError("address should be defined."))
+  monkeypatch.setattr(jax.distributed, "initialize", alone)
+  with pytest.raises(
+    ValueError, match="defined. On SLURM .*--coordinator=host"
+  ):
     processes.initialize_distributed(True)
   monkeypatch.setenv("JAX_PROCESS_ID", "first")
   with pytest.raises(ValueError, match="JAX_PROCESS_ID='first': must be a num"):

@@ -27,6 +27,7 @@ _NAMES = (
   "Concept", "ErasureWarning", "Model", "attack", "audit", "concept", "erase",
   "evaluate", "grid", "inspect", "judge", "leaderboard", "load", "measure",
   "methods", "metric", "open", "protocol", "published", "resurgence",
+  "sweep",
 )  # fmt: skip
 # Packages that can also be called, as the functions of the same names in `api`.
 _CALLED = ("attacks", "concepts", "finetune", "protocols")
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     protocol,
     published,
     resurgence,
+    sweep,
   )
 
 

@@ -24,6 +24,10 @@ class DamagedError(ValueError):
   """A file does not hold what was written."""
 
 
+class BusyError(ValueError):
+  """Another process is writing a file."""
+
+
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
   """Yields a file to write; it replaces `path` only if no error is raised."""
@@ -104,7 +108,7 @@ class JsonLines:
     """Locks the file for writing and cuts a torn last line off.
 
     Raises:
-      ValueError: another process is writing it.
+      BusyError: another process is writing it.
     """
     if self._file is not None:
       return
@@ -113,7 +117,7 @@ class JsonLines:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       os.close(file)
-      raise ValueError(
+      raise BusyError(
         f"{self._path} is being written by another run; wait for it to end "
         "or use another folder"
       ) from error

@@ -70,13 +70,20 @@ def initialize_distributed(wanted: bool, *, polled: bool = False):
   jax.config.update("jax_enable_preemption_service", polled)
   # On Kubernetes the search fails without a token, even if nothing is sought.
   told = all(name in os.environ for name in _TOLD)
-  jax.distributed.initialize(
-    num_processes=_number("JAX_NUM_PROCESSES"),
-    process_id=_number("JAX_PROCESS_ID"),
-    cluster_detection_method="deactivate" if told else None,
-    heartbeat_timeout_seconds=HEARTBEAT_S,
-    shutdown_timeout_seconds=SHUTDOWN_S,
-  )
+  count, index = map(_number, _TOLD[1:])
+  try:
+    jax.distributed.initialize(
+      num_processes=count,
+      process_id=index,
+      cluster_detection_method="deactivate" if told else None,
+      heartbeat_timeout_seconds=HEARTBEAT_S,
+      shutdown_timeout_seconds=SHUTDOWN_S,
+    )
+  except (ValueError, TypeError) as error:
+    raise ValueError(
+      f"--distributed: no cluster says who takes part: {error} On SLURM start "
+      "each process with srun; elsewhere name all, --coordinator=host:port,n,i"
+    ) from error
   # On CPUs the first collective gives up after 30 s. It runs now, while all
   # processes are here.
   marks = multihost_utils.process_allgather(np.uint32(_mark()))

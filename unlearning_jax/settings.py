@@ -75,6 +75,12 @@ def needed(cls: type) -> list[str]:
   ]
 
 
+def fits(cls: type, values: Mapping[str, Any]) -> bool:
+  """Whether values have what a settings class needs, and nothing else."""
+  known = {field.name for field in dataclasses.fields(cls)}
+  return {*needed(cls)} <= {*values} <= known
+
+
 def changed(
   values: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -88,10 +94,28 @@ def changed(
   return found
 
 
+def nested(key: str, value: Any) -> dict[str, Any]:
+  """The change that a dotted key stands for: `a.b` is {"a": {"b": value}}."""
+  for part in reversed(key.split(".")):
+    value = {part: value}
+  return value
+
+
+def kinds(hint: Any) -> tuple[type, ...] | None:
+  """The types of a field of numbers, texts or flags; None for any other.
+
+  Args:
+    hint: the field's annotation.
+  """
+  union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+  options = typing.get_args(hint) if union else (hint,)
+  return options if {*options} <= {*_KINDS} else None
+
+
 def _nearest(name: str, value: Any, hints: Mapping[str, Any]) -> str:
   """The hint for an unknown name: a similar one, or the mapping that has it."""
   for outer, hint in hints.items():
-    inner = _dataclass_in(hint)
+    inner = dataclass_in(hint)
     fields = (
       {field.name for field in dataclasses.fields(inner)} if inner else ()
     )
@@ -103,25 +127,24 @@ def _nearest(name: str, value: Any, hints: Mapping[str, Any]) -> str:
 
 def _check(hint: Any, value: Any, place: str):
   """Refuses a number, text or flag of the wrong type."""
-  union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-  options = typing.get_args(hint) if union else (hint,)
-  if not {*options} <= {*_KINDS}:
+  options = kinds(hint)
+  if options is None:
     return
   flag = isinstance(value, bool) and bool not in options
   if flag or not isinstance(value, tuple(_KINDS[o] for o in options)):
-    kinds = " or ".join(getattr(o, "__name__", str(o)) for o in options)
+    names = " or ".join(getattr(o, "__name__", str(o)) for o in options)
     # The repr of an object may take pages.
-    raise ValueError(f"{place}={repr(value)[:80]}: must be {kinds}")
+    raise ValueError(f"{place}={repr(value)[:80]}: must be {names}")
 
 
 def _built(hint: Any, value: Any, place: str) -> Any:
   """A value in which mappings have become the settings of its annotation."""
   _check(hint, value, place)
-  inner = _dataclass_in(hint)
+  inner = dataclass_in(hint)
   if inner is not None and isinstance(value, Mapping):
     return build(inner, value, place)
   kind, items = typing.get_origin(hint), typing.get_args(hint)
-  inner = next(filter(None, map(_dataclass_in, items)), None)
+  inner = next(filter(None, map(dataclass_in, items)), None)
   if inner is None or kind in (None, typing.Union, types.UnionType):
     return value
   if isinstance(value, Mapping):
@@ -190,7 +213,7 @@ def marks(cls: type, key: str = "") -> dict[str, str | None]:
     place = f"{key}.{name}" if key else name
     metadata = getattr(hint, "__metadata__", ())
     mark = next((m for m in metadata if m in (OUTPUT, FREE)), None)
-    inner = _dataclass_in(hint)
+    inner = dataclass_in(hint)
     if inner is not None and mark is None:
       found |= marks(inner, place)
     else:
@@ -203,8 +226,12 @@ def free(cls: type) -> tuple[str, ...]:
   return tuple(key for key, mark in marks(cls).items() if mark == FREE)
 
 
-def _dataclass_in(hint: Any) -> Any:
-  """The dataclass of an annotation, also of one that allows None."""
+def dataclass_in(hint: Any) -> Any:
+  """The dataclass of an annotation, also of one that allows None.
+
+  Returns:
+    The class; None where the annotation has none.
+  """
   if typing.get_origin(hint) is Annotated:
     hint = hint.__origin__
   options = [hint]

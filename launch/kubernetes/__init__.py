@@ -40,11 +40,13 @@ class Job:
 
   def __post_init__(self):
     places.check_counts(self, "pods")
-    # A pod's host name is this, "-run-0-" and its index, at most 63 in all.
-    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,48}[a-z0-9])?", self.name):
+    # A pod is called this, "-run-0-", its index and five letters: 63 in all.
+    most = 63 - len("-run-0-") - len(str(self.pods - 1)) - len("-abcde")
+    fits = len(self.name) <= most
+    if not (fits and re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", self.name)):
       raise ValueError(
         f"--name={self.name!r}: must be small letters, digits and -, at most "
-        "50, as in --name=matrix"
+        f"{most}, as in --name=matrix"
       )
     for flag in ("resources", "select"):
       for one in getattr(self, flag):
@@ -72,16 +74,23 @@ def manifest(job: Job, words: Sequence[str]) -> str:
   )
 
 
-def apply(text: str) -> str:
+def create(text: str) -> str:
   """Hands a manifest to the cluster; returns what `kubectl` says.
+
+  A JobSet that has ended stays, and is not started again by its manifest.
 
   Raises:
     OSError: there is no kubectl.
     ValueError: the cluster refuses the manifest.
   """
   done = subprocess.run(
-    ["kubectl", "apply", "-f", "-"], input=text, capture_output=True, text=True
+    ["kubectl", "create", "-f", "-"], input=text, capture_output=True, text=True
   )
+  if "AlreadyExists" in done.stderr:
+    raise ValueError(
+      "kubectl: the cluster has a JobSet of this name, perhaps one that has "
+      "ended; kubectl delete jobset NAME removes it, and the run goes on"
+    )
   if done.returncode:
     raise ValueError(f"kubectl: {done.stderr.strip()}")
   return done.stdout.strip()

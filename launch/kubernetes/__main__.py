@@ -11,7 +11,7 @@ pod is lost, all start again and go on from the record.
 from absl import flags as absl_flags
 
 from .. import flags
-from . import Job, apply, manifest
+from . import Job, create, manifest
 
 _number, _text = absl_flags.DEFINE_integer, absl_flags.DEFINE_string
 _text("name", None, "The JobSet's name.", required=True)
@@ -29,7 +29,7 @@ _DRY_RUN = absl_flags.DEFINE_bool("dry_run", False, "Print the manifest only.")
 def main(argv: list[str]):
   """Renders the manifest and applies it."""
   text = manifest(flags.built(Job), argv[1:])
-  print(text.rstrip() if _DRY_RUN.value else apply(text))
+  print(text.rstrip() if _DRY_RUN.value else create(text))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from .. import places
 # So long after one failed, the others are killed.
 GRACE_S = 30
 PLATFORMS = ("cpu", "gpu")
+# A terminal that closes asks for a stop.
+_PASSED = {signal.SIGHUP: signal.SIGTERM}
 
 
 def environments(
@@ -44,6 +46,8 @@ def environments(
       address = f"127.0.0.1:{free.getsockname()[1]}"
     for i, one in enumerate(found):
       one["JAX_COORDINATOR_ADDRESS"] = address
+      # Else it listens on all of the machine's networks.
+      one["JAX_COORDINATOR_BIND_ADDRESS"] = address
       one["JAX_NUM_PROCESSES"] = str(processes)
       one["JAX_PROCESS_ID"] = str(i)
   return found
@@ -112,9 +116,12 @@ class _Group:
     if process.stdout is not None:
       with self._logs[index].open("ab", buffering=0) as log:
         while chunk := os.read(process.stdout.fileno(), 2**16):
-          log.write(chunk)
-          sys.stdout.write(chunk.decode(errors="replace"))
-          sys.stdout.flush()
+          # A full disk or a closed terminal must not block the process.
+          with contextlib.suppress(OSError):
+            log.write(chunk)
+          with contextlib.suppress(OSError):
+            sys.stdout.write(chunk.decode(errors="replace"))
+            sys.stdout.flush()
     process.wait()
     self._ended.put(index)
 
@@ -127,10 +134,14 @@ class _Group:
     """Inside, a signal to this process goes to all of them."""
 
     def forward(number: int, _: Any):
+      # A process inside a compiler does not hear a second signal.
+      self.send(signal.SIGKILL if self._asked else _PASSED.get(number, number))
       self._asked = True
-      self.send(number)
 
-    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGUSR2
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2]
+    # nohup asks to outlive the terminal.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+      numbers.append(signal.SIGHUP)
     before: dict[int, Callable[..., Any] | int | None] = {
       number: signal.signal(number, forward) for number in numbers
     }
@@ -158,7 +169,7 @@ class _Group:
         # A second signal would break off what the first asked to be saved.
         if not self._asked:
           self.send(signal.SIGTERM)
-          deadline = time.monotonic() + GRACE_S
+        deadline = time.monotonic() + GRACE_S
     return max(statuses) if failed is None else failed
 
   def _say(self, index: int, status: int):

@@ -20,7 +20,9 @@ class Job:
   Attributes:
     nodes: machines.
     tasks_per_node: processes on each; 0 takes one, or one a GPU.
-    gpus_per_node: GPUs of each machine; JAX gives every process one of them.
+    gpus_per_node: GPUs of each machine; JAX gives each of several processes one
+      of them, and a single process all.
+    cpus_per_task: CPUs of each process; 0 for the cluster's, often one.
     time: the limit of one start, as SLURM writes it; "" for the cluster's.
     partition: the queue; "" for the cluster's.
     array: indices of a job array, as 0-9; "" for one job.
@@ -34,6 +36,7 @@ class Job:
   nodes: int = 1
   tasks_per_node: int = 0
   gpus_per_node: int = 0
+  cpus_per_task: int = 0
   time: str = ""
   partition: str = ""
   array: str = ""
@@ -46,13 +49,12 @@ class Job:
   def __post_init__(self):
     places.check_counts(self, "nodes", "notice")
     # On SLURM JAX takes the one device of a node that has the task's index.
-    if self.gpus_per_node and self.tasks_per_node not in (
-      0,
-      self.gpus_per_node,
-    ):
+    alone = self.nodes == self.tasks == 1
+    if self.gpus_per_node and not alone and self.tasks != self.gpus_per_node:
       raise ValueError(
-        f"--tasks_per_node={self.tasks_per_node}: JAX gives each process one "
-        f"GPU; leave it out, or type --tasks_per_node={self.gpus_per_node}"
+        f"--tasks_per_node={self.tasks_per_node}: JAX gives each of several "
+        "processes one GPU; leave it out, or type --tasks_per_node="
+        f"{self.gpus_per_node}"
       )
 
   @property
@@ -72,6 +74,11 @@ def script(job: Job, words: Sequence[str]) -> str:
     ValueError: as `places.command`.
   """
   command = places.command(words, job.nodes * job.tasks, job.python)
+  if job.array and INDEX not in shlex.join(words):
+    raise ValueError(
+      f"--array={job.array}: every job would be the same run; put '{INDEX}' "
+      f"into its flags, as in --workdir='runs/{INDEX}'"
+    )
   # An index of an array is known on the node only: no quotes keep it.
   typed = shlex.join(command).replace(INDEX, f"'\"{INDEX}\"'")
   return places.rendered(

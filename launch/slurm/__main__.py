@@ -17,6 +17,7 @@ _number, _text = absl_flags.DEFINE_integer, absl_flags.DEFINE_string
 _number("nodes", 1, "Machines.")
 _number("tasks_per_node", 0, "Processes on each; by default one, or one a GPU.")
 _number("gpus_per_node", 0, "GPUs of each machine.")
+_number("cpus_per_task", 0, "CPUs of each process.")
 _text("time", "", "The limit of one start, as 04:00:00.")
 _text("partition", "", "The queue.")
 _text("array", "", "Indices of a job array, as 0-9%4.")

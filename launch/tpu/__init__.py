@@ -1,8 +1,10 @@
 """A run on a slice of Cloud TPU, as a script of `gcloud` commands."""
 
 import dataclasses
+import os
 import pathlib
 import shlex
+import signal
 import subprocess
 from collections.abc import Sequence
 
@@ -55,14 +57,36 @@ def script(job: Job, words: Sequence[str]) -> str:
     install=" && ".join(
       filter(
         None,
-        [job.setup, "python3 -m venv ~/run",
-         f"~/run/bin/pip install --quiet {package}'[tpu]'"],
+        # The images' own Python is older than this package's.
+        [job.setup, "python3 -m pip install --quiet --user uv",
+         "{ [ -e ~/run/bin/python ] ||"
+         " ~/.local/bin/uv venv --quiet --python 3.12 ~/run; }",
+         "~/.local/bin/uv pip install --quiet --python ~/run/bin/python"
+         f" {package}'[tpu]'"],
       )
     ),
-    run=f"{command[0]} {shlex.join(command[1:])}",
+    # A lost connection may leave a process behind, which holds the devices.
+    run="flock -w 600 -E 75 ~/run.lock "
+    f"{command[0]} {shlex.join(command[1:])}",
   )  # fmt: skip
 
 
 def start(text: str) -> int:
-  """Runs a script; returns its status."""
-  return subprocess.run(["bash", "-c", text]).returncode
+  """Runs a script; returns its status.
+
+  A signal to this process reaches the script and whatever it has started, and
+  the script deletes its slice before it ends.
+  """
+  process = subprocess.Popen(
+    ["bash", "-c", text], stdin=subprocess.DEVNULL, process_group=0
+  )
+  numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+  before = [
+    signal.signal(number, lambda n, _: os.killpg(process.pid, n))
+    for number in numbers
+  ]
+  try:
+    return process.wait()
+  finally:
+    for number, handler in zip(numbers, before, strict=True):
+      signal.signal(number, handler)

@@ -10,6 +10,8 @@ the slice. If a slice is taken back, the run goes on with a new one. `--dry_run`
 prints the script.
 """
 
+import pathlib
+
 from absl import flags as absl_flags
 
 from .. import flags
@@ -30,10 +32,15 @@ _DRY_RUN = _bool("dry_run", False, "Print the script only.")
 
 def main(argv: list[str]) -> int:
   """Renders the script and runs it."""
-  text = script(flags.built(Job), argv[1:])
+  job = flags.built(Job)
+  text = script(job, argv[1:])
   if _DRY_RUN.value:
     print(text, end="")
     return 0
+  if not pathlib.Path(job.wheel).is_file():
+    raise ValueError(
+      f"--wheel={job.wheel}: no such file; make release-check writes one"
+    )
   return start(text)
 
 

@@ -6,33 +6,70 @@ zone={{ job.zone | quoted }}
 
 queued() { gcloud compute tpus queued-resources "$1" "$name" --zone="$zone" "${@:2}"; }
 workers() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
-state() { queued describe --format='value(state.state)'; }
-remove() { queued delete --force --quiet; }
+pause() { sleep "${UNLEARNING_JAX_POLL_S:-30}"; }
 
-make() {
-  queued create --node-id="$name" --accelerator-type={{ job.type | quoted }} \
-    --runtime-version={{ job.version | quoted }}{{ " --spot" if job.spot }} || exit
-{% if not job.keep %}
-  # From here on there is something of ours to delete.
-  trap remove EXIT
-{% endif %}
-  local now=WAITING_FOR_RESOURCES
-  until [ "$now" = ACTIVE ]; do
-    case "$now" in FAILED|SUSPENDING|SUSPENDED) echo "the slice is $now" >&2; return 1 ;; esac
-    sleep "${UNLEARNING_JAX_POLL_S:-30}"
-    now=$(state) || return
+# What the cloud says. One answer that does not come is no slice that is lost.
+state() {
+  local found=
+  for _ in 1 2 3 4 5; do
+    found=$(queued describe --format='value(state.state)') && break
+    pause
   done
-  gcloud compute tpus tpu-vm scp {{ job.wheel | quoted }} "$name": --zone="$zone" --worker=all || return
-  workers {{ install | quoted }}
+  echo "${found:-UNKNOWN}"
 }
 
-trap 'exit 75' INT TERM
+remove() {
+  # A second Ctrl-C must not break this off.
+  trap '' INT TERM HUP
+  queued delete --force --quiet
+  trap 'exit 75' INT TERM HUP
+}
+
+make() {
+  if queued describe > /dev/null 2>&1; then
+{% if job.keep %}
+    echo "using the slice $name that is there" >&2
+  else
+{% else %}
+    echo "there is a queued resource $name already; take another --name, or delete it" >&2
+    exit 1
+  else
+    # From here on there may be something of ours to delete.
+    trap remove EXIT
+{% endif %}
+    queued create --node-id="$name" --accelerator-type={{ job.type | quoted }} \
+      --runtime-version={{ job.version | quoted }}{{ " --spot" if job.spot }} || exit
+  fi
+  while :; do
+    case "$(state)" in
+      ACTIVE) break ;;
+      SUSPENDING | SUSPENDED) return 1 ;;
+      FAILED | UNKNOWN) echo "there is no slice to be had: $(state)" >&2; exit 1 ;;
+    esac
+    pause
+  done
+  gcloud compute tpus tpu-vm scp {{ job.wheel | quoted }} "$name": --zone="$zone" --worker=all &&
+    workers {{ install | quoted }} || { [ "$(state)" != ACTIVE ] || exit 1; return 1; }
+}
+
+trap 'exit 75' INT TERM HUP
+made=
+status=1
 for start in $(seq 0 {{ job.max_restarts }}); do
-  if [ "$start" -gt 0 ]; then remove; fi
-  make && workers {{ run | quoted }}
+  if [ -z "$made" ]; then
+    if [ "$start" -gt 0 ]; then remove; fi
+    make || continue
+    made=1
+  fi
+  workers {{ run | quoted }}
   status=$?
-  # Whatever failed while the slice stands is the run's own failure.
-  if [ "$status" -eq 0 ] || [ "$(state)" = ACTIVE ]; then break; fi
-  echo "the slice is gone; the run goes on with a new one" >&2
+  # The run has ended: well, with an error, with failed parts, with a verdict.
+  case "$status" in 0 | 1 | 3 | 4) break ;; esac
+  # A slice that is taken away is ACTIVE for a while yet.
+  for _ in 1 2 3 4 5 6; do
+    if [ "$(state)" != ACTIVE ]; then made=; break; fi
+    pause
+  done
+  echo "the run was cut off; it goes on" >&2
 done
 exit "$status"

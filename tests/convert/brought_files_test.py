@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from tests.support import single_files
 from unlearning_jax import convert
-from unlearning_jax.convert import families, torch_files
+from unlearning_jax.convert import compvis, families, inspection, torch_files
 from unlearning_jax.shapes import world
 
 FC1 = "mlp.fc1.weight"
@@ -262,11 +262,15 @@ WORD = np.ones((1, 128), "f4")
       "down_blocks.0.attentions.0.up.bias": WORD[0]},
      "an adapter with an activation .*not linear"),
     ({"control_model.input_blocks.0.0.weight": WORD}, "a ControlNet"),
+    ({"lora_controlnet": WORD[0, :0]}, "a ControlNet"),
     ({"down_blocks.0.motion_modules.0.norm.weight": WORD}, "a motion module"),
     ({"ip_adapter.1.to_k_ip.weight": WORD}, "an IP-Adapter"),
     ({"concept_embeds": WORD, "special_care_embeds": WORD}, "a safety checker"),
     ({"lora_unet_mid_block_attentions_0_proj_in.oft_blocks": WORD},
      r"an adapter of a kind .*not supported"),
+    ({"unet:0:up": WORD, "unet:0:down": WORD}, "a LoRA of lora_diffusion, wh"),
+    ({"encoder.layers.1.conv.0.weight": WORD}, "a tiny VAE"),
+    ({"1.weight": WORD, "3.conv.0.weight": WORD}, "a tiny VAE"),
   ],
 )  # fmt: skip
 @pytest.mark.parametrize("ending", ["pt", "safetensors"])
@@ -291,6 +295,52 @@ def test_a_word_as_textual_inversion_saves_it(base, tmp_path):
   torch.save({"w": torch.ones(2), "string_to_param": vectors}, path)
   with pytest.raises(ValueError, match="ParameterDict object, not a tensor"):
     convert.load(path, base)
+
+
+def test_open_clips_own_text_encoder(base, tmp_path, caplog):
+  """OpenAI's and open_clip's files, with the half that encodes images."""
+  wanted, file = {}, {"visual.conv1.weight": np.ones((2, 2), "f4")}
+  names = {new: old for old, new in compvis.OPEN_CLIP_NAMES.items()}
+  parts = {new: old for old, new in compvis.OPEN_CLIP_PARTS.items()}
+  packed = {}
+  for name, value in base.states["text_encoder"].items():
+    wanted[name] = value + np.float32(0.5)
+    plain = name.removeprefix("text_model.")
+    if plain in names:
+      file[names[plain]] = wanted[name]
+      continue
+    _, _, layer, *rest, leaf = plain.split(".")
+    block, module = f"transformer.resblocks.{layer}", ".".join(rest)
+    if module in parts:
+      file[f"{block}.{parts[module]}.{leaf}"] = wanted[name]
+    else:
+      key = f"{block}.attn.in_proj_{leaf}"
+      packed.setdefault(key, {})[module[-6]] = wanted[name]
+  file |= {
+    key: np.concatenate([three[part] for part in "qkv"])
+    for key, three in packed.items()
+  }
+  path = tmp_path / "open_clip_pytorch_model.bin"
+  torch_files.write_torch(path, file, "float32")
+  found = _assert_read(path, base, "text_encoder", wanted)
+  assert found is not base and "an encoder of images" in caplog.text
+
+
+def test_words_that_are_bundled_with_a_lora(base, tmp_path, caplog):
+  name = f"{BLOCK}.to_k.weight"
+  weight = base.states["unet"][name]
+  stem = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
+  up, down = (
+    np.ones((len(weight), 1), "f4"),
+    np.ones((1, weight.shape[1]), "f4"),
+  )
+  path = tmp_path / "lora.safetensors"
+  state = {f"{stem}.lora_up.weight": up, f"{stem}.lora_down.weight": down}
+  save_file(state | {"bundle_emb.sun.emb_params": WORD}, path)
+  assert inspection.inspect(path).kind.name == "lora"
+  found = convert.load(path, base).states["unet"][name]
+  np.testing.assert_array_equal(found, weight + 1)
+  assert "new words (sun)" in caplog.text
 
 
 def test_an_edit_of_ours_is_no_weights(base, tmp_path):

@@ -204,6 +204,12 @@ def test_missing_weights(model):
     convert.load(model)
 
 
+def test_a_checkpoint_of_torch_distributed(tmp_path):
+  (tmp_path / "__0_0.distcp").write_bytes(b"x")
+  with pytest.raises(ValueError, match="dcp_to_torch .* weights.pt"):
+    convert.load(tmp_path)
+
+
 def test_truncated_weights(model):
   file = model / "unet" / "diffusion_pytorch_model.safetensors"
   file.write_bytes(file.read_bytes()[:-1])

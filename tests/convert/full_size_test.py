@@ -1,4 +1,7 @@
-"""Conversion at Stable Diffusion 1 size; random weights, 13 GB of disk."""
+"""Files at Stable Diffusion 1 size, one set of random weights; 13 GB of disk.
+
+Each test's work is done in a process of its own, which gives its memory back.
+"""
 
 import gc
 import os
@@ -6,12 +9,13 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 from safetensors import safe_open
 
 from tests.support import single_files, tiny_pipelines
-from unlearning_jax.convert import sd1
+from unlearning_jax.convert import inspection, sd1
 
 torch = pytest.importorskip("torch")
 pytestmark = [
@@ -22,6 +26,7 @@ pytestmark = [
 ]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PEAK_GIB = 9
+INSPECTION_GIB = 0.5
 # The peak that the kernel reports of a child is never below what its parent
 # held when it started it, and a test's process may hold gigabytes. So a small
 # process stands between.
@@ -33,11 +38,14 @@ sys.exit(code)
 """
 
 
-def _write(folder):
-  """The three models, one in memory at a time."""
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+  """A folder with the three models, written one after the other."""
   from diffusers import AutoencoderKL, UNet2DConditionModel
   from transformers import CLIPTextConfig, CLIPTextModel
 
+  folder = tmp_path_factory.mktemp("sd1") / "source"
+  folder.mkdir()
   torch.manual_seed(0)
   tiny_pipelines.write_frame(folder)
   for part, make in (
@@ -47,6 +55,16 @@ def _write(folder):
   ):
     make(sd1.CONFIGS[part]).save_pretrained(folder / part)
     gc.collect()
+  yield folder
+  shutil.rmtree(folder.parent)
+
+
+@pytest.fixture
+def place(tmp_path):
+  """A folder that is empty again when the test has ended."""
+  yield tmp_path
+  # pytest keeps the folders of three runs.
+  shutil.rmtree(tmp_path)
 
 
 def _tensors(folder, part):
@@ -58,36 +76,36 @@ def _tensors(folder, part):
     }
 
 
-def _convert(folder, *flags):
-  """Runs the script; returns its peak memory in GiB."""
-  script = [sys.executable, "-m", "launch.convert", *flags]
+def _run(script, folder, *flags):
+  """Runs a script; returns what it printed and its peak memory in GiB."""
+  command = [sys.executable, "-m", f"launch.{script}", *map(str, flags)]
   done = subprocess.run(
-    [sys.executable, "-c", _PEAK, *script],
+    [sys.executable, "-c", _PEAK, *command],
     cwd=folder,
     env=os.environ | {"PYTHONPATH": str(ROOT)},
     stdout=subprocess.PIPE,
     text=True,
     check=True,
   )
-  return float(done.stdout.splitlines()[-1])
+  *said, peak = done.stdout.splitlines()
+  print(f"{script}: peak {float(peak):.2f} GiB")
+  return "\n".join(said), float(peak)
 
 
-def _assert_equal(expected, found):
+def _assert_equal(expected, found, raised=""):
+  """Two folders' tensors, but for one that was raised by 1."""
   for part in ("text_encoder", "unet", "vae"):
     ours, theirs = _tensors(found, part), _tensors(expected, part)
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
-      assert torch.equal(ours[name], tensor), name
+      assert torch.equal(ours[name], tensor + (name == raised)), name
 
 
-def test_folder_and_single_file(tmp_path):
+def test_a_folder_comes_back(source, place):
   from diffusers import StableDiffusionPipeline
 
-  source, out = tmp_path / "source", tmp_path / "out"
-  source.mkdir()
-  _write(source)
-  peak = _convert(tmp_path, "--input=source", "--output=out")
-  print(f"folder to folder: peak {peak:.1f} GiB")
+  out = place / "out"
+  _, peak = _run("convert", place, f"--input={source}", f"--output={out}")
   assert peak < PEAK_GIB
   _assert_equal(source, out)
   pipeline = StableDiffusionPipeline.from_pretrained(out)
@@ -95,15 +113,27 @@ def test_folder_and_single_file(tmp_path):
   assert torch.equal(
     pipeline.unet.conv_in.weight, _tensors(source, "unet")["conv_in.weight"]
   )
-  del pipeline
-  shutil.rmtree(out)
-  gc.collect()
+
+
+def test_a_single_file_is_inspected_and_converted(source, place):
   states = {p: _tensors(source, p) for p in ("text_encoder", "unet", "vae")}
-  file = single_files.from_diffusers(states, 2, 4)
-  torch.save({"state_dict": file, "global_step": 1}, tmp_path / "sd.ckpt")
+  # The largest tensor, which shows what an inspection holds.
+  name = max(states["unet"], key=lambda name: states["unet"][name].numel())
+  states["unet"][name] = states["unet"][name] + 1
+  file, path = single_files.from_diffusers(states, 2, 4), place / "sd.ckpt"
+  torch.save({"state_dict": file, "global_step": 1}, path)
   del states, file
   gc.collect()
-  peak = _convert(tmp_path, "--input=sd.ckpt", "--base=source", "--output=out")
-  print(f"single file to folder: peak {peak:.1f} GiB")
+  start = time.process_time()
+  assert inspection.inspect(path).kind.name == "single_file"
+  assert time.process_time() - start < 2
+  _, least = _run("inspect", place, path)
+  said, peak = _run("inspect", place, path, f"--base={source}")
+  assert "unet: 1 of 686 tensors differ, by 1 at most and 1 in the mean" in said
+  # Two models of 4 GB each, a tensor of 0.1 GB at a time.
+  assert peak - least < INSPECTION_GIB
+  _, peak = _run(
+    "convert", place, f"--input={path}", f"--base={source}", "--output=out"
+  )
   assert peak < PEAK_GIB
-  _assert_equal(source, out)
+  _assert_equal(source, place / "out", name)

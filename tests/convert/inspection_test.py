@@ -159,6 +159,27 @@ def test_what_differs_from_a_base(part, pick, low, looks, base, tmp_path):
   assert "--base=shapes" in found.command
 
 
+def test_half_precision_is_no_edit(base, tmp_path):
+  """What a file in half precision loses everywhere hides no edit."""
+  wanted = _edited(base, "unet", lambda n: "attn2.to_v.w" in n, True)
+  unet = base.states["unet"] | wanted
+  changed = dataclasses.replace(base, states={**base.states, "unet": unet})
+  dtype = "bfloat16"
+  convert.save_part(tmp_path / "half.safetensors", changed, "unet", dtype=dtype)
+  (one,) = ul.inspect(tmp_path / "half.safetensors", "shapes").differences
+  assert set(one.changed) == set(wanted)
+  exact = sum(
+    np.array_equal(value.astype(dtype).astype("f4"), value)
+    for name, value in base.states["unet"].items()
+    if name not in wanted
+  )
+  assert one.rounded == len(unet) - len(wanted) - exact > 0
+  convert.save_part(tmp_path / "same.safetensors", base, "unet", dtype=dtype)
+  same = ul.inspect(tmp_path / "same.safetensors", "shapes")
+  assert not same.differences[0].changed and same.looks_like == ""
+  assert "more differ by the rounding of half precision" in str(same)
+
+
 def test_the_rank_of_a_lora_is_that_of_its_change(tmp_path, base):
   rng = np.random.default_rng(0)
   weight = base.states["unet"][f"{KEY}.weight"]

@@ -99,6 +99,8 @@ def test_the_first_bytes_decide(ending, tmp_path):
   [
     (b"<!DOCTYPE html><title>404</title>", "a web page"),
     (b"\n<html>", "a web page"),
+    (b'<?xml version="1.0"?>\n<net name="unet">', "an XML file, as OpenVINO"),
+    (b"\x08\x0a\x12\x07pytorch", "an ONNX program"),
     (b"GGUF\3\0\0\0", "a GGUF file"),
     (b"\x89HDF\r\n", "an HDF5 file"),
     (b"\x93NUMPY\1\0", "a numpy array"),

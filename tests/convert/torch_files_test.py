@@ -9,7 +9,12 @@ import zipfile
 import numpy as np
 import pytest
 
-from unlearning_jax.convert import output, read_state_dict, torch_files
+from unlearning_jax.convert import (
+  output,
+  read_state_dict,
+  reader,
+  torch_files,
+)
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -47,9 +52,9 @@ def test_reads_what_torch_writes(zipped, wrap, tmp_path):
   }[wrap]
   path = tmp_path / "w.pt"
   torch.save(value, path, _use_new_zipfile_serialization=zipped)
-  state = read_state_dict(path)
+  state, lazily = read_state_dict(path), reader.read_lazily(path)
   prefix = "unet." if wrap == "nested" else ""
-  assert set(state) == {prefix + name for name in tensors}
+  assert set(state) == {prefix + name for name in tensors} == set(lazily)
   for name, tensor in tensors.items():
     ours, theirs = state[prefix + name], tensor.detach()
     assert ours.shape == tuple(theirs.shape), name
@@ -57,6 +62,27 @@ def test_reads_what_torch_writes(zipped, wrap, tmp_path):
     np.testing.assert_array_equal(
       ours.astype(np.float64), theirs.double().numpy(), err_msg=name
     )
+    np.testing.assert_array_equal(np.asarray(lazily[prefix + name]), ours)
+
+
+def test_files_of_torch_that_are_no_state_dict(tmp_path):
+  layer = {"linear.0.weight": torch.ones(2, 2)}
+  torch.save(
+    {320: [layer, layer], "name": "h", "layer_structure": [1, 2, 1]},
+    tmp_path / "hyper.pt",
+  )
+  torch.save([torch.ones(2, 2), torch.ones(2, 2)], tmp_path / "list.pt")
+  program = torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2))
+  torch.jit.save(program, tmp_path / "program.pt")
+  np.savez(tmp_path / "arrays.npz", w=np.ones(2))
+  for name, said in (
+    ("hyper.pt", "it is a hypernetwork, .*give the UNet"),
+    ("list.pt", "a list, not a state dict, which names its tensors"),
+    ("program.pt", r"a TorchScript program; save its weights: torch\.save"),
+    ("arrays.npz", r"an archive of numpy \(\.npz\)"),
+  ):
+    with pytest.raises(ValueError, match=said):
+      read_state_dict(tmp_path / name)
 
 
 def test_module_state_dict_with_metadata(tmp_path):

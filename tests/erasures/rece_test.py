@@ -258,20 +258,20 @@ def test_published_recipes(model, task, recipe, epochs, lam_r):
 
 
 @pytest.mark.parametrize(
-  "task, erase, held",
+  "task, recipe, erase, held",
   [
-    ("object", ("dog", "cat"), ("", "moon")),
-    ("unsafe", ("dog",), (" ", "moon")),
-    # Once per concept.
-    ("unsafe", ("dog", "cat", "owl"), (" ", " ", " ", "moon")),
+    ("object", None, ("dog", "cat"), ("", "moon")),
+    ("unsafe", None, ("dog",), (" ", "moon")),
+    # Once per concept, whatever the task is called.
+    ("unsafe", None, ("dog", "cat", "owl"), (" ", " ", " ", "moon")),
+    ("object", "nudity", ("dog", "cat"), (" ", " ", "moon")),
   ],
 )
-def test_erases_as_the_release_does(model, task, erase, held):
+def test_erases_as_the_release_does(model, task, recipe, erase, held):
   sd, params = model
   concepts = make_concepts(erase, preserve=["moon"], task=task)
-  edit = rece.erase(
-    sd, params, concepts, None, rece.Hparams(epochs=2, lam_r=0.1)
-  )
+  hparams = rece.Hparams(epochs=2, lam_r=0.1, recipe=recipe)
+  edit = rece.erase(sd, params, concepts, None, hparams)
   start = uce.erase(sd, params, concepts, None, uce.Hparams())
 
   def rows(phrase):

@@ -75,6 +75,17 @@ def test_it_is_an_erasure_of_a_study_too(base):
   assert again is not made and again.concepts == made.concepts
 
 
+@pytest.mark.parametrize("judge", ["shapes", None])
+def test_an_edit_alone(judge, base, monkeypatch):
+  """Nothing is drawn, also where neither judge nor prompts are known."""
+  monkeypatch.setattr(erase.evaluate.drawing, "every", lambda *_: 1 / 0)
+  given = settings(judge=judge, edit_only=True, targets=())
+  record = Memory(quiet=True)
+  erased, document = erase.run(given, lambda: record, base)
+  assert erased.edit is not None and document == {}
+  assert record.is_done and record.rows() == []
+
+
 @pytest.mark.parametrize("method", ["sld", "negative_prompt"])
 def test_guidance_is_kept_and_drawn(method, base):
   given, record = settings(method=method), Memory(quiet=True)

@@ -100,8 +100,7 @@ def test_a_killed_run_ends_with_the_same_edit(method, tmp_path):
     hparams |= {"num_images": 23} if method == "concept_ablation" else {}
     return scripts.Run(
       "erase", "--checkpoint_every=2", f"--workdir={tmp_path / name}",
-      f"--config=configs/erase_{method}.py:tiny", "--config.rows_per_group=0",
-      "--config.other_rows=0",
+      f"--config=configs/erase_{method}.py:tiny", "--edit_only",
       *(f"--config.hparams.{k}={v}" for k, v in hparams.items()),
     )  # fmt: skip
 

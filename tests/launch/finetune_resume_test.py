@@ -36,7 +36,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path):
   erased = tmp_path / "uce"
   scripts.run(
     "erase", "--config=configs/erase_uce.py:tiny", f"--workdir={erased}",
-    "--config.rows_per_group=0", "--config.other_rows=0",
+    "--edit_only",
   ).finish()  # fmt: skip
   finetune(erased, tmp_path / "whole").finish()
   process = finetune(erased, tmp_path / "cut")

@@ -87,3 +87,28 @@ def test_ctrl_c_stops_all_once(folder):
   threading.Thread(target=interrupt).start()
   assert run("stay", "stay") == 75
   assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_second_ctrl_c_ends_whoever_does_not_hear(folder, monkeypatch):
+  deaf = WORK.replace("lambda *_: sys.exit(75)", "signal.SIG_IGN")
+  monkeypatch.setitem(globals(), "WORK", deaf)
+
+  def interrupt():
+    while len([*folder.glob("ready-*")]) < 2:
+      time.sleep(0.02)
+    for _ in range(2):
+      os.kill(os.getpid(), signal.SIGINT)
+      time.sleep(0.2)
+
+  threading.Thread(target=interrupt).start()
+  assert run("stay", "stay") == 137
+
+
+def test_a_closed_output_blocks_nobody(folder, monkeypatch):
+  class Closed:
+    def write(self, text):
+      raise BrokenPipeError
+
+  monkeypatch.setattr(local.sys, "stdout", Closed())
+  assert run(0, 3) == 3
+  assert "4 devices" in (folder / "logs/process-0.log").read_text()

@@ -3,7 +3,10 @@
 import dataclasses
 import os
 import pathlib
+import signal
 import subprocess
+import threading
+import time
 
 import pytest
 import yaml
@@ -28,7 +31,7 @@ KUBERNETES = kubernetes.Job(
 @pytest.mark.parametrize(
   "name, text",
   [
-    ("job.sh", slurm.script(SLURM, RUN)),
+    ("job.sh", slurm.script(SLURM, [*RUN, f"--config.seed={slurm.INDEX}"])),
     ("job_plain.sh", slurm.script(slurm.Job(python="python"), RUN)),
     ("slice.sh", tpu.script(TPU, RUN)),
     ("jobset.yaml", kubernetes.manifest(KUBERNETES, RUN)),
@@ -59,11 +62,25 @@ def test_the_index_of_an_array_is_left_to_the_shell():
   words = ["erase", "--config=a b", "--workdir=runs/$SLURM_ARRAY_TASK_ID/x"]
   text = slurm.script(slurm.Job(python="echo", array="0-9"), words)
   (line,) = [one for one in text.splitlines() if one.startswith("srun")]
+  with pytest.raises(ValueError, match="--array=0-9: every job.*TASK_ID"):
+    slurm.script(slurm.Job(array="0-9"), words[:2])
   done = subprocess.run(
-    ["bash", "-c", line.removeprefix("srun --wait=60")],
+    ["bash", "-c", line.removeprefix("srun --wait=60").removesuffix("&")],
     env={"SLURM_ARRAY_TASK_ID": "7"}, capture_output=True, text=True,
   )  # fmt: skip
   assert done.stdout.endswith("erase --config=a b --workdir=runs/7/x\n")
+
+
+def test_kubernetes_leaves_dollars_alone():
+  text = kubernetes.manifest(KUBERNETES, ["erase", "--config.title=$5 $(A)"])
+  job = yaml.safe_load(text)["spec"]["replicatedJobs"][0]["template"]["spec"]
+  (container,) = job["template"]["spec"]["containers"]
+  assert "--config.title=$$5 $$(A)" in container["command"]
+
+
+def test_a_single_process_may_have_all_gpus():
+  job = slurm.Job(gpus_per_node=4, tasks_per_node=1)
+  assert "--distributed" not in slurm.script(job, RUN)
 
 
 def test_one_process_joins_nobody():
@@ -88,6 +105,7 @@ def test_the_run_is_a_verb(words, wanted):
   [
     (SLURM, {"tasks_per_node": 2}, "--tasks_per_node=4"),
     (SLURM, {"nodes": 0}, "--nodes=0"),
+    (KUBERNETES, {"name": "m" * 50}, "at most 49"),
     (KUBERNETES, {"name": "My_Set"}, "--name='My_Set'.*--name=matrix"),
     (KUBERNETES, {"select": ("spot",)}, "--select: 'spot' must be key=value"),
   ],
@@ -98,16 +116,21 @@ def test_a_job_is_checked(job, changes, wanted):
 
 
 # Writes down how it was called; its answers are in files, the last one stays.
+# A queued resource is the file `made`. The run `stay` waits to be stopped.
 GCLOUD = """#!/bin/bash
+if [ "$4" = describe ] && [ ! -e made ]; then exit 1; fi
+if [ "$*" = "${*/--format/}" ] && [ "$4" = describe ]; then exit 0; fi
 echo "$@" >> calls
 case "$4" in
   describe) kind=states ;;
-  ssh) kind=runs; [[ "$*" == *pip* ]] && exit 0 ;;
-  create) [ ! -e refused ] || exit 1; exit 0 ;;
+  ssh) kind=runs; [[ "$*" == *"uv venv"* ]] && exit 0 ;;
+  create) touch made; exit 0 ;;
+  delete) rm made; exit 0 ;;
   *) exit 0 ;;
 esac
 answer=$(head -n 1 $kind)
 [ "$(wc -l < $kind)" -eq 1 ] || sed -i 1d $kind
+[ "$answer" != stay ] || { touch staying; exec sleep 60; }
 [ $kind = runs ] && exit "$answer"
 echo "$answer"
 """
@@ -128,7 +151,8 @@ def cloud(tmp_path, monkeypatch):
     for name, lines in (("states", states), ("runs", runs)):
       (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
     status = tpu.start(tpu.script(TPU, RUN))
-    calls = (tmp_path / "calls").read_text().splitlines()
+    file = tmp_path / "calls"
+    calls = file.read_text().splitlines() if file.exists() else []
     return status, [call.split()[3] for call in calls]
 
   return start
@@ -144,11 +168,35 @@ def test_a_slice_is_made_used_and_deleted(cloud):
 
 
 def test_a_slice_that_is_taken_away_is_made_anew(cloud):
-  states = ["PROVISIONING", "ACTIVE", "SUSPENDED", "ACTIVE"]
+  # It is ACTIVE for a while yet.
+  states = ["PROVISIONING", "ACTIVE", "ACTIVE", "SUSPENDED", "ACTIVE"]
   status, calls = cloud(states, [255, 0])
   assert status == 0
-  first = ["create", "describe", *MADE[1:], "ssh", "describe"]
+  first = ["create", "describe", *MADE[1:], "ssh", "describe", "describe"]
   assert calls == [*first, "delete", *MADE, "ssh", "delete"]
+
+
+def test_a_connection_that_is_lost_is_taken_up_on_the_same_slice(cloud):
+  status, calls = cloud(["ACTIVE"], [255, 0])
+  assert status == 0
+  assert calls == [*MADE, "ssh", *["describe"] * 6, "ssh", "delete"]
+
+
+def test_a_slice_that_nobody_gets_is_not_asked_for_again(cloud):
+  status, calls = cloud(["FAILED"], [0])
+  assert status == 1 and calls.count("create") == calls.count("delete") == 1
+
+
+def test_ctrl_c_deletes_the_slice(cloud, tmp_path):
+  def interrupt():
+    while not (tmp_path / "staying").exists():
+      time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGINT)
+
+  threading.Thread(target=interrupt).start()
+  status, calls = cloud(["ACTIVE"], ["stay"])
+  assert status == 75
+  assert calls[-1] == "delete" and not (tmp_path / "made").exists()
 
 
 def test_a_run_that_fails_on_its_slice_is_not_begun_again(cloud):
@@ -157,6 +205,6 @@ def test_a_run_that_fails_on_its_slice_is_not_begun_again(cloud):
 
 
 def test_a_slice_of_another_is_not_deleted(cloud, tmp_path):
-  (tmp_path / "refused").touch()
+  (tmp_path / "made").touch()
   status, calls = cloud(["ACTIVE"], [0])
-  assert status == 1 and calls == ["create"]
+  assert status == 1 and not calls and (tmp_path / "made").exists()

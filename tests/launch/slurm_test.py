@@ -72,7 +72,7 @@ def test_a_job_that_is_stopped_goes_on(tmp_path, monkeypatch):
   try:
     wait(lambda: rows(run))
     # As SLURM does before the limit of a job's time.
-    call("scancel", "--signal=USR2", job)
+    call("scancel", "--batch", "--signal=USR2", job)
     state = ("squeue", "--noheader", f"--job={job}", "--format=%T %r")
     wait(lambda: call(*state).strip() == "PENDING BeginTime")
     had = len(rows(run))

@@ -8,11 +8,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.report import attack_test, comparison_test, resurgence_test
+from tests.report import (
+  attack_test,
+  comparison_test,
+  resurgence_test,
+  sweep_test,
+)
 from tests.support import audit_documents
 from tests.support.browser import Browser, find
 from unlearning_jax import report
-from unlearning_jax.report import attack, attack_matrix, audit, resurgence
+from unlearning_jax.report import (
+  attack,
+  attack_matrix,
+  audit,
+  resurgence,
+  sweep,
+)
 
 pytestmark = [
   pytest.mark.slow,
@@ -20,6 +31,7 @@ pytestmark = [
 ]
 AXE = "axe-core@4.14.1"
 PAGES = ("audit", "unsafe", "least", "comparison", "attack", "matrix", "study")
+PAGES += ("sweep",)
 SERIOUS = """axe.run().then(found => JSON.stringify(
   found.violations.filter(v => ["serious", "critical"].includes(v.impact))
     .flatMap(v => v.nodes.map(n => [v.id, n.html.slice(0, 90),
@@ -55,6 +67,7 @@ def pages(tmp_path_factory):
     "attack": attack.render(document, root / "attack", {"runs": []}),
     "matrix": attack_matrix.render(attack_test.matrix_document(root), root, {}),
     "study": resurgence.render(resurgence_test.make_document(), {}),
+    "sweep": sweep.html(sweep_test.make_document(), root / "sweep"),
   }
   for name, text in texts.items():
     found[name].write_text(text)

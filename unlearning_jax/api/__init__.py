@@ -21,6 +21,7 @@ from unlearning_jax.api.listing import (
 )
 from unlearning_jax.api.measuring import measure
 from unlearning_jax.api.runs import leaderboard, open
+from unlearning_jax.api.sweeping import sweep
 from unlearning_jax.api.tuning import finetune
 from unlearning_jax.concepts import Concept
 from unlearning_jax.convert.inspection import inspect
@@ -32,5 +33,5 @@ __all__ = [
   "audit",
   "concept", "concepts", "erase", "evaluate", "finetune", "grid", "inspect",
   "judge", "leaderboard", "load", "measure", "methods", "metric", "open",
-  "protocol", "protocols", "published", "resurgence",
+  "protocol", "protocols", "published", "resurgence", "sweep",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ ComfyUI and LyCORIS are read; `adapter_kinds` has the sums.
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import os
@@ -16,9 +17,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from unlearning_jax.convert import adapter_kinds, originals
 from unlearning_jax.convert.folder import ModelFiles
+from unlearning_jax.convert.lazy import Lazy
 from unlearning_jax.convert.names import State, report_mismatch
 from unlearning_jax.convert.reader import (
   as_float32,
@@ -54,6 +57,7 @@ _ENDS = {
 }
 # The oldest keys of diffusers hold adapters beside the attention's own layers.
 _OLDEST = re.compile(r"\.processor\.(to_[qkv]|to_out)_lora\.")
+_WORDS = "bundle_emb."  # begins the keys of words that a LoRA was trained with
 _WRAPPER = "base_model.model."  # begins PEFT's keys in files that PEFT writes
 _METADATA = "lora_adapter_metadata"  # diffusers keeps PEFT's config under it
 _PEFT_CONFIG = "adapter_config.json"  # PEFT keeps its config in it
@@ -124,6 +128,7 @@ def read_adapters(
   state = read_state_dict(path) if state is None else state
   if not state:
     raise ValueError(f"{path}: it holds no tensors")
+  state = _without_words(state, path)
   places, components = _places(weights), " or ".join(weights)
   found: dict[tuple[str, str], State] = {}
   origin: dict[tuple[str, str, str], str] = {}
@@ -151,6 +156,20 @@ def read_adapters(
   }
 
 
+def _without_words(
+  state: Mapping[str, np.ndarray], path: str | os.PathLike
+) -> Mapping[str, np.ndarray]:
+  """The tensors without learnt words, which can be bundled with a LoRA."""
+  words = {key.split(".")[1] for key in state if key.startswith(_WORDS)}
+  if not words:
+    return state
+  logging.warning(
+    "%s: the vectors of new words (%s) belong to no weight here and are left "
+    "out", path, ", ".join(sorted(words)),
+  )  # fmt: skip
+  return {k: v for k, v in state.items() if not k.startswith(_WORDS)}
+
+
 def merge_lora(
   base: ModelFiles, path: str | os.PathLike, state: Mapping[str, np.ndarray]
 ) -> ModelFiles:
@@ -170,22 +189,35 @@ def merge_lora(
   for place, (parts, scale) in read_adapters(path, adapted, state).items():
     part, name = place
     old = states[part][name]
-    new = old
-    if set(parts) != {"diff_b"}:
-      flat = old.reshape(old.shape[:2]) if _is_linear(parts, old) else old
-      new = adapter_kinds.merged(parts, scale, flat)
+    adapt = functools.partial(_adapted, parts, scale)
+    new = adapt(np.asarray(old))
     if new is None:
       shapes = (f"{key} {value.shape}" for key, value in parts.items())
       wrong.append(f"{name} {old.shape}, {', '.join(shapes)}")
       continue
-    states[part][name] = new.reshape(old.shape)
+    # One that stays in its file is adapted again when it is needed.
+    states[part][name] = old.then(adapt) if isinstance(old, Lazy) else new
     bias = name.removesuffix("weight") + "bias"
     if bias in states[part]:
-      states[part][bias] = adapter_kinds.merged_bias(parts, states[part][bias])
+      whole = np.asarray(states[part][bias])
+      states[part][bias] = adapter_kinds.merged_bias(parts, whole)
     elif "diff_b" in parts:
       wrong.append(f"{name}, which has no bias, diff_b")
   report_mismatch(f"{path}", misshaped=wrong)
   return dataclasses.replace(base, states=states)
+
+
+def _adapted(
+  parts: Mapping[str, np.ndarray], scale: float, weight: np.ndarray
+) -> np.ndarray | None:
+  """A weight with an adapter in it; None if their shapes do not fit."""
+  if set(parts) == {"diff_b"}:
+    return weight
+  parts = {key: np.asarray(value) for key, value in parts.items()}
+  linear = _is_linear(parts, weight)
+  flat = weight.reshape(weight.shape[:2]) if linear else weight
+  new = adapter_kinds.merged(parts, scale, flat)
+  return None if new is None else new.reshape(weight.shape)
 
 
 def _is_linear(parts: Mapping[str, np.ndarray], old: np.ndarray) -> bool:
@@ -257,7 +289,7 @@ def _read_one(
   numbers = {k: v for k, v in parts.items() if k not in ("alpha", "on_input")}
   floats = as_float32({f"{name} {k}": v for k, v in numbers.items()}, source)
   found = dict(zip(numbers, floats.values(), strict=True))
-  found |= {k: v for k, v in parts.items() if k not in numbers}
+  found |= {k: np.asarray(v) for k, v in parts.items() if k not in numbers}
   try:
     adapter_kinds.check(found, name)
   except ValueError as error:

@@ -98,11 +98,12 @@ class Depths:
 
 
 def add_prefixes(state: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Adds the prefix that the keys of a bare UNet or VAE of this layout lack."""
+  """Adds the prefix that the keys of a bare component of this layout lack."""
   for prefix, begun, modules in (
     ("model.", (_EMA, VELOCITY, _ZERO_SNR), (UNET.removeprefix("model."),)),
     (UNET, (_EMA, VELOCITY, _ZERO_SNR), _BLOCKS),
     (VAE, (_EMA,), ("encoder.down.", "decoder.up.")),
+    (OPEN_CLIP, (), ("transformer.resblocks.",)),
   ):
     if any(key.startswith(modules) for key in state):
       return {
@@ -300,9 +301,11 @@ def _open_clip(key: str, value: np.ndarray, depths: Depths) -> State | None:
     return {}
   stem = f"text_model.encoder.layers.{layer}"
   if packed := re.match(r"attn\.in_proj_(weight|bias)$", rest):
+    # One row too many makes the last part too short, which is refused.
+    third = -(-len(value) // 3)
     return {
-      f"{stem}.self_attn.{part}_proj.{packed[1]}": third
-      for part, third in zip("qkv", np.split(value, 3), strict=True)
+      f"{stem}.self_attn.{part}_proj.{packed[1]}": value[i : i + third]
+      for part, i in zip("qkv", range(0, 3 * third, third), strict=True)
     }
   part, leaf = longest(rest, OPEN_CLIP_PARTS)
   return {f"{stem}.{part}.{leaf}": value} if part else None

@@ -17,6 +17,7 @@ from unlearning_jax.convert.output import (
   write_safetensors,
 )
 from unlearning_jax.convert.reader import (
+  Reader,
   as_float32,
   read_edit,
   read_json,
@@ -75,7 +76,9 @@ class ModelFiles:
 
 
 def load_folder(
-  path: str | os.PathLike, variant: str | None = None
+  path: str | os.PathLike,
+  variant: str | None = None,
+  read: Reader = read_state_dict,
 ) -> ModelFiles:
   """Reads a diffusers folder.
 
@@ -83,6 +86,7 @@ def load_folder(
     path: a folder with `model_index.json`.
     variant: which weights: "fp16" for `*.fp16.safetensors`; None for those
       without a variant or, if there are none, fp16.
+    read: `reader.read_lazily` leaves the tensors in their files.
 
   Raises:
     ValueError: a file is missing, corrupt, not finite or of another kind of
@@ -93,7 +97,7 @@ def load_folder(
   states, metadata = {}, {}
   for component in COMPONENTS:
     file = find_weights(path / component, variant)
-    state = unwrapped(read_state_dict(file), str(file))
+    state = unwrapped(read(file), str(file))
     state = canonical(state, str(file))
     states[component] = as_float32(state, str(file))
     metadata |= read_edit(file)
@@ -184,6 +188,12 @@ def find_weights(
       return folder / name
   asked = f"of variant {variant!r} " if variant else ""
   present = sorted(p.name for p in folder.glob("*")) or "nothing"
+  if any(folder.glob("*.distcp")):
+    raise ValueError(
+      f"{folder}: holds parts of a checkpoint of torch.distributed; join: "
+      "python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+      f"{folder} weights.pt"
+    )
   steps = sorted(folder.glob("checkpoint-*"), key=lambda p: (len(p.name), p))
   raise ValueError(
     f"{folder}: no weights {asked}such as {weight_names(variant)[0]}; it "

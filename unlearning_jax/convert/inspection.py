@@ -4,7 +4,7 @@
   print(inspect("brought.safetensors", base="shapes"))
 
 Without a base only headers are read. With one, what differs from it is measured
-a component at a time: how many layers, by how much, and of what rank.
+a tensor at a time: how many layers, by how much, and of what rank.
 """
 
 import dataclasses
@@ -12,14 +12,14 @@ import json
 import os
 import pathlib
 import re
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from unlearning_jax import extensions
-from unlearning_jax.convert import families, parts, pickles, reader, sources
+from unlearning_jax.convert import differences, families, pickles, reader
+from unlearning_jax.convert.differences import Difference
 from unlearning_jax.convert.families import Kind
 from unlearning_jax.convert.folder import COMPONENTS, MARK, find_weights
 from unlearning_jax.convert.safetensors_files import Header
@@ -32,56 +32,6 @@ _READERS = re.compile(
 )
 _TABLE = re.compile(r"token_embedding\.weight$")
 _DOWN = re.compile(r"(lora_A(\.default)?|lora[._]down)\.weight$|hada_w1_b$")
-_KEYS_AND_VALUES = re.compile(r"attn2\.to_[kv]\.weight$")
-# The rank of a change is counted in so many of its layers, the largest first.
-_RANKED = 8
-# The share of a change that its rank must hold.
-_HELD = 0.99
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-  """What differs from a base in one component.
-
-  Attributes:
-    part: `unet`, `text_encoder` or `vae`.
-    changed: names of the tensors that differ.
-    tensors: how many the component has.
-    largest: the largest difference of a number.
-    mean: the mean difference over the tensors that differ.
-    relative: |change| / |base| over the same.
-    ranks: of the most changed matrices, the directions that hold 99 % of the
-      change, and how many there could be.
-    unlike: names of tensors that only one of the two has, or in another shape.
-  """
-
-  part: str
-  changed: tuple[str, ...]
-  tensors: int
-  largest: float
-  mean: float
-  relative: float
-  ranks: tuple[tuple[int, int], ...]
-  unlike: tuple[str, ...] = ()
-
-  def __str__(self) -> str:
-    """One line."""
-    text = (
-      f"{self.part}: {len(self.changed)} of {self.tensors} tensors differ, by "
-      f"{self.largest:.3g} at most and {self.mean:.3g} in the mean, "
-      f"{self.relative:.2%} of their size"
-    )
-    if self.ranks:
-      found = sorted({rank for rank, _ in self.ranks})
-      full = max(full for _, full in self.ranks)
-      span = " to ".join(map(str, {found[0]: 0, found[-1]: 0}))
-      text += f"; of rank {span}, where {full} is full"
-    if self.unlike:
-      text += (
-        f"; {len(self.unlike)} more are missing, extra or of another shape, as "
-        f"{', '.join(self.unlike[:3])}"
-      )
-    return text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +84,9 @@ class Inspection:
   @property
   def looks_like(self) -> str:
     """Which methods change what this changes; "" where none is typical."""
-    return _looks_like({one.part: one for one in self.differences or ()})
+    return differences.looks_like(
+      {one.part: one for one in self.differences or ()}
+    )
 
 
 def inspect(
@@ -148,8 +100,8 @@ def inspect(
   Args:
     path: a file of any kind, a diffusers folder, a training's folder, or the
       folder of a component.
-    base: a world's name, a folder or a hub id to compare with; both are then
-      read whole.
+    base: a world's name, a folder or a hub id to compare with; of both a
+      tensor at a time is then read.
     ema: True compares the averaged weights of a single file, False the trained
       ones.
 
@@ -177,7 +129,7 @@ def inspect(
   if known in extensions.worlds():
     folder = extensions.world(known).model_folder()
   return dataclasses.replace(
-    found, base=known, differences=_differences(place, folder, ema)
+    found, base=known, differences=differences.measured(place, folder, ema)
   )
 
 
@@ -283,91 +235,3 @@ def _beside(place: pathlib.Path) -> list[str]:
     return []
   names = pickles.read_beside(place)
   return [f"beside the weights: {', '.join(names)}"] if names else []
-
-
-def _differences(
-  place: pathlib.Path, base: str | os.PathLike[str], ema: bool | None
-) -> tuple[Difference, ...]:
-  known = sources.load(base)
-  with warnings.catch_warnings():
-    # What differs is said below, nothing too.
-    warnings.simplefilter("ignore", UserWarning)
-    new = sources.load(place, known, ema=ema)
-  new = parts.without_new_words(new, known)
-  found = []
-  for part, old in known.states.items():
-    one = _difference(part, old, new.states[part])
-    found += [one] if one else []
-  return tuple(found)
-
-
-def _difference(
-  part: str, old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]
-) -> Difference | None:
-  """What differs in a component, a tensor at a time; None for nothing."""
-  largest = total = squares = size = 0.0
-  count, changed, weights = 0, [], {}
-  unlike = sorted(old.keys() ^ new.keys())
-  for name, value in old.items():
-    other = new.get(name)
-    if other is value or other is None:
-      continue
-    if other.shape != value.shape:
-      unlike.append(name)
-      continue
-    change = other - value
-    if not change.any():
-      continue
-    changed.append(name)
-    squares_here = float(np.sum(np.square(change, dtype=np.float64)))
-    if value.ndim in (2, 4):
-      weights[name] = squares_here
-    largest = max(largest, float(np.abs(change).max()))
-    total += float(np.abs(change).sum(dtype=np.float64))
-    squares += squares_here
-    size += float(np.sum(np.square(value, dtype=np.float64)))
-    count += value.size
-  if not (changed or unlike):
-    return None
-  most = sorted(weights, key=lambda name: -weights[name])[:_RANKED]
-  return Difference(
-    part, tuple(changed), len(old), largest, total / max(count, 1),
-    float(np.sqrt(squares / size)) if size else float("inf" if squares else 0),
-    tuple(_rank(new[name] - old[name]) for name in most), tuple(unlike),
-  )  # fmt: skip
-
-
-def _rank(change: np.ndarray) -> tuple[int, int]:
-  """How many directions hold 99 % of a change, and how many there could be."""
-  flat = change.reshape(len(change), -1).astype(np.float64)
-  gram = flat @ flat.T if len(flat) < flat.shape[1] else flat.T @ flat
-  values = np.maximum(np.linalg.eigvalsh(gram)[::-1], 0)
-  held = np.cumsum(values) / values.sum()
-  return int(np.argmax(held >= _HELD)) + 1, len(gram)
-
-
-def _looks_like(found: Mapping[str, Difference]) -> str:
-  # A model of another architecture is none that a method made of the base.
-  if any(one.unlike for one in found.values()):
-    return ""
-  if set(found) == {"text_encoder"}:
-    return "AdvUnlearn: the text encoder alone is changed"
-  if set(found) != {"unet"}:
-    return "a fine-tuning of several components" if found else ""
-  unet = found["unet"]
-  if all(_KEYS_AND_VALUES.search(name) for name in unet.changed):
-    low = all(4 * rank <= full for rank, full in unet.ranks)
-    if low:
-      return (
-        "a closed form (UCE, RECE, TIME, MACE): the text's keys and values "
-        "alone, of low rank"
-      )
-    return (
-      "Concept Ablation or Custom Diffusion: the text's keys and values alone, "
-      "of full rank"
-    )
-  if all("attn2." in name for name in unet.changed):
-    return "ESD-x: the cross-attention alone"
-  if not any("attn2." in name for name in unet.changed):
-    return "ESD-u: all but the cross-attention"
-  return "a training of the whole UNet (SalUn, EraseDiff, a fine-tuning)"

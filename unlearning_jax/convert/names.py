@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from unlearning_jax.convert.lazy import Lazy
+
 State = dict[str, np.ndarray]
 
 _LEAVES = {
@@ -113,7 +115,7 @@ def plain(key: str) -> str:
 
 
 def _same(one: Any, other: Any) -> bool:
-  if isinstance(one, np.ndarray):
+  if isinstance(one, np.ndarray | Lazy):
     return one is other or (
       one.dtype == other.dtype and np.array_equal(one, other)
     )

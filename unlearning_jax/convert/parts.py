@@ -41,7 +41,7 @@ _CUSTOM = re.compile(r"\.processor\.(to_[qkv]|to_out)_custom_diffusion\.")
 # What a file holds beside weights of a model, and what to call it.
 _BESIDE = {
   re.compile(r"modifier_token\.|embed$"): "the vectors of new words",
-  re.compile(r"(vision_model|visual_projection|safety_checker)\."): (
+  re.compile(r"(vision_model|visual_projection|visual|safety_checker)\."): (
     "an encoder of images"
   ),
   re.compile(r"text_projection(\.weight)?$|logit_scale$"): (

@@ -4,6 +4,7 @@ A file has the zip format of torch or the older one; `unpickler` reads the
 pickle in it. Of what a training loop saved, the weights are kept.
 """
 
+import math
 import os
 import pickle
 import re
@@ -39,6 +40,14 @@ _CORRUPT = (
   AttributeError, OverflowError, MemoryError, RuntimeError, OSError,
   struct.error, zipfile.BadZipFile,
 )  # fmt: skip
+# Entries of zip archives that are no state dict -> what they are.
+_OTHER_ZIPS = {
+  r"(^|/)constants\.pkl$": (
+    "a TorchScript program; save its weights: "
+    "torch.save(torch.jit.load(file).state_dict(), new_file)"
+  ),
+  r"\.npy$": "an archive of numpy (.npz); save its arrays as safetensors",
+}
 _MAX_DEPTH = 8
 # A model has some thousands of tensors, with names of some hundred letters.
 _MAX_ENTRIES = 1_000_000
@@ -63,15 +72,21 @@ def read_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def read_headers(path: str | os.PathLike) -> dict[str, Header]:
-  """Shapes and dtypes of what `read_torch` reads; no storage is read."""
+  """Shapes, dtypes and places of what `read_torch` reads, without a number."""
 
-  def shapes(tree: Any, *_: Any) -> dict[str, Header]:
-    return {
-      name: Header(tensor.shape, tensor.dtype)
-      for name, tensor in _tensors(tree).items()
-    }
+  def headers(
+    tree: Any, _: Any, place: Callable[[Storage], int]
+  ) -> dict[str, Header]:
+    found = {}
+    for name, tensor in _tensors(tree).items():
+      size = tensor.dtype.itemsize
+      stored = tensor.storage.size * tensor.storage.dtype.itemsize
+      _check_reach(name, tensor, stored // size)
+      start = place(tensor.storage) + tensor.offset * size
+      found[name] = Header(tensor.shape, tensor.dtype, start, tensor.strides)
+    return found
 
-  return _open(path, shapes)
+  return _open(path, headers)
 
 
 def read_beside(path: str | os.PathLike) -> list[str]:
@@ -93,11 +108,15 @@ def read_beside(path: str | os.PathLike) -> list[str]:
 
 
 def _open(path: str | os.PathLike, use: Callable) -> Any:
-  """What `use` makes of the pickled tree and of a function that reads bytes."""
+  """What `use` makes of the pickled tree.
+
+  It also gets a function that reads a storage's bytes, and one that gives the
+  place of their first in the file.
+  """
   try:
     if zipfile.is_zipfile(path):
       with zipfile.ZipFile(path) as archive:
-        return _read_zip(archive, os.path.getsize(path), use)
+        return _read_zip(archive, path, use)
     with open(path, "rb") as file:
       return _read_legacy(file, use)
   except _CORRUPT as error:
@@ -106,8 +125,13 @@ def _open(path: str | os.PathLike, use: Callable) -> Any:
     ) from error
 
 
-def _read_zip(archive: zipfile.ZipFile, size: int, use: Callable) -> Any:
+def _read_zip(
+  archive: zipfile.ZipFile, path: str | os.PathLike, use: Callable
+) -> Any:
   entries: dict[str, zipfile.ZipInfo] = {}
+  for end, kind in _OTHER_ZIPS.items():
+    if any(re.search(end, name) for name in archive.namelist()):
+      raise ValueError(f"it is {kind}")
   for info in archive.infolist():
     name = info.filename
     if name.startswith("/") or "\\" in name or ".." in name.split("/"):
@@ -118,7 +142,8 @@ def _read_zip(archive: zipfile.ZipFile, size: int, use: Callable) -> Any:
       raise ValueError(f"entry {name!r} is compressed; torch never does that")
     entries[name] = info
   # Entries that overlap would be read several times.
-  if sum(info.file_size for info in archive.infolist()) > size:
+  whole = sum(info.file_size for info in archive.infolist())
+  if whole > os.path.getsize(path):
     raise ValueError("its entries are larger than the file")
   pickles = [n for n in entries if re.fullmatch(r"([^/]+/)?data\.pkl", n)]
   if len(pickles) != 1:
@@ -128,14 +153,22 @@ def _read_zip(archive: zipfile.ZipFile, size: int, use: Callable) -> Any:
   if order and archive.read(order) != b"little":
     raise ValueError("written on a big-endian machine")
 
-  def fetch(storage: Storage) -> bytes:
+  def entry(storage: Storage) -> zipfile.ZipInfo:
     name = f"{root}data/{storage.key}"
     if name not in entries:
       raise ValueError(f"entry {name!r} is missing")
-    return archive.read(entries[name])
+    return entries[name]
 
-  with archive.open(pickles[0]) as file:
-    return use(load(file)[0], fetch)
+  with archive.open(pickles[0]) as file, open(path, "rb") as raw:
+
+    def place(storage: Storage) -> int:
+      info = entry(storage)
+      _check_size(storage, info.file_size)
+      raw.seek(info.header_offset)
+      lengths = struct.unpack("<26x2H", raw.read(30))
+      return info.header_offset + 30 + sum(lengths)
+
+    return use(load(file)[0], lambda one: archive.read(entry(one)), place)
 
 
 def _read_legacy(file: IO[bytes], use: Callable) -> Any:
@@ -163,11 +196,11 @@ def _read_legacy(file: IO[bytes], use: Callable) -> Any:
     file.seek(offsets[storage.key])
     return file.read(storage.size * storage.dtype.itemsize)
 
-  return use(tree, fetch)
+  return use(tree, fetch, lambda storage: offsets[storage.key])
 
 
 def _collect(
-  tree: Any, fetch: Callable[[Storage], bytes]
+  tree: Any, fetch: Callable[[Storage], bytes], _: Any
 ) -> dict[str, np.ndarray]:
   """The tensors in what the pickle built; reads only their bytes."""
   found = _tensors(tree)
@@ -189,7 +222,14 @@ def _collect(
 def _tensors(tree: Any) -> dict[str, Tensor]:
   """The weights in what the pickle built, by their joined names."""
   if not isinstance(tree, dict):
-    raise ValueError(f"it holds {describe(tree)}, not a state dict")
+    raise ValueError(
+      f"it holds {describe(tree)}, not a state dict, which names its tensors"
+    )
+  if "layer_structure" in tree:
+    raise ValueError(
+      "it is a hypernetwork, whose layers stand beside the attention and are "
+      "not linear: not supported; give the UNet"
+    )
   if {"state", "param_groups"} <= set(tree):
     raise ValueError(
       "it is the state of an optimizer, not weights; the weights are a file "
@@ -254,21 +294,30 @@ def _load_storage(
   storage: Storage, fetch: Callable[[Storage], bytes]
 ) -> np.ndarray:
   raw = fetch(storage)
-  if len(raw) != storage.size * storage.dtype.itemsize:
-    raise ValueError(
-      f"storage {storage.key!r} holds {len(raw)} bytes, expected "
-      f"{storage.size} x {storage.dtype}"
-    )
+  _check_size(storage, len(raw))
   return np.frombuffer(raw, storage.dtype)
 
 
-def _view(name: str, tensor: Tensor, storage: np.ndarray) -> np.ndarray:
-  count = int(np.prod(tensor.shape, dtype=object)) if tensor.shape else 1
+def _check_size(storage: Storage, size: int):
+  if size != storage.size * storage.dtype.itemsize:
+    raise ValueError(
+      f"storage {storage.key!r} holds {size} bytes, expected "
+      f"{storage.size} x {storage.dtype}"
+    )
+
+
+def _check_reach(name: str, tensor: Tensor, size: int) -> int:
+  """The count of a tensor's numbers, all within the `size` of its storage."""
+  count = math.prod(tensor.shape)
   spans = zip(tensor.shape, tensor.strides, strict=True)
   last = tensor.offset + sum((n - 1) * stride for n, stride in spans)
-  if count and (last >= storage.size or count > storage.size):
+  if count and (last >= size or count > size):
     raise ValueError(f"tensor {name!r} reaches outside its storage")
-  if not count:
+  return count
+
+
+def _view(name: str, tensor: Tensor, storage: np.ndarray) -> np.ndarray:
+  if not _check_reach(name, tensor, storage.size):
     return np.empty(tensor.shape, storage.dtype)
   strides = [stride * storage.itemsize for stride in tensor.strides]
   begin = tensor.offset * storage.itemsize

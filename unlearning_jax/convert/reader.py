@@ -1,17 +1,21 @@
 """Reads the tensors of one weights file, whatever its format."""
 
+import functools
 import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from flax import serialization
 
 from unlearning_jax.convert import names, pickles, safetensors_files
+from unlearning_jax.convert.lazy import Lazy
 from unlearning_jax.convert.safetensors_files import Header
 
+# How a file's tensors are read: `read_state_dict` or `read_lazily`.
+Reader = Callable[[str | os.PathLike], names.State]
 # Keys that the header of an edited model's file must have, and may have.
 _EDIT = {"base", "method", "concepts"}
 _OF_EDIT = _EDIT | {"diagnostics"}
@@ -45,6 +49,16 @@ def read_headers(path: str | os.PathLike) -> dict[str, Header]:
   """
   path = pathlib.Path(path)
   return _FORMATS[file_format(path)].headers(path)
+
+
+def read_lazily(path: str | os.PathLike) -> names.State:
+  """As `read_state_dict`, but each tensor is read when its numbers are needed.
+
+  The tensors are `lazy.Lazy`, of which numpy makes arrays. A flax file is read
+  whole.
+  """
+  path = pathlib.Path(path)
+  return _FORMATS[file_format(path)].lazily(path)
 
 
 def file_format(path: pathlib.Path) -> str:
@@ -150,6 +164,10 @@ def _read_shards(path: pathlib.Path) -> names.State:
   return _of_shards(path, read_state_dict)
 
 
+def _lazy_shards(path: pathlib.Path) -> names.State:
+  return _of_shards(path, read_lazily)
+
+
 def _shard_headers(path: pathlib.Path) -> dict[str, Header]:
   return _of_shards(path, read_headers)
 
@@ -179,18 +197,38 @@ def _shapes(state: names.State) -> dict[str, Header]:
   return {key: Header(value.shape, value.dtype) for key, value in state.items()}
 
 
+def _by_place(path: pathlib.Path) -> names.State:
+  """Tensors of a file whose headers say where each lies."""
+
+  def make(header: Header) -> np.ndarray:
+    with open(path, "rb") as file:
+      return safetensors_files.load(file, header)
+
+  headers = _FORMATS[file_format(path)].headers(path)
+  lazily = {
+    name: Lazy(functools.partial(make, header), header.shape, header.dtype)
+    for name, header in headers.items()
+  }
+  return cast(names.State, lazily)
+
+
 class _Format(NamedTuple):
   read: Callable[[pathlib.Path], names.State]
   headers: Callable[[pathlib.Path], dict[str, Header]]
+  lazily: Callable[[pathlib.Path], names.State]
 
 
 _FORMATS = {
   "safetensors": _Format(
-    safetensors_files.read, lambda path: safetensors_files.read_header(path)[0]
+    safetensors_files.read,
+    lambda path: safetensors_files.read_header(path)[0],
+    _by_place,
   ),
-  "torch": _Format(pickles.read_torch, pickles.read_headers),
-  "flax": _Format(_read_msgpack, lambda path: _shapes(_read_msgpack(path))),
-  "shards": _Format(_read_shards, _shard_headers),
+  "torch": _Format(pickles.read_torch, pickles.read_headers, _by_place),
+  "flax": _Format(
+    _read_msgpack, lambda path: _shapes(_read_msgpack(path)), _read_msgpack
+  ),
+  "shards": _Format(_read_shards, _shard_headers, _lazy_shards),
 }
 _ENDINGS = {
   ".safetensors": "safetensors", ".bin": "torch", ".pt": "torch",
@@ -202,6 +240,8 @@ _NO_WEIGHTS = {
   "`git lfs pull`",
   b"<!doctype": "is a web page, not the weights; download the file again",
   b"<html": "is a web page, not the weights; download the file again",
+  b"<?xml": "is an XML file, as OpenVINO describes a model; not supported: "
+  "give the safetensors that it was made from",
   b"gguf": "is a GGUF file, whose weights are quantized; not supported: give "
   "the safetensors that it was made from",
   b"\x89hdf": "is an HDF5 file (Keras); not supported: give safetensors",
@@ -210,4 +250,10 @@ _NO_WEIGHTS = {
   b"\x1f\x8b": "is a gzip archive; unpack it first",
   b"7z\xbc\xaf": "is a 7-Zip archive; unpack it first",
   b"rar!": "is a RAR archive; unpack it first",
+  # Its version, and the name of the tool that wrote it.
+  **{
+    bytes((0x08, version, 0x12)): "is an ONNX program; not supported: give the "
+    "safetensors that it was made from"
+    for version in range(3, 16)
+  },
 }

@@ -6,6 +6,7 @@ bytes are read here and given their type.
 
 import io
 import json
+import math
 import os
 from typing import NamedTuple
 
@@ -30,12 +31,14 @@ class Header(NamedTuple):
   Attributes:
     shape: the tensor's.
     dtype: the stored one.
-    place: of its first byte in the file; 0 where the format has none.
+    place: of its first byte in the file; -1 where the format has none.
+    strides: in numbers; None where the tensor lies in order.
   """
 
   shape: tuple[int, ...]
   dtype: np.dtype
-  place: int = 0
+  place: int = -1
+  strides: tuple[int, ...] | None = None
 
 
 def read_header(
@@ -86,8 +89,25 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def load(file: io.BufferedReader, header: Header) -> np.ndarray:
-  """One tensor of an open file."""
+  """One tensor of an open file.
+
+  Raises:
+    ValueError: the file ends before it.
+  """
+  shape, strides = header.shape, header.strides
+  count = math.prod(shape)
+  if strides is not None and count:
+    steps = zip(shape, strides, strict=True)
+    count = 1 + sum((n - 1) * stride for n, stride in steps)
+  raw = np.empty(count, header.dtype)
   file.seek(header.place)
-  raw = np.empty(header.shape, header.dtype)
-  file.readinto(raw.reshape(-1).view(np.uint8).data)
-  return raw
+  if file.readinto(raw.view(np.uint8).data) != raw.nbytes:
+    raise ValueError(f"{file.name}: ends before its last tensor")
+  if strides is None or not count:
+    return raw.reshape(shape)
+  # As bytes, because ml_dtypes' types have no buffer.
+  view = np.ndarray(
+    shape, raw.dtype, raw.view(np.uint8).data,
+    strides=[stride * raw.itemsize for stride in strides],
+  )  # fmt: skip
+  return np.asarray(view, order="C")

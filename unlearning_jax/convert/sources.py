@@ -22,6 +22,7 @@ from unlearning_jax.convert.folder import (
 from unlearning_jax.convert.names import State, canonical, unwrapped
 from unlearning_jax.convert.parts import fingerprint, overlay
 from unlearning_jax.convert.reader import (
+  Reader,
   as_float32,
   read_edit,
   read_metadata,
@@ -37,6 +38,7 @@ def load(
   *,
   variant: str | None = None,
   ema: bool | None = None,
+  read: Reader = read_state_dict,
 ) -> ModelFiles:
   """Reads a model.
 
@@ -51,6 +53,7 @@ def load(
       there is no tokenizer. A folder with a whole model does not read it.
     variant: as in `folder.load_folder`.
     ema: as in `compvis.from_compvis`.
+    read: `reader.read_lazily` leaves the tensors in their files.
 
   Raises:
     ValueError: the model cannot be read whole, or is of another family than
@@ -60,17 +63,17 @@ def load(
   if path.is_dir():
     families.check_folder(path)
   if base is not None and (training := _trained_parts(path)):
-    model = _as_files(base, variant)
+    model = _as_files(base, variant, read)
     for file in training:
-      model = _over(model, file, None)
+      model = _over(model, file, None, read(file))
     return model
   # A folder with a unet/ but without an index is a damaged whole model.
   if (path / MARK).is_file() or (path / "unet").is_dir():
     if ema is not None:
       raise ValueError(f"{path}: ema={ema} is a choice in single files only")
-    return load_folder(path, variant)
+    return load_folder(path, variant, read)
   file = find_weights(path, variant) if path.is_dir() else path
-  return _of_file(file, base, variant, ema)
+  return _of_file(file, base, variant, ema, read)
 
 
 def _trained_parts(path: pathlib.Path) -> list[pathlib.Path]:
@@ -93,11 +96,11 @@ def _trained_parts(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _as_files(
-  base: ModelFiles | str | os.PathLike, variant: str | None
+  base: ModelFiles | str | os.PathLike, variant: str | None, read: Reader
 ) -> ModelFiles:
   if isinstance(base, ModelFiles):
     return base
-  return load_folder(_resolve(base, variant), variant)
+  return load_folder(_resolve(base, variant), variant, read)
 
 
 def _of_file(
@@ -105,30 +108,28 @@ def _of_file(
   base: ModelFiles | str | os.PathLike | None,
   variant: str | None,
   ema: bool | None,
+  read: Reader,
 ) -> ModelFiles:
-  state, source = read_state_dict(file), str(file)
+  state, source = read(file), str(file)
   kind = families.recognize(state, read_metadata(file))
   families.check(kind, source)
   state = unwrapped(state, source)
   if _is_whole(state):
     with families.explaining(source, kind):
-      return _from_single_file(state, source, base, variant, ema)
+      return _from_single_file(state, source, base, variant, ema, read)
   if base is None:
     raise ValueError(
       f"{source}: holds part of a model ({kind.text}, {len(state)} tensors); "
       "name its base model, by --base or base="
     )
-  return _over(_as_files(base, variant), file, ema, state)
+  return _over(_as_files(base, variant, read), file, ema, state)
 
 
 def _over(
-  base: ModelFiles,
-  file: pathlib.Path,
-  ema: bool | None,
-  state: State | None = None,
+  base: ModelFiles, file: pathlib.Path, ema: bool | None, state: State
 ) -> ModelFiles:
   """The base with what a file holds; warns if the file changes nothing."""
-  state, source = state or read_state_dict(file), str(file)
+  source = str(file)
   metadata = read_metadata(file)
   kind = families.recognize(state, metadata)
   families.check(kind, source)
@@ -204,6 +205,7 @@ def _from_single_file(
   base: ModelFiles | str | os.PathLike | None,
   variant: str | None,
   ema: bool | None,
+  read: Reader,
 ) -> ModelFiles:
   if isinstance(base, ModelFiles):
     configs, tokenizer = base.configs, base.tokenizer
@@ -227,7 +229,7 @@ def _from_single_file(
     for component in COMPONENTS
   }
   if ema and base is not None:
-    old = {"unet": _as_files(base, variant).states["unet"]}
+    old = {"unet": _as_files(base, variant, read).states["unet"]}
     _warn_of_no_change(
       source, ModelFiles({}, states, None), ModelFiles({}, old, None), ema
     )

@@ -58,6 +58,8 @@ RECIPES = {
   "objects_hard": {"lam_r": 1e-3, "epochs": 1},
   "objects_easy": {"lam_r": 1e-1, "epochs": 1},
 }
+# Their script preserves " " once for each concept, and the others only once.
+_EMPTY_EACH = ("nudity", "unsafe")
 _RECIPE_OF_TASK = {
   "unsafe": "unsafe",
   "art": "artists",
@@ -315,7 +317,7 @@ def erase(
   context_map, diagnostics = solve(
     task,
     gram,
-    h.preserve_scale * _held(sd, params, task, kind),
+    h.preserve_scale * _held(sd, params, task, recipe),
     _epochs(h, recipe, gram),
     h.uce_scales,
     h.rows,
@@ -349,14 +351,12 @@ def _epochs(
 
 
 def _held(
-  sd: StableDiffusion, params: Params, task: uce.Task, kind: str
+  sd: StableDiffusion, params: Params, task: uce.Task, recipe: str
 ) -> closed_form.Sums:
   """The preserved rows of an epoch, each with weight 1."""
   repeats = len(task.pairs) - 1
-  if kind != "unsafe" or not repeats:
+  if recipe not in _EMPTY_EACH or not repeats:
     return task.held
-  # In this task the release preserves " " once for each concept, and elsewhere
-  # only once.
   (empty,) = uce.encode(sd, params, [" "])
   return task.held + float(repeats) * closed_form.preserve_sums(empty.rows, 1.0)
 

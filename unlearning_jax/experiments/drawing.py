@@ -62,6 +62,16 @@ class Settings(common.Drawn):
       raise ValueError(
         f"seeds={self.seeds}: a published protocol's seeds are its own; seeds=1"
       )
+    if self.draws:
+      self._check_rows()
+
+  @property
+  def draws(self) -> bool:
+    """Whether anything is drawn at all."""
+    return True
+
+  def _check_rows(self):
+    """Refuses settings without rows, and rows that the judge cannot see."""
     asked = any(self.prompts.values()) or self.published is not None
     if self.judge is None and not asked:
       raise ValueError("prompts: the config has neither a judge nor prompts")
@@ -75,10 +85,12 @@ class Settings(common.Drawn):
 
 
 def rows(settings: Settings) -> Rows:
-  """The rows to draw, each as often as `seeds` says.
+  """The rows to draw, each as often as `seeds` says; none if nothing is drawn.
 
   A row's first image is that of one seed. The others' ids end with -s1, -s2.
   """
+  if not settings.draws:
+    return []
   return [
     row
     if not i

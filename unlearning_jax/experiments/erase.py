@@ -50,17 +50,24 @@ class Settings(drawing.Settings):
     hparams: fields of its `Hparams`.
     concepts: what to erase, fields of `Concept` each.
     preserve: name of a list that is held too.
+    edit_only: whether to make the edit alone, and draw nothing.
   """
 
   method: Output[str]
   hparams: Output[Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   concepts: Output[tuple[Mapping[str, Any], ...]] = ()
   preserve: Output[str] = ""
+  edit_only: Output[bool] = False
 
   def __post_init__(self):
     super().__post_init__()
     # Refuses now a text that cannot be encoded later.
     self.spoken()
+
+  @property
+  def draws(self) -> bool:
+    """Whether images before and after are drawn."""
+    return not self.edit_only
 
   @functools.cached_property
   def erasure(self) -> Erasure:

@@ -180,9 +180,10 @@ def compare(
     The document that the page shows. It is empty, and nothing is written, where
     the settings ask for no rows.
   """
-  judge, table = common.load_judge(settings), drawing.rows(settings)
+  table = drawing.rows(settings)
   if not table:
     return {}
+  judge = common.load_judge(settings)
   base, names = next(iter(models)), [*models]
   targets = common.targets_of(settings)
   seen = functools.partial(_of_model, base=base, targets=targets)

@@ -10,7 +10,7 @@ import pathlib
 import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -37,6 +37,10 @@ class Workdir:
     free: dotted keys of the config that no row depends on, so they may change.
     defaults: values of keys that an older run's config may lack.
 
+  Attributes:
+    guard: called before anything is recorded; it raises if another worker has
+      taken the run over.
+
   Raises:
     ValueError: the folder cannot be written; it holds files but no run; or it
       holds rows that another config made. The message lists the keys.
@@ -55,6 +59,7 @@ class Workdir:
   ):
     self.path = _writable_folder(path)
     self.is_writer = process_index == 0
+    self.guard: Callable[[], object] = lambda: None
     self._process_count = process_count
     self._started = time.monotonic()
     own = "results.jsonl"
@@ -94,6 +99,7 @@ class Workdir:
       ValueError: the row has no id, the id is recorded already, or a value is
         not finite.
     """
+    self.guard()
     key = check_id(row)
     if self._ids is None:
       self._rows.open()  # Before reading: from here on the file is ours.
@@ -162,6 +168,7 @@ class Workdir:
   def write(self, name: str, data: str | bytes):
     """Replaces one small file; only process 0 does."""
     if self.is_writer:
+      self.guard()
       with replacing(self.path / name) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 

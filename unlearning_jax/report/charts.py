@@ -57,17 +57,17 @@ def curves(
 
   marks = [element("text", title, class_="name", x=_LEFT, y=14)]
   for value in (0.0, 0.5, 1.0):
-    marks.append(_line("grid", x(0), y(value), x(last), y(value)))
-    marks.append(_label(said(value, "g"), _LEFT - 6, y(value) + 4, "end"))
+    marks.append(line("grid", x(0), y(value), x(last), y(value)))
+    marks.append(label(said(value, "g"), _LEFT - 6, y(value) + 4, "end"))
   steps = sorted({p.step for points in series.values() for p in points})
   taken = math.inf
   for step in reversed(steps):
     # Leave out a number that would overlap the next one.
     if taken - x(step) > 20:
       anchor = "end" if step == last else "middle"
-      marks.append(_label(str(step), x(step), _HEIGHT - 16, anchor))
+      marks.append(label(str(step), x(step), _HEIGHT - 16, anchor))
       taken = x(step)
-  marks.append(_label("steps of tuning", x(last), _HEIGHT - 2, "end"))
+  marks.append(label("steps of tuning", x(last), _HEIGHT - 2, "end"))
   for name, points in series.items():
     there = [f"{x(p.step):.1f},{y(p.high):.1f}" for p in points]
     back = [f"{x(p.step):.1f},{y(p.low):.1f}" for p in reversed(points)]
@@ -115,10 +115,10 @@ def heat_map(
   wide, high, left, top = 104.0, 34.0, 190.0, 24.0
   marks = []
   for j, name in enumerate(columns):
-    marks.append(_label(name, left + wide * (j + 0.5), top - 8, "middle"))
+    marks.append(label(name, left + wide * (j + 0.5), top - 8, "middle"))
   for i, row in enumerate(rows):
     at = top + high * i
-    marks.append(_label(row, left - 8, at + high / 2 + 4, "end"))
+    marks.append(label(row, left - 8, at + high / 2 + 4, "end"))
     for j, column in enumerate(columns):
       point = cells.get((row, column))
       box = {
@@ -139,8 +139,8 @@ def heat_map(
           fill_opacity=shade,
           **box,
         ),
-        _label(f"{point.value:.2f}", middle, at + 15, "middle", "value"),
-        _label(interval, middle, at + 27, "middle", "small"),
+        label(f"{point.value:.2f}", middle, at + 15, "middle", "value"),
+        label(interval, middle, at + 27, "middle", "small"),
       ]
   width, height = left + wide * len(columns) + 4, top + high * len(rows) + 4
   return element(
@@ -154,16 +154,18 @@ def heat_map(
   )
 
 
-def _line(class_: str, x1: float, y1: float, x2: float, y2: float) -> Html:
+def line(class_: str, x1: float, y1: float, x2: float, y2: float) -> Html:
+  """A straight line of a chart."""
   ends = {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
   return element(
     "line", class_=class_, **{k: f"{v:.1f}" for k, v in ends.items()}
   )
 
 
-def _label(
+def label(
   text: str, x: float, y: float, anchor: str, class_: str | None = None
 ) -> Html:
+  """A text of a chart; `anchor` is the end that stands at x."""
   return element(
     "text", text, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor, class_=class_
   )

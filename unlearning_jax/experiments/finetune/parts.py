@@ -72,6 +72,33 @@ def phrase_states(
   return states.reshape(-1, states.shape[-1])
 
 
+def split(
+  params: Params, edit: Edit | None, settings: Settings
+) -> finetune.Partition:
+  """What trains, and what does not.
+
+  Args:
+    params: the base's parameters, with the edit in them.
+    edit: the erasure that a defense protects; None where nothing is erased.
+    settings: the settings of the run.
+
+  Raises:
+    ValueError: there is a defense but no erasure; or as `finetune.partition`.
+  """
+  kind = settings.defense.kind
+  if kind != "none" and edit is None:
+    raise ValueError(
+      f"defense.kind={kind!r}: nothing is erased in the model; "
+      "give an erased one (--edit), or defense.kind='none'"
+    )
+  # The cached latents hold all that the VAE does.
+  parts = {name: params[name] for name in ("text_encoder", "unet")}
+  return finetune.partition(
+    parts, settings.train, jax.random.key(settings.seed),
+    **dataclasses.asdict(settings.lora),
+  )  # fmt: skip
+
+
 def prepare(
   sd: StableDiffusion,
   params: Params,
@@ -88,14 +115,9 @@ def prepare(
     mesh: the mesh over which the state is laid out.
 
   Raises:
-    ValueError: there is a defense but no erasure; or as `finetune.partition`.
+    ValueError: as `split`.
   """
-  key = jax.random.key(settings.seed)
-  # The cached latents hold all that the VAE does.
-  parts = {name: params[name] for name in ("text_encoder", "unet")}
-  part = finetune.partition(
-    parts, settings.train, key, **dataclasses.asdict(settings.lora)
-  )
+  part = split(params, edit, settings)
   ids = stable_diffusion.tokenize(sd, [""])
   empty = stable_diffusion.encode_text(sd, params, ids)
   trained, defense = part.trained, settings.defense
@@ -104,12 +126,7 @@ def prepare(
     "empty": ids if settings.train == "text_encoder" else empty,
     "learning_rate": np.float32(settings.optimizer.learning_rate),
   }
-  if defense.kind != "none":
-    if edit is None:
-      raise ValueError(
-        f"defense.kind={defense.kind!r}: nothing is erased in the model; give "
-        "an erased one (--edit), or defense.kind='none'"
-      )
+  if edit is not None and defense.kind != "none":
     states = phrase_states(sd, params, [c.erase for c in edit.concepts])
     if defense.kind == "project":
       mean = phrase_states(sd, params, [""]).mean(0)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax
 
-from unlearning_jax import checkpoints, data, finetune, sharding
+from unlearning_jax import checking, checkpoints, data, finetune, sharding
 from unlearning_jax.edits import save_edit
 from unlearning_jax.experiments import common
 from unlearning_jax.experiments.finetune import images, parts
@@ -59,6 +59,9 @@ def run(
   if edit is not None:
     parts.check_start(base, params, edit.method)
   found = _examples(settings, model, mesh)
+  if checking.is_only():
+    parts.split(params, edit, settings)
+    opener()
   part, step, state, frozen = parts.prepare(sd, params, edit, settings, mesh)
   record = opener()
   made = {common.stage_name(edit): edit} if edit else {}

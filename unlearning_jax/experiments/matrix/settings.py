@@ -167,9 +167,7 @@ class Settings:
       "hparams": {**self.budget, **task.hparams, **column.hparams},
     }
     for key, value in column.changes.items():
-      for part in reversed(key.split(".")):
-        value = {part: value}
-      found = settings.changed(found, value)
+      found = settings.changed(found, settings.nested(key, value))
     title = f"{cell.attack} on {cell.victim}, {cell.task}"
     return found | {"targets": task.targets, "title": title}
 

@@ -1,0 +1,112 @@
+"""`launch.sweep` as a user starts it."""
+
+import csv
+import importlib
+
+import pytest
+from unlearning_jax.launch import places
+
+from tests.support import scripts
+from unlearning_jax.experiments import sweep
+
+RECE = "--config=erase_rece:tiny"
+configs = importlib.import_module("unlearning_jax.configs.sweep")
+
+
+def plan(verb, text, **grid):
+  base = configs.base(verb, text)
+  return sweep.plan(verb, base, [*grid.items()])
+
+
+def test_options_of_a_config_are_keys():
+  found = plan(
+    "erase", "erase_rece:tiny", concept=["star", "moon"], method=["uce", "rece"]
+  )
+  first, _, _, last = found.cells
+  assert first.given.method == "uce" and last.given.method == "rece"
+  assert first.given.targets == ({"task": "object", "name": "star"},)
+  assert last.given.targets == ({"task": "object", "name": "moon"},)
+  # The same run, however it is asked for.
+  other = plan("erase", "erase_uce:tiny,name=star", seed=[0])
+  assert other.cells[0].id == first.id
+
+
+@pytest.mark.parametrize(
+  "verb, text, key, wanted",
+  [
+    ("erase", "erase_rece:tiny", "hparams.lam", "'lamb'|did you mean.*lam"),
+    ("erase", "erase_rece:tiny", "lamb", "did you mean hparams.lamb"),
+    ("erase", "erase_rece:tiny", "nmae", "'nmae' is not known.*name"),
+    ("erase", "erase_rece:tiny", "batch_size", "no result of erase depends"),
+    ("attack", "attack_pez:tiny", "hparams.iteratons", "iterations"),
+    ("finetune", "finetune_lora:tiny", "lora.rnk", "did you mean rank"),
+    ("audit", "", "protocol", "protocol"),
+    ("erase", "", "seed", "--config: erase needs one"),
+  ],
+)
+def test_a_wrong_key_names_the_right_one(verb, text, key, wanted):
+  with pytest.raises(ValueError, match=wanted):
+    plan(verb, text, **{key: [1]})
+
+
+def test_a_wrong_concept_names_the_nearest():
+  with pytest.raises(ValueError, match="--grid=concept=stra.*'star'"):
+    plan("erase", "erase_uce:tiny", concept=["star", "stra"])
+
+
+def test_an_audit_is_a_sweep_of_protocols():
+  found = plan("audit", "", protocol=["shapes-star", "shapes-moon"])
+  names = [one.given.evaluate.protocol.split()[0] for one in found.cells]
+  assert [name.partition("~")[0] for name in names] == [
+    "shapes-star", "shapes-moon",
+  ]  # fmt: skip
+
+
+def test_a_launcher_s_workers_do_not_join():
+  words = ["sweep", "--workdir=a"]
+  assert places.command(words, 3)[-2:] == words
+  assert places.command(["erase"], 3)[-1] == "--distributed"
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+  "arguments, wanted",
+  [
+    (
+      [RECE, "--grid=hparams.erase_scale=big"],
+      "--grid=hparams.erase_scale: 'big' must be float",
+    ),
+    (["--verb=audit", "--grid=preset=quick"], "--protocol: an audit needs one"),
+  ],
+)
+def test_what_is_wrong_is_said_before_anything_runs(
+  tmp_path, arguments, wanted
+):
+  folder = tmp_path / "sweep"
+  arguments = [*arguments, f"--workdir={folder}"]
+  done = scripts.Run("sweep", *arguments).join()
+  assert done.returncode == 1 and wanted in done.stderr, done.stderr
+  assert not folder.exists()
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_a_sweep_of_erasures_ends_with_its_table(tmp_path):
+  folder = tmp_path / "sweep"
+  arguments = [
+    "--config=erase_uce:tiny", "--grid=hparams.erase_scale=0.5,1",
+    "--config.rows_per_group=0", "--config.other_rows=0",
+    f"--workdir={folder}",
+  ]  # fmt: skip
+  dry = scripts.Run("sweep", *arguments, "--dry_run").join()
+  assert "2 cells of erase, 2 left\ncost unknown" in dry.stdout, dry.stderr
+  done = scripts.Run("sweep", *arguments).join()
+  assert done.returncode == 0, done.stderr
+  with (folder / "results.csv").open() as file:
+    rows = list(csv.DictReader(file))
+  assert [r["hparams.erase_scale"] for r in rows] == ["0.5", "1.0"]
+  left = [float(r["probe left"]) for r in rows]
+  assert left[0] > left[1] and {r["state"] for r in rows} == {"done"}
+  assert "report:" in done.stdout
+  dry = scripts.Run("sweep", *arguments, "--dry_run").join()
+  assert "2 cells of erase, 0 left\nthe first took" in dry.stdout

@@ -1,0 +1,27 @@
+"""One verb over a grid of settings, in one table.
+
+keys       keys of a grid, and the types of their values
+grid       its cells and their ids
+verbs      how each verb runs a cell
+workers    run the cells, by one worker or several that share the folder
+folder     whose a folder is, and what has become of its cells
+figures    the numbers of a finished cell
+table      CSV and page
+"""
+
+from unlearning_jax.experiments.sweep.folder import described
+from unlearning_jax.experiments.sweep.grid import (
+  Base,
+  Cell,
+  Sweep,
+  parsed,
+  plan,
+)
+from unlearning_jax.experiments.sweep.table import conclude, lines, printed
+from unlearning_jax.experiments.sweep.verbs import VERBS, of_config
+from unlearning_jax.experiments.sweep.workers import part_of, run
+
+__all__ = [
+  "VERBS", "Base", "Cell", "Sweep", "conclude", "described", "lines",
+  "of_config", "parsed", "part_of", "plan", "printed", "run",
+]  # fmt: skip

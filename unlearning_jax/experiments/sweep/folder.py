@@ -1,0 +1,117 @@
+"""A sweep's folder: whose it is, and what has become of its cells."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from unlearning_jax.experiments import cells
+from unlearning_jax.experiments.sweep import table
+from unlearning_jax.experiments.sweep.grid import Cell, Sweep
+from unlearning_jax.record import seal
+
+FILE = "sweep.json"
+
+
+class Store(cells.Folders[Cell]):
+  """The cells of a sweep; one that failed counts as ended.
+
+  Attributes:
+    again: cells that may be tried again -> when they had failed.
+  """
+
+  def __init__(self, root: pathlib.Path):
+    super().__init__(root / "cells", check=self._check_seal)
+    self.again: dict[Cell, int] = {}
+
+  def _check_seal(self, cell: Cell):
+    seal.check(self.folder(cell))
+
+  def is_done(self, cell: Cell) -> bool:
+    """Whether the cell has its result."""
+    return super().ended(cell)
+
+  def age(self, cell: Cell) -> int:
+    """When the cell failed, in nanoseconds of its file; 0 if it has not."""
+    file = self._file(cell)
+    is_open = not self.is_done(cell) and file.exists()
+    return file.stat().st_mtime_ns if is_open else 0
+
+  def ended(self, cell: Cell) -> bool:
+    """Whether the cell is done, or failed and is not to be tried again."""
+    # Another worker may have tried it again, and failed anew.
+    failed = self.age(cell)
+    return self.is_done(cell) or failed not in (0, self.again.get(cell, 0))
+
+  def check(self, cell: Cell):
+    """Raises if a file of a cell that is done has been damaged."""
+    if self.is_done(cell):
+      super().check(cell)
+
+  def tidy(self, cell: Cell):
+    """Removes the error of an earlier start, once the cell is done."""
+    if self.is_done(cell):
+      super().tidy(cell)
+
+
+def check(new: Mapping[str, Any], root: pathlib.Path):
+  """Refuses a folder of another sweep; more cells of the same kind may join.
+
+  Raises:
+    ValueError: the folder holds another sweep, or other files.
+  """
+  file = root / FILE
+  if not file.exists():
+    strange = [
+      path.name
+      for path in (root.iterdir() if root.exists() else ())
+      if not path.name.startswith((".", FILE))
+      and path.suffix not in (".log", ".out", ".err")
+    ]
+    # Another worker may have begun in the meantime.
+    if strange and not file.exists():
+      raise ValueError(
+        f"workdir: {root} holds no sweep, but other files such as "
+        f"{min(strange)}; name a new folder or an empty one"
+      )
+    return
+  old = json.loads(file.read_text())
+  for key in ("verb", "keys"):
+    if old[key] != new[key]:
+      raise ValueError(
+        f"workdir: {root} holds another sweep: its {key} was {old[key]}, and "
+        f"is {new[key]} now; use another folder"
+      )
+  lost = [one for one in old["cells"] if one not in new["cells"]]
+  if lost:
+    said = ", ".join(f"{k}={v}" for k, v in lost[0]["values"].items())
+    raise ValueError(
+      f"workdir: {root} holds another sweep, with {len(lost)} cells that this "
+      f"one lacks, such as {said}; a sweep may get more values, and otherwise "
+      "needs another folder"
+    )
+
+
+def described(sweep: Sweep, root: pathlib.Path) -> str:
+  """The cells, what became of them, and what the rest costs.
+
+  Args:
+    sweep: from `plan`.
+    root: its folder, which need not be there yet.
+  """
+  store = Store(root)
+  lines, left = [], 0
+  for cell in sweep.cells:
+    state = "failed" if store.why(cell) else "not run"
+    state = "done" if store.is_done(cell) else state
+    left += state != "done"
+    lines.append(f"{cell.id}  {state:8}{cell.said}")
+  lines.append(f"{len(sweep.cells)} cells of {sweep.verb}, {left} left")
+  seconds = table.first_seconds(root, [cell.id for cell in sweep.cells])
+  cost = "cost unknown: no cell has ended"
+  if seconds is not None:
+    cost = (
+      f"the first took {seconds:.1f} s, so about {seconds * left / 60:.1f} min "
+      "are left for one worker"
+    )
+  return "\n".join([*lines, cost])

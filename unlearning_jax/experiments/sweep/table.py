@@ -1,0 +1,173 @@
+"""The table of a sweep: CSV, summary and page, from the records of its cells.
+
+Whichever worker ends last writes it, from what all have recorded.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unlearning_jax.durable import replacing, to_json
+from unlearning_jax.experiments.sweep import figures
+from unlearning_jax.experiments.sweep.grid import Sweep
+from unlearning_jax.experiments.sweep.keys import METHOD
+from unlearning_jax.record import seal
+from unlearning_jax.report import sweep as page
+from unlearning_jax.report import tables
+
+COST = "cost.json"
+_ENDS = ("low", "high", "k", "n", "verdict")
+
+
+def plain(sweep: Sweep) -> dict[str, Any]:
+  """The content of `sweep.json`."""
+  found = {
+    "verb": sweep.verb,
+    "keys": [*sweep.grid],
+    "cells": [
+      {
+        "id": cell.id,
+        "values": dict(cell.values),
+        "method": getattr(cell.given, METHOD, ""),
+      }
+      for cell in sweep.cells
+    ],
+  }
+  return json.loads(to_json(found, "sweep"))
+
+
+def conclude(root: pathlib.Path) -> dict[str, Any]:
+  """Writes `summary.json`, `results.csv`, `report.html`, and `DONE` at the end.
+
+  Args:
+    root: the folder of the sweep.
+
+  Returns:
+    The content of `summary.json`.
+
+  Raises:
+    ValueError: the folder holds no sweep.
+  """
+  file = root / "sweep.json"
+  if not file.exists():
+    raise ValueError(f"{root}: is no sweep's folder; it has no sweep.json")
+  states: tuple[str, ...] | None = None
+  document: dict[str, Any] = {}
+  # Another worker that ends a cell meanwhile may write its table first.
+  while states != (now := _states(root, file)):
+    states, document = now, _document(root, json.loads(file.read_text()))
+    for name, text in {
+      "summary.json": to_json(document, "summary", indent=2),
+      "results.csv": to_csv(document),
+      "report.html": page.html(document, root),
+    }.items():
+      with replacing(root / name) as stream:
+        stream.write(text.encode())
+    if all(one["state"] == "done" for one in document["cells"]):
+      (root / seal.NAME).touch()
+    else:
+      (root / seal.NAME).unlink(missing_ok=True)
+  return document
+
+
+def _states(root: pathlib.Path, file: pathlib.Path) -> tuple[str, ...]:
+  sweep = json.loads(file.read_text())
+  return tuple(
+    " ".join((one["id"], *_state(root / "cells" / one["id"])))
+    for one in sweep["cells"]
+  )
+
+
+def _state(folder: pathlib.Path) -> tuple[str, str]:
+  """What became of a cell, and why it failed."""
+  if (folder / seal.NAME).exists():
+    return "done", ""
+  failed = folder / "failed.txt"
+  if failed.exists():
+    lines = failed.read_text().strip().splitlines()
+    return "failed", lines[-1] if lines else "no reason was kept"
+  return "not run", ""
+
+
+def _document(root: pathlib.Path, sweep: Mapping[str, Any]) -> dict[str, Any]:
+  """The content of `summary.json`, which the page shows."""
+  found = []
+  for one in sweep["cells"]:
+    folder = root / "cells" / one["id"]
+    state, error = _state(folder)
+    cell = {**one, "state": state, "error": error, "figures": {}}
+    if state == "done":
+      cell["figures"] = figures.read(sweep["verb"], folder)
+      cell["seconds"] = _seconds(folder)
+    found.append(cell)
+  names = ", ".join(sweep["keys"])
+  done = [one["id"] for one in found if one["state"] == "done"]
+  made = root / "cells" / (done or [""])[0] / "provenance.json"
+  return {
+    "title": f"Sweep of {sweep['verb']} over {names}",
+    "verb": sweep["verb"],
+    "keys": sweep["keys"],
+    "cells": found,
+    "provenance": json.loads(made.read_text()) if made.exists() else {},
+  }
+
+
+def _seconds(folder: pathlib.Path) -> float | None:
+  """How long a cell took; None where its worker died before it said so."""
+  file = folder / COST
+  return json.loads(file.read_text())["seconds"] if file.exists() else None
+
+
+def first_seconds(root: pathlib.Path, ids: Sequence[str]) -> float | None:
+  """How long the first cell that ended took; None where none has ended."""
+  folders = [root / "cells" / one for one in ids]
+  ended = [one for one in folders if (one / COST).exists()]
+  ended.sort(key=lambda one: (one / seal.NAME).stat().st_mtime)
+  return _seconds(ended[0]) if ended else None
+
+
+def to_csv(document: Mapping[str, Any]) -> str:
+  """A line of CSV for each cell; the same for every order and worker."""
+  keys, lines = document["keys"], []
+  names = dict.fromkeys(n for one in document["cells"] for n in one["figures"])
+  columns = ["id", *keys, "state"]
+  for name in names:
+    known = [one["figures"].get(name, {}) for one in document["cells"]]
+    ends = [end for end in _ENDS if any(end in one for one in known)]
+    columns += [name, *(f"{name} {end}" for end in ends)]
+  for cell in document["cells"]:
+    line = {"id": cell["id"], "state": cell["state"], "error": cell["error"]}
+    line |= cell["values"]
+    for name, one in cell["figures"].items():
+      line[name] = one["value"]
+      line |= {f"{name} {end}": one[end] for end in _ENDS if end in one}
+    lines.append(line)
+  return tables.to_csv([*columns, "error"], lines)
+
+
+def lines(document: Mapping[str, Any]) -> list[list[str]]:
+  """The table as texts: the heads, then a line for each cell."""
+  shown = page.shown(document)
+  found = [["id", *document["keys"], "state", *shown]]
+  for cell in document["cells"]:
+    known = (cell["figures"].get(name) for name in shown)
+    found.append(
+      [
+        cell["id"],
+        *(str(cell["values"][key]) for key in document["keys"]),
+        cell["state"],
+        *(f"{one['value']:.3g}" if one else "" for one in known),
+      ]
+    )
+  return found
+
+
+def printed(root: pathlib.Path) -> str:
+  """The table of the sweep in a folder, for the terminal."""
+  found = lines(json.loads((root / "summary.json").read_text()))
+  wide = [max(map(len, column)) for column in zip(*found, strict=True)]
+  return "\n".join(
+    "  ".join(f"{t:{w}}" for t, w in zip(line, wide, strict=True)).rstrip()
+    for line in found
+  )

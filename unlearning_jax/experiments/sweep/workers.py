@@ -1,0 +1,213 @@
+"""Runs the cells of a sweep, by one worker or by several that share a folder.
+
+A cell is a run of its verb in `cells/<id>`, and resumes as such. Which worker
+runs it is decided by a lease. A cell that failed is not tried again before
+somebody asks for it.
+"""
+
+import contextlib
+import functools
+import pathlib
+import re
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+from absl import logging
+
+from unlearning_jax import checking, durable
+from unlearning_jax.experiments import cells, common
+from unlearning_jax.experiments.sweep import figures, folder, table, verbs
+from unlearning_jax.experiments.sweep.grid import Cell, Sweep
+from unlearning_jax.record import Workdir, leases, tracking
+
+_LEASES = "leases"
+# Between two looks at what others do, and between two tables on the way.
+_LOOK_S, _TABLE_S = 2.0, 30.0
+
+
+def part_of(text: str) -> tuple[int, int]:
+  """The part of an array job: `3/16` is the third of sixteen.
+
+  Raises:
+    ValueError: it has another form, or there is no such part.
+  """
+  found = re.fullmatch(r"(\d+)/(\d+)", text)
+  part, count = (int(one) for one in found.groups()) if found else (0, 0)
+  if not 1 <= part <= count:
+    raise ValueError(
+      f"--cell={text}: must be a part and their number, from 1/16 to 16/16; "
+      "an array job takes --cell=$SLURM_ARRAY_TASK_ID/16 with --array=1-16"
+    )
+  return part, count
+
+
+def run(
+  sweep: Sweep,
+  root: pathlib.Path,
+  *,
+  part: tuple[int, int] = (1, 1),
+  retry: bool = False,
+  track: Sequence[str] = (),
+  held: Callable[[pathlib.Path], leases.Leases] = leases.Leases,
+) -> int:
+  """Runs cells until none is left that this worker can run.
+
+  Workers of one sweep share a folder: each runs the same command, and takes
+  cells that no other holds. At the end each waits for the cells of the others,
+  and takes over those whose worker died.
+
+  Args:
+    sweep: from `plan`.
+    root: the folder of the sweep.
+    part: which part of the cells, and of how many; a worker with a part does
+      not wait for others.
+    retry: whether to run the cells that failed, and no others.
+    track: trackers that hear of every cell, see `record.tracking`.
+    held: opens the leases of a folder.
+
+  Returns:
+    The number of cells of this part that failed or were not finished.
+
+  Raises:
+    ValueError: the folder holds another sweep; a tracker is not installed.
+  """
+  tracking.check(track)
+  new = table.plain(sweep)
+  folder.check(new, root)
+  if checking.is_only():
+    checking.passed()
+  with durable.replacing(root / folder.FILE) as file:
+    file.write(durable.to_json(new, "sweep", indent=2).encode())
+  store = folder.Store(root)
+  mine = sweep.cells[part[0] - 1 :: part[1]]
+  if retry:
+    store.again = {cell: age for cell in mine if (age := store.age(cell))}
+    mine = tuple(store.again)
+  worker = _Worker(store, held(root / _LEASES), waits=part[1] == 1)
+  worker.track = track
+  told = [0.0]
+
+  def after():
+    if time.monotonic() - told[0] > _TABLE_S:
+      table.conclude(root)
+      told[0] = time.monotonic()
+
+  with contextlib.ExitStack() as stack:
+
+    def pack(left: Sequence[Cell]) -> Generator[list[Cell], None, None]:
+      return stack.enter_context(contextlib.closing(worker.taken(left)))
+
+    cells.run(
+      store,
+      mine,
+      functools.partial(_work, sweep.verb, worker),
+      pack=pack,
+      after=after,
+    )
+  table.conclude(root)
+  return sum(not store.is_done(cell) for cell in mine)
+
+
+class _Worker:
+  """Takes cells that no other worker holds."""
+
+  def __init__(self, store: folder.Store, held: leases.Leases, *, waits: bool):
+    self._leases, self._waits = held, waits
+    self.store: folder.Store = store
+    self.lease: leases.Lease | None = None
+    self.track: Sequence[str] = ()
+
+  def taken(self, left: Sequence[Cell]) -> Generator[list[Cell], None, None]:
+    """Yields each cell that this worker is to run, and holds it meanwhile."""
+    tried: set[Cell] = set()
+    said = 0
+    while True:
+      others = 0
+      for cell in left:
+        if cell in tried or self.store.ended(cell):
+          continue
+        lease = self._leases.take(cell.id)
+        if lease is None:
+          others += 1
+          continue
+        with lease.beating():
+          # It may have ended before it was taken.
+          if self.store.ended(cell):
+            continue
+          tried.add(cell)
+          self.lease = lease
+          yield [cell]
+      if not (others and self._waits):
+        return
+      if others != said:
+        print(f"waiting for {others} cells of other workers", flush=True)
+      said = others
+      time.sleep(_LOOK_S)
+
+
+def _work(verb: str, worker: _Worker, some: Sequence[Cell]):
+  """Runs a cell; leaves it where another worker has taken it over."""
+  (cell,) = some
+  assert worker.lease is not None
+  lease, started = worker.lease, time.monotonic()
+  path = worker.store.folder(cell)
+  print(f"cell {cell.id}: {cell.said}", flush=True)
+  try:
+    try:
+      _run(verb, cell, path, lease, worker.track)
+    except Exception:
+      # Whatever goes wrong after another worker has come is no failure.
+      lease.check()
+      raise
+    lease.check()
+    seconds = time.monotonic() - started
+    with durable.replacing(path / table.COST) as file:
+      file.write(durable.to_json({"seconds": seconds}, "cost").encode())
+  except (leases.LostError, durable.BusyError) as error:
+    # Only the text is logged: the traceback would keep the record open.
+    why = str(error)
+    logging.warning("cell %s is left to another worker: %s", cell.id, why)
+
+
+def _run(
+  verb: str,
+  cell: Cell,
+  path: pathlib.Path,
+  lease: leases.Lease,
+  track: Sequence[str],
+):
+  """Runs a cell's verb in its folder, and tells the trackers."""
+  own = verbs.find(verb)
+
+  def end(tracker: tracking.Tracker):
+    found = figures.read(verb, path)
+    tracker.end(
+      cell.values, {name: one["value"] for name, one in found.items()}
+    )
+
+  with contextlib.ExitStack() as ended:
+
+    @functools.cache
+    def opened() -> Any:
+      record = common.workdir(str(path), cell.config, own.settings, alone=True)
+      record.guard = lease.check
+      record, trackers = tracking.tracked(record, track)
+      for one in trackers:
+        ended.callback(end, one)
+      return record
+
+    own.run(cell.given, opened, cell.edit)
+    _check_done(opened())
+
+
+def _check_done(record: Workdir):
+  """Raises if a run came back before its end, as an audit may.
+
+  Raises:
+    ValueError: some of its stages failed.
+  """
+  if not record.is_done:
+    raise ValueError(
+      f"{record.path}: some of it failed; its report.html says what"
+    )
