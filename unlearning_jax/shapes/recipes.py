@@ -103,11 +103,14 @@ _HPARAMS: dict[str, dict[str, Any]] = {
     "num_inference_steps": 15,
     "guidance_scale": 4.0,
     "batch_size": 8,
-    "concept_batch": 4,
+    "concept_batch": 8,
     "curvature_batch": 2,
     "terms": 3,
-    "num_steps": 60,
-    "learning_rate": 2e-3,
+    # With the published weights, 1.6 and 2, other objects go with the concept.
+    "remain_weight": 6.0,
+    "last_remain_weight": 7.5,
+    "num_steps": 90,
+    "learning_rate": 1e-3,
   },
   "spm": {
     "num_steps": 150,
