@@ -34,8 +34,8 @@ demo: $(CORE)
 	$(PY) -m launch.audit --protocol=shapes-$(DEMO) --edits=runs/demo/uce --workdir=runs/demo/audit
 	@echo "Open runs/demo/audit/report.html"
 
-# Speed beside other packages; 15 minutes on two cores. torch, the peer, comes
-# with the tests on Python 3.11.
+# Speed beside other packages, on one core. torch, the peer, comes with the tests
+# on Python 3.11.
 bench: $(TEST)
 	$(PY) benchmarks/side_by_side.py --out=runs/bench.json
 

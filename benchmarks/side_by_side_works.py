@@ -1,10 +1,10 @@
 """What `side_by_side` times: each side computes the same work in its process.
 
-  python benchmarks/side_by_side_works.py "unet float32" fast
+  python benchmarks/side_by_side_works.py "unet float32" fast 4
 
-prints a line of JSON: CPU seconds of a unit, several times, the process's peak
-memory, and the version of what computed. A side whose package is not installed
-says so instead.
+prints a line of JSON: CPU seconds of a unit, the process's peak memory, and the
+version of what computed. A side whose package is not installed says so instead.
+`side_by_side` sets the environment for one thread of a CPU.
 """
 
 import importlib.util
@@ -17,14 +17,6 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
-
-# Before JAX and torch start: one thread, on a CPU.
-os.environ |= {
-  "JAX_PLATFORMS": "cpu",
-  "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
-  "OMP_NUM_THREADS": "1",
-  "OPENBLAS_NUM_THREADS": "1",
-}
 
 STEPS, SCALE = 15, 4.0
 PROMPT = "a red star on a gray background"
@@ -135,13 +127,11 @@ def unet_peer(dtype: str, gradient: bool, _: str) -> Callable[[], Any]:
 
 
 def start(_: str, side: str) -> Callable[[], Any]:
-  """Help of `launch.erase`; the peer only imports its pipeline."""
-  ours = ["-m", "launch.erase", "--help"]
-  peer = ["-c", "from diffusers import StableDiffusionPipeline"]
+  """Imports what draws pictures."""
+  ours = "from unlearning_jax import model, sampling"
+  peer = "from diffusers import StableDiffusionPipeline"
   words = peer if side == "eager" else ours
-  return lambda: subprocess.run(
-    [sys.executable, *words], stdout=subprocess.DEVNULL, check=False
-  )
+  return lambda: subprocess.run([sys.executable, "-c", words], check=True)
 
 
 def prepared(work: str, side: str) -> Callable[[], Any]:

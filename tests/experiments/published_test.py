@@ -176,6 +176,29 @@ def test_the_row_of_the_leaderboard(tmp_path, base):
     other = build(evaluate.Settings, plain | changed)
     with pytest.raises(ValueError, match=message):
       published.estimates(other, models, evaluated, {}, beside)
+
+  def opened():
+    raise AssertionError("drawn before it is refused")
+
+  # Before anything is drawn.
+  (folder / "DONE").write_text("")  # Without its seal.
+  other = build(evaluate.Settings, plain | {"judge": "shapes", "targets": ()})
+  with pytest.raises(ValueError, match="judged by"):
+    evaluate.run(other, opened, models, beside)
+  star = build(evaluate.Settings, published.config("shapes-star"))
+  for run, flag in (
+    (beside, "--attack"),
+    (evaluate.Beside(utility="a"), "--u"),
+  ):
+    with pytest.raises(ValueError, match=f"{flag}.*: no column of this run"):
+      evaluate.run(star, opened, models, run)
+  start = json.loads((folder / "provenance.json").read_text())
+  start["runs"][0]["inputs"].pop("victim")
+  whole = (folder / "provenance.json").read_text()
+  (folder / "provenance.json").write_text(json.dumps(start))
+  with pytest.raises(ValueError, match="is no attack; give the folder"):
+    evaluate.run(given, opened, models, beside)
+  (folder / "provenance.json").write_text(whole)
   del models["base"]
   with pytest.raises(ValueError, match="its victim is none of GUIDED"):
     published.estimates(given, models, memory.rows(), {}, beside)

@@ -1,13 +1,15 @@
 """A piece of work is one worker's, until that worker is dead."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from unlearning_jax.record import leases
+from unlearning_jax.record import Workdir, leases
 from unlearning_jax.record.leases import Leases, LostError
 
 
@@ -131,6 +133,29 @@ def test_a_thread_beats_while_inside(tmp_path):
     while not (tmp_path / "a.1").read_bytes().endswith(b"..."):
       assert time.monotonic() < until
   assert (tmp_path / "a.1").read_bytes().endswith(b"x")
+
+
+@pytest.mark.parametrize(
+  "write",
+  [
+    lambda record: record.append_row({"id": 1}),
+    lambda record: record.metrics(1, loss=1.0),
+    lambda record: record.save_image("a", np.zeros((2, 2, 3), np.uint8)),
+    lambda record: record.write("a.txt", "a"),
+    lambda record: record.mark_done(),
+    lambda record: (record.path / "edit.safetensors").touch(),
+    lambda record: shutil.rmtree(record.path / "states", ignore_errors=True),
+  ],
+)
+def test_a_lost_record_keeps_every_file_as_it_is(tmp_path, clock, write):
+  held = worker(tmp_path / "leases", clock).take("a")
+  record = Workdir(tmp_path / "a", {}, guard=held.check)
+  (record.path / "states").mkdir()
+  before = sorted((tmp_path / "a").rglob("*"))
+  clock.now += 500
+  with pytest.raises(LostError):
+    write(record)
+  assert sorted((tmp_path / "a").rglob("*")) == before
 
 
 @pytest.mark.parametrize("beat_s", [0, 60, 200])

@@ -22,6 +22,9 @@ from unlearning_jax import durable, renamed
 from unlearning_jax.record import Recorder
 
 C = TypeVar("C", bound=Hashable)
+_OF_MACHINE = (
+  OSError, MemoryError, durable.BusyError, durable.DamagedError,
+)  # fmt: skip
 
 
 class Store(Protocol[C]):
@@ -79,12 +82,12 @@ def failing(store: Store[C], cell: C):
 
 
 def _is_of_machine(error: BaseException | None) -> bool:
-  """Whether a full disk, memory or a damaged file caused an error.
+  """Whether a full disk, memory, another run or a damaged file caused it.
 
   A library may wrap it in an error of its own.
   """
   while error is not None:
-    if isinstance(error, (OSError, MemoryError, durable.DamagedError)):
+    if isinstance(error, _OF_MACHINE):
       return not isinstance(error, FileNotFoundError)
     if os.strerror(errno.ENOSPC) in str(error):
       return True

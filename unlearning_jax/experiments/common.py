@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -199,7 +199,12 @@ def check_sees(judge: Judge | None, targets: Sequence[Target]):
 
 
 def workdir(
-  path: str, config: Any, cls: type, *, alone: bool = False
+  path: str,
+  config: Any,
+  cls: type,
+  *,
+  alone: bool = False,
+  guard: Callable[[], object] = lambda: None,
 ) -> Workdir:
   """Opens the folder of a run, which all its processes share.
 
@@ -210,6 +215,7 @@ def workdir(
     config: the run's config, plain values or a `ConfigDict`.
     cls: the class of its settings; it says what a resume may change.
     alone: True if this process runs it alone.
+    guard: see `Workdir`.
 
   Raises:
     ValueError: the folder cannot be written, or is of another config.
@@ -230,6 +236,7 @@ def workdir(
     process_count=1 if alone else jax.process_count(),
     free=free,
     defaults=defaults,
+    guard=guard,
   )
 
 

@@ -128,12 +128,14 @@ def run(
     The document that the page shows.
 
   Raises:
-    ValueError: a prompt is too long, the sampler cannot take the steps, or the
-      record is of other models, another judge or other settings.
+    ValueError: a prompt is too long, the sampler cannot take the steps, a run
+      beside does not fit, or the record is of other models, another judge or
+      other settings.
   """
   base = next(iter(models.values()))
   for model in models.values():
     check_fits(settings, model)
+  published.check_beside(settings, models, drawing.rows(settings), beside)
   inputs = {
     name: common.fingerprint(model, base)
     for name, model in [*models.items()][1:]

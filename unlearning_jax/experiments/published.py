@@ -131,6 +131,27 @@ def check(settings: Settings, model: Model, rows: Sequence[Mapping[str, Any]]):
       )
 
 
+def check_beside(
+  settings: Settings,
+  models: Mapping[str, Model],
+  rows: Sequence[Mapping[str, Any]],
+  beside: Beside,
+):
+  """Refuses finished runs that do not fit, before anything is drawn.
+
+  Raises:
+    ValueError: no column reads them; or as `estimates`.
+  """
+  for flag, given, readers in (
+    ("--attack", beside.attacks, {"asr"}),
+    ("--utility", beside.utility, {"fid", "clip-score"}),
+  ):
+    if given and not readers & {*settings.columns}:
+      raise ValueError(f"{flag}: no column of this run reads it; leave it out")
+  _attacks(settings, models, rows, beside.attacks)
+  _utility(settings, models, beside.utility, len(rows))
+
+
 def notes(
   settings: Settings, sd: StableDiffusion, rows: Sequence[Mapping[str, Any]]
 ) -> list[str]:
@@ -237,10 +258,14 @@ def _attacks(
   named = {_fingerprint(model): name for name, model in models.items()}
   asr: dict[str, Mapping[str, Any]] = {}
   for folder in folders:
-    where = f"--attack={folder}"
-    _check_attack(settings, found, folder, where)
+    where, given = f"--attack={folder}", finished(folder)
     start = json.loads((pathlib.Path(folder) / "provenance.json").read_text())
-    victim = start["runs"][0]["inputs"]["victim"]
+    victim = start["runs"][0].get("inputs", {}).get("victim")
+    if victim is None:
+      raise ValueError(
+        f"{where}: is no attack; give the folder of unlearning-jax attack"
+      )
+    _check_attack(settings, found, folder, given)
     if victim not in named:
       raise ValueError(
         f"{where}: its victim is none of {', '.join(models)}; evaluate the "
@@ -257,14 +282,20 @@ def _check_attack(
   settings: Settings,
   found: Sequence[Mapping[str, Any]],
   folder: str,
-  where: str,
+  given: Mapping[str, Any],
 ):
   """Refuses a finished attack that drew or judged otherwise than this run.
+
+  Args:
+    settings: the protocol's.
+    found: rows of this run.
+    folder: of the attack.
+    given: its config.
 
   Raises:
     ValueError: it has another judge, target or sampling, or other rows.
   """
-  given = finished(folder)
+  where = f"--attack={folder}"
   if given.get("judge") != settings.judge:
     raise ValueError(
       f"{where}: judged by {given.get('judge')!r}, and this evaluation by "

@@ -6,7 +6,7 @@ notebook.
 """
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,13 +21,21 @@ class Recorder(Protocol):
   """Takes what an experiment records, and gives it back to a resumed run.
 
   Attributes:
-    path: the folder of files that are no rows: checkpoints, target images, the
-      edit. A `Memory` has a temporary folder.
+    guard: called before anything is recorded; it raises if another worker has
+      taken the run over.
     is_writer: True in the one process that writes shared files.
   """
 
-  path: pathlib.Path
+  guard: Callable[[], object]
   is_writer: bool
+
+  @property
+  def path(self) -> pathlib.Path:
+    """The folder of files that are no rows: checkpoints, pictures, the edit.
+
+    A `Memory` has a temporary folder.
+    """
+    ...
 
   @property
   def provenance(self) -> Mapping[str, Any]:

@@ -24,8 +24,11 @@ BEAT_S, DEAD_S = 20.0, 120.0
 _BEAT, _ENDED = b".", b"x"
 
 
-class LostError(RuntimeError):
-  """Another worker has taken the piece over, or may have."""
+class LostError(BaseException):
+  """Another worker has taken the piece over, or may have.
+
+  No `except Exception` takes it for a failure of the piece.
+  """
 
 
 class Leases:

@@ -36,8 +36,6 @@ class Workdir:
     process_count: the number of processes.
     free: dotted keys of the config that no row depends on, so they may change.
     defaults: values of keys that an older run's config may lack.
-
-  Attributes:
     guard: called before anything is recorded; it raises if another worker has
       taken the run over.
 
@@ -56,10 +54,11 @@ class Workdir:
     process_count: int = 1,
     free: Sequence[str] = (),
     defaults: Mapping[str, Any] = MappingProxyType({}),
+    guard: Callable[[], object] = lambda: None,
   ):
-    self.path = _writable_folder(path)
+    self.guard = guard
+    self._folder = _writable_folder(path)
     self.is_writer = process_index == 0
-    self.guard: Callable[[], object] = lambda: None
     self._process_count = process_count
     self._started = time.monotonic()
     own = "results.jsonl"
@@ -74,6 +73,12 @@ class Workdir:
     self._bind(binding.plain(config), free, binding.plain(dict(defaults)))
     if self.is_writer:
       durable.sweep(self.path)
+
+  @property
+  def path(self) -> pathlib.Path:
+    """The folder; whoever asks may be about to write."""
+    self.guard()
+    return self._folder
 
   def _bind(
     self, new: dict[str, Any], free: Sequence[str], defaults: dict[str, Any]
@@ -130,6 +135,7 @@ class Workdir:
       ValueError: a value is not finite.
     """
     if self.is_writer:
+      self.guard()
       # A resumed run repeats the steps after its last checkpoint.
       if self._steps is None:
         self._steps = self.read_metrics()
@@ -168,7 +174,6 @@ class Workdir:
   def write(self, name: str, data: str | bytes):
     """Replaces one small file; only process 0 does."""
     if self.is_writer:
-      self.guard()
       with replacing(self.path / name) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 

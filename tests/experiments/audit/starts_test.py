@@ -15,6 +15,7 @@ from unlearning_jax.api import auditing
 from unlearning_jax.experiments import audit, common
 from unlearning_jax.experiments.audit import stages
 from unlearning_jax.experiments.audit.settings import Stage
+from unlearning_jax.record import leases
 
 STAGES = [
   "evaluate", "attack/UCE/random", "attack/UCE/seed",
@@ -132,6 +133,34 @@ def test_an_error_without_a_text_is_named(start):
   summary = start[1](failing=["evaluate"], error="")
   (note,) = [one for one in summary["notes"] if "failed" in one]
   assert note.endswith("failed. ValueError")
+
+
+def test_a_stage_of_an_audit_that_was_lost_is_no_failure(
+  base, monkeypatch, tmp_path
+):
+  lost = []
+
+  def guard():
+    if lost:
+      raise leases.LostError("another worker has it")
+
+  def work(one, stage):
+    record = one._opener(stage, one.given.evaluate)()
+    lost.append(stage)
+    record.save_summary({})
+
+  monkeypatch.setattr(stages.Audit, "run", work)
+  values = configs.values("shapes-star")
+  with pytest.raises(leases.LostError):
+    audit.run(
+      settings.build(audit.Settings, values),
+      lambda: common.workdir(
+        str(tmp_path), values, audit.Settings, guard=guard
+      ),
+      {"base": base, "UCE": base},
+    )
+  assert lost == [Stage("evaluate")]
+  assert not [*tmp_path.rglob("failed.txt"), *tmp_path.rglob("summary.json")]
 
 
 def test_guidance_that_an_audit_makes_is_not_tuned(base):

@@ -15,6 +15,7 @@ from tests.support import scripts, toy_sweep
 from unlearning_jax import checking, durable
 from unlearning_jax.experiments import sweep
 from unlearning_jax.experiments.sweep import folder, verbs
+from unlearning_jax.experiments.sweep import table as sweep_table
 from unlearning_jax.experiments.sweep import workers as runs
 from unlearning_jax.record import leases, tracking
 
@@ -91,6 +92,28 @@ def test_parts_of_an_array_job_are_all_of_it(tmp_path):
     assert sweep.run(planned, tmp_path, part=sweep.part_of(text)) == 0
   assert starts(tmp_path) == {cell.id: 1 for cell in planned.cells}
   assert [row["state"] for row in table(tmp_path)] == ["done"] * 5
+
+
+def test_a_part_takes_its_own_dead_cell_over(tmp_path, monkeypatch):
+  clock = [0.0]
+  monkeypatch.setattr(leases, "_boot", lambda: "")
+
+  def held(folder):
+    return leases.Leases(folder, clock=lambda: clock[0])
+
+  def waits(seconds):
+    clock[0] += 50
+
+  monkeypatch.setattr(runs, "_sleep", waits)
+  planned = toy_sweep.plan(2)
+  # Both were taken on another machine, and have been silent since.
+  dead = held(tmp_path / "leases")
+  assert all(dead.take(cell.id) for cell in planned.cells)
+  (tmp_path / "sweep.json").write_text(
+    durable.to_json(sweep_table.plain(planned), "sweep")
+  )
+  assert sweep.run(planned, tmp_path, part=(1, 2), held=held) == 0
+  assert starts(tmp_path) == {planned.cells[0].id: 1}
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "-1/3", "1/0"])
@@ -179,16 +202,19 @@ def test_a_worker_that_lost_its_cell_records_nothing_more(
 
   monkeypatch.setitem(verbs.VERBS, "toy", verbs.Verb(toy_sweep.Settings, slept))
   planned = toy_sweep.plan(1)
-  assert sweep.run(planned, tmp_path, held=held) == 1
   folder = tmp_path / "cells" / planned.cells[0].id
-  assert len((folder / "results.jsonl").read_text().splitlines()) == 1
-  assert not (folder / "failed.txt").exists()
-  # Whoever comes next goes on with it.
-  toy_sweep.install(monkeypatch)
-  other = held(tmp_path / "leases")
-  assert not other.take(planned.cells[0].id)
-  clock[0] += 500
-  assert sweep.run(planned, tmp_path, held=lambda _: other) == 0
+
+  def waits(seconds):
+    if verbs.VERBS["toy"].run is slept:
+      assert len((folder / "results.jsonl").read_text().splitlines()) == 1
+      assert not (folder / "failed.txt").exists()
+      toy_sweep.install(monkeypatch)
+    clock[0] += 50
+
+  # Nobody else comes, so it takes the cell again once that looks dead.
+  monkeypatch.setattr(runs, "_sleep", waits)
+  assert sweep.run(planned, tmp_path, held=held) == 0
+  assert len([*(tmp_path / "leases").iterdir()]) == 2
 
 
 def test_a_cell_that_another_writes_is_left_to_it(tmp_path, monkeypatch):
@@ -197,9 +223,13 @@ def test_a_cell_that_another_writes_is_left_to_it(tmp_path, monkeypatch):
   def busy(given, opened, edit):
     raise durable.BusyError("results.jsonl is being written by another run")
 
+  def ends(seconds):
+    assert not list(tmp_path.glob("cells/*/failed.txt"))
+    toy_sweep.install(monkeypatch)
+
+  monkeypatch.setattr(runs, "_sleep", ends)
   monkeypatch.setitem(verbs.VERBS, "toy", verbs.Verb(toy_sweep.Settings, busy))
-  assert sweep.run(planned, tmp_path) == 1
-  assert not list(tmp_path.glob("cells/*/failed.txt"))
+  assert sweep.run(planned, tmp_path) == 0
 
 
 def worker(root, count, pause):

@@ -74,7 +74,7 @@ class Audit:
 
   def open(self, record: Recorder):
     """Puts the stages' folders below a record's."""
-    self.root = record.path
+    self.root, self._guard = record.path, record.guard
 
   def folder(self, stage: Stage) -> pathlib.Path:
     """The folder of a stage."""
@@ -147,8 +147,9 @@ class Audit:
   def _opener(self, stage: Stage, own: Any) -> Callable[[], Recorder]:
     plain = json.loads(to_json(settings_.plain(own), "settings"))
     return functools.partial(
-      common.workdir, str(self.folder(stage)), plain, type(own)
-    )
+      common.workdir, str(self.folder(stage)), plain, type(own),
+      guard=self._guard,
+    )  # fmt: skip
 
   def _erase(self, stage: Stage):
     assert self.given.erase is not None

@@ -7,6 +7,7 @@ somebody asks for it.
 
 import contextlib
 import functools
+import gc
 import pathlib
 import re
 import time
@@ -24,6 +25,7 @@ from unlearning_jax.record import Workdir, leases, tracking
 _LEASES = "leases"
 # Between two looks at what others do, and between two tables on the way.
 _LOOK_S, _TABLE_S = 2.0, 30.0
+_sleep = time.sleep
 
 
 def part_of(text: str) -> tuple[int, int]:
@@ -60,8 +62,8 @@ def run(
   Args:
     sweep: from `plan`.
     root: the folder of the sweep.
-    part: which part of the cells, and of how many; a worker with a part does
-      not wait for others.
+    part: which part of the cells, and of how many; the worker leaves the other
+      parts alone.
     retry: whether to run the cells that failed, and no others.
     track: trackers that hear of every cell, see `record.tracking`.
     held: opens the leases of a folder.
@@ -84,7 +86,7 @@ def run(
   if retry:
     store.again = {cell: age for cell in mine if (age := store.age(cell))}
     mine = tuple(store.again)
-  worker = _Worker(store, held(root / _LEASES), waits=part[1] == 1)
+  worker = _Worker(store, held(root / _LEASES))
   worker.track = track
   told = [0.0]
 
@@ -112,20 +114,21 @@ def run(
 class _Worker:
   """Takes cells that no other worker holds."""
 
-  def __init__(self, store: folder.Store, held: leases.Leases, *, waits: bool):
-    self._leases, self._waits = held, waits
+  def __init__(self, store: folder.Store, held: leases.Leases):
+    self._leases = held
     self.store: folder.Store = store
+    # Cells that this worker does not take again.
+    self.tried: set[Cell] = set()
     self.lease: leases.Lease | None = None
     self.track: Sequence[str] = ()
 
   def taken(self, left: Sequence[Cell]) -> Generator[list[Cell], None, None]:
     """Yields each cell that this worker is to run, and holds it meanwhile."""
-    tried: set[Cell] = set()
     said = 0
     while True:
       others = 0
       for cell in left:
-        if cell in tried or self.store.ended(cell):
+        if cell in self.tried or self.store.ended(cell):
           continue
         lease = self._leases.take(cell.id)
         if lease is None:
@@ -135,15 +138,18 @@ class _Worker:
           # It may have ended before it was taken.
           if self.store.ended(cell):
             continue
-          tried.add(cell)
+          self.tried.add(cell)
           self.lease = lease
           yield [cell]
-      if not (others and self._waits):
+        others += cell not in self.tried
+      if not others:
         return
+      # A record of a cell that was lost stays locked until it is collected.
+      gc.collect()
       if others != said:
         print(f"waiting for {others} cells of other workers", flush=True)
       said = others
-      time.sleep(_LOOK_S)
+      _sleep(_LOOK_S)
 
 
 def _work(verb: str, worker: _Worker, some: Sequence[Cell]):
@@ -168,6 +174,7 @@ def _work(verb: str, worker: _Worker, some: Sequence[Cell]):
     # Only the text is logged: the traceback would keep the record open.
     why = str(error)
     logging.warning("cell %s is left to another worker: %s", cell.id, why)
+    worker.tried.discard(cell)
 
 
 def _run(
@@ -190,8 +197,9 @@ def _run(
 
     @functools.cache
     def opened() -> Any:
-      record = common.workdir(str(path), cell.config, own.settings, alone=True)
-      record.guard = lease.check
+      record = common.workdir(
+        str(path), cell.config, own.settings, alone=True, guard=lease.check
+      )
       record, trackers = tracking.tracked(record, track)
       for one in trackers:
         ended.callback(end, one)
