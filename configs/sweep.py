@@ -11,7 +11,8 @@ from unlearning_jax.experiments.sweep import Base, of_config
 
 # What a config calls the options that a grid names otherwise.
 _CALLED = {"concept": "name"}
-_OF_AUDIT = ("protocol", "preset", "prompts", "model", "data")
+_OF_EVALUATION = ("protocol", "prompts", "model")
+_OF_AUDIT = (*_OF_EVALUATION, "preset", "data")
 
 
 def of_flags(
@@ -74,9 +75,10 @@ def base(
 
   def made(options: Mapping[str, Any]) -> dict[str, Any]:
     named = {"protocol": protocol} if protocol else {}
-    named |= {key: options[key] for key in _OF_AUDIT if key in options}
+    own = _OF_AUDIT if verb == "audit" else _OF_EVALUATION
+    named |= {key: options[key] for key in own if key in options}
+    rest = {k: v for k, v in options.items() if k not in own}
     if verb == "audit":
-      rest = {k: v for k, v in options.items() if k not in _OF_AUDIT}
       if rest and not text:
         _refuse(rest, _OF_AUDIT)
       if "protocol" not in named:
@@ -84,9 +86,8 @@ def base(
       module = importlib.import_module("unlearning_jax.configs.audit")
       return module.values(**named, erase=config(rest) if text else None)
     if verb == "evaluate" and "protocol" in named:
-      rest = {k: v for k, v in options.items() if k not in named}
       if rest:
-        _refuse(rest, _OF_AUDIT)
+        _refuse(rest, _OF_EVALUATION)
       if text:
         raise ValueError("--config, --protocol: give one of them")
       return evaluate.config(None, **named)
@@ -94,8 +95,18 @@ def base(
       raise ValueError(f"--config: {verb} needs one")
     return config(options).to_dict()
 
+  return Base(made, frozenset(_options(verb, text)))
+
+
+def _options(verb: str, text: str) -> tuple[str, ...]:
+  """The options of a grid that may have the name of a setting."""
+  if verb == "audit":
+    return (*_OF_AUDIT, "concept") if text else _OF_AUDIT
+  if verb == "evaluate":
+    return ("protocol",) if text else _OF_EVALUATION
   name = text.partition(":")[0].rpartition("/")[2]
-  return Base(made, verb in ("erase", "attack") and name.startswith(f"{verb}_"))
+  has_methods = verb in ("erase", "attack") and name.startswith(f"{verb}_")
+  return ("method",) if has_methods else ()
 
 
 def _refuse(options: Mapping[str, Any], known: tuple[str, ...]):

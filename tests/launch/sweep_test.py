@@ -62,6 +62,35 @@ def test_an_audit_is_a_sweep_of_protocols():
   ]  # fmt: skip
 
 
+def test_a_preset_changes_what_an_audit_does():
+  base = configs.base("audit", protocol="shapes-star")
+  found = sweep.plan("audit", base, [("preset", ["quick", "standard"])])
+  first, second = [one.given for one in found.cells]
+  assert (first.preset, second.preset) == ("quick", "standard")
+  assert first.evaluate.rows_per_group < second.evaluate.rows_per_group
+
+
+def test_an_audit_s_erasure_has_its_concept():
+  base = configs.base("audit", "erase_uce:tiny", protocol="shapes-star")
+  found = sweep.plan("audit", base, [("concept", ["star", "moon"])])
+  names = [one.given.erase.targets[0]["name"] for one in found.cells]
+  assert names == ["star", "moon"]
+
+
+@pytest.mark.parametrize(
+  "verb, text, grid, wanted",
+  [
+    ("evaluate", "", {"protocol": ["shapes-star"], "preset": ["quick"]},
+     "preset is no setting.*protocol, prompts, model"),
+    ("audit", "", {"protocol": ["shapes-stra"]}, "shapes-stra.*shapes-star"),
+    ("audit", "", {"protocol": ["shapes-star"], "preset": ["quik"]}, "'quick'"),
+  ],
+)  # fmt: skip
+def test_a_wrong_option_of_a_protocol_is_named(verb, text, grid, wanted):
+  with pytest.raises(ValueError, match=wanted):
+    plan(verb, text, **grid)
+
+
 def test_a_launcher_s_workers_do_not_join():
   words = ["sweep", "--workdir=a"]
   assert places.command(words, 3)[-2:] == words

@@ -1,5 +1,6 @@
 """A piece of work is one worker's, until that worker is dead."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -156,6 +157,37 @@ def test_a_lost_record_keeps_every_file_as_it_is(tmp_path, clock, write):
   with pytest.raises(LostError):
     write(record)
   assert sorted((tmp_path / "a").rglob("*")) == before
+
+
+def test_a_beat_that_fails_is_not_the_last(tmp_path, monkeypatch):
+  own, failed, sync = Leases(tmp_path, beat_s=0.01, dead_s=30), [], os.fsync
+  held = own.take("a")
+
+  def stale(file):
+    if len(failed) < 2:
+      failed.append(file)
+      raise OSError(errno.ESTALE, "stale")
+    sync(file)
+
+  monkeypatch.setattr(os, "fsync", stale)
+  with held.beating():
+    until = time.monotonic() + 20
+    while not (tmp_path / "a.1").read_bytes().endswith(b"...."):
+      assert time.monotonic() < until
+  assert len(failed) == 2
+  held.check()
+
+
+def test_a_full_disk_keeps_no_worker_from_leaving(tmp_path, clock, monkeypatch):
+  held = worker(tmp_path, clock).take("a")
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, "full")
+
+  monkeypatch.setattr(os, "write", full)
+  held.release()
+  monkeypatch.undo()
+  assert worker(tmp_path, clock).take("a")
 
 
 @pytest.mark.parametrize("beat_s", [0, 60, 200])

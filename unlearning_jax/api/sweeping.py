@@ -107,7 +107,8 @@ def _base(
       )
     return values
 
-  return experiment.Base(make)
+  # They only name what the settings were made of.
+  return experiment.Base(make, frozenset(("protocol", "preset")))
 
 
 def _row(cell: Mapping[str, Any]) -> dict[str, Any]:

@@ -154,9 +154,12 @@ class Lease:
     """Leaves the piece to whoever comes next."""
     with self._lock:
       if self._file is not None:
-        if not self._lost:
-          os.write(self._file, _ENDED)
-        os.close(self._file)
+        # Without the mark, it counts as dead in a while.
+        with contextlib.suppress(OSError):
+          if not self._lost:
+            os.write(self._file, _ENDED)
+        with contextlib.suppress(OSError):
+          os.close(self._file)
         self._file = None
 
   @contextlib.contextmanager
@@ -166,7 +169,9 @@ class Lease:
 
     def beat():
       while not ended.wait(self._leases.beat_s):
-        self.beat()
+        # A full disk or a server that restarts may be back at the next beat.
+        with contextlib.suppress(OSError):
+          self.beat()
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

@@ -32,6 +32,12 @@ def test_every_combination_is_a_cell():
   assert found.cells[5].given == toy_sweep.Settings(x=1, name="b", seed=2)
 
 
+def test_a_comma_in_quotes_is_part_of_a_value():
+  found = plan('name="red, round" , a "b, c" d,e', "x= 1, 2 ")
+  assert found.grid["name"] == ("red, round", 'a "b, c" d', "e")
+  assert found.grid["x"] == (1, 2)
+
+
 def test_values_get_the_type_of_their_key():
   deep = {"hparams": {"rate": 0.5, "count": 2}}
   found = plan(
@@ -51,6 +57,7 @@ def test_values_get_the_type_of_their_key():
     ([], "--grid: is empty"),
     (["x"], "--grid=x: must be key=value,value"),
     (["x="], "--grid=x: has no values"),
+    (['name="a,b'], "a quote has no end"),
     (["x=1,,2"], "--grid=x: one of its values is empty"),
     (["x=1", "x=2"], "--grid=x: is given twice"),
     (["x=1.5"], "--grid=x: '1.5' must be int"),

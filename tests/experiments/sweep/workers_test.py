@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from tests.support import scripts, toy_sweep
@@ -150,15 +151,28 @@ def test_another_sweep_s_folder_is_refused(tmp_path):
   with pytest.raises(ValueError, match="another sweep, with 2 cells.* x=0"):
     sweep.run(other, tmp_path)
   keys = sweep.plan("toy", toy_sweep.base(), [("name", ["a"])])
-  with pytest.raises(ValueError, match=r"its keys was \['x'\], and is"):
+  with pytest.raises(ValueError, match="another sweep, with 2 cells.* x=0"):
     sweep.run(keys, tmp_path)
   # More values of the same keys go on in it.
   assert sweep.run(toy_sweep.plan(3), tmp_path) == 0
   assert len(table(tmp_path)) == 3
+  # So does a start that names some cells only, or has seeds too.
+  assert sweep.run(toy_sweep.plan(1), tmp_path) == 0
+  assert len(table(tmp_path)) == 3
+  seeds = sweep.plan("toy", toy_sweep.base(), [("x", [2, 1, 0])], seeds=2)
+  assert sweep.run(seeds, tmp_path) == 0
+  assert len(table(tmp_path)) == 6 and max(starts(tmp_path).values()) == 1
   (tmp_path / "else").mkdir()
   (tmp_path / "else/mine.txt").touch()
   with pytest.raises(ValueError, match="holds no sweep, but.*mine.txt"):
     sweep.run(toy_sweep.plan(2), tmp_path / "else")
+
+
+def test_processes_that_have_joined_are_no_workers(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(ValueError, match="sweep: 2 processes have joined"):
+    sweep.run(toy_sweep.plan(1), tmp_path / "sweep")
+  assert not (tmp_path / "sweep").exists()
 
 
 def test_a_check_writes_nothing(tmp_path):

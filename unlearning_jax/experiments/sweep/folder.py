@@ -54,11 +54,16 @@ class Store(cells.Folders[Cell]):
       super().tidy(cell)
 
 
-def check(new: Mapping[str, Any], root: pathlib.Path):
-  """Refuses a folder of another sweep; more cells of the same kind may join.
+def has_fewer(root: pathlib.Path, new: Mapping[str, Any]) -> bool:
+  """Whether a folder lacks cells of a sweep, or the sweep itself.
+
+  Args:
+    root: the folder.
+    new: from `table.plain`.
 
   Raises:
-    ValueError: the folder holds another sweep, or other files.
+    ValueError: the folder holds another sweep, or other files. A sweep may
+      get more cells, and a start may name some of them only.
   """
   file = root / FILE
   if not file.exists():
@@ -74,22 +79,24 @@ def check(new: Mapping[str, Any], root: pathlib.Path):
         f"workdir: {root} holds no sweep, but other files such as "
         f"{min(strange)}; name a new folder or an empty one"
       )
-    return
+    return True
   old = json.loads(file.read_text())
-  for key in ("verb", "keys"):
-    if old[key] != new[key]:
-      raise ValueError(
-        f"workdir: {root} holds another sweep: its {key} was {old[key]}, and "
-        f"is {new[key]} now; use another folder"
-      )
-  lost = [one for one in old["cells"] if one not in new["cells"]]
+  if old["verb"] != new["verb"]:
+    raise ValueError(
+      f"workdir: {root} holds another sweep: its verb was {old['verb']}, and "
+      f"is {new['verb']} now; use another folder"
+    )
+  was, now = ({one["id"] for one in each["cells"]} for each in (old, new))
+  if was >= now:
+    return False
+  lost = [one for one in old["cells"] if one["id"] not in now]
   if lost:
     said = ", ".join(f"{k}={v}" for k, v in lost[0]["values"].items())
     raise ValueError(
       f"workdir: {root} holds another sweep, with {len(lost)} cells that this "
-      f"one lacks, such as {said}; a sweep may get more values, and otherwise "
-      "needs another folder"
+      f"one lacks, such as {said}; name its cells too, or use another folder"
     )
+  return True
 
 
 def described(sweep: Sweep, root: pathlib.Path) -> str:

@@ -1,10 +1,12 @@
 """The cells of a sweep and their ids."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +17,8 @@ from unlearning_jax.experiments.sweep import keys, verbs
 from unlearning_jax.experiments.sweep.keys import EDIT, SEED
 
 _ID = 12
+# A comma that an even number of quotes follows stands outside of them.
+_COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')
 
 
 class Base(NamedTuple):
@@ -23,12 +27,11 @@ class Base(NamedTuple):
   Attributes:
     make: makes the plain settings, with options that are no settings, such as
       `concept`. It refuses an option that it does not know.
-    has_methods: whether it makes the settings of other methods too, so that
-      `method` is an option.
+    options: keys that are options, also where a setting has the same name.
   """
 
   make: Callable[[Mapping[str, Any]], dict[str, Any]]
-  has_methods: bool = False
+  options: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,6 +79,8 @@ class Sweep:
 def parsed(texts: Sequence[str]) -> list[tuple[str, list[str]]]:
   """Keys and values of typed texts, as `hparams.lamb=0.1,0.5`.
 
+  A value with a comma stands in double quotes.
+
   Raises:
     ValueError: a text has another form.
   """
@@ -84,8 +89,15 @@ def parsed(texts: Sequence[str]) -> list[tuple[str, list[str]]]:
     key, equals, values = text.partition("=")
     if not (key and equals):
       raise ValueError(f"--grid={text}: must be key=value,value")
-    found.append((key, values.split(",") if values else []))
+    if values.count('"') % 2:
+      raise ValueError(f"--grid={text}: a quote has no end")
+    parts = [part.strip() for part in _COMMA.split(values)] if values else []
+    found.append((key.strip(), [_unquoted(part) for part in parts]))
   return found
+
+
+def _unquoted(text: str) -> str:
+  return text[1:-1] if re.fullmatch('"[^"]*"', text) else text
 
 
 def plan(
@@ -112,12 +124,8 @@ def plan(
       two that are the same run.
   """
   cls = verbs.find(verb).settings
-  keys.check(verb, cls, grid, seeds)
-  optional = [
-    key
-    for key, _ in grid
-    if keys.is_option(cls, key, has_methods=base.has_methods)
-  ]
+  keys.check(verb, cls, grid, seeds, base.options)
+  optional = [key for key, _ in grid if keys.is_option(cls, key, base.options)]
   first = {key: values[0] for key, values in grid if key in optional}
   start = _first(base, first)
   axes: dict[str, tuple[Any, ...]] = {}
@@ -146,7 +154,10 @@ def _first(base: Base, options: Mapping[str, Any]) -> dict[str, Any]:
   try:
     return _made(base, options)
   except ValueError as error:
-    plain = base.make({})
+    plain: dict[str, Any] = {}
+    # Without its options, a base may lack what it needs.
+    with contextlib.suppress(ValueError):
+      plain = base.make({})
     for key in options:
       if place := keys.place(plain, key):
         raise ValueError(

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from unlearning_jax import settings
@@ -15,7 +15,11 @@ EDIT, SEED, METHOD = "edit", "seed", "method"
 
 
 def check(
-  verb: str, cls: type, grid: Sequence[tuple[str, Sequence[Any]]], seeds: int
+  verb: str,
+  cls: type,
+  grid: Sequence[tuple[str, Sequence[Any]]],
+  seeds: int,
+  options: Set[str] = frozenset(),
 ):
   """Refuses keys and values that make no grid."""
   keys = [key for key, _ in grid]
@@ -34,7 +38,7 @@ def check(
       raise ValueError(f"--grid={key}: has no values; as --grid={key}=a,b")
     if "" in values:
       raise ValueError(f"--grid={key}: one of its values is empty")
-    for free in settings.free(cls):
+    for free in () if key in options else settings.free(cls):
       if f"{key}.".startswith(f"{free}."):
         raise ValueError(
           f"--grid={key}: no result of {verb} depends on it, so its cells "
@@ -48,15 +52,18 @@ def check(
     raise ValueError(f"--grid={EDIT}: {verb} starts from the base, not an edit")
 
 
-def is_option(cls: type, key: str, *, has_methods: bool) -> bool:
+def is_option(cls: type, key: str, options: Set[str]) -> bool:
   """Whether a key is an option of the base, and no setting.
+
+  Args:
+    options: those that the base is sure of.
 
   Raises:
     ValueError: it can be neither.
   """
   known = [field.name for field in dataclasses.fields(cls)]
   first = key.partition(".")[0]
-  if key == METHOD and has_methods:
+  if key in options:
     return True
   if key == EDIT or first in known:
     return False

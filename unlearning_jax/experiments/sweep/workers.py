@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
+import jax
 from absl import logging
 
 from unlearning_jax import checking, durable
@@ -72,15 +73,22 @@ def run(
     The number of cells of this part that failed or were not finished.
 
   Raises:
-    ValueError: the folder holds another sweep; a tracker is not installed.
+    ValueError: the folder holds another sweep; a tracker is not installed;
+      several processes have joined.
   """
+  if (count := jax.process_count()) > 1:
+    raise ValueError(
+      f"sweep: {count} processes have joined, but each worker of a sweep runs "
+      "alone; start them without jax.distributed.initialize()"
+    )
   tracking.check(track)
   new = table.plain(sweep)
-  folder.check(new, root)
+  is_new = folder.has_fewer(root, new)
   if checking.is_only():
     checking.passed()
-  with durable.replacing(root / folder.FILE) as file:
-    file.write(durable.to_json(new, "sweep", indent=2).encode())
+  if is_new:
+    with durable.replacing(root / folder.FILE) as file:
+      file.write(durable.to_json(new, "sweep", indent=2).encode())
   store = folder.Store(root)
   mine = sweep.cells[part[0] - 1 :: part[1]]
   if retry:
