@@ -19,7 +19,7 @@ from .. import places
 GRACE_S = 30
 PLATFORMS = ("cpu", "gpu")
 # A terminal that closes asks for a stop.
-_PASSED = {signal.SIGHUP: signal.SIGTERM}
+_PASSED: dict[int, int] = {signal.SIGHUP: signal.SIGTERM}
 
 
 def environments(

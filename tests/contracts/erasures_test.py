@@ -88,6 +88,16 @@ ERASURES = {
     }
     for preset, saliency in (("fixed", "random"), ("reference", "gradient"))
   ],
+  "resalign": [
+    {
+      "hypergrad": "first_order",
+      "lanes": ("sgd/1e-2/2/0", "adam/1e-3/1/0"),
+      "num_images": 8,
+      "batch_size": 8,
+      "num_steps": 2,
+      "num_inference_steps": 2,
+    }
+  ],
   "spm": [
     {
       "num_steps": 2,
@@ -126,11 +136,12 @@ MAPS = ("uce", "rece", "time")
 # Those that train a network for minutes: their rows are slow tests.
 SLOW = (
   "mace", "esd", "concept_ablation", "salun", "erasediff", "fmn", "spm",
-  "advunlearn",
+  "advunlearn", "resalign",
 )  # fmt: skip
 # Those whose losses or thresholds are of noise.
 EPSILON = (
   "esd", "concept_ablation", "salun", "erasediff", "spm", "sld", "advunlearn",
+  "resalign",
 )  # fmt: skip
 # How near its anchor the concept must come, as a share of the way. RECE goes
 # on to erase derived states, and on so narrow a model gives some of it back.

@@ -7,9 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unlearning_jax import erasures, finetune, models, shapes, stable_diffusion
+from unlearning_jax import (
+  erasures,
+  finetune,
+  lora,
+  models,
+  shapes,
+  stable_diffusion,
+)
 from unlearning_jax.convert.sd1 import CONFIGS
-from unlearning_jax.erasures import erasediff, fmn, salun, spm
+from unlearning_jax.erasures import erasediff, fmn, resalign, salun, spm
+from unlearning_jax.finetune.partition import merge_adapters
 
 pytestmark = pytest.mark.slow
 ROWS = 1
@@ -41,6 +49,17 @@ def parts(method, h, params):
     made = jax.eval_shape(lambda key: spm.fresh(kernels, 1, key), KEY)
     frozen = {"params": finetune.partition(params, "full").trained}
     return made, frozen | {"contexts": states}, {"concept": PAIR}
+  if method == "resalign":
+    made = jax.eval_shape(
+      lambda key: lora.init(params, key, rank=4, targets="attention"), KEY
+    )
+    frozen = finetune.partition(params, "full").trained
+    frozen["lora/scale"] = np.float32(1)
+    batch = {"forget": LATENTS, "remain": LATENTS, "step": PAIR}
+    batch |= {"forget_pair": PAIR, "remain_pair": PAIR}
+    images = {"latents": LATENTS, "pair": PAIR, "rows": np.zeros((3, 1), int)}
+    frozen = {"params": frozen, "contexts": states, "tuning": images}
+    return made, frozen, batch
   part = finetune.partition(params, "full")
   frozen = {"params": part.frozen, "contexts": states}
   batch = {"forget": LATENTS, "remain": LATENTS}
@@ -59,12 +78,14 @@ def parts(method, h, params):
 KEY = jax.random.key(0)
 
 
-@pytest.mark.parametrize("module", [salun, erasediff, fmn, spm])
+@pytest.mark.parametrize("module", [salun, erasediff, fmn, spm, resalign])
 def test_the_published_settings_trace_at_full_size(module, model):
   sd, params = model
   method = module.__name__.rpartition(".")[2]
   h = erasures.bind(method, {}).h
   join = () if method == "spm" else (finetune.partition(params, "full").join,)
+  if method == "resalign":
+    join = (merge_adapters,)
   loss, tx = module._training(sd, *join, h)
   trained, frozen, batch = parts(method, h, params)
   state = jax.eval_shape(tx.init, trained)

@@ -142,6 +142,13 @@ PUBLISHED = [
     1, "art", "",
   ),
   (
+    "resalign", "sd14,task=unsafe,preset=paper_code",
+    {"preset": "paper_code", "drawn": 3, "terms": 5, "resilience": 0.8,
+     "remain_weight": 1.6, "last_remain_weight": 2.0, "rank": 4, "cap": 0.2,
+     "num_steps": 160, "learning_rate": 2e-4, "batch_size": 4},
+    1, "", "",
+  ),
+  (
     "spm", "sd14,name=pikachu",
     {"rank": 1, "alpha": 1.0, "eta": 1.0, "anchor_weight": 1000.0,
      "anchors": 4, "num_inference_steps": 30, "num_steps": 3000,

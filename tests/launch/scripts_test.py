@@ -40,6 +40,10 @@ SHORT = {
     "num_steps=2", "num_inference_steps=2", "num_images=2", "batch_size=2",
   ],
   "spm": ["num_steps=2", "num_inference_steps=2"],
+  "resalign": [
+    "num_steps=2", "num_inference_steps=2", "num_images=24", "batch_size=8",
+    "lanes=('sgd/1e-2/2/0',)",
+  ],
   "mace": ["num_steps=2", "num_images=2", "num_inference_steps=2"],
 }  # fmt: skip
 

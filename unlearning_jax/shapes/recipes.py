@@ -97,6 +97,21 @@ _HPARAMS: dict[str, dict[str, Any]] = {
     "epochs": 35,
     "learning_rate": 3e-5,
   },
+  "resalign": {
+    "lanes": ("sgd/1e-2/5/0", "adam/1e-3/5/1", "adam/1e-3/3/2"),
+    "num_images": 64,
+    "num_inference_steps": 15,
+    "guidance_scale": 4.0,
+    "batch_size": 8,
+    "concept_batch": 8,
+    "curvature_batch": 2,
+    "terms": 3,
+    # With the published weights, 1.6 and 2, other objects go with the concept.
+    "remain_weight": 6.0,
+    "last_remain_weight": 7.5,
+    "num_steps": 90,
+    "learning_rate": 1e-3,
+  },
   "spm": {
     "num_steps": 150,
     "learning_rate": 1e-2,
