@@ -227,6 +227,27 @@ def test_the_cost_is_of_a_cell_that_was_never_killed(tmp_path):
   assert "one took 90.0 s" in sweep.described(planned, tmp_path)
 
 
+def test_an_audit_that_stopped_is_tried_again_and_a_failed_one_is_not(
+  tmp_path, monkeypatch
+):
+  def stage(name):
+    def ends(given, opened, edit):
+      (opened().path / "attack/UCE").mkdir(parents=True, exist_ok=True)
+      (opened().path / "attack/UCE" / name).touch()
+
+    monkeypatch.setitem(
+      verbs.VERBS, "toy", verbs.Verb(toy_sweep.Settings, ends)
+    )
+    return sweep.run(planned, tmp_path)
+
+  planned = toy_sweep.plan(1)
+  assert stage("results.jsonl") == 1
+  assert [row["state"] for row in table(tmp_path)] == ["not run"]
+  assert not list(tmp_path.glob("cells/*/cost.json"))
+  assert stage("failed.txt") == 1
+  assert [row["state"] for row in table(tmp_path)] == ["failed"]
+
+
 def test_a_worker_that_lost_its_cell_records_nothing_more(
   tmp_path, monkeypatch
 ):

@@ -169,13 +169,16 @@ def _work(verb: str, worker: _Worker, some: Sequence[Cell]):
   print(f"cell {cell.id}: {cell.said}", flush=True)
   try:
     try:
-      _run(verb, cell, path, lease, worker.track)
+      is_done = _run(verb, cell, path, lease, worker.track)
     except Exception:
       # Whatever goes wrong after another worker has come is no failure.
       lease.check()
       raise
     lease.check()
     seconds = time.monotonic() - started
+    if not is_done:
+      logging.warning("cell %s: the next start tries again", cell.id)
+      return
     with durable.replacing(path / table.COST) as file:
       file.write(durable.to_json({"seconds": seconds}, "cost").encode())
   except (leases.LostError, durable.BusyError) as error:
@@ -191,8 +194,12 @@ def _run(
   path: pathlib.Path,
   lease: leases.Lease,
   track: Sequence[str],
-):
-  """Runs a cell's verb in its folder, and tells the trackers."""
+) -> bool:
+  """Runs a cell's verb in its folder, and tells the trackers.
+
+  Returns:
+    Whether it is done; the next start tries it again otherwise.
+  """
   own = verbs.find(verb)
 
   def end(tracker: tracking.Tracker):
@@ -215,16 +222,17 @@ def _run(
       return record
 
     own.run(cell.given, opened, cell.edit)
-    _check_done(opened())
+    return _is_done(opened())
 
 
-def _check_done(record: Workdir):
-  """Raises if a run came back before its end, as an audit may.
+def _is_done(record: Workdir) -> bool:
+  """Whether a run came to its end; an audit may come back before.
 
   Raises:
     ValueError: some of its stages failed.
   """
-  if not record.is_done:
+  if not record.is_done and any(record.path.glob("*/**/failed.txt")):
     raise ValueError(
       f"{record.path}: some of it failed; its report.html says what"
     )
+  return record.is_done
