@@ -6,7 +6,7 @@ notebook.
 """
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,13 +21,16 @@ class Recorder(Protocol):
   """Takes what an experiment records, and gives it back to a resumed run.
 
   Attributes:
-    guard: called before anything is recorded; it raises if another worker has
-      taken the run over.
     is_writer: True in the one process that writes shared files.
   """
 
-  guard: Callable[[], object]
   is_writer: bool
+
+  def guard(self) -> object:
+    """Is called before anything is recorded.
+
+    It raises if another worker has taken the run over.
+    """
 
   @property
   def path(self) -> pathlib.Path:
