@@ -11,6 +11,8 @@ import time
 import numpy as np
 import pytest
 
+from unlearning_jax.experiments import erase
+from unlearning_jax.experiments.tallies import Tallies
 from unlearning_jax.record import Workdir, leases
 from unlearning_jax.record.leases import Leases, LostError
 
@@ -223,6 +225,28 @@ def test_a_full_disk_keeps_no_worker_from_leaving(tmp_path, clock, monkeypatch):
   held.release()
   monkeypatch.undo()
   assert worker(tmp_path, clock).take("a")
+
+
+def test_a_lost_record_keeps_its_tallies(tmp_path, clock):
+  held = worker(tmp_path / "leases", clock).take("a")
+  counted = Tallies(Workdir(tmp_path / "a", {}, guard=held.check), ())
+  counted.save()
+  clock.now += 500
+  with pytest.raises(LostError):
+    counted.save()
+
+
+def test_a_lost_erasure_keeps_what_it_has_drawn(tmp_path, clock):
+  held = worker(tmp_path / "leases", clock).take("a")
+  run = Workdir(tmp_path / "a", {}, guard=held.check)
+
+  def make(i):
+    clock.now += 60
+    return np.zeros(2, np.float32)
+
+  with pytest.raises(LostError):
+    erase.recorded(run, 1).collect("images", 3, make)
+  assert len([*(tmp_path / "a").rglob("*.safetensors")]) == 1
 
 
 @pytest.mark.parametrize("beat_s", [0, 60, 200])

@@ -347,6 +347,7 @@ def _train(
 
   def on_state(now: int, state: finetune.TrainState):
     if now in at:
+      run.guard()
       checkpoints.save(saved, now, jax.device_get(state))
 
   log = training_log.TrainingLog(
@@ -356,6 +357,7 @@ def _train(
   def on_stop(now: int, state: finetune.TrainState):
     # Each process trains alone, and all would have to meet in a checkpoint.
     if jax.process_count() == 1:
+      run.guard()
       checkpoints.save_new(saved, now, jax.device_get(state))
 
   watch = finetune.Watch(
@@ -381,6 +383,7 @@ def _collect(
         continue
       found.append(make(len(found)))
       if run.is_writer:
+        run.guard()
         durable.save_tensors(file, {name: found[-1]}, {})
       bar.update()
   return found

@@ -141,6 +141,7 @@ class Tallies:
 
   def save(self):
     """Saves the states, so that their rows may be recorded."""
+    self._run.guard()
     if not self._seeing:
       return
     start = time.monotonic()

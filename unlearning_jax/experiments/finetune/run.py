@@ -84,6 +84,7 @@ def run(
       if record.is_writer:
         save_edit(kept, record.path / "steps" / f"{now:06}.safetensors")
     if now in saves:
+      record.guard()
       checkpoints.save(saved, now, state)
 
   log = training_log.TrainingLog(
