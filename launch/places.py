@@ -11,6 +11,8 @@ import jinja2
 from . import main
 
 PLACES = ("local", "slurm", "tpu", "kubernetes")
+# Verbs whose processes share a folder and nothing else.
+WORKERS = ("sweep",)
 # Statuses of a run that has ended: well, with failed parts, with a verdict.
 ENDED = (0, 3, 4)
 
@@ -31,8 +33,7 @@ def command(
   if not words:
     raise ValueError("name the run after --, as in -- evaluate --workdir=...")
   verb = main.verb(words[0], [v for v in main.verbs() if v not in PLACES])
-  # Workers of a sweep share its folder alone.
-  joined = ["--distributed"] if processes > 1 and verb != "sweep" else []
+  joined = ["--distributed"] if processes > 1 and verb not in WORKERS else []
   module = "unlearning_jax.launch.main"
   return [python, "-m", module, verb, *words[1:], *joined]
 

@@ -74,7 +74,14 @@ def script(job: Job, words: Sequence[str]) -> str:
     ValueError: as `places.command`.
   """
   command = places.command(words, job.nodes * job.tasks, job.python)
-  if job.array and INDEX not in shlex.join(words):
+  workers = words[0].replace("-", "_") in places.WORKERS
+  if workers and job.gpus_per_node > 1 and job.tasks > 1:
+    raise ValueError(
+      f"--gpus_per_node={job.gpus_per_node}: each worker of a {words[0]} would "
+      "take all GPUs of its node; type --gpus_per_node=1 --array=1-N for N "
+      "workers, or --tasks_per_node=1 for one that has them all"
+    )
+  if job.array and not workers and INDEX not in shlex.join(words):
     raise ValueError(
       f"--array={job.array}: every job would be the same run; put '{INDEX}' "
       f"into its flags, as in --workdir='runs/{INDEX}'"

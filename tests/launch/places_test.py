@@ -78,6 +78,16 @@ def test_kubernetes_leaves_dollars_alone():
   assert "--config.title=$$5 $$(A)" in container["command"]
 
 
+def test_workers_of_a_sweep_have_a_gpu_each():
+  sweep = ["sweep", "--config=erase_uce:tiny", "--workdir=/shared/sweep"]
+  job = slurm.Job(gpus_per_node=1, array="1-16")
+  assert "--distributed" not in slurm.script(job, sweep)
+  with pytest.raises(ValueError, match="--gpus_per_node=1 --array=1-N"):
+    slurm.script(slurm.Job(gpus_per_node=4), sweep)
+  alone = slurm.Job(gpus_per_node=4, tasks_per_node=1)
+  assert "srun" in slurm.script(alone, sweep)
+
+
 def test_a_single_process_may_have_all_gpus():
   job = slurm.Job(gpus_per_node=4, tasks_per_node=1)
   assert "--distributed" not in slurm.script(job, RUN)
