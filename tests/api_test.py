@@ -13,7 +13,7 @@ from unlearning_jax.launch import main
 
 import unlearning_jax as ul
 from unlearning_jax import settings
-from unlearning_jax.api import attacking, erasing, results, runs
+from unlearning_jax.api import attacking, erasing, given, results, runs
 from unlearning_jax.experiments import attack as attack_experiment
 from unlearning_jax.guidance import Guidance
 
@@ -195,6 +195,14 @@ def test_a_verb_keeps_its_run_where_it_is_told(tmp_path):
   run = runs.opener(tmp_path / "run", given)()
   assert json.loads((run.path / "config.json").read_text())["method"] == "uce"
   assert runs.page(run.path) == ""
+
+
+def test_how_a_model_computes_stands_in_the_record():
+  model = ul.load("shapes", kernels="fast")
+  assert given.computing(model) == {"kernels": "fast"}
+  star = ul.concept(model, "star")
+  values = attacking.configured(model, star, "pez", 1, {}, {})
+  assert values.kernels == "fast"
 
 
 def test_no_verb_hides_a_script():

@@ -13,7 +13,13 @@ from safetensors.numpy import save_file
 import unlearning_jax as ul
 from tests.support import scripts, single_files
 from unlearning_jax import convert
-from unlearning_jax.convert import families, pickles, torch_files
+from unlearning_jax.convert import (
+  differences,
+  families,
+  pickles,
+  reader,
+  torch_files,
+)
 from unlearning_jax.shapes import world
 
 KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -178,6 +184,24 @@ def test_half_precision_is_no_edit(base, tmp_path):
   same = ul.inspect(tmp_path / "same.safetensors", "shapes")
   assert not same.differences[0].changed and same.looks_like == ""
   assert "more differ by the rounding of half precision" in str(same)
+
+
+def test_two_halves_of_one_model_are_no_edit(base, tmp_path):
+  for dtype in ("float16", "bfloat16"):
+    convert.save_part(tmp_path / f"{dtype}.st", base, "unet", dtype=dtype)
+  halves = [
+    reader.read_state_dict(tmp_path / f"{dtype}.st")
+    for dtype in ("float16", "bfloat16")
+  ]
+  values = [
+    {name: np.asarray(value, np.float32) for name, value in half.items()}
+    for half in halves
+  ]
+  name = max(values[0], key=lambda name: values[0][name].size)
+  assert not np.array_equal(values[0][name], values[1][name])
+  for one, two in (values, values[::-1]):
+    assert differences._is_rounding(one[name], two[name])
+    assert not differences._is_rounding(one[name], 1.02 * two[name])
 
 
 def test_the_rank_of_a_lora_is_that_of_its_change(tmp_path, base):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from unlearning_jax.convert import read_state_dict
+from unlearning_jax.convert.reader import read_lazily
 
 _EVENTS = {
   "os.system", "exec", "compile", "subprocess.Popen", "os.posix_spawn",
@@ -290,6 +291,23 @@ def test_legacy_sizes_must_agree(tmp_path):
     )
     with pytest.raises(ValueError, match="storage '0'"):
       read_state_dict(path)
+
+
+@pytest.mark.parametrize("count", [5, 1 << 41, 1 << 60])
+def test_a_legacy_file_that_claims_more_than_it_holds(count, tmp_path):
+  path = tmp_path / "w.pt"
+  path.write_bytes(
+    pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+    + pickle.dumps(1001, 2)
+    + pickle.dumps({}, 2)
+    + _tensor_pickle((count,), (1,), size=count)
+    + pickle.dumps(["0"], 2)
+    + struct.pack("<q", count)
+    + bytes(16)
+  )
+  for read in (read_state_dict, read_lazily):
+    with pytest.raises(ValueError, match="storage '0' ends after the file"):
+      read(path)
 
 
 # What training loops save, and what would fill the memory.

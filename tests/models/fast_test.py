@@ -84,6 +84,19 @@ def test_unet_and_its_gradients():
   compare(call, filled(shapes_), context)
 
 
+def test_the_derivative_of_a_gradient():
+  """As the curvature of a loss needs it; it is compiled, not only traced."""
+  x, kernel = normal(0, 1, 4, 4, 3), normal(1, 3, 3, 3, 2)
+
+  def bent(convolve):
+    slope = jax.grad(lambda x: jnp.sin(convolve(x, kernel)).sum())
+    return jax.jit(lambda v: jax.jvp(slope, (x,), (v,))[1])(jnp.cos(x))
+
+  wanted = bent(lambda x, k: fast._plain(x, k, ((1, 1), (1, 1))))
+  np.testing.assert_allclose(bent(fast.conv3), wanted, atol=1e-5)
+  assert np.isfinite(bent(fast.upsampled_conv3)).all()
+
+
 def test_vae_and_its_gradients():
   images = normal(0, 1, 8, 12, 3)
   nets = {k: AutoencoderKL.from_config(VAE, kernels=k) for k in fast.KERNELS}

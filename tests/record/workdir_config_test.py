@@ -35,6 +35,20 @@ def test_a_resume_may_change_what_no_row_depends_on(tmp_path):
     Workdir(tmp_path, config | {"lanes": 100})
 
 
+def test_a_key_that_an_older_run_lacks_has_its_default_at_any_depth(tmp_path):
+  defaults = {"kernels": "exact"}
+  old = {"attacks": {"seed": {"rows": 1}}, "rows": 2}
+  Workdir(tmp_path, old).append_row({"id": 1})
+  new = {"attacks": {"seed": {"rows": 1, "kernels": "exact"}}, "rows": 2}
+  new["kernels"] = "exact"
+  assert Workdir(tmp_path, new, defaults=defaults).done_ids() == {1}
+  new["attacks"]["seed"]["kernels"] = "fast"
+  with pytest.raises(
+    ValueError, match="attacks.seed.kernels: '.absent.' -> 'f"
+  ):
+    Workdir(tmp_path, new, defaults=defaults)
+
+
 def test_of_long_values_only_what_differs_is_listed(tmp_path):
   words = [f"word {i}" for i in range(500)]
   config = {"concepts": [{"erase": "a", "preserve": words}], "listed": words}

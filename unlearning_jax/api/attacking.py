@@ -131,6 +131,7 @@ def configured(
       given = {key: changes[key]}
       raise ValueError(f"attack: {key} is the attack's own: hparams={given}")
   own = {"model": model.source, "rows_per_group": rows}
+  own |= given_.computing(model)
   values = settings.changed(values | own, changes)
   if subject.world:
     values.setdefault("targets", (subject.target,))

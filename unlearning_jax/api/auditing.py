@@ -112,6 +112,9 @@ def audit(
   if "evaluate" in changes:
     # Other numbers than the protocol's must not carry its name.
     values["evaluate"] |= {"protocol": ""}
+  parts = [*values["attacks"].values(), *values["tunings"].values()]
+  for one in (values["evaluate"], *parts):
+    one |= given_.computing(base)
   values = settings.changed(values, changes)
   given = settings.build(experiment.Settings, values)
   named = dict(zip(unique(models), models, strict=True))

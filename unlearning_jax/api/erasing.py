@@ -125,6 +125,7 @@ class Settings:
     concepts: the concepts to erase, fields of `Concept` each.
     seed: the seed that the method draws from.
     judge: always None, since nothing is drawn.
+    kernels: how the model computes, see `models.fast`.
   """
 
   model: Output[str]
@@ -133,6 +134,7 @@ class Settings:
   concepts: Output[tuple[dict[str, Any], ...]]
   seed: Output[int] = 0
   judge: Output[str | None] = None
+  kernels: Output[str] = "exact"
 
 
 def erase(
@@ -193,6 +195,7 @@ def erase(
     hparams=chosen,
     concepts=tuple(dataclasses.asdict(one) for one in listed),
     seed=seed,
+    **given_.computing(model),
   )
   run = opener(out, given)()
   common.begin(run, given, model.params)

@@ -19,6 +19,11 @@ def model(what: str, value: Any) -> Model:
   raise ValueError(f"{what}={value!r} is not a model; take one from {hint}")
 
 
+def computing(model: Model) -> dict[str, Any]:
+  """How a model was loaded to compute, as settings have it."""
+  return {"kernels": model.sd.unet.config.kernels}
+
+
 def models(what: str, value: Any) -> list[Model]:
   """Returns one model or several as a list.
 

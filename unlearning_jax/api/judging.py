@@ -134,8 +134,8 @@ def evaluate(
   values = published.config(
     protocol, prompts=os.fspath(prompts), reference=os.fspath(reference)
   )
-  if values.get("published"):
-    values["model"] = base.source
+  own = {"model": base.source} if values.get("published") else {}
+  values |= own | given_.computing(base)
   attacks = [attack] if isinstance(attack, str | os.PathLike) else attack
   beside = published.Beside(
     tuple(os.fspath(one) for one in attacks), os.fspath(utility)

@@ -58,7 +58,7 @@ def finetune(
   values["data"] |= experiment.data_of(data, model)
   values |= {
     "model": model.source, "train": train, "num_steps": steps,
-    "checkpoints": (steps,),
+    "checkpoints": (steps,), **given_.computing(model),
   }  # fmt: skip
   given = settings.build(experiment.Settings, settings.changed(values, changes))
   # A record in memory takes its files with it, so it is held until they are

@@ -188,7 +188,20 @@ def _is_rounding(old: np.ndarray, new: np.ndarray) -> bool:
       )
       for half in ("float16", "bfloat16")
       for first, second in ((old, new), (new, old))
-    )
+    ) or any(_are_halves(*both) for both in ((old, new), (new, old)))
+
+
+def _are_halves(one: np.ndarray, two: np.ndarray) -> bool:
+  """Whether float16 holds one, bfloat16 the other, a step of it apart at most.
+
+  So are two halves of one model, which were both rounded from float32.
+  """
+  return all(
+    np.array_equal(a.astype("float16").astype(np.float32), a)
+    and np.array_equal(b.astype("bfloat16").astype(np.float32), b)
+    and bool(np.all(np.abs(a - b) <= np.abs(b) / 128))
+    for a, b in _pieces(one, two)
+  )
 
 
 def _pieces(

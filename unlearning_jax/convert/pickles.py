@@ -183,6 +183,7 @@ def _read_legacy(file: IO[bytes], use: Callable) -> Any:
   tree, sizes = load(file)
   keys, _ = load(file)
   offsets: dict[str, int] = {}
+  end = os.fstat(file.fileno()).st_size
   for key in keys:
     if not isinstance(key, str):
       raise ValueError(f"a storage is called by {describe(key)}")
@@ -190,7 +191,11 @@ def _read_legacy(file: IO[bytes], use: Callable) -> Any:
     if key not in sizes or key in offsets or count != sizes[key].size:
       raise ValueError(f"storage {key!r} is not the one that is referred to")
     offsets[key] = file.tell()
-    file.seek(count * sizes[key].dtype.itemsize, os.SEEK_CUR)
+    after = offsets[key] + count * sizes[key].dtype.itemsize
+    # Nothing is allocated for what the file does not hold.
+    if after > end:
+      raise ValueError(f"storage {key!r} ends after the file")
+    file.seek(after)
 
   def fetch(storage: Storage) -> bytes:
     file.seek(offsets[storage.key])

@@ -221,10 +221,11 @@ def workdir(
     ValueError: the folder cannot be written, or is of another config.
   """
   free = settings_.free(cls)
-  # Older versions had no metrics, no published protocols, no fast kernels.
+  # Older versions had no metrics, no published protocols, no fast kernels, and
+  # no erasure without pictures.
   defaults: dict[str, Any] = {
     "metrics": (), "published": None, "columns": (), "missing": {},
-    "kernels": "exact",
+    "kernels": "exact", "edit_only": False,
   }  # fmt: skip
   if checking.is_only():
     binding.check(path, config, free, defaults)

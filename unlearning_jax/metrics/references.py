@@ -94,7 +94,7 @@ class Reference:
     """
     if not self._is_file:
       return _of_folder(self._what, self.place, features, _stamp(self.place))[0]
-    held = _read(self._what, self.place, _stamp(self.place))
+    held = _read(self._what, self.place, _stamp(self.place), False)
     return Gaussian(self._n(held), held["mu"], held["sigma"])
 
   def vectors(self, features: Features) -> Float[np.ndarray, "n d"]:

@@ -111,7 +111,8 @@ def _backward(padding: Padding, kept: Any, slope: Array) -> Any:
   rows, columns = kernel.shape[0] - 1, kernel.shape[1] - 1
   opposite = ((rows - low, rows - high), (columns - left, columns - right))
   _, pull = jax.vjp(lambda k: _plain(x, k, padding), kernel)
-  return _convolve(slope, turned, opposite), *pull(slope)
+  # Plain, so that the gradient has a derivative of its own, as curvature needs.
+  return _plain(slope, turned, opposite), *pull(slope)
 
 
 _convolve.defvjp(_forward, _backward)

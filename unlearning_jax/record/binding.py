@@ -92,7 +92,7 @@ def is_new(
   old = renamed.config(json.loads(file.read_text()))
   # config.json keeps the first start's free keys; provenance.json has the
   # command of every start.
-  old, bound = ({**defaults, **config} for config in (old, new))
+  old, bound = _trimmed(old, new, defaults), _trimmed(new, old, defaults)
   changes = [
     change
     for change in differences(old, bound)
@@ -159,6 +159,21 @@ def differences(old: object, new: object, key: str = "") -> list[str]:
       for change in differences(was, now, f"{key}[{i}]")
     ]
   return [f"{key}: {_short(old)} -> {_short(new)}"]
+
+
+def _trimmed(
+  config: Mapping[str, Any], other: Any, defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+  """A config without defaults that the other lacks, at any depth."""
+  found = {}
+  for key, value in config.items():
+    inner = other.get(key) if isinstance(other, Mapping) else None
+    if key in defaults and value == defaults[key] and inner is None:
+      continue
+    if isinstance(value, Mapping):
+      value = _trimmed(value, inner, defaults)
+    found[key] = value
+  return found
 
 
 def _short(value: object, most: int = 100) -> str:

@@ -77,6 +77,11 @@ def _method(document: Document, cell: Mapping[str, Any]) -> str:
   return str(cell["values"].get("method") or cell["method"] or document["verb"])
 
 
+def _value(value: Any) -> Any:
+  """A value of a setting; of None the axis says that it is the default."""
+  return "default" if value is None else value
+
+
 def _said(cell: Mapping[str, Any]) -> str:
   return ", ".join(f"{key} {value}" for key, value in cell["values"].items())
 
@@ -122,7 +127,8 @@ def _parallel(
   if not done:
     return None
   axes = [
-    Axis(key, [one["values"][key] for one in done]) for key in document["keys"]
+    Axis(key, [_value(one["values"][key]) for one in done])
+    for key in document["keys"]
   ]
   for name in names[: max(_MOST_AXES - len(axes), 2)]:
     values = [one["figures"].get(name, {}).get("value") for one in done]

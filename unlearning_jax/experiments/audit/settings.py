@@ -131,11 +131,13 @@ class Settings:
     stages |= {f"tunings.{k}": one for k, one in self.tunings.items()}
     stages |= {"erase": self.erase} if self.erase is not None else {}
     for name, one in stages.items():
-      if one.model != self.evaluate.model:
-        raise ValueError(
-          f"{name}.model={one.model!r}: the evaluation's is "
-          f"{self.evaluate.model!r}; all stages need one base"
-        )
+      for key in ("model", "kernels"):
+        own, base = getattr(one, key), getattr(self.evaluate, key)
+        if own != base:
+          raise ValueError(
+            f"{name}.{key}={own!r}: the evaluation's is {base!r}; all stages "
+            "need one base"
+          )
     if self.tunings and not self.data:
       raise ValueError("data: name the pictures to tune on, or leave tunings")
 

@@ -78,13 +78,13 @@ def of_config(values: Mapping[str, Any]) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _base(source: str, dtype: str, attention: str) -> Model:
+def _base(source: str, dtype: str, attention: str, kernels: str) -> Model:
   # The cells of a sweep mostly share their base.
-  return models.load(source, dtype=dtype, attention=attention)
+  return models.load(source, dtype=dtype, attention=attention, kernels=kernels)
 
 
 def _model(given: Any) -> Model:
-  return _base(given.model, given.dtype, given.attention)
+  return _base(given.model, given.dtype, given.attention, given.kernels)
 
 
 def _erase(given: erase.Settings, opened: Opener, edit: str):
