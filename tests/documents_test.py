@@ -12,6 +12,7 @@ import sys
 import pytest
 from unlearning_jax.launch import main
 
+from tests.launch.scripts_test import SHORT
 from tests.support import scripts
 from unlearning_jax import shapes
 from unlearning_jax.convert import families
@@ -300,6 +301,9 @@ def test_the_commands_of_a_page_run(page, demo, tmp_path):
       continue
     if "attack_controls" not in str(arguments) and name == "attack":
       small = [*small, "--config.hparams.iterations=1"]
+    for method, short in SHORT.items():
+      if f"erase_{method}." in str(arguments):
+        small = [*small, *(f"--config.hparams.{flag}" for flag in short)]
     if "--protocol=shapes-star" in arguments:
       arguments = [
         "--protocol=shapes-star~rows_per_group=1,other_rows=2",

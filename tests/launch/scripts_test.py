@@ -41,8 +41,9 @@ SHORT = {
   ],
   "spm": ["num_steps=2", "num_inference_steps=2"],
   "resalign": [
-    "num_steps=2", "num_inference_steps=2", "num_images=24", "batch_size=8",
-    "lanes=('sgd/1e-2/2/0',)",
+    "num_steps=2", "num_inference_steps=2", "num_images=24", "batch_size=2",
+    "lanes=('sgd/1e-2/2/0',)", "concept_batch=1", "curvature_batch=1",
+    "terms=2",
   ],
   "mace": ["num_steps=2", "num_images=2", "num_inference_steps=2"],
 }  # fmt: skip
