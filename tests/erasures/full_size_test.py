@@ -57,7 +57,8 @@ def parts(method, h, params):
     frozen["lora/scale"] = np.float32(1)
     batch = {"forget": LATENTS, "remain": LATENTS, "step": PAIR}
     batch |= {"forget_pair": PAIR, "remain_pair": PAIR}
-    images = {"latents": LATENTS, "pair": PAIR, "rows": np.zeros((3, 1), int)}
+    images = {"latents": LATENTS, "pair": PAIR, "sizes": np.ones(3, int)}
+    images["rows"] = np.zeros((3, 1), int)
     frozen = {"params": frozen, "contexts": states, "tuning": images}
     return made, frozen, batch
   part = finetune.partition(params, "full")
