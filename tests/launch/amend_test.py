@@ -75,7 +75,8 @@ def test_an_edited_model_is_not_erased_from_again(
     "_WORKDIR": str(tmp_path / "run"),
     "_EVERY": 100,
     "_STRICT": False,
-    "_TENSORBOARD": False,
+    "_EVENTS": False,
+    "_EDIT_ONLY": False,
   }.items():
     monkeypatch.setattr(erase, name, types.SimpleNamespace(value=value))
   with pytest.raises(ValueError, match="erased star.*T1 T2 is not the joint"):
