@@ -33,7 +33,8 @@ def start(monkeypatch, tmp_path):
       "_WORKDIR": str(workdir),
       "_EVERY": 100,
       "_STRICT": False,
-      "_TENSORBOARD": False,
+      "_EVENTS": False,
+      "_EDIT_ONLY": False,
     }.items():
       monkeypatch.setattr(erase, flag, types.SimpleNamespace(value=value))
     erase.main(None)
