@@ -27,7 +27,7 @@ _DRY_RUN = absl_flags.DEFINE_bool("dry_run", False, "Print the manifest only.")
 
 
 def main(argv: list[str]):
-  """Renders the manifest and applies it."""
+  """Renders the manifest and creates its JobSet."""
   text = manifest(flags.built(Job), argv[1:])
   print(text.rstrip() if _DRY_RUN.value else create(text))
 

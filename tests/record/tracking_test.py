@@ -1,28 +1,13 @@
 """What trackers hear of a run is what its record holds."""
 
-import struct
 import sys
 import types
 
 import numpy as np
 import pytest
 
+from tests.support import events
 from unlearning_jax.record import Workdir, tracking
-
-
-def events_of(folder):
-  """Tag, step and value of every summary in a folder of event files."""
-  from tensorboardX.proto import event_pb2
-
-  for file in folder.rglob("events.*"):
-    data, at = file.read_bytes(), 0
-    while at < len(data):
-      # A record: its length and that's checksum, itself and its checksum.
-      (size,) = struct.unpack("<Q", data[at : at + 8])
-      event = event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
-      for value in event.summary.value:
-        yield value.tag, event.step, value
-      at += size + 16
 
 
 def recorded(folder, names):
@@ -44,7 +29,7 @@ def test_tensorboard_has_metrics_images_and_settings(tmp_path):
   pytest.importorskip("tensorboardX")
   record = recorded(tmp_path / "run", ["tensorboard"])
   assert record.read_metrics()[2]["loss"] == 0.125
-  found = [*events_of(tmp_path / "run/events")]
+  found = [*events.read(tmp_path / "run/events")]
   scalars = [(t, s, v.simple_value) for t, s, v in found if not v.image.height]
   assert ("loss", 1, 0.5) in scalars and ("loss", 2, 0.125) in scalars
   assert ("share", 1, 0.25) in scalars

@@ -78,7 +78,7 @@ def sweep(
   )
   root = pathlib.Path(kept.name if kept else os.fspath(out or ""))
   experiment.run(planned, root, retry=retry, track=track)
-  document = experiment.conclude(root)
+  document = experiment.written(root)
   head, *lines = experiment.lines(document)
   return Sweep(
     document["title"],

@@ -105,8 +105,12 @@ def load_model(given: Any) -> Model:
   Raises:
     ValueError: it cannot be read whole, or computes in no such way here.
   """
-  how = {key: getattr(given, key) for key in ("dtype", "attention", "kernels")}
-  return models.load(given.model, **how)
+  return models.load(given.model, **computing(given))
+
+
+def computing(given: Any) -> dict[str, str]:
+  """How settings say that a model computes, as `model.load` takes it."""
+  return {key: getattr(given, key) for key in ("dtype", "attention", "kernels")}
 
 
 def load_judge(given: Any) -> Judge | None:

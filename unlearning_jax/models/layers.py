@@ -1,5 +1,7 @@
 """Blocks that the UNet and the VAE share, with torch's numerics."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -33,12 +35,16 @@ def layer_norm(name: str, epsilon: float = 1e-5) -> nn.LayerNorm:
 
 
 def conv3(
-  channels: int, name: str, dtype: DTypeLike, kernels: str = "exact"
+  channels: int,
+  name: str,
+  dtype: DTypeLike,
+  kernels: str = "exact",
+  quick: Callable[..., Array] = fast.conv3,
 ) -> nn.Conv:
-  """A 3x3 convolution that keeps the size."""
+  """A 3x3 convolution that keeps the size; `quick` with fast kernels."""
   return nn.Conv(
     channels, (3, 3), padding=((1, 1), (1, 1)), dtype=dtype, name=name,
-    conv_general_dilated=fast.conv3 if fast.used(kernels) else None,
+    conv_general_dilated=quick if fast.used(kernels) else None,
   )  # fmt: skip
 
 
@@ -109,10 +115,8 @@ class Upsample(nn.Module):
     columns = np.arange(target[1]) * width // target[1]
     if target == (2 * height, 2 * width):
       if fast.used(self.kernels):
-        return nn.Conv(
-          channels, (3, 3), padding=((1, 1), (1, 1)), dtype=self.dtype,
-          name="conv", conv_general_dilated=fast.upsampled_conv3,
-        )(x)  # fmt: skip
+        folded = fast.upsampled_conv3
+        return conv3(channels, "conv", self.dtype, self.kernels, folded)(x)
       x = x.repeat(2, axis=1).repeat(2, axis=2)
     else:
       x = x[:, rows][:, :, columns]

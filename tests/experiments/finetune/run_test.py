@@ -1,14 +1,13 @@
 """A run: what it keeps, what it goes on from, what it refuses."""
 
 import dataclasses
-import struct
 
 import jax
 import numpy as np
 import PIL.Image
 import pytest
 
-from tests.support import tunings
+from tests.support import events, tunings
 from unlearning_jax import finetune, sharding
 from unlearning_jax import model as models
 from unlearning_jax.concepts import make_concepts
@@ -71,31 +70,17 @@ def test_what_is_asked_for_trains(train, model, images):
     assert not np.array_equal(leaf, parts.trained[path])
 
 
-def events_of(folder):
-  """Tag, step and value of every scalar in a folder of event files."""
-  from tensorboardX.proto import event_pb2
-
-  for file in folder.glob("events.*"):
-    data, at = file.read_bytes(), 0
-    while at < len(data):
-      # A record: its length and that's checksum, itself and its checksum.
-      (size,) = struct.unpack("<Q", data[at : at + 8])
-      event = event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
-      for value in event.summary.value:
-        yield value.tag, event.step, value.simple_value
-      at += size + 16
-
-
 def test_a_run_writes_the_events_of_its_metrics(model, images):
   pytest.importorskip("tensorboardX")
   chosen = short("lora", images, tensorboard=True, ema_decay=0.9)
   run, files = started(chosen, model)
   assert list(files) == [2] and (run.path / "lora.safetensors").exists()
   wanted = run.read_metrics()
-  found = list(events_of(run.path / "events"))
+  found = list(events.read(run.path / "events"))
   assert len(found) == 2 * 3
   for tag, step, value in found:
-    assert value == pytest.approx(wanted[step][tag.removeprefix("train/")])
+    number = wanted[step][tag.removeprefix("train/")]
+    assert value.simple_value == pytest.approx(number)
 
 
 # --- A resume ---

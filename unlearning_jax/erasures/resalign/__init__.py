@@ -215,7 +215,7 @@ def through(
     # A series that grows has no sum; its first term is `first_order`'s.
     g = jax.tree.map(lambda a, b: jnp.where(grown < 1, a, b), total, g)
     found = {"growth": grown, "dropped": (grown >= 1).astype(jnp.float32)}
-  return hypergrad.add(g, direct), found
+  return optax.tree.add(g, direct), found
 
 
 def _loss(

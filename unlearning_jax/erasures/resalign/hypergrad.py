@@ -15,7 +15,6 @@ gradient descent at a rate r come near it with gamma = n r: on a quadratic loss
 All trees of arrays; the parameters are a tree too.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,11 +31,6 @@ def curvature(loss: Callable[[Any], Array], at: Any) -> Product:
   """The product v -> H v with the Hessian of `loss` at `at`."""
   gradient = jax.grad(loss)
   return lambda v: jax.jvp(gradient, (at,), (v,))[1]
-
-
-def add(first: Any, second: Any, scale: Any = 1.0) -> Any:
-  """The tree first + scale * second."""
-  return jax.tree.map(lambda a, b: a + scale * b, first, second)
 
 
 def neumann(
@@ -56,7 +50,7 @@ def neumann(
     term = jax.tree.map(lambda leaf: -gamma * leaf, product(term))
     # Of a zero gradient nothing grows.
     grown = optax.global_norm(term) / jnp.maximum(before, 1e-30)
-    return term, add(total, term), grown
+    return term, optax.tree.add(total, term), grown
 
   zero = jnp.zeros_like(optax.global_norm(g))
   _, total, grown = jax.lax.fori_loop(0, terms - 1, more, (g, g, zero))
@@ -105,12 +99,12 @@ def released(
 
     def more(_: Any, sum_: tuple[Any, Array]) -> tuple[Any, Array]:
       v, grows = sum_
-      bent = add(v, product(v, state.made))
-      stepped = jax.tree.map(lambda a, b: a - s * b, v, bent)
-      return add(g, stepped), grows | (_mean_growth(v, stepped) > 1)
+      bent = optax.tree.add(v, product(v, state.made))
+      stepped = optax.tree.add_scale(v, -s, bent)
+      return optax.tree.add(g, stepped), grows | (_mean_growth(v, stepped) > 1)
 
     v, grows = jax.lax.fori_loop(0, terms - 1, more, (g, jnp.bool_(False)))
-    total = jax.tree.map(lambda a, b: s * a + b, v, direct)
+    total = optax.tree.add_scale(direct, s, v)
     kept = ~grows & ~(optax.global_norm(total) > cap)
     return Attempt(state.made + 1, s, total, kept)
 
@@ -140,16 +134,6 @@ def with_gradient(
   value: Float[Array, ""], gradient: Any, at: Any
 ) -> Float[Array, ""]:
   """A scalar of this value whose gradient at `at` is `gradient`."""
-  zero = functools.reduce(
-    jnp.add,
-    jax.tree.leaves(
-      jax.tree.map(
-        lambda g, x: jnp.vdot(
-          jax.lax.stop_gradient(g), x - jax.lax.stop_gradient(x)
-        ),
-        gradient,
-        at,
-      )
-    ),
-  )
+  moved = optax.tree.sub(at, jax.lax.stop_gradient(at))
+  zero = optax.tree.vdot(jax.lax.stop_gradient(gradient), moved)
   return jax.lax.stop_gradient(value) + zero

@@ -17,11 +17,11 @@ from unlearning_jax.experiments.sweep.grid import (
   parsed,
   plan,
 )
-from unlearning_jax.experiments.sweep.table import conclude, lines, printed
+from unlearning_jax.experiments.sweep.table import lines, printed, written
 from unlearning_jax.experiments.sweep.verbs import VERBS, of_config
 from unlearning_jax.experiments.sweep.workers import part_of, run
 
 __all__ = [
-  "VERBS", "Base", "Cell", "Sweep", "conclude", "described", "lines",
-  "of_config", "parsed", "part_of", "plan", "printed", "run",
+  "VERBS", "Base", "Cell", "Sweep", "described", "lines",
+  "of_config", "parsed", "part_of", "plan", "printed", "run", "written",
 ]  # fmt: skip

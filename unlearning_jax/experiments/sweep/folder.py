@@ -11,8 +11,6 @@ from unlearning_jax.experiments.sweep import table
 from unlearning_jax.experiments.sweep.grid import Cell, Sweep
 from unlearning_jax.record import seal
 
-FILE = "sweep.json"
-
 
 class Store(cells.Folders[Cell]):
   """The cells of a sweep; one that failed counts as ended.
@@ -68,12 +66,12 @@ def has_fewer(root: pathlib.Path, new: Mapping[str, Any]) -> bool:
     ValueError: the folder holds another sweep, or other files. A sweep may
       get more cells, and a start may name some of them only.
   """
-  file = root / FILE
+  file = root / table.FILE
   if not file.exists():
     strange = [
       path.name
       for path in (root.iterdir() if root.exists() else ())
-      if not path.name.startswith((".", FILE))
+      if not path.name.startswith((".", table.FILE))
       and path.suffix not in (".log", ".out", ".err")
     ]
     # Another worker may have begun in the meantime.

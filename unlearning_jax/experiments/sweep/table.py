@@ -17,7 +17,7 @@ from unlearning_jax.record import seal
 from unlearning_jax.report import sweep as page
 from unlearning_jax.report import tables
 
-COST = "cost.json"
+FILE, COST = "sweep.json", "cost.json"
 _ENDS = ("low", "high", "k", "n", "verdict")
 
 
@@ -50,9 +50,9 @@ def conclude(root: pathlib.Path) -> dict[str, Any]:
   Raises:
     ValueError: the folder holds no sweep.
   """
-  file = root / "sweep.json"
+  file = root / FILE
   if not file.exists():
-    raise ValueError(f"{root}: is no sweep's folder; it has no sweep.json")
+    raise ValueError(f"{root}: is no sweep's folder; it has no {FILE}")
   states: tuple[str, ...] | None = None
   document: dict[str, Any] = {}
   # Another worker that ends a cell meanwhile may write its table first.
@@ -177,9 +177,14 @@ def lines(document: Mapping[str, Any]) -> list[list[str]]:
   return found
 
 
+def written(root: pathlib.Path) -> dict[str, Any]:
+  """The summary that `conclude` has written into a folder."""
+  return json.loads((root / "summary.json").read_text())
+
+
 def printed(root: pathlib.Path) -> str:
   """The table of the sweep in a folder, for the terminal."""
-  found = lines(json.loads((root / "summary.json").read_text()))
+  found = lines(written(root))
   wide = [max(map(len, column)) for column in zip(*found, strict=True)]
   return "\n".join(
     "  ".join(f"{t:{w}}" for t, w in zip(line, wide, strict=True)).rstrip()

@@ -77,14 +77,12 @@ def of_config(values: Mapping[str, Any]) -> str:
   return found[0]
 
 
-@functools.lru_cache(maxsize=1)
-def _base(source: str, dtype: str, attention: str, kernels: str) -> Model:
-  # The cells of a sweep mostly share their base.
-  return models.load(source, dtype=dtype, attention=attention, kernels=kernels)
+# The cells of a sweep mostly share their base.
+_base = functools.lru_cache(maxsize=1)(models.load)
 
 
 def _model(given: Any) -> Model:
-  return _base(given.model, given.dtype, given.attention, given.kernels)
+  return _base(given.model, **common.computing(given))
 
 
 def _erase(given: erase.Settings, opened: Opener, edit: str):

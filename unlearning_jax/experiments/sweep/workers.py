@@ -87,7 +87,7 @@ def run(
   if checking.is_only():
     checking.passed()
   if is_new:
-    with durable.replacing(root / folder.FILE) as file:
+    with durable.replacing(root / table.FILE) as file:
       file.write(durable.to_json(new, "sweep", indent=2).encode())
   store = folder.Store(root)
   mine = sweep.cells[part[0] - 1 :: part[1]]
@@ -96,12 +96,13 @@ def run(
     mine = tuple(store.again)
   worker = _Worker(store, held(root / _LEASES))
   worker.track = track
-  told = [0.0]
+  last = 0.0
 
   def after():
-    if time.monotonic() - told[0] > _TABLE_S:
+    nonlocal last
+    if time.monotonic() - last > _TABLE_S:
       table.conclude(root)
-      told[0] = time.monotonic()
+      last = time.monotonic()
 
   with contextlib.ExitStack() as stack:
 
