@@ -17,7 +17,7 @@ _NUM_TOKENS = {"object": 3, "style": 3, "identity": 3, "unsafe": 5}
 _FROM_SETTINGS = (
   "victim", "guidance", "diffusion_classifier", "new_words", "pool",
   "prompt_table", "target_images", "vocabulary", "long_prompts", "groups",
-  "lanes",
+  "sharing", "lanes",
 )  # fmt: skip
 
 

@@ -80,6 +80,11 @@ class Prepared(NamedTuple):
     """The record's fields about tokens that were cut off."""
     return {"lost_tokens": self.lost} if self.lost else {}
 
+  def words(self, ids: Sequence[int]) -> tuple[int, ...]:
+    """The inserted tokens of ids that were laid out for this row."""
+    slots = np.flatnonzero(self.source >= len(self.ids))
+    return tuple(int(ids[i]) for i in slots)
+
   def text(
     self, sd: StableDiffusion, tokens: Int[np.ndarray, " k"]
   ) -> dict[str, Any]:

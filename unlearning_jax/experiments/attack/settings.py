@@ -104,6 +104,33 @@ class Pool:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Sharing:
+  """How rows share the words that won.
+
+  Attributes:
+    wave: rows of the first wave; each further wave has as many rows as all
+      waves before it. 0 shares nothing.
+    tries: the most words of other rows that a row tries. Each try takes one of
+      the images of `hparams.blocks`. When so many words have won, rows no
+      longer search.
+  """
+
+  wave: Output[int] = 0
+  tries: Output[int] = 0
+
+  def __post_init__(self):
+    for key in ("wave", "tries"):
+      value = getattr(self, key)
+      if value < 0:
+        raise ValueError(f"sharing.{key}={value}: must not be negative")
+    if bool(self.wave) != bool(self.tries):
+      raise ValueError(
+        f"sharing.wave={self.wave} and sharing.tries={self.tries}: rows share "
+        "words if both are above 0; give both, or neither"
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(common.Drawn):
   """One attack on one victim.
 
@@ -128,6 +155,7 @@ class Settings(common.Drawn):
       as failures, `error` refuses the run, `truncate` cuts them to whole words.
     groups: the groups of the world's prompts to attack, of `GROUPS`.
     rows_per_group: rows of each group.
+    sharing: how rows share the words that won on earlier ones.
     lanes: rows that are attacked at once.
     other_rows: not used; the configs of evaluations have it too.
     prompts: not used; the configs of evaluations have it too.
@@ -150,6 +178,7 @@ class Settings(common.Drawn):
   long_prompts: Output[str] = "drop"
   groups: Output[tuple[str, ...]] = ("explicit",)
   rows_per_group: Output[int] = 100
+  sharing: Sharing = Sharing()
   lanes: Free[int] = 8
   other_rows: Free[int] = 0
   prompts: Free[Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -161,6 +190,12 @@ class Settings(common.Drawn):
       raise ValueError("targets: the judge needs one target, what was erased")
     if not self.prompt_table and not (self.judge and self.world_targets):
       raise ValueError("prompt_table: name a CSV of prompts")
+    if self.sharing.wave and self.judge is None:
+      raise ValueError(
+        f"sharing.wave={self.sharing.wave}: rows share words that won, and "
+        "without a judge none wins; name a judge, or set sharing.wave=0 and "
+        "sharing.tries=0"
+      )
     _ = self.target_drawing
     check_choice("vocabulary", self.vocabulary, vocabulary.MODES)
     check_choice("long_prompts", self.long_prompts, rows.LONG_PROMPTS)
