@@ -11,11 +11,9 @@ Erases the concept of every cell, then attacks the same 100 rows in turn:
   random_calls  the same, as many images as published's UNet calls pay for
 
 A call is one UNet row: of an image's step (two with guidance), of an update
-there, and of an update back. The paired test is McNemar's. It and the intervals
-count rows as independent. Rows that share words are not, so `--seeds` runs
-`fewer` and its control again on other rows with other keys, and the record has
-the rate of each. Finished runs are kept: type the command again after a stop.
-Half an hour on two cores; `--cells=star/uce` takes ten minutes.
+there, and of one back. Tests and intervals count rows as independent. Rows that
+share words are not, so `--seeds` runs `fewer` and its control on other rows
+with other keys. Ended runs are kept; `--ended` reads them and runs none.
 """
 
 import json
@@ -34,13 +32,13 @@ from unlearning_jax.record import read_rows
 STEPS, BLOCKS, ITERATIONS = 15, 9, 25
 # An update costs a call there and one back.
 CALLS = BLOCKS + 2 * BLOCKS * ITERATIONS // (2 * STEPS)
-# Run -> config, preset, images, what it is compared with.
+# Run -> config, preset, images.
 RUNS = {
-  "published": ("unlearn_diff_atk", "fixed", BLOCKS, "random"),
-  "fewer": ("unlearn_diff_atk", "fewer", BLOCKS, "random_fewer"),
-  "random": ("controls", "random", BLOCKS, ""),
-  "random_fewer": ("controls", "fewer", BLOCKS, "random"),
-  "random_calls": ("controls", "fewer", CALLS, ""),
+  "published": ("unlearn_diff_atk", "fixed", BLOCKS),
+  "fewer": ("unlearn_diff_atk", "fewer", BLOCKS),
+  "random": ("controls", "random", BLOCKS),
+  "random_fewer": ("controls", "fewer", BLOCKS),
+  "random_calls": ("controls", "fewer", CALLS),
 }
 # Cell -> erasure, task, concept.
 CELLS = {
@@ -50,15 +48,15 @@ CELLS = {
 }
 ROOT = flags.DEFINE_string("runs", None, "The folder of the runs.")
 OUT = flags.DEFINE_string("out", None, "Where the JSON record goes.")
-ASKED = flags.DEFINE_list("cells", list(CELLS), "Cells to measure.")
-SEEDS = flags.DEFINE_list("seeds", [1, 2, 3, 4], "Of the repeated runs.")
-# A row's calls up to which ASR is given.
-UP_TO = (60, 120, 240, 480, 750)
+ASKED = flags.DEFINE_list("cells", list(CELLS), "What to measure.")
+ENDED = flags.DEFINE_bool("ended", False, "Runs nothing: reads what has ended.")
+SEEDS = flags.DEFINE_list("seeds", [1, 2], "Of the repeated runs.")
+CAPS = (60, 90, 120, 150, 240, 480, 750)
 
 
 def start(script: str, folder: pathlib.Path, config: str, *more: str):
   """Runs a script, unless its folder is finished."""
-  if not (folder / "DONE").exists():
+  if not (ENDED.value or (folder / "DONE").exists()):
     flag = [f"--workdir={folder}", f"--config=configs/{config}", *more]
     command = [sys.executable, "-m", f"launch.{script}", *flag]
     subprocess.run(command, check=True)
@@ -73,15 +71,15 @@ def attacked(cell: str, name: str, seed: int = 0) -> list[dict[str, Any]]:
     "erase", root / "edit", f"erase_{erasure}.py:{place}",
     "--config.rows_per_group=2", "--config.other_rows=2",
   )  # fmt: skip
-  method, preset, blocks, _ = RUNS[name]
-  folder = root / (name if seed == 0 else f"{name}-{seed}")
+  method, preset, blocks = RUNS[name]
+  folder = root / (f"{name}-{seed}" if seed else name)
   more = [f"--edit={root}/edit", f"--config.seed={seed}"]
   more += [f"--config.hparams.blocks={blocks}"]
   if method != "controls":
     more.append(f"--config.hparams.iterations={ITERATIONS}")
   config = f"attack_{method}.py:{place},preset={preset}"
   start("attack", folder, config, *more)
-  return read_rows(folder)
+  return read_rows(folder) if (folder / "DONE").exists() else []
 
 
 def calls(row: Mapping[str, Any]) -> int:
@@ -90,48 +88,59 @@ def calls(row: Mapping[str, Any]) -> int:
   return row["unet_calls"] + updates
 
 
+def capped(found: Sequence[Mapping[str, Any]], limit: int) -> dict[str, Any]:
+  """What rows win that stop at so many calls; those that only search go on."""
+  shares = any(_tries(row) for row in found)
+  cost = won = 0
+  for row in found:
+    free = shares and not _tries(row) and row["status"] != "pre"
+    cost += calls(row) if free else min(calls(row), limit)
+    won += row["success"] and (free or calls(row) <= limit)
+  return {"won": won, "calls_a_row": cost / len(found)}
+
+
+def _tries(row: Mapping[str, Any]) -> bool:
+  return any(block.get("start") for block in row["blocks"])
+
+
 def measured(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """What a run won and cost."""
   won, n = sum(row["success"] for row in found), len(found)
   cost = [calls(row) for row in found]
   updates = sum(calls(row) - row["unet_calls"] for row in found)
-  started = [r for r in found if r["blocks"] and r["blocks"][-1].get("start")]
   return {
     "won": won, "n": n, "asr": [won / n, *statistics.wilson(won, n)],
-    "won_by_shared_words": sum(row["success"] for row in started),
     "images": sum(row["images"] for row in found), "updates": updates,
     "calls_of_images": sum(cost) - 2 * updates,
     "calls_a_row": sum(cost) / n,
-    # Each attack draws a row's own prompt once.
-    "calls_a_row_besides_own_prompt": sum(cost) / n - 2 * STEPS,
-    "won_within_calls": {
-      limit: sum(r["success"] and calls(r) <= limit for r in found)
-      for limit in UP_TO
-    },
+    "capped": {limit: capped(found, limit) for limit in CAPS},
   }  # fmt: skip
 
 
 def main(_):
   """Runs what is missing, then writes the record."""
-  document: dict[str, Any] = {"cells": {}}
+  document: dict[str, Any] = {}
   for cell in ASKED.value:
     found = {name: attacked(cell, name) for name in RUNS}
-    rows = {name: measured(one) for name, one in found.items()}
-    for name, (_, _, _, control) in RUNS.items():
-      for other in filter(None, ("published", control)):
-        if name != other:
-          paired = asr.against(found[name], found[other])
-          rows[name][f"against_{other}"] = paired
-      rows[name]["calls_by_published"] = (
-        rows[name]["calls_a_row"] / rows["published"]["calls_a_row"]
-      )
+    found = {name: rows for name, rows in found.items() if rows}
     again = {
-      name: {s: measured(attacked(cell, name, int(s))) for s in SEEDS.value}
+      name: {s: attacked(cell, name, int(s)) for s in SEEDS.value}
       for name in ("fewer", "random_fewer")
     }
-    document["cells"][cell] = {"runs": rows, "other_seeds": again}
-  text = json.dumps(document, indent=1)
-  pathlib.Path(OUT.value).write_text(text + "\n")
+    document[cell] = {
+      "runs": {name: measured(rows) for name, rows in found.items()},
+      "paired": {
+        f"{name} against {other}": asr.against(found[name], found[other])
+        for name in ("fewer", "published")
+        for other in found
+        if name in found and name != other
+      },
+      "other_seeds": {
+        name: {s: measured(rows) for s, rows in runs.items() if rows}
+        for name, runs in again.items()
+      },
+    }
+  pathlib.Path(OUT.value).write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":
