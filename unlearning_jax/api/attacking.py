@@ -85,6 +85,8 @@ def attack(
     by_model[control] = document["measures"]
   run, document = _run(given, model, out, beside)
   by_model[method] = document["measures"]
+  for network, one in document.get("networks", {}).items():
+    by_model[network] = one["measures"]
   title = f"{method} on {name}, {subject.name!r}"
   if beside is not None:
     paired = document["control"]["paired"]
