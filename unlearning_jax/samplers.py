@@ -223,14 +223,8 @@ def _levels(schedule: Schedule, times: np.ndarray) -> np.ndarray:
   return np.where(times < 0, final, a[times])
 
 
-def ddim_levels(
-  schedule: Schedule, steps: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """T of each DDIM step, falling, with a before and after it, in float64.
-
-  Raises:
-    ValueError: the schedule's spacing cannot place so many steps.
-  """
+def ddim_levels(schedule: Schedule, steps: int) -> tuple[np.ndarray, ...]:
+  """The t of each DDIM step, falling, and a before and after it, in float64."""
   times = training_steps(schedule, steps).round().astype(np.int32)
   earlier = times - schedule.num_train_timesteps // steps
   return times, _levels(schedule, times), _levels(schedule, earlier)

@@ -224,15 +224,12 @@ def start(
       samples=[r.sample for r in padded],
     )  # fmt: skip
     images, finite = stable_diffusion.sample(
-      sd,
-      params,
-      context,
-      noise=place(noise),
+      sd, params, context, noise=place(noise),
       **guided,
       num_inference_steps=sampling.num_inference_steps,
       guidance_scale=scale,
       sampler=sampling.sampler,
-    )
+    )  # fmt: skip
     yield functools.partial(_fetched, fetch, images, finite, padded[:count])
 
 
