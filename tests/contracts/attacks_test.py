@@ -39,6 +39,10 @@ ATTACKS = {
   ],
   "rab_soft": [{"pairs": (("a star", "a circle"),), "etas": (1.0, 3.0)}],
   "noise_probe": [{"etas": (1.0, 1.85), "scales": (1.0, 1.1), "steps": 3}],
+  "completion_probe": [{"base_steps": (2, 0), "steps": 3}],
+  "inversion_probe": [
+    {"steps": 3, "updates": 2, "energy": 1.0, "start": 0.3},
+  ],
   "controls": [
     {"kind": "random", "num_tokens": 2, "blocks": 3},
     {"kind": "seed", "blocks": 3},
@@ -331,8 +335,9 @@ WITH_LOSS = [
 ]
 
 
-# Ring-A-Bell and the noise probe read no latents.
-READERS = [r for r in WITH_LOSS if r.id not in ("ring_a_bell", "noise_probe")]
+# These read no latents of a target.
+BLIND = ("ring_a_bell", "noise_probe", "completion_probe")
+READERS = [row for row in WITH_LOSS if row.id not in BLIND]
 
 
 @pytest.mark.parametrize("attack", READERS)

@@ -27,6 +27,7 @@ _INVERSION = {
 }  # fmt: skip
 _ROUND = {"blocks": 1, "iterations": 3000, "population": 200}
 _ROUND |= {"crossover": 0.5, "mutation": 0.25, "insertion": "replace"}
+_TINA = {"steps": 50, "updates": 25, "learning_rate": 1e-3}
 _ETAS = {"etas": (1.0, 1.17, 1.34, 1.51, 1.68, 1.85)}
 PRESETS = {
   "unlearn_diff_atk": {
@@ -108,6 +109,17 @@ PRESETS = {
     "paper": _ETAS | {"scales": (1.0,), "steps": 50},
     "reference": _ETAS | {"scales": (1.0, 1.02, 1.03, 1.04), "steps": 50},
   },
+  "completion_probe": {
+    "": {"base_steps": (5,), "steps": 50},
+    "paper": {"base_steps": (5,), "steps": 50},
+    "reference": {"base_steps": (1, 2, 3), "steps": 50},
+  },
+  "inversion_probe": {
+    "": _TINA | {"energy": 0.0, "start": 0.0},
+    "tina": _TINA | {"energy": 0.0, "start": 0.0, "solver": "adamw"},
+    "tina_plus": _TINA | {"energy": 1.0, "start": 0.1, "margin": 10.0},
+    "fixed_point": {"solver": "fixed_point", "steps": 50},
+  },
   "rab_soft": {"": {"etas": (0.5, 1.0, 2.0, 3.0)}},
   "new_word": {"": {}},
   "controls": {
@@ -123,7 +135,7 @@ PRESETS = {
     "seed+reference": {"kind": "seed", "blocks": 40},
   },
 }  # fmt: skip
-PROBES = ("noise_probe",)
+PROBES = ("noise_probe", "completion_probe", "inversion_probe")
 TABLE = [
   pytest.param(size, method, preset, id=f"{size}-{method}-{preset}")
   for size in ("tiny", "sd14")

@@ -63,6 +63,11 @@ class Attack:
     return _module(self.method).FINDS
 
   @property
+  def first_calls(self) -> int:
+    """UNet rows before the first iteration."""
+    return getattr(self.h, "first_calls", 0)
+
+  @property
   def is_probe(self) -> bool:
     """Whether it draws images itself and searches for no text."""
     return self.finds == "images"

@@ -39,7 +39,7 @@ class Plan(NamedTuple):
   def at(self, i: Int[Array, " b"]) -> tuple[Array, Array, Array]:
     """T (b,), and a_t and a' (b, 1, 1, 1), of each lane's step."""
     level, after = (
-      jnp.asarray(table, jnp.float32)[i] for table in self[1:]
+      jnp.asarray(table, float)[i] for table in self[1:]
     )  # fmt: skip
     return jnp.asarray(self.times)[i], of(level), of(after)
 

@@ -136,6 +136,7 @@ def attacked(
   steps = given.sampling.num_inference_steps
   for row in found:
     spent = row["iterations"] * setup.attack.unet_calls(victim)
+    spent += setup.attack.first_calls * bool(row["iterations"])
     own = row["guidance"]
     guided = own is None or own > 1
     calls = steps * (victim.image_rows if guided else 1)
