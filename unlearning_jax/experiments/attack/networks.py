@@ -67,7 +67,9 @@ def untrained(params: Params, seed: int) -> Params:
 
   Kernels and biases are uniform within 1 / sqrt(fan in); norms do nothing.
   """
-  leaves = traverse_util.flatten_dict(params["unet"], sep="/")
+  leaves: dict[str, Any] = dict(
+    traverse_util.flatten_dict(params["unet"], sep="/")
+  )
   rng, drawn = np.random.default_rng([seed, 11]), {}
   for path, leaf in sorted(leaves.items()):
     parent, _, name = path.rpartition("/")
