@@ -1,8 +1,9 @@
 """The control of an attack: a finished run on the same rows."""
 
+import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -39,7 +40,12 @@ def finished(folder: str) -> Control:
   seal.check(path)
   config = renamed.config(json.loads((path / "config.json").read_text()))
   name = config["hparams"].get("kind", config["method"])
-  return Control(name, read_rows(path), config)
+  return Control(name, own(read_rows(path)), config)
+
+
+def own(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """The victim's rows, without those of a probe's control networks."""
+  return [dict(row) for row in rows if "network" not in row]
 
 
 def check_control(
@@ -105,9 +111,9 @@ def check_budget(control: Control, attack: Attack, victim: Victim, steps: int):
   calls pay for, those of backward passes too.
 
   Args:
-    control: from `finished`. The kind `none` has no budget, and neither has a
-      run that is no control but an attack to compare with.
-    attack: the attack.
+    control: from `finished`. One of kind `none` may have any budget, and so may
+      a run that is no control but an attack to compare with.
+    attack: the attack. A probe is compared with networks, not with images.
     victim: the victim.
     steps: sampling steps of an image.
 
@@ -115,7 +121,8 @@ def check_budget(control: Control, attack: Attack, victim: Victim, steps: int):
     ValueError: naming both budgets, and what the control may have.
   """
   kind = _kind(control)
-  if kind in ("", "none") or "blocks" not in attack.h.__dict__:
+  own = {field.name for field in dataclasses.fields(attack.h)}
+  if kind in ("", "none") or attack.is_probe or "blocks" not in own:
     return
   theirs = attacks.bind("controls", control.config["hparams"]).h.blocks
   update = attack.unet_calls(victim) + attack.backward_calls
