@@ -82,8 +82,8 @@ class Prepared(NamedTuple):
 
   def words(self, ids: Sequence[int]) -> tuple[int, ...]:
     """The inserted tokens of ids that were laid out for this row."""
-    slots = np.flatnonzero(self.source >= len(self.ids))
-    return tuple(int(ids[i]) for i in slots)
+    slots = self.source >= len(self.ids)
+    return tuple(i for i, new in zip(ids, slots, strict=True) if new)
 
   def text(
     self, sd: StableDiffusion, tokens: Int[np.ndarray, " k"]

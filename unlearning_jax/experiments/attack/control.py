@@ -114,8 +114,8 @@ def check_budget(control: Control, attack: Attack, victim: Victim, steps: int):
     control: from `finished`. One of kind `none` may have any budget, and so may
       a run that is no control but an attack to compare with.
     attack: the attack. A probe is compared with networks, not with images.
-    victim: the victim.
-    steps: sampling steps of an image.
+    victim: its guidance decides how many UNet rows a step costs.
+    steps: of sampling, an image.
 
   Raises:
     ValueError: naming both budgets, and what the control may have.

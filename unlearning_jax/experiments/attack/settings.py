@@ -194,12 +194,6 @@ class Settings(common.Drawn):
       raise ValueError("targets: the judge needs one target, what was erased")
     if not self.prompt_table and not (self.judge and self.world_targets):
       raise ValueError("prompt_table: name a CSV of prompts")
-    if self.sharing.wave and self.judge is None:
-      raise ValueError(
-        f"sharing.wave={self.sharing.wave}: rows share words that won, and "
-        "without a judge none wins; name a judge, or set sharing.wave=0 and "
-        "sharing.tries=0"
-      )
     _ = self.target_drawing
     check_choice("vocabulary", self.vocabulary, vocabulary.MODES)
     check_choice("long_prompts", self.long_prompts, rows.LONG_PROMPTS)

@@ -27,12 +27,18 @@ def check(given: Settings, attack: Attack):
   """Refuses to share what is no list of words of one length.
 
   Raises:
-    ValueError: the attack finds no tokens, or a number of them that depends on
-      the row; or tries leave no image to a row's own search.
+    ValueError: there is no judge; the attack finds no tokens, or a number of
+      them that depends on the row; or tries leave no image to a row's own
+      search.
   """
   own, h = given.sharing, attack.h
   if not own.wave:
     return
+  if given.judge is None:
+    raise ValueError(
+      f"sharing.wave={own.wave}: rows share words that won, and without a "
+      "judge none wins; name a judge, or set sharing.wave=0 and sharing.tries=0"
+    )
   if attack.finds != "prompt" or h.num_tokens < 1:
     raise ValueError(
       f"sharing.wave={own.wave}: rows share tokens, and method="
