@@ -15,7 +15,8 @@ _NUM_TOKENS = {"object": 3, "style": 3, "identity": 3, "unsafe": 5}
 
 # Every attack's config has these, with the settings' defaults.
 _FROM_SETTINGS = (
-  "victim", "guidance", "diffusion_classifier", "new_words", "pool",
+  "victim", "guidance", "diffusion_classifier", "new_words", "never_knew",
+  "pool",
   "prompt_table", "target_images", "vocabulary", "long_prompts", "groups",
   "lanes",
 )  # fmt: skip
@@ -96,3 +97,13 @@ def pairs(argument: str) -> tuple[tuple[str, str], ...]:
   kept = (part for part in argument.split(",") if "preset=" not in part)
   concepts = erasures.erase("uce", ",".join(kept)).concepts
   return tuple((concept["erase"], concept["anchor"]) for concept in concepts)
+
+
+def probe(
+  method: str, argument: str, presets: dict | None = None, **hparams
+) -> ml_collections.ConfigDict:
+  """`attack` of a probe, which draws itself: with the size's guidance scale."""
+  size = parse(argument)["size"]
+  scale = common.comparison(size).sampling.guidance_scale
+  own = {"guidance_scale": scale, **hparams}
+  return attack(method, argument, presets, **own)

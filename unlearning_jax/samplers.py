@@ -223,11 +223,16 @@ def _levels(schedule: Schedule, times: np.ndarray) -> np.ndarray:
   return np.where(times < 0, final, a[times])
 
 
-def _ddim(schedule: Schedule, steps: int) -> Sampler:
-  """DDIM, eta = 0: x' = sqrt(a') x_0 + sqrt(1 - a') n (Song et al., eq. 12)."""
+def ddim_levels(schedule: Schedule, steps: int) -> tuple[np.ndarray, ...]:
+  """The t of each DDIM step, falling, and a before and after it, in float64."""
   times = training_steps(schedule, steps).round().astype(np.int32)
   earlier = times - schedule.num_train_timesteps // steps
-  a, a_next = _levels(schedule, times), _levels(schedule, earlier)
+  return times, _levels(schedule, times), _levels(schedule, earlier)
+
+
+def _ddim(schedule: Schedule, steps: int) -> Sampler:
+  """DDIM, eta = 0: x' = sqrt(a') x_0 + sqrt(1 - a') n (Song et al., eq. 12)."""
+  times, a, a_next = ddim_levels(schedule, steps)
   x0, eps = _predictions(schedule, a)
   signal, sigma = np.sqrt(a_next), np.sqrt(1 - a_next)
   on_latents, on_output = sigma * eps[0], sigma * eps[1]

@@ -63,6 +63,8 @@ class Request(NamedTuple):
     sample: which of several images that one generator draws after another.
     truncate: cut a long prompt at the text encoder's length, as diffusers does;
       else it is refused.
+    latents: scaled latents that are denoised already; the image is what they
+      decode to, and all of the above only names it.
   """
 
   prompt: str
@@ -72,13 +74,14 @@ class Request(NamedTuple):
   size: tuple[int, int] | None = None
   sample: int = 0
   truncate: bool = False
+  latents: Float[np.ndarray, "h w c"] | None = None
 
 
 def alike(requests: Sequence[Request], scale: float) -> list[list[int]]:
   """The indices of requests, in groups that `draw` can take at once.
 
-  A group has either texts or text states, is either guided or not, and has
-  images of one size.
+  A group has texts, text states or denoised latents, is either guided or not,
+  and has images of one size.
 
   Args:
     scale: the guidance scale of requests that have none of their own.
@@ -87,6 +90,8 @@ def alike(requests: Sequence[Request], scale: float) -> list[list[int]]:
   for i, asked in enumerate(requests):
     own = scale if asked.guidance is None else asked.guidance
     kind = (asked.context is None, own > 1, asked.size)
+    if asked.latents is not None:
+      kind = np.shape(asked.latents)
     groups.setdefault(kind, []).append(i)
   return list(groups.values())
 
@@ -187,6 +192,9 @@ def start(
       "requests: one batch cannot mix texts with text states, guided with "
       "unguided ones, or sizes; draw one group of `sampling.alike` at a time"
     )
+  if requests and requests[0].latents is not None:
+    yield from _decoded(sd, params, requests, batch_size, place, fetch)
+    return
   texts = [r.prompt for r in requests if r.context is None]
   ids = _ids(sd, texts, any(r.truncate for r in requests))
   shape = latent_shape(sd, requests[0].size if requests else None)
@@ -201,9 +209,7 @@ def start(
     negative_prompt,
     safe,
   )
-  for first in range(0, len(requests), batch_size):
-    count = min(batch_size, len(requests) - first)
-    rows = np.minimum(np.arange(first, first + batch_size), first + count - 1)
+  for rows, count in _batches(len(requests), batch_size):
     padded = [requests[row] for row in rows]
     if texts:
       context = edit(stable_diffusion.encode_text(sd, params, place(ids[rows])))
@@ -218,15 +224,37 @@ def start(
       samples=[r.sample for r in padded],
     )  # fmt: skip
     images, finite = stable_diffusion.sample(
-      sd,
-      params,
-      context,
-      noise=place(noise),
+      sd, params, context, noise=place(noise),
       **guided,
       num_inference_steps=sampling.num_inference_steps,
       guidance_scale=scale,
       sampler=sampling.sampler,
-    )
+    )  # fmt: skip
+    yield functools.partial(_fetched, fetch, images, finite, padded[:count])
+
+
+def _batches(total: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+  """Rows of each batch, its last repeated to fill it, and how many count."""
+  for first in range(0, total, size):
+    count = min(size, total - first)
+    rows = np.arange(first, first + size)
+    yield np.minimum(rows, first + count - 1), count
+
+
+def _decoded(
+  sd: StableDiffusion,
+  params: Params,
+  requests: Sequence[Request],
+  batch_size: int,
+  place: Callable[[Any], Any],
+  fetch: Callable[[Any], np.ndarray],
+) -> Iterator[Callable[[], Images]]:
+  """`start` for latents that are denoised already."""
+  params = {"vae": jax.tree.map(jnp.asarray, params["vae"])}
+  for rows, count in _batches(len(requests), batch_size):
+    padded = [requests[row] for row in rows]
+    latents = place(np.stack([r.latents for r in padded]))
+    images, finite = stable_diffusion.decode_uint8(sd, params, latents)
     yield functools.partial(_fetched, fetch, images, finite, padded[:count])
 
 

@@ -365,6 +365,13 @@ def sample(
   latents = sample_latents(
     sd, params, context, negative_context, noise, **options
   )
+  return decode_uint8(sd, params, latents)
+
+
+def decode_uint8(
+  sd: StableDiffusion, params: Params, latents: Float[Array, "b h w c"]
+) -> tuple[UInt8[Array, "b H W 3"], Bool[Array, "b"]]:
+  """Scaled latents as images, and whether each image was finite."""
   return _decode_uint8(sd, {"vae": params["vae"]}, latents)
 
 

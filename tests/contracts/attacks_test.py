@@ -38,11 +38,17 @@ ATTACKS = {
     | {"population": 4, "pairs": (("a star", "a circle"), ("star", "circle"))}
   ],
   "rab_soft": [{"pairs": (("a star", "a circle"),), "etas": (1.0, 3.0)}],
+  "noise_probe": [{"etas": (1.0, 1.85), "scales": (1.0, 1.1), "steps": 3}],
+  "completion_probe": [{"base_steps": (2, 0), "steps": 3}],
+  "inversion_probe": [
+    {"steps": 3, "updates": 2, "energy": 1.0, "start": 0.3},
+  ],
   "controls": [
     {"kind": "random", "num_tokens": 2, "blocks": 3},
     {"kind": "seed", "blocks": 3},
   ],
 }
+KINDS = ("prompt", "words", "latents", "images")
 ROWS = [
   pytest.param(attacks.bind(name, hparams), id=f"{name}-{i}")
   for name, table in ATTACKS.items()
@@ -103,7 +109,7 @@ def same(one, other):
 def test_every_method_has_a_row():
   assert set(attacks.methods()) == set(ATTACKS)
   for row in ROWS:
-    assert row.values[0].finds in ("prompt", "words", "latents")
+    assert row.values[0].finds in KINDS
   # What `--list` prints.
   for line, name in zip(attacks.listing(), attacks.methods(), strict=True):
     assert line.startswith(name) and len(line.split()) > 4
@@ -163,8 +169,11 @@ def test_every_leaf_is_led_by_the_lanes(attack, world):
   tokens, context, alive, _ = group.run()
   length = world[0].context_shape[0]
   width = length if attack.finds == "latents" else attack.h.num_tokens
-  assert tokens.shape[:2] == (4, width) and alive.all()
-  assert (context is None) == (attack.finds == "prompt")
+  if attack.is_probe:
+    assert tokens.shape == (4, *world[0].latent_shape) and alive.all()
+  else:
+    assert tokens.shape[:2] == (4, width) and alive.all()
+  assert (context is None) == (attack.finds in ("prompt", "images"))
 
 
 def test_devices_do_not_talk_within_a_block(world):
@@ -326,10 +335,12 @@ WITH_LOSS = [
 ]
 
 
-# Ring-A-Bell reads no latents.
-@pytest.mark.parametrize(
-  "attack", [row for row in WITH_LOSS if row.id != "ring_a_bell"]
-)
+# These read no latents of a target.
+BLIND = ("ring_a_bell", "noise_probe", "completion_probe")
+READERS = [row for row in WITH_LOSS if row.id not in BLIND]
+
+
+@pytest.mark.parametrize("attack", READERS)
 def test_a_lane_that_is_not_finite_stops_alone(attack, world):
   """One row's numbers overflow; the others go on as if it were not there."""
   whole = run(world, attack)

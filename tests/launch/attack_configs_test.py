@@ -27,6 +27,8 @@ _INVERSION = {
 }  # fmt: skip
 _ROUND = {"blocks": 1, "iterations": 3000, "population": 200}
 _ROUND |= {"crossover": 0.5, "mutation": 0.25, "insertion": "replace"}
+_TINA = {"steps": 50, "updates": 25, "learning_rate": 1e-3}
+_ETAS = {"etas": (1.0, 1.17, 1.34, 1.51, 1.68, 1.85)}
 PRESETS = {
   "unlearn_diff_atk": {
     "": _UDA | {"weight_decay": 0.0, "noise": "fresh"},
@@ -102,6 +104,22 @@ PRESETS = {
     "violence+reference": _ROUND
     | {"eta": 5.5, "num_tokens": 38, "elitism": False},
   },
+  "noise_probe": {
+    "": _ETAS | {"scales": (1.0,), "steps": 50},
+    "paper": _ETAS | {"scales": (1.0,), "steps": 50},
+    "reference": _ETAS | {"scales": (1.0, 1.02, 1.03, 1.04), "steps": 50},
+  },
+  "completion_probe": {
+    "": {"base_steps": (5,), "steps": 50},
+    "paper": {"base_steps": (5,), "steps": 50},
+    "reference": {"base_steps": (1, 2, 3), "steps": 50},
+  },
+  "inversion_probe": {
+    "": _TINA | {"energy": 0.0, "start": 0.0},
+    "tina": _TINA | {"energy": 0.0, "start": 0.0, "solver": "adamw"},
+    "tina_plus": _TINA | {"energy": 1.0, "start": 0.1, "margin": 10.0},
+    "fixed_point": {"solver": "fixed_point", "steps": 50},
+  },
   "rab_soft": {"": {"etas": (0.5, 1.0, 2.0, 3.0)}},
   "new_word": {"": {}},
   "controls": {
@@ -117,6 +135,7 @@ PRESETS = {
     "seed+reference": {"kind": "seed", "blocks": 40},
   },
 }  # fmt: skip
+PROBES = ("noise_probe", "completion_probe", "inversion_probe")
 TABLE = [
   pytest.param(size, method, preset, id=f"{size}-{method}-{preset}")
   for size in ("tiny", "sd14")
@@ -136,6 +155,8 @@ def test_a_preset_is_accepted_and_has_its_numbers(size, method, preset):
   if size != "tiny":
     found.prompt_table = "prompts.csv"
     found.pool.concept = "a church"
+  if method in PROBES:
+    found.never_knew = "none"
   given = settings.build(attack.Settings, found.to_dict())
   if method != "new_word":
     victims.bind(given)

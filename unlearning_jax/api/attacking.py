@@ -84,7 +84,8 @@ def attack(
     beside = Control(control, run.rows(), plain(luck))
     by_model[control] = document["measures"]
   run, document = _run(given, model, out, beside)
-  by_model[method] = document["measures"]
+  columns = {method: document, **document.get("networks", {})}
+  by_model |= {column: one["measures"] for column, one in columns.items()}
   title = f"{method} on {name}, {subject.name!r}"
   if beside is not None:
     paired = document["control"]["paired"]

@@ -7,7 +7,10 @@ Every module has `Hparams`, a frozen dataclass, and three pure functions
   prompt(batch, state, h) -> what FINDS says
 
 FINDS is `prompt` (token ids), `words` (embeddings of words that no text stands
-for) or `latents` (text states).
+for), `latents` (text states) or `images` (denoised latents). The last are
+probes: they ask what a network draws and search for no text. So a row goes on
+even where its own prompt shows the concept, and a probe needs controls of its
+own: networks that cannot know the concept.
 
 Every leaf of the state is led by the lanes, a lane's randomness is
 fold_in(key, its row's number), and no lane reads another. So a row's result
@@ -39,6 +42,8 @@ class Attack:
 
   def unet_calls(self, victim: Victim) -> int:
     """UNet rows of one iteration, without those of a backward pass."""
+    if self.is_probe:
+      return _module(self.method).UNET_CALLS
     loss = getattr(self.h, "loss", "denoise")
     if not _module(self.method).UNET_CALLS:
       return 0
@@ -54,8 +59,18 @@ class Attack:
 
   @property
   def finds(self) -> str:
-    """What `prompt` returns: `prompt`, `words` or `latents`."""
+    """What `prompt` returns: `prompt`, `words`, `latents` or `images`."""
     return _module(self.method).FINDS
+
+  @property
+  def first_calls(self) -> int:
+    """UNet rows before the first iteration."""
+    return getattr(self.h, "first_calls", 0)
+
+  @property
+  def is_probe(self) -> bool:
+    """Whether it draws images itself and searches for no text."""
+    return self.finds == "images"
 
   @property
   def reseed(self) -> bool:
@@ -71,7 +86,7 @@ class Attack:
     return _module(self.method).step(problem, state, self.h)
 
   def prompt(self, batch: Batch, state: Any) -> Shaped[Array, "b k ..."]:
-    """The adversarial tokens, embeddings or text states so far."""
+    """The adversarial tokens, embeddings, text states or images so far."""
     return _module(self.method).prompt(batch, state, self.h)
 
 

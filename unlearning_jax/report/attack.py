@@ -1,12 +1,15 @@
 """The page of one attack: its success rates, its control's, and examples.
 
-The document, also in `summary.json`; `control` may be absent:
+The document, also in `summary.json`; `control`, `networks` and
+`reading` may be absent:
 
   notes: [sentences about the rows]; may be absent.
   title, unsafe, curves: {name: a number for each block}.
   about: {method, victim, base, concept}; may be absent.
   accounting, measures, by_images: as `metrics.asr` gives them.
   control: {name, accounting, measures, by_images, paired: `against`'s}.
+  networks: {name of a control network: as `control`, without its name}.
+  reading: [sentences on what these networks say of the rates].
   estimates: [{name, value, low, high, unit, n, ...}] of other metrics.
   gallery: [{id, prompt, seed, success, text, tokens, images: {label: path}}].
 """
@@ -28,6 +31,10 @@ _WORDS = {
   "high_confidence_asr": "With high confidence (score above 0.9)",
   "attacked_asr": "Of the attacked rows",
   "roundtrip_rate": "Prompts that tokenize to the same ids",
+}
+_NETWORKS = {
+  "never_knew": "network that never knew the concept",
+  "random": "network of random weights",
 }
 _COUNTS = {
   "n_all": "rows (N)",
@@ -66,6 +73,7 @@ def render(
   return page(
     document["title"],
     element("p", verdict(document), class_="verdict"),
+    *(element("p", text) for text in document.get("reading", ())),
     *(element("p", n, class_="note") for n in document.get("notes", ())),
     _rates(document),
     _paired(document),
@@ -99,6 +107,8 @@ def verdict(document: Document) -> str:
     f"prompts ({sections.percent(asr['value'])}), without attack for "
     f"{pre['k']}."
   )
+  if "control" not in document and "networks" in document:
+    return text
   if "control" not in document:
     return text + " There is no control, so luck is not ruled out."
   control, paired = document["control"], document["control"]["paired"]
@@ -144,6 +154,8 @@ def _columns(document: Document) -> list[tuple[str, Document]]:
   if "control" in document:
     control = document["control"]
     found.append((f"control: {control['name']}", control))
+  for name, one in document.get("networks", {}).items():
+    found.append((_NETWORKS[name], one))
   return found
 
 
@@ -153,6 +165,7 @@ def _colors(document: Document) -> list[str]:
   if "control" in document:
     # It may be of the attack's own method.
     names.append(f"{document['control']['name']}-control")
+  names += [f"{name}-network" for name in document.get("networks", {})]
   return [*colors.classes(names).values()]
 
 

@@ -195,8 +195,9 @@ def attack_rows(
 
   Yields:
     A record for each row when it ends. Its `status` is `pre` (the row's own
-    prompt shows the concept), `success`, `failure`, `unjudged` (no judge),
-    `numerical` (NaN or infinity froze the lane) or `dropped` (with `reason`).
+    prompt shows the concept, and the attack is no probe), `success`, `failure`,
+    `unjudged` (no judge), `numerical` (NaN or infinity froze the lane) or
+    `dropped` (with `reason`).
 
   Raises:
     ValueError: an unusable table, what `check_attack` refuses, or, with
@@ -214,7 +215,7 @@ def attack_rows(
   records: dict[str, Record] = {}
   for row, verdict in _unchanged(sd, table, check, lanes):
     record = _record(row, verdict, attack)
-    if verdict.success:
+    if verdict.success and not attack.is_probe:
       yield record | {"status": "pre", "success": True}
     elif row.id in dropped:
       yield record | {"status": "dropped", "reason": dropped[row.id]}
@@ -290,12 +291,16 @@ def _block_of(sd, group, attack, check, records, how):
         }
       elif attack.finds == "latents":
         found[lane] = {"text": f"<text states> {prepared.row.prompt}"}
+      elif attack.is_probe:
+        found[lane] = {"text": prepared.row.prompt}
       else:
         found[lane] = prepared.text(sd, tokens[lane])
       seed = prepared.row.seed
       if attack.reseed:
         seed = _new_seed(seed, len(record["blocks"]))
       asked[lane] = prepared.row.request(found[lane]["text"], seed, context)
+      if attack.is_probe:
+        asked[lane] = asked[lane]._replace(latents=tokens[lane])
   shares = {}
   if how.proxy and asked:
     shares = _shares(group, records, how.proxy, asked)

@@ -89,6 +89,15 @@ def check(h: Budget, loss: str, schedule: schedules.Schedule):
       f"{parts}={getattr(h, parts)}: timesteps={h.timesteps!r} needs a "
       f"timestep for each, and the model has {total}; give at most {total}"
     )
+  check_noise(schedule)
+
+
+def check_noise(schedule: schedules.Schedule):
+  """Refuses a model that does not predict the noise.
+
+  Raises:
+    ValueError: naming what it predicts.
+  """
   if schedule.prediction_type != "epsilon":
     raise ValueError(
       f"prediction_type={schedule.prediction_type!r}: this attack compares "

@@ -18,6 +18,7 @@ from unlearning_jax.experiments import common
 from unlearning_jax.experiments.attack import (
   check,
   control,
+  networks,
   pool,
   rows,
   summary,
@@ -65,7 +66,9 @@ def run(
   setup = victims.setup(given, attack, victim, edit)
   control.check_same_victim(beside, setup.name)
   check.fits(setup, listed)
+  others = networks.of(setup)
   inputs = {"victim": setup.name, **victims.words_hash(attack)}
+  inputs |= {n: victims.fingerprint(one, {}) for n, one in others.items()}
   inputs |= rows.hashes(given, listed)
   notes = rows.notes(given, setup.sd)
   record = open_record()
@@ -75,19 +78,25 @@ def run(
   done = record.done_ids()
   # All processes share one list: none records a row before all have read it.
   processes.wait_for_all("rows listed")
-  left = [row for row in listed if row["id"] not in done]
+  marks = ["", *(f"{name}/" for name in others)]
+  left = [row for row in listed if not {m + row["id"] for m in marks} <= done]
   mine = left[jax.process_index() :: jax.process_count()]
   targets = record.path / "images" / "targets"
   table = rows.targeted(setup.base, mine, given, setup.mesh, targets)
   share = -(-len(listed) // jax.process_count())
-  with record.progress(
-    "attack", len(listed), done=len(listed) - len(left)
-  ) as bar:
-    for row in attacked(
-      record, setup, table, check.checker(record, setup, listed),
-      lanes=min(given.lanes, share), learnt=pool.pool_of(setup, bool(mine)),
-    ):  # fmt: skip
-      bar.update(note=row["status"])
+  learnt = pool.pool_of(setup, bool(mine))
+  total = len(marks) * len(listed)
+  ended = len({m + row["id"] for m in marks for row in listed} & done)
+  with record.progress("attack", total, done=ended) as bar:
+    for name, one in {"": None, **others}.items():
+      now = networks.swapped(setup, name, one) if one else setup
+      mark = f"{name}/" if name else ""
+      for row in attacked(
+        record, now, [row for row in table if mark + row.id not in done],
+        check.checker(record, now, listed),
+        lanes=min(given.lanes, share), learnt=learnt,
+      ):  # fmt: skip
+        bar.update(note=row["status"])
   processes.wait_for_all("rows attacked")
   document = summary.conclude(record, setup, beside, targets, notes)
   record.mark_done()
@@ -127,11 +136,17 @@ def attacked(
   steps = given.sampling.num_inference_steps
   for row in found:
     spent = row["iterations"] * setup.attack.unet_calls(victim)
+    spent += setup.attack.first_calls * bool(row["iterations"])
     own = row["guidance"]
     guided = own is None or own > 1
     calls = steps * (victim.image_rows if guided else 1)
-    spent += row["images"] * calls + row.get("diffusion_classifier_calls", 0)
+    # A probe has drawn all but the first image itself.
+    images = 1 if setup.attack.is_probe else row["images"]
+    spent += images * calls + row.get("diffusion_classifier_calls", 0)
     row["unet_calls"] = spent
     row["victim"] = setup.name[:12]
+    if setup.network:
+      row["id"] = f"{setup.network}/{row['id']}"
+      row["network"] = setup.network
     record.append_row(row)
     yield row

@@ -79,11 +79,12 @@ def checker(record: Recorder, setup: Setup, listed: Listed) -> rows.Check:
   every = setup.judge is None or bool(given.image_metrics)
   own = {(row["prompt"], row["seed"]) for row in listed}
   shown = {row["seed"] for row in listed[: given.grid_rows]}
+  folder = f"{setup.network}/" if setup.network else ""
 
   def keep(request: Request, verdict: rows.Verdict, image: np.ndarray):
     wanted = verdict.success or (request.prompt, request.seed) in own
     if every or wanted or request.seed in shown:
-      return record.save_image(image_name(request), image)
+      return record.save_image(folder + image_name(request), image)
     return None
 
   return drawn(
@@ -158,7 +159,11 @@ def remembering(
   }
 
   def checked(requests: Sequence[Request]) -> list[rows.Verdict]:
-    found = [known.get(r[:3]) if r.context is None else None for r in requests]
+    plain = (r.context is None and r.latents is None for r in requests)
+    found = [
+      known.get(r[:3]) if own else None
+      for r, own in zip(requests, plain, strict=True)
+    ]
     new = [r for r, old in zip(requests, found, strict=True) if old is None]
     fresh = iter(check(new) if new else ())
     return [next(fresh) if old is None else old for old in found]
@@ -169,6 +174,7 @@ def remembering(
 def image_name(request: Request) -> str:
   """A file name for a request's image: its seed and a hash of the rest."""
   digest = hashlib.sha256(f"{request.prompt}\n{request.guidance}".encode())
-  if request.context is not None:
-    digest.update(np.asarray(request.context).tobytes())
+  for given in (request.context, request.latents):
+    if given is not None:
+      digest.update(np.asarray(given).tobytes())
   return f"{request.seed}-{digest.hexdigest()[:12]}"

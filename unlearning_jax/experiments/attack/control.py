@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -38,7 +38,12 @@ def finished(folder: str) -> Control:
   seal.check(path)
   config = renamed.config(json.loads((path / "config.json").read_text()))
   name = config["hparams"].get("kind", config["method"])
-  return Control(name, read_rows(path), config)
+  return Control(name, own(read_rows(path)), config)
+
+
+def own(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """The victim's rows, without those of a probe's control networks."""
+  return [dict(row) for row in rows if "network" not in row]
 
 
 def check_control(

@@ -116,6 +116,9 @@ class Settings(common.Drawn):
     diffusion_classifier: decides which prompts are worth an image.
     new_words: the folder of a concept_inversion run, whose words the method
       `new_word` draws with; "" for other methods.
+    never_knew: a model, or a part of one, that was trained without the concept;
+      it is attacked on the same rows. A probe needs one, or `none`; "" for
+      other methods leaves it out.
     pool: the images that `hparams.pool` learns from.
     prompt_table: a CSV of case_number, prompt, evaluation_seed,
       evaluation_guidance; "" takes the world's prompts.
@@ -139,6 +142,7 @@ class Settings(common.Drawn):
   guidance: Guiding = Guiding()
   diffusion_classifier: DiffusionClassifier = DiffusionClassifier()
   new_words: Output[str] = ""
+  never_knew: Output[str] = ""
   pool: Pool = Pool()
   prompt_table: Output[str] = ""
   target_images: Output[str] = ""

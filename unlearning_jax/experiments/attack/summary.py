@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from unlearning_jax import metrics
-from unlearning_jax.experiments.attack.control import Control
+from unlearning_jax.experiments.attack import networks
+from unlearning_jax.experiments.attack.control import Control, own
 from unlearning_jax.experiments.attack.settings import Settings
 from unlearning_jax.experiments.attack.victims import Setup
 from unlearning_jax.experiments.tallies import Tallies
@@ -41,14 +42,23 @@ def conclude(
     The content of `summary.json`; empty where another process writes it.
   """
   given = setup.given
-  records = sorted(record.rows(), key=lambda row: row["number"])
+  every = sorted(record.rows(), key=lambda row: row["number"])
+  records = own(every)
   document: dict[str, Any] = {"title": given.title, "about": _about(setup)}
   document |= rates(records)
   document["curves"] = asr.curves(records)
   if control.rows:
     compared = asr.against(records, control.rows)
-    own = {"name": control.name, **rates(control.rows)}
-    document["control"] = own | {"paired": compared}
+    theirs = {"name": control.name, **rates(control.rows)}
+    document["control"] = theirs | {"paired": compared}
+  beside = networks.compared(every)
+  if beside:
+    document["networks"] = {
+      name: {**rates(one["rows"]), "paired": one["paired"]}
+      for name, one in beside.items()
+    }
+  if said := networks.reading(given, beside):
+    document["reading"] = said
   if not record.is_writer:
     return {}
   if given.metrics:
@@ -64,7 +74,12 @@ def conclude(
     for row in chosen(records, given.grid_rows)
   ]
   record.save_summary(document)
-  record.write("results.csv", to_csv(document["measures"]))
+  lines = document["measures"] + [
+    {**m, "name": f"{name}/{m['name']}"}
+    for name, one in document.get("networks", {}).items()
+    for m in one["measures"]
+  ]
+  record.write("results.csv", to_csv(lines))
   text = page.render(document, record.path, record.provenance)
   record.write("report.html", text)
   return document
@@ -163,11 +178,7 @@ def printed(document: Mapping[str, Any]) -> str:
   """The summary for the terminal; empty where another process writes it."""
   if not document:
     return ""
-  lines = [document["title"]]
-  for m in document["measures"]:
-    share = f"{m['k']}/{m['n']}"
-    interval = f"[{m['low']:.2f}, {m['high']:.2f}]"
-    lines.append(f"{m['name']:20} {m['value']:.2f} {interval} {share:>9}")
+  lines = [document["title"], *map(_line, document["measures"])]
   for one in document.get("estimates", ()):
     value = "–" if one["value"] is None else f"{one['value']:.4g}"
     if one["low"] is not None:
@@ -177,7 +188,16 @@ def printed(document: Mapping[str, Any]) -> str:
   if "control" in document:
     control = document["control"]
     lines.append(f"against {control['name']}: {control['paired']}")
+  for name, one in document.get("networks", {}).items():
+    lines += [f"{name}:", *map(_line, one["measures"])]
+  lines += document.get("reading", ())
   return "\n".join(lines)
+
+
+def _line(m: Mapping[str, Any]) -> str:
+  share = f"{m['k']}/{m['n']}"
+  interval = f"[{m['low']:.2f}, {m['high']:.2f}]"
+  return f"{m['name']:20} {m['value']:.2f} {interval} {share:>9}"
 
 
 def _images(

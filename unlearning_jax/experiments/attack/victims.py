@@ -49,6 +49,8 @@ class Setup:
     held: component -> how many of its tensors the victim's file holds.
     judge: looks at the images; None for no judge.
     target: the target that the judge looks for.
+    network: the name of the control network that stands in the victim's place;
+      "" for the victim itself.
   """
 
   given: Settings
@@ -62,6 +64,7 @@ class Setup:
   held: Mapping[str, str] = dataclasses.field(default_factory=dict)
   judge: Judge | None = None
   target: Target | None = None
+  network: str = ""
 
   @property
   def sd(self) -> StableDiffusion:
@@ -187,7 +190,7 @@ def bind(given: Settings) -> Attack:
 
   Raises:
     ValueError: as `attacks.bind`; words are given to another method or missing,
-      or the run that is named has learnt none.
+      or the run that is named has learnt none; or a probe lacks its control.
   """
   hparams = dict(given.hparams)
   if (given.method == "new_word") != bool(given.new_words):
@@ -202,7 +205,26 @@ def bind(given: Settings) -> Attack:
     )
     if not hparams["words"]:
       raise ValueError(f"new_words: the run {given.new_words} has learnt none")
-  return attacks.bind(given.method, hparams)
+  bound = attacks.bind(given.method, hparams)
+  if bound.is_probe:
+    _check_probe(given)
+  return bound
+
+
+def _check_probe(given: Settings):
+  """Refuses a probe without its control, or with a classifier of prompts."""
+  if not given.never_knew:
+    raise ValueError(
+      "never_knew='': a probe says nothing without a network that never knew "
+      "the concept; name its folder or file (in the Shapes world launch.train "
+      "makes one, with --config.data.without), or give 'none', and the page "
+      "says what the rates cannot show"
+    )
+  if given.diffusion_classifier.timesteps:
+    raise ValueError(
+      f"diffusion_classifier.timesteps={given.diffusion_classifier.timesteps}: "
+      "it scores prompts, and a probe searches for none; give 0"
+    )
 
 
 def words_hash(attack: Attack) -> dict[str, str]:
@@ -309,8 +331,12 @@ def laid_over(
   same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), other, params)
   if all(jax.tree.leaves(same)):
     raise ValueError(
-      f"{key}={path!r}: has the very weights of model="
-      f"{model.source!r}; leave it empty to attack the model itself"
+      f"{key}={path!r}: has the very weights of model={model.source!r}; "
+      + (
+        "leave it empty to attack the model itself"
+        if key == "victim"
+        else "name another"
+      )
     )
   if held and jax.process_index() == 0:
     told = ", ".join(f"{count} of {part}" for part, count in held.items())

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from unlearning_jax import renamed
+from unlearning_jax.experiments.attack.control import own
 from unlearning_jax.experiments.audit.settings import Settings, Stage
 from unlearning_jax.metrics import Estimate, asr, verdicts
 from unlearning_jax.metrics.verdicts import Evidence, Point, Verdict
@@ -93,7 +94,7 @@ class Findings:
 
   def _attacks(self, victim: str) -> dict[str, list[dict[str, Any]]]:
     return {
-      name: read_rows(self.root / str(stage))
+      name: own(read_rows(self.root / str(stage)))
       for name in self.given.attacks
       for stage in [Stage("attack", victim, name)]
       if (self.root / str(stage) / "DONE").exists()

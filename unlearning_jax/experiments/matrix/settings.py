@@ -115,7 +115,11 @@ class Settings:
       for name in self.columns:
         own = self.attack(Cell(task, BASE, name))
         _check_plain(own)
-        attacks.bind(own.method, own.hparams)
+        if attacks.bind(own.method, own.hparams).is_probe or own.never_knew:
+          raise ValueError(
+            f"attacks.{name}: a matrix has no control networks for a probe or "
+            "for never_knew; use launch.attack"
+          )
         if own.hparams.get("pool"):
           raise ValueError(
             f"attacks.{name}.hparams.pool={own.hparams['pool']!r}: a matrix "

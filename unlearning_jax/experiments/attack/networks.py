@@ -1,0 +1,137 @@
+"""The control networks of a probe: what cannot be recovered from them.
+
+A probe that shows the concept has either recovered it from the victim or drawn
+what any such network would. Two networks on the same rows tell these apart: one
+trained without the concept (`never_knew`), and one that is not trained at all
+(`random`). What the victim shows beyond the first was still in it; what the
+second shows, the probe itself brought, or the judge takes for the concept.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from unlearning_jax.attacks import Victim
+from unlearning_jax.experiments.attack import victims
+from unlearning_jax.experiments.attack.control import own
+from unlearning_jax.experiments.attack.victims import Setup
+from unlearning_jax.metrics import asr
+from unlearning_jax.stable_diffusion import Params
+
+NEVER_KNEW, RANDOM = "never_knew", "random"
+# The value of the setting that leaves the first control out.
+NONE = "none"
+# Below this a paired test says that the victim shows more than its control.
+_LEVEL = 0.05
+Row = Mapping[str, Any]
+
+
+def of(setup: Setup) -> dict[str, Victim]:
+  """The control networks by name, on the host; none for other attacks.
+
+  Raises:
+    ValueError: `never_knew` names no model of these shapes, or the victim.
+  """
+  path = setup.given.never_knew
+  found: dict[str, Victim] = {}
+  if path and path != NONE:
+    params, _ = victims.laid_over(path, setup.base, NEVER_KNEW)
+    one = Victim(params)
+    if victims.fingerprint(one, {}) == victims.fingerprint(setup.victim, {}):
+      raise ValueError(
+        f"never_knew={path!r}: has the victim's own weights; name a network "
+        "that was trained without the concept"
+      )
+    found[NEVER_KNEW] = one
+  if setup.attack.is_probe:
+    found[RANDOM] = Victim(untrained(setup.base.params, setup.given.seed))
+  return found
+
+
+def swapped(setup: Setup, name: str, network: Victim) -> Setup:
+  """The setup with a control network, on the devices, as its victim."""
+  there = setup.original.params
+  network = victims.place(network, setup.base.params, there, setup.mesh)
+  made = victims.fingerprint(network, {})
+  return dataclasses.replace(
+    setup, victim=network, name=made, edits={}, network=name
+  )
+
+
+def untrained(params: Params, seed: int) -> Params:
+  """The model with a UNet whose weights are drawn as torch draws new ones.
+
+  Kernels and biases are uniform within 1 / sqrt(fan in); norms do nothing.
+  """
+  leaves: dict[str, Any] = dict(
+    traverse_util.flatten_dict(params["unet"], sep="/")
+  )
+  rng, drawn = np.random.default_rng([seed, 11]), {}
+  for path, leaf in sorted(leaves.items()):
+    parent, _, name = path.rpartition("/")
+    shape, kernel = np.shape(leaf), leaves.get(f"{parent}/kernel")
+    if kernel is None:
+      drawn[path] = np.full(shape, float(name == "scale"), np.float32)
+    else:
+      bound = 1 / math.sqrt(math.prod(np.shape(kernel)[:-1]))
+      drawn[path] = rng.uniform(-bound, bound, shape).astype(np.float32)
+  return {**params, "unet": traverse_util.unflatten_dict(drawn, sep="/")}
+
+
+def compared(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+  """Name -> the rows of a control network, and `against` of the victim's.
+
+  Args:
+    rows: all rows of a run.
+  """
+  found = {}
+  for name in (NEVER_KNEW, RANDOM):
+    theirs = [
+      {**row, "id": row["id"].removeprefix(f"{name}/")}
+      for row in rows
+      if row.get("network") == name
+    ]
+    if theirs:
+      judged = all(row["success"] is not None for row in theirs)
+      paired = asr.against(own(rows), theirs) if judged else None
+      found[name] = {"rows": theirs, "paired": paired}
+  return found
+
+
+def reading(
+  given: victims.Settings, found: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+  """What the controls say of the victim's rate, and what they cannot say."""
+  if given.never_knew == NONE:
+    return [
+      "No network that never knew the concept was probed beside the victim. So "
+      "these rates cannot say whether the concept was recovered from the "
+      "victim, or whether the probe draws it with any network of this kind."
+    ]
+  if NEVER_KNEW not in found or found[NEVER_KNEW]["paired"] is None:
+    return []
+  paired, theirs = found[NEVER_KNEW]["paired"], found[NEVER_KNEW]["rows"]
+  more, less, p = (paired[k] for k in ("only_attack", "only_control", "p"))
+  counts = (
+    f"the victim alone shows the concept in {more} of {paired['n']} rows, the "
+    f"network that never knew it alone in {less} (McNemar p={p:.2g})"
+  )
+  if more > less and p < _LEVEL:
+    said = [f"Recovered: {counts}. The difference was still in the victim."]
+  else:
+    said = [
+      f"Not shown to be recovered: {counts}. A network that never knew the "
+      "concept does as well, so the probe may have drawn it anew."
+    ]
+  alone = sum(bool(row["pre_success"]) for row in theirs)
+  if 2 * alone > len(theirs):
+    said.append(
+      f"The network given as never_knew shows the concept in {alone} of "
+      f"{len(theirs)} rows by the prompt alone. Either it knows the concept, "
+      "or the judge takes something else for it."
+    )
+  return said
