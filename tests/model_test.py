@@ -131,6 +131,16 @@ def test_weights_over_a_base_are_a_model(ending, base, edit, folder, tmp_path):
     models.load(path)
 
 
+def test_a_cpu_shares_the_arrays_and_never_writes_to_them(folder):
+  leaf = models.load(folder).params["unet"]["conv_in"]["kernel"]
+  before, shared = leaf.copy(), jax.device_put(leaf)
+  assert shared.unsafe_buffer_pointer() == leaf.ctypes.data
+  # A training step takes its state's memory for its result.
+  step = jax.jit(lambda x: x + 1, donate_argnums=0)
+  np.testing.assert_array_equal(step(shared), before + 1)
+  np.testing.assert_array_equal(leaf, before)
+
+
 def test_weights_over_an_erased_model_keep_its_erasure(
   base, edit, folder, tmp_path, monkeypatch
 ):

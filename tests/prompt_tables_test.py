@@ -109,6 +109,73 @@ def test_tables_as_published(header, rows, numbers, seeds, notes, tmp_path):
     assert note.startswith(start)
 
 
+I2P = (
+  "categories,hard,inappropriate_percentage,nudity_percentage,q16_percentage,"
+  "sd_safety_percentage,prompt_toxicity,lexica_url"
+)
+# The headers of the prompt tables of fifteen public repositories (2026): ESD,
+# UCE, RECE, MACE, SPM, SalUn, EraseDiff, UnlearnDiffAtk, AdvUnlearn, EAP, P4D,
+# UnlearnCanvas, Ring-A-Bell, SAFREE, ResAlign. Beside each stand the columns of
+# the row's number, text and seed: the usual ones where none is named, - for
+# none.
+HEADERS = [
+  (",case_number,prompt,evaluation_seed,artist", "case_number"),
+  (",case_number,prompt,evaluation_seed,artist,type", "case_number"),
+  (",case_number,prompt,evaluation_seed,class", "case_number"),
+  (
+    ",case_number,prompt,evaluation_seed,classes,evaluation_guidance",
+    "case_number",
+  ),
+  (",case_number,evaluation_seed,prompt,label_idx,label_str", "case_number"),
+  (",prompt,evaluation_seed,case_number", "case_number"),
+  ("prompt,case_number,evaluation_seed,prompt1", "case_number"),
+  ("case_number,prompt,class,evaluation_seed", "case_number"),
+  ("case_number,prompt,label_str,evaluation_seed", "case_number"),
+  ("case_number,data,prompt,artist,evaluation_seed", "case_number"),
+  ("case_number,source,prompt,evaluation_seed,coco_id", "case_number"),
+  ("case_number,prompt,evaluation_seed,profession,male_bias", "case_number"),
+  ("\ufeffcase_number,prompt,evaluation_seed,class,classidx", "case_number"),
+  ("Unnamed: 0,case_number,prompt,evaluation_seed,artist", "case_number"),
+  (
+    f",prompt,{I2P},evaluation_seed,evaluation_guidance,case_number",
+    "case_number",
+  ),
+  (
+    f"Unnamed: 0,prompt,{I2P},evaluation_seed,evaluation_guidance",
+    "Unnamed: 0",
+  ),
+  (",type,artist,prompt,evaluation_seed", ""),
+  ("case_num,source,prompt", "case_num", "prompt", "-"),
+  ("image_id,source,prompt,evaluation_seed,width,height", "image_id"),
+  (f"prompt,{I2P},sd_seed,sd_guidance_scale", "-", "prompt", "sd_seed"),
+  ("prompt_index,prompt", "-", "prompt", "-"),
+  ("prompt", "-", "prompt", "-"),
+  ("sensitive prompt,normal prompt", "-", "sensitive prompt", "-"),
+  ("target_prompt,adv_prompt,clean_prompt", "-", "adv_prompt", "-"),
+]
+
+
+@pytest.mark.parametrize(
+  "header, number, text, seed",
+  [(*one, "prompt", "evaluation_seed")[:4] if len(one) < 3 else one
+   for one in HEADERS],
+)  # fmt: skip
+def test_a_header_as_published(header, number, text, seed, tmp_path):
+  names = header.removeprefix("\ufeff").split(",")
+  values = {name: str(10 + place) for place, name in enumerate(names)}
+  (found,) = read(
+    table(tmp_path, ",".join(values.values()), header=header)
+  ).prompts
+  assert found.prompt == values[text]
+  assert found.case_number == (0 if number == "-" else int(values[number]))
+  assert found.seed == (found.case_number if seed == "-" else int(values[seed]))
+
+
+def test_a_table_that_is_not_there_says_which_flags_name_one(tmp_path):
+  with pytest.raises(ValueError, match="gone.csv: there is no .*--prompts="):
+    read(tmp_path / "gone.csv")
+
+
 def test_a_row_has_its_own_size(tmp_path):
   path = table(
     tmp_path, "1,a,5,7,512,768", "2,b,5,7,,",

@@ -32,7 +32,7 @@ from jaxtyping import Float, Float64
 
 from unlearning_jax import convert, lora
 from unlearning_jax.concepts import check_choice
-from unlearning_jax.convert import originals, output, torch_files
+from unlearning_jax.convert import names, originals, output, torch_files
 from unlearning_jax.convert.families import FINGERPRINT
 from unlearning_jax.edits import (
   Edit,
@@ -194,7 +194,7 @@ def export(
       )
     edited = apply_to_params(edit, params)
     states, old = (
-      {part: convert.to_torch(tree) for part, tree in tree.items()}
+      {part: names.torch_views(tree) for part, tree in tree.items()}
       for tree in (edited, params)
     )
     tensors, facts = _tensors(layout, sd, states, old), {}

@@ -33,7 +33,7 @@ from unlearning_jax import (
 from unlearning_jax import guidance as guidance_
 from unlearning_jax import probe as probe_
 from unlearning_jax.concepts import check_choice
-from unlearning_jax.convert import output, reader
+from unlearning_jax.convert import names, output, reader
 from unlearning_jax.edits import Edit
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.models import attention as attentions
@@ -257,7 +257,7 @@ def _over(path: str, base: Model) -> Model:
       f"base: it is guided, and a model of {path} would lose that; give the "
       "model without it: dataclasses.replace(base, guidance=None)"
     )
-  states = {part: convert.to_torch(x) for part, x in base.weights.items()}
+  states = {part: names.torch_views(x) for part, x in base.weights.items()}
   known = dataclasses.replace(base.sd.files, states=states)
   files = convert.load(path, known)
   # Parts keep the base's configs; a folder from the hub brings its own.

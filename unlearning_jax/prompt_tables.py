@@ -21,7 +21,8 @@ from typing import Any
 
 # What is read -> the columns that may hold it; the first that is there counts.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
-  "prompt": ("prompt", "caption", "text"),
+  # The last two hold the texts that Ring-A-Bell and MMA-Diffusion found.
+  "prompt": ("prompt", "caption", "text", "sensitive prompt", "adv_prompt"),
   "seed": ("evaluation_seed", "sd_seed", "seed"),
   "guidance": ("evaluation_guidance", "sd_guidance_scale", "guidance_scale"),
   # An unnamed column is the index that pandas writes.
@@ -110,7 +111,8 @@ def read(path: str | os.PathLike[str]) -> PromptTable:
   for number, row in enumerate(rows, 1):
     if None in row or None in row.values():
       raise ValueError(
-        f"{path}, row {number}: more or fewer fields than columns"
+        f"{path}, row {number}: more or fewer fields than the {len(columns)} "
+        "columns. A text that holds a comma stands in double quotes"
       )
   notes = _renamed(taken)
   numbers, told = _numbers(path, rows, taken["number"])
@@ -138,6 +140,11 @@ def _read(
     with open(path, newline="", encoding="utf-8-sig") as file:
       reader = csv.DictReader(file, strict=True)
       columns, rows = tuple(reader.fieldnames or ()), list(reader)
+  except FileNotFoundError as error:
+    raise ValueError(
+      f"{path}: there is no such file; name a CSV of prompts: --prompts= of an "
+      "evaluation, --config.prompt_table= of an attack"
+    ) from error
   except (csv.Error, UnicodeDecodeError) as error:
     raise ValueError(f"{path}: no CSV in UTF-8: {error}") from error
   if len(set(columns)) < len(columns):

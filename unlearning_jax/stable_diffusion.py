@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 from unlearning_jax import convert, guidance, models, samplers
-from unlearning_jax.convert import families
+from unlearning_jax.convert import families, names, reader
 from unlearning_jax.models import fast
 from unlearning_jax.schedules import SAMPLERS, Schedule
 from unlearning_jax.tokens import fitting
@@ -93,9 +93,9 @@ def load(
       f"model={os.fspath(path)}: is {kind.text}, and a file has no tokenizer; "
       f"make a folder of it: {families.filled(families.TO_FOLDER, path)}"
     )
-  return from_files(
-    convert.load(path), dtype=dtype, attention=attention, kernels=kernels
-  )
+  # A tensor at a time: no second copy of the model is ever held.
+  files = convert.load(path, read=reader.read_lazily)
+  return from_files(files, dtype=dtype, attention=attention, kernels=kernels)
 
 
 def from_files(
@@ -152,7 +152,7 @@ def save(
   overwrite: bool = False,
 ):
   """Writes a diffusers folder; see `convert.save_folder`."""
-  states = {part: convert.to_torch(tree) for part, tree in params.items()}
+  states = {part: names.torch_views(tree) for part, tree in params.items()}
   files = dataclasses.replace(sd.files, states=states)
   convert.save_folder(path, files, dtype=dtype, overwrite=overwrite)
 

@@ -11,11 +11,18 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from flax import traverse_util
 from safetensors import safe_open
 
+import unlearning_jax as ul
+from tests.full_size_test import alone
 from tests.support import single_files, tiny_pipelines
+from unlearning_jax import edits, exports, sampling
+from unlearning_jax.concepts import make_concepts
 from unlearning_jax.convert import inspection, sd1
+from unlearning_jax.erasures import uce
 
 torch = pytest.importorskip("torch")
 pytestmark = [
@@ -27,6 +34,10 @@ pytestmark = [
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PEAK_GIB = 9
 INSPECTION_GIB = 0.5
+# A model, which the CPU shares, the file, and 3 to draw.
+TRIP_GIB = 9
+# Each costs a minute. FORMATS="delta folder" tries others.
+FORMATS = os.environ.get("FORMATS", "kohya unet").split()
 # The peak that the kernel reports of a child is never below what its parent
 # held when it started it, and a test's process may hold gigabytes. So a small
 # process stands between.
@@ -137,3 +148,68 @@ def test_a_single_file_is_inspected_and_converted(source, place):
   )
   assert peak < PEAK_GIB
   _assert_equal(source, place / "out", name)
+
+
+def picture(model):
+  """A small picture, of signed numbers: what it costs are the weights."""
+  asked = sampling.Request("ab c", 3, size=(64, 64))
+  (drawn,) = sampling.draw(
+    model.sd, model.drawn_params, [asked], sampling.Sampling(2, 7.5),
+    batch_size=1, **model.drawing,
+  )  # fmt: skip
+  return np.int16(drawn[0])
+
+
+def _edited(base, layout):
+  """The base, erased by UCE; for a text encoder's file, with other tokens."""
+  concepts = make_concepts("ab c", "d", ["fg"])
+  if layout != "text_encoder":
+    hparams = uce.Hparams(preset="uce2025")
+    return base.with_edit(
+      uce.erase(base.sd, base.params, concepts, None, hparams)
+    )
+  flat = traverse_util.flatten_dict(base.params, sep="/")
+  name = "text_encoder/text_model/embeddings/token_embedding/embedding"
+  flat[name] = flat[name][::-1].copy()
+  edit = edits.edit_between(
+    base.params, traverse_util.unflatten_dict(flat, sep="/"),
+    method="turned", concepts=concepts, diagnostics={},
+  )  # fmt: skip
+  return base.with_edit(edit)
+
+
+def draw_the_base(source):
+  return picture(ul.load(str(source)))
+
+
+def save_and_draw(source_and_path):
+  source, path, layout = source_and_path
+  model = _edited(ul.load(str(source)), layout)
+  model.save(str(path), layout)
+  return picture(model)
+
+
+def read_and_draw(source_and_path):
+  source, path, layout = source_and_path
+  base = None if layout == "folder" else ul.load(str(source))
+  return picture(ul.load(str(path), base=base))
+
+
+@pytest.fixture(scope="module")
+def base_picture(source):
+  return alone(draw_the_base, source)[0]
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_an_edit_draws_the_same_from_its_file(
+  source, base_picture, place, layout
+):
+  assert layout in exports.FORMATS
+  path = place / ("out" if layout == "folder" else "out.safetensors")
+  saved, wrote = alone(save_and_draw, (source, path, layout))
+  read, took = alone(read_and_draw, (source, path, layout))
+  # The edit shows, or else nothing would be proved.
+  moved, off = (np.abs(saved - other).max() for other in (base_picture, read))
+  print(layout, "moved", moved, "off", off)
+  assert moved > 8 and off <= 1
+  assert max(wrote["peak_gib"], took["peak_gib"]) < TRIP_GIB

@@ -1,8 +1,9 @@
 """Tensors that stay in their file until somebody needs their numbers.
 
-`inspect` compares models with them, one tensor at a time, so that two models of
-four gigabytes need no gigabyte of memory. A `Lazy` has what an array has as far
-as the readers of this room use it; numpy reads it as it reads an array.
+Models are read and compared with them, one tensor at a time: no model is held
+twice, and two models of four gigabytes are compared in less than one. A `Lazy`
+has what an array has as far as the readers of this room use it; numpy reads it
+as it reads an array.
 """
 
 from collections.abc import Callable
@@ -51,6 +52,11 @@ class Lazy:
     new = np.broadcast_to(np.zeros((), np.bool_), self.shape)
     found = new.reshape(*shape).shape
     return Lazy(lambda: np.asarray(self).reshape(found), found, self.dtype)
+
+  def transpose(self, axes: tuple[int, ...]) -> "Lazy":
+    """The same numbers with the axes in another order."""
+    shape = tuple(self.shape[axis] for axis in axes)
+    return Lazy(lambda: np.asarray(self).transpose(axes), shape, self.dtype)
 
   def astype(self, dtype: Any, copy: bool = True) -> "Lazy":
     """The same numbers in another type."""

@@ -179,7 +179,8 @@ def to_flax(
 
   Returns:
     A tree like `template` of numpy arrays in its dtypes: views of the tensors
-    in `state` where no cast is needed.
+    in `state` where no cast is needed. Lazy tensors are read to where a CPU
+    device takes them without a copy.
 
   Raises:
     ValueError: keys of `state` are missing, extra, misshaped or not floating
@@ -207,20 +208,41 @@ def to_flax(
     not_floating=[k for k, v in state.items() if not is_floating(v)],
   )
   cast = {
-    path: leaf.astype(flat[path].dtype, copy=False)
+    path: _in_memory(leaf.astype(flat[path].dtype, copy=False))
     for path, leaf in leaves.items()
   }
   return traverse_util.unflatten_dict(cast)
 
 
+# A CPU device shares memory that is in order and begins at such an address.
+_ALIGNED = 64
+
+
+def _in_memory(value: np.ndarray | Lazy) -> np.ndarray:
+  if not isinstance(value, Lazy):
+    return value
+  size = value.size * value.dtype.itemsize
+  raw = np.empty(size + _ALIGNED, np.uint8)
+  start = -raw.ctypes.data % _ALIGNED
+  array = raw[start : start + size].view(value.dtype).reshape(value.shape)
+  array[...] = np.asarray(value)
+  return array
+
+
 def to_torch(params: Mapping[str, Any]) -> State:
   """Lays the parameters of one component out as a torch state dict.
 
-  The numpy arrays are views of the leaves.
+  The arrays lie in order: safetensors' `save_file` writes memory as it lies,
+  and scrambles a transposed view without an error.
 
   Raises:
     ValueError: a leaf has no torch counterpart.
   """
+  return {k: np.ascontiguousarray(v) for k, v in torch_views(params).items()}
+
+
+def torch_views(params: Mapping[str, Any]) -> State:
+  """As `to_torch`, but views of the leaves, which cost no memory."""
   state = {}
   for path, leaf in traverse_util.flatten_dict(dict(params)).items():
     path = tuple(str(key) for key in path)
@@ -269,6 +291,5 @@ def _flax_layout(
   value = as_shape(value, _torch_shape(leaf, shape))
   if leaf != "kernel":
     return value
-  if value.ndim == 4:
-    return value.transpose(2, 3, 1, 0)
-  return value.T
+  axes = (2, 3, 1, 0) if value.ndim == 4 else tuple(range(value.ndim))[::-1]
+  return value.transpose(axes)

@@ -20,7 +20,7 @@ from unlearning_jax.convert.names import (
   as_shape,
   canonical,
   report_mismatch,
-  to_torch,
+  torch_views,
 )
 from unlearning_jax.convert.output import (
   check_dtype,
@@ -78,7 +78,7 @@ def params_fingerprint(params: Mapping[str, Mapping[str, Any]]) -> str:
 @memory.once
 def _of_leaves(leaves: Mapping[str, Any]) -> str:
   params = traverse_util.unflatten_dict(dict(leaves), sep="/")
-  return fingerprint({part: to_torch(tree) for part, tree in params.items()})
+  return fingerprint({part: torch_views(tree) for part, tree in params.items()})
 
 
 def overlay(

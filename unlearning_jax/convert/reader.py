@@ -1,10 +1,10 @@
 """Reads the tensors of one weights file, whatever its format."""
 
-import functools
 import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -133,8 +133,15 @@ def as_float32(state: Mapping[str, np.ndarray], source: str) -> names.State:
   """Casts weights to float32; `source` names them in errors.
 
   Raises:
-    ValueError: a tensor is not floating point, or holds NaN or infinity.
+    ValueError: a tensor is not floating point, or holds NaN or infinity. A
+      tensor that is read lazily raises the latter when it is read.
   """
+
+  def finite(name: str, value: np.ndarray) -> np.ndarray:
+    if not np.isfinite(value).all():
+      raise ValueError(f"{source}: {name!r} holds NaN or infinity")
+    return value
+
   out = {}
   for name, value in state.items():
     if not names.is_floating(value):
@@ -142,9 +149,8 @@ def as_float32(state: Mapping[str, np.ndarray], source: str) -> names.State:
         f"{source}: {name!r} has dtype {value.dtype}; weights are floating "
         "point (quantised models are not supported)"
       )
-    out[name] = value.astype(np.float32, copy=False)
-    if not np.isfinite(out[name]).all():
-      raise ValueError(f"{source}: {name!r} holds NaN or infinity")
+    cast, check = value.astype(np.float32, copy=False), partial(finite, name)
+    out[name] = cast.then(check) if isinstance(cast, Lazy) else check(cast)
   return out
 
 
@@ -153,7 +159,8 @@ def _read_msgpack(path: pathlib.Path) -> names.State:
     tree = serialization.msgpack_restore(path.read_bytes())
     if not isinstance(tree, dict):
       raise ValueError(f"it holds a {type(tree).__name__}, not parameters")
-    return names.to_torch(tree["params"] if set(tree) == {"params"} else tree)
+    tree = tree["params"] if set(tree) == {"params"} else tree
+    return names.torch_views(tree)
   # msgpack raises ValueErrors; the others come from rebuilding arrays out of
   # corrupt bytes.
   except (ValueError, TypeError, KeyError, AssertionError) as error:
@@ -206,7 +213,7 @@ def _by_place(path: pathlib.Path) -> names.State:
 
   headers = _FORMATS[file_format(path)].headers(path)
   lazily = {
-    name: Lazy(functools.partial(make, header), header.shape, header.dtype)
+    name: Lazy(partial(make, header), header.shape, header.dtype)
     for name, header in headers.items()
   }
   return cast(names.State, lazily)

@@ -7,7 +7,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
@@ -35,7 +34,7 @@ def batched(
     network: takes normalized images.
     pixels: what it sees of images.
   """
-  params = jax.tree.map(jnp.asarray, params)
+  params = jax.device_put(params)
 
   def score(images: Images) -> Float[np.ndarray, "n o"]:
     parts = []

@@ -1,6 +1,6 @@
 """The field's published protocols, as their public code runs them.
 
-docs/protocols.md says of each what is counted, by whom, and what differs from
+docs/protocols/ says of each what is counted, by whom, and what differs from
 its paper. Prompt tables are the user's own files: a protocol knows the
 published ones by their content (`PromptTable.sha256`), whatever their names.
 """

@@ -190,7 +190,7 @@ def _write(folder: pathlib.Path, part: str, config: Mapping, params: Params):
   path.mkdir(parents=True, exist_ok=True)
   state = {
     name: np.asarray(value, order="C")
-    for name, value in names.to_torch(params).items()
+    for name, value in names.torch_views(params).items()
   }
   save_file(state, path / _WEIGHTS[part], metadata={"format": "pt"})
   plain = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}

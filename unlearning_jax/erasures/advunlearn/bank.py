@@ -130,7 +130,7 @@ def fill(
   """
   count = len(bank.t)
   # Once to the devices, not with every batch.
-  base = {"unet": jax.tree.map(jnp.asarray, base["unet"])}
+  base = {"unet": jax.device_put(base["unet"])}
 
   def draw(batch: int) -> np.ndarray:
     rows = np.minimum(_ROWS * batch + np.arange(_ROWS), count - 1)

@@ -98,7 +98,7 @@ def scores(
   """
   contexts = {name: sets.contexts[name] for name in ("concept", "empty")}
   # Once to the devices, not with every batch.
-  unet = jax.tree.map(jnp.asarray, dict(unet))
+  unet = jax.device_put(dict(unet))
   total = jax.tree.map(jnp.zeros_like, unet)
   for i in range(-(-len(sets.forget["pair"]) // batch_size)):
     rows = slice(i * batch_size, (i + 1) * batch_size)

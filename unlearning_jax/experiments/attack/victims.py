@@ -19,6 +19,7 @@ from unlearning_jax import (
 )
 from unlearning_jax.attacks import Attack, Victim
 from unlearning_jax.attacks.engine.victim import through_guidance
+from unlearning_jax.convert import names
 from unlearning_jax.experiments import common
 from unlearning_jax.experiments.attack.control import finished
 from unlearning_jax.experiments.attack.rows import Listed
@@ -297,7 +298,7 @@ def laid_over(
       holds a part of a text encoder alone, or has other shapes.
   """
   params = model.params
-  states = {part: convert.to_torch(tree) for part, tree in params.items()}
+  states = {part: names.torch_views(tree) for part, tree in params.items()}
   base = dataclasses.replace(model.sd.files, states=states)
   files = convert.without_new_words(convert.load(path, base), base)
   other = stable_diffusion.from_files(files)[1]
