@@ -11,16 +11,19 @@ pytest.importorskip("nbclient")
 notebooks = pytest.importorskip("tests.support.notebooks")
 FOLDER = notebooks.FOLDER
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
-# The same cells with fewer pictures and steps.
+# The same cells with fewer pictures and steps: as many as in `notebook_test`,
+# whose compiled programs they share.
 SMALLER = {
-  r"rows_per_group=\d+,other_rows=\d+": "rows_per_group=1,other_rows=2",
-  r"rows=\d,?\)": 'rows=1, hparams={"blocks": 1, "iterations": 1})',
-  r"rows=3": "rows=1",
-  r'"blocks": \d+, "iterations": \d+': '"blocks": 1, "iterations": 1',
+  r"seeds=(\[[\d, ]+\])": r"seeds=\1, batch_size=4",
+  r"rows_per_group=\d+,other_rows=\d+": "rows_per_group=1,other_rows=2,steps=2",
+  r"rows=\d,?\)": "rows=2, lanes=2, batch_size=4, "
+  'hparams={"blocks": 1, "iterations": 2})',
+  r"rows=3": "rows=2, lanes=2, batch_size=4",
+  r'"blocks": \d+, "iterations": \d+': '"blocks": 1, "iterations": 2',
   r"steps=60": "steps=2, batch_size=8",
-  r"prompts=10": "prompts=1",
+  r"prompts=10": "prompts=2",
   # What its other stages do is tested with them.
-  r'"shapes-star"': '"shapes-star~rows_per_group=1,other_rows=2"',
+  r'"shapes-star"': '"shapes-star~rows_per_group=1,other_rows=2,steps=2"',
   r'preset="quick"': 'only=("evaluate",)',
 }
 

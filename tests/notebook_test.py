@@ -11,14 +11,15 @@ nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("nbclient")
 notebooks = pytest.importorskip("tests.support.notebooks")
 README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
-# The same lines, of fewer images and steps.
+# The same lines, of fewer images and steps, as many at a time as there are.
 SMALLER = {
+  "seeds=[0, 1]": "seeds=[0, 1], batch_size=4",
   'base=model, protocol="shapes-star"': "base=model, "
-  'protocol="shapes-star~rows_per_group=1,other_rows=2"',
+  'protocol="shapes-star~rows_per_group=1,other_rows=2,steps=2"',
   'protocol="shapes-star", out="runs/audit"': 'out="runs/audit", '
-  'protocol="shapes-star~rows_per_group=1,other_rows=2", '
+  'protocol="shapes-star~rows_per_group=1,other_rows=2,steps=2", '
   'skip=("attack", "finetune", "resurgence")',
-  'control="random"': 'control="random", rows=2, '
+  'control="random"': 'control="random", rows=2, lanes=2, batch_size=4, '
   'hparams={"blocks": 1, "iterations": 2}',
   "steps=100": "steps=2, batch_size=8",
   "erased, tuned)": "erased, tuned, prompts=2)",

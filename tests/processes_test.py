@@ -12,10 +12,12 @@ import pytest
 
 from unlearning_jax import processes
 
-# Takes its index from the environment; what it is called is its own.
+# Takes its index from the environment; what it is called is its own. The others
+# of one that fails end a quarter as late as a script's do.
 JOIN = """
 import sys
 from unlearning_jax import processes
+processes.SHUTDOWN_S = 5
 processes.initialize_distributed(True)
 import jax
 if sys.argv[1:] == ["fails"] and jax.process_index() == 1:

@@ -171,6 +171,11 @@ def test_a_header_as_published(header, number, text, seed, tmp_path):
   assert found.seed == (found.case_number if seed == "-" else int(values[seed]))
 
 
+def test_a_table_that_is_not_there_says_which_flags_name_one(tmp_path):
+  with pytest.raises(ValueError, match="gone.csv: there is no .*--prompts="):
+    read(tmp_path / "gone.csv")
+
+
 def test_a_row_has_its_own_size(tmp_path):
   path = table(
     tmp_path, "1,a,5,7,512,768", "2,b,5,7,,",

@@ -140,6 +140,11 @@ def _read(
     with open(path, newline="", encoding="utf-8-sig") as file:
       reader = csv.DictReader(file, strict=True)
       columns, rows = tuple(reader.fieldnames or ()), list(reader)
+  except FileNotFoundError as error:
+    raise ValueError(
+      f"{path}: there is no such file; name a CSV of prompts: --prompts= of an "
+      "evaluation, --config.prompt_table= of an attack"
+    ) from error
   except (csv.Error, UnicodeDecodeError) as error:
     raise ValueError(f"{path}: no CSV in UTF-8: {error}") from error
   if len(set(columns)) < len(columns):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support import compiled
+from tests.support import attacks_cases, compiled
 from unlearning_jax import erasures, guidance, shapes, sharding
 from unlearning_jax import stable_diffusion as stable
 from unlearning_jax.concepts import make_concepts
@@ -24,6 +24,10 @@ from unlearning_jax.experiments import erase
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.record import Memory
 
+pytestmark = pytest.mark.usefixtures("quickest_compiler")
+# Two steps, on as many rows as there are devices.
+SHORT = {"num_steps": 2, "num_inference_steps": 2, "batch_size": 8}
+DRAWN = SHORT | {"num_images": 8}
 # Method -> hyperparameters of its row.
 ERASURES = {
   "uce": [{}, {"preset": "uce2025"}, {"expand_prompts": True}],
@@ -37,7 +41,6 @@ ERASURES = {
   "sld": [{}, {"preset": "max", "concept": "a moon"}],
   "negative_prompt": [{}, {"prompt": "a moon"}],
   "tests.support.toy_erasure": [{}],
-  # From here two steps.
   "mace": [
     {
       "num_prompts": 3,
@@ -47,74 +50,33 @@ ERASURES = {
       "mask_source": "full",
     }
   ],
-  "esd": [
-    {
-      "train": "strict",
-      "num_steps": 2,
-      "num_inference_steps": 2,
-      "batch_size": 8,
-    }
-  ],
+  "esd": [SHORT | {"train": "strict"}],
   "advunlearn": [
-    {
-      "num_steps": 2,
-      "num_inference_steps": 2,
+    SHORT
+    | {
       "num_trajectories": 2,
       "warmup_steps": 1,
       "attack_steps": 1,
       "retain_batch": 1,
-      "batch_size": 8,
     }
   ],
-  "concept_ablation": [
-    {
-      "expand_prompts": False,
-      "num_images": 8,
-      "batch_size": 8,
-      "num_steps": 2,
-      "num_inference_steps": 2,
-    }
-  ],
+  "concept_ablation": [DRAWN | {"expand_prompts": False}],
   # One weight at the threshold that moves on eight devices and not on one is
   # 1 % of a small leaf's change; the first row's mask has no such weights.
   "salun": [
-    {
-      "preset": preset,
-      "saliency": saliency,
-      "num_images": 8,
-      "batch_size": 8,
-      "num_steps": 2,
-      "num_inference_steps": 2,
-    }
+    DRAWN | {"preset": preset, "saliency": saliency}
     for preset, saliency in (("fixed", "random"), ("reference", "gradient"))
   ],
   "resalign": [
-    {
+    DRAWN
+    | {
       "hypergrad": "first_order",
       "lanes": ("sgd/1e-2/2/0", "adam/1e-3/1/0"),
-      "num_images": 8,
-      "batch_size": 8,
-      "num_steps": 2,
-      "num_inference_steps": 2,
     }
   ],
-  "spm": [
-    {
-      "num_steps": 2,
-      "num_inference_steps": 2,
-      "batch_size": 8,
-      "anchors": 1,
-    }
-  ],
+  "spm": [SHORT | {"anchors": 1}],
   "fmn": [
-    {
-      "num_images": 8,
-      "batch_size": 8,
-      "num_steps": 2,
-      "num_inference_steps": 2,
-      "learning_rate": 1e-4,
-      **row,
-    }
+    DRAWN | {"learning_rate": 1e-4} | row
     for row in (
       {"words": 0},
       {"preset": "reference", "words": 2, "words_steps": 2},
@@ -133,7 +95,7 @@ ERASURES = {
 }
 # Those that answer with a map of text states.
 MAPS = ("uce", "rece", "time")
-# Those that train a network for minutes: their rows are slow tests.
+# Those that train a network: their rows are slow tests, of a narrow one.
 SLOW = (
   "mace", "esd", "concept_ablation", "salun", "erasediff", "fmn", "spm",
   "advunlearn", "resalign",
@@ -172,8 +134,18 @@ def rows(names=ERASURES):
 
 
 @pytest.fixture(scope="module")
-def model():
-  return stable.load(shapes.model_folder())
+def models():
+  """By method: the Shapes model, or one that compiles in half the time."""
+  sd, params = stable.load(shapes.model_folder())
+  narrow, victim, _ = attacks_cases.make_world()
+  unet = jax.device_get(victim.params["unet"])
+  trained = (narrow, {**params, "unet": unet})
+  return {n: trained if n in SLOW else (sd, params) for n in ERASURES}
+
+
+@pytest.fixture
+def model(request, models):
+  return models[request.node.callspec.params["name"]]
 
 
 def run(name, row, model, concepts=CONCEPTS, hooks=erasures.NO_HOOKS):
@@ -182,9 +154,9 @@ def run(name, row, model, concepts=CONCEPTS, hooks=erasures.NO_HOOKS):
 
 
 @pytest.fixture(scope="module")
-def made(model):
+def made(models):
   """What a row makes; made once."""
-  return functools.cache(lambda name, row=0: run(name, row, model))
+  return functools.cache(lambda name, row=0: run(name, row, models[name]))
 
 
 def same(first, second):
@@ -360,9 +332,9 @@ def test_the_concept_moves_to_its_anchor_and_preserved_ones_stay(
 
 
 @pytest.fixture(scope="module")
-def predict(model):
+def predict(models):
   """What the UNet makes of the same noise, by parameters and text states."""
-  sd, _ = model
+  sd, _ = models["uce"]
   noise = np.random.default_rng(0).normal(size=(2, *sd.latent_shape))
   return jax.jit(
     lambda params, context: stable.predict_noise(

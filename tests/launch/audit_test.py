@@ -1,15 +1,23 @@
 """The command `audit`: killed and started again, its exit status, Python."""
 
 import json
+import runpy
 import time
 
 import pytest
+from unlearning_jax.configs import audit as configs
 
 import unlearning_jax as ul
 from tests.support import scripts
 
-# Two rows and two steps; an attack has the budget of `quick`.
+# Two rows and two steps; an attack has two images, of two iterations each.
 PROTOCOL = "shapes-star~rows_per_group=2,other_rows=3,steps=2"
+
+
+def shortened():
+  """The preset's attacks are otherwise most of an audit's time."""
+  quick = configs._BUDGETS["quick"]
+  return {"quick": quick._replace(blocks=2, iterations=2)}
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +29,9 @@ def edit(tmp_path_factory):
 
 def start(edit, folder, *more):
   return scripts.Run(
-    "audit", f"--protocol={PROTOCOL}", f"--edits={edit[0]}",
-    f"--workdir={folder}", "--skip=finetune,resurgence", *more,
+    __name__, f"--protocol={PROTOCOL}", f"--edits={edit[0]}",
+    f"--workdir={folder}", "--skip=finetune,resurgence", "--lanes=2",
+    "--batch_size=4", *more,
   )  # fmt: skip
 
 
@@ -43,7 +52,7 @@ def rows(folder):
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_a_killed_audit_ends_with_the_same_summary(edit, tmp_path):
+def test_a_killed_audit_ends_with_the_same_summary(edit, tmp_path, monkeypatch):
   whole, cut = tmp_path / "whole", tmp_path / "cut"
   done = start(edit, whole, "--fail_on=warn").join()
   # Two rows show nothing, which the gate counts as a warning.
@@ -64,6 +73,7 @@ def test_a_killed_audit_ends_with_the_same_summary(edit, tmp_path):
   same = scripts.run("compare", whole, cut, "--fail_on=warn")
   assert same.returncode == 0 and "2 rows in both: 0 worse" in same.stdout
   # The lines of Python give the verdicts of the script.
+  monkeypatch.setattr(configs, "_BUDGETS", shortened())
   python = ul.audit(edit[1], protocol=PROTOCOL, skip=("finetune", "resurgence"))
   keys = ("question", "verdict", "value", "low", "high", "n")
   assert [[one[k] for k in keys] for one in python.verdicts] == [
@@ -71,3 +81,8 @@ def test_a_killed_audit_ends_with_the_same_summary(edit, tmp_path):
   ]
   assert python.rows and "<iframe" in python._repr_html_()
   assert "gone" in {one["question"] for one in python.show().verdicts}
+
+
+if __name__ == "__main__":
+  configs._BUDGETS = shortened()
+  runpy.run_module("launch.audit", run_name="__main__")

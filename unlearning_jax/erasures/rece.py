@@ -91,7 +91,7 @@ class Hparams:
     rho: sets lam_r = rho trace(S) / d, without units; an extension.
     erase_scale: e, the weight of C' in an epoch.
     preserve_scale: p, the weight of preserved rows in an epoch.
-    lamb: ridge of an epoch.
+    lamb: ridge of an epoch; `rows="joint"` has UCE's, `uce_lamb`, instead.
     regularizer: the derivation's, a name in `derivation.REGULARIZERS`; the
       paper has "zero".
     rows: "sequential", or "joint" to solve for all rows from the base.

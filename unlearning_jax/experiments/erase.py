@@ -31,7 +31,7 @@ from unlearning_jax.experiments import common, drawing, evaluate
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.model import Model
 from unlearning_jax.probe.measure import measure
-from unlearning_jax.record import Recorder, training_log
+from unlearning_jax.record import Recorder, tracking, training_log
 from unlearning_jax.report.comparison import BASE
 from unlearning_jax.settings import Output
 from unlearning_jax.stable_diffusion import Params
@@ -130,7 +130,7 @@ def run(
   """
   erasure, phrases = settings.erasure, settings.phrases
   if tensorboard:
-    training_log.events_package()
+    tracking.package("tensorboardX", "tensorboard")
   if model is None:
     statistics.check_unedited(settings.model)
     model = common.load_model(settings)

@@ -43,8 +43,8 @@ class TensorBoard:
 
   def __init__(self, folder: pathlib.Path, name: str):
     self._name = name
-    package = _package("tensorboardX")
-    self._writer = package.SummaryWriter(str(folder / "events"))
+    events = package("tensorboardX")
+    self._writer = events.SummaryWriter(str(folder / "events"))
 
   def metrics(self, step: int, values: Numbers):
     """Adds a scalar for each number."""
@@ -75,7 +75,7 @@ class WandB:
   """
 
   def __init__(self, folder: pathlib.Path, name: str):
-    self._wandb = _package("wandb")
+    self._wandb = package("wandb")
     folder.mkdir(parents=True, exist_ok=True)
     self._run = self._wandb.init(
       project="unlearning_jax", id=name, name=name, dir=str(folder),
@@ -109,15 +109,24 @@ def check(names: Sequence[str]):
   """
   for name in names:
     check_choice("track", name, _TRACKERS)
-    _package(_PACKAGES[name])
+    package(_PACKAGES[name])
 
 
-def _package(name: str) -> Any:
+def package(name: str, key: str = "track") -> Any:
+  """A package of the extra `tracking`.
+
+  Args:
+    name: what is imported.
+    key: the setting that asks for it, for messages.
+
+  Raises:
+    ValueError: it is not installed.
+  """
   try:
     return importlib.import_module(name)
   except ImportError as error:
     raise ValueError(
-      f"track: {name} is not installed; pip install 'unlearning_jax[tracking]'"
+      f"{key}: {name} is not installed; pip install 'unlearning_jax[tracking]'"
     ) from error
 
 

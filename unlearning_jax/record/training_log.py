@@ -1,10 +1,9 @@
 """What a training records on the way: metrics, progress, TensorBoard events."""
 
-import importlib
 import time
 from typing import Any
 
-from unlearning_jax.record import Recorder
+from unlearning_jax.record import Recorder, tracking
 
 
 class TrainingLog:
@@ -35,7 +34,9 @@ class TrainingLog:
     self._events: Any = None
     if tensorboard and run.is_writer:
       path = str(run.path / "events")
-      self._events = events_package().SummaryWriter(path)
+      self._events = tracking.package(
+        "tensorboardX", "tensorboard"
+      ).SummaryWriter(path)
 
   def __call__(self, step: int, values: dict[str, float]):
     """Records, shows and plots the metrics of a step."""
@@ -55,17 +56,3 @@ class TrainingLog:
     # Closing the writer writes the events.
     if self._events:
       self._events.close()
-
-
-def events_package() -> Any:
-  """The package `tensorboardX`, which writes TensorBoard events.
-
-  Raises:
-    ValueError: it is not installed.
-  """
-  try:
-    return importlib.import_module("tensorboardX")
-  except ImportError as error:
-    raise ValueError(
-      "tensorboard=True: pip install 'unlearning_jax[tracking]'"
-    ) from error

@@ -9,7 +9,7 @@ from typing import Any
 from unlearning_jax import extensions, finetune
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.finetune.loop import SCHEDULES
-from unlearning_jax.record import training_log
+from unlearning_jax.record import tracking
 from unlearning_jax.settings import Free, Output
 
 # Sources of images besides the embedded worlds.
@@ -186,7 +186,7 @@ class Settings:
       if value is not None and not (math.isfinite(value) and fits(value)):
         raise ValueError(f"{key}={value}: must be {wanted}")
     if self.tensorboard:
-      training_log.events_package()
+      tracking.package("tensorboardX", "tensorboard")
     late = [step for step in self.checkpoints if step > self.num_steps]
     if late:
       raise ValueError(
