@@ -106,11 +106,12 @@ def test_rows_do_not_know_lanes_or_kills(changes, world):
   # The first wave has nothing to try; later rows try two at most.
   assert not any(tries(row) for row in whole[:3])
   later = [row for row in whole[3:] if row["status"] != "pre"]
-  assert {len(tries(row)) for row in later} <= {1, 2}
+  assert {len(tries(row)) for row in later} <= {0, 1, 2}
   assert any(row["status"] == "success" and tries(row) for row in later)
-  # Two words are known by now, so the last rows only try.
-  last = later[-5:]
-  assert all(len(tries(row)) == len(row["blocks"]) for row in last)
+  if given.method == "controls":
+    # Two words are known by the last wave, so its rows only try.
+    last = later[-5:]
+    assert all(len(tries(row)) == len(row["blocks"]) for row in last)
   assert all(row["images"] == 1 + len(row["blocks"]) <= 5 for row in whole)
   assert rows(run(world, given, lanes=1)) == whole
   # Killed within the first wave, and within a later one.
