@@ -211,8 +211,8 @@ SMALL = {
 }  # fmt: skip
 SMALLER = {
   'protocol="shapes-star"': 'protocol="shapes-star~rows_per_group=1,'
-  'other_rows=2"',
-  'control="random")': 'control="random", rows=2, '
+  'other_rows=2,steps=2"',
+  'control="random")': 'control="random", rows=2, lanes=2, batch_size=4, '
   'hparams={"blocks": 1, "iterations": 2})',
   "steps=100": "steps=2, batch_size=8",
   "erased, tuned)": "erased, tuned, prompts=2)",
@@ -306,7 +306,7 @@ def test_the_commands_of_a_page_run(page, demo, tmp_path):
         small = [*small, *(f"--config.hparams.{flag}" for flag in short)]
     if "--protocol=shapes-star" in arguments:
       arguments = [
-        "--protocol=shapes-star~rows_per_group=1,other_rows=2",
+        "--protocol=shapes-star~rows_per_group=1,other_rows=2,steps=2",
         *[a for a in arguments if not a.startswith("--protocol")],
       ]
       small = []

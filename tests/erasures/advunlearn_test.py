@@ -27,6 +27,7 @@ from unlearning_jax.convert.sd1 import CONFIGS
 from unlearning_jax.erasures import Hooks, advunlearn
 from unlearning_jax.erasures.advunlearn import attack, bank, options, training
 
+pytestmark = pytest.mark.usefixtures("quickest_compiler")
 CONCEPTS = make_concepts(["a b", "c"], ["d", ""], ["f", "g h", "d"])
 W = np.cos(np.outer(np.arange(24), np.arange(1, 5)))
 SHORT = {

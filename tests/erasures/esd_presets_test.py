@@ -17,6 +17,7 @@ from unlearning_jax.convert.sd1 import CONFIGS
 from unlearning_jax.edits import apply_to_params
 from unlearning_jax.erasures import Hooks, esd
 
+pytestmark = pytest.mark.usefixtures("quickest_compiler")
 CONCEPTS = make_concepts(["a b"])
 COUNT = 10
 ETA = 1.5

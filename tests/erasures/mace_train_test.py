@@ -14,6 +14,8 @@ from unlearning_jax.erasures.mace import suppress as suppress
 from unlearning_jax.erasures.mace import text
 from unlearning_jax.shapes import render, vocabulary
 
+pytestmark = pytest.mark.usefixtures("quickest_compiler")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

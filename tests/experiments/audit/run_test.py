@@ -24,7 +24,7 @@ from unlearning_jax.experiments.audit import (
 )
 from unlearning_jax.report import published
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quickest_compiler")]
 SMALL = {
   "batch_size": 8,
   "grid_rows": 1,

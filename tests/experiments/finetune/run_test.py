@@ -16,6 +16,8 @@ from unlearning_jax.experiments import finetune as tuning
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.record import Memory, Workdir
 
+pytestmark = pytest.mark.usefixtures("quickest_compiler")
+
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
