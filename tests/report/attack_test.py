@@ -136,6 +136,15 @@ def test_the_verdict_is_that_of_the_test(paired, words):
   assert words in page.verdict(document)
 
 
+def test_a_control_with_more_images_is_said_to_have_them():
+  document = make_document()
+  document["control"]["paired"]["equal_budget"] = False
+  most = document["accounting"]["budget"] + 3
+  document["control"]["accounting"] = {"budget": most}
+  assert f"It may draw {most} images a row" in page.verdict(document)
+  assert "not fair" not in page.verdict(document)
+
+
 def test_a_frame_has_three_images_from_one_seed(run):
   frame = summary.frame(run, SD, won(), run.path.parent / "targets")
   assert frame["tokens"] == ["<t7></w>", "<t8></w>"]

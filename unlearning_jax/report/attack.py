@@ -122,7 +122,12 @@ def verdict(document: Document) -> str:
   else:
     text += "the rows do not show which is ahead"
   text += f" ({sections.p_value(paired['p'])}, McNemar, the same rows)."
-  if not paired["equal_budget"]:
+  ours, theirs = (
+    one.get("accounting", {}).get("budget", 0) for one in (document, control)
+  )
+  if 0 < ours < theirs:
+    text += f" It may draw {theirs} images a row, and the attack {ours}."
+  elif not paired["equal_budget"]:
     text += " Their numbers of images differ: the comparison is not fair."
   return text
 

@@ -112,6 +112,7 @@ def test_rows_do_not_know_lanes_or_kills(changes, world):
     # Two words are known by the last wave, so its rows only try.
     last = later[-5:]
     assert all(len(tries(row)) == len(row["blocks"]) for row in last)
+    assert {row["budget"] for row in last if not row["success"]} <= {3}
   assert all(row["images"] == 1 + len(row["blocks"]) <= 5 for row in whole)
   assert rows(run(world, given, lanes=1)) == whole
   # Killed within the first wave, and within a later one.
@@ -132,6 +133,15 @@ def test_processes_meet_before_each_wave(world):
   assert words[0] == () != words[1]
   assert [own.search for _, own in found] == [len(w) < 2 for w in words]
   assert not found[-1][1].search
+  # A control network tries none of the words that won on the victim.
+  other = dataclasses.replace(setup, network="never_knew")
+  found = list(sharing.waves(how, other, record, (), met.append))
+  assert not any(own.starts or not own.search for _, own in found)
+  for row in record.rows():
+    own = {"id": f"never_knew/{row['id']}", "network": "never_knew"}
+    record.append_row(row | own)
+  found = list(sharing.waves(how, other, record, (), met.append))
+  assert [own.starts for _, own in found] == words
 
 
 def test_without_sharing_nothing_is_tried(world):

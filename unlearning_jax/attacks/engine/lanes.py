@@ -237,8 +237,9 @@ def attack_rows(
     for lane in _block_of(sd, group, attack, check, records, how):
       ended = group.rows[lane].row.id
       group.rows[lane] = None
-      seconds = round(time.monotonic() - began[lane], 3)
-      yield records.pop(ended) | {"seconds": seconds}
+      record = records.pop(ended)
+      spent = record["seconds"] + time.monotonic() - began[lane]
+      yield record | {"seconds": round(spent, 3)}
 
 
 def _unchanged(sd, table, check, size):

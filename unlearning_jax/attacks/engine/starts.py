@@ -4,6 +4,7 @@ A try is an image of the row's prompt with these words in its slots. It takes no
 update, and it counts as a block: a row has as many images as without starts.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -39,12 +40,15 @@ def tried(
       one.row.request(text["text"])
       for one, text in zip(rows, found, strict=True)
     ]
+    began = time.monotonic()
     verdicts = check(asked) if asked else ()
+    each = (time.monotonic() - began) / max(1, len(rows))
     for one, text, verdict in zip(rows, found, verdicts, strict=True):
       record = records[one.row.id]
       more = {"seed": one.row.seed, **verdict._asdict(), "start": True}
       record["blocks"].append(text | more)
       record["images"] += 1
+      record["seconds"] = round(record["seconds"] + each, 3)
       record["success"] = verdict.success
       if verdict.success:
         yield records.pop(one.row.id) | {"status": "success"}
@@ -53,4 +57,6 @@ def tried(
   while queue and not how.search:
     record = records.pop(queue.popleft().row.id)
     lost = "unjudged" if record["success"] is None else "failure"
+    # It may not have the images of a search.
+    record["budget"] = 1 + len(how.starts)
     yield record | {"status": lost}

@@ -124,6 +124,8 @@ def check_budget(control: Control, attack: Attack, victim: Victim, steps: int):
   own = {field.name for field in dataclasses.fields(attack.h)}
   if kind in ("", "none") or attack.is_probe or "blocks" not in own:
     return
+  if not attack.h.blocks:
+    return
   theirs = attacks.bind("controls", control.config["hparams"]).h.blocks
   update = attack.unet_calls(victim) + attack.backward_calls
   updates = attack.h.blocks * attack.h.iterations

@@ -74,8 +74,9 @@ def notes(given: Settings, sd: StableDiffusion) -> list[str]:
   if own.wave:
     said.append(
       f"Rows try up to {own.tries} words that won on earlier rows (waves from "
-      f"{own.wave} rows on). Intervals and p count rows as independent, so "
-      "they are narrower than they should be."
+      f"{own.wave} rows on), and have no other images once so many are known. "
+      "Intervals and p count rows as independent, so they are narrower than "
+      "they should be."
     )
   if not given.prompt_table:
     return said

@@ -80,11 +80,19 @@ def waves(
     return
   every = [row["id"] for row in listed(setup.given)]
   layouts, start = _layouts(setup), 0
+  # A control network has its own rows, and shares what won on those.
+  network = setup.network
+  mark = f"{network}/" if network else ""
   while start < len(every):
     meet(f"rows before {start} attacked")
     end = max(own.wave, 2 * start)
     before, now = {*every[:start]}, {*every[start:end]}
-    done = [row for row in record.rows() if row["id"] in before]
+    done = [
+      row | {"id": row["id"].removeprefix(mark)}
+      for row in record.rows()
+      if row.get("network", "") == network
+    ]
+    done = [row for row in done if row["id"] in before]
     mine = [row for row in table if row.id in now]
     words = best(done, layouts)[: own.tries]
     full = len(words) == own.tries
