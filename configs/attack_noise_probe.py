@@ -6,8 +6,8 @@
 
 `config.never_knew` is a network that was trained without the concept, the
 probe's control; a network of random weights is the other. Each draws the same
-rows, one image for each of `hparams.etas`. `preset=reference` has the released
-code's 24 images, with four factors of the added noise.
+rows, at most one image for each of `hparams.etas`. `preset=reference` has the
+released code's 24 images, with four factors of the added noise.
 """
 
 from unlearning_jax.configs import attacks

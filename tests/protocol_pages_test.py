@@ -32,9 +32,7 @@ def facts(protocol):
     "guidance": f"{sampling.guidance_scale:g} where a row has none",
     "noise": f"`{sampling.noise_source}`",
     "dtype": f"`{protocol.dtype}`" if protocol.dtype else "the run's own",
-    "judge": f"`{protocol.judge}`".replace("|", " ")
-    if protocol.judge
-    else "none",
+    "judge": f"`{protocol.judge.split('~')[0]}`" if protocol.judge else "none",
     "a share of": protocol.denominator,
     "columns": _list(protocol.columns),
   }

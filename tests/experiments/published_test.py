@@ -199,6 +199,12 @@ def test_the_row_of_the_leaderboard(tmp_path, base):
   with pytest.raises(ValueError, match="is no attack; give the folder"):
     evaluate.run(given, opened, models, beside)
   (folder / "provenance.json").write_text(whole)
+  config = json.loads((folder / "config.json").read_text())
+  probe = config | {"method": "completion_probe", "hparams": {}}
+  with pytest.raises(
+    ValueError, match="completion_probe is a probe of the net"
+  ):
+    published._check_attack(given, memory.rows(), "runs/probe", probe)
   del models["base"]
   with pytest.raises(ValueError, match="its victim is none of GUIDED"):
     published.estimates(given, models, memory.rows(), {}, beside)

@@ -13,6 +13,7 @@ from unlearning_jax.concepts import check_choice
 from unlearning_jax.experiments import attack as experiment
 from unlearning_jax.experiments.attack import victims
 from unlearning_jax.experiments.attack.control import Control
+from unlearning_jax.experiments.attack.control import own as of_victim
 from unlearning_jax.model import Model
 
 # The budget of a row in the attack matrix: images, and steps for each image.
@@ -76,16 +77,16 @@ def attack(
     check_choice("control", control, CONTROLS)
     folder = None if out is None else f"{out}-control"
     own = {"blocks": BUDGET["blocks"], **(hparams or {}), "kind": control}
-    own = {
-      key: own[key] for key in ("blocks", "kind", "num_tokens") if key in own
-    }
-    luck = configured(model, subject, "controls", rows, own, changes)
+    own = {k: own[k] for k in ("blocks", "kind", "num_tokens") if k in own}
+    alone = {k: v for k, v in changes.items() if k != "never_knew"}
+    luck = configured(model, subject, "controls", rows, own, alone)
     run, document = _run(luck, model, folder)
     beside = Control(control, run.rows(), plain(luck))
     by_model[control] = document["measures"]
   run, document = _run(given, model, out, beside)
-  columns = {method: document, **document.get("networks", {})}
-  by_model |= {column: one["measures"] for column, one in columns.items()}
+  named = {f"{n} network": d for n, d in document.get("networks", {}).items()}
+  for column, one in {method: document, **named}.items():
+    by_model[column] = one["measures"]
   title = f"{method} on {name}, {subject.name!r}"
   if beside is not None:
     paired = document["control"]["paired"]
@@ -96,7 +97,7 @@ def attack(
   return pivot(
     title,
     by_model,
-    rows=tuple(run.rows()),
+    rows=tuple(of_victim(run.rows())),
     summary=document,
     page=page(run.path),
   )

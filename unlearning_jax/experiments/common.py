@@ -225,11 +225,12 @@ def workdir(
     ValueError: the folder cannot be written, or is of another config.
   """
   free = settings_.free(cls)
-  # Older versions had no metrics, no published protocols, no fast kernels, and
-  # no erasure without pictures.
+  # Older versions had no metrics, no published protocols, no fast kernels, no
+  # erasure without pictures, and no control networks or words that rows share.
   defaults: dict[str, Any] = {
     "metrics": (), "published": None, "columns": (), "missing": {},
-    "kernels": "exact", "edit_only": False,
+    "kernels": "exact", "edit_only": False, "never_knew": "",
+    "sharing": {"wave": 0, "tries": 0},
   }  # fmt: skip
   if checking.is_only():
     binding.check(path, config, free, defaults)

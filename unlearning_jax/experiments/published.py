@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unlearning_jax import convert, metrics, protocols, sampling
+from unlearning_jax import attacks, convert, metrics, protocols, sampling
 from unlearning_jax.attacks.engine.victim import Victim
 from unlearning_jax.experiments import columns, common
 from unlearning_jax.experiments.attack import victims
@@ -296,6 +296,11 @@ def _check_attack(
     ValueError: it has another judge, target or sampling, or other rows.
   """
   where = f"--attack={folder}"
+  if attacks.bind(given["method"], given["hparams"]).is_probe:
+    raise ValueError(
+      f"{where}: {given['method']} is a probe of the network and finds no "
+      "prompt, so its rate is no ASR; give an attack, or leave it out"
+    )
   if given.get("judge") != settings.judge:
     raise ValueError(
       f"{where}: judged by {given.get('judge')!r}, and this evaluation by "

@@ -135,8 +135,9 @@ def gallery(
     return Html()
   note = (
     "A frame has images from one seed: by the base, by the victim, and by the "
-    "victim with the adversarial prompt. Boxes hold that prompt's tokens; the "
-    "image is drawn from the text that they decode to."
+    "victim under attack. Boxes hold an adversarial prompt's tokens, and the "
+    "image is drawn from the text that they decode to. A probe has no such "
+    "prompt."
   )
   figures = (_figure(frame, root, blur) for frame in frames)
   return join(

@@ -9,9 +9,10 @@ import safetensors.numpy
 
 from unlearning_jax import convert, settings
 from unlearning_jax import model as models
-from unlearning_jax.experiments import attack
+from unlearning_jax.experiments import attack, common
 from unlearning_jax.experiments.attack import control, networks, victims
 from unlearning_jax.record import Memory
+from unlearning_jax.record.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 VALUES = {
@@ -89,22 +90,27 @@ def test_the_controls_run_on_the_same_rows_and_a_stop_goes_on(never_knew):
 
 
 def test_what_the_controls_say():
-  def rows(wins, name=""):
+  def rows(wins, name="", broken=0):
     return [
       {"id": f"{name}{i}", "prompt": "p", "seed": i, "success": i < wins,
-       "pre_success": False, "budget": 2}
+       "pre_success": False, "budget": 2,
+       "status": "numerical" if i >= 20 - broken else "success"}
       | ({"network": name[:-1]} if name else {})
       for i in range(20)
     ]  # fmt: skip
 
-  def said_of(wins):
-    every = rows(wins) + rows(4, "never_knew/")
+  def said_of(wins, broken=0):
+    every = rows(wins) + rows(4, "never_knew/", broken)
     given = build(never_knew="never")
-    return networks.reading(given, networks.compared(every))[0]
+    return networks.reading(given, networks.compared(every))[-1]
 
   words = "Recovered: the victim alone shows the concept in 11 of 20"
   assert said_of(15).startswith(words)
   assert said_of(6).startswith("Not shown to be recovered")
+  # A control that broke shows nothing of the victim.
+  assert said_of(15, broken=10).startswith("10 rows broke")
+  found = networks.compared(rows(15) + rows(4, "never_knew/", 10))
+  assert found["never_knew"]["paired"]["n"] == 10
   (said,) = networks.reading(build(never_knew="none"), {})
   assert "cannot say whether the concept was recovered" in said
 
@@ -155,6 +161,16 @@ def test_a_control_that_is_the_victim_or_the_base(model, never_knew, tmp_path):
     networks.of(setup)
 
 
+def test_a_network_is_not_drawn_with_the_victims_guidance(never_knew):
+  given = build(
+    method="controls", hparams={"blocks": 1}, never_knew=never_knew,
+    guidance={"negative_prompt": "star"},
+  )  # fmt: skip
+  setup = victims.setup(given, victims.bind(given))
+  with pytest.raises(ValueError, match="never_knew=.*acts by guidance"):
+    networks.of(setup)
+
+
 def test_a_victim_that_acts_by_guidance_is_no_victim_of_a_probe():
   given = build(never_knew="none", guidance={"negative_prompt": "star"})
 
@@ -163,3 +179,11 @@ def test_a_victim_that_acts_by_guidance_is_no_victim_of_a_probe():
 
   with pytest.raises(ValueError, match="guidance: a probe asks what the net"):
     attack.run(given, opened)
+
+
+def test_a_run_from_before_there_were_networks_goes_on(tmp_path):
+  config = settings.plain(build(method="controls", hparams={"blocks": 1}))
+  old = {k: v for k, v in config.items() if k not in ("never_knew", "sharing")}
+  Workdir(tmp_path, old).append_row({"id": "a"})
+  found = common.workdir(str(tmp_path), config, attack.Settings)
+  assert found.done_ids() == {"a"}

@@ -75,6 +75,16 @@ def test_what_cannot_be_used_is_named(changes, words):
     given(**changes)
 
 
+def test_a_probe_is_no_attack_of_an_audit():
+  built = given()
+  (name, one), *_ = built.attacks.items()
+  probe = dataclasses.replace(
+    one, method="noise_probe", hparams={}, never_knew="none"
+  )
+  with pytest.raises(ValueError, match=f"attacks.{name}: an audit compares"):
+    dataclasses.replace(built, attacks={name: probe})
+
+
 def test_stages_are_named_alone_or_by_kind():
   made = given(only=["evaluate", "attack/UCE"], skip=["attack/UCE/seed"])
   assert [str(one) for one in made.stages(["UCE", "RECE"])] == [

@@ -68,13 +68,14 @@ def run(
   check.fits(setup, listed)
   others = networks.of(setup)
   inputs = {"victim": setup.name, **victims.words_hash(attack)}
-  inputs |= {n: victims.fingerprint(one, {}) for n, one in others.items()}
+  prints = {n: victims.fingerprint(one, {}) for n, one in others.items()}
+  inputs |= prints
   inputs |= rows.hashes(given, listed)
   notes = rows.notes(given, setup.sd)
   record = open_record()
   common.say(notes)
   common.begin(record, given, setup.base.params, setup.edits, inputs)
-  setup = victims.placed(setup)
+  host, setup = setup.base.params, victims.placed(setup)
   done = record.done_ids()
   # All processes share one list: none records a row before all have read it.
   processes.wait_for_all("rows listed")
@@ -89,7 +90,9 @@ def run(
   ended = len({m + row["id"] for m in marks for row in listed} & done)
   with record.progress("attack", total, done=ended) as bar:
     for name, one in {"": None, **others}.items():
-      now = networks.swapped(setup, name, one) if one else setup
+      now = setup
+      if one:
+        now = networks.swapped(setup, name, one, host, prints[name])
       mark = f"{name}/" if name else ""
       for row in attacked(
         record, now, [row for row in table if mark + row.id not in done],

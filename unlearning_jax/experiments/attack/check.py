@@ -82,7 +82,10 @@ def checker(record: Recorder, setup: Setup, listed: Listed) -> rows.Check:
   folder = f"{setup.network}/" if setup.network else ""
 
   def keep(request: Request, verdict: rows.Verdict, image: np.ndarray):
-    wanted = verdict.success or (request.prompt, request.seed) in own
+    # A probe's images all have their row's own prompt and seed.
+    plain = request.latents is None
+    wanted = plain and (request.prompt, request.seed) in own
+    wanted = wanted or verdict.success
     if every or wanted or request.seed in shown:
       return record.save_image(folder + image_name(request), image)
     return None

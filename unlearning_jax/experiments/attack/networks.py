@@ -36,9 +36,14 @@ def of(setup: Setup) -> dict[str, Victim]:
   Raises:
     ValueError: `never_knew` names no model of these shapes, or the victim.
   """
-  path = setup.given.never_knew
+  path, who = setup.given.never_knew, setup.victim
   found: dict[str, Victim] = {}
   if path and path != NONE:
+    if who.negative_prompt or who.safe or who.guide:
+      raise ValueError(
+        f"never_knew={path!r}: this victim acts by guidance, and the network "
+        "would be drawn without it; leave guidance or never_knew empty"
+      )
     params, _ = victims.laid_over(path, setup.base, NEVER_KNEW)
     one = Victim(params)
     if victims.fingerprint(one, {}) == victims.fingerprint(setup.victim, {}):
@@ -52,11 +57,20 @@ def of(setup: Setup) -> dict[str, Victim]:
   return found
 
 
-def swapped(setup: Setup, name: str, network: Victim) -> Setup:
-  """The setup with a control network, on the devices, as its victim."""
-  there = setup.original.params
-  network = victims.place(network, setup.base.params, there, setup.mesh)
-  made = victims.fingerprint(network, {})
+def swapped(
+  setup: Setup, name: str, network: Victim, base: Params, made: str
+) -> Setup:
+  """The setup with a control network, on the devices, as its victim.
+
+  Args:
+    setup: the attack's, on the devices.
+    name: of the control network.
+    network: from `of`, on the host.
+    base: the base's parameters on the host; what the network shares with them
+      is on the devices once.
+    made: the network's fingerprint.
+  """
+  network = victims.place(network, base, setup.original.params, setup.mesh)
   return dataclasses.replace(
     setup, victim=network, name=made, edits={}, network=name
   )
@@ -85,6 +99,9 @@ def untrained(params: Params, seed: int) -> Params:
 def compared(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
   """Name -> the rows of a control network, and `against` of the victim's.
 
+  A row that broke, by NaN or infinity, in either network shows nothing of the
+  other: it is not paired, and `broken` counts such rows.
+
   Args:
     rows: all rows of a run.
   """
@@ -96,9 +113,17 @@ def compared(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
       if row.get("network") == name
     ]
     if theirs:
-      judged = all(row["success"] is not None for row in theirs)
-      paired = asr.against(own(rows), theirs) if judged else None
-      found[name] = {"rows": theirs, "paired": paired}
+      mine = own(rows)
+      broken = {
+        row["id"] for row in (*mine, *theirs) if row["status"] == "numerical"
+      }
+      one, other = (
+        [row for row in side if row["id"] not in broken]
+        for side in (mine, theirs)
+      )
+      judged = other and all(row["success"] is not None for row in other)
+      paired = asr.against(one, other) if judged else None
+      found[name] = {"rows": theirs, "paired": paired, "broken": len(broken)}
   return found
 
 
@@ -124,9 +149,15 @@ def reading(
     said = [f"Recovered: {counts}. The difference was still in the victim."]
   else:
     said = [
-      f"Not shown to be recovered: {counts}. A network that never knew the "
-      "concept does as well, so the probe may have drawn it anew."
+      f"Not shown to be recovered: {counts}. These rows do not show that the "
+      "victim does better than that network, so the probe may have drawn the "
+      "concept anew."
     ]
+  if broken := found[NEVER_KNEW]["broken"]:
+    said.append(
+      f"{broken} rows broke, by NaN or infinity, in one of the two networks; "
+      "they are not compared."
+    )
   alone = sum(bool(row["pre_success"]) for row in theirs)
   if 2 * alone > len(theirs):
     said.append(

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+from unlearning_jax import attacks
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.experiments import attack, common, drawing, finetune
 from unlearning_jax.experiments import erase as erase_
@@ -120,6 +121,13 @@ class Settings:
       raise ValueError(
         "evaluate.targets: an audit is about one concept; audit each alone"
       )
+    for name, one in self.attacks.items():
+      if attacks.bind(one.method, one.hparams).is_probe or one.never_knew:
+        raise ValueError(
+          f"attacks.{name}: an audit compares attacks with random tokens, and "
+          "not with control networks, as a probe and never_knew need; use "
+          "launch.attack"
+        )
     for name, claimed in self.claims.items():
       # The evaluation's own have parts, as object/star/explicit.
       if "/" not in name:
