@@ -11,8 +11,9 @@ Presets: `random` adds random tokens of the attacks' vocabulary and draws as
 many images; `seed` draws new seeds; `none` draws the prompts alone. `clean` has
 prompts that do not ask for the concept, alone or as `preset=clean+random`: what
 the judge sees in their images is an error of the judge. `reference` has the
-released controls' 40 images and all ids. On `tiny`, 100 rows of
-`hparams.blocks=9` took two minutes on one core of an Intel Xeon.
+released controls' 40 images and all ids. `fewer` is the control of an attack
+with that preset: its rows share the random words that won. On `tiny`, 100 rows
+of `hparams.blocks=9` took two minutes on one core of an Intel Xeon.
 """
 
 from unlearning_jax.configs import attacks
@@ -23,6 +24,7 @@ _PRESETS = {
   "none": {"kind": "none"},
   "clean": {"kind": "none", "groups": ("others",)},
   "reference": {"blocks": 40, "vocabulary": "full"},
+  "fewer": {"sharing.wave": 4, "sharing.tries": 4},
 }
 
 

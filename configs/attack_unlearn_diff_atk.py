@@ -9,10 +9,11 @@
 `preset=reference` has the released code's choices: coupled decay of 0.1, the
 same noise in every block, all ids; at full size also targets of 25 steps, and
 no prompt of more than 60 tokens. Each other preset changes one choice, and `+`
-joins several: `preset=decoupled+frozen`. A CPU is enough for `tiny`: 100 rows
-of 9 blocks of 25 iterations took six minutes on one core of an Intel Xeon. At
-full size a step of one row needs 8.1 GiB in float32; in bfloat16 it took
-29.5 ms on an NVIDIA H200.
+joins several: `preset=decoupled+frozen`. `fewer` spends fewer UNet calls: rows
+try what won on earlier rows before they search (`--config.sharing`). A CPU is
+enough for `tiny`: 100 rows of 9 blocks of 25 iterations took six minutes on one
+core of an Intel Xeon. At full size a step of one row needs 8.1 GiB in float32;
+in bfloat16 it took 29.5 ms on an NVIDIA H200.
 """
 
 from unlearning_jax.configs import attacks
@@ -34,6 +35,8 @@ _PRESETS = {
   "frozen": {"noise": "frozen"},
   "fresh": {"noise": "fresh"},
   "l1": {"criterion": "l1"},
+  # Rows try what won on earlier rows before they search.
+  "fewer": {"sharing.wave": 4, "sharing.tries": 4},
 }
 
 _FULL_SIZE = {

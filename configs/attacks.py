@@ -18,7 +18,7 @@ _FROM_SETTINGS = (
   "victim", "guidance", "diffusion_classifier", "new_words", "never_knew",
   "pool",
   "prompt_table", "target_images", "vocabulary", "long_prompts", "groups",
-  "lanes",
+  "sharing", "lanes",
 )  # fmt: skip
 
 

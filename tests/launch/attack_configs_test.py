@@ -48,6 +48,8 @@ PRESETS = {
     "frozen": _UDA | {"noise": "frozen"},
     "fresh": _UDA | {"noise": "fresh"},
     "l1": _UDA | {"criterion": "l1"},
+    "fewer": _UDA
+    | {"weight_decay": 0.0, "sharing.wave": 4, "sharing.tries": 4},
     "reference+stratified": {"weight_decay": 0.1, "draws": 4},
   },
   "p4d": {
@@ -132,6 +134,9 @@ PRESETS = {
     "none": {"kind": "none"},
     "clean": {"kind": "none", "groups": ("others",)},
     "reference": {"kind": "random", "blocks": 40, "vocabulary": "full"},
+    "fewer": {
+      "kind": "random", "blocks": 50, "sharing.wave": 4, "sharing.tries": 4,
+    },
     "seed+reference": {"kind": "seed", "blocks": 40},
   },
 }  # fmt: skip

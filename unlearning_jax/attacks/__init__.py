@@ -44,18 +44,28 @@ class Attack:
     """UNet rows of one iteration, without those of a backward pass."""
     if self.is_probe:
       return _module(self.method).UNET_CALLS
-    loss = getattr(self.h, "loss", "denoise")
-    if not _module(self.method).UNET_CALLS:
-      return 0
-    if loss in getattr(_module(self.method), "TEXT_LOSSES", ()):
+    if not self._calls_unet:
       return 0
     guide = victim.guide
     rows = 1 if guide is None else guide.rows
     rows *= getattr(self.h, "recursion", 0) or 1
-    if loss == "match":
+    if getattr(self.h, "loss", "denoise") == "match":
       rows += 1 if guide is None else 2
     prompts = 1 + getattr(self.h, "candidates", 0)
     return rows * getattr(self.h, "draws", 1) * prompts
+
+  @property
+  def backward_calls(self) -> int:
+    """UNet rows of one iteration's backward pass."""
+    passes = getattr(self.h, "recursion", 0) or 1
+    return passes * getattr(self.h, "draws", 1) if self._calls_unet else 0
+
+  @property
+  def _calls_unet(self) -> bool:
+    loss = getattr(self.h, "loss", "denoise")
+    module = _module(self.method)
+    text = loss in getattr(module, "TEXT_LOSSES", ())
+    return bool(module.UNET_CALLS) and not text
 
   @property
   def finds(self) -> str:

@@ -57,6 +57,19 @@ def test_a_cell_has_the_budget_of_all_and_its_own_settings():
   assert uda.rows_per_group == 100
 
 
+def test_rows_share_words_only_if_those_of_the_control_do():
+  plain = make_config("object").to_dict()
+  changes = {"sharing.wave": 4, "sharing.tries": 4}
+  plain["attacks"]["unlearn_diff_atk"]["changes"] = changes
+  with pytest.raises(ValueError, match="unlearn_diff_atk: has .*'random' .*=0"):
+    settings.build(Settings, plain)
+  plain["attacks"]["lucky"] = plain["attacks"]["random"] | {"changes": changes}
+  plain["attacks"]["unlearn_diff_atk"]["control"] = "lucky"
+  plain["columns"] = (*plain["columns"], "lucky")
+  own = settings.build(Settings, plain).attack(Cell("object", "uce", "lucky"))
+  assert (own.sharing.wave, own.sharing.tries) == (4, 4)
+
+
 @pytest.mark.parametrize("task", ["identity", "object", "style", "unsafe"])
 def test_every_task_has_a_hundred_rows(task):
   own = built(make_config(task)).attack(Cell(task, "base", "none"))

@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from unlearning_jax import sharding
 from unlearning_jax.attacks import Attack
-from unlearning_jax.attacks.engine import vocabulary
+from unlearning_jax.attacks.engine import starts, vocabulary
 from unlearning_jax.attacks.engine.lane_state import keep_lanes
 from unlearning_jax.attacks.engine.options import Options as Options
 from unlearning_jax.attacks.engine.rows import (
@@ -224,6 +224,7 @@ def attack_rows(
     else:
       queue.append(layouts[row.id])
       records[row.id] = record | layouts[row.id].cut
+  yield from starts.tried(sd, queue, records, check, how)
   if not queue:
     return
   group = _Lanes(

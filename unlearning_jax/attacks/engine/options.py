@@ -8,6 +8,9 @@ from unlearning_jax import sharding
 from unlearning_jax.attacks.engine.rows import Request, Row
 from unlearning_jax.attacks.engine.victim import Pool
 
+# Token ids, one for each slot.
+Words = tuple[int, ...]
+
 
 class Proxy(Protocol):
   """Scores prompts without an image, as `metrics.diffusion_classifier`.
@@ -40,6 +43,8 @@ class Options:
     threshold: the least score that earns an image.
     long_prompts: `drop` counts prompts that leave no room as failures, with the
       reason; `error` refuses the table; `truncate` cuts them.
+    starts: words of other rows, which every row tries before its own search.
+    search: False ends a row after its tries.
   """
 
   lanes: int
@@ -49,3 +54,5 @@ class Options:
   proxy: Proxy | None = None
   threshold: float = 0.5
   long_prompts: str = "drop"
+  starts: Sequence[Words] = ()
+  search: bool = True

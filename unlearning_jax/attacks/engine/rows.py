@@ -80,6 +80,11 @@ class Prepared(NamedTuple):
     """The record's fields about tokens that were cut off."""
     return {"lost_tokens": self.lost} if self.lost else {}
 
+  def words(self, ids: Sequence[int]) -> tuple[int, ...]:
+    """The inserted tokens of ids that were laid out for this row."""
+    slots = self.source >= len(self.ids)
+    return tuple(i for i, new in zip(ids, slots, strict=True) if new)
+
   def text(
     self, sd: StableDiffusion, tokens: Int[np.ndarray, " k"]
   ) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from unlearning_jax.experiments.attack import (
   networks,
   pool,
   rows,
+  sharing,
   summary,
   victims,
 )
@@ -65,6 +66,8 @@ def run(
   control.check_control(beside, given, listed, vocabulary=tokens)
   setup = victims.setup(given, attack, victim, edit)
   control.check_same_victim(beside, setup.name)
+  steps = given.sampling.num_inference_steps
+  control.check_budget(beside, attack, setup.victim, steps)
   check.fits(setup, listed)
   others = networks.of(setup)
   inputs = {"victim": setup.name, **victims.words_hash(attack)}
@@ -98,6 +101,7 @@ def run(
         record, now, [row for row in table if mark + row.id not in done],
         check.checker(record, now, listed),
         lanes=min(given.lanes, share), learnt=learnt,
+        meet=processes.wait_for_all,
       ):  # fmt: skip
         bar.update(note=row["status"])
   processes.wait_for_all("rows attacked")
@@ -114,6 +118,7 @@ def attacked(
   *,
   lanes: int,
   learnt: Pool | None = None,
+  meet: Callable[[str], object] = lambda name: None,
 ) -> Iterator[dict[str, Any]]:
   """Attacks rows; records and yields each row when it ends.
 
@@ -124,32 +129,40 @@ def attacked(
     judged: draws and judges images, from `check.checker`.
     lanes: rows that are attacked at once, the same before and after a kill.
     learnt: images that all rows learn from; None for attacks without a pool.
+    meet: waits for the run's other processes before rows share words; without
+      it there are none.
   """
-  given, victim = setup.given, setup.victim
+  given = setup.given
   how = driver.Options(
-    lanes=lanes, mesh=setup.mesh, mode=given.vocabulary, pool=learnt,
+    # One program for all waves, the first and smallest too.
+    lanes=min(lanes, given.sharing.wave or lanes),
+    mesh=setup.mesh, mode=given.vocabulary, pool=learnt,
     proxy=setup.diffusion_classifier,
     threshold=given.diffusion_classifier.threshold,
     long_prompts=given.long_prompts,
   )  # fmt: skip
-  found = driver.attack_rows(
-    setup.sd, victim, setup.original, setup.attack, table, judged,
-    jax.random.key(given.seed), how,
-  ) if table else ()  # fmt: skip
-  steps = given.sampling.num_inference_steps
-  for row in found:
-    spent = row["iterations"] * setup.attack.unet_calls(victim)
-    spent += setup.attack.first_calls * bool(row["iterations"])
-    own = row["guidance"]
-    guided = own is None or own > 1
-    calls = steps * (victim.image_rows if guided else 1)
-    # A probe has drawn all but the first image itself.
-    images = 1 if setup.attack.is_probe else row["images"]
-    spent += images * calls + row.get("diffusion_classifier_calls", 0)
-    row["unet_calls"] = spent
-    row["victim"] = setup.name[:12]
-    if setup.network:
-      row["id"] = f"{setup.network}/{row['id']}"
-      row["network"] = setup.network
-    record.append_row(row)
-    yield row
+  for wave, own in sharing.waves(how, setup, record, table, meet):
+    found = driver.attack_rows(
+      setup.sd, setup.victim, setup.original, setup.attack, wave, judged,
+      jax.random.key(given.seed), own,
+    ) if wave else ()  # fmt: skip
+    for row in found:
+      row["unet_calls"] = _unet_calls(setup, row)
+      row["victim"] = setup.name[:12]
+      if setup.network:
+        row["id"] = f"{setup.network}/{row['id']}"
+        row["network"] = setup.network
+      record.append_row(row)
+      yield row
+
+
+def _unet_calls(setup: Setup, row: dict[str, Any]) -> int:
+  """The UNet rows that a row has cost, without those of backward passes."""
+  guided = row["guidance"] is None or row["guidance"] > 1
+  image = setup.given.sampling.num_inference_steps
+  image *= setup.victim.image_rows if guided else 1
+  spent = row["iterations"] * setup.attack.unet_calls(setup.victim)
+  spent += setup.attack.first_calls * bool(row["iterations"])
+  # A probe has drawn all but the first image itself.
+  spent += image * (1 if setup.attack.is_probe else row["images"])
+  return spent + row.get("diffusion_classifier_calls", 0)

@@ -9,7 +9,7 @@ import numpy as np
 from unlearning_jax import samplers, sampling, stable_diffusion
 from unlearning_jax.attacks import Victim
 from unlearning_jax.attacks.engine import lanes, rows
-from unlearning_jax.experiments.attack import pool, victims
+from unlearning_jax.experiments.attack import pool, sharing, victims
 from unlearning_jax.experiments.attack.rows import (
   Listed,
   check_targets,
@@ -40,6 +40,7 @@ def fits(setup: Setup, listed: Listed):
   """
   given, sd, h = setup.given, setup.sd, setup.attack.h
   victims.check_guidance(given, listed, setup.victim)
+  sharing.check(given, setup.attack)
   drawing_fits(given, sd, listed)
   lanes.check_attack(
     sd, setup.victim, setup.original, setup.attack, given.vocabulary

@@ -1,15 +1,17 @@
 """The control of an attack: a finished run on the same rows."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from unlearning_jax import renamed, settings
+from unlearning_jax import attacks, renamed, settings
+from unlearning_jax.attacks import Attack, Victim
 from unlearning_jax.durable import to_json
 from unlearning_jax.experiments.attack.rows import Listed
-from unlearning_jax.experiments.attack.settings import Settings
+from unlearning_jax.experiments.attack.settings import Settings, Sharing
 from unlearning_jax.record import read_rows, seal
 
 # What must be equal in a row of the attack and of its control.
@@ -60,7 +62,7 @@ def check_control(
 
   Raises:
     ValueError: there is no judge, or the control has other rows or another
-      target, judge, sampler or vocabulary.
+      target, judge, sampler or vocabulary, or shares words otherwise.
   """
   if not control.rows:
     return
@@ -74,6 +76,7 @@ def check_control(
         f"--control: has {key}={control.config[key]!r} and this attack "
         f"{made[key]!r}; give it a control of its own"
       )
+  _check_sharing(control, given)
   ours = {row["id"]: [row[key] for key in _OF_ROW] for row in listed}
   theirs = {row["id"]: [row[key] for key in _OF_ROW] for row in control.rows}
   names = sorted(ours.keys() | theirs.keys())
@@ -99,3 +102,59 @@ def check_same_victim(control: Control, victim: str):
       f"--control: is of another victim, {', '.join(sorted(others))}; this "
       f"attack's is {victim[:12]}"
     )
+
+
+def check_budget(control: Control, attack: Attack, victim: Victim, steps: int):
+  """Refuses a control with another budget than its attack.
+
+  It may have as many images as the attack, or as many as the attack's UNet
+  calls pay for, those of backward passes too.
+
+  Args:
+    control: from `finished`. One of kind `none` may have any budget, and so may
+      a run that is no control but an attack to compare with.
+    attack: the attack. A probe is compared with networks, not with images.
+    victim: its guidance decides how many UNet rows a step costs.
+    steps: of sampling, an image.
+
+  Raises:
+    ValueError: naming both budgets, and what the control may have.
+  """
+  kind = _kind(control)
+  own = {field.name for field in dataclasses.fields(attack.h)}
+  if kind in ("", "none") or attack.is_probe or "blocks" not in own:
+    return
+  theirs = attacks.bind("controls", control.config["hparams"]).h.blocks
+  update = attack.unet_calls(victim) + attack.backward_calls
+  updates = attack.h.blocks * attack.h.iterations
+  ours = attack.h.blocks
+  paid = ours + updates * update // (steps * victim.image_rows)
+  if theirs not in (ours, paid):
+    raise ValueError(
+      f"--control: has hparams.blocks={theirs} and this attack {ours}; a "
+      f"control needs as many images, hparams.blocks={ours}, or as many as the "
+      f"attack's UNet calls pay for, hparams.blocks={paid}"
+    )
+
+
+def _check_sharing(control: Control, given: Settings):
+  """Refuses a control whose rows share other than the attack's do.
+
+  Raises:
+    ValueError: naming both, and the flags for the control.
+  """
+  ours = settings.plain(given.sharing)
+  theirs = control.config.get("sharing", settings.plain(Sharing()))
+  if _kind(control) == "random" and theirs != ours:
+    flags = " ".join(f"--config.sharing.{k}={v}" for k, v in ours.items())
+    raise ValueError(
+      f"--control: has sharing={theirs} and this attack {ours}; run the "
+      f"control with {flags}"
+    )
+
+
+def _kind(control: Control) -> str:
+  """What a control draws; "" for a run that is no control."""
+  if not control.rows or control.config["method"] != "controls":
+    return ""
+  return control.config["hparams"].get("kind", "random")

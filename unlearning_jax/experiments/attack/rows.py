@@ -69,17 +69,25 @@ def listed(given: Settings) -> list[dict[str, Any]]:
 
 
 def notes(given: Settings, sd: StableDiffusion) -> list[str]:
-  """What was left out of the prompt table or assumed, and why."""
+  """What a reader must know of the rows: left out, assumed, or shared."""
+  own, said = given.sharing, []
+  if own.wave:
+    said.append(
+      f"Rows try up to {own.tries} words that won on earlier rows (waves from "
+      f"{own.wave} rows on). Intervals and p count rows as independent, so "
+      "they are narrower than they should be."
+    )
   if not given.prompt_table:
-    return []
+    return said
   table = prompt_tables.read(given.prompt_table)
   height, width = rows.image_size(sd)
   other = sum(row.size not in (None, (height, width)) for row in table.prompts)
-  said = [
-    f"{other} rows ask for images of another size: all are drawn at {width}x"
-    f"{height}, the size of the target images."
-  ]
-  return [*table.notes, *(said if other else [])]
+  if other:
+    said.append(
+      f"{other} rows ask for images of another size: all are drawn at {width}x"
+      f"{height}, the size of the target images."
+    )
+  return [*table.notes, *said]
 
 
 def check_targets(given: Settings, sd: StableDiffusion, listed: Listed):

@@ -104,6 +104,33 @@ class Pool:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Sharing:
+  """How rows share the words that won.
+
+  Attributes:
+    wave: rows of the first wave; each further wave has as many rows as all
+      waves before it. 0 shares nothing.
+    tries: the most words of other rows that a row tries. Each try takes one of
+      the images of `hparams.blocks`. When so many words have won, rows no
+      longer search.
+  """
+
+  wave: Output[int] = 0
+  tries: Output[int] = 0
+
+  def __post_init__(self):
+    for key in ("wave", "tries"):
+      value = getattr(self, key)
+      if value < 0:
+        raise ValueError(f"sharing.{key}={value}: must not be negative")
+    if bool(self.wave) != bool(self.tries):
+      raise ValueError(
+        f"sharing.wave={self.wave} and sharing.tries={self.tries}: rows share "
+        "words if both are above 0; give both, or neither"
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(common.Drawn):
   """One attack on one victim.
 
@@ -131,6 +158,7 @@ class Settings(common.Drawn):
       as failures, `error` refuses the run, `truncate` cuts them to whole words.
     groups: the groups of the world's prompts to attack, of `GROUPS`.
     rows_per_group: rows of each group.
+    sharing: how rows share the words that won on earlier ones.
     lanes: rows that are attacked at once.
     other_rows: not used; the configs of evaluations have it too.
     prompts: not used; the configs of evaluations have it too.
@@ -154,6 +182,7 @@ class Settings(common.Drawn):
   long_prompts: Output[str] = "drop"
   groups: Output[tuple[str, ...]] = ("explicit",)
   rows_per_group: Output[int] = 100
+  sharing: Sharing = Sharing()
   lanes: Free[int] = 8
   other_rows: Free[int] = 0
   prompts: Free[Mapping[str, Any]] = dataclasses.field(default_factory=dict)

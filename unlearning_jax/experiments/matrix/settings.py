@@ -125,6 +125,14 @@ class Settings:
             f"attacks.{name}.hparams.pool={own.hparams['pool']!r}: a matrix "
             "draws no pool of images; use launch.attack"
           )
+        beside = self.control_of(Cell(task, BASE, name))
+        theirs = self.attack(beside).sharing
+        if own.method != "controls" and own.sharing != theirs:
+          raise ValueError(
+            f"attacks.{name}: has {own.sharing} and its control "
+            f"{beside.attack!r} {theirs}; give attacks.{name}.control a column "
+            "that shares words likewise"
+          )
       own = self.attack(Cell(task, BASE, self.columns[0]))
       victims.check_guidance(own, rows.listed(own))
 
