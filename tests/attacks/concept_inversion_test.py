@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.attacks.parity_test import close, make_batch, weakened
+from tests.support.attacks_cases import make_world
 from unlearning_jax.attacks import concept_inversion
 from unlearning_jax.attacks.engine import adam, losses
 from unlearning_jax.attacks.engine.victim import Problem
@@ -74,7 +75,7 @@ def test_a_learnt_word_is_the_published_one(golden):
 @pytest.mark.slow
 def test_draws_take_turns(golden):
   """Their mean is that of all at once, and takes the memory of one."""
-  sd, victim, original = weakened()
+  sd, victim, original = make_world()
   h = concept_inversion.Hparams()
   batch = make_batch(sd, golden, h.num_tokens, h.insertion)
   embeds = jnp.full((1, 1, sd.context_shape[1]), 0.01)

@@ -17,7 +17,7 @@ from unlearning_jax.erasures.mace import images as image
 from unlearning_jax.metrics.harmonic import harmonic
 from unlearning_jax.projections import cross_attention_kernels
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quickest_compiler")]
 
 CONCEPTS = (Concept("xyz", "moon", ("dog",)), Concept("fish", "b", ("dog",)))
 SMALL = {

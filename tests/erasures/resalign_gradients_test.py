@@ -10,6 +10,7 @@ import pytest
 
 from unlearning_jax.erasures.resalign import hypergrad, lanes
 
+pytestmark = pytest.mark.usefixtures("quickest_compiler")
 SIZE = 5
 
 

@@ -14,6 +14,7 @@ from unlearning_jax.concepts import make_concepts
 from unlearning_jax.erasures import salun
 from unlearning_jax.erasures.salun import saliency, sets
 
+pytestmark = pytest.mark.usefixtures("quickest_compiler")
 DDIM = {"_class_name": "DDIMScheduler"}
 
 

@@ -12,6 +12,7 @@ from unlearning_jax import schedules
 from unlearning_jax.erasures import spm
 from unlearning_jax.projections import leaves_of
 
+pytestmark = pytest.mark.usefixtures("quickest_compiler")
 DDIM = {"_class_name": "DDIMScheduler", "steps_offset": 1}
 
 

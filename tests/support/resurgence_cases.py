@@ -41,9 +41,9 @@ def get_config():
     "methods": ("{method}",), "concepts": ("star",), "sets": {sets},
     "algorithms": ("full",), "defenses": ("none",), "seeds": (0,),
   }}
-  counts = {{"explicit": 6, "words": 3, "others": 4, "tuned": 3}}
+  counts = {{"explicit": 6, "words": 1, "others": 1, "tuned": 2}}
   config = resurgence.study([block], (1, 2), counts)
-  config.batch_size, config.sampling.num_inference_steps = 16, 4
+  config.batch_size, config.sampling.num_inference_steps = 8, 4
   for tuning in config.algorithms.values():
     tuning.batch_size, tuning.data.count = 4, 8
   return config
