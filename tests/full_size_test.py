@@ -274,7 +274,7 @@ def test_the_row_of_a_published_protocol(torch_halves, tmp_path):
   done = subprocess.run(
     [
       sys.executable, "-m", "launch.evaluate", f"--model={folder}",
-      "--protocol=udm-nudity~rows=2,steps=1,judge=nudenet", "--batch_size=1",
+      "--protocol=udm-nudity~rows=2,steps=2,judge=nudenet", "--batch_size=1",
       f"--prompts={tmp_path / 'mine.csv'}", f"--workdir={tmp_path / 'run'}",
     ],
     capture_output=True, text=True, cwd=scripts.ROOT, check=False,
