@@ -191,7 +191,11 @@ class Settings(common.Drawn):
     super().__post_init__()
     common.check_metrics(self, "attack")
     if self.judge and len(common.targets_of(self)) != 1:
-      raise ValueError("targets: the judge needs one target, what was erased")
+      raise ValueError(
+        f"targets={self.targets!r}: judge={self.judge!r} needs one target, "
+        "what was erased: a head and a label of the judge, such as "
+        "--config.targets=\"({'head': 'esd-9', 'label': 'nude'},)\" for nudenet"
+      )
     if not self.prompt_table and not (self.judge and self.world_targets):
       raise ValueError("prompt_table: name a CSV of prompts")
     _ = self.target_drawing
