@@ -125,6 +125,18 @@ def test_every_attack_takes_the_verbs_budget(model):
     assert victims.bind(given).finds, method
 
 
+def test_a_control_has_none_of_what_is_the_attacks_alone(model):
+  star = ul.concept(model, "star")
+  changes = {
+    "never_knew": "none", "new_words": "runs/words",
+    "sharing": {"wave": 4, "tries": 4},
+  }  # fmt: skip
+  for kind, wave in (("random", 4), ("seed", 0), ("none", 0)):
+    own = attacking._control(kind, model, star, 2, {}, changes)
+    assert (own.never_knew, own.new_words) == ("", "")
+    assert own.sharing.wave == wave and own.hparams["kind"] == kind
+
+
 def test_an_attack_is_refused_before_its_control_has_run(model, tmp_path):
   with pytest.raises(ValueError, match="a control optimizes nothing"):
     ul.attack(

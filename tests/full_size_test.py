@@ -161,8 +161,7 @@ def our_unet(folder):
   from unlearning_jax import stable_diffusion
 
   sd, params = stable_diffusion.load(folder, attention="auto")
-  # One leaf at a time: host and device copies never exist together.
-  params = {"unet": jax.tree.map(jnp.asarray, params.pop("unet"))}
+  params = jax.device_put({"unet": params["unet"]})
   given = inputs()
 
   def loss(context, params, latents, noise):

@@ -26,6 +26,10 @@ processes.wait_for_all("ended")
 """
 
 
+def test_the_others_end_soon_after_one_that_fails():
+  assert processes.SHUTDOWN_S <= 30
+
+
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch):
   for name in (*processes._TOLD, "JAX_COORDINATOR_PORT"):

@@ -47,5 +47,10 @@ def test_a_page_says_what_its_protocol_is(name):
   expected = facts(protocols.find(name))
   assert lines[start : start + len(expected)] == expected, "\n".join(expected)
   text = "\n".join(lines)
-  for part in ("**Counted:**", "**By whom:**", "**Differs:**", f"={name} "):
+  for part in (
+    "**Counted:**",
+    "**By whom:**",
+    "**Differs:**",
+    f"--protocol={name}",
+  ):
     assert part in text, part

@@ -205,6 +205,9 @@ def test_the_row_of_the_leaderboard(tmp_path, base):
     ValueError, match="completion_probe is a probe of the net"
   ):
     published._check_attack(given, memory.rows(), "runs/probe", probe)
+  shared = config | {"sharing": {"wave": 4, "tries": 4}}
+  with pytest.raises(ValueError, match="its rows shared words"):
+    published._check_attack(given, memory.rows(), "runs/fewer", shared)
   del models["base"]
   with pytest.raises(ValueError, match="its victim is none of GUIDED"):
     published.estimates(given, models, memory.rows(), {}, beside)

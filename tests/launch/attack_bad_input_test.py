@@ -68,10 +68,7 @@ def start(monkeypatch, tmp_path):
   [
     ({"judge": "shaeps"}, "judge='shaeps'.*allowed: .*shapes"),
     ({"judge": None}, "prompt_table: name a CSV"),
-    (
-      {"targets": ()},
-      r"targets=\(\): judge='shapes' needs one target.*--config.targets=",
-    ),
+    ({"targets": ()}, r"targets=\(\): judge='shapes' needs.*--config.target"),
     ({"targets": ({"task": "object", "name": "church"},)}, "name='church'"),
     ({"groups": ("explict",)}, "did you mean 'explicit'"),
     ({"victim": "no/such/model.safetensors"}, "no/such/model"),

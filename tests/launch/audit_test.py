@@ -63,6 +63,7 @@ def test_a_killed_audit_ends_with_the_same_summary(edit, tmp_path, monkeypatch):
     before, run = rows(cut), start(edit, cut)
     while run.returncode is None and rows(cut) < before + 5:
       time.sleep(0.02)
+    assert run.returncode is None
     run.kill()
   start(edit, cut).finish()
   summaries = [

@@ -76,10 +76,7 @@ def attack(
   if control is not None:
     check_choice("control", control, CONTROLS)
     folder = None if out is None else f"{out}-control"
-    own = {"blocks": BUDGET["blocks"], **(hparams or {}), "kind": control}
-    own = {k: own[k] for k in ("blocks", "kind", "num_tokens") if k in own}
-    alone = {k: v for k, v in changes.items() if k != "never_knew"}
-    luck = configured(model, subject, "controls", rows, own, alone)
+    luck = _control(control, model, subject, rows, hparams or {}, changes)
     run, document = _run(luck, model, folder)
     beside = Control(control, run.rows(), plain(luck))
     by_model[control] = document["measures"]
@@ -101,6 +98,17 @@ def attack(
     summary=document,
     page=page(run.path),
   )
+
+
+def _control(kind, model, subject, rows, hparams, changes):
+  """The settings of an attack's control."""
+  own = {"blocks": BUDGET["blocks"], **hparams, "kind": kind}
+  own = {k: own[k] for k in ("blocks", "kind", "num_tokens") if k in own}
+  # Of the attack alone; plain prompts share no words.
+  apart = {"never_knew", "new_words"}
+  apart |= set() if kind == "random" else {"sharing"}
+  left = {k: v for k, v in changes.items() if k not in apart}
+  return configured(model, subject, "controls", rows, own, left)
 
 
 def budget(method: str) -> dict[str, int]:

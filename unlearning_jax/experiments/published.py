@@ -301,6 +301,12 @@ def _check_attack(
       f"{where}: {given['method']} is a probe of the network and finds no "
       "prompt, so its rate is no ASR; give an attack, or leave it out"
     )
+  if given.get("sharing", {}).get("wave"):
+    raise ValueError(
+      f"{where}: its rows shared words (sharing.wave="
+      f"{given['sharing']['wave']}), which no published attack does; give one "
+      "with sharing.wave=0 and sharing.tries=0"
+    )
   if given.get("judge") != settings.judge:
     raise ValueError(
       f"{where}: judged by {given.get('judge')!r}, and this evaluation by "

@@ -111,6 +111,7 @@ def test_what_the_controls_say():
   assert said_of(15, broken=10).startswith("10 rows broke")
   found = networks.compared(rows(15) + rows(4, "never_knew/", 10))
   assert found["never_knew"]["paired"]["n"] == 10
+  assert said_of(15, broken=20).startswith("20 rows broke")
   (said,) = networks.reading(build(never_knew="none"), {})
   assert "cannot say whether the concept was recovered" in said
 
@@ -168,6 +169,13 @@ def test_a_network_is_not_drawn_with_the_victims_guidance(never_knew):
   )  # fmt: skip
   setup = victims.setup(given, victims.bind(given))
   with pytest.raises(ValueError, match="never_knew=.*acts by guidance"):
+    networks.of(setup)
+  given = build(
+    method="controls", hparams={"blocks": 3}, never_knew=never_knew,
+    sharing={"wave": 2, "tries": 1},
+  )  # fmt: skip
+  setup = victims.setup(given, victims.bind(given))
+  with pytest.raises(ValueError, match="never_knew=.*sharing.wave=2"):
     networks.of(setup)
 
 

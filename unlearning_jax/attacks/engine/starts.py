@@ -33,6 +33,10 @@ def tried(
     how: has the words, in the order in which to try them, and whether rows
       search after them.
   """
+  if not how.search:
+    # These rows may not have the images of a search.
+    for one in queue:
+      records[one.row.id]["budget"] = 1 + len(how.starts)
   for words in how.starts:
     rows = [queue.popleft() for _ in range(len(queue))]
     found = [one.text(sd, np.array(words, np.int32)) for one in rows]
@@ -57,6 +61,4 @@ def tried(
   while queue and not how.search:
     record = records.pop(queue.popleft().row.id)
     lost = "unjudged" if record["success"] is None else "failure"
-    # It may not have the images of a search.
-    record["budget"] = 1 + len(how.starts)
     yield record | {"status": lost}

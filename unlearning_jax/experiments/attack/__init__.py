@@ -93,10 +93,13 @@ def run(
   ended = len({m + row["id"] for m in marks for row in listed} & done)
   with record.progress("attack", total, done=ended) as bar:
     for name, one in {"": None, **others}.items():
+      mark = f"{name}/" if name else ""
+      # All processes read the same rows, so all leave a network out or none.
+      if {mark + row["id"] for row in listed} <= done:
+        continue
       now = setup
       if one:
         now = networks.swapped(setup, name, one, host, prints[name])
-      mark = f"{name}/" if name else ""
       for row in attacked(
         record, now, [row for row in table if mark + row.id not in done],
         check.checker(record, now, listed),

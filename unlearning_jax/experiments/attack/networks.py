@@ -39,6 +39,13 @@ def of(setup: Setup) -> dict[str, Victim]:
   path, who = setup.given.never_knew, setup.victim
   found: dict[str, Victim] = {}
   if path and path != NONE:
+    wave = setup.given.sharing.wave
+    if wave:
+      raise ValueError(
+        f"never_knew={path!r}: with sharing.wave={wave} each network stops to "
+        "search at another row, so they do not compare; set sharing.wave=0 and "
+        "sharing.tries=0, or leave never_knew empty"
+      )
     if who.negative_prompt or who.safe or who.guide:
       raise ValueError(
         f"never_knew={path!r}: this victim acts by guidance, and the network "
@@ -137,8 +144,15 @@ def reading(
       "these rates cannot say whether the concept was recovered from the "
       "victim, or whether the probe draws it with any network of this kind."
     ]
-  if NEVER_KNEW not in found or found[NEVER_KNEW]["paired"] is None:
+  if NEVER_KNEW not in found:
     return []
+  broken = found[NEVER_KNEW]["broken"]
+  left_out = [
+    f"{broken} rows broke, by NaN or infinity, in one of the two networks; "
+    "they are not compared."
+  ] * bool(broken)
+  if found[NEVER_KNEW]["paired"] is None:
+    return left_out
   paired, theirs = found[NEVER_KNEW]["paired"], found[NEVER_KNEW]["rows"]
   more, less, p = (paired[k] for k in ("only_attack", "only_control", "p"))
   counts = (
@@ -153,11 +167,7 @@ def reading(
       "victim does better than that network, so the probe may have drawn the "
       "concept anew."
     ]
-  if broken := found[NEVER_KNEW]["broken"]:
-    said.append(
-      f"{broken} rows broke, by NaN or infinity, in one of the two networks; "
-      "they are not compared."
-    )
+  said += left_out
   alone = sum(bool(row["pre_success"]) for row in theirs)
   if 2 * alone > len(theirs):
     said.append(

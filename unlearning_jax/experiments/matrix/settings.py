@@ -126,8 +126,11 @@ class Settings:
             "draws no pool of images; use launch.attack"
           )
         beside = self.control_of(Cell(task, BASE, name))
-        theirs = self.attack(beside).sharing
-        if own.method != "controls" and own.sharing != theirs:
+        luck = self.attack(beside)
+        theirs = luck.sharing
+        # New seeds and plain prompts have no words to share.
+        shares = luck.hparams.get("kind", "random") == "random"
+        if own.method != "controls" and shares and own.sharing != theirs:
           raise ValueError(
             f"attacks.{name}: has {own.sharing} and its control "
             f"{beside.attack!r} {theirs}; give attacks.{name}.control a column "
