@@ -299,6 +299,11 @@ def test_the_commands_of_a_page_run(page, demo, tmp_path):
     small = SMALL.get(name, [])
     if "--list" in arguments or small == ["--dry_run"]:
       continue
+    # A model of full size, which is not here; its flags are read elsewhere.
+    if "my/sd14" in str(arguments):
+      continue
+    if "preset=fewer" in str(arguments):
+      small = [*small, "--config.hparams.blocks=2", "--config.sharing.tries=1"]
     if "attack_controls" not in str(arguments) and name == "attack":
       small = [*small, "--config.hparams.iterations=1"]
     for method, short in SHORT.items():
