@@ -136,6 +136,17 @@ def param_sharding(
   return jax.tree.map(rule, params)
 
 
+def on_device(tree: Tree) -> Tree:
+  """Host arrays on the default device, which a CPU takes uncopied.
+
+  jnp.asarray would copy them. Arrays that are on devices stay where they are,
+  those that several processes share too.
+  """
+  return jax.tree.map(
+    lambda x: x if isinstance(x, jax.Array) else jax.device_put(x), tree
+  )
+
+
 def place(tree: Tree, shardings: Any) -> Tree:
   """Lays out host arrays, which are equal on every process, over the devices.
 

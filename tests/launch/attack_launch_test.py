@@ -73,6 +73,8 @@ def learnt(folder):
 )
 def test_every_config_runs(path, tmp_path):
   flags = few(path, "tiny,task=style,name=neon")
+  if path.stem.endswith("_probe"):
+    flags.append("--config.never_knew=none")
   if path.stem == "attack_new_word":
     flags.append(f"--config.new_words={learnt(tmp_path / 'words')}")
   config = f"{path}:tiny,task=style,name=neon"
@@ -162,5 +164,9 @@ def test_full_size_configs_say_what_to_load(path, size):
   config = namespace["get_config"](f"{size},task=unsafe")
   k = {"attack_concept_inversion": 1, "attack_ring_a_bell": 16}
   assert "/" in config.model
-  if path.stem not in ("attack_new_word", "attack_rab_soft"):
+  finds_tokens = "num_tokens" in config.hparams
+  others = ("attack_new_word", "attack_rab_soft")
+  probe = path.stem.endswith("_probe")
+  assert finds_tokens != (path.stem in others or probe)
+  if finds_tokens:
     assert config.hparams.num_tokens == k.get(path.stem, 5)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from unlearning_jax import models
+from unlearning_jax import models, sharding
 from unlearning_jax.judges import weights
 from unlearning_jax.judges.pixels import Pixels
 
@@ -34,7 +34,7 @@ def batched(
     network: takes normalized images.
     pixels: what it sees of images.
   """
-  params = jax.device_put(params)
+  params = sharding.on_device(params)
 
   def score(images: Images) -> Float[np.ndarray, "n o"]:
     parts = []

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from unlearning_jax import durable, samplers, stable_diffusion
+from unlearning_jax import durable, samplers, sharding, stable_diffusion
 from unlearning_jax.erasures.esd import partial_trajectory
 from unlearning_jax.projections import Fingerprint
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
@@ -130,7 +130,7 @@ def fill(
   """
   count = len(bank.t)
   # Once to the devices, not with every batch.
-  base = {"unet": jax.device_put(base["unet"])}
+  base = {"unet": sharding.on_device(base["unet"])}
 
   def draw(batch: int) -> np.ndarray:
     rows = np.minimum(_ROWS * batch + np.arange(_ROWS), count - 1)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from unlearning_jax import stable_diffusion
+from unlearning_jax import sharding, stable_diffusion
 from unlearning_jax.erasures.salun.sets import Sets
 from unlearning_jax.finetune.partition import join_leaves
 from unlearning_jax.schedules import add_noise
@@ -98,7 +98,7 @@ def scores(
   """
   contexts = {name: sets.contexts[name] for name in ("concept", "empty")}
   # Once to the devices, not with every batch.
-  unet = jax.device_put(dict(unet))
+  unet = sharding.on_device(dict(unet))
   total = jax.tree.map(jnp.zeros_like, unet)
   for i in range(-(-len(sets.forget["pair"]) // batch_size)):
     rows = slice(i * batch_size, (i + 1) * batch_size)
