@@ -124,6 +124,16 @@ def test_sizes_of_the_model_are_another_protocol(table):
   assert ",sizes=model," in given.protocol
 
 
+def test_a_rate_that_is_no_published_asr():
+  given = build(evaluate.Settings, published.config("shapes-star"))
+  probe = {"method": "noise_probe", "hparams": {}}
+  with pytest.raises(ValueError, match="noise_probe is a probe of the net"):
+    published._check_attack(given, (), "runs/probe", probe)
+  shared = probe | {"method": "unlearn_diff_atk", "sharing": {"wave": 4}}
+  with pytest.raises(ValueError, match="its rows shared words"):
+    published._check_attack(given, (), "runs/fewer", shared)
+
+
 def test_the_row_of_the_leaderboard(tmp_path, base):
   """pre-ASR of the run, ASR of an attack; blank cells say why."""
   path = tmp_path / "mine.csv"
@@ -199,15 +209,6 @@ def test_the_row_of_the_leaderboard(tmp_path, base):
   with pytest.raises(ValueError, match="is no attack; give the folder"):
     evaluate.run(given, opened, models, beside)
   (folder / "provenance.json").write_text(whole)
-  config = json.loads((folder / "config.json").read_text())
-  probe = config | {"method": "completion_probe", "hparams": {}}
-  with pytest.raises(
-    ValueError, match="completion_probe is a probe of the net"
-  ):
-    published._check_attack(given, memory.rows(), "runs/probe", probe)
-  shared = config | {"sharing": {"wave": 4, "tries": 4}}
-  with pytest.raises(ValueError, match="its rows shared words"):
-    published._check_attack(given, memory.rows(), "runs/fewer", shared)
   del models["base"]
   with pytest.raises(ValueError, match="its victim is none of GUIDED"):
     published.estimates(given, models, memory.rows(), {}, beside)

@@ -93,8 +93,7 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
   denoising.check(problem)
   sd, victim, base, batch = problem
   first = lane_state.begin(key, batch)
-  draw = jax.vmap(lambda k: jax.random.normal(k, sd.latent_shape))
-  x = draw(first[0])
+  x = lane_state.normal(first[0], sd.latent_shape)
   contexts, plan = denoising.contexts(sd, base, batch), _plan(problem, h)
 
   def body(x: Array, i: Array) -> tuple[Array, Array]:

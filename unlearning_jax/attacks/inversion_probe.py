@@ -124,8 +124,8 @@ def init(problem: Problem, key: Array, h: Hparams) -> State:
   z = batch.latents
   if h.skipped:
     _, _, level = plan.at(jnp.array([h.steps - 1 - h.skipped]))
-    draw = jax.vmap(lambda k: jax.random.normal(k, sd.latent_shape))
-    z = jnp.sqrt(level) * z + jnp.sqrt(1 - level) * draw(first[0])
+    noise = lane_state.normal(first[0], sd.latent_shape)
+    z = jnp.sqrt(level) * z + jnp.sqrt(1 - level) * noise
   contexts = denoising.contexts(sd, victim, batch)[:, :1]
   return State(*first, contexts, z, z, adam.start(z))
 

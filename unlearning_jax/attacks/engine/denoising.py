@@ -64,8 +64,7 @@ def check(problem: Problem):
       guidance, and its network is the base's.
   """
   losses.check_noise(problem.sd.schedule)
-  victim = problem.victim
-  if victim.negative_prompt or victim.safe or victim.guide:
+  if problem.victim.is_guided:
     raise ValueError(
       "guidance: a probe asks what the network draws, and this victim acts by "
       "guidance, with the base's network; leave guidance empty, or take an "

@@ -42,6 +42,11 @@ def random_tokens(
   return jax.vmap(lambda k: jax.random.randint(k, shape, 0, size))(first)
 
 
+def normal(keys: Array, shape: tuple[int, ...]) -> Float[Array, "b ..."]:
+  """Unit noise of every lane, from its own key."""
+  return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
 def advance(state: Any, finite: Sequence[Array], **changes: Array | Any) -> Any:
   """The state after an iteration; a lane that is not finite stays as it was.
 

@@ -81,6 +81,11 @@ class Victim:
     return {name: getattr(self, name) for name in names}
 
   @property
+  def is_guided(self) -> bool:
+    """Whether it acts by how it samples or is attacked, not by its weights."""
+    return bool(self.negative_prompt or self.safe or self.guide)
+
+  @property
   def image_rows(self) -> int:
     """UNet rows of one guided sampling step."""
     return 2 if self.safe is None else 3

@@ -36,7 +36,7 @@ def of(setup: Setup) -> dict[str, Victim]:
   Raises:
     ValueError: `never_knew` names no model of these shapes, or the victim.
   """
-  path, who = setup.given.never_knew, setup.victim
+  path = setup.given.never_knew
   found: dict[str, Victim] = {}
   if path and path != NONE:
     wave = setup.given.sharing.wave
@@ -46,7 +46,7 @@ def of(setup: Setup) -> dict[str, Victim]:
         "search at another row, so they do not compare; set sharing.wave=0 and "
         "sharing.tries=0, or leave never_knew empty"
       )
-    if who.negative_prompt or who.safe or who.guide:
+    if setup.victim.is_guided:
       raise ValueError(
         f"never_knew={path!r}: this victim acts by guidance, and the network "
         "would be drawn without it; leave guidance or never_knew empty"
