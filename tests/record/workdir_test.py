@@ -1,5 +1,6 @@
 """One run's record: whole rows, honest resumes, and survival of a kill."""
 
+import fcntl
 import json
 import random
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unlearning_jax import durable
 from unlearning_jax.durable import JsonLines
 from unlearning_jax.record.workdir import Workdir
 
@@ -159,11 +161,47 @@ def test_damage_in_the_middle_is_named(tmp_path):
 def test_two_writers_cannot_share_a_rows_file(tmp_path):
   first = Workdir(tmp_path, {})
   first.append_row({"id": 1})
-  with pytest.raises(ValueError, match="is being written by another run"):
-    Workdir(tmp_path, {}).append_row({"id": 2})
-  assert Workdir(tmp_path, {}).done_ids() == {1}
-  del first
-  Workdir(tmp_path, {}).append_row({"id": 2})
+  with open(tmp_path / "results.jsonl") as other:
+    with pytest.raises(BlockingIOError):
+      fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  # A later run of this process goes on, and the first is over.
+  second = Workdir(tmp_path, {})
+  second.append_row({"id": 2})
+  with pytest.raises(ValueError, match="written by a later run of this proc"):
+    first.append_row({"id": 3})
+  assert Workdir(tmp_path, {}).done_ids() == {1, 2}
+  del first, second
+  with open(tmp_path / "results.jsonl") as other:
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(ValueError, match="is being written by another run"):
+      Workdir(tmp_path, {}).append_row({"id": 3})
+
+
+def test_the_folder_is_kept_from_the_first_write_to_the_last(tmp_path):
+  file = tmp_path / ".lock"
+
+  def free():
+    with open(file, "w") as other:
+      try:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        return False
+    return True
+
+  with open(file, "w") as other:
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(durable.BusyError, match="being written by another run"):
+      Workdir(tmp_path, {})
+    assert [*tmp_path.iterdir()] == [file]
+    # Who only writes a page again does not ask.
+    Workdir(tmp_path, {}, locked=False)
+  workdir = Workdir(tmp_path, {})
+  assert not free()
+  workdir.metrics(1, loss=1.0)
+  workdir.mark_done()
+  assert not free()
+  del workdir
+  assert free()
 
 
 def test_each_process_has_its_own_rows_and_all_are_merged(tmp_path):
@@ -241,7 +279,9 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
   with pytest.raises(ValueError, match="summary: "):
     workdir.save_summary({"value": np.nan})
   assert json.loads((tmp_path / "summary.json").read_text()) == {"value": 0.5}
-  assert {p.name for p in tmp_path.iterdir()} == {"config.json", "summary.json"}
+  assert {p.name for p in tmp_path.glob("[!.]*")} == {
+    "config.json", "summary.json",
+  }  # fmt: skip
 
 
 def test_provenance_lists_every_start(tmp_path, monkeypatch):
