@@ -121,13 +121,18 @@ def stopped(
   watch = Writes(folder)
   running = start(case, folder)
   sent, writing = SIGNALS[number % 3], number // 3 % 3 == 0
-  wrote = None
-  while wrote is None and any(one.poll() is None for one in running):
-    wrote = watch.next(1)
+
+  def next_write() -> str | None:
+    found = None
+    while found is None and any(one.poll() is None for one in running):
+      found = watch.next(1)
+    return found
+
+  wrote = next_write()
   began = time.monotonic()
   if writing:
     for _ in range(draw.randrange(max(1, int(usual["writes"] * 0.5)))):
-      wrote = watch.next(PATIENCE_S if running[0].poll() is None else 0)
+      wrote = next_write()
   else:
     time.sleep(draw.uniform(0, 0.5 * usual["seconds"]))
   after_s = round(time.monotonic() - began, 2)
@@ -217,6 +222,8 @@ def concluded(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def main(_):
   """Runs what is left, and writes the record."""
+  # A shell in the background has its children ignore it.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   work = pathlib.Path(WORK.value)
   work.mkdir(parents=True, exist_ok=True)
   (work / "study.py").write_text(STUDY)

@@ -22,7 +22,8 @@ from unlearning_jax.shapes import model_folder
 
 # What no two runs share, wherever it stands.
 TIMES = {
-  "seconds", "wall_s", "memory_bytes", "provenance", "command", "started",
+  "seconds", "seconds_per_row", "wall_s", "memory_bytes", "provenance",
+  "command", "started",
 }  # fmt: skip
 DRAWN = [
   "--config.rows_per_group=1", "--config.other_rows=2", "--config.grid_rows=1",

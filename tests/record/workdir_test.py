@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unlearning_jax import durable
 from unlearning_jax.durable import JsonLines
 from unlearning_jax.record.workdir import Workdir
 
@@ -175,33 +174,6 @@ def test_two_writers_cannot_share_a_rows_file(tmp_path):
     fcntl.flock(other, fcntl.LOCK_EX)
     with pytest.raises(ValueError, match="is being written by another run"):
       Workdir(tmp_path, {}).append_row({"id": 3})
-
-
-def test_the_folder_is_kept_from_the_first_write_to_the_last(tmp_path):
-  file = tmp_path / ".lock"
-
-  def free():
-    with open(file, "w") as other:
-      try:
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        return False
-    return True
-
-  with open(file, "w") as other:
-    fcntl.flock(other, fcntl.LOCK_EX)
-    with pytest.raises(durable.BusyError, match="being written by another run"):
-      Workdir(tmp_path, {})
-    assert [*tmp_path.iterdir()] == [file]
-    # Who only writes a page again does not ask.
-    Workdir(tmp_path, {}, locked=False)
-  workdir = Workdir(tmp_path, {})
-  assert not free()
-  workdir.metrics(1, loss=1.0)
-  workdir.mark_done()
-  assert not free()
-  del workdir
-  assert free()
 
 
 def test_each_process_has_its_own_rows_and_all_are_merged(tmp_path):
