@@ -3,6 +3,7 @@
 Every verb with a folder, in the Shapes world, with the smallest settings.
 """
 
+import collections
 import csv
 import json
 import os
@@ -161,8 +162,11 @@ def contents(folder: pathlib.Path) -> dict[str, Any]:
       found[f"{path.parent.relative_to(folder)}: rows"] = scrubbed(rows)
     elif path.name == "metrics.jsonl":
       lines = [json.loads(line) for line in path.read_text().splitlines()]
-      # A list, so that a step that stands twice is not equal.
-      found[name] = scrubbed(sorted(lines, key=lambda line: line["step"]))
+      counts = collections.Counter(line["step"] for line in lines)
+      found[f"{name}: steps that stand twice"] = counts.total() - len(counts)
+      # A study counts what it has spent, which stops add to.
+      if "what" not in lines[0]:
+        found[name] = scrubbed(sorted(lines, key=lambda line: line["step"]))
     elif path.suffix == ".safetensors":
       tensors, facts = durable.load_tensors(path)
       sums = {k: zlib.crc32(v.tobytes()) for k, v in tensors.items()}
