@@ -1,6 +1,7 @@
 """Writes files and folders whole or not at all."""
 
 import contextlib
+import glob
 import os
 import pathlib
 import shutil
@@ -9,6 +10,8 @@ from collections.abc import Iterator, Mapping
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
+
+from unlearning_jax import durable
 
 DTYPES = ("float32", "float16", "bfloat16")
 # A folder with this file is a model, which may be replaced.
@@ -23,9 +26,12 @@ def check_output(path: str | os.PathLike, overwrite: bool) -> pathlib.Path:
 
   Raises:
     ValueError: `path` exists without `overwrite`, is a folder but no model, or
-      cannot be written.
+      cannot be written; or another process writes it.
   """
   path = pathlib.Path(path).absolute()
+  if any(leftover.exists() for leftover in _beside(path)):
+    _mend(path)
+  durable.sweep(path.parent, f".{glob.escape(path.name)}.*")
   if path.exists() and not overwrite:
     raise ValueError(
       f"{path}: exists; replace it with --overwrite or overwrite=True, or name "
@@ -46,10 +52,13 @@ def check_output(path: str | os.PathLike, overwrite: bool) -> pathlib.Path:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a temporary path; what it holds replaces `path` on success only."""
-  suffix = f".{os.getpid()}"
-  partial = path.with_name(f".{path.name}.partial{suffix}")
-  old = path.with_name(f".{path.name}.old{suffix}")
+  """Yields a temporary path; what it holds replaces `path` on success only.
+
+  Raises:
+    BusyError: another process writes it.
+  """
+  partial, old = _beside(path)
+  held = _mend(path)
   try:
     yield partial
     if path.is_dir():
@@ -61,11 +70,38 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         old.rename(path)
       raise
   finally:
-    for leftover in (partial, old):
-      if leftover.is_dir():
-        shutil.rmtree(leftover)
-      else:
-        leftover.unlink(missing_ok=True)
+    _clear(partial, old)
+    del held
+
+
+def _beside(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+  """Where a new output is written, and where the old one waits meanwhile."""
+  return (
+    path.with_name(f".{path.name}.partial"),
+    path.with_name(f".{path.name}.old"),
+  )
+
+
+def _mend(path: pathlib.Path) -> durable.Lock:
+  """Undoes what a writer that was killed had begun; keeps the output.
+
+  Raises:
+    BusyError: another process writes it.
+  """
+  partial, old = _beside(path)
+  held = durable.lock(path.with_name(f".{path.name}.lock"), path)
+  if old.exists() and not path.exists():
+    old.rename(path)
+  _clear(partial, old)
+  return held
+
+
+def _clear(*leftovers: pathlib.Path):
+  for leftover in leftovers:
+    if leftover.is_dir():
+      shutil.rmtree(leftover)
+    else:
+      leftover.unlink(missing_ok=True)
 
 
 def check_dtype(dtype: str):
