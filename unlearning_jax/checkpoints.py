@@ -54,6 +54,7 @@ def latest_step(path: str | os.PathLike[str]) -> int | None:
   """The last complete step in a checkpoint folder; None when there is none."""
   if not pathlib.Path(path).is_dir():
     return None
+  _check_plain(pathlib.Path(path))
   with _manager(path) as manager:
     return manager.latest_step()
 
@@ -77,6 +78,7 @@ def restore(
   """
   if not pathlib.Path(path).is_dir():
     raise ValueError(f"checkpoint: there is no folder {path}")
+  _check_plain(pathlib.Path(path))
   wanted = {
     name: leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     for name, leaf in _flatten(target).items()
@@ -123,6 +125,15 @@ def _last_whole(
     f"checkpoint: step {step} in {path} does not fit:\n  "
     + "\n  ".join(problems)
   )
+
+
+def _check_plain(folder: pathlib.Path):
+  """Refuses a pipe or a device among the files, which would be waited for."""
+  for held in folder.rglob("*"):
+    if not (held.is_file() or held.is_dir()):
+      raise durable.DamagedError(
+        f"checkpoint: {held} is no file and no folder; delete it"
+      )
 
 
 @functools.cache

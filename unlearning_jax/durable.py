@@ -9,7 +9,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import safetensors
@@ -18,6 +18,8 @@ import safetensors.numpy
 # No other program's hidden file is called so.
 _PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 _YOUNG_S = 60
+_MOST_SAID = 2000
+T = TypeVar("T")
 
 
 class DamagedError(ValueError):
@@ -97,6 +99,81 @@ def load_tensors(
   return tensors, metadata
 
 
+def check_plain(path: str | os.PathLike[str]):
+  """Refuses what is no file to read: a pipe would wait for ever.
+
+  Raises:
+    ValueError: there is no such file, or it is a folder, a pipe or a device.
+  """
+  if not os.path.exists(path):
+    raise ValueError(f"{os.fspath(path)}: no such file")
+  if not os.path.isfile(path):
+    raise ValueError(
+      f"{os.fspath(path)}: is a folder, a pipe or a device, and no file"
+    )
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """Reads a JSON object; it may begin with a byte-order mark.
+
+  Raises:
+    ValueError: there is no such file, or it holds no JSON or no object.
+  """
+  check_plain(path)
+  try:
+    text = pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise ValueError(f"{os.fspath(path)}: not readable: {error}") from error
+  return from_json(text, os.fspath(path))
+
+
+def from_json(text: str | bytes, where: str, kind: type[T] = dict) -> T:
+  """The JSON value of a text.
+
+  Args:
+    where: the file, and the place in it, for messages.
+    kind: the type that it must have, `dict` or `list`.
+
+  Raises:
+    ValueError: it is no JSON, or of another type.
+  """
+  try:
+    value = json.loads(text)
+  # Lists in lists, thousands deep, are a RecursionError.
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{where}: not readable as JSON: {error}") from error
+  if not isinstance(value, kind):
+    wanted = "an object" if kind is dict else "a list"
+    raise ValueError(f"{where}: holds a {type(value).__name__}, not {wanted}")
+  return value
+
+
+@contextlib.contextmanager
+def explaining(
+  where: str | os.PathLike[str],
+  why: str = "is damaged, or not what this version writes",
+) -> Iterator[None]:
+  """Names the file in errors about what it holds.
+
+  Args:
+    where: the file, or the folder of a record.
+    why: what such an error means.
+
+  Raises:
+    ValueError: what is inside failed at a key, an entry or a type that the
+      file should have; or raised a ValueError that does not name it.
+  """
+  try:
+    yield
+  except (ValueError, LookupError, TypeError, AttributeError) as error:
+    said, name = str(error), os.fspath(where)
+    if isinstance(error, ValueError) and name in said:
+      raise
+    if not isinstance(error, ValueError):
+      said = f"{type(error).__name__}: {said}"
+    raise ValueError(f"{name}: {why}: {said[:_MOST_SAID]}") from error
+
+
 def read_text(path: pathlib.Path) -> str | None:
   """What a file says; None where there is none, or none any more."""
   try:
@@ -150,18 +227,14 @@ class JsonLines:
     """Every whole line; skips a torn last line and leaves it in the file.
 
     Raises:
-      ValueError: a whole line is not JSON.
+      ValueError: a whole line is no JSON object.
     """
     if not self._path.exists():
       return
+    check_plain(self._path)
     lines = self._path.read_bytes().split(b"\n")[:-1]
     for number, line in enumerate(lines, 1):
-      try:
-        yield json.loads(line)
-      except ValueError as error:
-        raise ValueError(
-          f"{self._path}, line {number}, is damaged: {error}"
-        ) from error
+      yield from_json(line, f"{self._path}, line {number}, is damaged")
 
   def __del__(self):
     if self._file is not None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 
@@ -13,28 +14,42 @@ from safetensors.numpy import save_file
 DTYPES = ("float32", "float16", "bfloat16")
 # A folder with this file is a model, which may be replaced.
 MARK = "model_index.json"
+# The files of a model folder that is written here. A folder with any other is
+# not replaced, because the other would be lost.
+_WRITTEN = re.compile(
+  rf"{re.escape(MARK)}|(text_encoder|unet|vae)/config\.json"
+  r"|text_encoder/model\.safetensors"
+  r"|(unet|vae)/diffusion_pytorch_model\.safetensors"
+  r"|scheduler/scheduler_config\.json|tokenizer/merges\.txt"
+  r"|tokenizer/(vocab|tokenizer|tokenizer_config|special_tokens_map"
+  r"|added_tokens)\.json"
+)
 
 
-def check_output(path: str | os.PathLike, overwrite: bool) -> pathlib.Path:
+def check_output(
+  path: str | os.PathLike, overwrite: bool, *, folder: bool = False
+) -> pathlib.Path:
   """Checks before any work that its result can be written; makes the parents.
+
+  Args:
+    folder: whether the result is a model folder, and not a file.
 
   Returns:
     The absolute path.
 
   Raises:
-    ValueError: `path` exists without `overwrite`, is a folder but no model, or
-      cannot be written.
+    ValueError: `path` exists without `overwrite`, is a folder but no model,
+      holds a file that no model folder written here has, or cannot be written.
   """
   path = pathlib.Path(path).absolute()
+  if path.is_symlink() and path.is_dir():
+    path = path.resolve()
   if path.exists() and not overwrite:
     raise ValueError(
       f"{path}: exists; replace it with --overwrite or overwrite=True, or name "
       "another path"
     )
-  if path.is_dir() and any(path.iterdir()) and not (path / MARK).is_file():
-    raise ValueError(
-      f"{path}: has no {MARK}, so it is not a model folder; not replaced"
-    )
+  _check_replaced(path, folder)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -42,6 +57,31 @@ def check_output(path: str | os.PathLike, overwrite: bool) -> pathlib.Path:
   if not os.access(path.parent, os.W_OK | os.X_OK):
     raise ValueError(f"{path}: its folder is not writable")
   return path
+
+
+def _check_replaced(path: pathlib.Path, folder: bool):
+  """Refuses to replace what was not written here."""
+  if path.is_file() and folder:
+    raise ValueError(
+      f"{path}: is a file, and the output a folder; not replaced"
+    )
+  if not path.is_dir():
+    return
+  if not folder:
+    raise ValueError(
+      f"{path}: is a folder, and the output a file; not replaced"
+    )
+  if any(path.iterdir()) and not (path / MARK).is_file():
+    raise ValueError(
+      f"{path}: has no {MARK}, so it is not a model folder; not replaced"
+    )
+  for held in sorted(path.rglob("*")):
+    name = held.relative_to(path).as_posix()
+    if not (held.is_dir() or _WRITTEN.fullmatch(name)):
+      raise ValueError(
+        f"{path}: holds {name}, which would be lost; move it away, or name "
+        "another path"
+      )
 
 
 @contextlib.contextmanager
