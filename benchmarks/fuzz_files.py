@@ -275,14 +275,13 @@ def _lines(root: pathlib.Path) -> list[str]:
 
 
 def _read_lines(read: Callable[[str], Any], root: pathlib.Path):
+  last = None
   for line in _lines(root):
     try:
       read(line)
     # What is missing here is no fault of the name's.
     except (ValueError, OSError) as error:
       last = error
-    else:
-      last = None
   if last:
     raise last
 

@@ -4,8 +4,11 @@ Each is refused by a ValueError that names the file, and the key if there is
 one; nothing waits, and nothing is allocated for what a file does not hold.
 """
 
+import dataclasses
 import json
 import os
+import zipfile
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -22,8 +25,10 @@ from unlearning_jax import (
   metrics,
   probe,
   prompt_tables,
+  settings,
 )
 from unlearning_jax.convert import adapters, arrays, inspection, reader
+from unlearning_jax.metrics import features, references
 from unlearning_jax.models import ClipTextModel, UNet2DCondition
 from unlearning_jax.record import provenance, read_rows
 
@@ -56,6 +61,20 @@ def test_a_pipe_is_not_waited_for(name, tmp_path):
   words = "metadata.jsonl" if name == "metadata.jsonl" else "pipe|" + name
   with pytest.raises(ValueError, match=words):
     READERS[name](tmp_path / name)
+
+
+def test_a_pipe_among_the_pictures(tmp_path):
+  (tmp_path / "0.txt").write_text("a star")
+  os.mkfifo(tmp_path / "0.png")
+  with pytest.raises(ValueError, match="0.png: is a folder, a pipe"):
+    data.image_folder(tmp_path)
+
+
+def test_a_message_is_no_page(tmp_path):
+  (tmp_path / "metadata.csv").write_text("a" * 50_000 + ",text\n1,2\n")
+  with pytest.raises(ValueError, match="no 'file_name'") as found:
+    data.image_folder(tmp_path)
+  assert len(str(found.value)) < 1000
 
 
 @pytest.mark.parametrize("content", [b"", DEEP, b"\xff\xfe", b"[1]\n", b"{}\n"])
@@ -191,3 +210,44 @@ def test_other_breaks_are_part_of_a_text(tmp_path):
   (tmp_path / "metadata.jsonl").write_text(f"\ufeff{row}\r\n\n")
   (found,) = data.image_folder(tmp_path)
   assert found.captions == (text,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+  names: tuple[str, ...] = ()
+  table: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    if len(self.names) > 3 or self.table.get("a"):
+      raise ValueError("names: too many")
+
+
+@pytest.mark.parametrize(
+  "values, words",
+  [
+    ({"names": None}, "run.names=None: must be a list"),
+    ({"table": 3}, "run.table=3: must be a mapping"),
+    ({"n" * 5000: 1}, "run.nnn"),
+  ],
+)
+def test_a_setting_of_the_wrong_kind(values, words):
+  with pytest.raises(ValueError, match=words) as found:
+    settings.build(Listing, values, "run")
+  assert len(str(found.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["mu", "sigma.np"])
+def test_an_archive_with_an_entry_that_is_no_array(name, tmp_path):
+  path = tmp_path / "r.npz"
+  np.savez(path, mu=np.ones(2), sigma=np.eye(2))
+  with zipfile.ZipFile(path, "a") as archive:
+    archive.writestr(name, b"no array")
+  kind = features.Features("toy", 2, lambda x: x, "toy 1")
+  with pytest.raises(ValueError, match="r.npz"):
+    references.Reference("fid", str(path)).check(kind)
+
+
+def test_a_pipe_beside_a_cell(tmp_path):
+  os.mkfifo(tmp_path / "cost.json")
+  with pytest.raises(ValueError, match="cost.json: is a folder, a pipe"):
+    durable.read_text(tmp_path / "cost.json")

@@ -55,7 +55,7 @@ def latest_step(path: str | os.PathLike[str]) -> int | None:
   if not pathlib.Path(path).is_dir():
     return None
   _check_plain(pathlib.Path(path))
-  with _manager(path) as manager:
+  with durable.explaining(path), _manager(path) as manager:
     return manager.latest_step()
 
 
@@ -83,7 +83,7 @@ def restore(
     name: leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     for name, leaf in _flatten(target).items()
   }
-  with _manager(path) as manager:
+  with durable.explaining(path), _manager(path) as manager:
     steps = sorted(manager.all_steps())
   if not steps or (step is not None and step not in steps):
     raise ValueError(f"checkpoint: no step {step} in {path}; it has {steps}")

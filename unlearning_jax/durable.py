@@ -132,7 +132,7 @@ def from_json(text: str | bytes, where: str, kind: type[T] = dict) -> T:
 
   Args:
     where: the file, and the place in it, for messages.
-    kind: the type that it must have, `dict` or `list`.
+    kind: the type that it must have, `dict` or `list`; `object` for any.
 
   Raises:
     ValueError: it is no JSON, or of another type.
@@ -165,6 +165,8 @@ def explaining(
   """
   try:
     yield
+  except DamagedError:
+    raise
   except (ValueError, LookupError, TypeError, AttributeError) as error:
     said, name = str(error), os.fspath(where)
     if isinstance(error, ValueError) and name in said:
@@ -177,6 +179,8 @@ def explaining(
 def read_text(path: pathlib.Path) -> str | None:
   """What a file says; None where there is none, or none any more."""
   try:
+    if path.exists():
+      check_plain(path)
     return path.read_text()
   except FileNotFoundError:
     return None

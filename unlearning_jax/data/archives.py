@@ -108,10 +108,10 @@ def captions_of(
   keys = list(map(str, row)) if isinstance(row, Mapping) else []
   near = [k for k in ("caption", "text", "prompt") if k in keys and k != key]
   raise ValueError(
-    f"{where}: no {key!r}; the row has {', '.join(keys) or 'nothing'}"
+    f"{where}: no {key!r}; the row has {', '.join(keys)[:200] or 'nothing'}"
     + (f"; name it: --config.data.caption={near[0]}" if near else "")
     + (
-      f"; {key!r} is {value!r}, no text and no list of texts"
+      f"; {key!r} is {repr(value)[:200]}, no text and no list of texts"
       if value is not None
       else ""
     )

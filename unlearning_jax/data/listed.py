@@ -87,6 +87,7 @@ def _beside(root: pathlib.Path) -> list[Example]:
       )
     if not _resolved(image, f"{root}").is_relative_to(root.resolve()):
       raise ValueError(f"{image}: leaves the folder")
+    durable.check_plain(image)
     first, *others = _lines_of(own[0]) or [""]
     found.append(Example(image, first, tuple(others)))
   return found
@@ -213,17 +214,17 @@ def _examples(
     here = f"{where}, row {number}"
     name = row.get("file_name")
     if not isinstance(name, str) or not name.strip():
-      keys = ", ".join(str(k) for k in row)
+      keys = ", ".join(str(k) for k in row)[:200]
       raise ValueError(
         f"{here}: no 'file_name'; the row has {keys or 'nothing'}"
       )
     path = _resolved(root / name, here)
     if not path.is_relative_to(inside):
-      raise ValueError(f"{here}: {name!r} leaves the folder")
+      raise ValueError(f"{here}: {name[:200]!r} leaves the folder")
     if not os.path.isfile(path):
       raise ValueError(f"{here}: there is no file {str(path)[:200]}")
     if path in found:
-      raise ValueError(f"{here}: {name!r} is listed twice")
+      raise ValueError(f"{here}: {name[:200]!r} is listed twice")
     found[path] = captions_of(row, caption, here)
   if not found:
     raise ValueError(f"{where}: it lists no images")

@@ -217,7 +217,7 @@ def _read(
     _check_sizes(place)
     with np.load(place, allow_pickle=False) as file:
       keys = [k for k in file.files if vectors or k != "features"]
-      held = {key: file[key] for key in keys}
+      held = {key: np.asarray(file[key]) for key in keys}
   except _BROKEN as error:
     raise ValueError(f"{what}={place!r}: not a readable .npz: {error}") from (
       error
