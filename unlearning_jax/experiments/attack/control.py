@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from unlearning_jax import attacks, renamed, settings
+from unlearning_jax import attacks, durable, renamed, settings
 from unlearning_jax.attacks import Attack, Victim
 from unlearning_jax.durable import to_json
 from unlearning_jax.experiments.attack import rows
@@ -49,8 +49,9 @@ def finished(folder: str) -> Control:
   if not (path / "DONE").exists():
     raise ValueError(f"--control: {folder} is not a finished run")
   seal.check(path)
-  config = renamed.config(json.loads((path / "config.json").read_text()))
-  name = config["hparams"].get("kind", config["method"])
+  config = renamed.config(durable.read_json(path / "config.json"))
+  with durable.explaining(path / "config.json"):
+    name = config["hparams"].get("kind", config["method"])
   return Control(name, own(read_rows(path)), config)
 
 
