@@ -8,9 +8,10 @@ import os
 import pathlib
 import re
 import secrets
+import stat
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import safetensors
@@ -20,6 +21,8 @@ import safetensors.numpy
 _PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 # File -> the lock that this process has on it.
 _HELD: weakref.WeakValueDictionary[str, "Lock"] = weakref.WeakValueDictionary()
+_MOST_SAID = 2000
+T = TypeVar("T")
 
 
 class DamagedError(ValueError):
@@ -92,7 +95,10 @@ def lock(file: pathlib.Path, what: pathlib.Path, *, keep: bool = False) -> Lock:
     BusyError: another process has it.
   """
   key = os.path.realpath(file)
-  held = _HELD.get(key) or Lock(pathlib.Path(key), what, keep)
+  held = _HELD.get(key)
+  # Its folder may have been removed, or another copy put in its place.
+  if held is None or not _is_at(held.file, pathlib.Path(key)):
+    held = Lock(pathlib.Path(key), what, keep)
   _HELD[key] = held
   return held
 
@@ -113,7 +119,7 @@ def _locked(path: pathlib.Path, what: pathlib.Path) -> int:
         raise
       raise BusyError(
         f"{what} is being written by another run; wait for it to end or use "
-        "another folder"
+        f"another folder; if that run's machine has died, delete {path}"
       ) from error
     # Whoever had it before may have removed the file.
     if _is_at(file, path):
@@ -165,7 +171,8 @@ def sweep(folder: pathlib.Path, pattern: str = "**/.*"):
   for path in folder.glob(pattern):
     if not _PART.fullmatch(path.name) or not path.is_file():
       continue
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    # Network file systems lock only what is open for writing.
+    with contextlib.suppress(OSError), open(path, "r+b") as file:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       path.unlink()
 
@@ -210,9 +217,91 @@ def load_tensors(
   return tensors, metadata
 
 
+def check_plain(path: str | os.PathLike[str]):
+  """Refuses what is no file to read: a pipe would wait for ever.
+
+  Raises:
+    ValueError: there is no such file, or it is a folder, a pipe or a device.
+  """
+  if not os.path.exists(path):
+    raise ValueError(f"{os.fspath(path)}: no such file")
+  if not os.path.isfile(path):
+    raise ValueError(
+      f"{os.fspath(path)}: is a folder, a pipe or a device, and no file"
+    )
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """Reads a JSON object; it may begin with a byte-order mark.
+
+  Raises:
+    ValueError: there is no such file, or it holds no JSON or no object.
+  """
+  check_plain(path)
+  try:
+    text = pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise ValueError(f"{os.fspath(path)}: not readable: {error}") from error
+  return from_json(text, os.fspath(path))
+
+
+def from_json(text: str | bytes, where: str, kind: type[T] = dict) -> T:
+  """The JSON value of a text.
+
+  Args:
+    where: the file, and the place in it, for messages.
+    kind: the type that it must have, `dict` or `list`; `object` for any.
+
+  Raises:
+    ValueError: it is no JSON, or of another type.
+  """
+  try:
+    value = json.loads(text)
+  # Lists in lists, thousands deep, are a RecursionError.
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{where}: not readable as JSON: {error}") from error
+  if not isinstance(value, kind):
+    wanted = "an object" if kind is dict else "a list"
+    raise ValueError(f"{where}: holds a {type(value).__name__}, not {wanted}")
+  return value
+
+
+@contextlib.contextmanager
+def explaining(
+  where: str | os.PathLike[str],
+  why: str = "is damaged, or not what this version writes",
+  *,
+  values: bool = True,
+) -> Iterator[None]:
+  """Names the file in errors about what it holds.
+
+  Args:
+    where: the file, or the folder of a record.
+    why: what such an error means.
+    values: explains ValueErrors too; False where they say enough themselves.
+
+  Raises:
+    ValueError: what is inside failed at a key, an entry or a type that the
+      file should have; or raised a ValueError that does not name it.
+  """
+  try:
+    yield
+  except DamagedError:
+    raise
+  except (ValueError, LookupError, TypeError, AttributeError) as error:
+    said, name = str(error), os.fspath(where)
+    if isinstance(error, ValueError) and (name in said or not values):
+      raise
+    if not isinstance(error, ValueError):
+      said = f"{type(error).__name__}: {said}"
+    raise ValueError(f"{name}: {why}: {said[:_MOST_SAID]}") from error
+
+
 def read_text(path: pathlib.Path) -> str | None:
   """What a file says; None where there is none, or none any more."""
   try:
+    if not stat.S_ISREG(path.stat().st_mode):
+      check_plain(path)
     return path.read_text()
   except FileNotFoundError:
     return None
@@ -275,18 +364,14 @@ class JsonLines:
     """Every whole line; skips a torn last line and leaves it in the file.
 
     Raises:
-      ValueError: a whole line is not JSON.
+      ValueError: a whole line is no JSON object.
     """
     if not self._path.exists():
       return
+    check_plain(self._path)
     lines = self._path.read_bytes().split(b"\n")[:-1]
     for number, line in enumerate(lines, 1):
-      try:
-        yield json.loads(line)
-      except ValueError as error:
-        raise ValueError(
-          f"{self._path}, line {number}, is damaged: {error}"
-        ) from error
+      yield from_json(line, f"{self._path}, line {number}, is damaged")
 
 
 def to_json(value: object, what: str, indent: int | None = None) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import glob
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 
@@ -16,19 +17,42 @@ from unlearning_jax import durable
 DTYPES = ("float32", "float16", "bfloat16")
 # A folder with this file is a model, which may be replaced.
 MARK = "model_index.json"
+# The files of a model folder that is written here. A folder with any other is
+# not replaced, because the other would be lost.
+_WRITTEN = re.compile(
+  rf"{re.escape(MARK)}|(text_encoder|unet|vae)/config\.json"
+  r"|text_encoder/model\.safetensors"
+  r"|(unet|vae)/diffusion_pytorch_model\.safetensors"
+  r"|scheduler/scheduler_config\.json|tokenizer/merges\.txt"
+  r"|tokenizer/(vocab|tokenizer|tokenizer_config|special_tokens_map"
+  r"|added_tokens)\.json"
+)
 
 
-def check_output(path: str | os.PathLike, overwrite: bool) -> pathlib.Path:
+def is_written(name: str) -> bool:
+  """Whether a model folder that is written here may hold such a file."""
+  return _WRITTEN.fullmatch(name) is not None
+
+
+def check_output(
+  path: str | os.PathLike, overwrite: bool, *, folder: bool = False
+) -> pathlib.Path:
   """Checks before any work that its result can be written; makes the parents.
+
+  Args:
+    folder: whether the result is a model folder, and not a file.
 
   Returns:
     The absolute path.
 
   Raises:
-    ValueError: `path` exists without `overwrite`, is a folder but no model, or
-      cannot be written; or another process writes it.
+    ValueError: `path` exists without `overwrite`, is a folder but no model,
+      holds a file that no model folder written here has, or cannot be written;
+      or another process writes it.
   """
   path = pathlib.Path(path).absolute()
+  if path.is_symlink() and path.is_dir():
+    path = path.resolve()
   if any(leftover.exists() for leftover in _beside(path)):
     _mend(path)
   durable.sweep(path.parent, f".{glob.escape(path.name)}.*")
@@ -37,10 +61,7 @@ def check_output(path: str | os.PathLike, overwrite: bool) -> pathlib.Path:
       f"{path}: exists; replace it with --overwrite or overwrite=True, or name "
       "another path"
     )
-  if path.is_dir() and any(path.iterdir()) and not (path / MARK).is_file():
-    raise ValueError(
-      f"{path}: has no {MARK}, so it is not a model folder; not replaced"
-    )
+  _check_replaced(path, folder)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -48,6 +69,31 @@ def check_output(path: str | os.PathLike, overwrite: bool) -> pathlib.Path:
   if not os.access(path.parent, os.W_OK | os.X_OK):
     raise ValueError(f"{path}: its folder is not writable")
   return path
+
+
+def _check_replaced(path: pathlib.Path, folder: bool):
+  """Refuses to replace what was not written here."""
+  if path.is_file() and folder:
+    raise ValueError(
+      f"{path}: is a file, and the output a folder; not replaced"
+    )
+  if not path.is_dir():
+    return
+  if not folder:
+    raise ValueError(
+      f"{path}: is a folder, and the output a file; not replaced"
+    )
+  if any(path.iterdir()) and not (path / MARK).is_file():
+    raise ValueError(
+      f"{path}: has no {MARK}, so it is not a model folder; not replaced"
+    )
+  for held in sorted(path.rglob("*")):
+    name = held.relative_to(path).as_posix()
+    if not (held.is_dir() or is_written(name)):
+      raise ValueError(
+        f"{path}: holds {name}, which would be lost; move it away, or name "
+        "another path"
+      )
 
 
 @contextlib.contextmanager
@@ -63,23 +109,22 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     yield partial
     if path.is_dir():
       path.rename(old)
-    try:
-      partial.replace(path)
-    except OSError:
-      if old.exists():
-        old.rename(path)
-      raise
+    partial.replace(path)
   finally:
-    _clear(partial, old)
+    _restore(path)
     del held
 
 
 def _beside(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-  """Where a new output is written, and where the old one waits meanwhile."""
-  return (
-    path.with_name(f".{path.name}.partial"),
-    path.with_name(f".{path.name}.old"),
+  """Where a new output is written, and where the old one waits meanwhile.
+
+  No other program's files are called so, since they are removed.
+  """
+  partial, old = (
+    path.with_name(f".{path.name}.unlearning_jax.{kind}")
+    for kind in ("partial", "old")
   )
+  return partial, old
 
 
 def _mend(path: pathlib.Path) -> durable.Lock:
@@ -88,16 +133,17 @@ def _mend(path: pathlib.Path) -> durable.Lock:
   Raises:
     BusyError: another process writes it.
   """
-  partial, old = _beside(path)
   held = durable.lock(path.with_name(f".{path.name}.lock"), path)
-  if old.exists() and not path.exists():
-    old.rename(path)
-  _clear(partial, old)
+  _restore(path)
   return held
 
 
-def _clear(*leftovers: pathlib.Path):
-  for leftover in leftovers:
+def _restore(path: pathlib.Path):
+  """Puts the old output back where no new one has come; clears the rest."""
+  partial, old = _beside(path)
+  if old.exists() and not path.exists():
+    old.rename(path)
+  for leftover in (partial, old):
     if leftover.is_dir():
       shutil.rmtree(leftover)
     else:

@@ -341,6 +341,7 @@ def read_made(path: str | pathlib.Path, flag: str = "--edits") -> Made:
   file = pathlib.Path(path)
   file = file / GUIDANCE if (file / GUIDANCE).is_file() else file
   if file.suffix == ".json" and file.is_file():
+    seal.check_file(file)
     return guidance.load(file)
   return read_edit(file, flag)
 

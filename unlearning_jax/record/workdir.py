@@ -64,7 +64,7 @@ class Workdir:
     self._folder = _writable_folder(path)
     self.is_writer = process_index == 0
     self._process_count = process_count
-    self._started = time.monotonic()
+    self._started, self._is_loose = time.monotonic(), False
     own = "results.jsonl"
     if process_count > 1:
       own = f"results-{process_index}.jsonl"
@@ -81,7 +81,7 @@ class Workdir:
     if locked and self.is_writer:
       self._lock = durable.lock(self.path / ".lock", self.path)
     self._bind(new, free, usual)
-    if self.is_writer:
+    if self._lock is not None:
       durable.sweep(self.path)
 
   @property
@@ -166,8 +166,9 @@ class Workdir:
   def read_metrics(self) -> dict[int, dict[str, Any]]:
     """Step -> metrics; older runs may repeat a step, whose last ones count."""
     merged: dict[int, dict[str, Any]] = {}
-    for line in self._metrics.read():
-      merged.setdefault(line["step"], {}).update(line)
+    with durable.explaining(self.path / "metrics.jsonl"):
+      for line in self._metrics.read():
+        merged.setdefault(line["step"], {}).update(line)
     return merged
 
   def save_image(self, name: str, array: np.ndarray) -> str:
@@ -189,8 +190,16 @@ class Workdir:
   def write(self, name: str, data: str | bytes):
     """Replaces one small file; only process 0 does."""
     if self.is_writer:
+      if name != seal.NAME:
+        self._loosen()
       with replacing(self.path / name) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+  def _loosen(self):
+    """Takes what may change now out of the seal of a run that had ended."""
+    if not self._is_loose and self.is_done:
+      self._is_loose = True
+      self.write(seal.NAME, seal.lasting(self.path))
 
   def save_summary(self, summary: Mapping[str, Any]):
     """Writes `summary.json`, which the page shows."""
@@ -211,7 +220,9 @@ class Workdir:
     runs = self._runs()
     for key in ("base_fingerprint", "judge_hashes", "seeds"):
       if runs:
-        self._check_same(key, runs[0][key], run[key])
+        with durable.explaining(self.path / "provenance.json"):
+          was = runs[0][key]
+        self._check_same(key, was, run[key])
     self.check_inputs(run["inputs"], newer)
     document = {"runs": [*runs, run]}
     self.write("provenance.json", to_json(document, "provenance", indent=2))
@@ -229,14 +240,15 @@ class Workdir:
     # Where several starts recorded a name, the first counts.
     was: dict[str, str] = {}
     for one in reversed(self._runs()):
-      was |= renamed.inputs(one["inputs"])
+      with durable.explaining(self.path / "provenance.json"):
+        was |= renamed.inputs(one["inputs"])
     bound = {k: v for k, v in inputs.items() if k in was or k not in newer}
     if self._runs():
       self._check_same("inputs", was, bound)
 
   def _runs(self) -> list[dict[str, Any]]:
     file = self.path / "provenance.json"
-    return json.loads(file.read_text())["runs"] if file.exists() else []
+    return provenance.starts(file) if file.exists() else []
 
   def _check_same(self, key: str, was: object, now: object):
     if was != now:
@@ -264,6 +276,7 @@ class Workdir:
     """Marks the run as ended, with a seal of its files."""
     if self.is_writer:
       self.write(seal.NAME, seal.made(self.path))
+      self._is_loose = False
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -274,9 +287,10 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   )
   rows = {}
   for file in files:
-    for row in map(renamed.row, JsonLines(file).read()):
-      if rows.setdefault(row["id"], row) is not row:
-        raise ValueError(f"{file}: id {row['id']!r} is recorded twice")
+    with durable.explaining(file):
+      for row in map(renamed.row, JsonLines(file).read()):
+        if rows.setdefault(row["id"], row) is not row:
+          raise ValueError(f"{file}: id {row['id']!r} is recorded twice")
   return list(rows.values())
 
 

@@ -139,7 +139,7 @@ class Matrix:
     if jax.process_index() == 0:
       self.root.mkdir(parents=True, exist_ok=True)
       self._lock = durable.lock(self.root / ".lock", self.root)
-      durable.sweep(self.root)
+      durable.sweep(self.root, ".*")
     processes.wait_for_all("folder opened")
 
   def _check(self):
