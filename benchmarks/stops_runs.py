@@ -1,4 +1,4 @@
-"""The runs that `stops` and `full_disks` disturb, and what a run leaves.
+"""The runs that `stops` disturbs, and what a run leaves.
 
 Every verb with a folder, in the Shapes world, with the smallest settings.
 """
