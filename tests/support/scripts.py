@@ -15,6 +15,7 @@ import socket
 import sys
 import tempfile
 from types import ModuleType
+from unittest import mock
 
 from absl import flags
 
@@ -68,7 +69,7 @@ def _become(name, arguments, environment, cwd, folder, model):
   cache.share()
   if model:
     world = importlib.import_module("unlearning_jax.shapes.world")
-    world.model_folder = lambda: model
+    mock.patch.object(world, "model_folder", lambda: model).start()
   try:
     runpy.run_module(name, run_name="__main__", alter_sys=True)
   finally:
