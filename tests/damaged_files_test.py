@@ -236,7 +236,7 @@ def test_a_setting_of_the_wrong_kind(values, words):
   assert len(str(found.value)) < 1000
 
 
-@pytest.mark.parametrize("name", ["mu", "sigma.np"])
+@pytest.mark.parametrize("name", ["mu", "sigma.np", "n"])
 def test_an_archive_with_an_entry_that_is_no_array(name, tmp_path):
   path = tmp_path / "r.npz"
   np.savez(path, mu=np.ones(2), sigma=np.eye(2))
