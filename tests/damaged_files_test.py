@@ -153,6 +153,7 @@ def test_the_numbers_of_peft(key, value, tmp_path):
     (UNet2DCondition, "block_out_channels", [1 << 40], "a list, each"),
     (UNet2DCondition, "cross_attention_dim", None, "a whole number"),
     (UNet2DCondition, "norm_eps", float("nan"), "a finite number"),
+    (UNet2DCondition, "norm_eps", 10**400, "a finite number"),
     (UNet2DCondition, "flip_sin_to_cos", "no", "true or false"),
     (ClipTextModel, "num_hidden_layers", "12", "a whole number"),
     (ClipTextModel, "hidden_act", 3, "a text"),

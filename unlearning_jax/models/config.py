@@ -79,7 +79,8 @@ def _is_of(hint: Any, value: Any) -> bool:
   number = isinstance(value, int | float) and not isinstance(value, bool)
   if hint is int:
     return number and isinstance(value, int) and 0 <= value <= _MOST
-  return number and math.isfinite(value)
+  # A number of hundreds of digits makes `math.isfinite` raise.
+  return number and abs(value) < math.inf
 
 
 def _said(hint: Any) -> str:
