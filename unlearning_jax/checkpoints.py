@@ -9,6 +9,7 @@ import functools
 import os
 import pathlib
 import secrets
+import stat
 from types import ModuleType
 from typing import Any
 
@@ -130,7 +131,12 @@ def _last_whole(
 def _check_plain(folder: pathlib.Path):
   """Refuses a pipe or a device among the files, which would be waited for."""
   for held in folder.rglob("*"):
-    if not (held.is_file() or held.is_dir()):
+    try:
+      mode = held.lstat().st_mode
+    except FileNotFoundError:
+      # Another process has removed a step that is no longer kept.
+      continue
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
       raise durable.DamagedError(
         f"checkpoint: {held} is no file and no folder; delete it"
       )

@@ -16,11 +16,11 @@ from unlearning_jax import durable
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 # So many pixels any file may claim; more, if it is large enough to hold them.
-_PIXELS = 1 << 22
+_PIXELS = 1 << 24
 _PIXELS_A_BYTE = 1 << 10
 _BROKEN = (
   OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError,
-  EOFError, OverflowError, MemoryError, RuntimeError, struct.error,
+  EOFError, OverflowError, RuntimeError, struct.error,
   NotImplementedError, PIL.Image.DecompressionBombError,
 )  # fmt: skip
 

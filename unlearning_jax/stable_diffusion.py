@@ -95,7 +95,7 @@ def load(
     )
   # A tensor at a time: no second copy of the model is ever held.
   files = convert.load(path, read=reader.read_lazily)
-  with durable.explaining(path, "its parts make no model"):
+  with durable.explaining(path, "its parts make no model", values=False):
     return from_files(files, dtype=dtype, attention=attention, kernels=kernels)
 
 

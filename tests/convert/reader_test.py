@@ -1,3 +1,4 @@
+import fcntl
 import json
 
 import flax
@@ -325,6 +326,31 @@ def test_nothing_half_written(tmp_path):
     (partial / "new").write_text("new")
   assert [p.name for p in path.iterdir()] == ["new"]
   assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_writer_left_is_mended(tmp_path):
+  path, partial, old = (
+    tmp_path / "m",
+    tmp_path / ".m.partial",
+    tmp_path / ".m.old",
+  )
+  old.mkdir()
+  (old / output.MARK).write_text("old")
+  partial.mkdir()
+  (tmp_path / ".m.0123abcd.part").touch()
+  # Killed after it had moved the old one away: this is there again.
+  with pytest.raises(ValueError, match="exists; replace it"):
+    output.check_output(path, overwrite=False)
+  assert (path / output.MARK).read_text() == "old"
+  assert [*tmp_path.iterdir()] == [path]
+
+
+def test_two_writers_of_one_output(tmp_path):
+  with open(tmp_path / ".m.lock", "w") as other:
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(ValueError, match="m is being written by another run"):
+      with output.replacing(tmp_path / "m"):
+        pass
 
 
 def test_what_may_be_replaced(tmp_path):

@@ -287,7 +287,7 @@ def _checked(config: dict[str, Any], where: str) -> dict[str, Any]:
   for key, value in config.items():
     # Of several components, each key begins with one's name.
     name = key.rpartition(".")[2]
-    if name.endswith("_pattern"):
+    if name in ("rank_pattern", "alpha_pattern"):
       good = value is None or isinstance(value, dict)
       table = value or {}
       if good and not (

@@ -14,6 +14,7 @@ from unlearning_jax.convert.output import (
   MARK,
   check_dtype,
   check_output,
+  is_written,
   replacing,
   write_safetensors,
 )
@@ -252,7 +253,7 @@ def save_folder(
     )
     (partial / "tokenizer").mkdir()
     for file in sorted(model.tokenizer.iterdir()):
-      if file.is_file():
+      if is_written(f"tokenizer/{file.name}") and file.is_file():
         shutil.copyfile(file, partial / "tokenizer" / file.name)
 
 

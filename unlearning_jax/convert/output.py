@@ -1,6 +1,7 @@
 """Writes files and folders whole or not at all."""
 
 import contextlib
+import glob
 import os
 import pathlib
 import re
@@ -10,6 +11,8 @@ from collections.abc import Iterator, Mapping
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
+
+from unlearning_jax import durable
 
 DTYPES = ("float32", "float16", "bfloat16")
 # A folder with this file is a model, which may be replaced.
@@ -26,6 +29,11 @@ _WRITTEN = re.compile(
 )
 
 
+def is_written(name: str) -> bool:
+  """Whether a model folder that is written here may hold such a file."""
+  return _WRITTEN.fullmatch(name) is not None
+
+
 def check_output(
   path: str | os.PathLike, overwrite: bool, *, folder: bool = False
 ) -> pathlib.Path:
@@ -39,11 +47,15 @@ def check_output(
 
   Raises:
     ValueError: `path` exists without `overwrite`, is a folder but no model,
-      holds a file that no model folder written here has, or cannot be written.
+      holds a file that no model folder written here has, or cannot be written;
+      or another process writes it.
   """
   path = pathlib.Path(path).absolute()
   if path.is_symlink() and path.is_dir():
     path = path.resolve()
+  if any(leftover.exists() for leftover in _beside(path)):
+    _mend(path)
+  durable.sweep(path.parent, f".{glob.escape(path.name)}.*")
   if path.exists() and not overwrite:
     raise ValueError(
       f"{path}: exists; replace it with --overwrite or overwrite=True, or name "
@@ -77,7 +89,7 @@ def _check_replaced(path: pathlib.Path, folder: bool):
     )
   for held in sorted(path.rglob("*")):
     name = held.relative_to(path).as_posix()
-    if not (held.is_dir() or _WRITTEN.fullmatch(name)):
+    if not (held.is_dir() or is_written(name)):
       raise ValueError(
         f"{path}: holds {name}, which would be lost; move it away, or name "
         "another path"
@@ -86,26 +98,56 @@ def _check_replaced(path: pathlib.Path, folder: bool):
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a temporary path; what it holds replaces `path` on success only."""
-  suffix = f".{os.getpid()}"
-  partial = path.with_name(f".{path.name}.partial{suffix}")
-  old = path.with_name(f".{path.name}.old{suffix}")
+  """Yields a temporary path; what it holds replaces `path` on success only.
+
+  Raises:
+    BusyError: another process writes it.
+  """
+  partial, old = _beside(path)
+  held = _mend(path)
   try:
     yield partial
     if path.is_dir():
       path.rename(old)
-    try:
-      partial.replace(path)
-    except OSError:
-      if old.exists():
-        old.rename(path)
-      raise
+    partial.replace(path)
   finally:
-    for leftover in (partial, old):
-      if leftover.is_dir():
-        shutil.rmtree(leftover)
-      else:
-        leftover.unlink(missing_ok=True)
+    _restore(path)
+    del held
+
+
+def _beside(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+  """Where a new output is written, and where the old one waits meanwhile.
+
+  No other program's files are called so, since they are removed.
+  """
+  partial, old = (
+    path.with_name(f".{path.name}.unlearning_jax.{kind}")
+    for kind in ("partial", "old")
+  )
+  return partial, old
+
+
+def _mend(path: pathlib.Path) -> durable.Lock:
+  """Undoes what a writer that was killed had begun; keeps the output.
+
+  Raises:
+    BusyError: another process writes it.
+  """
+  held = durable.lock(path.with_name(f".{path.name}.lock"), path)
+  _restore(path)
+  return held
+
+
+def _restore(path: pathlib.Path):
+  """Puts the old output back where no new one has come; clears the rest."""
+  partial, old = _beside(path)
+  if old.exists() and not path.exists():
+    old.rename(path)
+  for leftover in (partial, old):
+    if leftover.is_dir():
+      shutil.rmtree(leftover)
+    else:
+      leftover.unlink(missing_ok=True)
 
 
 def check_dtype(dtype: str):

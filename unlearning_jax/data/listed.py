@@ -197,7 +197,7 @@ def _parquet(path: pathlib.Path) -> Iterator[dict[str, Any]]:
   # pyarrow's errors are these, and Python's of what it found.
   except (
     ValueError, OSError, NotImplementedError, TypeError, LookupError,
-    MemoryError, OverflowError,
+    OverflowError,
   ) as error:  # fmt: skip
     raise ValueError(f"{path}: not a readable parquet file: {error}") from error
 

@@ -111,10 +111,11 @@ def run(settings: Settings) -> Edit:
     changed, edit = of_fusion(settings, model.params, before)
   else:
     changed, edit = of_rows(settings, model, known)
-  folder = pathlib.Path(settings.output)
-  changed.save(folder / STATISTICS)
-  save_edit(edit, folder / common.EDIT)
-  probed(folder / common.EDIT, model, edit, edit.concepts)
+  # Else a start that was killed would leave a folder that the next refuses.
+  with output.replacing(pathlib.Path(settings.output).absolute()) as folder:
+    changed.save(folder / STATISTICS)
+    save_edit(edit, folder / common.EDIT)
+    probed(folder / common.EDIT, model, edit, edit.concepts)
   return edit
 
 

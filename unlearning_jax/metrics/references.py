@@ -36,7 +36,7 @@ _MOST_PACKED = 3
 # What numpy and zipfile raise of a damaged file.
 _BROKEN = (
   ValueError, OSError, EOFError, LookupError, TypeError, SyntaxError,
-  AttributeError, MemoryError, OverflowError, RuntimeError, struct.error,
+  AttributeError, OverflowError, RuntimeError, struct.error,
   NotImplementedError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 

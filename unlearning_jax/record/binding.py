@@ -98,7 +98,7 @@ def is_new(
     for change in differences(old, bound)
     if not _is_free(change.partition(":")[0], free)
   ]
-  made = {entry.name for entry in folder.iterdir()}
+  made = {e.name for e in folder.iterdir() if not e.name.startswith(".")}
   if not changes or made <= {"config.json", "provenance.json"}:
     # An earlier start that recorded nothing loses nothing.
     return bool(changes)

@@ -87,7 +87,12 @@ def check(folder: pathlib.Path, *, images: bool = False):
   """
   for name, was in _entries(folder / NAME).items():
     if images or not name.startswith("images/"):
-      _check(folder, name, was)
+      try:
+        _check(folder, name, was)
+      except DamagedError:
+        # Unless a start has taken it off the seal to write it again.
+        if _entries(folder / NAME).get(name) == was:
+          raise
 
 
 def _check(folder: pathlib.Path, name: str, was: tuple[int, int]):
@@ -95,11 +100,13 @@ def _check(folder: pathlib.Path, name: str, was: tuple[int, int]):
   why = "is missing" if not path.is_file() else ""
   if not why and _sum(path, was[0] if _grows(name) else None) != was:
     why = "is damaged: it is not what the run wrote"
-  if why:
-    raise DamagedError(
-      f"{path} {why}; bring back a copy, or delete {folder} and run its "
-      "command again"
-    )
+  if not why:
+    return
+  remedy = f"bring back a copy, or delete {folder} and run its command again"
+  if name == "summary.json":
+    # It is made of the rows.
+    remedy = f"delete it and {folder / NAME}, and run the command again"
+  raise DamagedError(f"{path} {why}; {remedy}")
 
 
 def check_file(path: pathlib.Path):

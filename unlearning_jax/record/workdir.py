@@ -38,10 +38,13 @@ class Workdir:
     defaults: values of keys that an older run's config may lack.
     guard: called before anything is recorded; it raises if another worker has
       taken the run over.
+    locked: whether no other process may open it to write, as long as this
+      object lives.
 
   Raises:
     ValueError: the folder cannot be written; it holds files but no run; or it
       holds rows that another config made. The message lists the keys.
+    BusyError: another run writes in the folder.
     DamagedError: the run has ended, and a file is not what it wrote.
   """
 
@@ -55,6 +58,7 @@ class Workdir:
     free: Sequence[str] = (),
     defaults: Mapping[str, Any] = MappingProxyType({}),
     guard: Callable[[], object] = lambda: None,
+    locked: bool = True,
   ):
     self.guard = guard
     self._folder = _writable_folder(path)
@@ -70,8 +74,14 @@ class Workdir:
     self._steps: dict[int, dict[str, Any]] | None = None
     if self.is_writer:
       seal.check(self.path, images=True)
-    self._bind(binding.plain(config), free, binding.plain(dict(defaults)))
-    if self.is_writer:
+    new, usual = binding.plain(config), binding.plain(dict(defaults))
+    # A run that is refused leaves nothing, not even the lock.
+    self._is_new(new, free, usual)
+    self._lock = None
+    if locked and self.is_writer:
+      self._lock = durable.lock(self.path / ".lock", self.path)
+    self._bind(new, free, usual)
+    if self._lock is not None:
       durable.sweep(self.path)
 
   @property
@@ -80,13 +90,18 @@ class Workdir:
     self.guard()
     return self._folder
 
+  def _is_new(
+    self, new: dict[str, Any], free: Sequence[str], defaults: dict[str, Any]
+  ) -> bool:
+    return binding.is_new(
+      self.path, new, free, defaults,
+      has_peers=self._process_count > 1, is_writer=self.is_writer,
+    )  # fmt: skip
+
   def _bind(
     self, new: dict[str, Any], free: Sequence[str], defaults: dict[str, Any]
   ):
-    if binding.is_new(
-      self.path, new, free, defaults,
-      has_peers=self._process_count > 1, is_writer=self.is_writer,
-    ):  # fmt: skip
+    if self._is_new(new, free, defaults):
       if self.is_writer:
         (self.path / "provenance.json").unlink(missing_ok=True)
       self.write("config.json", json.dumps(new, indent=2))
@@ -316,5 +331,8 @@ def _writable_folder(path: str | os.PathLike[str]) -> pathlib.Path:
     with tempfile.TemporaryFile(dir=folder, prefix=".") as file:
       file.write(b"probe")
   except OSError as error:
-    raise ValueError(f"workdir: {folder} cannot be written: {error}") from error
+    raise ValueError(
+      f"workdir: {folder} cannot be written: {error}; mend that, or name "
+      "another folder"
+    ) from error
   return folder

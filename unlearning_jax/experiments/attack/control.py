@@ -169,10 +169,10 @@ def check_alike(name: str, given: Settings, other: str, beside: Settings):
   """Refuses two controls of an audit with different numbers of images.
 
   Args:
-    name: of the one.
-    given: its settings. A control of kind `none` may have any number.
-    other: the name of the other.
-    beside: its settings.
+    name: the first one's, for the message.
+    given: settings of the first. Of kind `none` it may have any number.
+    other: the second one's name.
+    beside: settings of the second.
 
   Raises:
     ValueError: naming both numbers.

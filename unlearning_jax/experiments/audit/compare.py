@@ -82,7 +82,7 @@ def compare(first: str, second: str) -> list[Change]:
     ValueError: a folder holds no finished audit, they have other concepts,
       rules, protocols, presets or bases, or no victim in common.
   """
-  with durable.explaining(f"compare: {first}, {second}"):
+  with durable.explaining(f"compare: {first}, {second}", values=False):
     return _compared(first, second)
 
 
