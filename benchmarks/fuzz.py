@@ -15,6 +15,7 @@ mended. `--loaders=a,b` names some; `--list` prints all.
 
 import contextlib
 import dataclasses
+import datetime
 import importlib.metadata
 import json
 import logging
@@ -322,6 +323,7 @@ def main(_):
     record = json.loads(out.read_text())
   record["versions"] = {p: importlib.metadata.version(p) for p in _PACKAGES}
   record["versions"]["python"] = platform.python_version()
+  record["date"] = datetime.date.today().isoformat()
   with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
     feeders = _feeders(pathlib.Path(scratch), Watch())
     # A reader that asks for the whole machine fails, and not the machine.
