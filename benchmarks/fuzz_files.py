@@ -50,9 +50,11 @@ def _models() -> Iterator[Loader]:
       fuzz_weights.laid_out(convert.load(root / "model"))
 
   yield Loader("folder", write, read)
+  # Its errors name the part of the model that does not fit.
   yield Loader(
-    "model", write, lambda root: stable_diffusion.load(root / "model")
-  )
+    "model", write, lambda root: stable_diffusion.load(root / "model"),
+    named=False,
+  )  # fmt: skip
   yield Loader(
     "map",
     lambda root: edits.save_edit(_map(), root / "edit.safetensors"),

@@ -313,7 +313,7 @@ def _is_number(value: object) -> bool:
   if isinstance(value, bool) or not isinstance(value, int | float):
     return False
   # A number of hundreds of digits makes `math.isfinite` raise.
-  return abs(value) < math.inf
+  return abs(value) < 1e300
 
 
 def _is_module(name: object) -> bool:
