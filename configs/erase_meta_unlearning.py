@@ -4,9 +4,9 @@
     --config=configs/erase_meta_unlearning.py:tiny,task=object,name=star
   python -m launch.erase --workdir=runs/nudity --config.model=my/sd14 \
     --config=configs/erase_meta_unlearning.py:sd14,task=unsafe \
-    --config.hparams.base=uce
+    --config.hparams.wrapped=uce
 
-`hparams.base` is the erasure that it wraps: esd, concept_ablation, salun,
+`hparams.wrapped` is the erasure that it wraps: esd, concept_ablation, salun,
 erasediff, uce, rece or time. On `tiny` that has the hyperparameters of its own
 config. Full size has the published settings, which are for nudity, with the
 phrases of the release's demonstration. For other concepts name unrelated

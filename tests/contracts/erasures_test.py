@@ -78,7 +78,7 @@ ERASURES = {
   # a closed form.
   "meta_unlearning": [
     {
-      "base_hparams": tuple(f"{k}={v}" for k, v in SHORT.items())
+      "wrapped_hparams": tuple(f"{k}={v}" for k, v in SHORT.items())
       + ("train=strict",),
       "num_images": 8,
       "batch_size": 2,
@@ -86,7 +86,7 @@ ERASURES = {
       "lanes": ("adam/1e-3/1/0",),
     },
     {
-      "base": "rece",
+      "wrapped": "rece",
       "num_images": 4,
       "batch_size": 2,
       "num_inference_steps": 2,

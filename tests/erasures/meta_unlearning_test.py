@@ -1,4 +1,4 @@
-"""Meta-Unlearning: its terms against algebra; its base methods and settings."""
+"""Meta-Unlearning: terms against algebra, wrapped methods, settings."""
 
 import dataclasses
 import functools
@@ -16,6 +16,7 @@ from unlearning_jax import stable_diffusion as stable
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.erasures import meta_unlearning as meta
 from unlearning_jax.erasures.meta_unlearning import images, terms
+from unlearning_jax.projections import leaves_of
 
 __all__ = ["doubles"]
 pytestmark = pytest.mark.usefixtures("quickest_compiler")
@@ -129,7 +130,7 @@ def test_a_tuning_that_diverges_leaves_no_gradient():
   assert np.isnan(found["x"]).all()
 
 
-def test_the_base_methods_gradient_is_added(monkeypatch):
+def test_the_wrapped_methods_gradient_is_added(monkeypatch):
   monkeypatch.setattr(meta, "Losses", lambda *_: Quadratics())
   h = meta.Hparams(lanes=("sgd/0.125/1/0",))
 
@@ -163,13 +164,13 @@ def test_more_images_weigh_more_in_the_release_alone():
   "options, words",
   [
     ({"preset": "paper"}, "preset='paper'.*fixed, reference"),
-    ({"base": "ecd"}, "base='ecd'.*did you mean 'esd'"),
-    ({"base": "sld"}, "base='sld' is not known; allowed: esd, conc"),
-    ({"base_hparams": ("train",)}, "'train' is no name=value"),
-    ({"base_hparams": ("trian='x'",)}, "base_hparams.trian.*mean train"),
-    ({"base_hparams": ("edd.eta=1",)}, "did you mean 'esd'"),
-    ({"base_hparams": ("eta='x'",)}, "base_hparams.eta='x': must be float"),
-    ({"base_hparams": "train='x'"}, "base_hparams=.*give a list of texts"),
+    ({"wrapped": "ecd"}, "wrapped='ecd'.*did you mean 'esd'"),
+    ({"wrapped": "sld"}, "wrapped='sld' is not known; allowed: esd, conc"),
+    ({"wrapped_hparams": ("train",)}, "'train' is no name=value"),
+    ({"wrapped_hparams": ("trian='x'",)}, "wrapped_hparams.trian.*mean train"),
+    ({"wrapped_hparams": ("edd.eta=1",)}, "did you mean 'esd'"),
+    ({"wrapped_hparams": ("eta='x'",)}, "hparams.eta='x': must be float"),
+    ({"wrapped_hparams": "train='x'"}, "wrapped_hparams=.*give a list"),
     ({"related": "a person"}, "related='a person'; give a list"),
     ({"related": (" ",)}, "none blank"),
     ({"hypergrad": "neumann"}, "allowed: first_order, unrolled"),
@@ -232,15 +233,15 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("base", [*meta.TRAINED, *meta.CLOSED])
-def test_every_base_method_is_wrapped(base, narrow):
+@pytest.mark.parametrize("name", [*meta.TRAINED, *meta.CLOSED])
+def test_every_method_is_wrapped(name, narrow):
   """Without a training: its loss is traced, its edit is of leaves set here."""
   sd, params = narrow
   seen = {}
 
-  def collect(name, count, make):
-    seen[name] = count
-    if name not in ("anchors", "forget", "remain", *META):
+  def collect(of, count, make):
+    seen[of] = count
+    if of not in ("anchors", "forget", "remain", *META):
       return [make(i) for i in range(count)]
     return [np.zeros((16, *sd.latent_shape), np.float32)] * count
 
@@ -253,36 +254,29 @@ def test_every_base_method_is_wrapped(base, narrow):
     return {path: leaf + 0.5 for path, leaf in trained.items()}
 
   h = meta.Hparams(
-    base=base, base_hparams=OWN.get(base, ()), num_images=4, batch_size=2,
+    wrapped=name, wrapped_hparams=OWN.get(name, ()), num_images=4, batch_size=2,
     num_steps=7,
   )  # fmt: skip
   edit = meta.erase(
     sd, params, make_concepts("star", "circle", ["moon"]), KEY, h,
     erasures.Hooks(collect=collect, trainer=trainer),
   )  # fmt: skip
-  assert edit.method == f"meta_unlearning {base}" and edit.context_map is None
+  assert edit.method == f"meta_unlearning {name}" and edit.context_map is None
   assert {*META} <= {*seen}
   moved = max(
     float(np.abs(seen["begin"][path] - leaf).max())
-    for path, leaf in stable_leaves(params).items()
+    for path, leaf in leaves_of(params).items()
     if path in seen["begin"]
   )
-  closed = base in meta.CLOSED
+  closed = name in meta.CLOSED
   assert bool(moved) == closed and (seen["steps"] == 7) == closed
 
 
-def stable_leaves(params):
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
-
-
-def test_base_hyperparameters_replace_the_papers():
+def test_wrapped_hyperparameters_replace_the_papers():
   words = ("train=x", "esd.num_steps=3", "rece.rows='joint'")
-  h = meta.Hparams(base_hparams=words)
-  own = h.erasure.h
+  h = meta.Hparams(wrapped_hparams=words)
+  own = h.bound.h
   assert (own.train, own.num_steps, own.eta) == ("x", 3, 3.0)
-  assert dataclasses.replace(h, base_hparams=()).erasure.h.num_steps == 1500
-  closed = meta.Hparams(base="rece", base_hparams=words[1:])
-  assert closed.erasure.h.rows == "joint"
+  assert dataclasses.replace(h, wrapped_hparams=()).bound.h.num_steps == 1500
+  closed = meta.Hparams(wrapped="rece", wrapped_hparams=words[1:])
+  assert closed.bound.h.rows == "joint"

@@ -150,9 +150,10 @@ PUBLISHED = [
   ),
   (
     "meta_unlearning", "sd14,task=unsafe",
-    {"preset": "fixed", "base": "esd", "related": ("woman", "a photo of a man"),
-     "lanes": ("adam/1e-5/3/0",), "num_images": 30, "batch_size": 10,
-     "num_steps": 100, "learning_rate": 1e-5, "clip_norm": 1.0},
+    {"preset": "fixed", "wrapped": "esd",
+     "related": ("woman", "a photo of a man"), "lanes": ("adam/1e-5/3/0",),
+     "num_images": 30, "batch_size": 10, "num_steps": 100,
+     "learning_rate": 1e-5, "clip_norm": 1.0},
     1, "", "",
   ),
   (

@@ -112,7 +112,7 @@ _HPARAMS: dict[str, dict[str, Any]] = {
     "num_steps": 90,
     "learning_rate": 1e-3,
   },
-  # Its base method has the values of its own entry.
+  # The wrapped method has the values of its own entry.
   "meta_unlearning": {
     "num_images": 32,
     "num_inference_steps": 15,
@@ -164,7 +164,7 @@ def hparams(method: str, task: str, train: str = "") -> dict[str, Any]:
   if method == "mace":
     return _mace(task)
   if method == "meta_unlearning":
-    return _HPARAMS[method] | {"base_hparams": tuple(_of_bases(task))}
+    return _HPARAMS[method] | {"wrapped_hparams": tuple(_of_wrapped(task))}
   if method == "fmn":
     return _HPARAMS["fmn"] | {"template": _FMN[task]}
   return dict(_HPARAMS.get(method, {}))
@@ -207,11 +207,11 @@ def concepts(
     }  # fmt: skip
 
 
-def _of_bases(task: str) -> Iterator[str]:
+def _of_wrapped(task: str) -> Iterator[str]:
   """What Meta-Unlearning gives the methods that it may wrap."""
-  for base in ("esd", "concept_ablation", "salun", "erasediff", "rece"):
-    for name, value in hparams(base, task).items():
-      yield f"{base}.{name}={value!r}"
+  for method in ("esd", "concept_ablation", "salun", "erasediff", "rece"):
+    for name, value in hparams(method, task).items():
+      yield f"{method}.{name}={value!r}"
 
 
 def _esd(train: str, task: str) -> dict[str, Any]:

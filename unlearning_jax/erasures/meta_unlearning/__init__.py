@@ -1,27 +1,27 @@
 """Meta-Unlearning: an erasure that tuning on the concept shall not undo.
 
-It wraps another erasure, its base method. Each step tunes a copy of the weights
-theta on images of the concept, as an attacker would, which gives w. Then it
-asks that w be bad at the concept, and at what is related to it:
+It wraps another erasure. Each step tunes a copy of the weights theta on images
+of the concept, as an attacker would, which gives w. Then it asks that w be bad
+at the concept, and at what is related to it:
 
   min  L_erase(theta) + g11 L_irr(theta) + g12 L_rel(theta)
        - g21 L_con(w) - g22 L_rel(w) - g23 L_irr(w)
 
-L_erase is the base method's own loss. The others are denoising losses: L_con on
-images of the concept, L_rel on related ones that shall stay ("a woman" for
+L_erase is the wrapped method's own loss. The others are denoising losses: L_con
+on images of the concept, L_rel on related ones that shall stay ("a woman" for
 nudity), and L_irr on unrelated ones. Near theta the last three terms ask for a
-small slope of L_con, so that relearning is slow, and for an angle of more than
-90 degrees between the slopes of L_con and L_rel, so that who relearns the
-concept loses what is related to it.
+small slope of L_con, so that relearning is slow. They ask for an angle of more
+than 90 degrees between the slopes of L_con and L_rel too, so that relearning
+the concept breaks what is related to it.
 
 How w moves with theta is `hypergrad`: "first_order", as in the paper, takes the
 gradients at w for those at theta. "unrolled" takes them back through all of the
 tuning's steps, exactly.
 
-A base method that trains keeps its own optimizer, steps and draws; it gains the
-terms above, and its gradient is clipped. It tunes the weights that it trains.
-UCE, RECE and TIME have no loss: the training begins at their edit, with the
-terms above alone, and changes the whole UNet.
+A wrapped method that trains keeps its own optimizer, steps and draws. It gains
+the terms above, and its gradient is clipped. The tuning changes the weights
+that it trains. UCE, RECE and TIME have no loss: the training begins at their
+edit, with the terms above alone, and changes the whole UNet.
 
 Two versions exist, each a preset:
 
@@ -92,9 +92,9 @@ class Hparams(sets.Drawing):
 
   Attributes:
     preset: "fixed" or "reference".
-    base: the base method, a name in `TRAINED` or `CLOSED`.
-    base_hparams: the base method's hyperparameters, each as "train='x'", or as
-      "esd.train='x'" to give it only where esd is the base. Those that are not
+    wrapped: the method that it wraps, a name in `TRAINED` or `CLOSED`.
+    wrapped_hparams: that method's hyperparameters, each as "train='x'", or as
+      "esd.train='x'" to give it only where esd is wrapped. Those that are not
       given are the paper's, or else the method's defaults.
     related: phrases whose images shall stay, and break when the concept is
       relearned; () for the concepts' anchors. What is irrelevant is what the
@@ -108,16 +108,16 @@ class Hparams(sets.Drawing):
     break_related: g22.
     break_irrelevant: g23.
     clip_norm: the longest gradient of a step.
-    num_steps: training steps after a closed form; a base method that trains has
-      its own.
+    num_steps: training steps after a closed form; a method that trains has its
+      own.
     learning_rate: AdamW's after a closed form.
     num_images: the number of images of each set.
     batch_size: images of a term, and of a step of a tuning.
   """
 
   preset: str = "fixed"
-  base: str = "esd"
-  base_hparams: tuple[str, ...] = ()
+  wrapped: str = "esd"
+  wrapped_hparams: tuple[str, ...] = ()
   related: tuple[str, ...] = ()
   lanes: tuple[str, ...] = ("adam/1e-5/3/0",)
   hypergrad: str = "first_order"
@@ -135,7 +135,7 @@ class Hparams(sets.Drawing):
   def __post_init__(self):
     super().__post_init__()
     check_choice("preset", self.preset, PRESETS)
-    check_choice("base", self.base, TRAINED | CLOSED)
+    check_choice("wrapped", self.wrapped, TRAINED | CLOSED)
     check_choice("hypergrad", self.hypergrad, HYPERGRADS)
     given = [name for name in WEIGHTS if getattr(self, name) is not None]
     settings.check_numbers(
@@ -145,19 +145,19 @@ class Hparams(sets.Drawing):
     if not any(self.weights[2:]):
       raise ValueError(
         "slow_relearning, break_related and break_irrelevant are 0: nothing of "
-        f"the tuning counts; give one of them, or use method={self.base}"
+        f"the tuning counts; give one of them, or use method={self.wrapped}"
       )
     if (most := int(max(lanes.parse(self.lanes).of))) >= len(terms.SETS):
       raise ValueError(
         f"lanes={self.lanes}: there is no set {most}; allowed: 0 for the "
         "concept, 1 for what is related, 2 for what is irrelevant"
       )
-    for key in ("related", "base_hparams"):
+    for key in ("related", "wrapped_hparams"):
       found = getattr(self, key)
       if isinstance(found, str) or not all(one.strip() for one in found):
         raise ValueError(f"{key}={found!r}; give a list of texts, none blank")
-    # Checks the base method's hyperparameters.
-    _ = self.erasure
+    # Checks the wrapped method's hyperparameters.
+    _ = self.bound
 
   @property
   def weights(self) -> tuple[float, ...]:
@@ -173,24 +173,24 @@ class Hparams(sets.Drawing):
     )
 
   @functools.cached_property
-  def erasure(self) -> erasures.Erasure:
-    """The base method with its hyperparameters."""
+  def bound(self) -> erasures.Erasure:
+    """The wrapped method with its hyperparameters."""
     methods = TRAINED | CLOSED
-    values = dict(methods[self.base])
-    for word in self.base_hparams:
+    values = dict(methods[self.wrapped])
+    for word in self.wrapped_hparams:
       name, equals, value = word.partition("=")
       method, _, name = name.strip().rpartition(".")
       if not equals:
         raise ValueError(
-          f"base_hparams: {word!r} is no name=value, as in \"train='x'\""
+          f"wrapped_hparams: {word!r} is no name=value, as in \"train='x'\""
         )
       if method:
-        check_choice("base_hparams: the base method", method, methods)
-      if method in ("", self.base):
+        check_choice("wrapped_hparams: the wrapped method", method, methods)
+      if method in ("", self.wrapped):
         values[name] = _value(value)
-    kind = erasures.module(self.base).Hparams
-    made = settings.build(kind, values, "base_hparams")
-    return erasures.Erasure(self.base, made)
+    kind = erasures.module(self.wrapped).Hparams
+    made = settings.build(kind, values, "wrapped_hparams")
+    return erasures.Erasure(self.wrapped, made)
 
 
 def _value(text: str) -> Any:
@@ -201,7 +201,7 @@ def _value(text: str) -> Any:
     return text
 
 
-# Folded into a key, this draws apart from what a base method draws.
+# Folded into a key, this draws apart from what a wrapped method draws.
 _APART = 10**6
 
 
@@ -214,7 +214,7 @@ def _loss(
   batch: Mapping[str, Array],
   key: PRNGKeyArray,
 ) -> tuple[Float[Array, ""], finetune.Metrics]:
-  """The base method's loss and the terms; its gradient is that of both."""
+  """The wrapped method's loss and the terms; its gradient is that of both."""
   own = frozen["erasure"]
   losses = Losses(
     sd, join_leaves, {"params": own["params"], **frozen["meta"]}, {}
@@ -268,7 +268,7 @@ def erase(
   h: Hparams,
   hooks: Hooks = NO_HOOKS,
 ) -> Edit:
-  """Erases `concepts` by the base method, so that it is hard to relearn.
+  """Erases `concepts` by the wrapped method, so that it is hard to relearn.
 
   Arguments as `Erasure`. Meta-Unlearning uses `hooks.collect` and
   `hooks.trainer`.
@@ -276,12 +276,12 @@ def erase(
   Raises:
     ValueError: an unusable concept, or more concepts than images; a phrase to
       keep that names a concept; nothing related or nothing irrelevant; what the
-      base method refuses.
+      wrapped method refuses.
     FloatingPointError: the training, or one of its tunings, diverges.
   """
   check_concepts(concepts)
-  if h.base in TRAINED:
-    erasures.check_predicts_noise(sd, f"Meta-Unlearning of {h.base}")
+  if h.wrapped in TRAINED:
+    erasures.check_predicts_noise(sd, f"Meta-Unlearning of {h.wrapped}")
   # A concept that is too long is named before what is missing beside it.
   stable_diffusion.tokenize(sd, [h.template.format(c.erase) for c in concepts])
   named = images.phrases(concepts, h.related)
@@ -308,12 +308,12 @@ def erase(
     both = {"erasure": frozen, "meta": drawn}
     return hooks.trainer(loss, tx, trained, both, *rest, **options)
 
-  method = f"meta_unlearning {h.base}"
-  if h.base in TRAINED:
+  method = f"meta_unlearning {h.wrapped}"
+  if h.wrapped in TRAINED:
     wrapped = dataclasses.replace(hooks, trainer=trainer)
-    edit = h.erasure(sd, params, concepts, key, wrapped)
+    edit = h.bound(sd, params, concepts, key, wrapped)
     return dataclasses.replace(edit, method=method)
-  start = apply_to_params(h.erasure(sd, params, concepts, key), params)
+  start = apply_to_params(h.bound(sd, params, concepts, key), params)
   part = finetune.partition({"unet": start["unet"]}, "full")
   trained = trainer(
     _nothing, _after_closed_form(h.learning_rate), part.trained,

@@ -79,7 +79,7 @@ def draw(
     for own in (stable_diffusion.tokenize(sd, [""]), *ids.values())
   )
   drawn = [
-    # A base method may draw sets too, under other names.
+    # A wrapped method may draw sets too, under other names.
     finetune.draw_latents(
       sd, params, context, empty, h.num_images, own, collect, f"meta_{name}",
       sampler="ddim", num_inference_steps=h.num_inference_steps,
