@@ -74,8 +74,6 @@ ERASURES = {
       "lanes": ("sgd/1e-2/2/0", "adam/1e-3/1/0"),
     }
   ],
-  # The first row keeps the erasure's own steps and draws, the second begins at
-  # a closed form.
   "meta_unlearning": [
     {
       "wrapped_hparams": tuple(f"{k}={v}" for k, v in SHORT.items())
@@ -84,14 +82,6 @@ ERASURES = {
       "batch_size": 2,
       "num_inference_steps": 2,
       "lanes": ("adam/1e-3/1/0",),
-    },
-    {
-      "wrapped": "rece",
-      "num_images": 4,
-      "batch_size": 2,
-      "num_inference_steps": 2,
-      "num_steps": 2,
-      "lanes": ("sgd/1e-2/1/0",),
     },
   ],
   "spm": [SHORT | {"anchors": 1}],

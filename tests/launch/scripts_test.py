@@ -46,7 +46,7 @@ SHORT = {
     "terms=2",
   ],
   "meta_unlearning": [
-    "wrapped_hparams=('num_steps=2', 'num_inference_steps=2', 'train=strict')",
+    "wrapped=rece", "num_steps=2",
     "num_inference_steps=2", "num_images=24", "batch_size=2",
     "lanes=('sgd/1e-2/1/0',)",
   ],
