@@ -11,12 +11,12 @@ asked for those (`probe.states`); all others draw small, in four steps
 """
 
 import dataclasses
-import json
 import pathlib
 import warnings
 from typing import Any
 
 from unlearning_jax import durable, settings
+from unlearning_jax.record import seal
 
 _FORMAT = "unlearning_jax probe 1"
 
@@ -150,8 +150,12 @@ def of(made: pathlib.Path) -> Probe | None:
   path = beside(made)
   if not path.exists():
     return None
-  facts = json.loads(path.read_text())
+  seal.check_file(path)
+  facts = durable.read_json(path)
   if facts.pop("format", None) != _FORMAT:
     raise ValueError(f"{path}: not a probe's record")
   own = {f.name for f in dataclasses.fields(Probe)}
-  return settings.build(Probe, {k: v for k, v in facts.items() if k in own})
+  try:
+    return settings.build(Probe, {k: v for k, v in facts.items() if k in own})
+  except (ValueError, TypeError) as error:
+    raise ValueError(f"{path}: not a probe's record: {error}") from error

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from unlearning_jax import attacks, renamed, settings
+from unlearning_jax import attacks, durable, renamed, settings
 from unlearning_jax.attacks import Attack, Victim
 from unlearning_jax.durable import to_json
 from unlearning_jax.experiments.attack import rows
@@ -49,8 +49,9 @@ def finished(folder: str) -> Control:
   if not (path / "DONE").exists():
     raise ValueError(f"--control: {folder} is not a finished run")
   seal.check(path)
-  config = renamed.config(json.loads((path / "config.json").read_text()))
-  name = config["hparams"].get("kind", config["method"])
+  config = renamed.config(durable.read_json(path / "config.json"))
+  with durable.explaining(path / "config.json"):
+    name = config["hparams"].get("kind", config["method"])
   return Control(name, own(read_rows(path)), config)
 
 
@@ -109,8 +110,8 @@ def check_control(
     told = f"row {odd[0]} is {theirs.get(odd[0])}, here {ours.get(odd[0])}"
     raise ValueError(
       f"{control.said} has {len(odd)} of {len(names)} rows that are not the "
-      f"attack's: {told} ({', '.join(_OF_ROW)}); run it with its table, or its "
-      "rows_per_group, groups and seed"
+      f"attack's: {told} ({', '.join(_OF_ROW)}); run the control with the "
+      "attack's table, or its rows_per_group, groups and seed"
     )
 
 
@@ -156,10 +157,34 @@ def check_budget(control: Control, attack: Attack, victim: Victim, steps: int):
   ours = attack.h.blocks
   paid = ours + updates * update // (steps * victim.image_rows)
   if theirs not in (ours, paid):
+    key = f"{control.keys}hparams.blocks"
     raise ValueError(
       f"{control.said} has hparams.blocks={theirs} and this attack {ours}; a "
-      f"control needs as many images, hparams.blocks={ours}, or as many as the "
-      f"attack's UNet calls pay for, hparams.blocks={paid}"
+      f"control needs as many images, {key}={ours}, or as many as the attack's "
+      f"UNet calls pay for, {key}={paid}"
+    )
+
+
+def check_alike(name: str, given: Settings, other: str, beside: Settings):
+  """Refuses two controls of an audit with different numbers of images.
+
+  Args:
+    name: the first one's, for the message.
+    given: settings of the first. Of kind `none` it may have any number.
+    other: the second one's name.
+    beside: settings of the second.
+
+  Raises:
+    ValueError: naming both numbers.
+  """
+  ours, theirs = (
+    attacks.bind("controls", one.hparams).h for one in (given, beside)
+  )
+  if ours.kind != "none" and ours.blocks != theirs.blocks:
+    raise ValueError(
+      f"attacks.{name}: has hparams.blocks={ours.blocks}, and attacks.{other} "
+      f"{theirs.blocks}; controls draw as many images of a row: set "
+      f"attacks.{name}.hparams.blocks={theirs.blocks}"
     )
 
 
