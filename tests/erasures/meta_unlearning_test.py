@@ -150,6 +150,32 @@ def test_the_wrapped_methods_gradient_is_added(monkeypatch):
   assert metrics["own"] == 3 and np.isfinite(metrics["erase"])
 
 
+def test_a_mask_of_the_wrapped_method_holds_for_the_terms(monkeypatch):
+  monkeypatch.setattr(meta, "Losses", lambda *_: Quadratics())
+  h = meta.Hparams(lanes=("sgd/0.125/1/0",))
+  kept = np.arange(SIZE) < 2
+  base = {"x": jnp.asarray(B[1]), "y": jnp.zeros(2)}
+  mask = {"x": jnp.asarray(kept), "y": jnp.ones(2, bool)}
+  frozen = {
+    "erasure": {"params": None, "mask": mask, "base": base}, "meta": {},
+  }  # fmt: skip
+
+  def found(theta):
+    run = functools.partial(
+      meta._loss, cast(Any, None), lambda *_: (0.0, {}), h
+    )
+    at = {"x": jnp.asarray(theta), "y": jnp.ones(2)}
+    return jax.value_and_grad(run, has_aux=True)(at, frozen, {}, KEY)
+
+  (value, _), gradient = found(THETA)
+  # Entries that are masked out are the base's, whatever stands there.
+  (other, _), same = found(np.where(kept, THETA, 7.0))
+  np.testing.assert_allclose(value, other, rtol=1e-12)
+  np.testing.assert_array_equal(gradient["x"], same["x"])
+  whole = made(np.where(kept, THETA, B[1]), lanes=("sgd/0.125/1/0",))[1]["x"]
+  np.testing.assert_allclose(gradient["x"], whole * kept, rtol=1e-12)
+
+
 def test_more_images_weigh_more_in_the_release_alone():
   few, many = (
     {p: meta.Hparams(preset=p, num_images=n).weights for p in meta.PRESETS}
@@ -171,6 +197,10 @@ def test_more_images_weigh_more_in_the_release_alone():
     ({"wrapped_hparams": ("edd.eta=1",)}, "did you mean 'esd'"),
     ({"wrapped_hparams": ("eta='x'",)}, "hparams.eta='x': must be float"),
     ({"wrapped_hparams": "train='x'"}, "wrapped_hparams=.*give a list"),
+    (
+      {"wrapped": "uce", "wrapped_hparams": ("truncate=True",)},
+      "truncate=True is not taken over",
+    ),
     ({"related": "a person"}, "related='a person'; give a list"),
     ({"related": (" ",)}, "none blank"),
     ({"hypergrad": "neumann"}, "allowed: first_order, unrolled"),
@@ -278,5 +308,7 @@ def test_wrapped_hyperparameters_replace_the_papers():
   own = h.bound.h
   assert (own.train, own.num_steps, own.eta) == ("x", 3, 3.0)
   assert dataclasses.replace(h, wrapped_hparams=()).bound.h.num_steps == 1500
+  recipe = meta.Hparams(wrapped_recipe=words, wrapped_hparams=("num_steps=4",))
+  assert (recipe.bound.h.train, recipe.bound.h.num_steps) == ("x", 4)
   closed = meta.Hparams(wrapped="rece", wrapped_hparams=words[1:])
   assert closed.bound.h.rows == "joint"

@@ -164,7 +164,7 @@ def hparams(method: str, task: str, train: str = "") -> dict[str, Any]:
   if method == "mace":
     return _mace(task)
   if method == "meta_unlearning":
-    return _HPARAMS[method] | {"wrapped_hparams": tuple(_of_wrapped(task))}
+    return _HPARAMS[method] | {"wrapped_recipe": tuple(_of_wrapped(task))}
   if method == "fmn":
     return _HPARAMS["fmn"] | {"template": _FMN[task]}
   return dict(_HPARAMS.get(method, {}))

@@ -61,7 +61,7 @@ from unlearning_jax.erasures import NO_HOOKS, Hooks
 from unlearning_jax.erasures.meta_unlearning import images, terms
 from unlearning_jax.erasures.resalign import hypergrad, lanes
 from unlearning_jax.erasures.resalign.losses import Losses
-from unlearning_jax.erasures.salun import sets
+from unlearning_jax.erasures.salun import masked, sets
 from unlearning_jax.finetune.drawn import spread
 from unlearning_jax.finetune.partition import join_leaves
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
@@ -95,7 +95,8 @@ class Hparams(sets.Drawing):
     wrapped: the method that it wraps, a name in `TRAINED` or `CLOSED`.
     wrapped_hparams: that method's hyperparameters, each as "train='x'", or as
       "esd.train='x'" to give it only where esd is wrapped. Those that are not
-      given are the paper's, or else the method's defaults.
+      given are the recipe's, the paper's, or else the method's defaults.
+    wrapped_recipe: the same for a world's small models; read first.
     related: phrases whose images shall stay, and break when the concept is
       relearned; () for the concepts' anchors. What is irrelevant is what the
       concepts preserve, without these.
@@ -118,6 +119,7 @@ class Hparams(sets.Drawing):
   preset: str = "fixed"
   wrapped: str = "esd"
   wrapped_hparams: tuple[str, ...] = ()
+  wrapped_recipe: tuple[str, ...] = ()
   related: tuple[str, ...] = ()
   lanes: tuple[str, ...] = ("adam/1e-5/3/0",)
   hypergrad: str = "first_order"
@@ -152,7 +154,7 @@ class Hparams(sets.Drawing):
         f"lanes={self.lanes}: there is no set {most}; allowed: 0 for the "
         "concept, 1 for what is related, 2 for what is irrelevant"
       )
-    for key in ("related", "wrapped_hparams"):
+    for key in ("related", "wrapped_hparams", "wrapped_recipe"):
       found = getattr(self, key)
       if isinstance(found, str) or not all(one.strip() for one in found):
         raise ValueError(f"{key}={found!r}; give a list of texts, none blank")
@@ -166,7 +168,7 @@ class Hparams(sets.Drawing):
     # How many batches the release adds up.
     times = 1.0
     if self.preset == "reference":
-      times = self.num_images / self.batch_size
+      times = -(-self.num_images // self.batch_size)
     return tuple(
       times * (published if given is None else given)
       for given, published in zip(own, PRESETS[self.preset], strict=True)
@@ -177,7 +179,7 @@ class Hparams(sets.Drawing):
     """The wrapped method with its hyperparameters."""
     methods = TRAINED | CLOSED
     values = dict(methods[self.wrapped])
-    for word in self.wrapped_hparams:
+    for word in (*self.wrapped_recipe, *self.wrapped_hparams):
       name, equals, value = word.partition("=")
       method, _, name = name.strip().rpartition(".")
       if not equals:
@@ -190,6 +192,12 @@ class Hparams(sets.Drawing):
         values[name] = _value(value)
     kind = erasures.module(self.wrapped).Hparams
     made = settings.build(kind, values, "wrapped_hparams")
+    for name in ("allow_conflict", "truncate"):
+      if getattr(made, name, False):
+        raise ValueError(
+          f"wrapped_hparams: {name}=True is not taken over from a wrapped "
+          f"method; leave it out, or use method={self.wrapped}"
+        )
     return erasures.Erasure(self.wrapped, made)
 
 
@@ -220,10 +228,12 @@ def _loss(
     sd, join_leaves, {"params": own["params"], **frozen["meta"]}, {}
   )
   erased, metrics = erasing(trained, own, batch, key)
+  # What SalUn masks stays the base's, here as in its edit.
+  theta = masked(trained, own)
   value, gradient, found = terms.meta_gradient(
-    losses, h, jax.lax.stop_gradient(trained), jax.random.fold_in(key, _APART)
+    losses, h, jax.lax.stop_gradient(theta), jax.random.fold_in(key, _APART)
   )
-  whole = erased + hypergrad.with_gradient(value, gradient, trained)
+  whole = erased + hypergrad.with_gradient(value, gradient, theta)
   return whole, {**metrics, **found, "erase": erased}
 
 
@@ -286,6 +296,13 @@ def erase(
   stable_diffusion.tokenize(sd, [h.template.format(c.erase) for c in concepts])
   named = images.phrases(concepts, h.related)
   erasures.check_images(concepts, h.num_images)
+  if own := getattr(h.bound.h, "num_images", None):
+    if own < len(concepts):
+      raise ValueError(
+        f"wrapped_hparams: num_images={own}: {len(concepts)} phrases need an "
+        f"image each; give hparams.wrapped_hparams=('num_images="
+        f"{len(concepts)}',) or more"
+      )
   ids = {
     name: stable_diffusion.tokenize(
       sd, [h.template.format(p) for p in spread(own, h.num_images)]
