@@ -12,6 +12,7 @@ import unlearning_jax as ul
 from unlearning_jax import concepts, erasures, lists, probe, stable_diffusion
 from unlearning_jax.edits import edit_between
 from unlearning_jax.guidance import Guidance, preset
+from unlearning_jax.noise import row_noise
 from unlearning_jax.probe import ErasureWarning, Probe, drawings, states
 from unlearning_jax.probe import phrases as phrases_
 from unlearning_jax.probe.measure import measure
@@ -138,15 +139,36 @@ def test_keys_and_values_are_those_of_numpy(base):
   assert found.phrases == (1, 0, 2)
 
 
-def test_a_velocity_model_is_probed_as_any_other(base):
-  schedule = dataclasses.replace(
-    base.sd.schedule, prediction_type="v_prediction"
-  )
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_what_is_recognized_is_that_of_numpy(base, kind):
+  schedule = dataclasses.replace(base.sd.schedule, prediction_type=kind)
   sd = dataclasses.replace(base.sd, schedule=schedule)
-  velocity = dataclasses.replace(base, sd=sd)
-  guidance = Guidance("star", method="negative_prompt")
-  found = measure(velocity, guidance, (STAR,))
-  assert found.instrument == "drawings" and np.isfinite(found.left)
+  random = np.random.default_rng(0)
+  x = np.float32(random.standard_normal((2, *sd.latent_shape)))
+  pairs = [("a red star", "a red circle"), ("a moon", "")]
+  own, other = (
+    stable_diffusion.encode_prompts(sd, base.params, texts)
+    for texts in zip(*pairs, strict=True)
+  )
+  found = drawings._recognized(sd, base.params, x, pairs)
+  expected = np.zeros(2)
+  noises = row_noise([2, 3, 4], sd.latent_shape)
+  for t, noise in zip((600, 700, 800), noises, strict=True):
+    kept = schedule.alphas_cumprod[t]
+    signal, sigma = kept**0.5, (1 - kept) ** 0.5
+    wanted = noise if kind == "epsilon" else signal * noise - sigma * x
+    for sign, context in ((1, other), (-1, own)):
+      answer = stable_diffusion.predict_noise(
+        sd, base.params, signal * x + sigma * noise, np.full(2, t), context
+      )
+      off = np.square(np.asarray(answer) - wanted).sum((1, 2, 3))
+      expected += sign * off
+  np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_what_the_base_does_not_recognize_has_no_share():
+  assert drawings._share(np.array([1.0, 2.0]), np.array([2.0, 4.0])) == 0.5
+  assert np.isnan(drawings._share(np.ones(2), np.array([1.0, -2.0])))
 
 
 def test_a_warmup_is_as_long_a_part_of_fewer_steps(base):
@@ -197,7 +219,7 @@ def test_figures_that_are_not_finite_are_no_verdict(base, figures, monkeypatch):
 
 
 def test_strict_leaves_no_edit_and_without_it_the_run_goes_on(base, tmp_path):
-  with pytest.raises(ValueError, match="uce2023: The probe says: damage.*0.68"):
+  with pytest.raises(ValueError, match="uce2023: The probe says: damage.*0.60"):
     ul.erase(base, STAR, strict=True, out=tmp_path)
   assert not [*tmp_path.glob("edit*")] and not (tmp_path / "DONE").exists()
   with pytest.warns(ErasureWarning, match="preserve more phrases"):
@@ -251,6 +273,22 @@ def test_a_file_that_is_no_probe_is_refused(tmp_path):
   probe.beside(file).write_text("{}")
   with pytest.raises(ValueError, match="edit.probe.json: not a probe"):
     probe.of(file)
+
+
+def test_a_record_without_limits_keeps_the_verdict_of_its_time(tmp_path):
+  file = tmp_path / "edit.safetensors"
+  for left, verdict in ((0.41, "still there"), (0.39, "ok")):
+    facts = {"instrument": "drawings", "left": left, "unrelated": 0.45}
+    facts |= {"format": "unlearning_jax probe 1", "phrases": [4, 0, 8]}
+    probe.beside(file).write_text(json.dumps(facts))
+    old = probe.of(file)
+    assert old.verdict == verdict and "limit 0.40" in old.sentence
+    old.save(file)
+    assert probe.of(file) == old
+  new = Probe("drawings", 0.41, None, 0.1, (4, 0, 6))
+  assert new.verdict == "ok"
+  new.save(file)
+  assert probe.of(file) == new
 
 
 # --- The same in other words ---
