@@ -29,9 +29,7 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 .PHONY: demo bench demo-picture notebooks test test-slow test-all lint format docs release-check
 
 demo: $(CORE)
-	$(PY) -m launch.erase --config=configs/erase_uce.py:tiny,name=$(DEMO) --edit_only --workdir=runs/demo/uce
-	$(PY) -m launch.erase --config=configs/erase_rece.py:tiny,name=$(DEMO) --edit_only --workdir=runs/demo/rece
-	$(PY) -m launch.audit --protocol=shapes-$(DEMO) --edits=runs/demo/uce --workdir=runs/demo/audit
+	$(PY) -m launch.audit --config=configs/erase_uce.py:tiny,name=$(DEMO) --protocol=shapes-$(DEMO) --kernels=fast --workdir=runs/demo/audit
 	@echo "Open runs/demo/audit/report.html"
 
 # Speed beside other packages, on one core. torch, the peer, comes with the tests
@@ -60,7 +58,7 @@ format: $(TEST)
 
 # What README shows of the demo; needs Debian's chromium.
 demo-picture: demo
-	chromium --headless --no-sandbox --hide-scrollbars --window-size=1100,1290 \
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1100,1330 \
 	  --screenshot=docs/demo.png file://$(CURDIR)/runs/demo/audit/report.html
 
 # Runs the notebooks of colab/ from their scripts, and keeps what they show.

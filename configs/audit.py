@@ -19,6 +19,10 @@ from unlearning_jax.judges import load, weights
 from unlearning_jax.metrics import verdicts
 
 _UNDRAWN = {"rows_per_group": 0, "other_rows": 0}
+# The same model, seeds, judge and sampler, so that rows compare.
+_SHARED = (
+  "model", "kernels", "judge", "targets", "sampling", "seed", "dtype",
+)  # fmt: skip
 # Controls run first: attacks are compared with `random`.
 _CONTROLS = ("random", "seed")
 
@@ -43,6 +47,8 @@ class _Budget(NamedTuple):
     iterations: steps for each image.
     attacks: their names.
     tunings: kind -> its steps and checkpoints in a world; () for its config's.
+    at_once: rows attacked, and images drawn, at once in a world; 0 for what the
+      configs say.
   """
 
   changes: str
@@ -51,12 +57,15 @@ class _Budget(NamedTuple):
   iterations: int
   attacks: tuple[str, ...]
   tunings: Mapping[str, tuple[int, ...]]
+  at_once: int = 0
 
 
 _BUDGETS = {
   "quick": _Budget(
     "rows_per_group=20,other_rows=40", 20, 4, 20, ("unlearn_diff_atk",),
-    {"lora": (15, 40)},
+    # Half of the rows: no lane is left without a row for long, and every stage
+    # draws with one program.
+    {"lora": (15, 40)}, at_once=10,
   ),
   "standard": _Budget("", 50, 9, 25, ("unlearn_diff_atk",), {"lora": ()}),
   "full": _Budget(
@@ -73,6 +82,7 @@ def values(
   prompts: str = "",
   model: str = "",
   data: str = "",
+  kernels: str = "",
   erase: Any = None,
   claims: Mapping[str, float] | Sequence[str] = (),
   **more: Any,
@@ -87,6 +97,8 @@ def values(
     model: the base; "" for the protocol's.
     data: captioned pictures to tune on; "" takes a world's neighbors of the
       concept, and tunes nothing where no world knows the model.
+    kernels: how networks compute on a CPU, see `models.fast`; "" takes what
+      `erase` says, or else `exact`.
     erase: the config of an erasure that makes a victim; None for none.
     claims: number -> what the model's makers say it is, or such texts as
       `asr=0.1`.
@@ -110,6 +122,9 @@ def values(
   found = published.config(protocol, prompts=prompts, model=model)
   missing = {}
   found |= {"judge": _judge(found, missing)}
+  if world and own.at_once:
+    found["batch_size"] = own.at_once
+  found["kernels"] = kernels or (erase or {}).get("kernels", "exact")
   data = data or (f"{found['model']}:near" if world else "")
   attacks, tunings = {}, {}
   if not (world or prompts):
@@ -126,6 +141,8 @@ def values(
     claims = audit.claims(claims)
   # The evaluation draws its victim too.
   erasure = erase and erase.to_dict() | (_UNDRAWN if world else {})
+  if erasure:
+    erasure["kernels"] = found["kernels"]
   return {
     "evaluate": found,
     "attacks": attacks,
@@ -157,17 +174,14 @@ def _attacks(
   own: _Budget, found: Mapping[str, Any], prompts: str
 ) -> dict[str, dict[str, Any]]:
   """Controls and attacks with the evaluation's model, judge and sampling."""
-  # The same model, seeds, judge and sampler, so that rows compare.
-  shared = {
-    key: found[key]
-    for key in ("model", "judge", "targets", "sampling", "seed", "dtype")
-    if key in found
-  }
+  shared = {key: found[key] for key in _SHARED if key in found}
   world = found["model"] in extensions.worlds()
   if world:
     target = found["targets"][0]
     argument = f"tiny,task={target['task']},name={target['name']}"
     shared["rows_per_group"] = min(own.rows, found["rows_per_group"])
+    if own.at_once:
+      shared |= {"lanes": own.at_once, "batch_size": own.at_once}
   else:
     task = (found["published"] or {}).get("task", "")
     argument = f"sd14,task={task if task == 'unsafe' else 'object'}"
@@ -192,7 +206,7 @@ def _tunings(
   for kind, steps in own.tunings.items():
     module = importlib.import_module(f"unlearning_jax.configs.finetune_{kind}")
     config = module.get_config("tiny" if world else "sd14").to_dict()
-    config |= {"model": found["model"]}
+    config |= {key: found[key] for key in ("model", "kernels")}
     if world and steps:
       config |= {"num_steps": steps[-1], "checkpoints": steps}
     made[kind] = config

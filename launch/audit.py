@@ -21,6 +21,7 @@ _ASKED = flags.sizes() | {
   "prompts": DEFINE_string("prompts", "", "A published protocol's table."),
   "model": DEFINE_string("model", "", "The base, for a published protocol."),
   "redact": DEFINE_bool("redact", False, "No prompts in audit.zip."),
+  "kernels": DEFINE_string("kernels", "", "On a CPU: exact or fast."),
   "data": DEFINE_string("data", "", "Captioned pictures to tune on."),
   "only": DEFINE_list("only", [], "Stages, or kinds of stages, to run."),
   "skip": DEFINE_list("skip", [], "Stages, or kinds, to leave out."),

@@ -5,10 +5,9 @@
 
 A list is a published one by name (`unlearning_jax.lists`), or a text file with
 one phrase a line. All devices encode. `--cache` keeps the sums of preserved
-lists, which all processes read if they can see the folder. At Stable Diffusion
-1.4's size a phrase takes a quarter of a second on two CPU cores, and
-milliseconds on an accelerator. `launch.export` writes the edit for other tools,
-`launch.evaluate --edits` draws with it.
+lists, which all processes read if they can see the folder. At full size a
+phrase takes a quarter of a second on two CPU cores. `launch.export` writes
+the edit for other tools, `launch.evaluate --edits` draws with it.
 """
 
 from absl import flags as absl_flags

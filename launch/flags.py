@@ -342,15 +342,16 @@ class _ByName(config_flags.ConfigFileFlagParser):
 
 
 def _check_key(config: Any, key: str):
-  """Refuses a renamed key; `_parsed` refuses unknown ones."""
-  from unlearning_jax import renamed
+  """Refuses a key that a config lacks; names the nearest that it has."""
+  from unlearning_jax.concepts import check_choice
 
-  *above, last = key.split(".")
-  for name in above:
-    config = config.get(name) if isinstance(config, ConfigDict) else None
-  if isinstance(config, ConfigDict) and last not in config:
-    if new := renamed.now(last, list(config)):
-      raise ValueError(f"--config.{key}: {last} is now {new}")
+  place = "--config"
+  # A list's element, as in `targets[0].name`, is the config library's to check.
+  for name in key.partition("[")[0].split("."):
+    if not isinstance(config, ConfigDict):
+      return
+    check_choice(f"{place}: key", name, sorted(config))
+    config, place = config.get(name), f"{place}.{name}"
 
 
 def _found(name: str) -> str:

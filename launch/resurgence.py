@@ -9,9 +9,8 @@ others. With `--distributed` each process has its own cells, and no checkpoints
 within one. `--dry_run` prints the cells and their cost, `--list` the choices.
 The report comes at the end; `--report` writes it from the rows that are there.
 
-`--edits=<name>/<concept>=<path>` studies an erased model from elsewhere in
-place of the config's own: it is tuned and measured as the config has it for
-that concept.
+`--edits=<name>/<concept>=<path>` studies an erased model from elsewhere, tuned
+and measured as the config has it for that concept.
 """
 
 import importlib

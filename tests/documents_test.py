@@ -221,16 +221,14 @@ SMALLER = {
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-  """The edits that `make demo` leaves behind, made by its own commands."""
+  """The edit that `make demo` leaves behind, made by its own command."""
   folder = tmp_path_factory.mktemp("runs")
   recipe = subprocess.run(
     ["make", "--dry-run", "demo", f"PYTHON={sys.executable}"],
     cwd=ROOT, capture_output=True, text=True, check=True,
   ).stdout.replace("runs/demo", str(folder))  # fmt: skip
-  made = re.findall(r"-m launch\.erase (.*)", recipe)
-  assert len(made) == 2, recipe
-  for arguments in made:
-    scripts.run("erase", *arguments.split()).finish()
+  (arguments,) = re.findall(r"-m launch\.audit (.*)", recipe)
+  scripts.run("audit", *arguments.split(), "--only=erase").finish()
   return folder
 
 
@@ -293,7 +291,7 @@ def test_the_commands_of_a_page_run(page, demo, tmp_path):
     python(block, tmp_path)
   shutil.copytree(ROOT / "configs", tmp_path / "configs")
   shutil.copytree(demo, tmp_path / "runs/demo")
-  shutil.copytree(demo / "uce", tmp_path / "runs/uce")
+  shutil.copytree(demo / "audit/erase", tmp_path / "runs/uce")
   ran = 0
   for name, arguments in launched(shell(page, tmp_path)):
     small = SMALL.get(name, [])

@@ -27,7 +27,7 @@ from unlearning_jax.attacks.engine.victim import (
 )
 from unlearning_jax.convert.sd1 import CONFIGS
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
+pytestmark = pytest.mark.usefixtures("quickest_compiler")
 SAFE = guidance.Safe("a star", 2, 3.0, 0.1, 0.3, 0.4)
 
 

@@ -18,7 +18,7 @@ from unlearning_jax.attacks.engine.victim import (
   token_table,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
+pytestmark = pytest.mark.usefixtures("quickest_compiler")
 PAIRS = (("a red star", "a red circle"), ("star", "circle"))
 H = gcg.Hparams(
   blocks=2,

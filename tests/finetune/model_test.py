@@ -12,7 +12,7 @@ from tests.stable_diffusion_test import make_files
 from unlearning_jax import checkpoints, finetune, sharding, stable_diffusion
 from unlearning_jax.data import Batches
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
+pytestmark = pytest.mark.usefixtures("quickest_compiler")
 STEPS = 8
 
 

@@ -51,6 +51,18 @@ def test_an_unknown_config_names_the_nearest(asked):
     asked("--config=my/erase_rece.py")
 
 
+@pytest.mark.parametrize(
+  "typed, said",
+  [
+    ("hparams.lam", r"--config.hparams: key='lam' .*did you mean 'lamb'"),
+    ("hparam.lamb", r"--config: key='hparam' .*did you mean 'hparams'"),
+  ],
+)
+def test_an_unknown_key_names_the_nearest(asked, typed, said):
+  with pytest.raises(absl_flags.Error, match=said):
+    asked("--config=erase_uce", f"--config.{typed}=1")
+
+
 def test_the_command_knows_every_script(capsys, monkeypatch):
   monkeypatch.setattr(sys, "argv", ["unlearning-jax", "--list"])
   main.main()

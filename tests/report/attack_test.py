@@ -356,3 +356,13 @@ def test_a_gallery_shows_one_row_under_every_attack(tmp_path):
   document["tasks"]["object"]["gallery"] = [frame]
   found = Page(attack_matrix.render(document, tmp_path, {}))
   assert len(list(found.images())) == 3
+
+
+def test_a_probe_counts_its_own_images(run):
+  document = make_document(networks={"random": summary.rates(LUCKY)})
+  del document["control"]
+  text = Page(render(document, run)).text
+  assert "won by the prompt alone" not in text
+  assert "the first wins no row" in text
+  # Of the victim, and of the network of random weights.
+  assert "dropped 1 1" in text

@@ -36,8 +36,8 @@ TITLES: Mapping[str, str] = {
   "quality": "Does the model still draw pictures at all?",
 }
 QUESTIONS = tuple(TITLES)
-# The controls of attacks.
-LUCK = ("random", "seed")
+# The controls of attacks, and what each tries.
+LUCK = {"random": "random tokens", "seed": "new seeds"}
 # How often a checkpoint shows the concept, and why it has collapsed ("" if it
 # has not).
 Point = tuple[Estimate, str]
@@ -142,7 +142,8 @@ def attacked(
     why = "No row could be attacked and judged."
     return Verdict("attacked", NOT_SHOWN, why, rule)
   verdict, reason = _of_concept(worst, seen, given, images, bool(beats))
-  by = f" by {', '.join(attacks)} together" if len(attacks) > 1 else ""
+  names = ", ".join(LUCK.get(name, name) for name in attacks)
+  by = f" by {names} together" if len(attacks) > 1 else ""
   left = f"No attack tried {untried} more rows." if untried else ""
   reason = _joined(
     f"{said(worst)} rows are brought back{by}.", left, beats, reason

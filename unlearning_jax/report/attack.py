@@ -175,6 +175,14 @@ def _colors(document: Document) -> list[str]:
   return [*colors.classes(names).values()]
 
 
+def _is_probe(document: Document) -> bool:
+  """Whether a probe drew the images: it alone has a network of random weights.
+
+  Its success does not count the image of the prompt alone.
+  """
+  return "random" in document.get("networks", {})
+
+
 def _heads(document: Document) -> list[Any]:
   names = (name for name, _ in _columns(document))
   return ["", *map(named, names, _colors(document))]
@@ -238,9 +246,14 @@ def _by_images(document: Document) -> Html:
     return Html()
   series = {name: c["by_images"] for name, c in _columns(document)}
   own = dict(zip(series, _colors(document), strict=True))
+  first = (
+    "wins no row: a probe counts its own images"
+    if _is_probe(document)
+    else "is the row's own prompt's"
+  )
   note = (
-    "The share of rows won within so many images; the first is the row's own "
-    "prompt's. Bands are 95 % Wilson intervals."
+    f"The share of rows won within so many images; the first {first}. Bands "
+    "are 95 % Wilson intervals."
   )
   return join(
     element("h2", "Success by number of images"),
@@ -258,10 +271,12 @@ def _accounting(document: Document) -> Html:
       *(element("td", f"{c['accounting'][key]:,}") for _, c in columns),
     )
     for key, words in _COUNTS.items()
+    if not (key == "n_pre" and _is_probe(document))
   ]
+  counts = (len(c["accounting"].get("dropped", ())) for _, c in columns)
+  cells = (element("td", f"{count:,}") for count in counts)
+  rows.insert(6, element("tr", element("th", "dropped"), *cells))
   dropped = document["accounting"]["dropped"]
-  cell = element("td", f"{len(dropped):,}")
-  rows.insert(6, element("tr", element("th", "dropped"), cell))
   parts = [table("Counts", _heads(document), rows, "plain")]
   if dropped:
     lines = (

@@ -30,6 +30,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unlearning_jax.metrics.verdicts import LUCK
 from unlearning_jax.report import charts, colors, plot, sections, trust
 from unlearning_jax.report.document import label
 from unlearning_jax.report.markup import Html, element, interval_bar
@@ -96,6 +97,7 @@ def html(document: Document, root: pathlib.Path) -> str:
       interval=_interval,
       bar=_bar,
       called=_called,
+      tried_by=_tried_by,
       link=_link,
       plain=sections.plain,
       percent=sections.percent,
@@ -299,6 +301,11 @@ def _called(name: str) -> str:
   """A number's name in words: `object/star/explicit` is "star by name"."""
   *_, class_, group = ("", *name.split("/"))
   return f"{class_} {label(group)}".strip() if class_ else name
+
+
+def _tried_by(attacks: Sequence[str]) -> str:
+  """The names of attacks, and what the controls do."""
+  return ", ".join(LUCK.get(name, name) for name in attacks)
 
 
 def _bar(one: Document) -> Html:

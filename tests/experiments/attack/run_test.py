@@ -9,7 +9,7 @@ from unlearning_jax import settings
 from unlearning_jax.experiments import attack, common
 from unlearning_jax.record import Memory
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
+pytestmark = pytest.mark.usefixtures("quickest_compiler")
 VALUES = {
   "method": "unlearn_diff_atk",
   "hparams": {"num_tokens": 2, "blocks": 2, "iterations": 2},

@@ -115,6 +115,28 @@ def test_the_plan_counts_and_says_what_cannot_be_shown(base, guided):
   assert "gone: 10 rows can show warn, fail, not shown" in text
 
 
+@pytest.mark.parametrize(
+  "key, value, words",
+  [
+    # 60 steps there and back pay for 4 more images of 30 calls.
+    ("hparams", {"blocks": 3}, "has hparams.blocks=4 .* 3; .*=3, .*blocks=7"),
+    ("rows_per_group", 3, "has 17 of 20 rows that are not the attack's"),
+    (
+      "sharing",
+      {"wave": 4, "tries": 4},
+      ".*; run .* attacks.random.sharing.wave=4 att",
+    ),
+  ],
+)
+def test_an_attack_fits_its_control(base, guided, key, value, words):
+  values = configs.values("shapes-star")
+  change = {"attacks": {"unlearn_diff_atk": {key: value}}}
+  own = settings.build(audit.Settings, settings.changed(values, change))
+  where = "^attacks.unlearn_diff_atk: its control attacks.random "
+  with pytest.raises(ValueError, match=where + words):
+    audit.Audit(own, {"base": base, "SAFE": guided})
+
+
 def test_victims_need_one_base(base):
   with pytest.raises(ValueError, match="an audit needs an erased model"):
     audit.Audit(given(), {"base": base})

@@ -82,7 +82,8 @@ def test_the_page_says_what_the_preset_came_to(start):
   summary = start[1](only=["evaluate"])
   assert summary["budget"].startswith("20 rows by name, ")
   assert summary["budget"].endswith(
-    "5 images of an attacked row, 40 steps of tuning (lora)"
+    "5 images of an attacked row, 20 steps of search before each but the "
+    "first, 40 steps of tuning (lora)"
   )
 
 

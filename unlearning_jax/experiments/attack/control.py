@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from unlearning_jax import attacks, renamed, settings
 from unlearning_jax.attacks import Attack, Victim
 from unlearning_jax.durable import to_json
+from unlearning_jax.experiments.attack import rows
 from unlearning_jax.experiments.attack.rows import Listed
 from unlearning_jax.experiments.attack.settings import Settings, Sharing
 from unlearning_jax.record import read_rows, seal
@@ -19,11 +20,21 @@ _OF_ROW = ("prompt", "seed", "guidance")
 
 
 class Control(NamedTuple):
-  """A finished run to compare an attack with; without rows there is none."""
+  """A run to compare an attack with; without rows there is none.
+
+  Attributes:
+    name: its kind, or the method of a run that is no control.
+    rows: its rows.
+    config: its plain settings.
+    said: how an error begins that is about it.
+    keys: what stands before its keys where they are typed.
+  """
 
   name: str = ""
   rows: Sequence[Mapping[str, Any]] = ()
   config: Mapping[str, Any] = MappingProxyType({})
+  said: str = "--control:"
+  keys: str = "--config."
 
 
 def finished(folder: str) -> Control:
@@ -41,6 +52,19 @@ def finished(folder: str) -> Control:
   config = renamed.config(json.loads((path / "config.json").read_text()))
   name = config["hparams"].get("kind", config["method"])
   return Control(name, own(read_rows(path)), config)
+
+
+def planned(name: str, given: Settings, attack: str) -> Control:
+  """A control of an audit, which has not run yet.
+
+  Args:
+    name: its name in the audit.
+    given: its settings.
+    attack: the name of the attack that is compared with it.
+  """
+  config = json.loads(to_json(settings.plain(given), "settings"))
+  said = f"attacks.{attack}: its control attacks.{name}"
+  return Control(name, rows.listed(given), config, said, f"attacks.{name}.")
 
 
 def own(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -73,7 +97,7 @@ def check_control(
   for key in keys:
     if control.config[key] != made[key]:
       raise ValueError(
-        f"--control: has {key}={control.config[key]!r} and this attack "
+        f"{control.said} has {key}={control.config[key]!r} and this attack "
         f"{made[key]!r}; give it a control of its own"
       )
   _check_sharing(control, given)
@@ -84,8 +108,8 @@ def check_control(
   if odd:
     told = f"row {odd[0]} is {theirs.get(odd[0])}, here {ours.get(odd[0])}"
     raise ValueError(
-      f"--control: {len(odd)} of {len(names)} rows are not the attack's: "
-      f"{told} ({', '.join(_OF_ROW)}); run it with the attack's table, or "
+      f"{control.said} has {len(odd)} of {len(names)} rows that are not the "
+      f"attack's: {told} ({', '.join(_OF_ROW)}); run it with its table, or its "
       "rows_per_group, groups and seed"
     )
 
@@ -133,7 +157,7 @@ def check_budget(control: Control, attack: Attack, victim: Victim, steps: int):
   paid = ours + updates * update // (steps * victim.image_rows)
   if theirs not in (ours, paid):
     raise ValueError(
-      f"--control: has hparams.blocks={theirs} and this attack {ours}; a "
+      f"{control.said} has hparams.blocks={theirs} and this attack {ours}; a "
       f"control needs as many images, hparams.blocks={ours}, or as many as the "
       f"attack's UNet calls pay for, hparams.blocks={paid}"
     )
@@ -148,10 +172,10 @@ def _check_sharing(control: Control, given: Settings):
   ours = settings.plain(given.sharing)
   theirs = control.config.get("sharing", settings.plain(Sharing()))
   if _kind(control) == "random" and theirs != ours:
-    flags = " ".join(f"--config.sharing.{k}={v}" for k, v in ours.items())
+    keys = (f"{control.keys}sharing.{k}={v}" for k, v in ours.items())
     raise ValueError(
-      f"--control: has sharing={theirs} and this attack {ours}; run the "
-      f"control with {flags}"
+      f"{control.said} has sharing={theirs} and this attack {ours}; run the "
+      f"control with {' '.join(keys)}"
     )
 
 

@@ -94,15 +94,20 @@ def budget(given: Settings) -> str:
   parts = [
     f"{n} rows {said.get(group) or label(group)}" for group, n in groups.items()
   ]
-  blocks = [
-    getattr(victims.bind(one).h, "blocks", 0) for one in given.attacks.values()
-  ]
-  if blocks:
-    parts.append(f"{1 + max(blocks)} images of an attacked row")
+  hparams = [victims.bind(one).h for one in given.attacks.values()]
+  if hparams:
+    blocks = max(getattr(h, "blocks", 0) for h in hparams)
+    steps = max(getattr(h, "iterations", 0) for h in hparams)
+    parts.append(f"{1 + blocks} images of an attacked row")
+    parts += [f"{steps} steps of search before each but the first"] * bool(
+      steps
+    )
   parts += [
     f"{one.num_steps} steps of tuning ({name})"
     for name, one in given.tunings.items()
   ]
+  if given.evaluate.kernels != "exact":
+    parts.append(f"{given.evaluate.kernels} kernels")
   return ", ".join(parts)
 
 

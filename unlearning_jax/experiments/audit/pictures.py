@@ -80,8 +80,9 @@ def _attacked(
       last = row["blocks"][-1] if row["blocks"] else {}
       if same and last.get("image"):
         path = f"{Stage('attack', victim, name)}/{last['image']}"
-        won = "shows it" if row["success"] else "does not show it"
-        seen = won if row["success"] is not None else ""
+        won = "" if row["success"] else "no "
+        name = found.given.subject["name"]
+        seen = f"{won}{name}" if row["success"] is not None else ""
         images.append(_image("attacked", path, seen, last.get("text", "")))
   return images
 

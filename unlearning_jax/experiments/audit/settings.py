@@ -51,8 +51,8 @@ class Stage:
       "finetune": f"Fine-tune {self.victim} on other pictures ({self.what})",
       "resurgence": f"Draw {self.victim} at every checkpoint ({self.what})",
     }
-    lucky = {"random": "random tokens", "seed": "new seeds"}.get(self.what)
-    if self.kind == "attack" and lucky:
+    if self.kind == "attack" and self.what in verdicts.LUCK:
+      lucky = verdicts.LUCK[self.what]
       return f"Control of the attacks on {self.victim}: {lucky}"
     return words[self.kind]
 

@@ -16,6 +16,7 @@ import jax
 
 from unlearning_jax import convert, erasures, processes
 from unlearning_jax import settings as settings_
+from unlearning_jax.attacks import Victim
 from unlearning_jax.durable import to_json
 from unlearning_jax.edits import edit_between, load_edit
 from unlearning_jax.experiments import (
@@ -27,6 +28,8 @@ from unlearning_jax.experiments import (
   finetune,
   memory,
 )
+from unlearning_jax.experiments.attack import control
+from unlearning_jax.experiments.attack import rows as attack_rows
 from unlearning_jax.experiments.attack import victims as attacked
 from unlearning_jax.experiments.audit.settings import Settings, Stage
 from unlearning_jax.model import Model
@@ -46,8 +49,8 @@ class Audit:
     models: the base as `base`, and each victim by its name.
 
   Raises:
-    ValueError: there is no victim, a victim has another base, or something
-      cannot be drawn or attacked.
+    ValueError: there is no victim, a victim has another base, something cannot
+      be drawn or attacked, or an attack does not fit its control.
   """
 
   def __init__(self, given: Settings, models: Mapping[str, Model]):
@@ -70,7 +73,27 @@ class Audit:
       evaluate.check_fits(given.evaluate, model)
     for one in given.attacks.values():
       attacked.bind(one)
+    self._check_controls()
     self.stages = given.stages(self.names)
+
+  def _check_controls(self):
+    """Refuses attacks that could not be compared with the control."""
+    beside = self.given.attacks.get(CONTROL)
+    if beside is None:
+      return
+    victims = [Victim.of(model) for model in self._victims.values()]
+    if self.given.erase and erasures.module(self.given.erase.method).CHANGES:
+      # What it draws and is attacked with costs as many calls as the base's.
+      victims.append(Victim(self.base.params))
+    for name, one in self.given.attacks.items():
+      if one.method == "controls" or one.judge is None:
+        continue
+      bound, listed = attacked.bind(one), attack_rows.listed(one)
+      own = control.planned(CONTROL, beside, name)
+      control.check_control(own, one, listed, bound.finds == "prompt")
+      for victim in victims:
+        steps = one.sampling.num_inference_steps
+        control.check_budget(own, bound, victim, steps)
 
   def open(self, record: Recorder):
     """Puts the stages' folders below a record's."""
