@@ -21,15 +21,14 @@ An edit has failed in two cases:
 Twelve prompts by name and 24 others are drawn of each edit. Where a share is
 near its limit (seen in 0.15 to 0.85, or 0.15 to 0.5 lost), and the edit is not
 clearly one that has failed, six times the prompts are drawn once more, and that
-share alone counts. This was fixed before any verdict was known of the probe as
-it is now; the limits 0.5 and 0.3 were fixed before the first edit was drawn.
+share alone counts. This rule was fixed before an edit of the blind half was
+drawn; the limits 0.5 and 0.3 were fixed before the first edit was.
 """
 
 import dataclasses
 import json
 import pathlib
 import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,6 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where rows and edits are kept.")
 OUT = flags.DEFINE_string("out", None, "Where the JSON record goes.")
 ONLY = flags.DEFINE_list("only", [], "Halves to draw; none for all.")
 CHEAP = flags.DEFINE_bool("cheap", False, "Draws no edit that is trained.")
-SECONDS = flags.DEFINE_float("seconds", 1e9, "Stops after so long.")
 
 STILL_THERE, DAMAGE = 0.5, 0.3
 BY_NAME, OTHERS, AGAIN = 12, 24, 6
@@ -58,6 +56,8 @@ BY_NAME, OTHERS, AGAIN = 12, 24, 6
 NEAR_SEEN, NEAR_LOST = (0.15, 0.85), (0.15, 0.5)
 # Clear cases, of which the record counts too.
 CLEAR_FAILED, CLEAR_GOOD = (0.75, 0.5), (0.25, 0.15)
+# Limits whose counts the record shows too.
+CURVE = {"left": (0.4, 0.43, 0.46, 0.5, 0.54), "moved": (0.56, 0.6, 0.64, 0.68)}
 TRAINED = ("esd", "concept_ablation", "mace")
 
 
@@ -136,22 +136,16 @@ class Truth:
     old, new = self.base(spec, times), right(judged(erased, self.judge, others))
     return round(max(old[head] - new[head] for head in old), 3)
 
-  def of(
-    self, spec: Spec, erased: Model, first: tuple[float, float] | None
-  ) -> dict[str, Any]:
-    """What drawing says of an edit; `first` where it was drawn already."""
-    if first is None:
-      first = (self.seen(spec, erased, 1), self.lost(spec, erased, 1))
-    seen, lost = first
-    again = near(*first)
+  def of(self, spec: Spec, erased: Model) -> dict[str, Any]:
+    """What drawing says of an edit."""
+    seen, lost = self.seen(spec, erased, 1), self.lost(spec, erased, 1)
+    again = near(seen, lost)
     if again[0]:
       seen = self.seen(spec, erased, AGAIN)
     if again[1]:
       lost = self.lost(spec, erased, AGAIN)
-    return {
-      "first": first, "again": again, "shown": seen, "lost": lost,
-      "failed": seen > STILL_THERE or lost > DAMAGE,
-    }  # fmt: skip
+    failed = seen > STILL_THERE or lost > DAMAGE
+    return {"again": again, "shown": seen, "lost": lost, "failed": failed}
 
 
 def probed(row: dict[str, Any], model: Model, folder: pathlib.Path):
@@ -188,6 +182,21 @@ def counts(rows: list[dict[str, Any]]) -> dict[str, int]:
   return found
 
 
+def curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """What other limits would flag of the edits that states measure."""
+  held = [row for row in rows if row["instrument"] == "states"]
+  found = []
+  for left in CURVE["left"]:
+    for moved in CURVE["moved"]:
+      said = [row["left"] > left or row["unrelated"] > moved for row in held]
+      verdicts = [
+        row | {"verdict": "flagged" if flagged else "ok"}
+        for row, flagged in zip(held, said, strict=True)
+      ]
+      found.append({"left": left, "moved": moved, **counts(verdicts)})
+  return found
+
+
 def record(rows: list[dict[str, Any]]) -> dict[str, Any]:
   """The record: both halves, clear cases, every edit."""
   found: dict[str, Any] = {
@@ -208,7 +217,8 @@ def record(rows: list[dict[str, Any]]) -> dict[str, Any]:
       for method in sorted({row["method"] for row in some})
     }
     found[half] = {
-      "all": counts(some), "clear": counts(clear), "methods": by_method
+      "all": counts(some), "clear": counts(clear), "methods": by_method,
+      "curve": curve(some),
     }  # fmt: skip
   return found | {"rows": rows}
 
@@ -220,22 +230,17 @@ def main(_):
   file = folder / "drawn.jsonl"
   lines = file.read_text().splitlines() if file.exists() else []
   done = {json.loads(line)["id"] for line in lines}
-  old = folder / "first.json"
-  firsts = json.loads(old.read_text()) if old.exists() else {}
   model = ul.load("shapes")
-  truth, start = Truth(model, folder / "bases.json"), time.monotonic()
+  truth = Truth(model, folder / "bases.json")
   for spec in specs():
     left_out = spec.id in done or (ONLY.value and spec.half not in ONLY.value)
     if left_out or (CHEAP.value and spec.method in TRAINED):
       continue
-    if time.monotonic() - start > SECONDS.value:
-      break
-    erased = made(spec, model, folder)
     row = dataclasses.asdict(spec)
-    row |= truth.of(spec, erased, firsts.get(spec.id))
+    row |= truth.of(spec, made(spec, model, folder))
     with file.open("a") as out:
       out.write(json.dumps(row) + "\n")
-    print(spec.id, row["first"], row["shown"], row["lost"], flush=True)
+    print(spec.id, row["shown"], row["lost"], flush=True)
   if OUT.value:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     found = record([probed(row, model, folder) for row in rows])

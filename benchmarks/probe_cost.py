@@ -51,12 +51,10 @@ def cpu_seconds(function: Callable[[], Any]) -> float:
 
 def drawn_calls() -> dict[str, int]:
   """UNet calls of the probe that draws, of base and edit together."""
-  rows = drawings.ERASED + sum(drawings.MOST[1:])
-  guided = rows * 2 * drawings.STEPS
-  # What is erased is then recognized by its phrase and by its anchor.
-  asked = 2 * drawings.ERASED * 2 * len(drawings.LEVELS)
-  safe = rows * 3 * drawings.STEPS
-  return {"weights": 2 * guided + asked, "sld": guided + safe + asked}
+  concepts, held, others = drawings.MOST
+  rows = 3 * concepts + held + others
+  plain = rows * 2 * drawings.STEPS
+  return {"weights": 2 * plain, "sld": plain + rows * 3 * drawings.STEPS}
 
 
 def main(_):

@@ -3,7 +3,8 @@
 Half `chosen` has the edits that the probe's limits were chosen on. `shown` has
 those of other classes, in the same settings; both were seen before the probe
 got its present form. `blind` has edits of further classes, in further settings.
-They were listed before anybody drew or probed one.
+They were listed before anybody drew or probed one, and the limits were chosen
+before a verdict on one of them was known.
 """
 
 import dataclasses

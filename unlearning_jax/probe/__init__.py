@@ -5,9 +5,9 @@ as in the base, 0 nothing. `moved` is how far other phrases went: 0 nowhere, 1
 as far as one phrase is from another.
 
 Closed forms, and whatever else changes only the text's keys and values, are
-asked for those (`probe.states`); all others draw, in four steps, and the base
-judges (`probe.drawings`). `benchmarks/probe_calibration.py` chose the limits,
-and `docs/probe.md` shows how often they are right.
+asked for those (`probe.states`); all others draw small, in four steps
+(`probe.drawings`). `benchmarks/probe_calibration.py` chose the limits, and
+`docs/probe.md` shows how often they are right.
 """
 
 import dataclasses
@@ -35,8 +35,7 @@ class Limits:
 
 
 LIMITS = {"states": Limits(0.43, 0.60), "drawings": Limits(0.4, 0.5)}
-# Records without limits of their own were held to these. Their drawings were
-# compared as images, so their figures are not those of `probe.drawings`.
+# Records without limits of their own were held to these.
 _FIRST = {"states": Limits(0.43, 0.68), "drawings": Limits(0.4, 0.5)}
 
 
@@ -51,8 +50,7 @@ class Probe:
   Attributes:
     instrument: "states" or "drawings", see the module; "" where neither ran.
     left: how much of the concept is left, 0 to 1.
-    preserved: how far preserved phrases moved; None where there are none, and
-      where the instrument draws.
+    preserved: how far preserved phrases moved; None where there are none.
     unrelated: how far phrases moved that nobody named.
     phrases: how many phrases each of the three figures is a mean of.
     reason: why neither instrument ran.
@@ -81,7 +79,8 @@ class Probe:
     if not self.instrument or self.left is None or self.unrelated is None:
       return "unknown"
     limits = Limits(*self.limits)
-    # Preserved phrases move less than others do when an edit damages others.
+    # Preserved phrases move less than others do when an edit damages others,
+    # and too few are drawn to decide.
     wrong = ["still there"] * (self.left > limits.left)
     wrong += ["damage"] * (self.unrelated > limits.moved)
     return " and ".join(wrong) or "ok"

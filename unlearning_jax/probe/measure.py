@@ -24,8 +24,7 @@ def measure(
 
   Returns:
     The figures; without an instrument, and with a reason, where the model
-    leaves no phrase to compare with, what it answers is not finite, or it
-    does not show the concept itself.
+    leaves no phrase to compare with, or what it answers is not finite.
   """
   if isinstance(made, Edit) and states.applies(made):
     asked = ask(base.sd, concepts, base.source, most=states.MOST)
@@ -48,8 +47,5 @@ def _finite(asked: Asked, measured: Callable[[], Probe]) -> Probe:
   found = measured()
   figures = (found.left, found.preserved, found.unrelated)
   if not np.isfinite([f for f in figures if f is not None]).all():
-    return Probe(
-      reason="what the model answers is not finite, all alike, or shows "
-      "nothing of the concept before the edit."
-    )
+    return Probe(reason="what the model answers is not finite, or all alike.")
   return found
