@@ -137,6 +137,25 @@ def test_an_attack_fits_its_control(base, guided, key, value, words):
     audit.Audit(own, {"base": base, "SAFE": guided})
 
 
+def test_controls_have_one_budget_and_only_what_runs_is_compared(base, guided):
+  values = configs.values("shapes-star")
+  few = {"attacks": {"random": {"hparams": {"blocks": 3}}}}
+  models = {"base": base, "SAFE": guided}
+  own = settings.changed(values, few)
+  with pytest.raises(
+    ValueError, match="attacks.seed: has hparams.blocks=4, .*blocks=3$"
+  ):
+    audit.Audit(
+      settings.build(
+        audit.Settings, own | {"skip": ("attack/SAFE/unlearn_diff_atk",)}
+      ),
+      models,
+    )
+  audit.Audit(
+    settings.build(audit.Settings, own | {"skip": ("attack",)}), models
+  )
+
+
 def test_victims_need_one_base(base):
   with pytest.raises(ValueError, match="an audit needs an erased model"):
     audit.Audit(given(), {"base": base})

@@ -109,8 +109,8 @@ def check_control(
     told = f"row {odd[0]} is {theirs.get(odd[0])}, here {ours.get(odd[0])}"
     raise ValueError(
       f"{control.said} has {len(odd)} of {len(names)} rows that are not the "
-      f"attack's: {told} ({', '.join(_OF_ROW)}); run it with its table, or its "
-      "rows_per_group, groups and seed"
+      f"attack's: {told} ({', '.join(_OF_ROW)}); run the control with the "
+      "attack's table, or its rows_per_group, groups and seed"
     )
 
 
@@ -156,10 +156,34 @@ def check_budget(control: Control, attack: Attack, victim: Victim, steps: int):
   ours = attack.h.blocks
   paid = ours + updates * update // (steps * victim.image_rows)
   if theirs not in (ours, paid):
+    key = f"{control.keys}hparams.blocks"
     raise ValueError(
       f"{control.said} has hparams.blocks={theirs} and this attack {ours}; a "
-      f"control needs as many images, hparams.blocks={ours}, or as many as the "
-      f"attack's UNet calls pay for, hparams.blocks={paid}"
+      f"control needs as many images, {key}={ours}, or as many as the attack's "
+      f"UNet calls pay for, {key}={paid}"
+    )
+
+
+def check_alike(name: str, given: Settings, other: str, beside: Settings):
+  """Refuses two controls of an audit with different numbers of images.
+
+  Args:
+    name: of the one.
+    given: its settings. A control of kind `none` may have any number.
+    other: the name of the other.
+    beside: its settings.
+
+  Raises:
+    ValueError: naming both numbers.
+  """
+  ours, theirs = (
+    attacks.bind("controls", one.hparams).h for one in (given, beside)
+  )
+  if ours.kind != "none" and ours.blocks != theirs.blocks:
+    raise ValueError(
+      f"attacks.{name}: has hparams.blocks={ours.blocks}, and attacks.{other} "
+      f"{theirs.blocks}; controls draw as many images of a row: set "
+      f"attacks.{name}.hparams.blocks={theirs.blocks}"
     )
 
 

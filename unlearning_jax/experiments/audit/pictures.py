@@ -71,7 +71,7 @@ def _attacked(
   found: Findings, victim: str, pair: Mapping[str, Any]
 ) -> list[dict[str, str]]:
   """The last picture of each attack on the row, controls left out."""
-  images = []
+  images, concept = [], found.given.subject["name"]
   for name, rows in found.attacks(victim).items():
     if found.given.attacks[name].method == "controls":
       continue
@@ -81,8 +81,7 @@ def _attacked(
       if same and last.get("image"):
         path = f"{Stage('attack', victim, name)}/{last['image']}"
         won = "" if row["success"] else "no "
-        name = found.given.subject["name"]
-        seen = f"{won}{name}" if row["success"] is not None else ""
+        seen = f"{won}{concept}" if row["success"] is not None else ""
         images.append(_image("attacked", path, seen, last.get("text", "")))
   return images
 

@@ -73,20 +73,25 @@ class Audit:
       evaluate.check_fits(given.evaluate, model)
     for one in given.attacks.values():
       attacked.bind(one)
-    self._check_controls()
     self.stages = given.stages(self.names)
+    self._check_controls()
 
   def _check_controls(self):
-    """Refuses attacks that could not be compared with the control."""
-    beside = self.given.attacks.get(CONTROL)
-    if beside is None:
+    """Refuses attacks that could not be compared with their control."""
+    run = {stage.what for stage in self.stages if stage.kind == "attack"}
+    if CONTROL not in run:
       return
+    beside = self.given.attacks[CONTROL]
     victims = [Victim.of(model) for model in self._victims.values()]
     if self.given.erase and erasures.module(self.given.erase.method).CHANGES:
       # What it draws and is attacked with costs as many calls as the base's.
       victims.append(Victim(self.base.params))
-    for name, one in self.given.attacks.items():
-      if one.method == "controls" or one.judge is None:
+    for name in sorted(run - {CONTROL}):
+      one = self.given.attacks[name]
+      if one.judge is None:
+        continue
+      if one.method == "controls":
+        control.check_alike(name, one, CONTROL, beside)
         continue
       bound, listed = attacked.bind(one), attack_rows.listed(one)
       own = control.planned(CONTROL, beside, name)
