@@ -41,6 +41,15 @@ def of_memory(error: Exception, config: Mapping[str, Any] | None) -> str:
   return memory.remedy(error, sizes, "--config.")
 
 
+def of_disk(error: Exception) -> str:
+  """The way out of a full disk; "" for other errors."""
+  from unlearning_jax import durable
+
+  if not durable.is_full(error):
+    return ""
+  return "\nthe disk is full: make room, and the same command goes on"
+
+
 def _without_trace(text: str) -> str:
   """A message without the traceback that a config's reader puts into it."""
   head, trace, lines = text.partition("Error whilst parsing config file:")

@@ -223,7 +223,7 @@ def _started(
       return _together(main, argv, polled)
     return main(argv)
   except (ValueError, OSError, FloatingPointError) as error:
-    return _failed(error, str(error))
+    return _failed(error, str(error) + errors.of_disk(error))
   except Exception as error:
     if not errors.is_out_of_memory(error):
       raise

@@ -7,7 +7,7 @@ Each measurement becomes a row when it is done. Start a killed study again: it
 goes on where it was, and no cell runs twice. A failed cell does not stop the
 others. With `--distributed` each process has its own cells, and no checkpoints
 within one. `--dry_run` prints the cells and their cost, `--list` the choices.
-The report comes at the end; `--report` writes it from the rows that are there.
+The report comes at the end; `--report` writes it earlier, from what is there.
 
 `--edits=<name>/<concept>=<path>` studies an erased model from elsewhere, tuned
 and measured as the config has it for that concept.
@@ -31,13 +31,12 @@ def main(_: list[str]):
   from unlearning_jax.experiments import common, resurgence
 
   config = resurgence.with_edits(_CONFIG.value.to_dict(), _EDITS.value)
-  given = flags.settings(resurgence.Settings, config)
+  given, path = flags.settings(resurgence.Settings, config), _WORKDIR.value
   if _DRY_RUN.value:
-    print(resurgence.described(given, _WORKDIR.value))
-    return
-  made = resurgence.setup(given, report=_REPORT.value)
-  record = common.workdir(_WORKDIR.value, config, resurgence.Settings)
-  failed = resurgence.run(record, made, report=_REPORT.value)
+    return print(resurgence.described(given, path))
+  made, report = resurgence.setup(given, report=_REPORT.value), _REPORT.value
+  opened = common.workdir(path, config, resurgence.Settings, locked=not report)
+  failed = resurgence.run(opened, made, report=report)
   return flags.status(failed, "cells failed or are left; the page says why")
 
 

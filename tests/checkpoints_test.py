@@ -1,6 +1,7 @@
 """Checkpoints: exact round trips, atomic, and picky about their target."""
 
 import logging
+import os
 
 import jax
 import jax.numpy as jnp
@@ -128,3 +129,11 @@ def test_without_a_whole_step_nothing_is_restored_or_renamed(tmp_path):
   with pytest.raises(durable.DamagedError, match="step 1 .*delete"):
     checkpoints.restore(tmp_path, {"w": np.ones(3)})
   assert (tmp_path / "1").is_dir()
+
+
+def test_a_pipe_among_the_files_is_not_waited_for(tmp_path):
+  checkpoints.save(tmp_path / "c", 1, {"a": np.ones(2)})
+  os.mkfifo(tmp_path / "c" / "1" / "x")
+  for read in (checkpoints.latest_step, lambda p: checkpoints.restore(p, {})):
+    with pytest.raises(durable.DamagedError, match="1/x is no file and no"):
+      read(tmp_path / "c")

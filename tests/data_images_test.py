@@ -159,8 +159,8 @@ def test_a_webdataset(tmp_path):
   for change, words in (
     ({"s/2.png": image}, "the sample 's/2' lacks a caption"),
     ({"s/2.txt": b"x"}, "the sample 's/2' lacks an image"),
-    ({"s/2.png": image, "s/2.json": b"[1"}, "not a readable WebDataset"),
-    ({"s/2.png": image, "s/2.json": b"[1]"}, "no 'text'"),
+    ({"s/2.png": image, "s/2.json": b"[1"}, "s.2.json: not readable as JSON"),
+    ({"s/2.png": image, "s/2.json": b"[1]"}, "a list, not an object"),
     ({"s/0.jpg": image}, "the sample has another one"),
     ({"s/1.JSON": b"{}"}, "the sample has another one"),
   ):
@@ -212,7 +212,7 @@ def test_folders_that_cannot_be_used(tmp_path):
     data.image_folder(tmp_path)
   file = tmp_path / "x.png"
   file.write_bytes(b"no image")
-  with pytest.raises(ValueError, match="x.png cannot be read"):
+  with pytest.raises(ValueError, match="x.png: not a readable image"):
     data.read_images([data.Example(file, "")], (8, 8))
 
 

@@ -26,7 +26,7 @@ FLOORS = (
     "schedules",
   }
   | {"concepts", "statistics", "memory", "extensions", "settings"}
-  | {"scheduler_keys", "renamed"},
+  | {"scheduler_keys", "renamed", "pictures"},
   {"convert", "samplers", "timesteps", "guidance", "tokens", "lists", "data"}
   | {"record", "prompt_tables"},
   {"stable_diffusion", "projections", "edits", "lora", "exports"}

@@ -64,5 +64,5 @@ def test_some_of_a_list():
 def test_unknown_lists(tmp_path):
   with pytest.raises(ValueError, match="did you mean 'artists_1734'"):
     lists.load("artists_1743")
-  with pytest.raises(ValueError, match="No such file"):
+  with pytest.raises(ValueError, match="no such file"):
     lists.load(tmp_path / "none.txt")

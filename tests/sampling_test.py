@@ -75,3 +75,6 @@ def test_sampling_names_what_is_wrong():
     Sampling(sampler="ddimm")
   with pytest.raises(ValueError, match="sampling.noise_source='numpy'"):
     Sampling(noise_source="numpy")
+  for scale in (float("nan"), float("inf"), 1e39, -1e39):
+    with pytest.raises(ValueError, match="sampling.guidance_scale="):
+      Sampling(guidance_scale=scale)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.finetune import loop_test
 from unlearning_jax import checkpoints, finetune, sharding, stops
+from unlearning_jax.record import progress
 
 # Says that it works, then waits.
 WAITS = """
@@ -70,6 +71,19 @@ def test_a_second_signal_ends_the_process():
     process.send_signal(signal.SIGTERM)
   assert process.communicate()[0] == ""
   assert process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_python_loses_stops_after_the_row():
+  class Gone:
+    def __del__(self):
+      signal.raise_signal(signal.SIGTERM)
+
+  stops.listen()
+  made = Gone()
+  del made  # What a destructor raises is ignored.
+  with pytest.raises(stops.Stopped):
+    progress.Progress("draw", 2, quiet=True).update()
 
 
 def trained(folder, stop_at=None, num_steps=loop_test.STEPS):

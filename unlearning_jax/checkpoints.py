@@ -9,6 +9,7 @@ import functools
 import os
 import pathlib
 import secrets
+import stat
 from types import ModuleType
 from typing import Any
 
@@ -54,7 +55,8 @@ def latest_step(path: str | os.PathLike[str]) -> int | None:
   """The last complete step in a checkpoint folder; None when there is none."""
   if not pathlib.Path(path).is_dir():
     return None
-  with _manager(path) as manager:
+  _check_plain(pathlib.Path(path))
+  with durable.explaining(path), _manager(path) as manager:
     return manager.latest_step()
 
 
@@ -77,11 +79,12 @@ def restore(
   """
   if not pathlib.Path(path).is_dir():
     raise ValueError(f"checkpoint: there is no folder {path}")
+  _check_plain(pathlib.Path(path))
   wanted = {
     name: leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     for name, leaf in _flatten(target).items()
   }
-  with _manager(path) as manager:
+  with durable.explaining(path), _manager(path) as manager:
     steps = sorted(manager.all_steps())
   if not steps or (step is not None and step not in steps):
     raise ValueError(f"checkpoint: no step {step} in {path}; it has {steps}")
@@ -123,6 +126,20 @@ def _last_whole(
     f"checkpoint: step {step} in {path} does not fit:\n  "
     + "\n  ".join(problems)
   )
+
+
+def _check_plain(folder: pathlib.Path):
+  """Refuses a pipe or a device among the files, which would be waited for."""
+  for held in folder.rglob("*"):
+    try:
+      mode = held.lstat().st_mode
+    except FileNotFoundError:
+      # Another process has removed a step that is no longer kept.
+      continue
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+      raise durable.DamagedError(
+        f"checkpoint: {held} is no file and no folder; delete it"
+      )
 
 
 @functools.cache

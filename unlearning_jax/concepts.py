@@ -61,7 +61,8 @@ def check_choice(key: str, value: str, allowed: Iterable[str]) -> None:
   if new := renamed.now(str(value), allowed):
     hint = f"; {value} is now {new}"
   raise ValueError(
-    f"{key}={value!r} is not known; allowed: {', '.join(allowed)}{hint}"
+    f"{key[:200]}={repr(value)[:200]} is not known; allowed: "
+    f"{', '.join(allowed)}{hint}"
   )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float, Float64
 
-from unlearning_jax import durable
+from unlearning_jax import durable, settings
 from unlearning_jax.concepts import Concept
 from unlearning_jax.convert import families
 from unlearning_jax.projections import (
@@ -303,14 +303,27 @@ def describe(concepts: Sequence[Concept]) -> list[dict[str, Any]]:
   return rows
 
 
-def restore(rows: Sequence[Mapping[str, Any]]) -> tuple[Concept, ...]:
-  """The concepts that `describe` wrote."""
+def restore(
+  rows: Sequence[Mapping[str, Any]], where: str = "concepts"
+) -> tuple[Concept, ...]:
+  """The concepts that `describe` wrote.
+
+  Args:
+    where: the file, for messages.
+
+  Raises:
+    ValueError: a row is none of a concept.
+  """
   concepts: list[Concept] = []
-  for row in rows:
-    preserve = row["preserve"]
-    if isinstance(preserve, int):
-      preserve = concepts[preserve].preserve
-    concepts.append(Concept(**{**row, "preserve": preserve}))
+  try:
+    for i, row in enumerate(rows):
+      preserve = row["preserve"]
+      if isinstance(preserve, int):
+        preserve = concepts[preserve].preserve
+      values = {**row, "preserve": preserve}
+      concepts.append(settings.build(Concept, values, f"concepts[{i}]"))
+  except (TypeError, LookupError, ValueError) as error:
+    raise ValueError(f"{where}: are no concepts: {error}") from error
   return tuple(concepts)
 
 
@@ -366,12 +379,14 @@ def load_edit(path: str | pathlib.Path) -> Edit:
       raise ValueError(
         f"{path}: context_map is {dtype} {shape}, not float64 (d, d)"
       )
+  rows = durable.from_json(metadata["concepts"], f"{path}: concepts", list)
+  where = f"{path}: diagnostics"
   return Edit(
     context_map,
     # The file does not say the fingerprint's kind; what it holds does.
     Fingerprint("text" if tensors == {} else "model", metadata["base"]),
     metadata["method"],
-    restore(json.loads(metadata["concepts"])),
-    json.loads(metadata["diagnostics"]),
+    restore(rows, f"{path}: concepts"),
+    durable.from_json(metadata["diagnostics"], where),
     tensors,
   )

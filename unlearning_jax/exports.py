@@ -143,7 +143,7 @@ def check_export(
   _check_rank(rank)
   if layout == "context_map" and dtype != "float32":
     raise ValueError(f"dtype={dtype}: a context map is always float64")
-  return output.check_output(path, overwrite)
+  return output.check_output(path, overwrite, folder=layout == "folder")
 
 
 def export(

@@ -86,7 +86,8 @@ def named(what: str, name: str, known: Sequence[str] | Iterable[str]) -> Any:
     return None
   try:
     return getattr(importlib.import_module(module), attribute)
-  except (ImportError, AttributeError) as error:
+  # Without a name before the colon, or with a dot first, Python raises others.
+  except (ImportError, AttributeError, ValueError, TypeError) as error:
     raise ValueError(
       f"{what}={name!r}: {error}; give package.module:name of a module that "
       "is importable from here"
@@ -111,7 +112,7 @@ def module(what: str, name: str, package: str) -> Any:
     return importlib.import_module(
       f"{package}.{name}" if name in known else name
     )
-  except ModuleNotFoundError as error:
+  except (ModuleNotFoundError, TypeError) as error:
     raise ValueError(
       f"{what}={name!r}: {error}; give one of {', '.join(known)}, or a module "
       "importable from here"
@@ -135,7 +136,7 @@ def options(
     ValueError: an option is unknown, or is not of its type.
   """
   text = str(name).partition("~")[2]
-  known = inspect.signature(made_by).parameters
+  known = _parameters(what, name, made_by)
   parts = [part.partition("=") for part in text.split(",")] if text else []
   found = {key: value for key, _, value in parts} | dict(more)
   for key, value in found.items():
@@ -150,4 +151,27 @@ def options(
       raise ValueError(
         f"{what}={name!r}: {key}={value!r} is not a {kind.__name__}"
       ) from error
+  lacking = [k for k, p in known.items() if _is_needed(p) and k not in found]
+  if lacking:
+    raise ValueError(
+      f"{what}={name!r}: needs {', '.join(lacking)}; give it a default"
+    )
   return found
+
+
+def _parameters(
+  what: str, name: str, made_by: Callable
+) -> Mapping[str, inspect.Parameter]:
+  """The parameters of a function that makes a judge or a metric."""
+  try:
+    return inspect.signature(made_by).parameters
+  except (ValueError, TypeError) as error:
+    raise ValueError(
+      f"{what}={name!r}: is no function whose options can be read: {error}"
+    ) from error
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+  several = (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+  none = parameter.default is parameter.empty
+  return none and parameter.kind not in several

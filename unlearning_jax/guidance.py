@@ -22,7 +22,6 @@ step, and stops where the timestep is below `warmup`: the clock "legacy".
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -202,7 +201,7 @@ def load(path: pathlib.Path) -> Guidance:
       the message names it.
   """
   try:
-    facts = json.loads(path.read_text())
+    facts = durable.read_json(path)
     if facts.pop("format", None) != _FORMAT:
       raise ValueError(f"format: allowed is {_FORMAT!r}")
     facts["concepts"] = tuple(

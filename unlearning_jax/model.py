@@ -11,7 +11,6 @@ the devices.
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from jaxtyping import UInt8
 
 from unlearning_jax import (
   convert,
+  durable,
   edits,
   exports,
   extensions,
@@ -231,7 +231,9 @@ def load(
       if made.suffix == ".json":
         loaded = base.with_guidance(guidance_.load(made))
       else:
-        loaded = base.with_edit(edits.load_edit(made))
+        edit = edits.load_edit(made)
+        with durable.explaining(made, "does not fit"):
+          loaded = base.with_edit(edit)
       return dataclasses.replace(loaded, probe=probe_.of(made))
   if base is not None:
     whole = (pathlib.Path(name) / output.MARK).is_file()
@@ -295,20 +297,21 @@ def finished(folder: str | os.PathLike[str]) -> dict[str, Any]:
   if not (path / "DONE").exists():
     raise ValueError(f"{path}: the run has not ended; start it again to go on")
   seal.check(path)
-  text = (path / "config.json").read_text(encoding="utf-8")
-  return renamed.config(json.loads(text))
+  return renamed.config(durable.read_json(path / "config.json"))
 
 
 def _made(path: pathlib.Path) -> pathlib.Path | None:
   """The file of the edit or guidance that a path stands for; None for none."""
   if path.is_file() and path.suffix == ".safetensors":
     known = reader.read_metadata(path).get("format") == edits.FORMAT
+    if known:
+      seal.check_file(path)
     return path if known else None
   if not (path / "config.json").is_file() or (path / "unet").is_dir():
     return None
   # A network of diffusers or transformers has a config.json too.
   if {"_class_name", "architectures"} & set(
-    reader.read_json(path / "config.json")
+    durable.read_json(path / "config.json")
   ):
     return None
   finished(path)
@@ -327,8 +330,7 @@ def _base_of(file: pathlib.Path) -> str:
   for folder in (file.parent, file.parent.parent):
     config = folder / "config.json"
     if config.is_file():
-      found = json.loads(config.read_text(encoding="utf-8")).get("model")
-      if found:
+      if found := durable.read_json(config).get("model"):
         return str(found)
   raise ValueError(
     f"{file}: an edit, and no run beside it names its base; give it: "

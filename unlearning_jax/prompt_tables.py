@@ -19,6 +19,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from unlearning_jax import durable
+
 # What is read -> the columns that may hold it; the first that is there counts.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
   # The last two hold the texts that Ring-A-Bell and MMA-Diffusion found.
@@ -134,6 +136,8 @@ def _read(
       f"{path}: is a folder; name one table of prompts: "
       f"{named or 'it holds no .csv'}"
     )
+  if os.path.exists(path):
+    durable.check_plain(path)
   # utf-8-sig, because spreadsheets write a byte-order mark; newline="", because
   # a quoted prompt may hold line breaks.
   try:
@@ -145,7 +149,7 @@ def _read(
       f"{path}: there is no such file; name a CSV of prompts: --prompts= of an "
       "evaluation, --config.prompt_table= of an attack"
     ) from error
-  except (csv.Error, UnicodeDecodeError) as error:
+  except (csv.Error, UnicodeDecodeError, OSError) as error:
     raise ValueError(f"{path}: no CSV in UTF-8: {error}") from error
   if len(set(columns)) < len(columns):
     raise ValueError(f"{path}: a column name is repeated: {columns}")
@@ -271,9 +275,11 @@ def _rows(numbers: Iterable[int]) -> str:
 def _natural(text: str, what: str) -> int:
   # isdecimal alone accepts other scripts' digits, which int() reads too.
   text = text.strip()
-  if not (text.isascii() and text.isdecimal()) or int(text) >= _MOST:
+  plain = text.isascii() and text.isdecimal()
+  # Python refuses to read a number of thousands of digits.
+  if not plain or len(text.lstrip("0")) > 10 or int(text) >= _MOST:
     raise ValueError(
-      f"{what}={text!r}; allowed: whole numbers 0 to {_MOST - 1}"
+      f"{what}={text[:80]!r}; allowed: whole numbers 0 to {_MOST - 1}"
     )
   return int(text)
 
@@ -282,7 +288,7 @@ def _real(text: str, what: str) -> float:
   try:
     value = float(text)
   except ValueError as error:
-    raise ValueError(f"{what}={text!r} is not a number") from error
+    raise ValueError(f"{what}={text[:80]!r} is not a number") from error
   if not math.isfinite(value):
     raise ValueError(f"{what}={text!r} is not finite")
   return value

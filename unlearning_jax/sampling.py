@@ -23,6 +23,9 @@ from unlearning_jax.schedules import SAMPLERS
 from unlearning_jax.settings import Output
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
+# What float32 holds.
+_MOST = float(np.finfo(np.float32).max)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -44,6 +47,12 @@ class Sampling:
     if self.sampler is not None:
       check_choice("sampling.sampler", self.sampler, SAMPLERS)
     check_choice("sampling.noise_source", self.noise_source, SOURCES)
+    # Not a number fails this too.
+    if not abs(self.guidance_scale) <= _MOST:
+      raise ValueError(
+        f"sampling.guidance_scale={self.guidance_scale}; allowed: finite "
+        f"numbers up to {_MOST:.3g}, which float32 holds"
+      )
 
 
 Images = UInt8[np.ndarray, "b H W 3"]

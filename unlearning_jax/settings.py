@@ -53,16 +53,30 @@ def build(cls: type[T], values: Mapping[str, Any], key: str = "") -> T:
   for name, value in values.items():
     place = f"{key}.{name}" if key else name
     if name not in known:
+      place = place[:200]
       if new := renamed.now(name, known):
         raise ValueError(f"{place}: {name} is now {new}")
       hint = _nearest(name, value, hints)
       raise ValueError(f"{place}: no such setting of {cls.__name__}; {hint}")
-    found[name] = _frozen(_built(hints[name], value, place))
+    try:
+      found[name] = _frozen(_built(hints[name], value, place))
+    except TypeError as error:
+      _check_holder(hints[name], value, place)
+      raise ValueError(f"{place}={repr(value)[:80]}: {error}") from error
   for name in needed(cls):
     if name not in values:
       place = f"{key}.{name}" if key else name
       raise ValueError(f"{place}: is missing; {cls.__name__} needs it")
-  return cls(**found)
+  try:
+    return cls(**found)
+  # A mapping or list inside holds what the class does not expect.
+  except (TypeError, AttributeError, LookupError) as error:
+    where = f"{key}: " if key else ""
+    for name, value in found.items():
+      _check_holder(hints[name], value, f"{key}.{name}" if key else name)
+    raise ValueError(
+      f"{where}{cls.__name__} has a value of the wrong kind: {error}"
+    ) from error
 
 
 def needed(cls: type) -> list[str]:
@@ -135,6 +149,27 @@ def _check(hint: Any, value: Any, place: str):
     names = " or ".join(getattr(o, "__name__", str(o)) for o in options)
     # The repr of an object may take pages.
     raise ValueError(f"{place}={repr(value)[:80]}: must be {names}")
+
+
+def _check_holder(hint: Any, value: Any, place: str):
+  """Refuses what is no list, mapping or settings where there must be one."""
+  union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+  allowed: list[tuple[str, tuple[type, ...]]] = []
+  for one in typing.get_args(hint) if union else (hint,):
+    kind = typing.get_origin(one) or one
+    if kind is tuple:
+      allowed.append(("a list", (list, tuple)))
+    elif kind in (Mapping, dict):
+      allowed.append(("a mapping", (Mapping,)))
+    elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
+      allowed.append(("a mapping", (Mapping, kind)))
+    elif kind in _KINDS:
+      allowed.append((kind.__name__, (_KINDS[kind],)))
+    else:
+      return
+  if not any(isinstance(value, good) for _, good in allowed):
+    said = " or ".join(dict.fromkeys(name for name, _ in allowed))
+    raise ValueError(f"{place}={repr(value)[:80]}: must be {said}")
 
 
 def _built(hint: Any, value: Any, place: str) -> Any:

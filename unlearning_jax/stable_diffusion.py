@@ -23,7 +23,7 @@ from absl import logging
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8
 
-from unlearning_jax import convert, guidance, models, samplers
+from unlearning_jax import convert, durable, guidance, models, samplers
 from unlearning_jax.convert import families, names, reader
 from unlearning_jax.models import fast
 from unlearning_jax.schedules import SAMPLERS, Schedule
@@ -95,7 +95,8 @@ def load(
     )
   # A tensor at a time: no second copy of the model is ever held.
   files = convert.load(path, read=reader.read_lazily)
-  return from_files(files, dtype=dtype, attention=attention, kernels=kernels)
+  with durable.explaining(path, "its parts make no model", values=False):
+    return from_files(files, dtype=dtype, attention=attention, kernels=kernels)
 
 
 def from_files(

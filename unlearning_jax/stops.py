@@ -70,6 +70,15 @@ def finishing() -> Iterator[None]:
     yield
   finally:
     _Notice.finishing -= 1
+  check()
+
+
+def check():
+  """Raises `Stopped` if a signal came and was lost; call it after a row.
+
+  Python ignores what is raised in a callback of its collector, so a signal that
+  comes there stops nothing.
+  """
   if _Notice.asked and not _Notice.finishing:
     raise Stopped()
 

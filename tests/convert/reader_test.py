@@ -1,3 +1,4 @@
+import fcntl
 import json
 
 import flax
@@ -327,17 +328,59 @@ def test_nothing_half_written(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_what_a_killed_writer_left_is_mended(tmp_path):
+  path, partial, old = (
+    tmp_path / "m",
+    tmp_path / ".m.partial",
+    tmp_path / ".m.old",
+  )
+  old.mkdir()
+  (old / output.MARK).write_text("old")
+  partial.mkdir()
+  (tmp_path / ".m.0123abcd.part").touch()
+  # Killed after it had moved the old one away: this is there again.
+  with pytest.raises(ValueError, match="exists; replace it"):
+    output.check_output(path, overwrite=False)
+  assert (path / output.MARK).read_text() == "old"
+  assert [*tmp_path.iterdir()] == [path]
+
+
+def test_two_writers_of_one_output(tmp_path):
+  with open(tmp_path / ".m.lock", "w") as other:
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(ValueError, match="m is being written by another run"):
+      with output.replacing(tmp_path / "m"):
+        pass
+
+
 def test_what_may_be_replaced(tmp_path):
   with pytest.raises(ValueError, match="exists; replace it with --overwrite"):
     output.check_output(tmp_path, overwrite=False)
-  assert output.check_output(tmp_path, overwrite=True) == tmp_path
-  (tmp_path / "thesis.tex").write_text("")
+
+  def check(path):
+    return output.check_output(path, overwrite=True, folder=True)
+
+  assert check(tmp_path) == tmp_path
+  thesis = tmp_path / "unet" / "thesis.tex"
+  thesis.parent.mkdir()
+  thesis.write_text("")
   with pytest.raises(ValueError, match=r"not a model folder; not replaced"):
-    output.check_output(tmp_path, overwrite=True)
+    check(tmp_path)
   (tmp_path / output.MARK).write_text("{}")
-  output.check_output(tmp_path, overwrite=True)
+  with pytest.raises(ValueError, match="holds unet/thesis.tex, which would be"):
+    check(tmp_path)
+  with pytest.raises(ValueError, match="is a folder, and the output a file"):
+    output.check_output(tmp_path, overwrite=True)
+  thesis = thesis.rename(tmp_path.with_name("thesis.tex"))
+  with pytest.raises(ValueError, match="is a file, and the output a folder"):
+    check(thesis)
+  (tmp_path / "unet" / "config.json").write_text("{}")
+  check(tmp_path)
+  link = tmp_path.with_name("link")
+  link.symlink_to(tmp_path)
+  assert check(link) == tmp_path
   with pytest.raises(ValueError, match="cannot make its folder"):
-    output.check_output(tmp_path / "thesis.tex" / "out", overwrite=False)
+    output.check_output(thesis / "out", overwrite=False)
   new = tmp_path / "a" / "b"
   assert output.check_output(new, overwrite=False) == new
   assert new.parent.is_dir() and not new.exists()

@@ -1,5 +1,6 @@
 """Configs by name, the verbs of the command, and what they print."""
 
+import errno
 import importlib
 import os
 import sys
@@ -166,6 +167,17 @@ def test_every_verb_lists_its_choices(verb, monkeypatch):
     return
   lines = done.stdout.splitlines()
   assert lines and all(line.strip() for line in lines), done.stderr
+
+
+def test_a_full_disk_is_not_too_little_memory():
+  # As the storage of checkpoints words it.
+  error = ValueError("RESOURCE_EXHAUSTED: write: No space left on device")
+  assert not errors.is_out_of_memory(error)
+  assert errors.of_disk(error).endswith(
+    "make room, and the same command goes on"
+  )
+  assert errors.of_disk(OSError(errno.EDQUOT, "Quota", "a"))
+  assert not errors.of_disk(ValueError("seed=-1"))
 
 
 def test_too_little_memory_names_what_to_halve():

@@ -13,7 +13,8 @@ from unlearning_jax.record.workdir import Workdir
 CONFIG = {"method": "uce"}
 FILES = [
   "config.json", "results.jsonl", "edit.safetensors", "steps/1.safetensors",
-  "images/a.png",
+  "images/a.png", "summary.json", "metrics.jsonl", "edit.probe.json",
+  "provenance.json",
 ]  # fmt: skip
 
 
@@ -27,6 +28,9 @@ def run(tmp_path):
   for name in FILES[2:4]:
     (workdir.path / name).write_bytes(b"some tensors")
   workdir.save_summary({"rows": 3})
+  workdir.metrics(1, loss=0.5)
+  workdir.write("edit.probe.json", '{"left": 0.25}')
+  workdir.record_provenance(devices={})
   workdir.mark_done()
   return workdir.path
 
@@ -81,6 +85,22 @@ def test_rows_may_follow_and_the_summary_may_change(run):
   workdir.mark_done()
   size, _ = json.loads((run / "DONE").read_text())["results.jsonl"]
   assert size == (run / "results.jsonl").stat().st_size
+
+
+@pytest.mark.parametrize("then", ["killed", "ended"])
+def test_a_start_writes_again_what_it_may(run, then):
+  """It may be killed at any moment, and its files still fit their seal."""
+  workdir = Workdir(run, CONFIG)
+  workdir.record_provenance(devices={})
+  workdir.metrics(2, loss=0.25)
+  workdir.save_summary({"rows": 5})
+  if then == "ended":
+    workdir.mark_done()
+  seal.check(run, images=True)
+  sealed = json.loads((run / "DONE").read_text())
+  assert ("summary.json" in sealed) == (then == "ended")
+  assert {"config.json", "results.jsonl", *FILES[2:5]} <= {*sealed}
+  assert Workdir(run, CONFIG).is_done
 
 
 @pytest.mark.parametrize("text", ["", "{}"])

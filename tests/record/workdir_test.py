@@ -1,5 +1,6 @@
 """One run's record: whole rows, honest resumes, and survival of a kill."""
 
+import fcntl
 import json
 import random
 import signal
@@ -159,11 +160,20 @@ def test_damage_in_the_middle_is_named(tmp_path):
 def test_two_writers_cannot_share_a_rows_file(tmp_path):
   first = Workdir(tmp_path, {})
   first.append_row({"id": 1})
-  with pytest.raises(ValueError, match="is being written by another run"):
-    Workdir(tmp_path, {}).append_row({"id": 2})
-  assert Workdir(tmp_path, {}).done_ids() == {1}
-  del first
-  Workdir(tmp_path, {}).append_row({"id": 2})
+  with open(tmp_path / "results.jsonl") as other:
+    with pytest.raises(BlockingIOError):
+      fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  # A later run of this process goes on, and the first is over.
+  second = Workdir(tmp_path, {})
+  second.append_row({"id": 2})
+  with pytest.raises(ValueError, match="written by a later run of this proc"):
+    first.append_row({"id": 3})
+  assert Workdir(tmp_path, {}).done_ids() == {1, 2}
+  del first, second
+  with open(tmp_path / "results.jsonl") as other:
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(ValueError, match="is being written by another run"):
+      Workdir(tmp_path, {}).append_row({"id": 3})
 
 
 def test_each_process_has_its_own_rows_and_all_are_merged(tmp_path):
@@ -241,7 +251,9 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
   with pytest.raises(ValueError, match="summary: "):
     workdir.save_summary({"value": np.nan})
   assert json.loads((tmp_path / "summary.json").read_text()) == {"value": 0.5}
-  assert {p.name for p in tmp_path.iterdir()} == {"config.json", "summary.json"}
+  assert {p.name for p in tmp_path.glob("[!.]*")} == {
+    "config.json", "summary.json",
+  }  # fmt: skip
 
 
 def test_provenance_lists_every_start(tmp_path, monkeypatch):

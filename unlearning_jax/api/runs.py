@@ -8,8 +8,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from unlearning_jax import durable, renamed
 from unlearning_jax import model as models
-from unlearning_jax import renamed
 from unlearning_jax import settings as settings_
 from unlearning_jax.api.results import Table, pivot
 from unlearning_jax.durable import to_json
@@ -69,7 +69,7 @@ def leaderboard(runs: Sequence[Path]) -> Table:
 def page(folder: pathlib.Path) -> str:
   """The page in a run's folder, HTML; "" where it has none."""
   file = folder / "report.html"
-  return file.read_text(encoding="utf-8") if file.exists() else ""
+  return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -105,8 +105,13 @@ def open(folder: Path) -> Run:
   """
   path = pathlib.Path(folder)
   config = models.finished(path)
+  with durable.explaining(path):
+    return _read(path, config)
+
+
+def _read(path: pathlib.Path, config: dict[str, Any]) -> Run:
   file = path / "summary.json"
-  summary = json.loads(file.read_text()) if file.exists() else {}
+  summary = durable.read_json(file) if file.exists() else {}
   summary = renamed.summary(summary)
   by_model = summary.get("measures", {})
   if not isinstance(by_model, dict):

@@ -8,7 +8,6 @@ ComfyUI and LyCORIS are read; `adapter_kinds` has the sums.
 import dataclasses
 import difflib
 import functools
-import json
 import math
 import os
 import pathlib
@@ -19,13 +18,13 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from unlearning_jax import durable
 from unlearning_jax.convert import adapter_kinds, originals
 from unlearning_jax.convert.folder import ModelFiles
 from unlearning_jax.convert.lazy import Lazy
 from unlearning_jax.convert.names import State, report_mismatch
 from unlearning_jax.convert.reader import (
   as_float32,
-  read_json,
   read_metadata,
   read_state_dict,
 )
@@ -274,8 +273,59 @@ def _config(
         f"{path}: its keys are PEFT's own, whose alpha is in {_PEFT_CONFIG}; "
         "put it beside the file"
       )
-    return read_json(beside)
-  return json.loads(read_metadata(path).get(_METADATA, "{}"))
+    return _checked(durable.read_json(beside), f"{beside}")
+  held, where = read_metadata(path).get(_METADATA, "{}"), f"{path}: {_METADATA}"
+  return _checked(durable.from_json(held, where), where)
+
+
+def _checked(config: dict[str, Any], where: str) -> dict[str, Any]:
+  """PEFT's configuration, whose numbers are numbers.
+
+  Raises:
+    ValueError: naming the key.
+  """
+  for key, value in config.items():
+    # Of several components, each key begins with one's name.
+    name = key.rpartition(".")[2]
+    if name in ("rank_pattern", "alpha_pattern"):
+      good = value is None or isinstance(value, dict)
+      table = value or {}
+      if good and not (
+        all(map(_is_number, table.values())) and all(map(_is_module, table))
+      ):
+        good = False
+    elif name in ("r", "lora_alpha", "alpha"):
+      good = value is None or _is_number(value)
+    elif name == "feedforward_modules":
+      several = [value] if isinstance(value, str) else value or []
+      good = isinstance(several, list) and all(map(_is_module, several))
+    else:
+      continue
+    if not good:
+      raise ValueError(
+        f"{where}: {key}={str(value)[:80]!r}; allowed: finite numbers, names "
+        "of modules, and patterns of them"
+      )
+  return config
+
+
+def _is_number(value: object) -> bool:
+  known = isinstance(value, int | float) and not isinstance(value, bool)
+  return known and math.isfinite(value)
+
+
+def _is_module(name: object) -> bool:
+  """Whether a text is a pattern of names that is matched in short time."""
+  if not isinstance(name, str) or len(name) > 1000:
+    return False
+  # A group that repeats can be matched in more ways than there is time for.
+  if re.search(r"\)[*+?{]", name) or len(re.findall(r"[*+?{]", name)) > 4:
+    return False
+  try:
+    re.compile(name)
+  except (re.error, RecursionError, OverflowError):
+    return False
+  return True
 
 
 def _read_one(

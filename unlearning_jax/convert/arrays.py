@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from unlearning_jax import durable
+from unlearning_jax.convert.unpickler import Within, check_memo
+
 _TYPES = {"f2": np.float16, "f4": np.float32, "f8": np.float64}
 _CORRUPT = (
   pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError,
@@ -68,8 +71,11 @@ def read_array(path: str | os.PathLike[str]) -> Float[np.ndarray, "..."]:
       floats, or asks for another global.
   """
   try:
+    durable.check_plain(path)
     with open(path, "rb") as file:
-      found = _Unpickler(file).load()
+      check_memo(Within(file))
+      file.seek(0)
+      found = _Unpickler(Within(file)).load()
     if not isinstance(found, _Array) or found.state is None:
       raise ValueError(f"it holds a {type(found).__name__}, not an array")
     _, shape, kind, columns_first, raw = found.state

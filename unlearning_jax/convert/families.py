@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from unlearning_jax import durable
 from unlearning_jax.convert import names, reader
 from unlearning_jax.convert.output import MARK
 
@@ -280,7 +281,7 @@ def check_folder(path: pathlib.Path):
   ):
     if not file.is_file():
       continue
-    value = reader.read_json(file).get(key)
+    value = durable.read_json(file).get(key)
     if key == "addition_embed_type":
       family = _XL if value == "text_time" else None
     else:

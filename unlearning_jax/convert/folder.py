@@ -8,11 +8,13 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from unlearning_jax import durable
 from unlearning_jax.convert.names import State, canonical, unwrapped
 from unlearning_jax.convert.output import (
   MARK,
   check_dtype,
   check_output,
+  is_written,
   replacing,
   write_safetensors,
 )
@@ -20,7 +22,6 @@ from unlearning_jax.convert.reader import (
   Reader,
   as_float32,
   read_edit,
-  read_json,
   read_state_dict,
 )
 
@@ -107,7 +108,7 @@ def load_folder(
 def load_configs(path: pathlib.Path) -> dict[str, dict[str, Any]]:
   """Reads a folder's configs; arguments and errors as `load_folder`."""
   file = path / MARK
-  index = read_json(file)
+  index = durable.read_json(file)
   pipeline = index.get("_class_name")
   if pipeline not in _PIPELINES:
     raise ValueError(
@@ -125,8 +126,8 @@ def load_configs(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     kind = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     if str(kind).removeprefix("Flax") != expected:
       raise ValueError(f"{file}: {component} is {entry}; allowed: {expected}")
-    configs[component] = read_json(path / component / "config.json")
-  scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+    configs[component] = durable.read_json(path / component / "config.json")
+  scheduler = durable.read_json(path / "scheduler" / "scheduler_config.json")
   entry = index.get("scheduler") or [None, None]
   kind = scheduler.get("_class_name") or entry[1]
   if not isinstance(kind, str):
@@ -223,7 +224,7 @@ def save_folder(
       not finite in `dtype`.
   """
   check_dtype(dtype)
-  path = check_output(path, overwrite)
+  path = check_output(path, overwrite, folder=True)
   if model.tokenizer is None:
     raise ValueError(
       f"{path}: a folder needs a tokenizer, and a single file has none; name "
@@ -252,7 +253,7 @@ def save_folder(
     )
     (partial / "tokenizer").mkdir()
     for file in sorted(model.tokenizer.iterdir()):
-      if file.is_file():
+      if is_written(f"tokenizer/{file.name}") and file.is_file():
         shutil.copyfile(file, partial / "tokenizer" / file.name)
 
 

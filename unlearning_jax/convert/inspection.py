@@ -8,7 +8,6 @@ a tensor at a time: how many layers, by how much, and of what rank.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from unlearning_jax import extensions
+from unlearning_jax import durable, extensions
 from unlearning_jax.convert import differences, families, pickles, reader
 from unlearning_jax.convert.differences import Difference
 from unlearning_jax.convert.families import Kind
@@ -155,7 +154,7 @@ def _of_folder(place: pathlib.Path) -> Inspection:
     kind = Kind("folder", text, use)
     scheduler = place / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
-      said = reader.read_json(scheduler)
+      said = durable.read_json(scheduler)
       predicts = said.get("prediction_type", "epsilon")
       notes = (f"{said.get('_class_name')}, predicts {predicts}",)
   return _described(place, kind, state, notes)
@@ -221,7 +220,8 @@ def _notes(
     notes.append("predicts velocity, so its base must too")
   if "concepts" in metadata and "method" in metadata:
     try:
-      erased = [row["erase"] for row in json.loads(metadata["concepts"])]
+      rows = durable.from_json(metadata["concepts"], "concepts", list)
+      erased = [str(row["erase"]) for row in rows]
     # Somebody else's header.
     except (ValueError, TypeError, KeyError):
       erased = []

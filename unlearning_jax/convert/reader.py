@@ -1,6 +1,5 @@
 """Reads the tensors of one weights file, whatever its format."""
 
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from flax import serialization
 
+from unlearning_jax import durable
 from unlearning_jax.convert import names, pickles, safetensors_files
 from unlearning_jax.convert.lazy import Lazy
 from unlearning_jax.convert.safetensors_files import Header
@@ -67,8 +67,7 @@ def file_format(path: pathlib.Path) -> str:
   Raises:
     ValueError: the file is missing, or of a kind that holds no weights for us.
   """
-  if not path.is_file():
-    raise ValueError(f"{path}: no such file")
+  durable.check_plain(path)
   with open(path, "rb") as file:
     head = file.read(512)
   for start, kind in _NO_WEIGHTS.items():
@@ -110,23 +109,6 @@ def read_edit(path: str | os.PathLike) -> dict[str, str]:
   if not _EDIT <= set(header):
     return {}
   return {key: header[key] for key in sorted(_OF_EDIT & set(header))}
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Reads a JSON object.
-
-  Raises:
-    ValueError: the file is missing, not JSON, or not an object.
-  """
-  try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError as error:
-    raise ValueError(f"{path}: no such file") from error
-  except (OSError, ValueError) as error:
-    raise ValueError(f"{path}: not readable as JSON: {error}") from error
-  if not isinstance(value, dict):
-    raise ValueError(f"{path}: holds a {type(value).__name__}, not an object")
-  return value
 
 
 def as_float32(state: Mapping[str, np.ndarray], source: str) -> names.State:
@@ -181,7 +163,7 @@ def _shard_headers(path: pathlib.Path) -> dict[str, Header]:
 
 def _of_shards(path: pathlib.Path, read: Callable) -> dict[str, Any]:
   """What `read` finds in the shards that an index names."""
-  index = read_json(path).get("weight_map")
+  index = durable.read_json(path).get("weight_map")
   if not isinstance(index, dict) or not index:
     raise ValueError(f"{path}: is no index of shards: it has no weight_map")
   state: dict[str, Any] = {}

@@ -8,6 +8,7 @@ placeholders that import nothing and ignore what the pickle does to them. A
 placeholder among the weights themselves is refused.
 """
 
+import os
 import pickle
 import pickletools
 import re
@@ -141,7 +142,7 @@ _GLOBALS = {
 class _Unpickler(pickle.Unpickler):
   """An unpickler that looks nothing up and imports nothing."""
 
-  def __init__(self, file: IO[bytes]):
+  def __init__(self, file: Any):
     super().__init__(file)
     self.storages: dict[str, Storage] = {}
 
@@ -173,7 +174,7 @@ class _Unpickler(pickle.Unpickler):
     return storage
 
 
-def _check_memo(file: IO[bytes]):
+def check_memo(file: Any):
   """Refuses a pickle that makes the unpickler allocate a huge table.
 
   The table of what is remembered is as long as the largest index in it.
@@ -186,14 +187,34 @@ def _check_memo(file: IO[bytes]):
         raise pickle.UnpicklingError(f"remembers a value as number {argument}")
 
 
-def load(file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
+class Within:
+  """A file that reads no more than it holds, whatever a pickle asks for.
+
+  Python's own files make room for as many bytes as they are asked for.
+  """
+
+  def __init__(self, file: IO[bytes]):
+    self._file = file
+    start = file.tell()
+    self._end = file.seek(0, os.SEEK_END)
+    file.seek(start)
+    self.readline, self.tell, self.seek = file.readline, file.tell, file.seek
+
+  def read(self, size: int = -1) -> bytes:
+    """At most `size` bytes."""
+    left = max(self._end - self._file.tell(), 0)
+    return self._file.read(left if size < 0 else min(size, left))
+
+
+def load(file: Any) -> tuple[Any, dict[str, Storage]]:
   """What the pickle at the file's place builds, and the storages it names.
 
   Raises:
     pickle.UnpicklingError: it asks for anything but tensors.
   """
+  file = Within(file)
   start = file.tell()
-  _check_memo(file)
+  check_memo(file)
   file.seek(start)
   unpickler = _Unpickler(file)
   return unpickler.load(), unpickler.storages

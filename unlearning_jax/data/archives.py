@@ -7,12 +7,12 @@ Where a sample has both, as img2dataset writes them, the txt is its caption.
 Nothing is unpacked: images stay in memory as their encoded bytes.
 """
 
-import json
 import pathlib
 import tarfile
 from collections.abc import Mapping
 from typing import Any
 
+from unlearning_jax import durable
 from unlearning_jax.data.examples import Example
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -33,6 +33,7 @@ def read(path: pathlib.Path, caption: str) -> list[Example]:
   images: dict[str, bytes] = {}
   texts: dict[str, tuple[str, ...]] = {}
   rows: dict[str, tuple[str, bytes]] = {}
+  durable.check_plain(path)
   size = path.stat().st_size
   try:
     with tarfile.open(path, "r:") as archive:
@@ -64,8 +65,12 @@ def read(path: pathlib.Path, caption: str) -> list[Example]:
           rows[key] = here, raw
     for key, (here, raw) in rows.items():
       if key not in texts:
-        texts[key] = captions_of(json.loads(raw), caption, here)
-  except (tarfile.TarError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        texts[key] = captions_of(durable.from_json(raw, here), caption, here)
+  # Python's own errors come from heads that hold no sizes and dates.
+  except (
+    tarfile.TarError, UnicodeDecodeError, OverflowError, EOFError, OSError,
+    RecursionError,
+  ) as error:  # fmt: skip
     raise ValueError(f"{path}: not a readable WebDataset: {error}") from error
   alone = sorted(images.keys() ^ texts.keys())
   if alone or not images:
@@ -103,10 +108,10 @@ def captions_of(
   keys = list(map(str, row)) if isinstance(row, Mapping) else []
   near = [k for k in ("caption", "text", "prompt") if k in keys and k != key]
   raise ValueError(
-    f"{where}: no {key!r}; the row has {', '.join(keys) or 'nothing'}"
+    f"{where}: no {key!r}; the row has {', '.join(keys)[:200] or 'nothing'}"
     + (f"; name it: --config.data.caption={near[0]}" if near else "")
     + (
-      f"; {key!r} is {value!r}, no text and no list of texts"
+      f"; {key!r} is {repr(value)[:200]}, no text and no list of texts"
       if value is not None
       else ""
     )

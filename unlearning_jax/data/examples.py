@@ -1,7 +1,6 @@
 """Captioned images: files, bytes or pixels, with one or more captions."""
 
 import hashlib
-import io
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,6 +9,8 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 from jaxtyping import UInt8
+
+from unlearning_jax import pictures
 
 
 class Example(NamedTuple):
@@ -60,7 +61,7 @@ def read_images(
   """Scales images to cover `size`, (height, width), and crops their center.
 
   Raises:
-    ValueError: a file is not an image.
+    ValueError: a file is not an image, or has more than 8 bits a channel.
   """
   out = np.empty((len(examples), *size, 3), np.uint8)
   for i, example in enumerate(examples):
@@ -71,14 +72,19 @@ def read_images(
 def _open(image: pathlib.Path | bytes | np.ndarray) -> PIL.Image.Image:
   if isinstance(image, np.ndarray):
     return PIL.Image.fromarray(image)
+  opened = pictures.read(image)
+  name = "the image" if isinstance(image, bytes) else image
+  if opened.mode.startswith(("I", "F")):
+    # Pillow would cut its levels at 255.
+    raise ValueError(
+      f"{name}: has more than 8 bits a channel; convert it first"
+    )
   try:
-    file = io.BytesIO(image) if isinstance(image, bytes) else image
-    with PIL.Image.open(file) as opened:
-      # Cameras store the orientation in EXIF; transparency becomes black.
-      return PIL.ImageOps.exif_transpose(opened).convert("RGB")
-  except (PIL.UnidentifiedImageError, OSError) as error:
-    name = "the image" if isinstance(image, bytes) else image
-    raise ValueError(f"{name} cannot be read as an image: {error}") from error
+    # Cameras store the orientation in EXIF; transparency becomes black.
+    return PIL.ImageOps.exif_transpose(opened).convert("RGB")
+  # What the camera stored is damaged.
+  except (ValueError, TypeError, LookupError, SyntaxError, OSError) as error:
+    raise ValueError(f"{name}: not a readable image: {error}") from error
 
 
 def _fit(image: PIL.Image.Image, size: tuple[int, int]) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Captioned images as people keep them: folders, tables, archives, datasets."""
 
 import csv
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from unlearning_jax import durable
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.data import archives as archives_
 from unlearning_jax.data.archives import IMAGES, captions_of
@@ -85,12 +85,22 @@ def _beside(root: pathlib.Path) -> list[Example]:
         f"{image}: has no {image.stem}.txt beside it; an image without a "
         "caption has an empty one"
       )
-    if not image.resolve().is_relative_to(root.resolve()):
+    if not _resolved(image, f"{root}").is_relative_to(root.resolve()):
       raise ValueError(f"{image}: leaves the folder")
-    lines = own[0].read_text(encoding="utf-8-sig").splitlines()
-    first, *others = [line.strip() for line in lines if line.strip()] or [""]
+    durable.check_plain(image)
+    first, *others = _lines_of(own[0]) or [""]
     found.append(Example(image, first, tuple(others)))
   return found
+
+
+def _lines_of(path: pathlib.Path) -> list[str]:
+  """The lines of a text that are not blank."""
+  try:
+    text = path.read_text(encoding="utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path}: no text in UTF-8: {error}") from error
+  # Not splitlines: a caption may hold other breaks, such as U+2028.
+  return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _captions_of_file(image: pathlib.Path) -> list[pathlib.Path]:
@@ -161,21 +171,18 @@ def prepared_dataset(
 
 
 def _jsonl(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-  lines = path.read_text(encoding="utf-8").splitlines()
-  for number, line in enumerate(lines, 1):
-    if line.strip():
-      try:
-        row = json.loads(line)
-      except ValueError as error:
-        raise ValueError(f"{path}, line {number}: {error}") from error
-      if not isinstance(row, dict):
-        raise ValueError(f"{path}, line {number}: not an object: {line[:50]}")
-      yield row
+  # Bytes, because other breaks than these, such as U+2028, may be in a text.
+  for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    if line.strip(b"\xef\xbb\xbf \t\r"):
+      yield durable.from_json(line, f"{path}, line {number}")
 
 
 def _csv(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-  with open(path, newline="", encoding="utf-8-sig") as file:
-    yield from csv.DictReader(file, strict=True)
+  try:
+    with open(path, newline="", encoding="utf-8-sig") as file:
+      yield from csv.DictReader(file, strict=True)
+  except (csv.Error, UnicodeDecodeError) as error:
+    raise ValueError(f"{path}: no CSV in UTF-8: {error}") from error
 
 
 def _parquet(path: pathlib.Path) -> Iterator[dict[str, Any]]:
@@ -187,8 +194,11 @@ def _parquet(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     ) from error
   try:
     yield from parquet.read_table(path).to_pylist()
-  # pyarrow's errors are ValueErrors and OSErrors.
-  except (ValueError, OSError) as error:
+  # pyarrow's errors are these, and Python's of what it found.
+  except (
+    ValueError, OSError, NotImplementedError, TypeError, LookupError,
+    OverflowError,
+  ) as error:  # fmt: skip
     raise ValueError(f"{path}: not a readable parquet file: {error}") from error
 
 
@@ -204,21 +214,34 @@ def _examples(
     here = f"{where}, row {number}"
     name = row.get("file_name")
     if not isinstance(name, str) or not name.strip():
-      keys = ", ".join(str(k) for k in row)
+      keys = ", ".join(str(k) for k in row)[:200]
       raise ValueError(
         f"{here}: no 'file_name'; the row has {keys or 'nothing'}"
       )
-    path = (root / name).resolve()
+    path = _resolved(root / name, here)
     if not path.is_relative_to(inside):
-      raise ValueError(f"{here}: {name!r} leaves the folder")
-    if not path.is_file():
-      raise ValueError(f"{here}: there is no file {path}")
+      raise ValueError(f"{here}: {name[:200]!r} leaves the folder")
+    if not os.path.isfile(path):
+      raise ValueError(f"{here}: there is no file {str(path)[:200]}")
     if path in found:
-      raise ValueError(f"{here}: {name!r} is listed twice")
+      raise ValueError(f"{here}: {name[:200]!r} is listed twice")
     found[path] = captions_of(row, caption, here)
   if not found:
     raise ValueError(f"{where}: it lists no images")
   return [Example(p, first, tuple(rest)) for p, (first, *rest) in found.items()]
+
+
+def _resolved(path: pathlib.Path, where: str) -> pathlib.Path:
+  """The file that a name stands for.
+
+  Raises:
+    ValueError: it can stand for none.
+  """
+  try:
+    return path.resolve()
+  # A zero in it, a link to itself, letters that no name can have.
+  except (ValueError, OSError, RuntimeError) as error:
+    raise ValueError(f"{where}: {str(path)[:80]!r}: {error}") from error
 
 
 def _plain(value: Any) -> Any:

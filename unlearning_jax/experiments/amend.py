@@ -17,6 +17,7 @@ from unlearning_jax.erasures import mace, uce
 from unlearning_jax.experiments import common
 from unlearning_jax.experiments.erase import STATISTICS, probed
 from unlearning_jax.model import Model, load
+from unlearning_jax.record import seal
 from unlearning_jax.stable_diffusion import Params
 
 
@@ -98,6 +99,7 @@ def run(settings: Settings) -> Edit:
   before, known, fused = pathlib.Path(settings.statistics or ""), None, False
   if settings.statistics is not None:
     file = before / STATISTICS
+    seal.check_file(file)
     found = reader.read_metadata(file) if file.is_file() else {}
     fused = found.get("format") == mace.STATISTICS
     known = None if fused else statistics.load_statistics(file)
@@ -109,10 +111,11 @@ def run(settings: Settings) -> Edit:
     changed, edit = of_fusion(settings, model.params, before)
   else:
     changed, edit = of_rows(settings, model, known)
-  folder = pathlib.Path(settings.output)
-  changed.save(folder / STATISTICS)
-  save_edit(edit, folder / common.EDIT)
-  probed(folder / common.EDIT, model, edit, edit.concepts)
+  # Else a start that was killed would leave a folder that the next refuses.
+  with output.replacing(pathlib.Path(settings.output).absolute()) as folder:
+    changed.save(folder / STATISTICS)
+    save_edit(edit, folder / common.EDIT)
+    probed(folder / common.EDIT, model, edit, edit.concepts)
   return edit
 
 

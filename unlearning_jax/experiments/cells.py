@@ -7,8 +7,6 @@ each cell (`Folders`), or rows of one record (`Rows`).
 """
 
 import contextlib
-import errno
-import os
 import pathlib
 import shutil
 import traceback
@@ -22,9 +20,7 @@ from unlearning_jax import durable, renamed
 from unlearning_jax.record import Recorder
 
 C = TypeVar("C", bound=Hashable)
-_OF_MACHINE = (
-  OSError, MemoryError, durable.BusyError, durable.DamagedError,
-)  # fmt: skip
+_OF_MACHINE = OSError, MemoryError, durable.BusyError, durable.DamagedError
 
 
 class Store(Protocol[C]):
@@ -86,11 +82,11 @@ def _is_of_machine(error: BaseException | None) -> bool:
 
   A library may wrap it in an error of its own.
   """
+  if durable.is_full(error):
+    return True
   while error is not None:
     if isinstance(error, _OF_MACHINE):
       return not isinstance(error, FileNotFoundError)
-    if os.strerror(errno.ENOSPC) in str(error):
-      return True
     error = error.__cause__ or error.__context__
   return False
 

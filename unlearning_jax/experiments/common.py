@@ -17,6 +17,7 @@ from unlearning_jax import (
   guidance,
   judges,
   metrics,
+  processes,
   sharding,
 )
 from unlearning_jax import model as models
@@ -209,6 +210,7 @@ def workdir(
   *,
   alone: bool = False,
   guard: Callable[[], object] = lambda: None,
+  locked: bool = True,
 ) -> Workdir:
   """Opens the folder of a run, which all its processes share.
 
@@ -220,9 +222,11 @@ def workdir(
     cls: the class of its settings; it says what a resume may change.
     alone: True if this process runs it alone.
     guard: see `Workdir`.
+    locked: see `Workdir`.
 
   Raises:
-    ValueError: the folder cannot be written, or is of another config.
+    ValueError: the folder cannot be written, is of another config, or another
+      run writes in it.
   """
   free = settings_.free(cls)
   # Older versions had no metrics, no published protocols, no fast kernels, no
@@ -235,7 +239,7 @@ def workdir(
   if checking.is_only():
     binding.check(path, config, free, defaults)
     checking.passed()
-  return Workdir(
+  found = Workdir(
     path,
     config,
     process_index=0 if alone else jax.process_index(),
@@ -243,7 +247,12 @@ def workdir(
     free=free,
     defaults=defaults,
     guard=guard,
+    locked=locked,
   )
+  if not alone:
+    # None writes a row before the first has the lock.
+    processes.wait_for_all("record opened")
+  return found
 
 
 def begin(
@@ -332,6 +341,7 @@ def read_made(path: str | pathlib.Path, flag: str = "--edits") -> Made:
   file = pathlib.Path(path)
   file = file / GUIDANCE if (file / GUIDANCE).is_file() else file
   if file.suffix == ".json" and file.is_file():
+    seal.check_file(file)
     return guidance.load(file)
   return read_edit(file, flag)
 

@@ -38,7 +38,8 @@ class Settings:
     variant: the variant of the weights to read, such as fp16.
     ema: for a single file, True reads averaged UNet weights and False trained
       ones; None takes whichever the file has.
-    overwrite: True replaces an output that exists.
+    overwrite: True replaces an output that exists, but no folder with a file
+      that no conversion writes.
 
   Raises:
     ValueError: naming the flag.
@@ -82,7 +83,8 @@ class Settings:
         f"--output={self.output}: --format={self.format} writes a file that "
         f"ends in {' or '.join(endings)}"
       )
-    output.check_output(self.output, self.overwrite)
+    folder = self.format == "folder"
+    output.check_output(self.output, self.overwrite, folder=folder)
 
 
 def run(given: Settings):

@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+from unlearning_jax import durable
+
 # The keys that say how many rows or images a device computes at once.
 SIZES = ("lanes", "batch_size")
 
 
 def is_short(error: BaseException) -> bool:
   """Whether XLA could not allocate what a program needs."""
-  return "RESOURCE_EXHAUSTED" in str(error)
+  # The storage of checkpoints calls a full disk so, too.
+  return "RESOURCE_EXHAUSTED" in str(error) and not durable.is_full(error)
 
 
 def remedy(

@@ -2,12 +2,18 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unlearning_jax import attacks, convert, metrics, protocols, sampling
+from unlearning_jax import (
+  attacks,
+  convert,
+  durable,
+  metrics,
+  protocols,
+  sampling,
+)
 from unlearning_jax.attacks.engine.victim import Victim
 from unlearning_jax.experiments import columns, common
 from unlearning_jax.experiments.attack import victims
@@ -15,7 +21,7 @@ from unlearning_jax.experiments.drawing import Settings
 from unlearning_jax.judges import weights
 from unlearning_jax.metrics import Estimate
 from unlearning_jax.model import Model, finished
-from unlearning_jax.record import read_rows
+from unlearning_jax.record import provenance, read_rows
 from unlearning_jax.sampling import Sampling
 from unlearning_jax.settings import build
 from unlearning_jax.stable_diffusion import StableDiffusion
@@ -259,8 +265,9 @@ def _attacks(
   asr: dict[str, Mapping[str, Any]] = {}
   for folder in folders:
     where, given = f"--attack={folder}", finished(folder)
-    start = json.loads((pathlib.Path(folder) / "provenance.json").read_text())
-    victim = start["runs"][0].get("inputs", {}).get("victim")
+    path = pathlib.Path(folder)
+    starts = provenance.starts(path / "provenance.json")
+    victim = starts[0]["inputs"].get("victim") if starts else None
     if victim is None:
       raise ValueError(
         f"{where}: is no attack; give the folder of unlearning-jax attack"
@@ -271,10 +278,11 @@ def _attacks(
         f"{where}: its victim is none of {', '.join(models)}; evaluate the "
         "model that was attacked"
       )
-    summary = json.loads((pathlib.Path(folder) / "summary.json").read_text())
-    (asr[named[victim]],) = (
-      one for one in summary["measures"] if one["name"] == "asr"
-    )
+    with durable.explaining(path / "summary.json"):
+      summary = durable.read_json(path / "summary.json")
+      (asr[named[victim]],) = (
+        one for one in summary["measures"] if one["name"] == "asr"
+      )
   return asr
 
 
@@ -365,8 +373,8 @@ def _utility(
       f"{own} needs {_UTILITY}"
     )
   path = pathlib.Path(folder)
-  start = json.loads((path / "provenance.json").read_text())["runs"][0]
-  summary = json.loads((path / "summary.json").read_text())
+  start = provenance.starts(path / "provenance.json")[0]
+  summary = durable.read_json(path / "summary.json")
   base = next(iter(models.values()))
   if start["base_fingerprint"] != convert.params_fingerprint(base.params):
     raise ValueError(f"--utility={folder}: is of another base")

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from unlearning_jax import models, tokens
+from unlearning_jax import durable, models, tokens
 from unlearning_jax.convert import reader, to_flax, vision
 from unlearning_jax.judges import networks, weights
 from unlearning_jax.judges.networks import Images
@@ -66,7 +66,7 @@ def load(
       quick_gelu, with which these weights were trained.
   """
   found = [file.find(judge, judges_dir) for file in files]
-  config = reader.read_json(found[0])
+  config = durable.read_json(found[0])
   parts = {key: dict(config.get(f"{key}_config") or {}) for key in _SIDES}
   for key, part in parts.items():
     act = part.get("hidden_act", "quick_gelu")

@@ -10,7 +10,9 @@ import os
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from unlearning_jax import pictures
 
 _METHODS = {
   "bicubic": Image.Resampling.BICUBIC,
@@ -101,21 +103,14 @@ def read(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
   hides nothing is dropped.
 
   Args:
-    path: a file that Pillow reads.
+    path: a file of `pictures.FORMATS`.
 
   Raises:
     ValueError: it is not an image, or it has more than 8 bits a channel,
       another color space than RGB, or something transparent. Judges see such
       images in different ways, and none of them says so.
   """
-  try:
-    with Image.open(path) as image:
-      image.load()
-      return _rgb(image, os.fspath(path))
-  except (UnidentifiedImageError, OSError, SyntaxError) as error:
-    raise ValueError(f"{os.fspath(path)}: not a readable image: {error}") from (
-      error
-    )
+  return _rgb(pictures.read(path), os.fspath(path))
 
 
 def _rgb(image: Image.Image, name: str) -> np.ndarray:

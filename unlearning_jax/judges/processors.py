@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from unlearning_jax.convert import reader
+from unlearning_jax import durable
 from unlearning_jax.judges.pixels import Pixels
 
 # Pillow's numbers of its resize methods.
@@ -23,7 +23,7 @@ def vit(judge: str, path: pathlib.Path) -> Pixels:
   Raises:
     ValueError: a value that is missing, or that a ViT's processor has not.
   """
-  given = reader.read_json(path)
+  given = durable.read_json(path)
   size = given.get("size")
   if isinstance(size, int):
     size = {"height": size, "width": size}
@@ -44,7 +44,7 @@ def convnext(judge: str, path: pathlib.Path) -> Pixels:
   Raises:
     ValueError: a value that is missing, or that a ConvNext's processor has not.
   """
-  given = reader.read_json(path)
+  given = durable.read_json(path)
   size = given.get("size")
   size = size.get("shortest_edge") if isinstance(size, dict) else size
   if not isinstance(size, int) or size >= _SQUASHED:

@@ -4,6 +4,7 @@ Another network than `resnet50-v2`: other weights, and another resize. Their
 numbers do not compare.
 """
 
+from unlearning_jax import durable
 from unlearning_jax.convert import reader, vision
 from unlearning_jax.judges import (
   Judge,
@@ -38,7 +39,7 @@ def judge(top: int = 1, judges_dir: str = "") -> Judge:
     ValueError: a file is missing, does not fit, or is torchvision's.
   """
   found = [file.find(_NAME, judges_dir) for file in NEEDS]
-  config = reader.read_json(found[0])
+  config = durable.read_json(found[0])
   for key, value in _FIXED.items():
     if config.get(key, value) != value:
       raise ValueError(

@@ -4,6 +4,7 @@ Its labels are the folder's own, as `vincent-van-gogh`. The benchmark reports
 both the likeliest and the three likeliest: `style-vit-129~top=3`.
 """
 
+from unlearning_jax import durable
 from unlearning_jax.convert import reader, vision
 from unlearning_jax.judges import Judge, networks, processors, weights
 from unlearning_jax.models.vision import VisionConfig, VisionTransformer
@@ -29,7 +30,7 @@ def judge(top: int = 1, judges_dir: str = "") -> Judge:
     ValueError: a file is missing, or does not fit.
   """
   found = [file.find(_NAME, judges_dir) for file in NEEDS]
-  config = reader.read_json(found[0])
+  config = durable.read_json(found[0])
   names = config.get("id2label", {})
   if len(names) != _CLASSES:
     raise ValueError(

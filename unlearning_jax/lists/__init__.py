@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from unlearning_jax import durable
 from unlearning_jax.concepts import CONCEPT_SETS, check_choice, same_phrase
 
 _FOLDER = pathlib.Path(__file__).parent
@@ -41,12 +42,14 @@ def load(
     check_choice("list", str(name), names())
     path = _FOLDER / f"{name}.txt"
   try:
+    durable.check_plain(path)
     text = path.read_text(encoding="utf-8-sig")
   except OSError as error:
     raise ValueError(f"list {str(name)!r}: {error}") from error
   except UnicodeDecodeError as error:
     raise ValueError(f"{path}: no text in UTF-8: {error}") from error
-  lines = (line.strip() for line in text.splitlines())
+  # Not splitlines: a phrase may hold other breaks, such as U+2028.
+  lines = (line.strip() for line in text.split("\n"))
   phrases = tuple(line for line in lines if line and not line.startswith("#"))
   if not phrases:
     raise ValueError(f"{path}: holds no phrase")

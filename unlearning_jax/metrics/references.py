@@ -11,7 +11,11 @@ import dataclasses
 import functools
 import os
 import pathlib
+import struct
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +31,14 @@ from unlearning_jax.metrics.moments import Gaussian
 BASE = "base"
 _BATCH = 32
 _KEYS = ("mu", "sigma")
+# Statistics are hardly smaller for being packed.
+_MOST_PACKED = 3
+# What numpy and zipfile raise of a damaged file.
+_BROKEN = (
+  ValueError, OSError, EOFError, LookupError, TypeError, SyntaxError,
+  AttributeError, OverflowError, RuntimeError, struct.error,
+  NotImplementedError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,10 +214,11 @@ def _read(
   if not pathlib.Path(place).is_file():
     raise ValueError(f"{what}={place!r}: no such file")
   try:
+    _check_sizes(place)
     with np.load(place, allow_pickle=False) as file:
       keys = [k for k in file.files if vectors or k != "features"]
-      held = {key: file[key] for key in keys}
-  except (ValueError, OSError, EOFError) as error:
+      held = {key: np.asarray(file[key]) for key in keys}
+  except _BROKEN as error:
     raise ValueError(f"{what}={place!r}: not a readable .npz: {error}") from (
       error
     )
@@ -217,10 +230,20 @@ def _read(
       f"{ {key: value.shape for key, value in held.items()} }"
     )
   for key in _KEYS:
+    if held[key].dtype.kind not in "fiu":
+      raise ValueError(f"{what}={place!r}: {key} is {held[key].dtype}")
     held[key] = held[key].astype(np.float64)
     if not np.isfinite(held[key]).all():
       raise ValueError(f"{what}={place!r}: {key} holds NaN or infinity")
   return held
+
+
+def _check_sizes(place: str):
+  """Refuses an archive that claims to hold far more than it can."""
+  with zipfile.ZipFile(place) as archive:
+    whole = sum(one.file_size for one in archive.infolist())
+  if whole > _MOST_PACKED * os.path.getsize(place) + (1 << 26):
+    raise ValueError(f"it claims {whole} bytes, unpacked")
 
 
 @functools.lru_cache(maxsize=2)

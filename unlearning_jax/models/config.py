@@ -1,6 +1,9 @@
 """Reads a model's own `config.json` and refuses every key it cannot follow."""
 
 import dataclasses
+import math
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -49,7 +52,44 @@ def read_config(
     for key, value in config.items()
     if key in names - _BOOKKEEPING
   }
+  hints = typing.get_type_hints(cls)
+  for key, value in values.items():
+    if not _is_of(hints[key], value):
+      raise ValueError(
+        f"{cls.__name__}: {key}={str(value)[:80]!r} is not supported; allowed: "
+        f"{_said(hints[key])}"
+      )
   return cls(**{**values, **overrides})
+
+
+# More layers or channels than any network has would fill the memory.
+_MOST = 1 << 20
+
+
+def _is_of(hint: Any, value: Any) -> bool:
+  """Whether a config's value has the type of its field, and a sound size."""
+  if isinstance(hint, types.UnionType):
+    return any(_is_of(one, value) for one in typing.get_args(hint))
+  if typing.get_origin(hint) is tuple:
+    inner = typing.get_args(hint)[0]
+    several = isinstance(value, tuple) and 0 < len(value) <= 64
+    return several and all(_is_of(inner, one) for one in value)
+  if hint in (bool, str):
+    return isinstance(value, hint)
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  if hint is int:
+    return number and isinstance(value, int) and 0 <= value <= _MOST
+  return number and math.isfinite(value)
+
+
+def _said(hint: Any) -> str:
+  if isinstance(hint, types.UnionType):
+    return " or ".join(map(_said, typing.get_args(hint)))
+  if typing.get_origin(hint) is tuple:
+    return f"a list, each {_said(typing.get_args(hint)[0])}"
+  if hint is int:
+    return f"a whole number up to {_MOST}"
+  return {bool: "true or false", str: "a text"}.get(hint, "a finite number")
 
 
 def check_parts_fit(text: Any, unet: Any, vae: Any, *, tokens: int):

@@ -11,12 +11,13 @@ asked for those (`probe.states`); all others draw small, in four steps
 """
 
 import dataclasses
-import json
 import pathlib
 import warnings
 from typing import Any
 
 from unlearning_jax import durable, settings
+from unlearning_jax.concepts import check_choice
+from unlearning_jax.record import seal
 
 _FORMAT = "unlearning_jax probe 1"
 
@@ -69,9 +70,14 @@ class Probe:
   limits: tuple[float, ...] = ()
 
   def __post_init__(self):
-    if self.instrument and not self.limits:
+    if not self.instrument:
+      return
+    check_choice("probe.instrument", self.instrument, LIMITS)
+    if not self.limits:
       limits = dataclasses.astuple(LIMITS[self.instrument])
       object.__setattr__(self, "limits", limits)
+    # A record with more or fewer numbers is none.
+    Limits(*self.limits)
 
   @property
   def verdict(self) -> str:
@@ -160,10 +166,15 @@ def of(made: pathlib.Path) -> Probe | None:
   path = beside(made)
   if not path.exists():
     return None
-  facts = json.loads(path.read_text())
+  seal.check_file(path)
+  facts = durable.read_json(path)
   if facts.pop("format", None) != _FORMAT:
     raise ValueError(f"{path}: not a probe's record")
   own = {f.name for f in dataclasses.fields(Probe)}
-  if facts.get("instrument") and "limits" not in facts:
-    facts["limits"] = dataclasses.astuple(_FIRST[facts["instrument"]])
-  return settings.build(Probe, {k: v for k, v in facts.items() if k in own})
+  try:
+    first = _FIRST.get(facts.get("instrument", ""))
+    if first and "limits" not in facts:
+      facts["limits"] = dataclasses.astuple(first)
+    return settings.build(Probe, {k: v for k, v in facts.items() if k in own})
+  except (ValueError, TypeError) as error:
+    raise ValueError(f"{path}: not a probe's record: {error}") from error

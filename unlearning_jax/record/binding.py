@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from unlearning_jax import renamed
+from unlearning_jax import durable, renamed
 from unlearning_jax.durable import to_json
 from unlearning_jax.record import seal
 
@@ -89,7 +89,7 @@ def is_new(
         f"such as {min(foreign)}; name a new folder or an empty one"
       )
     return True
-  old = renamed.config(json.loads(file.read_text()))
+  old = renamed.config(durable.read_json(file))
   # config.json keeps the first start's free keys; provenance.json has the
   # command of every start.
   old, bound = _trimmed(old, new, defaults), _trimmed(new, old, defaults)
@@ -98,7 +98,7 @@ def is_new(
     for change in differences(old, bound)
     if not _is_free(change.partition(":")[0], free)
   ]
-  made = {entry.name for entry in folder.iterdir()}
+  made = {e.name for e in folder.iterdir() if not e.name.startswith(".")}
   if not changes or made <= {"config.json", "provenance.json"}:
     # An earlier start that recorded nothing loses nothing.
     return bool(changes)

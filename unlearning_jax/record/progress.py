@@ -5,6 +5,8 @@ import sys
 import time
 from typing import TextIO
 
+from unlearning_jax import stops
+
 
 class Progress:
   """Prints `erase  30/120  2.1/s  eta 0:43  compile 8.2 s` to stderr.
@@ -54,8 +56,13 @@ class Progress:
     return (self._done - self._resumed_at) / max(self.run_s, 1e-9)
 
   def update(self, count: int = 1, note: str = ""):
-    """Counts finished items; `note`, such as a loss, ends the line."""
+    """Counts finished items; `note`, such as a loss, ends the line.
+
+    Raises:
+      Stopped: see `stops.check`.
+    """
     self._done += count
+    stops.check()
     if time.monotonic() - self._printed >= self._every_s:
       self._print(note)
 

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from unlearning_jax import durable
+
 _PACKAGES = (
   "jax",
   "jaxlib",
@@ -52,6 +54,23 @@ def of_start(
     "inputs": dict(inputs or {}),
     "seeds": dict(seeds or {}),
   }
+
+
+def starts(file: pathlib.Path) -> list[dict[str, Any]]:
+  """The starts in a `provenance.json`, the first one first.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  found = durable.read_json(file).get("runs")
+  kinds = {"base_fingerprint": str, "judge_hashes": dict, "inputs": dict}
+  kinds |= {"seeds": dict, "command": str, "started": str}
+  for one in found if isinstance(found, list) else [None]:
+    if not isinstance(one, dict) or not all(
+      isinstance(one.get(key, kind()), kind) for key, kind in kinds.items()
+    ):
+      raise ValueError(f"{file}: is damaged: it lists no starts of a run")
+  return list(found or ())
 
 
 def _versions() -> dict[str, str]:

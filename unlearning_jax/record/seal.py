@@ -10,17 +10,27 @@ import pathlib
 import zlib
 from collections.abc import Mapping
 
+from unlearning_jax import durable
 from unlearning_jax.durable import DamagedError
 
 NAME = "DONE"
-# What is written once. Pages, tables and the summary are written again by every
-# start of a finished run, from these.
+# What is written once. Pages and tables have no seal: every start of a finished
+# run writes them again.
 _FILES = (
   "config.json",
   "results*.jsonl",
   "*.safetensors",
   "guidance.json",
   "steps/*.safetensors",
+)
+# What a start of a finished run may write again; see `lasting`.
+_AGAIN = (
+  "provenance.json",
+  "summary.json",
+  "metrics.jsonl",
+  "*.probe.json",
+  "metrics/*.safetensors",
+  "statistics.npz",
 )
 _IMAGES = "images/**/*.png"
 _CHUNK = 1 << 22
@@ -30,7 +40,7 @@ def made(folder: pathlib.Path) -> str:
   """The content of `DONE` for a run that has just ended."""
   found = {
     str(file.relative_to(folder)): [size, crc]
-    for pattern in (*_FILES, _IMAGES)
+    for pattern in (*_FILES, *_AGAIN, _IMAGES)
     for file in sorted(folder.glob(pattern))
     for size, crc in [_sum(file)]
   }
@@ -48,6 +58,20 @@ def remade(file: pathlib.Path, sums: Mapping[str, tuple[int, int]]) -> str:
   return json.dumps(kept, indent=0)
 
 
+def lasting(folder: pathlib.Path) -> str:
+  """The content of `DONE` without the files that a start writes again.
+
+  A start puts it in place before it writes the first of them. So a start that
+  is killed leaves no seal that its files do not fit.
+  """
+  kept = {
+    name: one
+    for name, one in _entries(folder / NAME).items()
+    if not any(pathlib.PurePath(name).match(again) for again in _AGAIN)
+  }
+  return json.dumps(kept, indent=0) if kept else ""
+
+
 def check(folder: pathlib.Path, *, images: bool = False):
   """Compares a finished run's files with its seal.
 
@@ -63,7 +87,12 @@ def check(folder: pathlib.Path, *, images: bool = False):
   """
   for name, was in _entries(folder / NAME).items():
     if images or not name.startswith("images/"):
-      _check(folder, name, was)
+      try:
+        _check(folder, name, was)
+      except DamagedError:
+        # Unless a start has taken it off the seal to write it again.
+        if _entries(folder / NAME).get(name) == was:
+          raise
 
 
 def _check(folder: pathlib.Path, name: str, was: tuple[int, int]):
@@ -71,11 +100,13 @@ def _check(folder: pathlib.Path, name: str, was: tuple[int, int]):
   why = "is missing" if not path.is_file() else ""
   if not why and _sum(path, was[0] if _grows(name) else None) != was:
     why = "is damaged: it is not what the run wrote"
-  if why:
-    raise DamagedError(
-      f"{path} {why}; bring back a copy, or delete {folder} and run its "
-      "command again"
-    )
+  if not why:
+    return
+  remedy = f"bring back a copy, or delete {folder} and run its command again"
+  if name == "summary.json":
+    # It is made of the rows.
+    remedy = f"delete it and {folder / NAME}, and run the command again"
+  raise DamagedError(f"{path} {why}; {remedy}")
 
 
 def check_file(path: pathlib.Path):
@@ -94,7 +125,7 @@ def _entries(file: pathlib.Path) -> dict[str, tuple[int, int]]:
   """Name -> size and checksum; empty without a seal."""
   try:
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    found = json.loads(text) if text else {}
+    found = durable.from_json(text, f"{file}") if text else {}
     if any(".." in name or name.startswith("/") for name in found):
       raise ValueError("a file outside of the run")
     return {name: (int(n), int(crc)) for name, (n, crc) in found.items()}

@@ -29,7 +29,7 @@ class TrainingLog:
     *,
     tensorboard: bool = False,
   ):
-    self._run, self._done, self._started = run, done, time.time()
+    self._run, self._done, self._started = run, done, time.monotonic()
     self._bar = run.progress(name, num_steps, done=done)
     self._events: Any = None
     if tensorboard and run.is_writer:
@@ -40,7 +40,7 @@ class TrainingLog:
 
   def __call__(self, step: int, values: dict[str, float]):
     """Records, shows and plots the metrics of a step."""
-    seconds = time.time() - self._started
+    seconds = time.monotonic() - self._started
     self._run.metrics(step, seconds=seconds, **values)
     note = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
     self._bar.update(step - self._done, note)

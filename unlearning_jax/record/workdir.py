@@ -38,10 +38,13 @@ class Workdir:
     defaults: values of keys that an older run's config may lack.
     guard: called before anything is recorded; it raises if another worker has
       taken the run over.
+    locked: whether no other process may open it to write, as long as this
+      object lives.
 
   Raises:
     ValueError: the folder cannot be written; it holds files but no run; or it
       holds rows that another config made. The message lists the keys.
+    BusyError: another run writes in the folder.
     DamagedError: the run has ended, and a file is not what it wrote.
   """
 
@@ -55,12 +58,13 @@ class Workdir:
     free: Sequence[str] = (),
     defaults: Mapping[str, Any] = MappingProxyType({}),
     guard: Callable[[], object] = lambda: None,
+    locked: bool = True,
   ):
     self.guard = guard
     self._folder = _writable_folder(path)
     self.is_writer = process_index == 0
     self._process_count = process_count
-    self._started = time.monotonic()
+    self._started, self._is_loose = time.monotonic(), False
     own = "results.jsonl"
     if process_count > 1:
       own = f"results-{process_index}.jsonl"
@@ -70,8 +74,14 @@ class Workdir:
     self._steps: dict[int, dict[str, Any]] | None = None
     if self.is_writer:
       seal.check(self.path, images=True)
-    self._bind(binding.plain(config), free, binding.plain(dict(defaults)))
-    if self.is_writer:
+    new, usual = binding.plain(config), binding.plain(dict(defaults))
+    # A run that is refused leaves nothing, not even the lock.
+    self._is_new(new, free, usual)
+    self._lock = None
+    if locked and self.is_writer:
+      self._lock = durable.lock(self.path / ".lock", self.path)
+    self._bind(new, free, usual)
+    if self._lock is not None:
       durable.sweep(self.path)
 
   @property
@@ -80,13 +90,18 @@ class Workdir:
     self.guard()
     return self._folder
 
+  def _is_new(
+    self, new: dict[str, Any], free: Sequence[str], defaults: dict[str, Any]
+  ) -> bool:
+    return binding.is_new(
+      self.path, new, free, defaults,
+      has_peers=self._process_count > 1, is_writer=self.is_writer,
+    )  # fmt: skip
+
   def _bind(
     self, new: dict[str, Any], free: Sequence[str], defaults: dict[str, Any]
   ):
-    if binding.is_new(
-      self.path, new, free, defaults,
-      has_peers=self._process_count > 1, is_writer=self.is_writer,
-    ):  # fmt: skip
+    if self._is_new(new, free, defaults):
       if self.is_writer:
         (self.path / "provenance.json").unlink(missing_ok=True)
       self.write("config.json", json.dumps(new, indent=2))
@@ -151,8 +166,9 @@ class Workdir:
   def read_metrics(self) -> dict[int, dict[str, Any]]:
     """Step -> metrics; older runs may repeat a step, whose last ones count."""
     merged: dict[int, dict[str, Any]] = {}
-    for line in self._metrics.read():
-      merged.setdefault(line["step"], {}).update(line)
+    with durable.explaining(self.path / "metrics.jsonl"):
+      for line in self._metrics.read():
+        merged.setdefault(line["step"], {}).update(line)
     return merged
 
   def save_image(self, name: str, array: np.ndarray) -> str:
@@ -174,8 +190,16 @@ class Workdir:
   def write(self, name: str, data: str | bytes):
     """Replaces one small file; only process 0 does."""
     if self.is_writer:
+      if name != seal.NAME:
+        self._loosen()
       with replacing(self.path / name) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+  def _loosen(self):
+    """Takes what may change now out of the seal of a run that had ended."""
+    if not self._is_loose and self.is_done:
+      self._is_loose = True
+      self.write(seal.NAME, seal.lasting(self.path))
 
   def save_summary(self, summary: Mapping[str, Any]):
     """Writes `summary.json`, which the page shows."""
@@ -196,7 +220,9 @@ class Workdir:
     runs = self._runs()
     for key in ("base_fingerprint", "judge_hashes", "seeds"):
       if runs:
-        self._check_same(key, runs[0][key], run[key])
+        with durable.explaining(self.path / "provenance.json"):
+          was = runs[0][key]
+        self._check_same(key, was, run[key])
     self.check_inputs(run["inputs"], newer)
     document = {"runs": [*runs, run]}
     self.write("provenance.json", to_json(document, "provenance", indent=2))
@@ -214,14 +240,15 @@ class Workdir:
     # Where several starts recorded a name, the first counts.
     was: dict[str, str] = {}
     for one in reversed(self._runs()):
-      was |= renamed.inputs(one["inputs"])
+      with durable.explaining(self.path / "provenance.json"):
+        was |= renamed.inputs(one["inputs"])
     bound = {k: v for k, v in inputs.items() if k in was or k not in newer}
     if self._runs():
       self._check_same("inputs", was, bound)
 
   def _runs(self) -> list[dict[str, Any]]:
     file = self.path / "provenance.json"
-    return json.loads(file.read_text())["runs"] if file.exists() else []
+    return provenance.starts(file) if file.exists() else []
 
   def _check_same(self, key: str, was: object, now: object):
     if was != now:
@@ -249,6 +276,7 @@ class Workdir:
     """Marks the run as ended, with a seal of its files."""
     if self.is_writer:
       self.write(seal.NAME, seal.made(self.path))
+      self._is_loose = False
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -259,9 +287,10 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   )
   rows = {}
   for file in files:
-    for row in map(renamed.row, JsonLines(file).read()):
-      if rows.setdefault(row["id"], row) is not row:
-        raise ValueError(f"{file}: id {row['id']!r} is recorded twice")
+    with durable.explaining(file):
+      for row in map(renamed.row, JsonLines(file).read()):
+        if rows.setdefault(row["id"], row) is not row:
+          raise ValueError(f"{file}: id {row['id']!r} is recorded twice")
   return list(rows.values())
 
 
@@ -302,5 +331,8 @@ def _writable_folder(path: str | os.PathLike[str]) -> pathlib.Path:
     with tempfile.TemporaryFile(dir=folder, prefix=".") as file:
       file.write(b"probe")
   except OSError as error:
-    raise ValueError(f"workdir: {folder} cannot be written: {error}") from error
+    raise ValueError(
+      f"workdir: {folder} cannot be written: {error}; mend that, or name "
+      "another folder"
+    ) from error
   return folder

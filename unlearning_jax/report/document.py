@@ -26,7 +26,6 @@ absent:
 
 import dataclasses
 import difflib
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unlearning_jax import renamed
+from unlearning_jax import durable, renamed
 from unlearning_jax.metrics.accuracy import ALL, Change, Measure
 from unlearning_jax.report.pictures import open_image
 
@@ -111,13 +110,15 @@ def read(source: Source) -> Document:
     root = pathlib.Path(source)
     if not (root / "summary.json").is_file():
       raise ValueError(f"report: {root} holds no summary.json; has it run?")
-    keys = renamed.summary(json.loads((root / "summary.json").read_text()))
+    with durable.explaining(root / "summary.json"):
+      keys = renamed.summary(durable.read_json(root / "summary.json"))
     if (root / "provenance.json").is_file():
-      keys["provenance"] = json.loads((root / "provenance.json").read_text())
-  _check(keys)
-  keys["measures"] = _by_name(Measure, keys["measures"])
-  keys["changes"] = _by_name(Change, keys.get("changes", {}))
-  return Document(**keys, root=root)
+      keys["provenance"] = durable.read_json(root / "provenance.json")
+  with durable.explaining(root / "summary.json"):
+    _check(keys)
+    keys["measures"] = _by_name(Measure, keys["measures"])
+    keys["changes"] = _by_name(Change, keys.get("changes", {}))
+    return Document(**keys, root=root)
 
 
 def label(group: str) -> str:

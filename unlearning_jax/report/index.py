@@ -1,6 +1,5 @@
 """The page that lists the runs below a folder and links their pages."""
 
-import json
 import os
 import pathlib
 import re
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from unlearning_jax import durable
+from unlearning_jax.record import provenance, seal
 from unlearning_jax.report import audit
 from unlearning_jax.report.page import fill
 
@@ -61,9 +61,25 @@ def _runs(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _line(root: pathlib.Path, run: pathlib.Path) -> dict[str, Any]:
-  summary, made = _read(run / "summary.json"), _read(run / "provenance.json")
-  start = (made.get("runs") or [{}])[-1]
   name, page = run.relative_to(root).as_posix(), run / "report.html"
+  made = run / "provenance.json"
+  try:
+    with durable.explaining(run):
+      for file in (run / "summary.json", made):
+        seal.check_file(file)
+      summary = _read(run / "summary.json")
+      start = (made.is_file() and provenance.starts(made)) or [{}]
+      return _described(name, page, summary, start[-1])
+  # One damaged run among many has a line that says so.
+  except ValueError as error:
+    broken = {"title": f"{name}: {error}"}
+    return _described(name, page, broken, {}) | {"state": "damaged"}
+
+
+def _described(
+  name: str, page: pathlib.Path, summary: dict[str, Any], start: dict[str, Any]
+) -> dict[str, Any]:
+  run = page.parent
   return {
     "name": name,
     "title": summary.get("title") or name,
@@ -76,7 +92,7 @@ def _line(root: pathlib.Path, run: pathlib.Path) -> dict[str, Any]:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-  return json.loads(path.read_text()) if path.is_file() else {}
+  return durable.read_json(path) if path.is_file() else {}
 
 
 def verb(command: str) -> str:

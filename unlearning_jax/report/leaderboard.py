@@ -1,14 +1,12 @@
 """Finished evaluations of one protocol as one table, a line a model."""
 
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from PIL import Image
-
-from unlearning_jax.record import seal
+from unlearning_jax import durable, pictures
+from unlearning_jax.record import provenance, seal
 
 # The columns of a line besides its numbers.
 TEXTS = ("model", "run", "collapsed")
@@ -32,18 +30,13 @@ def lines(
     if not (path / "DONE").is_file() or not (path / "summary.json").is_file():
       raise ValueError(f"leaderboard: {path} is no finished run")
     seal.check(path)
-    document = json.loads((path / "summary.json").read_text())
+    document = durable.read_json(path / "summary.json")
     if not document.get("protocol"):
       raise ValueError(f"leaderboard: {path} ran no protocol")
-    signed[str(path)] = document["protocol"]
-    made_of[str(path)] = _made_of(path, document)
-    named = json.loads((path / "config.json").read_text()).get("columns", ())
-    for model in document["models"]:
-      own = [one for one in _numbers(document) if one["model"] == model]
-      columns = {one["name"]: one for one in own if _is_of(one, named)}
-      why = document.get("collapse", {}).get(model, {}).get("reasons", ())
-      texts = dict(zip(TEXTS, (model, str(path), "; ".join(why)), strict=True))
-      found.append({**texts, **columns})
+    with durable.explaining(path):
+      signed[str(path)] = str(document["protocol"])
+      made_of[str(path)] = _made_of(path, document)
+      found += _lines_of(path, document)
   if not found:
     raise ValueError("leaderboard: give the folders of finished evaluations")
   first = next(iter(signed))
@@ -57,13 +50,27 @@ def lines(
   return signed[first], found
 
 
+def _lines_of(
+  path: pathlib.Path, document: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+  """A line for each model of a run."""
+  named, found = durable.read_json(path / "config.json").get("columns", ()), []
+  for model in document["models"]:
+    own = [one for one in _numbers(document) if one["model"] == model]
+    columns = {one["name"]: one for one in own if _is_of(one, named)}
+    why = document.get("collapse", {}).get(model, {}).get("reasons", ())
+    texts = dict(zip(TEXTS, (model, str(path), "; ".join(why)), strict=True))
+    found.append({**texts, **columns})
+  return found
+
+
 def _made_of(
   path: pathlib.Path, document: Mapping[str, Any]
 ) -> dict[str, object]:
   """What decides a run's numbers besides its protocol, where it is recorded."""
   found: dict[str, object] = {}
   if (path / "provenance.json").is_file():
-    runs = json.loads((path / "provenance.json").read_text())["runs"]
+    runs = provenance.starts(path / "provenance.json")
     found["base"] = runs[0]["base_fingerprint"]
     found |= {f"judge {k}": v for k, v in runs[0]["judge_hashes"].items()}
     inputs = {k: v for run in reversed(runs) for k, v in run["inputs"].items()}
@@ -71,8 +78,7 @@ def _made_of(
   shown = [one["images"] for one in document.get("pairs", ())]
   images = [path / image for one in shown for image in one.values()]
   if images and images[0].is_file():
-    with Image.open(images[0]) as image:
-      found["image size"] = image.size
+    found["image size"] = pictures.read(images[0]).size
   return {key: value for key, value in found.items() if value}
 
 
@@ -90,7 +96,7 @@ def _check_alike(made_of: Mapping[str, Mapping[str, object]]):
         )
 
 
-def _numbers(document: dict[str, Any]) -> list[dict[str, Any]]:
+def _numbers(document: Mapping[str, Any]) -> list[dict[str, Any]]:
   measures = [
     {**one, "model": model}
     for model, some in document["measures"].items()

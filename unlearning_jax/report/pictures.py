@@ -6,6 +6,7 @@ import pathlib
 
 from PIL import Image
 
+from unlearning_jax import pictures
 from unlearning_jax.report.markup import Html, element
 
 # Up to this size each pixel counts, as in the pictures of the Shapes world.
@@ -21,7 +22,7 @@ def open_image(root: pathlib.Path, path: str) -> Image.Image:
   file = (root / path).resolve()
   if not file.is_relative_to(root.resolve()) or not file.is_file():
     raise ValueError(f"report: {path!r} is not a file below {root}")
-  return Image.open(file)
+  return pictures.read(file)
 
 
 def picture(

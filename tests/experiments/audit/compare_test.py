@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import pathlib
 
 import pytest
 from unlearning_jax.configs import audit as configs
 
 from unlearning_jax import settings
+from unlearning_jax.durable import DamagedError
 from unlearning_jax.experiments import audit
 from unlearning_jax.experiments.audit import compare
+from unlearning_jax.record import seal
 
 FACTS = {
   "subject": {"name": "star"}, "rules": "audit-1", "protocol": "shapes-star",
@@ -76,6 +79,21 @@ def test_only_attacks_that_both_have_pair(write):
   assert attacked(few, many) == (4, 0, 0)
   both = {"random": LOST, "unlearn_diff_atk": LOST}
   assert attacked(write("both", both), many) == (4, 4, 0)
+
+
+@pytest.mark.parametrize(
+  "name", ["summary.json", "evaluate/summary.json", "evaluate/results.jsonl",
+           "attack/UCE/random/results.jsonl"],
+)  # fmt: skip
+def test_a_damaged_file_of_a_stage_is_said(write, name):
+  audits = [write(one, {"random": LOST}) for one in ("first", "second")]
+  for done in pathlib.Path(audits[0]).rglob("DONE"):
+    done.write_text(seal.made(done.parent))
+  assert attacked(*audits) == (4, 0, 0)
+  file = pathlib.Path(audits[0], name)
+  file.write_bytes(file.read_bytes().replace(b"a", b"b", 1))
+  with pytest.raises(DamagedError, match=f"{name} is damaged"):
+    compare.compare(*audits)
 
 
 def test_attacks_of_other_settings_do_not_pair(write):

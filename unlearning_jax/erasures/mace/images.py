@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt8
-from PIL import Image
 
-from unlearning_jax import models, sampling
+from unlearning_jax import models, pictures, sampling
 from unlearning_jax.concepts import Concept
 from unlearning_jax.erasures.mace import masks as mask
 from unlearning_jax.erasures.mace import text
@@ -51,7 +50,9 @@ def read(folder: str | pathlib.Path, name: str) -> UInt8[np.ndarray, "m H W 3"]:
     raise ValueError(
       f"data: no images of {name!r} in {here}; allowed: {sorted(_ENDINGS)}"
     )
-  return _stack([np.asarray(Image.open(f).convert("RGB")) for f in files], here)
+  return _stack(
+    [np.asarray(pictures.read(f).convert("RGB")) for f in files], here
+  )
 
 
 def read_masks(
@@ -64,7 +65,9 @@ def read_masks(
     raise ValueError(
       f"mask_source='png': no masks of {name!r}; put them at {here}/*.png"
     )
-  return _stack([np.asarray(Image.open(f).convert("L")) for f in files], here)
+  return _stack(
+    [np.asarray(pictures.read(f).convert("L")) for f in files], here
+  )
 
 
 def _stack(images: list[np.ndarray], where: pathlib.Path) -> np.ndarray:

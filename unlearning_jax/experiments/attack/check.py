@@ -48,7 +48,15 @@ def fits(setup: Setup, listed: Listed):
   latents = np.zeros(sd.latent_shape, np.float32)
   table = [rows.Row(**row, latents=latents) for row in listed]
   rows.check_rows(table, sd.latent_shape)
-  rows.prepare(sd, table, h.insertion, h.num_tokens, given.long_prompts)
+  fitting, left_out = rows.prepare(
+    sd, table, h.insertion, h.num_tokens, given.long_prompts
+  )
+  if left_out and not fitting:
+    name, reason = next(iter(left_out.items()))
+    raise ValueError(
+      f"no row can be attacked with hparams.num_tokens={h.num_tokens}, and a "
+      f"rate of such rows says nothing: row {name}: {reason}"
+    )
   for key in ("negative_prompt", "concept"):
     try:
       stable_diffusion.tokenize(sd, [getattr(given.guidance, key)])

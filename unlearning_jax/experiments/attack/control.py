@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from unlearning_jax import attacks, renamed, settings
+from unlearning_jax import attacks, durable, renamed, settings
 from unlearning_jax.attacks import Attack, Victim
 from unlearning_jax.durable import to_json
 from unlearning_jax.experiments.attack import rows
@@ -49,8 +49,9 @@ def finished(folder: str) -> Control:
   if not (path / "DONE").exists():
     raise ValueError(f"--control: {folder} is not a finished run")
   seal.check(path)
-  config = renamed.config(json.loads((path / "config.json").read_text()))
-  name = config["hparams"].get("kind", config["method"])
+  config = renamed.config(durable.read_json(path / "config.json"))
+  with durable.explaining(path / "config.json"):
+    name = config["hparams"].get("kind", config["method"])
   return Control(name, own(read_rows(path)), config)
 
 
@@ -168,10 +169,10 @@ def check_alike(name: str, given: Settings, other: str, beside: Settings):
   """Refuses two controls of an audit with different numbers of images.
 
   Args:
-    name: of the one.
-    given: its settings. A control of kind `none` may have any number.
-    other: the name of the other.
-    beside: its settings.
+    name: the first one's, for the message.
+    given: settings of the first. Of kind `none` it may have any number.
+    other: the second one's name.
+    beside: settings of the second.
 
   Raises:
     ValueError: naming both numbers.

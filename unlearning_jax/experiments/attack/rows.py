@@ -106,11 +106,8 @@ def check_targets(given: Settings, sd: StableDiffusion, listed: Listed):
         "target_images empty to have the original model draw them"
       )
     try:
-      with Image.open(path) as image:
-        size = image.size
-        image.verify()
-    # The type of the error depends on where the file is damaged.
-    except (OSError, SyntaxError, ValueError) as error:
+      size = pictures.read(path).size
+    except ValueError as error:
       raise ValueError(f"target_images: cannot read {path}: {error}") from error
     if size != (width, height):
       raise ValueError(
@@ -208,5 +205,4 @@ def _target(folder: str | pathlib.Path, row: Mapping[str, Any]) -> pathlib.Path:
 
 
 def _read(path: pathlib.Path) -> np.ndarray:
-  with Image.open(path) as image:
-    return np.asarray(image.convert("RGB"))
+  return np.asarray(pictures.read(path).convert("RGB"))

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from unlearning_jax import metrics
 from unlearning_jax.experiments.attack import networks
@@ -214,8 +213,8 @@ def _images(
   for i, one in enumerate([first, *row["blocks"]]):
     if not one.get("image"):
       continue
-    with Image.open(record.path / one["image"]) as image:
-      images.append(np.asarray(image.convert("RGB")))
+    image = pictures.read(record.path / one["image"])
+    images.append(np.asarray(image.convert("RGB")))
     found.append({
       "id": f"{row['id']}/{i}", "model": row["victim"],
       "group": "attack" if i else "prompt", "prompt": one["text"],
@@ -240,5 +239,5 @@ def _own(record: Recorder, path: pathlib.Path, name: str) -> str:
   path = path.resolve()
   if path.is_relative_to(record.path.resolve()):
     return path.relative_to(record.path.resolve()).as_posix()
-  with Image.open(path) as image:
-    return record.save_image(name, np.asarray(image.convert("RGB")))
+  image = pictures.read(path).convert("RGB")
+  return record.save_image(name, np.asarray(image))

@@ -7,14 +7,13 @@ with them: only attacks and tunings count that both have with equal settings.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from unlearning_jax import renamed, settings, statistics
+from unlearning_jax import durable, renamed, settings, statistics
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.experiments import finetune
 from unlearning_jax.experiments.audit.findings import (
@@ -25,7 +24,7 @@ from unlearning_jax.experiments.audit.findings import (
 )
 from unlearning_jax.experiments.audit.settings import Settings, Stage
 from unlearning_jax.metrics import verdicts
-from unlearning_jax.record import read_rows
+from unlearning_jax.record import read_rows, seal
 
 # Better first. What was not shown is no better than a warning.
 _ORDER = {
@@ -83,6 +82,11 @@ def compare(first: str, second: str) -> list[Change]:
     ValueError: a folder holds no finished audit, they have other concepts,
       rules, protocols, presets or bases, or no victim in common.
   """
+  with durable.explaining(f"compare: {first}, {second}", values=False):
+    return _compared(first, second)
+
+
+def _compared(first: str, second: str) -> list[Change]:
   (before, old), (after, new) = (_read(path) for path in (first, second))
   for key in ("subject", "rules", "protocol", "preset", "base"):
     was, now = (_fact(one, key) for one in (before, after))
@@ -144,7 +148,8 @@ def _read(path: str) -> tuple[dict[str, Any], Findings]:
   files = [folder / name for name in ("summary.json", "config.json", "DONE")]
   if not all(file.is_file() for file in files):
     raise ValueError(f"compare: {path} holds no finished audit")
-  summary, config = (json.loads(file.read_text()) for file in files[:2])
+  seal.check(folder)
+  summary, config = map(durable.read_json, files[:2])
   if "verdicts" not in summary:
     raise ValueError(f"compare: {path} is a run, and no audit")
   given = settings.build(Settings, renamed.config(config))

@@ -5,17 +5,16 @@ It reads the records that the stages left; a stage that has not ended is absent.
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from unlearning_jax import renamed
+from unlearning_jax import durable, renamed
 from unlearning_jax.experiments.attack.control import own
 from unlearning_jax.experiments.audit.settings import Settings, Stage
 from unlearning_jax.metrics import Estimate, asr, verdicts
 from unlearning_jax.metrics.verdicts import Evidence, Point, Verdict
-from unlearning_jax.record import read_rows
+from unlearning_jax.record import read_rows, seal
 from unlearning_jax.report.document import label
 
 # The kinds of prompts that ask for the concept; the first that a protocol has
@@ -73,10 +72,10 @@ class Findings:
 
   def _summary(self, stage: Stage) -> dict[str, Any]:
     folder = self.root / str(stage)
-    if not (folder / "DONE").exists():
+    if not self._has_ended(stage):
       return {}
-    text = (folder / "summary.json").read_text(encoding="utf-8")
-    return renamed.summary(json.loads(text))
+    with durable.explaining(folder / "summary.json"):
+      return renamed.summary(durable.read_json(folder / "summary.json"))
 
   @functools.cached_property
   def evaluation(self) -> dict[str, Any]:
@@ -92,12 +91,20 @@ class Findings:
       own[row["id"].partition("/")[2]] = row
     return found
 
+  def _has_ended(self, stage: Stage) -> bool:
+    """Whether a stage has ended, with the files that it wrote."""
+    folder = self.root / str(stage)
+    if not (folder / seal.NAME).exists():
+      return False
+    seal.check(folder)
+    return True
+
   def _attacks(self, victim: str) -> dict[str, list[dict[str, Any]]]:
     return {
       name: own(read_rows(self.root / str(stage)))
       for name in self.given.attacks
       for stage in [Stage("attack", victim, name)]
-      if (self.root / str(stage) / "DONE").exists()
+      if self._has_ended(stage)
     }
 
   def asked(

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+from unlearning_jax import durable
 from unlearning_jax.durable import JsonLines, replacing
 from unlearning_jax.experiments.audit.settings import Settings
 from unlearning_jax.record import Recorder, seal
@@ -141,11 +142,11 @@ class _Hiding:
 def _read(path: pathlib.Path) -> Any:
   """The content of a file of records; () for another file."""
   if path.suffix == ".json":
-    return json.loads(path.read_bytes())
+    return durable.from_json(path.read_bytes(), f"{path}", object)
   if path.suffix == ".jsonl":
     return [*JsonLines(path).read()]
   if path.suffix == ".csv":
-    with path.open(newline="") as file:
+    with durable.explaining(path), path.open(newline="") as file:
       return [*csv.DictReader(file)]
   return ()
 

@@ -10,7 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 
-from unlearning_jax import attacks, checking, erasures, processes, sharding
+from unlearning_jax import (
+  attacks,
+  checking,
+  durable,
+  erasures,
+  processes,
+  sharding,
+)
 from unlearning_jax.attacks import Victim
 from unlearning_jax.attacks.engine.rows import Row
 from unlearning_jax.edits import (
@@ -71,10 +78,12 @@ def run(settings: Settings, root: pathlib.Path, given: Given) -> int:
     The number of this process's cells that failed.
 
   Raises:
-    ValueError: a column would fail in every cell, or an edit has another base.
+    ValueError: a column would fail in every cell, an edit has another base, or
+      another matrix runs in the folder.
   """
   matrix = Matrix(settings, root, given)
   checking.passed()
+  matrix.open()
   made = [Erased(t, m) for t in settings.tasks for m in settings.erasures]
   first = jax.process_index() == 0
   cells.run(
@@ -120,6 +129,18 @@ class Matrix:
     self._base = dataclasses.replace(host, params=self._placed(host.params))
     self._table = functools.cache(self._targeted)
     self._check()
+
+  def open(self):
+    """Keeps the folder for this run.
+
+    Raises:
+      BusyError: another matrix writes in it.
+    """
+    if jax.process_index() == 0:
+      self.root.mkdir(parents=True, exist_ok=True)
+      self._lock = durable.lock(self.root / ".lock", self.root)
+      durable.sweep(self.root, ".*")
+    processes.wait_for_all("folder opened")
 
   def _check(self):
     """Refuses a column that would fail in every cell, and names it."""

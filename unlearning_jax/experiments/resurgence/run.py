@@ -106,6 +106,9 @@ def run(
     # Checkpoints of cells that were killed after their last row.
     shutil.rmtree(record.path / "cells", ignore_errors=True)
     record.mark_done()
+  elif record.is_done:
+    # The page was written again.
+    record.mark_done()
   failed = [cell for cell in wanted if study.store.why(cell)]
   return 0 if report else len({*left, *failed})
 

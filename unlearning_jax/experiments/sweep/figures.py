@@ -4,12 +4,11 @@
 concept that do not show it, and pictures asked for something else that show it.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unlearning_jax import probe, renamed
+from unlearning_jax import durable, probe, renamed
 from unlearning_jax.durable import JsonLines
 from unlearning_jax.experiments import common
 
@@ -40,7 +39,7 @@ def read(verb: str, folder: pathlib.Path) -> Figures:
 
 def _summary(folder: pathlib.Path) -> dict[str, Any]:
   file = folder / "summary.json"
-  found = json.loads(file.read_text()) if file.exists() else {}
+  found = durable.read_json(file) if file.exists() else {}
   return renamed.summary(found)
 
 

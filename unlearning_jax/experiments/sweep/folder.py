@@ -1,11 +1,11 @@
 """A sweep's folder: whose it is, and what has become of its cells."""
 
 import contextlib
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from unlearning_jax.durable import DamagedError
 from unlearning_jax.experiments import cells
 from unlearning_jax.experiments.sweep import table
 from unlearning_jax.experiments.sweep.grid import Cell, Sweep
@@ -81,12 +81,19 @@ def has_fewer(root: pathlib.Path, new: Mapping[str, Any]) -> bool:
         f"{min(strange)}; name a new folder or an empty one"
       )
     return True
-  old = json.loads(file.read_text())
+  old = table.read(file)
   if old["verb"] != new["verb"]:
     raise ValueError(
       f"workdir: {root} holds another sweep: its verb was {old['verb']}, and "
       f"is {new['verb']} now; use another folder"
     )
+  values = {one["id"]: one["values"] for one in new["cells"]}
+  for one in old["cells"]:
+    if one["values"] != values.get(one["id"], one["values"]):
+      raise DamagedError(
+        f"{file} is damaged: cell {one['id']} has {one['values']}, and is of "
+        f"{values[one['id']]}; delete the file and start the sweep again"
+      )
   was, now = ({one["id"] for one in each["cells"]} for each in (old, new))
   if was >= now:
     return False

@@ -5,6 +5,7 @@ Whichever worker ends last writes it, from what all have recorded.
 
 import json
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,27 @@ def plain(sweep: Sweep) -> dict[str, Any]:
   return json.loads(to_json(found, "sweep"))
 
 
+def read(file: pathlib.Path) -> dict[str, Any]:
+  """What a `sweep.json` holds, as `plain` made it.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  found = durable.read_json(file)
+  cells = found.get("cells")
+  good = isinstance(found.get("verb"), str) and isinstance(cells, list)
+  for one in cells if good else ():
+    good &= isinstance(one, dict) and isinstance(one.get("values"), dict)
+    # The name of a folder beside the others.
+    good = good and re.fullmatch(r"\w[\w.-]*", str(one.get("id"))) is not None
+  if not good or not isinstance(found.get("keys"), list):
+    raise ValueError(
+      f"{file}: is damaged: a sweep has a verb, keys, and cells with id and "
+      "values"
+    )
+  return found
+
+
 def conclude(root: pathlib.Path) -> dict[str, Any]:
   """Writes `summary.json`, `results.csv`, `report.html`, and `DONE` at the end.
 
@@ -57,12 +79,14 @@ def conclude(root: pathlib.Path) -> dict[str, Any]:
   document: dict[str, Any] = {}
   # Another worker that ends a cell meanwhile may write its table first.
   while states != (now := _states(root, file)):
-    states, document = now, _document(root, json.loads(file.read_text()))
-    for name, text in {
-      "summary.json": to_json(document, "summary", indent=2),
-      "results.csv": to_csv(document),
-      "report.html": page.html(document, root),
-    }.items():
+    with durable.explaining(root):
+      states, document = now, _document(root, read(file))
+      written_ = {
+        "summary.json": to_json(document, "summary", indent=2),
+        "results.csv": to_csv(document),
+        "report.html": page.html(document, root),
+      }
+    for name, text in written_.items():
       with replacing(root / name) as stream:
         stream.write(text.encode())
     if all(one["state"] == "done" for one in document["cells"]):
@@ -73,7 +97,7 @@ def conclude(root: pathlib.Path) -> dict[str, Any]:
 
 
 def _states(root: pathlib.Path, file: pathlib.Path) -> tuple[str, ...]:
-  sweep = json.loads(file.read_text())
+  sweep = read(file)
   return tuple(
     " ".join((one["id"], *_state(root / "cells" / one["id"])))
     for one in sweep["cells"]
@@ -99,7 +123,8 @@ def _document(root: pathlib.Path, sweep: Mapping[str, Any]) -> dict[str, Any]:
     state, error = _state(folder)
     cell = {**one, "state": state, "error": error, "figures": {}}
     if state == "done":
-      cell["figures"] = figures.read(sweep["verb"], folder)
+      with durable.explaining(folder):
+        cell["figures"] = figures.read(sweep["verb"], folder)
       cell["seconds"] = _seconds(folder)
     found.append(cell)
   names = ", ".join(sweep["keys"])
@@ -110,14 +135,19 @@ def _document(root: pathlib.Path, sweep: Mapping[str, Any]) -> dict[str, Any]:
     "verb": sweep["verb"],
     "keys": sweep["keys"],
     "cells": found,
-    "provenance": json.loads(made.read_text()) if made.exists() else {},
+    "provenance": durable.read_json(made) if made.is_file() else {},
   }
 
 
 def _seconds(folder: pathlib.Path) -> float | None:
   """How long a cell took; None where its worker died before it said so."""
   text = durable.read_text(folder / COST)
-  return None if text is None else json.loads(text)["seconds"]
+  if text is None:
+    return None
+  found = durable.from_json(text, f"{folder / COST}").get("seconds")
+  if not isinstance(found, int | float):
+    raise ValueError(f"{folder / COST}: seconds={found!r}; allowed: a number")
+  return found
 
 
 def first_seconds(root: pathlib.Path, ids: Sequence[str]) -> float | None:
@@ -179,7 +209,7 @@ def lines(document: Mapping[str, Any]) -> list[list[str]]:
 
 def written(root: pathlib.Path) -> dict[str, Any]:
   """The summary that `conclude` has written into a folder."""
-  return json.loads((root / "summary.json").read_text())
+  return durable.read_json(root / "summary.json")
 
 
 def printed(root: pathlib.Path) -> str:

@@ -89,6 +89,8 @@ def run(
   if is_new:
     with durable.replacing(root / table.FILE) as file:
       file.write(durable.to_json(new, "sweep", indent=2).encode())
+  # A cell's own folder is swept when the cell is begun.
+  durable.sweep(root, ".*")
   store = folder.Store(root)
   mine = sweep.cells[part[0] - 1 :: part[1]]
   if retry:
