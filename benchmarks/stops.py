@@ -204,7 +204,8 @@ def concluded(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
       pending = []
     else:
       pending.append(line)
-  stops = [one for one in kept if "signal" in one and any(one["statuses"])]
+  # Other runs had ended before the signal was sent.
+  stops = [one for one in kept if one.get("processes_hit")]
   ends = [one for one in kept if "ended" in one]
   return {
     "stops": len(stops),

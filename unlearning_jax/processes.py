@@ -5,7 +5,6 @@ import json
 import os
 import re
 import sys
-import threading
 import zlib
 
 import jax
@@ -127,32 +126,11 @@ def wait_for_all(what: str):
   """Waits until every process is here, before one reads what others wrote.
 
   This is a barrier of the coordinator, which waits up to a week and notices
-  when a process dies. A collective would give up early. A signal to stop is
-  obeyed meanwhile.
+  when a process dies. A collective would give up early.
   """
-  if jax.process_count() == 1:
-    return
-  # The import takes a second, which a single process does not need.
-  from orbax.checkpoint import multihost
+  if jax.process_count() > 1:
+    # The import takes a second, which a single process does not need.
+    from orbax.checkpoint import multihost
 
-  barrier, key = multihost.get_barrier_sync_fn(), f"{what} {next(_BARRIERS)}"
-  failed: list[Exception] = []
-
-  def wait():
-    try:
-      barrier(key=key, timeout_ms=_LONG_MS)
-    except Exception as error:
-      failed.append(error)
-
-  # The barrier hears no signal, so this thread waits for another's end.
-  thread = threading.Thread(target=wait, daemon=True)
-  thread.start()
-  try:
-    thread.join()
-  except BaseException:
-    # Ends the barrier too: a thread that is left in it aborts the process.
-    jax.distributed.shutdown()
-    thread.join(SHUTDOWN_S)
-    raise
-  if failed:
-    raise failed[0]
+    barrier = multihost.get_barrier_sync_fn()
+    barrier(key=f"{what} {next(_BARRIERS)}", timeout_ms=_LONG_MS)

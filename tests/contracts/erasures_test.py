@@ -74,6 +74,16 @@ ERASURES = {
       "lanes": ("sgd/1e-2/2/0", "adam/1e-3/1/0"),
     }
   ],
+  "meta_unlearning": [
+    {
+      "wrapped_hparams": tuple(f"{k}={v}" for k, v in SHORT.items())
+      + ("train=strict",),
+      "num_images": 8,
+      "batch_size": 2,
+      "num_inference_steps": 2,
+      "lanes": ("adam/1e-3/1/0",),
+    },
+  ],
   "spm": [SHORT | {"anchors": 1}],
   "fmn": [
     DRAWN | {"learning_rate": 1e-4} | row
@@ -98,12 +108,12 @@ MAPS = ("uce", "rece", "time")
 # Those that train a network: their rows are slow tests, of a narrow one.
 SLOW = (
   "mace", "esd", "concept_ablation", "salun", "erasediff", "fmn", "spm",
-  "advunlearn", "resalign",
+  "advunlearn", "resalign", "meta_unlearning",
 )  # fmt: skip
 # Those whose losses or thresholds are of noise.
 EPSILON = (
   "esd", "concept_ablation", "salun", "erasediff", "spm", "sld", "advunlearn",
-  "resalign",
+  "resalign", "meta_unlearning",
 )  # fmt: skip
 # How near its anchor the concept must come, as a share of the way. RECE goes
 # on to erase derived states, and on so narrow a model gives some of it back.

@@ -149,6 +149,14 @@ PUBLISHED = [
     1, "", "",
   ),
   (
+    "meta_unlearning", "sd14,task=unsafe",
+    {"preset": "fixed", "wrapped": "esd",
+     "related": ("woman", "a photo of a man"), "lanes": ("adam/1e-5/3/0",),
+     "num_images": 30, "batch_size": 10, "num_steps": 100,
+     "learning_rate": 1e-5, "clip_norm": 1.0},
+    1, "", "",
+  ),
+  (
     "spm", "sd14,name=pikachu",
     {"rank": 1, "alpha": 1.0, "eta": 1.0, "anchor_weight": 1000.0,
      "anchors": 4, "num_inference_steps": 30, "num_steps": 3000,

@@ -45,6 +45,11 @@ SHORT = {
     "lanes=('sgd/1e-2/2/0',)", "concept_batch=1", "curvature_batch=1",
     "terms=2",
   ],
+  "meta_unlearning": [
+    "wrapped=rece", "num_steps=2",
+    "num_inference_steps=2", "num_images=24", "batch_size=2",
+    "lanes=('sgd/1e-2/1/0',)",
+  ],
   "mace": ["num_steps=2", "num_images=2", "num_inference_steps=2"],
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ _HUES, _DASHES = 6, 4
 _ERASURES = (
   "uce", "rece", "mace", "esd", "concept_ablation", "time", "salun",
   "advunlearn", "fmn", "erasediff", "spm", "resalign", "sld",
-  "negative_prompt",
+  "negative_prompt", "meta_unlearning",
 )  # fmt: skip
 _ATTACKS = (
   "unlearn_diff_atk", "p4d", "ring_a_bell", "pez", "gcg",

@@ -112,6 +112,16 @@ _HPARAMS: dict[str, dict[str, Any]] = {
     "num_steps": 90,
     "learning_rate": 1e-3,
   },
+  # The wrapped method has the values of its own entry.
+  "meta_unlearning": {
+    "num_images": 32,
+    "num_inference_steps": 15,
+    "guidance_scale": 4.0,
+    "batch_size": 4,
+    "lanes": ("adam/1e-4/3/0",),
+    "num_steps": 60,
+    "learning_rate": 3e-5,
+  },
   "spm": {
     "num_steps": 150,
     "learning_rate": 1e-2,
@@ -153,6 +163,8 @@ def hparams(method: str, task: str, train: str = "") -> dict[str, Any]:
     return _esd(train or ("x" if task in ("style", "identity") else "u"), task)
   if method == "mace":
     return _mace(task)
+  if method == "meta_unlearning":
+    return _HPARAMS[method] | {"wrapped_recipe": tuple(_of_wrapped(task))}
   if method == "fmn":
     return _HPARAMS["fmn"] | {"template": _FMN[task]}
   return dict(_HPARAMS.get(method, {}))
@@ -193,6 +205,13 @@ def concepts(
     yield {
       "erase": phrase, "anchor": anchor, "preserve": preserve, "task": kind,
     }  # fmt: skip
+
+
+def _of_wrapped(task: str) -> Iterator[str]:
+  """What Meta-Unlearning gives the methods that it may wrap."""
+  for method in ("esd", "concept_ablation", "salun", "erasediff", "rece"):
+    for name, value in hparams(method, task).items():
+      yield f"{method}.{name}={value!r}"
 
 
 def _esd(train: str, task: str) -> dict[str, Any]:
