@@ -7,7 +7,7 @@ Small files of our own and other tools' writers are damaged by `fuzz_damage`,
 and read by the loaders of `fuzz_files`. An input is refused by a ValueError or
 an OSError that names the file, or it is read. Anything else is a fault: another
 exception, a command that runs, a file written elsewhere, more than 5 seconds of
-the CPU, or more memory than three times the files and 64 MiB. hypothesis makes
+the CPU, or more memory than three times the files and 128 MiB. hypothesis makes
 the damage of a fault small. The record is written as it goes, and the next
 start goes on from it: it tries the known faults again and says which are
 mended. `--loaders=a,b` names some; `--list` prints all.
@@ -15,6 +15,7 @@ mended. `--loaders=a,b` names some; `--list` prints all.
 
 import contextlib
 import dataclasses
+import datetime
 import importlib.metadata
 import json
 import logging
@@ -46,7 +47,8 @@ LIST = flags.DEFINE_bool("list", False, "Print the loaders.")
 SLICE = flags.DEFINE_float("slice", 20, "Seconds of a loader's turn.")
 RUNS = flags.DEFINE_string("runs", "", "A folder that keeps the sample runs.")
 _CPU_S, _WALL_S = 5, 15
-_SPARE = 64 << 20
+# A picture of 16 million pixels, which any file may claim, and its copy.
+_SPARE = 128 << 20
 _MOST_LETTERS = 20_000
 _PACKAGES = ("hypothesis", "numpy", "safetensors", "pillow", "jax", "torch")
 # What a reader has no business with; `open` is looked at apart.
@@ -322,6 +324,7 @@ def main(_):
     record = json.loads(out.read_text())
   record["versions"] = {p: importlib.metadata.version(p) for p in _PACKAGES}
   record["versions"]["python"] = platform.python_version()
+  record["date"] = datetime.date.today().isoformat()
   with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
     feeders = _feeders(pathlib.Path(scratch), Watch())
     # A reader that asks for the whole machine fails, and not the machine.

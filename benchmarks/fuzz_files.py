@@ -46,12 +46,15 @@ def _models() -> Iterator[Loader]:
 
   def read(root: pathlib.Path):
     inspection.inspect(root / "model")
-    fuzz_weights.laid_out(convert.load(root / "model"))
+    with durable.explaining(root):
+      fuzz_weights.laid_out(convert.load(root / "model"))
 
   yield Loader("folder", write, read)
+  # Its errors name the part of the model that does not fit.
   yield Loader(
-    "model", write, lambda root: stable_diffusion.load(root / "model")
-  )
+    "model", write, lambda root: stable_diffusion.load(root / "model"),
+    named=False,
+  )  # fmt: skip
   yield Loader(
     "map",
     lambda root: edits.save_edit(_map(), root / "edit.safetensors"),
@@ -189,7 +192,9 @@ def _write_tar(root: pathlib.Path):
 def _pictures(root: pathlib.Path):
   examples = data.image_folder(root)
   data.fingerprint(examples)
-  data.read_images(examples, (8, 8))
+  # An image of an archive has no name of its own.
+  with durable.explaining(root):
+    data.read_images(examples, (8, 8))
 
 
 def _write_kinds(root: pathlib.Path):

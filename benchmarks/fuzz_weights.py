@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import serialization
 
-from unlearning_jax import convert
+from unlearning_jax import convert, durable
 from unlearning_jax.convert import arrays, inspection, reader, template
 from unlearning_jax.convert.torch_files import write_torch
 
@@ -116,7 +116,8 @@ def _over(name: str) -> Callable[[pathlib.Path], Any]:
 
   def read(root: pathlib.Path):
     inspection.inspect(root / name)
-    laid_out(convert.load(root / name, model()))
+    with durable.explaining(root):
+      laid_out(convert.load(root / name, model()))
 
   return read
 

@@ -153,6 +153,7 @@ def test_the_numbers_of_peft(key, value, tmp_path):
     (UNet2DCondition, "block_out_channels", [1 << 40], "a list, each"),
     (UNet2DCondition, "cross_attention_dim", None, "a whole number"),
     (UNet2DCondition, "norm_eps", float("nan"), "a finite number"),
+    (UNet2DCondition, "norm_eps", 10**400, "a finite number"),
     (UNet2DCondition, "flip_sin_to_cos", "no", "true or false"),
     (ClipTextModel, "num_hidden_layers", "12", "a whole number"),
     (ClipTextModel, "hidden_act", 3, "a text"),
@@ -236,7 +237,7 @@ def test_a_setting_of_the_wrong_kind(values, words):
   assert len(str(found.value)) < 1000
 
 
-@pytest.mark.parametrize("name", ["mu", "sigma.np"])
+@pytest.mark.parametrize("name", ["mu", "sigma.np", "n"])
 def test_an_archive_with_an_entry_that_is_no_array(name, tmp_path):
   path = tmp_path / "r.npz"
   np.savez(path, mu=np.ones(2), sigma=np.eye(2))

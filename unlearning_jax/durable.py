@@ -286,7 +286,7 @@ def explaining(
   """
   try:
     yield
-  except DamagedError:
+  except (DamagedError, BusyError):
     raise
   except (ValueError, LookupError, TypeError, AttributeError) as error:
     said, name = str(error), os.fspath(where)

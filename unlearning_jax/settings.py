@@ -164,7 +164,7 @@ def _check_holder(hint: Any, value: Any, place: str):
     elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
       allowed.append(("a mapping", (Mapping, kind)))
     elif kind in _KINDS:
-      allowed.append((kind.__name__, (_KINDS[kind],)))
+      allowed.append((str(getattr(kind, "__name__", kind)), (_KINDS[kind],)))
     else:
       return
   if not any(isinstance(value, good) for _, good in allowed):

@@ -122,7 +122,13 @@ def from_files(
   fast.check(kernels)
   how = {"dtype": fast.computed_dtype(dtype, kernels), "kernels": kernels}
   size = configs["unet"].get("sample_size") or 64
-  tokenizer = CLIPTokenizer.from_pretrained(str(files.tokenizer))
+  try:
+    tokenizer = CLIPTokenizer.from_pretrained(str(files.tokenizer))
+  # The library raises this very class of a damaged file.
+  except Exception as error:
+    raise ValueError(
+      f"{files.tokenizer}: not a readable tokenizer: {error}"
+    ) from error
   sd = StableDiffusion(
     text_encoder=models.ClipTextModel.from_config(configs["text_encoder"]),
     unet=models.UNet2DCondition.from_config(

@@ -310,8 +310,10 @@ def _checked(config: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _is_number(value: object) -> bool:
-  known = isinstance(value, int | float) and not isinstance(value, bool)
-  return known and math.isfinite(value)
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return False
+  # A number of hundreds of digits makes `math.isfinite` raise.
+  return abs(value) < 1e300
 
 
 def _is_module(name: object) -> bool:

@@ -72,8 +72,8 @@ def read_images(
 def _open(image: pathlib.Path | bytes | np.ndarray) -> PIL.Image.Image:
   if isinstance(image, np.ndarray):
     return PIL.Image.fromarray(image)
-  opened = pictures.read(image)
   name = "the image" if isinstance(image, bytes) else image
+  opened = pictures.read(image)
   if opened.mode.startswith(("I", "F")):
     # Pillow would cut its levels at 255.
     raise ValueError(

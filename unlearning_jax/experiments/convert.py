@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from unlearning_jax import convert, extensions
+from unlearning_jax import convert, durable, extensions
 from unlearning_jax.concepts import check_choice, make_concepts
 from unlearning_jax.convert import ModelFiles, output
 from unlearning_jax.edits import edit_between, save_edit
@@ -101,7 +101,8 @@ def run(given: Settings):
   model = convert.load(given.input, base, variant=given.variant, ema=given.ema)
   if isinstance(base, ModelFiles):
     model = convert.without_new_words(model, base)
-  convert.to_params(model)
+  with durable.explaining(given.input, "its parts make no model"):
+    convert.to_params(model)
   known = base if isinstance(base, ModelFiles) else None
   _write(given, known or model, model)
   if given.dtype != "float32":

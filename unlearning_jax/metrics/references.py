@@ -223,7 +223,9 @@ def _read(
       error
     )
   shapes = {key: held[key].shape for key in _KEYS if key in held}
-  width = shapes.get("mu", (0,))[-1]
+  width = (shapes.get("mu") or (0,))[-1]
+  if held.get("n", np.int64(0)).dtype.kind not in "iu":
+    raise ValueError(f"{what}={place!r}: n is no whole number")
   if shapes != {"mu": (width,), "sigma": (width, width)} or not width:
     raise ValueError(
       f"{what}={place!r}: wanted mu (d,) and sigma (d, d); has "

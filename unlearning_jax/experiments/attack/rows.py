@@ -11,6 +11,7 @@ from PIL import Image
 
 from unlearning_jax import (
   durable,
+  pictures,
   prompt_tables,
   sampling,
   sharding,

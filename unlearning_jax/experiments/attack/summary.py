@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from unlearning_jax import metrics
+from unlearning_jax import metrics, pictures
 from unlearning_jax.experiments.attack import networks
 from unlearning_jax.experiments.attack.control import Control, own
 from unlearning_jax.experiments.attack.settings import Settings

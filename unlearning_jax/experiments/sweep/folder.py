@@ -89,7 +89,11 @@ def has_fewer(root: pathlib.Path, new: Mapping[str, Any]) -> bool:
     )
   values = {one["id"]: one["values"] for one in new["cells"]}
   for one in old["cells"]:
-    if one["values"] != values.get(one["id"], one["values"]):
+    asked = values.get(one["id"], {})
+    # Another start may have more keys, such as seeds.
+    if any(
+      asked.get(key, value) != value for key, value in one["values"].items()
+    ):
       raise DamagedError(
         f"{file} is damaged: cell {one['id']} has {one['values']}, and is of "
         f"{values[one['id']]}; delete the file and start the sweep again"

@@ -47,8 +47,9 @@ def read(file: pathlib.Path) -> dict[str, Any]:
   """
   found = durable.read_json(file)
   cells = found.get("cells")
+  listed = cells if isinstance(cells, list) else []
   good = isinstance(found.get("verb"), str) and isinstance(cells, list)
-  for one in cells if good else ():
+  for one in listed:
     good &= isinstance(one, dict) and isinstance(one.get("values"), dict)
     # The name of a folder beside the others.
     good = good and re.fullmatch(r"\w[\w.-]*", str(one.get("id"))) is not None
