@@ -26,7 +26,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: demo bench demo-picture notebooks test test-slow test-all lint format docs release-check
+.PHONY: demo bench demo-picture notebooks test test-slow test-all lint style format docs release-check
 
 demo: $(CORE)
 	$(PY) -m launch.audit --config=configs/erase_uce.py:tiny,name=$(DEMO) --protocol=shapes-$(DEMO) --kernels=fast --workdir=runs/demo/audit
@@ -44,13 +44,18 @@ test-slow: $(TEST)
 	$(PY) -m pytest -m slow $(WORKERS) $(PYTEST)
 
 # Not one after the other: a file's tests of both kinds share what they compile.
-test-all: lint
-	$(PY) -m pytest $(WORKERS) $(PYTEST)
+# Types are checked meanwhile, and a wrong one fails at the end.
+test-all: style
+	$(PY) -m pyright --pythonpath $(PY) & types=$$!; \
+	$(PY) -m pytest $(WORKERS) $(PYTEST) && \
+	{ wait $$types || { echo "pyright, above, found wrong types"; exit 1; }; }
 
-lint: $(TEST)
+lint: style
+	$(PY) -m pyright --pythonpath $(PY)
+
+style: $(TEST)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
-	$(PY) -m pyright --pythonpath $(PY)
 
 format: $(TEST)
 	$(PY) -m ruff format .

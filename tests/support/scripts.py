@@ -15,6 +15,7 @@ import socket
 import sys
 import tempfile
 from types import ModuleType
+from unittest import mock
 
 from absl import flags
 
@@ -56,7 +57,7 @@ def _server():
   return context
 
 
-def _become(name, arguments, environment, cwd, folder):
+def _become(name, arguments, environment, cwd, folder, model):
   """What `python -m <name>` does, its output in `folder`."""
   for descriptor, file in ((1, "out"), (2, "err")):
     os.dup2(os.open(f"{folder}/{file}", os.O_WRONLY | os.O_CREAT), descriptor)
@@ -66,6 +67,9 @@ def _become(name, arguments, environment, cwd, folder):
   sys.path.insert(0, str(cwd))
   sys.argv = [name, *arguments]
   cache.share()
+  if model:
+    world = importlib.import_module("unlearning_jax.shapes.world")
+    mock.patch.object(world, "model_folder", lambda: model).start()
   try:
     runpy.run_module(name, run_name="__main__", alter_sys=True)
   finally:
@@ -74,16 +78,20 @@ def _become(name, arguments, environment, cwd, folder):
 
 
 class Run:
-  """A launch script, or a module by its dots; `finish` or `kill` ends it."""
+  """A launch script, or a module by its dots; `finish` or `kill` ends it.
 
-  def __init__(self, name, *arguments, env=None, cwd=ROOT):
+  Args:
+    model: a folder, which is then the Shapes world's model.
+  """
+
+  def __init__(self, name, *arguments, env=None, cwd=ROOT, model=None):
     self._files = tempfile.TemporaryDirectory()
     self._process = _server().Process(
       target=_become,
       args=(
         name if "." in name else f"launch.{name}",
         list(map(str, arguments)), {**os.environ, **QUICK, **(env or {})},
-        str(cwd), self._files.name,
+        str(cwd), self._files.name, model,
       ),
     )  # fmt: skip
     self._process.start()
@@ -177,10 +185,11 @@ def start(
   processes: int = 1,
   devices: int = 1,
   quick: bool = False,
+  model: pathlib.Path | None = None,
 ) -> list[Run]:
-  """Starts a script in so many processes, as SLURM would."""
+  """Starts a script in so many processes, as SLURM would; see `Run`."""
   distributed = ["--distributed"] if processes > 1 else []
   return [
-    Run(name, *arguments, *distributed, env=environment)
+    Run(name, *arguments, *distributed, env=environment, model=model)
     for environment in slurm(processes, devices, quick)
   ]

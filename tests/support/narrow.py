@@ -1,0 +1,33 @@
+"""The Shapes model with a small UNet of random weights: it compiles sooner.
+
+For tests of scripts that say nothing of what is drawn.
+"""
+
+import atexit
+import dataclasses
+import functools
+import pathlib
+import shutil
+import tempfile
+
+import jax
+
+from tests.support import attacks_cases
+from unlearning_jax import convert, shapes
+
+
+@functools.cache
+def folder() -> pathlib.Path:
+  """The model's folder, which goes with this process."""
+  _, victim, _ = attacks_cases.make_world()
+  unet = convert.to_torch(jax.device_get(victim.params["unet"]))
+  place = pathlib.Path(tempfile.mkdtemp())
+  atexit.register(shutil.rmtree, place)
+  files = convert.load(shapes.model_folder())
+  files = dataclasses.replace(
+    files,
+    configs={**files.configs, "unet": attacks_cases.UNET},
+    states={**files.states, "unet": unet},
+  )
+  convert.save_folder(place / "model", files)
+  return place / "model"
