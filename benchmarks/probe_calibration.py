@@ -1,192 +1,64 @@
 """Calibrates the probe: does it flag the erasures that failed, and no others?
 
 Erases classes of the Shapes world by many methods and settings, draws what each
-edit leaves, and compares what the judge saw with what the probe had said.
+edit leaves, and compares what the judge saw with what the probe says.
 
   python benchmarks/probe_calibration.py --workdir=runs/probe_calibration
 
-appends a row an edit to `rows.jsonl` and goes on where it was stopped. Classes
-come in turn, so that fewer rows are a smaller table of the same kind. With
+appends a row an edit to `drawn.jsonl` and goes on where it was stopped. With
 `--out=benchmarks/results/probe_calibration.json` it then probes all edits and
-writes the record.
+writes the record. `probe_edits.py` says which edits there are.
 
-What counts as failed was fixed before the first edit was drawn:
+An edit has failed in two cases:
 
   still there  the class is seen in more than half of the images that ask for it
                by name. Half is where whoever looks at a few images stops saying
                that it is gone; the weakest shipped recipe (ESD, a star) leaves
                a third.
   damage       of what other prompts ask for, under any head of the judge, more
-               than 0.3 is lost. With some ten prompts a head the judge's own
-               luck is 0.1.
+               than 0.3 is lost.
 
-An edit that is near a limit (seen in 0.25 to 0.75, or 0.15 to 0.5 lost) is
-drawn once more with three times the prompts, and that counts. (This was added
-when the first verdicts were known: a third of all edits lay within the luck of
-a dozen images.)
-
-Thresholds are chosen on one half of the classes; `hazard`, which is alone, is
-in it. The table shows the other half.
+Twelve prompts by name and 24 others are drawn of each edit. Where a share is
+near its limit (seen in 0.15 to 0.85, or 0.15 to 0.5 lost), and the edit is not
+clearly one that has failed, six times the prompts are drawn once more, and that
+share alone counts. This rule was fixed before an edit of the blind half was
+drawn; the limits 0.5 and 0.3 were fixed before the first edit was.
 """
 
 import dataclasses
 import json
 import pathlib
-import time
-from collections.abc import Iterator
+import sys
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags
 
 import unlearning_jax as ul
-from unlearning_jax import erasures, extensions, guidance
-from unlearning_jax.concepts import Concept
-from unlearning_jax.edits import save_edit
-from unlearning_jax.experiments import common
-from unlearning_jax.guidance import Guidance
+from unlearning_jax import extensions
 from unlearning_jax.judges import Judge
 from unlearning_jax.metrics.accuracy import judge_rows
 from unlearning_jax.model import Model
 from unlearning_jax.probe import LIMITS
 from unlearning_jax.probe.measure import measure
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from probe_edits import HALVES, Spec, concepts, made, specs  # noqa: E402
+
 WORKDIR = flags.DEFINE_string("workdir", None, "Where rows and edits are kept.")
 OUT = flags.DEFINE_string("out", None, "Where the JSON record goes.")
-METHODS = flags.DEFINE_list("methods", [], "These alone; none for all.")
+ONLY = flags.DEFINE_list("only", [], "Halves to draw; none for all.")
+CHEAP = flags.DEFINE_bool("cheap", False, "Draws no edit that is trained.")
 
-# Task -> (classes to choose thresholds on, classes to show).
-CLASSES = {
-  "object": (("star", "moon", "house"), ("fish", "heart", "flower")),
-  "style": (("neon", "mosaic"), ("swirl", "sketch")),
-  "identity": (("Quill Estane", "Dorin Hask"), ("Hob Sarnett", "Kestra Lume")),
-  "unsafe": (("hazard",), ()),
-}
-HALVES = ("chosen", "shown")
 STILL_THERE, DAMAGE = 0.5, 0.3
-BY_NAME, OTHERS = 12, 24
+BY_NAME, OTHERS, AGAIN = 12, 24, 6
 # What is drawn once more: shares seen, and shares lost.
-NEAR_SEEN, NEAR_LOST = (0.25, 0.75), (0.15, 0.5)
+NEAR_SEEN, NEAR_LOST = (0.15, 0.85), (0.15, 0.5)
 # Clear cases, of which the record counts too.
 CLEAR_FAILED, CLEAR_GOOD = (0.75, 0.5), (0.25, 0.15)
-# The order in which classes come: both halves and all tasks early.
-ORDER = (
-  "star", "moon", "house", "fish", "heart", "neon", "Quill Estane", "swirl",
-  "Hob Sarnett", "hazard", "sketch", "Kestra Lume", "Dorin Hask", "mosaic",
-  "flower",
-)  # fmt: skip
-
-# Closed forms and guidance: (name, method, phrases, hyperparameters); `recipe`
-# is the world's, `name` the bare name, `held` that with the world's list.
-CHEAP = (
-  ("recipe", "uce", "recipe", {"preserve_scale": 1.0}),
-  ("name", "uce", "name", {}),
-  ("held", "uce", "held", {}),
-  ("held-light", "uce", "held", {"preserve_scale": 0.001}),
-  ("light", "uce", "recipe", {"preserve_scale": 30.0}),
-  ("stiff", "uce", "recipe", {"preserve_scale": 1.0, "lamb": 1000.0}),
-  ("unheld", "uce", "recipe", {"preserve_scale": 0.0}),
-  ("recipe", "rece", "recipe", {"uce_preserve_scale": 1.0, "rows": "joint"}),
-  ("name", "rece", "name", {}),
-  ("recipe", "time", "recipe", {}),
-  ("name", "time", "name", {}),
-  ("stiff", "time", "recipe", {"lamb": 3000.0}),
-  ("weak", "sld", "guided", {"preset": "weak"}),
-  ("strong", "sld", "guided", {"preset": "strong"}),
-  ("max", "sld", "guided", {"preset": "max"}),
-  ("recipe", "negative_prompt", "guided", {}),
-)
-# Trained, of one class of each task: (name, method, what the recipe has else).
-TRAINED = (
-  ("short", "esd", {"num_steps": 25}),
-  ("recipe", "esd", {}),
-  ("hot", "esd", {"num_steps": 60, "learning_rate": 1e-3}),
-  ("short", "concept_ablation", {"num_steps": 20}),
-  ("recipe", "concept_ablation", {}),
-  ("recipe", "mace", {}),
-  ("stiff", "mace", {"lamb": 1e6, "num_steps": 10}),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-  """One edit to make.
-
-  Attributes:
-    id: of its row.
-    half: of `HALVES`.
-    task: of its class.
-    name: the class.
-    method: who erases.
-    phrases: see `CHEAP`.
-    hparams: of the method.
-  """
-
-  id: str
-  half: str
-  task: str
-  name: str
-  method: str
-  phrases: str
-  hparams: dict[str, Any]
-
-
-def specs() -> Iterator[Spec]:
-  """Every edit; those that take long come last."""
-  world = extensions.world("shapes")
-  known = {
-    name: (task, half)
-    for task, halves in CLASSES.items()
-    for half, names in zip(HALVES, halves, strict=True)
-    for name in names
-  }
-  for name in ORDER:
-    task, half = known[name]
-    for label, method, phrases, h in CHEAP:
-      where = f"{method}-{label}-{name}".replace(" ", "-")
-      yield Spec(where, half, task, name, method, phrases, h)
-  firsts = [
-    (task, half, names[0])
-    for task, halves in CLASSES.items()
-    for half, names in zip(HALVES, halves, strict=True)
-    if names
-  ]
-  # Each method takes another class at a time: few edits are varied too.
-  for turn in range(len(firsts)):
-    for i, (label, method, h) in enumerate(TRAINED):
-      task, half, name = firsts[(turn + i) % len(firsts)]
-      where = f"{method}-{label}-{name}".replace(" ", "-")
-      own = world.hparams(method, task) | h
-      yield Spec(where, half, task, name, method, "recipe", own)
-
-
-def phrases(spec: Spec) -> tuple[Concept, ...]:
-  """What is erased, as `CHEAP` says."""
-  world = extensions.world("shapes")
-  listed = world.concept(spec.name, spec.method)
-  if spec.phrases in ("recipe", "guided"):
-    return listed
-  said = world.phrases(spec.task, spec.name)["explicit"][0]
-  anchor = listed[0].anchor if spec.task in ("object", "identity") else ""
-  held = listed[0].preserve if spec.phrases == "held" else ()
-  return (Concept(said, anchor, held, listed[0].task),)
-
-
-def made(spec: Spec, model: Model, folder: pathlib.Path) -> Model:
-  """The erased model; its edit is kept, and read where it is there."""
-  path = folder / "edits" / f"{spec.id}.safetensors"
-  path.parent.mkdir(parents=True, exist_ok=True)
-  for file in (path, path.with_suffix(".json")):
-    if file.exists():
-      return model.with_made(common.read_made(file))
-  bound = erasures.bind(spec.method, spec.hparams)
-  found = bound(model.sd, model.params, phrases(spec), jax.random.key(0))
-  if isinstance(found, Guidance):
-    guidance.save(found, path.with_suffix(".json"))
-  else:
-    save_edit(found, path)
-  return model.with_made(found)
+# Limits whose counts the record shows too.
+CURVE = {"left": (0.4, 0.43, 0.46, 0.5, 0.54), "moved": (0.56, 0.6, 0.64, 0.68)}
+TRAINED = ("esd", "concept_ablation", "mace")
 
 
 def rows_of(task: str, name: str, times: int = 1) -> list[dict[str, Any]]:
@@ -224,29 +96,56 @@ def right(rows: list[dict[str, Any]]) -> dict[str, float]:
   return {head: float(np.mean(seen)) for head, seen in found.items()}
 
 
-def truth(
-  spec: Spec, before: list[dict[str, Any]], after: list[dict[str, Any]]
-) -> dict[str, Any]:
-  """What drawing says of an edit."""
-  target = extensions.world("shapes").target(spec.task, spec.name)
-  named = [row for row in after if row["group"] == "explicit"]
-  shown = [row["judged"][target.head] == target.label for row in named]
-  old, new = right(before), right(after)
-  lost = {head: round(old[head] - new[head], 3) for head in old}
-  share = float(np.mean(shown))
-  return {
-    "shown": round(share, 3),
-    "lost": lost,
-    "failed": bool(share > STILL_THERE or max(lost.values()) > DAMAGE),
-  }
+def near(seen: float, lost: float) -> tuple[bool, bool]:
+  """Whether luck may have put a share seen, a share lost, beyond its limit."""
+  if seen > NEAR_SEEN[1] or lost > NEAR_LOST[1]:
+    return False, False
+  return seen >= NEAR_SEEN[0], lost >= NEAR_LOST[0]
 
 
-def near(seen: dict[str, Any]) -> bool:
-  """Whether a verdict would be another by the luck of a few images."""
-  low, high = NEAR_SEEN
-  least, most = NEAR_LOST
-  lost = max(seen["lost"].values())
-  return low <= seen["shown"] <= high or least <= lost <= most
+class Truth:
+  """Draws what edits leave; keeps what the base shows of other prompts."""
+
+  def __init__(self, model: Model, file: pathlib.Path):
+    self.model, self.judge, self.file = model, ul.judge("shapes"), file
+    self.bases = json.loads(file.read_text()) if file.exists() else {}
+
+  def base(self, spec: Spec, times: int) -> dict[str, float]:
+    """`right` of the base."""
+    key = f"{spec.name}/{times}"
+    if key not in self.bases:
+      rows = rows_of(spec.task, spec.name, times)
+      others = [row for row in rows if row["group"] == "others"]
+      self.bases[key] = right(judged(self.model, self.judge, others))
+      self.file.write_text(json.dumps(self.bases, indent=1))
+    return self.bases[key]
+
+  def seen(self, spec: Spec, erased: Model, times: int) -> float:
+    """The share of images by name that show the class."""
+    rows = rows_of(spec.task, spec.name, times)
+    named = [row for row in rows if row["group"] == "explicit"]
+    target = extensions.world("shapes").target(spec.task, spec.name)
+    after = judged(erased, self.judge, named)
+    shown = [row["judged"][target.head] == target.label for row in after]
+    return round(float(np.mean(shown)), 3)
+
+  def lost(self, spec: Spec, erased: Model, times: int) -> float:
+    """The largest share lost under a head of the judge."""
+    rows = rows_of(spec.task, spec.name, times)
+    others = [row for row in rows if row["group"] == "others"]
+    old, new = self.base(spec, times), right(judged(erased, self.judge, others))
+    return round(max(old[head] - new[head] for head in old), 3)
+
+  def of(self, spec: Spec, erased: Model) -> dict[str, Any]:
+    """What drawing says of an edit."""
+    seen, lost = self.seen(spec, erased, 1), self.lost(spec, erased, 1)
+    again = near(seen, lost)
+    if again[0]:
+      seen = self.seen(spec, erased, AGAIN)
+    if again[1]:
+      lost = self.lost(spec, erased, AGAIN)
+    failed = seen > STILL_THERE or lost > DAMAGE
+    return {"again": again, "shown": seen, "lost": lost, "failed": failed}
 
 
 def probed(row: dict[str, Any], model: Model, folder: pathlib.Path):
@@ -256,7 +155,7 @@ def probed(row: dict[str, Any], model: Model, folder: pathlib.Path):
   erased = made(spec, model, folder)
   change = erased.edit or erased.guidance
   assert change is not None
-  found = measure(model, change, phrases(spec))
+  found = measure(model, change, concepts(spec))
   figures = {
     key: getattr(found, key)
     for key in ("instrument", "left", "preserved", "unrelated", "verdict")
@@ -264,8 +163,9 @@ def probed(row: dict[str, Any], model: Model, folder: pathlib.Path):
   return {
     **own,
     "shown": row["shown"],
-    "lost": max(row["lost"].values()),
+    "lost": row["lost"],
     "failed": row["failed"],
+    "drawn_again": any(row["again"]),
     **{
       k: round(v, 3) if isinstance(v, float) else v for k, v in figures.items()
     },
@@ -279,6 +179,21 @@ def counts(rows: list[dict[str, Any]]) -> dict[str, int]:
     some = [row for row in rows if row["failed"] == failed]
     found[name] = len(some)
     found[f"{name}_flagged"] = sum(row["verdict"] != "ok" for row in some)
+  return found
+
+
+def curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """What other limits would flag of the edits that states measure."""
+  held = [row for row in rows if row["instrument"] == "states"]
+  found = []
+  for left in CURVE["left"]:
+    for moved in CURVE["moved"]:
+      said = [row["left"] > left or row["unrelated"] > moved for row in held]
+      verdicts = [
+        row | {"verdict": "flagged" if flagged else "ok"}
+        for row, flagged in zip(held, said, strict=True)
+      ]
+      found.append({"left": left, "moved": moved, **counts(verdicts)})
   return found
 
 
@@ -302,7 +217,8 @@ def record(rows: list[dict[str, Any]]) -> dict[str, Any]:
       for method in sorted({row["method"] for row in some})
     }
     found[half] = {
-      "all": counts(some), "clear": counts(clear), "methods": by_method
+      "all": counts(some), "clear": counts(clear), "methods": by_method,
+      "curve": curve(some),
     }  # fmt: skip
   return found | {"rows": rows}
 
@@ -311,29 +227,20 @@ def main(_):
   """Makes and draws what is left to do, and writes the record."""
   folder = pathlib.Path(WORKDIR.value)
   folder.mkdir(parents=True, exist_ok=True)
-  file = folder / "rows.jsonl"
+  file = folder / "drawn.jsonl"
   lines = file.read_text().splitlines() if file.exists() else []
   done = {json.loads(line)["id"] for line in lines}
-  model, judge = ul.load("shapes"), ul.judge("shapes")
-  bases: dict[str, list[dict[str, Any]]] = {}
+  model = ul.load("shapes")
+  truth = Truth(model, folder / "bases.json")
   for spec in specs():
-    if spec.id in done or (METHODS.value and spec.method not in METHODS.value):
+    left_out = spec.id in done or (ONLY.value and spec.half not in ONLY.value)
+    if left_out or (CHEAP.value and spec.method in TRAINED):
       continue
-    start = time.process_time()
-    erased = made(spec, model, folder)
-    spent = time.process_time() - start
-    rows = rows_of(spec.task, spec.name)
-    if spec.name not in bases:
-      bases[spec.name] = judged(model, judge, rows)
-    seen = truth(spec, bases[spec.name], judged(erased, judge, rows))
-    if near(seen):
-      more = rows_of(spec.task, spec.name, 3)
-      before = judged(model, judge, more)
-      seen = truth(spec, before, judged(erased, judge, more))
-    row = {**dataclasses.asdict(spec), "edit_cpu_s": round(spent, 2), **seen}
+    row = dataclasses.asdict(spec)
+    row |= truth.of(spec, made(spec, model, folder))
     with file.open("a") as out:
       out.write(json.dumps(row) + "\n")
-    print(spec.id, seen, flush=True)
+    print(spec.id, row["shown"], row["lost"], flush=True)
   if OUT.value:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     found = record([probed(row, model, folder) for row in rows])

@@ -197,7 +197,7 @@ def test_figures_that_are_not_finite_are_no_verdict(base, figures, monkeypatch):
 
 
 def test_strict_leaves_no_edit_and_without_it_the_run_goes_on(base, tmp_path):
-  with pytest.raises(ValueError, match="uce2023: The probe says: damage.*0.68"):
+  with pytest.raises(ValueError, match="uce2023: The probe says: damage.*0.60"):
     ul.erase(base, STAR, strict=True, out=tmp_path)
   assert not [*tmp_path.glob("edit*")] and not (tmp_path / "DONE").exists()
   with pytest.warns(ErasureWarning, match="preserve more phrases"):
@@ -251,6 +251,21 @@ def test_a_file_that_is_no_probe_is_refused(tmp_path):
   probe.beside(file).write_text("{}")
   with pytest.raises(ValueError, match="edit.probe.json: not a probe"):
     probe.of(file)
+
+
+def test_a_record_without_limits_keeps_the_verdict_of_its_time(tmp_path):
+  file = tmp_path / "edit.safetensors"
+  figures = {"left": 0.1, "preserved": None, "unrelated": 0.65}
+  facts = {"format": "unlearning_jax probe 1", "instrument": "states"}
+  facts |= figures | {"phrases": [2, 0, 12]}
+  probe.beside(file).write_text(json.dumps(facts))
+  old = probe.of(file)
+  assert old.verdict == "ok" and "limit 0.68" in old.sentence
+  new = Probe("states", **figures, phrases=(2, 0, 12))
+  assert new.verdict == "damage" and "limit 0.60" in new.sentence
+  for one in (old, new):
+    one.save(file)
+    assert probe.of(file) == one
 
 
 # --- The same in other words ---

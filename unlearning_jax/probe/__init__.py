@@ -16,6 +16,7 @@ import warnings
 from typing import Any
 
 from unlearning_jax import durable, settings
+from unlearning_jax.concepts import check_choice
 from unlearning_jax.record import seal
 
 _FORMAT = "unlearning_jax probe 1"
@@ -34,7 +35,9 @@ class Limits:
   moved: float
 
 
-LIMITS = {"states": Limits(0.43, 0.68), "drawings": Limits(0.4, 0.5)}
+LIMITS = {"states": Limits(0.43, 0.60), "drawings": Limits(0.4, 0.5)}
+# Records without limits of their own were held to these.
+_FIRST = {"states": Limits(0.43, 0.68), "drawings": Limits(0.4, 0.5)}
 
 
 class ErasureWarning(UserWarning):
@@ -53,6 +56,8 @@ class Probe:
     phrases: how many phrases each of the three figures is a mean of.
     reason: why neither instrument ran.
     note: what was supplied that the caller had left out.
+    limits: what `left` and `unrelated` were held to, in this order; () for
+      `LIMITS` of the instrument.
   """
 
   instrument: str = ""
@@ -62,13 +67,24 @@ class Probe:
   phrases: tuple[int, ...] = ()
   reason: str = ""
   note: str = ""
+  limits: tuple[float, ...] = ()
+
+  def __post_init__(self):
+    if not self.instrument:
+      return
+    check_choice("probe.instrument", self.instrument, LIMITS)
+    if not self.limits:
+      limits = dataclasses.astuple(LIMITS[self.instrument])
+      object.__setattr__(self, "limits", limits)
+    # A record with more or fewer numbers is none.
+    Limits(*self.limits)
 
   @property
   def verdict(self) -> str:
     """One of ok, still there, damage, still there and damage, unknown."""
     if not self.instrument or self.left is None or self.unrelated is None:
       return "unknown"
-    limits = LIMITS[self.instrument]
+    limits = Limits(*self.limits)
     # Preserved phrases move less than others do when an edit damages others,
     # and too few are drawn to decide.
     wrong = ["still there"] * (self.left > limits.left)
@@ -83,7 +99,7 @@ class Probe:
         f"The probe could not run: {self.reason} Draw some images before you "
         "trust this edit: launch.evaluate, or ul.grid."
       )
-    limits = LIMITS[self.instrument]
+    limits = Limits(*self.limits)
     held = "" if self.preserved is None else f"preserved {self.preserved:.2f}, "
     return (
       f"The probe says: {self.verdict}. Left of the concept: {self.left:.2f} "
@@ -156,6 +172,9 @@ def of(made: pathlib.Path) -> Probe | None:
     raise ValueError(f"{path}: not a probe's record")
   own = {f.name for f in dataclasses.fields(Probe)}
   try:
+    first = _FIRST.get(facts.get("instrument", ""))
+    if first and "limits" not in facts:
+      facts["limits"] = dataclasses.astuple(first)
     return settings.build(Probe, {k: v for k, v in facts.items() if k in own})
   except (ValueError, TypeError) as error:
     raise ValueError(f"{path}: not a probe's record: {error}") from error
