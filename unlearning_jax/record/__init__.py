@@ -87,6 +87,11 @@ class Recorder(Protocol):
     """A line that shows how far a stage is."""
     ...
 
+  @property
+  def is_done(self) -> bool:
+    """Whether the run has ended."""
+    ...
+
   def mark_done(self) -> None:
     """Marks the run as ended."""
     ...

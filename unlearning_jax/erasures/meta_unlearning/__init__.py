@@ -46,7 +46,7 @@ import ast
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -328,9 +328,10 @@ def erase(
   method = f"meta_unlearning {h.wrapped}"
   if h.wrapped in TRAINED:
     wrapped = dataclasses.replace(hooks, trainer=trainer)
-    edit = h.bound(sd, params, concepts, key, wrapped)
+    edit = cast(Edit, h.bound(sd, params, concepts, key, wrapped))
     return dataclasses.replace(edit, method=method)
-  start = apply_to_params(h.bound(sd, params, concepts, key), params)
+  made = cast(Edit, h.bound(sd, params, concepts, key))
+  start = apply_to_params(made, params)
   part = finetune.partition({"unet": start["unet"]}, "full")
   trained = trainer(
     _nothing, _after_closed_form(h.learning_rate), part.trained,
