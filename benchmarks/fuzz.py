@@ -149,12 +149,14 @@ class Feeder:
     files: its whole files.
     root: the folder in which they stand.
     watch: who looks on.
+    whole: what came of the files before they were damaged.
   """
 
   loader: fuzz_weights.Loader
   files: fuzz_damage.Files
   root: pathlib.Path
   watch: Watch
+  whole: str = "read"
 
   def tried(self, damages: list[fuzz_damage.Damage]) -> str:
     """Reads damaged files: `read`, `refused`, or else a fault.
@@ -202,7 +204,8 @@ class Feeder:
     import hypothesis
     from hypothesis import strategies as st
 
-    known = {_kind(one["fault"]) for one in tally["faults"]}
+    open_ = (one for one in tally["faults"] if not one.get("mended"))
+    known = {_kind(one["fault"]) for one in open_}
     end, last = time.monotonic() + seconds, []
     number = st.integers(0, (1 << 16) - 1)
     one = st.tuples(st.sampled_from(fuzz_damage.KINDS), number, number, number)
@@ -279,10 +282,13 @@ def _feeders(scratch: pathlib.Path, watch: Watch) -> dict[str, Feeder]:
     loader.make(made)
     feeder = Feeder(loader, _read_all(made), scratch / "in", watch)
     shutil.rmtree(made)
-    # Imports what reading needs. Whole files are read, or refused on purpose.
+    # Imports what reading needs. Some whole files are refused on purpose: the
+    # record says which.
     _write(feeder.root, feeder.files)
-    with contextlib.suppress(Exception):
+    try:
       loader.read(feeder.root)
+    except Exception as error:
+      feeder.whole = f"refused: {str(error)[-100:]}"
     found[loader.name] = feeder
   return found
 
@@ -326,13 +332,19 @@ def main(_):
   record["versions"]["python"] = platform.python_version()
   record["date"] = datetime.date.today().isoformat()
   with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
+    # Nothing else may be written.
+    private = pathlib.Path(scratch) / "private"
+    private.mkdir()
+    tempfile.tempdir = str(private)
     feeders = _feeders(pathlib.Path(scratch), Watch())
     # A reader that asks for the whole machine fails, and not the machine.
     most = _memory("VmSize") + (4 << 30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     for name, feeder in feeders.items():
       empty = {"tried": 0, "read": 0, "refused": 0, "faults": []}
-      _again(feeder, record["loaders"].setdefault(name, empty))
+      tally = record["loaders"].setdefault(name, empty)
+      tally["whole"] = feeder.whole
+      _again(feeder, tally)
     _save(record)
     end = time.monotonic() + 60 * MINUTES.value
     while time.monotonic() < end:
