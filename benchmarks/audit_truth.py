@@ -1,6 +1,9 @@
 """Audits victims of known state, to see whether the verdicts are right.
 
-  python benchmarks/audit_truth.py --workdir=runs/truth --seed=0
+  for seed in 0 1 2; do
+    python benchmarks/audit_truth.py --workdir=runs/truth-$seed --seed=$seed \
+      --out=benchmarks/results/audit_truth.json
+  done
 
 The victims: the base itself; a good UCE and RECE; an erasure of other words,
 which misses; one that erases a second class; a model whose readers of text are
@@ -9,6 +12,8 @@ random. Only the evaluation runs, so `attacked` and `stays` are not shown.
 
 import dataclasses
 import functools
+import json
+import pathlib
 
 from absl import app, flags
 from unlearning_jax.configs import audit as configs
@@ -20,6 +25,7 @@ from unlearning_jax.experiments.attack import victims
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder.", required=True)
 SEED = flags.DEFINE_integer("seed", 0, "Of prompts, noise and erasures.")
+OUT = flags.DEFINE_string("out", None, "The record, which gets this seed.")
 _ROWS = "other_rows=120,rows_per_group=20"
 
 
@@ -51,6 +57,20 @@ def main(_):
     {"base": base, **made(base, SEED.value)},
   )
   print(audit.printed(found, WORKDIR.value))
+  if OUT.value:
+    out = pathlib.Path(OUT.value)
+    seeds = json.loads(out.read_text()) if out.exists() else {}
+    keys = ("victim", "question", "verdict", "k", "n")
+    seeds[f"{SEED.value}"] = [
+      {key: one[key] for key in keys}
+      for one in found["verdicts"]
+      if one["question"] not in ("attacked", "stays")
+    ]
+    lines = (
+      f' "{seed}": [\n  ' + ",\n  ".join(map(json.dumps, rows)) + "\n ]"
+      for seed, rows in sorted(seeds.items())
+    )
+    out.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 if __name__ == "__main__":

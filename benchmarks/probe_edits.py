@@ -2,9 +2,9 @@
 
 Half `chosen` has the edits that the probe's limits were chosen on. `shown` has
 those of other classes, in the same settings; both were seen before the probe
-got its present form. `blind` has edits of further classes, in further settings.
-They were listed before anybody drew or probed one, and the limits were chosen
-before a verdict on one of them was known.
+got its present form. `blind` has edits of further classes but for hazard, and
+about half of their settings are new. They were listed before one was drawn or
+probed, and the limits were chosen before a verdict on one of them was known.
 """
 
 import dataclasses

@@ -225,6 +225,8 @@ def _started(
   except (ValueError, OSError, FloatingPointError) as error:
     return _failed(error, str(error) + errors.of_disk(error))
   except Exception as error:
+    if way_out := errors.of_disk(error):
+      return _failed(error, str(error) + way_out)
     if not errors.is_out_of_memory(error):
       raise
     config = flags.FLAGS["config"].value if "config" in flags.FLAGS else {}

@@ -130,7 +130,10 @@ def _last_whole(
 
 def _check_plain(folder: pathlib.Path):
   """Refuses a pipe or a device among the files, which would be waited for."""
-  for held in folder.rglob("*"):
+  # Unlike rglob, it passes over a folder that goes meanwhile.
+  for held in (
+    pathlib.Path(at, name) for at, _, names in os.walk(folder) for name in names
+  ):
     try:
       mode = held.lstat().st_mode
     except FileNotFoundError:

@@ -67,7 +67,7 @@ class Lock:
   def __init__(self, path: pathlib.Path, what: pathlib.Path, keep: bool):
     self._path, self._owner, self._keep = path, os.getpid(), keep
     self.user: object = None
-    self.file = _locked(path, what)
+    self.file = _locked(path, what, keep)
 
   def __del__(self):
     # A lock that was refused has no file. A fork of the owner only closes it.
@@ -103,7 +103,7 @@ def lock(file: pathlib.Path, what: pathlib.Path, *, keep: bool = False) -> Lock:
   return held
 
 
-def _locked(path: pathlib.Path, what: pathlib.Path) -> int:
+def _locked(path: pathlib.Path, what: pathlib.Path, keep: bool) -> int:
   """Opens a file for appending, and locks it.
 
   Raises:
@@ -117,9 +117,11 @@ def _locked(path: pathlib.Path, what: pathlib.Path) -> int:
       os.close(file)
       if not isinstance(error, BlockingIOError):
         raise
+      # What stays holds rows; a copy of it is free.
+      way = f"put a copy in the place of {path}" if keep else f"delete {path}"
       raise BusyError(
         f"{what} is being written by another run; wait for it to end or use "
-        f"another folder; if that run's machine has died, delete {path}"
+        f"another folder; if that run's machine has died, {way}"
       ) from error
     # Whoever had it before may have removed the file.
     if _is_at(file, path):
@@ -337,7 +339,8 @@ class JsonLines:
       os.ftruncate(self._lock.file, whole)
     if self._lock.user is not self._name:
       raise BusyError(
-        f"{self._path} is being written by a later run of this process"
+        f"{self._path} is being written by a later run of this process; use "
+        "that one"
       )
     return self._lock.file
 

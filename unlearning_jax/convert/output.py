@@ -133,7 +133,8 @@ def _mend(path: pathlib.Path) -> durable.Lock:
   Raises:
     BusyError: another process writes it.
   """
-  held = durable.lock(path.with_name(f".{path.name}.lock"), path)
+  file = path.with_name(f".{path.name}.unlearning_jax.lock")
+  held = durable.lock(file, path)
   _restore(path)
   return held
 

@@ -13,6 +13,7 @@ import jax
 from unlearning_jax import (
   checking,
   convert,
+  durable,
   extensions,
   guidance,
   judges,
@@ -239,16 +240,23 @@ def workdir(
   if checking.is_only():
     binding.check(path, config, free, defaults)
     checking.passed()
-  found = Workdir(
-    path,
-    config,
-    process_index=0 if alone else jax.process_index(),
-    process_count=1 if alone else jax.process_count(),
-    free=free,
-    defaults=defaults,
-    guard=guard,
-    locked=locked,
-  )
+  count = 1 if alone else jax.process_count()
+  try:
+    found = Workdir(
+      path,
+      config,
+      process_index=0 if alone else jax.process_index(),
+      process_count=count,
+      free=free,
+      defaults=defaults,
+      guard=guard,
+      locked=locked,
+    )
+  except ValueError as error:
+    if count == 1:
+      raise
+    # The others wait for this process, so it is no matter of one stage alone.
+    raise durable.BusyError(str(error)) from error
   if not alone:
     # None writes a row before the first has the lock.
     processes.wait_for_all("record opened")

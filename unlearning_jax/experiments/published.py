@@ -267,7 +267,7 @@ def _attacks(
     where, given = f"--attack={folder}", finished(folder)
     path = pathlib.Path(folder)
     starts = provenance.starts(path / "provenance.json")
-    victim = starts[0]["inputs"].get("victim") if starts else None
+    victim = starts[0].get("inputs", {}).get("victim") if starts else None
     if victim is None:
       raise ValueError(
         f"{where}: is no attack; give the folder of unlearning-jax attack"
@@ -378,7 +378,8 @@ def _utility(
   base = next(iter(models.values()))
   if start["base_fingerprint"] != convert.params_fingerprint(base.params):
     raise ValueError(f"--utility={folder}: is of another base")
-  theirs = {start["inputs"].get(name, ""): name for name in summary["models"]}
+  inputs = start.get("inputs", {})
+  theirs = {inputs.get(name, ""): name for name in summary["models"]}
   of_model = functools.partial(common.fingerprint, base=base)
   return {
     name: [

@@ -87,12 +87,16 @@ def check(folder: pathlib.Path, *, images: bool = False):
   """
   for name, was in _entries(folder / NAME).items():
     if images or not name.startswith("images/"):
-      try:
-        _check(folder, name, was)
-      except DamagedError:
-        # Unless a start has taken it off the seal to write it again.
-        if _entries(folder / NAME).get(name) == was:
-          raise
+      _check_still(folder, name, was)
+
+
+def _check_still(folder: pathlib.Path, name: str, was: tuple[int, int]):
+  """As `_check`, unless a start has taken the file off the seal meanwhile."""
+  try:
+    _check(folder, name, was)
+  except DamagedError:
+    if _entries(folder / NAME).get(name) == was:
+      raise
 
 
 def _check(folder: pathlib.Path, name: str, was: tuple[int, int]):
@@ -103,9 +107,9 @@ def _check(folder: pathlib.Path, name: str, was: tuple[int, int]):
   if not why:
     return
   remedy = f"bring back a copy, or delete {folder} and run its command again"
-  if name == "summary.json":
-    # It is made of the rows.
-    remedy = f"delete it and {folder / NAME}, and run the command again"
+  # The first is made of the rows, the second of the edit.
+  if name == "summary.json" or name.endswith(".probe.json"):
+    remedy = f"delete {path} and {folder / NAME}, and run the command again"
   raise DamagedError(f"{path} {why}; {remedy}")
 
 
@@ -118,7 +122,7 @@ def check_file(path: pathlib.Path):
   for folder in path.absolute().parents[:2]:
     name = path.absolute().relative_to(folder).as_posix()
     if was := _entries(folder / NAME).get(name):
-      _check(folder, name, was)
+      _check_still(folder, name, was)
 
 
 def _entries(file: pathlib.Path) -> dict[str, tuple[int, int]]:

@@ -80,7 +80,8 @@ class Workdir:
     self._lock = None
     if locked and self.is_writer:
       self._lock = durable.lock(self.path / ".lock", self.path)
-    self._bind(new, free, usual)
+    if locked:
+      self._bind(new, free, usual)
     if self._lock is not None:
       durable.sweep(self.path)
 

@@ -148,9 +148,6 @@ def test_trackers_hear_of_every_cell(tmp_path, monkeypatch):
 def test_a_sweep_s_damaged_plan_is_said(tmp_path):
   sweep.run(toy_sweep.plan(2), tmp_path)
   file = tmp_path / "sweep.json"
-  file.write_text(file.read_text().replace('"x": 1', '"x": 7', 1))
-  with pytest.raises(ValueError, match="sweep.json is damaged: cell .*'x': 7"):
-    sweep.run(toy_sweep.plan(2), tmp_path)
   file.write_text(file.read_text()[:-9])
   with pytest.raises(ValueError, match="sweep.json: not readable as JSON"):
     sweep.run(toy_sweep.plan(2), tmp_path)

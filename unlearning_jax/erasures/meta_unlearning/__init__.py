@@ -68,7 +68,7 @@ from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 CHANGES = ("unet/*",)
 NEEDS = "images"
-# Base method -> hyperparameters that the paper gives it.
+# Wrapped method -> hyperparameters that the paper gives it.
 TRAINED: dict[str, dict[str, Any]] = {
   "esd": {"train": "full", "eta": 3.0, "num_steps": 1500},
   "concept_ablation": {}, "salun": {}, "erasediff": {},
@@ -191,7 +191,10 @@ class Hparams(sets.Drawing):
       if method in ("", self.wrapped):
         values[name] = _value(value)
     kind = erasures.module(self.wrapped).Hparams
-    made = settings.build(kind, values, "wrapped_hparams")
+    try:
+      made = settings.build(kind, values, "wrapped_hparams")
+    except ValueError as error:
+      raise ValueError(f"wrapped_hparams of {self.wrapped}: {error}") from error
     for name in ("allow_conflict", "truncate"):
       if getattr(made, name, False):
         raise ValueError(

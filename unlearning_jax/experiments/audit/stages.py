@@ -79,9 +79,9 @@ class Audit:
   def _check_controls(self):
     """Refuses attacks that could not be compared with their control."""
     run = {stage.what for stage in self.stages if stage.kind == "attack"}
-    if CONTROL not in run:
+    beside = self.given.attacks.get(CONTROL)
+    if beside is None:
       return
-    beside = self.given.attacks[CONTROL]
     victims = [Victim.of(model) for model in self._victims.values()]
     if self.given.erase and erasures.module(self.given.erase.method).CHANGES:
       # What it draws and is attacked with costs as many calls as the base's.

@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from unlearning_jax.durable import DamagedError
 from unlearning_jax.experiments import cells
 from unlearning_jax.experiments.sweep import table
 from unlearning_jax.experiments.sweep.grid import Cell, Sweep
@@ -87,17 +86,6 @@ def has_fewer(root: pathlib.Path, new: Mapping[str, Any]) -> bool:
       f"workdir: {root} holds another sweep: its verb was {old['verb']}, and "
       f"is {new['verb']} now; use another folder"
     )
-  values = {one["id"]: one["values"] for one in new["cells"]}
-  for one in old["cells"]:
-    asked = values.get(one["id"], {})
-    # Another start may have more keys, such as seeds.
-    if any(
-      asked.get(key, value) != value for key, value in one["values"].items()
-    ):
-      raise DamagedError(
-        f"{file} is damaged: cell {one['id']} has {one['values']}, and is of "
-        f"{values[one['id']]}; delete the file and start the sweep again"
-      )
   was, now = ({one["id"] for one in each["cells"]} for each in (old, new))
   if was >= now:
     return False
