@@ -1,6 +1,7 @@
 """Settings: built from plain values, checked, marked."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import pytest
 
@@ -9,6 +10,7 @@ from unlearning_jax.api import erasing
 from unlearning_jax.experiments import (
   attack,
   audit,
+  common,
   diagnose,
   drawing,
   erase,
@@ -81,6 +83,24 @@ def test_marks_say_what_a_resume_may_change():
     "unmarked": None,
   }
   assert settings.free(Outer) == ("inner.lanes",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Several:
+  each: Output[Mapping[str, Inner]] = dataclasses.field(default_factory=dict)
+
+
+def test_a_resume_may_change_what_is_free_in_settings_of_a_mapping(tmp_path):
+  assert settings.free(Several) == ("each.*.lanes",)
+
+  def bind(**each):
+    common.workdir(str(tmp_path), {"each": {"a": each}}, Several)
+
+  bind(steps=2, lanes=8)
+  (tmp_path / "results.jsonl").touch()
+  bind(steps=2, lanes=4)
+  with pytest.raises(ValueError, match="each.a.steps: 2 -> 3"):
+    bind(steps=3, lanes=8)
 
 
 def test_a_nested_change_leaves_its_neighbours():

@@ -257,8 +257,16 @@ def marks(cls: type, key: str = "") -> dict[str, str | None]:
 
 
 def free(cls: type) -> tuple[str, ...]:
-  """The dotted keys of a settings class that no result depends on."""
-  return tuple(key for key, mark in marks(cls).items() if mark == FREE)
+  """The dotted keys of a settings class that no result depends on.
+
+  Where settings lie in a mapping, `*` stands for its keys: `attacks.*.lanes`.
+  """
+  found = [key for key, mark in marks(cls).items() if mark == FREE]
+  for name, hint in typing.get_type_hints(cls).items():
+    if typing.get_origin(hint) is Mapping:
+      inner = dataclass_in(typing.get_args(hint)[1])
+      found += [f"{name}.*.{key}" for key in (free(inner) if inner else ())]
+  return tuple(found)
 
 
 def dataclass_in(hint: Any) -> Any:

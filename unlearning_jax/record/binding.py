@@ -136,8 +136,12 @@ def _may_stand(name: str, has_peers: bool) -> bool:
 
 def _is_free(key: str, free: Sequence[str]) -> bool:
   """Whether a dotted key, or a mapping that holds it, may change."""
-  whole = key.partition("[")[0]
-  return any(f"{whole}.".startswith(f"{one}.") for one in free)
+  names = key.partition("[")[0].split(".")
+  return any(
+    len(one) <= len(names)
+    and all(part in ("*", name) for part, name in zip(one, names, strict=False))
+    for one in (text.split(".") for text in free)
+  )
 
 
 def differences(old: object, new: object, key: str = "") -> list[str]:
