@@ -321,7 +321,7 @@ def _is_module(name: object) -> bool:
   if not isinstance(name, str) or len(name) > 1000:
     return False
   # A group that repeats can be matched in more ways than there is time for.
-  if re.search(r"\)[*+?{]", name) or len(re.findall(r"[*+?{]", name)) > 4:
+  if re.search(r"\)[*+{]", name) or len(re.findall(r"[*+?{]", name)) > 4:
     return False
   try:
     re.compile(name)

@@ -100,8 +100,9 @@ def test_a_killed_start_takes_done_back(start, monkeypatch):
   folder, run = start
   run(skip=["finetune"])
 
-  def killed(*_):
-    raise KeyboardInterrupt
+  def killed(what):
+    if what == "stage ended":
+      raise KeyboardInterrupt
 
   monkeypatch.setattr(common, "say", lambda _: None)
   monkeypatch.setattr(processes, "wait_for_all", killed)
@@ -127,7 +128,7 @@ def test_processes_wait_for_each_other_after_every_stage(start, monkeypatch):
   seen = []
   monkeypatch.setattr(processes, "wait_for_all", seen.append)
   start[1](failing=["attack/UCE/seed"])
-  assert seen == ["stage ended"] * len(STAGES)
+  assert seen == ["record opened"] + ["stage ended"] * len(STAGES)
 
 
 def test_an_error_without_a_text_is_named(start):
