@@ -140,7 +140,8 @@ case "$4" in
 esac
 answer=$(head -n 1 $kind)
 [ "$(wc -l < $kind)" -eq 1 ] || sed -i 1d $kind
-[ "$answer" != stay ] || { touch staying; exec sleep 60; }
+# No child writes it: bash forgets a signal while a child ends well.
+[ "$answer" != stay ] || { : > staying; exec sleep 60; }
 [ $kind = runs ] && exit "$answer"
 echo "$answer"
 """
