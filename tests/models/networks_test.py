@@ -53,7 +53,11 @@ def test_heads_are_given_for_all_levels_or_each():
     ("unet", {"class_embed_type": "timestep"}, "class_embed_type='timestep'"),
     ("unet", {"addition_embed_type": "text"}, "addition_embed_type='text'"),
     ("unet", {"some_new_option": 3}, "some_new_option=3.*None or False"),
-    ("unet", {"layers_per_block": [1, 2, 2, 2]}, "layers_per_block=.*a whole number"),
+    (
+      "unet",
+      {"layers_per_block": [1, 2, 2, 2]},
+      "layers_per_block=.*a whole number",
+    ),
     ("unet", {"attention_head_dim": [5, 10]}, "has 2 entries.* 4"),
     ("unet", {"block_out_channels": [320, 640]}, "has 4 entries.* 2"),
     (
