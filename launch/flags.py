@@ -222,10 +222,9 @@ def _started(
     if "distributed" in flags.FLAGS:
       return _together(main, argv, polled)
     return main(argv)
-  except (ValueError, OSError, FloatingPointError) as error:
-    return _failed(error, str(error) + errors.of_disk(error))
   except Exception as error:
-    if way_out := errors.of_disk(error):
+    way_out = errors.of_disk(error)
+    if way_out or isinstance(error, (ValueError, OSError, FloatingPointError)):
       return _failed(error, str(error) + way_out)
     if not errors.is_out_of_memory(error):
       raise

@@ -175,8 +175,15 @@ def check_batch(batch_size: int, num_images: int):
     raise ValueError(f"{batch_size=}; allowed: 1 to num_images={num_images}")
 
 
-def check_images(phrases: Sequence[Concept | str], num_images: int):
+def check_images(
+  phrases: Sequence[Concept | str],
+  num_images: int,
+  typed: str = "hparams.num_images={}",
+):
   """Checks that each phrase to erase can have an image.
+
+  Args:
+    typed: how the number is given, with `{}` in its place.
 
   Raises:
     ValueError: there are more phrases than images; says how many are needed.
@@ -184,7 +191,7 @@ def check_images(phrases: Sequence[Concept | str], num_images: int):
   if len(phrases) > num_images:
     raise ValueError(
       f"{num_images=}: {len(phrases)} phrases need an image each, or some "
-      f"would not be erased; give hparams.num_images={len(phrases)} or more"
+      f"would not be erased; give {typed.format(len(phrases))} or more"
     )
 
 

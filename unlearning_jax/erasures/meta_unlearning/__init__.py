@@ -300,12 +300,8 @@ def erase(
   named = images.phrases(concepts, h.related)
   erasures.check_images(concepts, h.num_images)
   if own := getattr(h.bound.h, "num_images", None):
-    if own < len(concepts):
-      raise ValueError(
-        f"wrapped_hparams: num_images={own}: {len(concepts)} phrases need an "
-        f"image each; give hparams.wrapped_hparams=('num_images="
-        f"{len(concepts)}',) or more"
-      )
+    typed = "hparams.wrapped_hparams=('num_images={}',)"
+    erasures.check_images(concepts, own, typed)
   ids = {
     name: stable_diffusion.tokenize(
       sd, [h.template.format(p) for p in spread(own, h.num_images)]

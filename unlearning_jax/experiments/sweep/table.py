@@ -82,12 +82,12 @@ def conclude(root: pathlib.Path) -> dict[str, Any]:
   while states != (now := _states(root, file)):
     with durable.explaining(root):
       states, document = now, _document(root, read(file))
-      written_ = {
+      texts = {
         "summary.json": to_json(document, "summary", indent=2),
         "results.csv": to_csv(document),
         "report.html": page.html(document, root),
       }
-    for name, text in written_.items():
+    for name, text in texts.items():
       with replacing(root / name) as stream:
         stream.write(text.encode())
     if all(one["state"] == "done" for one in document["cells"]):
