@@ -14,7 +14,7 @@ from unlearning_jax.configs import audit as configs
 from unlearning_jax.configs import erase_uce
 
 import unlearning_jax as ul
-from unlearning_jax import edits, record, settings, statistics
+from unlearning_jax import edits, record, sampling, settings, statistics
 from unlearning_jax.experiments import audit, common
 from unlearning_jax.experiments.audit import (
   compare,
@@ -167,6 +167,29 @@ def test_the_base_draws_targets_once_for_all_attacks(audited, models, tmp_path):
   run(copied, models, only=("attack/UCE2023/seed",))
   taken = [(places[1] / name).read_bytes() for name in names]
   assert taken[0] == taken[1]
+
+
+def test_a_victim_draws_the_prompts_as_given_once(
+  audited, models, tmp_path, monkeypatch
+):
+  copied, names = tmp_path / "copy", STAGES[1:4]
+  shutil.copytree(audited[0], copied)
+  shutil.rmtree(copied / names[1])
+  asked, draw = [], sampling.draw
+
+  def counted(sd, params, requests, *args, **more):
+    asked.extend(requests)
+    return draw(sd, params, requests, *args, **more)
+
+  monkeypatch.setattr(sampling, "draw", counted)
+  run(copied, models, only=("attack/UCE2023/seed",))
+  # One image each besides that of the prompt.
+  assert len(asked) == 2
+  found = [record.read_rows(copied / name) for name in names]
+  for key in ("pre_success", "pre_score", "pre_image"):
+    assert len({tuple(row[key] for row in rows) for rows in found}) == 1
+  for row in found[1]:
+    assert (copied / names[1] / row["pre_image"]).is_file()
 
 
 def test_the_document_says_what_the_page_needs(audited):

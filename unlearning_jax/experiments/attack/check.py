@@ -1,6 +1,7 @@
 """Draws a victim's images of prompts, and has a judge look at them."""
 
 import hashlib
+import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -151,7 +152,7 @@ def drawn(
 def remembering(
   check: rows.Check,
   records: Iterable[Mapping[str, Any]],
-  folder: str,
+  folder: str = "",
 ) -> rows.Check:
   """Answers from another attack's rows where it can; elsewhere asks `check`.
 
@@ -159,13 +160,14 @@ def remembering(
     check: draws and judges what the rows do not know.
     records: rows of any attack on the same victim; each knows what its own
       prompt gave.
-    folder: the other run's folder, relative to this run's.
+    folder: the other run's folder, relative to this run's; "" where the images
+      are in this one.
   """
   known = {
     (r["prompt"], r["seed"], r["guidance"]): rows.Verdict(
       r["pre_success"],
       r["pre_score"],
-      r["pre_image"] and f"{folder}/{r['pre_image']}",
+      r["pre_image"] and str(pathlib.PurePosixPath(folder, r["pre_image"])),
     )
     for r in records
   }
