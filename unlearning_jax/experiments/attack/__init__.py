@@ -51,8 +51,8 @@ def run(
     edit: an edit file or the folder of an erasure; "" for none.
     victim: the victim itself; None takes what settings and `edit` name.
     beside: a control that ran on the same rows, or its folder; "" for none.
-    known: rows of attacks on the same victim, drawn and judged alike. What
-      their own prompts gave is not drawn again; the images are in the record.
+    known: rows of attacks on the same victim, drawn and judged alike, whose
+      images of the prompts as given are in the record.
 
   Returns:
     The content of `summary.json`; empty where another process writes it.
@@ -100,15 +100,12 @@ def run(
       # All processes read the same rows, so all leave a network out or none.
       if {mark + row["id"] for row in listed} <= done:
         continue
-      now, judged = setup, check.checker(record, setup, listed)
-      if one:
-        now = networks.swapped(setup, name, one, host, prints[name])
-        judged = check.checker(record, now, listed)
-      elif known:
-        judged = check.remembering(judged, known)
+      now = one and networks.swapped(setup, name, one, host, prints[name])
+      now = now or setup
       for row in attacked(
         record, now, [row for row in table if mark + row.id not in done],
-        judged, lanes=min(given.lanes, share), learnt=learnt,
+        check.checker(record, now, listed, known),
+        lanes=min(given.lanes, share), learnt=learnt,
         meet=processes.wait_for_all,
       ):  # fmt: skip
         bar.update(note=row["status"])

@@ -78,12 +78,18 @@ def drawing_fits(given: Settings, sd: StableDiffusion, listed: Listed):
   check_targets(given, sd, listed)
 
 
-def checker(record: Recorder, setup: Setup, listed: Listed) -> rows.Check:
+def checker(
+  record: Recorder,
+  setup: Setup,
+  listed: Listed,
+  known: Iterable[Mapping[str, Any]] = (),
+) -> rows.Check:
   """Returns a function that draws and judges the requests of an attack.
 
   It keeps the images that a page can show: of the rows' own prompts, of those
   that show the concept, and all of the first `grid_rows` rows. It keeps every
-  image where there is no judge, or a metric reads images.
+  image where there is no judge, or a metric reads images. What `known` rows say
+  of the victim's own images is taken from them.
   """
   given = setup.given
   every = setup.judge is None or bool(given.image_metrics)
@@ -100,10 +106,11 @@ def checker(record: Recorder, setup: Setup, listed: Listed) -> rows.Check:
       return record.save_image(folder + image_name(request), image)
     return None
 
-  return drawn(
+  check = drawn(
     setup.sd, setup.victim, given.sampling, keep, setup.judge, setup.target,
     **layout(setup.mesh, given.batch_size),
   )  # fmt: skip
+  return check if setup.network else remembering(check, known)
 
 
 def drawn(
