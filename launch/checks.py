@@ -49,7 +49,7 @@ def said(checked: Any) -> int:
   lines, room = fits.said(
     checked.given,
     checked.sd,
-    flags.FLAGS["device"].value,
+    str(flags.FLAGS["device"].value or ""),
     exact=flags.FLAGS["check"].value == "compile",
   )
   verdict = (

@@ -3,24 +3,22 @@
   python -m launch.programs --places=v5e,cpu:8 --programs=attack --rows=1,4 \
     --out=programs.json
 
-Of shapes alone: no weights are read, and nothing runs. It prints memory, work
-and collectives of a chip, and adds them to `--out`, row by row; a row that is
-there is not compiled again. TPU programs need libtpu, and take minutes each.
-`--check` of the other verbs reads the record that comes with the package.
-`--list` prints that record.
+No weights are read, and nothing runs. Memory, work and collectives of a chip
+are added to `--out`, row by row; a row that is there is not compiled again. TPU
+programs need libtpu, and take minutes each. `--list` prints the record that
+comes with the package, which `--check` reads.
 """
 
 import os
 import pathlib
 
+from absl import logging
 from absl.flags import DEFINE_bool, DEFINE_enum, DEFINE_list, DEFINE_string
 
 from . import flags
 
 _ASKED = {
-  "programs": DEFINE_list(
-    "programs", ["attack", "sample", "lora", "full", "closed_form"], "Which."
-  ),
+  "programs": DEFINE_list("programs", ["attack", "sample"], "See --list."),
   "places": DEFINE_list("places", ["cpu:1"], "cpu:N, or v5e, v5p, v6e."),
   "rows": DEFINE_list("rows", ["1"], "Rows a chip."),
   "dtypes": DEFINE_list("dtypes", ["f32"], "f32, bf16."),
@@ -39,21 +37,23 @@ def main(_):
   from unlearning_jax.experiments import finetune, programs
 
   asked = {name: flag.value for name, flag in _ASKED.items()}
-  asked["rows"] = [int(text) for text in asked["rows"]]
+  asked["rows"] = [*map(int, asked["rows"])]
   given = flags.settings(programs.Settings, asked)
   tuned = {
     name: flags.settings(finetune.Settings, one.get_config("sd14"))
     for name, one in {"full": finetune_full, "lora": finetune_lora}.items()
   }
-  for row in programs.run(given, pathlib.Path(_OUT.value), tuned):
-    print(programs.table([row]), flush=True)
+  # Of every program optax says what its schedule is.
+  logging.set_verbosity(logging.WARNING)
+  path = pathlib.Path(_OUT.value)
+  print(programs.table([*programs.run(given, path, tuned)]))
 
 
 def listed() -> list[str]:
-  """The record that comes with the package."""
-  from unlearning_jax.experiments.programs import record
+  """The programs, and the record that comes with the package."""
+  from unlearning_jax.experiments import programs
 
-  return record.table(record.shipped()).splitlines()
+  return programs.listed()
 
 
 if __name__ == "__main__":

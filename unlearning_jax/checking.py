@@ -4,8 +4,6 @@ What can be wrong with settings, files and devices has been read by then, and
 nothing has been computed or written.
 """
 
-from typing import Any
-
 
 class Checked(SystemExit):
   """Everything has been checked, and nothing is wrong.
@@ -15,15 +13,15 @@ class Checked(SystemExit):
     sd: the static bundle of its model; None if none has been read.
   """
 
-  def __init__(self, given: Any = None, sd: Any = None):
+  def __init__(self, given: object = None, sd: object = None):
     super().__init__(0)
     self.given, self.sd = given, sd
 
 
 class _Asked:
   only = False
-  given: Any = None
-  sd: Any = None
+  given: object = None
+  sd: object = None
 
 
 def ask(only: bool = True):
@@ -36,14 +34,14 @@ def is_only() -> bool:
   return _Asked.only
 
 
-def about(given: Any = None, sd: Any = None):
+def about(given: object = None, sd: object = None):
   """Names settings or model of a run that only checks; the first ones stay."""
   if _Asked.only:
     _Asked.given = given if _Asked.given is None else _Asked.given
     _Asked.sd = sd if _Asked.sd is None else _Asked.sd
 
 
-def passed(given: Any = None):
+def passed(given: object = None):
   """Ends a run that only checks; an experiment calls it before its work.
 
   Args:

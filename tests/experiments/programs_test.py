@@ -17,10 +17,11 @@ from unlearning_jax.experiments.programs import (
   record,
 )
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "goldens" / "programs.json"
+GOLDEN = pathlib.Path(__file__).with_name("programs.json")
 RENEW = (
   "if this is meant, renew the file: unlearning-jax programs --size=tiny "
-  "--places=cpu:1,cpu:2,cpu:4,cpu:8 --again --out=tests/goldens/programs.json"
+  "--places={place} --programs={program} --again "
+  "--out=tests/experiments/programs.json"
 )
 MORE = 1.05
 ALONE = ("attack", "sample", "closed_form")
@@ -51,13 +52,11 @@ def grown(old, new):
 
 
 def rows():
-  """Every golden row; those between one device and eight are slow."""
+  """Every golden row; all but a few on eight devices are slow."""
   for row in json.loads(GOLDEN.read_text())["programs"]:
     place, name = row["place"], row["program"]
-    quick = place in ("cpu:1", "cpu:8") and name in ALONE
-    marks = [] if quick or (name, place) == ("lora", "cpu:8") else [
-      pytest.mark.slow
-    ]  # fmt: skip
+    quick = place == "cpu:8" and name != "full"
+    marks = [] if quick else [pytest.mark.slow]
     yield pytest.param(row, marks=marks, id=f"{name}-{place}")
 
 
@@ -66,7 +65,9 @@ def test_a_program_does_not_grow(old):
   asked = {key: old[key] for key in record.KEYS}
   new = compiling.compiled(asked, how(old["program"]))
   words = grown(old, new)
-  assert not words, f"{old['program']} on {old['place']}: {words}; {RENEW}"
+  assert not words, (
+    f"{old['program']} on {old['place']}: {words}; {RENEW.format(**old)}"
+  )
 
 
 def test_goldens_are_flat_in_the_number_of_devices():
@@ -80,9 +81,9 @@ def test_goldens_are_flat_in_the_number_of_devices():
         assert row["collectives"] == {}
       else:
         assert row["collectives"] == more[0]["collectives"]
-  full = [found["full", f"cpu:{n}"]["arguments"] for n in (1, 2, 4, 8)]
-  # What is split over devices is halved with each doubling.
-  assert full[0] > 1.8 * full[1] > 3 * full[2] > 4.5 * full[3]
+  one, eight = (found["full", f"cpu:{n}"]["arguments"] for n in (1, 8))
+  # All but the smallest leaves are split.
+  assert one > 6 * eight
 
 
 def test_what_grows_is_said():

@@ -10,4 +10,5 @@ from unlearning_jax.experiments.programs.compiling import PLACES as PLACES
 from unlearning_jax.experiments.programs.compiling import Settings as Settings
 from unlearning_jax.experiments.programs.compiling import run as run
 from unlearning_jax.experiments.programs.record import RECORD as RECORD
+from unlearning_jax.experiments.programs.record import listed as listed
 from unlearning_jax.experiments.programs.record import table as table

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from unlearning_jax import (
   attacks,
@@ -25,8 +26,9 @@ from unlearning_jax.attacks.engine import insertion, lanes
 from unlearning_jax.attacks.engine.victim import Batch, Victim
 from unlearning_jax.convert.sd1 import CONFIGS
 from unlearning_jax.experiments import finetune as tuning
+from unlearning_jax.sampling import Sampling
 from unlearning_jax.schedules import Schedule
-from unlearning_jax.stable_diffusion import StableDiffusion
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 TINY: dict[str, dict[str, Any]] = {
   "text_encoder": {
@@ -50,6 +52,8 @@ STEPS = 50
 # Where an argument lies: on every device whole, its rows split, or its large
 # leaves split over `fsdp`.
 SAME, ROWS, SHARES = "same", "rows", "shares"
+# What says how a program computes: an attack, a tuning or a sampling.
+How = attacks.Attack | tuning.Settings | Sampling | None
 _ATTACK = attacks.bind("unlearn_diff_atk", {})
 
 
@@ -90,12 +94,14 @@ def make_sd(size: str, dtype: str, attention: str) -> StableDiffusion:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def normal(seed: Any, shape: tuple[int, ...], mean: Any = 0.0, std: Any = 1.0):
+def normal(
+  seed: int, shape: tuple[int, ...], mean: float = 0.0, std: float = 1.0
+):
   """Random numbers, made on the device; one program a shape."""
   return mean + std * jax.random.normal(jax.random.key(seed), shape)
 
 
-def shapes(sd: StableDiffusion) -> dict[str, Any]:
+def shapes(sd: StableDiffusion) -> Params:
   """What the parameters look like."""
   number, ids = jnp.zeros(1), jnp.zeros((1, sd.context_shape[0]), jnp.int32)
   latents, context = (
@@ -114,7 +120,7 @@ def shapes(sd: StableDiffusion) -> dict[str, Any]:
   }
 
 
-def weights(like: Any) -> Any:
+def weights(like: Params) -> Params:
   """Random ones: 0.02 around zero, norms' scales around one."""
   leaves, tree = jax.tree_util.tree_flatten_with_path(like)
   return tree.unflatten(
@@ -123,16 +129,16 @@ def weights(like: Any) -> Any:
   )
 
 
-def unet(sd: StableDiffusion, rows: int, like: Any, how: Any) -> Program:
+def unet(sd: StableDiffusion, rows: int, like: Params, how: How) -> Program:
   """A forward pass; nothing says how."""
   del like, how
 
-  def forward(unet: Any, latents: Any, t: Any, context: Any):
+  def forward(unet: Params, latents: Array, t: Array, context: Array):
     return stable_diffusion.predict_noise(
       sd, {"unet": unet}, latents, t, context
     )
 
-  def arguments(params: Any):
+  def arguments(params: Params):
     latents = normal(0, (rows, *sd.latent_shape))
     context = normal(1, (rows, *sd.context_shape))
     return params["unet"], latents, jnp.full((rows,), 500), context
@@ -140,16 +146,14 @@ def unet(sd: StableDiffusion, rows: int, like: Any, how: Any) -> Program:
   return Program(forward, arguments, (SAME, ROWS, ROWS, ROWS))
 
 
-def attack(
-  sd: StableDiffusion, rows: int, like: Any, how: attacks.Attack | None
-) -> Program:
+def attack(sd: StableDiffusion, rows: int, like: Params, how: How) -> Program:
   """A block of an attack; its step is compiled once, whatever their number.
 
   Args:
     how: the attack; None is UnlearnDiffAtk with all tokens allowed.
   """
   del like
-  method = how or _ATTACK
+  method = how if isinstance(how, attacks.Attack) else _ATTACK
   length, size = sd.context_shape[0], sd.text_encoder.config.vocab_size
   places = Batch(SAME, *[ROWS] * 4)  # type: ignore
 
@@ -159,7 +163,7 @@ def attack(
   def block(state: Any, *given: Any):
     return lanes.iterate(method, problem(*given), state)
 
-  def arguments(params: Any):
+  def arguments(params: Params):
     who = Victim({name: params[name] for name in ("text_encoder", "unet")})
     ids = jax.random.randint(jax.random.key(2), (rows, length), 0, size)
     source = jnp.arange(length)
@@ -183,21 +187,20 @@ def attack(
 
 
 def attack_remat(
-  sd: StableDiffusion, rows: int, like: Any, how: attacks.Attack | None
+  sd: StableDiffusion, rows: int, like: Params, how: How
 ) -> Program:
   """`attack`, whose gradient computes each block's activations again."""
   return attack(tuning.with_remat(sd, True), rows, like, how)
 
 
-def tune(
-  sd: StableDiffusion, rows: int, like: Any, how: tuning.Settings
-) -> Program:
+def tune(sd: StableDiffusion, rows: int, like: Params, how: How) -> Program:
   """A step of a fine-tuning.
 
   Args:
     rows: of a part, of which a step has `how.accumulate`.
     how: its settings.
   """
+  assert isinstance(how, tuning.Settings)
   given = dataclasses.replace(how, batch_size=rows * how.accumulate)
   sd = tuning.with_remat(sd, given.remat)
   kept = (
@@ -205,7 +208,7 @@ def tune(
   )
   rows = given.batch_size
 
-  def parted(params: Any) -> finetune.Partition:
+  def parted(params: Params) -> finetune.Partition:
     return finetune.partition(
       {name: params[name] for name in kept}, given.train, jax.random.key(0),
       **dataclasses.asdict(given.lora),
@@ -214,7 +217,7 @@ def tune(
   start, step = tuning.programs(sd, parted(like).join, given)
   start = jax.jit(start)
 
-  def arguments(params: Any):
+  def arguments(params: Params):
     part, rate = parted(params), jnp.float32(given.optimizer.learning_rate)
     states = functools.partial(normal, 1)
     if given.train == "text_encoder":
@@ -237,7 +240,7 @@ def tune(
   return Program(step, arguments, where, carries=True)
 
 
-def sample(sd: StableDiffusion, rows: int, like: Any, how: Any) -> Program:
+def sample(sd: StableDiffusion, rows: int, like: Params, how: How) -> Program:
   """Guided sampling, and decoding.
 
   Args:
@@ -247,13 +250,13 @@ def sample(sd: StableDiffusion, rows: int, like: Any, how: Any) -> Program:
   steps = getattr(how, "num_inference_steps", STEPS)
   sampler = getattr(how, "sampler", None)
 
-  def draw(params: Any, context: Any, empty: Any, noise: Any):
+  def draw(params: Params, context: Array, empty: Array, noise: Array):
     return stable_diffusion.sample(
       sd, params, context, empty, noise, num_inference_steps=steps,
       sampler=sampler,
     )  # fmt: skip
 
-  def arguments(params: Any):
+  def arguments(params: Params):
     used = {name: params[name] for name in ("unet", "vae")}
     context, noise = (
       normal(i, (rows, *shape))
@@ -264,7 +267,9 @@ def sample(sd: StableDiffusion, rows: int, like: Any, how: Any) -> Program:
   return Program(draw, arguments, (SAME, ROWS, SAME, ROWS))
 
 
-def closed_form(sd: StableDiffusion, rows: int, like: Any, how: Any) -> Program:
+def closed_form(
+  sd: StableDiffusion, rows: int, like: Params, how: How
+) -> Program:
   """The text states of phrases, which a closed form is computed from.
 
   What follows is small: sums and solve are d x d in float64, on the host or,
@@ -272,17 +277,17 @@ def closed_form(sd: StableDiffusion, rows: int, like: Any, how: Any) -> Program:
   """
   del like, how
 
-  def states(params: Any, ids: Any):
+  def states(params: Params, ids: Array):
     return stable_diffusion.encode_text(sd, params, ids)
 
-  def arguments(params: Any):
+  def arguments(params: Params):
     ids = jnp.zeros((rows, sd.context_shape[0]), jnp.int32)
     return {"text_encoder": params["text_encoder"]}, ids
 
   return Program(states, arguments, (SAME, ROWS))
 
 
-BUILD: dict[str, Callable[[StableDiffusion, int, Any, Any], Program]] = {
+BUILD: dict[str, Callable[[StableDiffusion, int, Params, How], Program]] = {
   "unet": unet,
   "attack": attack,
   "attack_remat": attack_remat,
@@ -295,10 +300,10 @@ BUILD: dict[str, Callable[[StableDiffusion, int, Any, Any], Program]] = {
 
 def lowered(
   program: Program,
-  like: Any,
+  like: Params,
   mesh: sharding.Mesh,
   min_bytes: int = sharding.FSDP_MIN_BYTES,
-) -> Any:
+) -> jax.stages.Lowered:
   """The program as it is compiled for a mesh.
 
   Args:
@@ -310,12 +315,12 @@ def lowered(
     ROWS: sharding.batch_sharding(mesh),
   }
 
-  def placed(where: str, leaf: Any):
+  def placed(where: str, leaf: jax.ShapeDtypeStruct):
     if where == SHARES:
       return sharding.param_sharding(mesh, leaf, min_bytes)
     return layout[where]
 
-  def shaped(where: str, leaf: Any):
+  def shaped(where: str, leaf: jax.ShapeDtypeStruct):
     lies = placed(where, leaf)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lies)
 
@@ -333,7 +338,7 @@ def lowered(
 
 
 @functools.cache
-def flops(part: str, size: str, dtype: str, how: Any = None) -> float:
+def flops(part: str, size: str, dtype: str, how: How = None) -> float:
   """Of a row; counted on a CPU, as other backends may not count at all."""
   sd = make_sd(size, dtype, "dense")
   like = shapes(sd)

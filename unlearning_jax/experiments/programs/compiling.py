@@ -5,6 +5,7 @@ import datetime
 import itertools
 import pathlib
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -136,10 +137,17 @@ def run(
     with measured.uncached():
       found = compiled(row, tuned.get(row["program"]))
     record.add(path, found)
+    size = found.get("total", 0) / record.GIB
+    said = found.get("error") or f"{size:.3g} GiB a chip"
+    print(
+      f"{row['program']} of {row['size']} on {row['place']}: {said}",
+      file=sys.stderr,
+      flush=True,
+    )
     yield found
 
 
-def compiled(row: dict[str, Any], how: Any = None) -> record.Row:
+def compiled(row: dict[str, Any], how: build.How = None) -> record.Row:
   """A row of `planned` with its figures; with an error, if there was one.
 
   Args:

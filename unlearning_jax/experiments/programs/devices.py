@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -53,7 +53,7 @@ def named(name: str) -> tuple[str, str, float]:
     ValueError: there is no such device.
   """
   if not name:
-    return _at_hand(jax.local_devices()[0])
+    return _at_hand()
   name = name.lower()
   check_choice("--device", name, ["cpu", *DEVICES])
   if name == "cpu":
@@ -65,7 +65,8 @@ def named(name: str) -> tuple[str, str, float]:
   return name, device.like, device.gib * share
 
 
-def _at_hand(device: Any) -> tuple[str, str, float]:
+def _at_hand() -> tuple[str, str, float]:
+  device = jax.local_devices()[0]
   if device.platform == "cpu":
     return named("cpu")
   found = [

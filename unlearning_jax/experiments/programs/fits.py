@@ -44,11 +44,11 @@ class Need(NamedTuple):
   rows: int
   dtype: str
   flag: str
-  how: Any = None
+  how: build.How = None
   fsdp: int = 1
 
 
-def needs(given: Any) -> list[Need]:
+def needs(given: object) -> list[Need]:
   """The programs of a run that the record knows, by its settings."""
   if isinstance(given, tuning.Settings):
     rows = given.batch_size // given.accumulate
@@ -75,7 +75,10 @@ def needs(given: Any) -> list[Need]:
   return found
 
 
-def _with(part: Any, changed: dict[str, int]) -> Any:
+def _with(
+  part: attack.Settings | common.Drawn | tuning.Settings,
+  changed: dict[str, int],
+) -> Any:
   """Settings with another number of lanes and images, where it is given."""
   if isinstance(part, tuning.Settings):
     return part
@@ -85,7 +88,7 @@ def _with(part: Any, changed: dict[str, int]) -> Any:
 
 
 def said(
-  given: Any, sd: StableDiffusion | None, device: str, *, exact: bool
+  given: object, sd: StableDiffusion | None, device: str, *, exact: bool
 ) -> tuple[list[str], bool]:
   """Lines about each program of a run, and whether all of them have room.
 
@@ -116,7 +119,7 @@ def said(
     given.erasure.h, "num_inference_steps"
   )
   if trained:
-    lines.append(f"{name}: the training of {given.method} is not recorded")
+    lines.append(f"{name}: this method's training is not recorded")
   return lines, room
 
 
@@ -149,7 +152,7 @@ def _line(
   gib: float,
   chips: int,
 ) -> tuple[str, bool]:
-  """What is said of a program, and whether it fits."""
+  """The line about a program, and whether it fits."""
   rows = -(-need.rows // chips)
   what = f"{need.program}, {rows} row(s) a chip in {need.dtype}"
   if need.fsdp > 1:

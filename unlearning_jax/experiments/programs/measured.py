@@ -32,7 +32,7 @@ _BITS = re.compile(r"\d+")
 @contextlib.contextmanager
 def uncached() -> Iterator[None]:
   """Inside, programs are compiled and not read from disk."""
-  was = jax.config.jax_enable_compilation_cache
+  was = getattr(jax.config, "jax_enable_compilation_cache")  # noqa: B009
   jax.config.update("jax_enable_compilation_cache", False)
   # JAX looks at the setting once.
   compilation_cache.reset_cache()
@@ -43,9 +43,9 @@ def uncached() -> Iterator[None]:
     compilation_cache.reset_cache()
 
 
-def figures(compiled: Any) -> dict[str, Any]:
+def figures(compiled: jax.stages.Compiled) -> dict[str, Any]:
   """Bytes and FLOPs of one chip, and the collectives of one chip by kind."""
-  stats = compiled.memory_analysis()
+  stats: Any = compiled.memory_analysis()
   found = {
     name: getattr(stats, f"{key}_size_in_bytes")
     for name, key in {
@@ -58,7 +58,7 @@ def figures(compiled: Any) -> dict[str, Any]:
     + found["temporaries"]
   )  # fmt: skip
   peak = getattr(stats, "peak_memory_in_bytes", 0)
-  cost = compiled.cost_analysis() or {}
+  cost: Any = compiled.cost_analysis() or {}
   return found | {
     "peak": peak or None,
     "flops": cost.get("flops"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unlearning_jax import durable
+from unlearning_jax.experiments.programs.build import BUILD
 
 RECORD = pathlib.Path(__file__).with_name("sd14.json")
 # What tells rows apart.
@@ -50,6 +51,11 @@ def shipped() -> list[Row]:
   return read()
 
 
+def listed() -> list[str]:
+  """The programs, and the rows that come with the package."""
+  return [f"programs: {', '.join(BUILD)}", *table(shipped()).splitlines()]
+
+
 def table(rows: list[Row]) -> str:
   """A line a row, in GiB of one chip."""
   head = (
@@ -70,12 +76,12 @@ def _cells(row: Row) -> tuple[str, ...]:
   if "error" in row:
     return (*known, *["-"] * 5, row["error"][:60])
   sizes = [row[n] / GIB for n in ("arguments", "temporaries", "total")]
-  work = f"{row['flops'] / 1e12:.3f}" if row["flops"] else "-"
+  work = f"{row['flops'] / 1e12:.3g}" if row["flops"] else "-"
   said = [
     f"{one['count']} {kind} ({one['bytes'] / 2**20:.1f})"
     for kind, one in sorted(row["collectives"].items())
   ]
   return (
-    *known, *(f"{size:.2f}" for size in sizes), work,
+    *known, *(f"{size:.3g}" for size in sizes), work,
     f"{row['seconds']:.0f}", ", ".join(said) or "none",
   )  # fmt: skip
