@@ -223,6 +223,7 @@ def test_file_round_trip(tmp_path):
     ({"context_map": np.ones((3, 2))}, None, r"float64 \(3, 2\)"),
     ({"context_map": np.eye(3, dtype="f4")}, None, "float32"),
     ({"context_map": np.full((3, 3), np.nan)}, None, "NaN"),
+    ({"context_map": np.eye(3) * 1e300}, None, "too large for float32"),
     ({"context_map": np.eye(3)}, "base", "lacking: .'base'"),
     ({"context_map": np.eye(3)}, "format", "format=None"),
   ],

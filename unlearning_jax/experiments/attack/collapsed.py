@@ -1,0 +1,76 @@
+"""Has an attacked model collapsed? Then a low success rate says nothing."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unlearning_jax import pictures
+from unlearning_jax.edits import Edit
+from unlearning_jax.experiments.attack.victims import Setup
+from unlearning_jax.metrics import collapse
+from unlearning_jax.projections import Params, leaves_of
+from unlearning_jax.record import Recorder
+
+Row = Mapping[str, Any]
+# The largest size of an edit in this package's own records is 0.66.
+_FAR = 10.0
+
+
+def collapsed(
+  record: Recorder,
+  records: Sequence[Row],
+  targets: pathlib.Path,
+  setup: Setup | None = None,
+) -> str:
+  """Why a victim has collapsed, by its edit and by its pictures.
+
+  The pictures are those of the rows' own prompts. They are compared with the
+  target images of the same rows. What else a model can lose, `evaluate` sees:
+  it draws other prompts too.
+
+  Returns:
+    The reasons; "" without any, or without pictures and edit.
+  """
+  base, victim, said = [], [], list[str]()
+  for name, made in setup.edits.items() if setup else ():
+    if isinstance(made, Edit) and (far := size(made, setup.base.params)) > _FAR:
+      said.append(f"{name} moves what it changes by {far:.1e} times its size")
+  for row in records:
+    files = (
+      targets / f"{row['id']}.png",
+      record.path / (row["pre_image"] or "-"),
+    )
+    if not all(map(pathlib.Path.is_file, files)):
+      continue
+    for file, model, kept in zip(
+      files, ("base", "victim"), (base, victim), strict=True
+    ):
+      (look,) = collapse.pixels(
+        [np.asarray(pictures.read(file).convert("RGB"))]
+      )
+      asked = {"id": row["id"], "group": "others", "attributes": {}}
+      kept.append({**asked, "model": model, "pixels": look})
+  said += collapse.reasons(base, victim)["reasons"] if base else ()
+  return "; ".join(said)
+
+
+def size(edit: Edit, params: Params) -> float:
+  """How far an edit moves what it changes: |new - old| / |old|.
+
+  Of a context map, it is that of text states whose directions are all alike.
+  """
+  if edit.context_map is not None:
+    width = len(edit.context_map)
+    # The largest first: its square may be beyond float64.
+    change = edit.context_map - np.eye(width)
+    most = max(np.abs(change).max(), np.finfo(np.float64).tiny)
+    return float(most * np.linalg.norm(change / most) / np.sqrt(width))
+  old = leaves_of(params)
+  moved = whole = 0.0
+  for path, leaf in edit.leaves.items():
+    before = np.asarray(old[path], np.float64)
+    moved += float(np.sum((leaf - before) ** 2))
+    whole += float(np.sum(before**2))
+  return float(np.sqrt(moved / whole)) if whole else 0.0
