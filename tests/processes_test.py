@@ -181,7 +181,8 @@ def test_a_process_that_waits_hears_of_a_stop(how, aimed):
   """Its own, or that of the process that it waits for."""
   running = started(WORK, [how], [how])
   for process in running:
-    assert process.stdout.readline() == "ready\n"
+    # JAX's collectives say something too.
+    assert "ready\n" in iter(process.stdout.readline, "")
   time.sleep(1)
   for index in aimed:
     running[index].send_signal(signal.SIGTERM)
