@@ -10,6 +10,7 @@ import pytest
 from tests.launch import erase_resume_test
 from tests.support import scripts, toy_sweep
 from unlearning_jax import durable
+from unlearning_jax.convert import output
 from unlearning_jax.experiments import erase, sweep
 from unlearning_jax.record import Workdir
 
@@ -77,6 +78,13 @@ def test_a_training_goes_on_once_there_is_room(disk, tmp_path):
   np.testing.assert_array_equal(*weights)
   assert [*erase_resume_test.losses(folder)] == [2, 4, 5]
   assert not [*pathlib.Path(folder).rglob("*tmp*")]
+
+
+def test_a_conversion_names_the_file(disk):
+  path = disk(60) / "a.safetensors"
+  with pytest.raises(ValueError, match=f"{path}: cannot be written") as error:
+    output.write_safetensors(path, {"w": np.zeros(99_999)}, "float32")
+  assert durable.is_full(error.value)
 
 
 def test_a_read_only_folder_is_refused(disk):
