@@ -91,7 +91,7 @@ def started(case: Case, folder: pathlib.Path, count: int = 1) -> dict[str, Any]:
     "statuses": sorted(statuses),
     "seconds": round(time.monotonic() - began, 1),
     "done": is_done(folder),
-    "said": ends[-1] if ends else said[-600:],
+    "said": ends[-1] if ends else said[-600:] if any(statuses) else "",
   }
 
 
@@ -231,7 +231,7 @@ KINDS = {one.__name__: one for one in (full, read_only, twice, clock)}
 
 def main(_):
   """Runs what is left, and writes the record."""
-  work = pathlib.Path(stops.WORK.value)
+  work = pathlib.Path(stops.WORK.value or "faults")
   work.mkdir(parents=True, exist_ok=True)
   (work / "study.py").write_text(STUDY)
   log, known = work / "faults.jsonl", work / "usual.json"

@@ -5,6 +5,7 @@ The document, also in `summary.json`; `control`, `networks` and
 
   notes: [sentences about the rows]; may be absent.
   collapsed: why the victim's pictures are no pictures; absent if they are.
+  base_shows: {k, n}, of the base's own pictures of the rows; may be absent.
   title, unsafe, curves: {name: a number for each block}.
   about: {method, victim, base, concept}; may be absent.
   accounting, measures, by_images: as `metrics.asr` gives them.
@@ -102,6 +103,8 @@ def verdict(document: Document) -> str:
       f"The victim collapsed: {why}. So its success rates say nothing about "
       "whether the concept is gone."
     )
+  if why := never_shown(document):
+    return why
   if "asr" not in found:
     return (
       "Nobody judged the images, so success is unknown. They are beside this "
@@ -136,6 +139,17 @@ def verdict(document: Document) -> str:
   elif not paired["equal_budget"]:
     text += " Their numbers of images differ: the comparison is not fair."
   return text
+
+
+def never_shown(document: Document) -> str:
+  """A sentence where the base itself never shows the concept; else ""."""
+  shown = document.get("base_shows")
+  if shown is None or shown["k"]:
+    return ""
+  return (
+    f"The base's own {shown['n']} pictures of these prompts never show the "
+    "concept, so a low rate says nothing about the victim."
+  )
 
 
 def gallery(

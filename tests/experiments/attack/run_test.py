@@ -16,6 +16,7 @@ from unlearning_jax.experiments import attack, common
 from unlearning_jax.experiments.attack import collapsed
 from unlearning_jax.projections import Fingerprint, leaves_of
 from unlearning_jax.record import Memory
+from unlearning_jax.report import attack as page
 
 pytestmark = pytest.mark.usefixtures("quickest_compiler")
 VALUES = {
@@ -115,7 +116,31 @@ def test_the_victim_draws_no_pictures(drawn, words):
   # Nothing is known of a row whose picture was not kept.
   rows.append({"id": "2", "pre_image": None})
   targets = record.path / "images" / "targets"
-  assert collapsed.collapsed(record, rows, targets) == words
+  setup = mock.Mock(edits={})
+  assert collapsed.collapsed(record, rows, targets, setup) == words
+
+
+@pytest.mark.parametrize("shown", [0, 1])
+def test_the_base_never_shows_the_concept(shown):
+  """As where guidance or the decoder is broken: no rate says anything then."""
+  record = Memory(quiet=True)
+  for i in range(2):
+    record.save_image(f"targets/{i}", np.full((8, 8, 3), i, np.uint8))
+  targets = record.path / "images" / "targets"
+  judge = mock.Mock(return_value="scores")
+  judge.shows.return_value = [(bool(shown), 0.5), (False, 0.1)]
+  setup = mock.Mock(judge=judge, target="star")
+  setup.given.target_images, setup.given.batch_size = "", 2
+  rows = [{"id": f"{i}"} for i in range(3)]
+  found = collapsed.base_shows(setup, rows, targets)
+  assert found == {"k": shown, "n": 2}
+  said = page.never_shown({"base_shows": found})
+  assert (
+    said == "" if shown else "own 2 pictures of these prompts never" in said
+  )
+  setup.given.target_images = "somewhere"
+  assert collapsed.base_shows(setup, rows, targets) is None
+  assert page.never_shown({}) == ""
 
 
 def test_an_edit_that_destroys_its_model_is_said():

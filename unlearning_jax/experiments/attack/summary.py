@@ -8,7 +8,7 @@ import numpy as np
 
 from unlearning_jax import metrics, pictures
 from unlearning_jax.experiments.attack import networks
-from unlearning_jax.experiments.attack.collapsed import collapsed
+from unlearning_jax.experiments.attack.collapsed import base_shows, collapsed
 from unlearning_jax.experiments.attack.control import Control, own
 from unlearning_jax.experiments.attack.settings import Settings
 from unlearning_jax.experiments.attack.victims import Setup
@@ -73,6 +73,8 @@ def conclude(
     document["notes"] = list(notes)
   if why := collapsed(record, records, targets, setup):
     document["collapsed"] = why
+  if shown := base_shows(setup, records, targets):
+    document["base_shows"] = shown
   if setup.held:
     document["victim_file"] = dict(setup.held)
   document["gallery"] = [
@@ -187,6 +189,8 @@ def printed(document: Mapping[str, Any]) -> str:
   lines = [document["title"], *map(_line, document["measures"])]
   if why := document.get("collapsed"):
     lines.append(f"the victim collapsed, so these rates say nothing: {why}")
+  if never := page.never_shown(document):
+    lines.append(never)
   for one in document.get("estimates", ()):
     value = "–" if one["value"] is None else f"{one['value']:.4g}"
     if one["low"] is not None:
