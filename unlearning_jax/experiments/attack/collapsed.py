@@ -44,7 +44,7 @@ def collapsed(
   for row in records:
     files = (
       targets / f"{row['id']}.png",
-      record.path / (row["pre_image"] or "-"),
+      record.path / (row.get("pre_image") or "-"),
     )
     if not all(map(pathlib.Path.is_file, files)):
       continue
