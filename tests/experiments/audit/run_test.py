@@ -163,14 +163,12 @@ def test_what_an_attack_has_drawn_serves_the_others(
   shutil.rmtree(copied / names[1])
   shutil.rmtree(copied / names[2])
   places = [copied / name / "images/targets" for name in names[:2]]
-  files = sorted(path.name for path in places[0].iterdir())
-  assert len(files) == 2
-  shutil.copy(places[0] / files[0], places[0] / files[1])
+  files = first, second = sorted(path.name for path in places[0].iterdir())
+  shutil.copy(places[0] / first, places[0] / second)
   drawn = mock.Mock(wraps=sampling.draw)
   monkeypatch.setattr(sampling, "draw", drawn)
   run(copied, models, only=("attack/UCE2023/seed",))
   assert len({(places[1] / name).read_bytes() for name in files}) == 1
-  # One image for each row, besides that of its own prompt.
   assert sum(len(call.args[2]) for call in drawn.mock_calls) == 2
   whole, found = (record.read_rows(x / names[1]) for x in (audited[0], copied))
   for was, row in zip(whole, found, strict=True):
