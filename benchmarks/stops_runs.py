@@ -110,6 +110,7 @@ CASES = {
   "resurgence": Case("resurgence", ["--config={work}/study.py"]),
   "attack_matrix": Case("attack_matrix", MATRIX),
   "convert": Case("convert", [f"--input={model_folder()}"]),
+  "audit, 2 processes": Case("audit", AUDIT, 2),
   "evaluate, 2 processes": Case("evaluate", EVALUATED, 2),
   "attack, 2 processes": Case("attack", ATTACK, 2),
   "esd, 2 processes": Case("erase", ESD, 2),

@@ -283,6 +283,7 @@ def _together(
     status = _said_checked()
   except stops.Stopped:
     print("\nstopped; the same command goes on", file=sys.stderr)
+    processes.say_stopped()
     raise
   # One that left early would end the slower ones, see `processes.SHUTDOWN_S`.
   if distributed:

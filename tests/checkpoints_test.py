@@ -102,7 +102,13 @@ def largest(folder):
   return max(folder.rglob("*"), key=lambda path: path.stat().st_size)
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone"])
+def flip(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
 def test_a_damaged_step_gives_way_to_the_one_before(tmp_path, damage, caplog):
   rows = np.random.default_rng(0).normal(size=(2, 64, 64))
   for step in (1, 2):
@@ -110,6 +116,8 @@ def test_a_damaged_step_gives_way_to_the_one_before(tmp_path, damage, caplog):
   path = largest(tmp_path / "2")
   if damage == "cut":
     path.write_bytes(path.read_bytes()[:1000])
+  elif damage == "flip":
+    flip(path)
   else:
     path.unlink()
   target = {"w": np.zeros((64, 64))}
@@ -121,6 +129,14 @@ def test_a_damaged_step_gives_way_to_the_one_before(tmp_path, damage, caplog):
   assert len([*tmp_path.glob("damaged-2-*")]) == 1
   checkpoints.save(tmp_path, 2, target)
   assert checkpoints.latest_step(tmp_path) == 2
+
+
+def test_a_step_of_an_earlier_version_has_no_hashes(tmp_path):
+  checkpoints.save(tmp_path, 1, {"w": np.ones(3)})
+  (tmp_path / "1" / "sums.json").unlink()
+  np.testing.assert_array_equal(
+    checkpoints.restore(tmp_path, {"w": np.zeros(3)})["w"], np.ones(3)
+  )
 
 
 def test_without_a_whole_step_nothing_is_restored_or_renamed(tmp_path):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from tests.launch import erase_resume_test
-from tests.support import scripts
+from tests.support import scripts, toy_sweep
 from unlearning_jax import durable
-from unlearning_jax.experiments import erase
+from unlearning_jax.convert import output
+from unlearning_jax.experiments import erase, sweep
 from unlearning_jax.record import Workdir
 
 
@@ -79,12 +80,30 @@ def test_a_training_goes_on_once_there_is_room(disk, tmp_path):
   assert not [*pathlib.Path(folder).rglob("*tmp*")]
 
 
+def test_a_conversion_names_the_file(disk):
+  path = disk(60) / "a.safetensors"
+  with pytest.raises(ValueError, match=f"{path}: cannot be written") as error:
+    output.write_safetensors(path, {"w": np.zeros(99_999)}, "float32")
+  assert durable.is_full(error.value)
+
+
 def test_a_read_only_folder_is_refused(disk):
   folder = disk(60)
   Workdir(folder, {}).append_row({"id": 1})
   subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
   with pytest.raises(ValueError, match="cannot be written: .*ead-only.*mend"):
     Workdir(folder, {})
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_so_is_that_of_a_sweep(begun, disk, monkeypatch):
+  toy_sweep.install(monkeypatch)
+  folder, planned = disk(1000), toy_sweep.plan(1)
+  if begun:
+    sweep.run(planned, folder)
+  subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+  with pytest.raises(ValueError, match="cannot be written: .*ead-only.*mend"):
+    sweep.run(planned, folder)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How processes find each other and end."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,27 @@ import jax
 if sys.argv[1:] == ["fails"] and jax.process_index() == 1:
   sys.exit("process 1: error: the disk is full")
 processes.wait_for_all("ended")
+"""
+
+
+# Process 1 works row by row, and the others wait for it.
+WORK = """
+import sys, time
+from unlearning_jax import processes, stops
+processes.SHUTDOWN_S = 5
+shared = sys.argv[1] == "shared"
+processes.initialize_distributed(True, polled=shared)
+stops.listen(shared=shared)
+import jax
+try:
+  print("ready", flush=True)
+  while jax.process_index() == 1:
+    time.sleep(0.05)
+    stops.check()
+  processes.wait_for_all("rows")
+except stops.Stopped:
+  processes.say_stopped()
+  raise
 """
 
 
@@ -108,23 +130,28 @@ def test_each_step_of_a_slurm_job_has_its_own_port(monkeypatch):
   assert os.environ["JAX_COORDINATOR_PORT"] == "5000"
 
 
-def joined(*commands):
-  """Starts one process for each command line; returns statuses and errors."""
+def started(script, *commands):
+  """Starts one process of a script for each command line."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
   told = {"JAX_COORDINATOR_ADDRESS": address}
   told["JAX_NUM_PROCESSES"] = str(len(commands))
-  started = [
+  return [
     subprocess.Popen(
-      [sys.executable, "-c", JOIN, *command],
+      [sys.executable, "-c", script, *command],
       env={**os.environ, **told, "JAX_PROCESS_ID": str(i)},
-      stderr=subprocess.PIPE, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )
     for i, command in enumerate(commands)
   ]  # fmt: skip
-  errors = [process.communicate(timeout=120)[1] for process in started]
-  return [process.returncode for process in started], errors
+
+
+def joined(*commands):
+  """What processes of `JOIN` end with: statuses and errors."""
+  running = started(JOIN, *commands)
+  errors = [process.communicate(timeout=120)[1] for process in running]
+  return [process.returncode for process in running], errors
 
 
 @pytest.mark.multiprocess
@@ -144,3 +171,20 @@ def test_the_error_of_one_process_soon_ends_all():
   assert errors[1].startswith("process 1: error: the disk is full")
   # JAX's own default is five minutes.
   assert time.monotonic() - start < 90
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("aimed", [(0, 1), (1,)])
+@pytest.mark.parametrize("how", ["alone", "shared"])
+def test_a_process_that_waits_hears_of_a_stop(how, aimed):
+  """Its own, or that of the process that it waits for."""
+  running = started(WORK, [how], [how])
+  for process in running:
+    # JAX's collectives say something too.
+    assert "ready\n" in iter(process.stdout.readline, "")
+  time.sleep(1)
+  for index in aimed:
+    running[index].send_signal(signal.SIGTERM)
+  errors = [process.communicate(timeout=60)[1] for process in running]
+  assert [process.returncode for process in running] == [75, 75], errors

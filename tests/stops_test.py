@@ -31,7 +31,7 @@ finally:
 
 @pytest.fixture(autouse=True)
 def untold(monkeypatch):
-  monkeypatch.setattr(stops._Notice, "asked", False)
+  monkeypatch.setattr(stops._Notice, "heard", False)
   before = {number: signal.getsignal(number) for number in stops.SIGNALS}
   yield
   for number, handler in before.items():
@@ -116,7 +116,7 @@ def test_training_keeps_the_step_in_flight(tmp_path, stop_at):
   with pytest.raises(stops.Stopped):
     trained(tmp_path / "cut", stop_at)
   assert checkpoints.latest_step(tmp_path / "cut") == stop_at
-  stops._Notice.asked = False
+  stops._Notice.heard = False
   jax.tree.map(np.testing.assert_array_equal, trained(tmp_path / "cut"), whole)
 
 

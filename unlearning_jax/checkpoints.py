@@ -6,6 +6,8 @@ an error can name every leaf that does not fit.
 """
 
 import functools
+import hashlib
+import json
 import os
 import pathlib
 import secrets
@@ -18,6 +20,8 @@ import numpy as np
 from absl import logging
 
 from unlearning_jax import durable
+
+_SUMS = "sums.json"
 
 
 def save(
@@ -43,6 +47,11 @@ def save(
       for name, leaf in _flatten(tree).items()
     }
     manager.save(step, args=_orbax().args.StandardSave(flat))
+  # The storage gives back numbers with a flipped bit as if nothing were wrong.
+  if jax.process_index() == 0:
+    folder = pathlib.Path(path) / str(step)
+    with durable.replacing(folder / _SUMS) as file:
+      file.write(json.dumps(_sums(folder), indent=0).encode())
 
 
 def save_new(path: str | os.PathLike[str], step: int, tree: Any):
@@ -99,6 +108,9 @@ def _last_whole(
   """The leaves of the last step that can be read; renames those that cannot."""
   *before, step = steps
   try:
+    # One process reads all files; its error ends the others.
+    if jax.process_index() == 0:
+      _check_sums(pathlib.Path(path) / str(step))
     with _manager(path) as manager:
       metadata = manager.item_metadata(step)
       problems = _misfits(metadata.tree, wanted)
@@ -126,6 +138,30 @@ def _last_whole(
     f"checkpoint: step {step} in {path} does not fit:\n  "
     + "\n  ".join(problems)
   )
+
+
+def _sums(folder: pathlib.Path) -> dict[str, str]:
+  """File -> hash, of all files of a step but the hashes themselves."""
+  found = {}
+  for file in sorted(folder.rglob("*")):
+    if file.is_file() and file.name != _SUMS and not file.name.startswith("."):
+      with open(file, "rb") as stream:
+        digest = hashlib.file_digest(stream, "blake2b").hexdigest()
+      found[file.relative_to(folder).as_posix()] = digest
+  return found
+
+
+def _check_sums(folder: pathlib.Path):
+  """Refuses a step with a file that is not what was saved.
+
+  A step that has no hashes is older, or its run was killed before them.
+  """
+  if not (folder / _SUMS).is_file():
+    return
+  was, now = durable.read_json(folder / _SUMS), _sums(folder)
+  for name in sorted(was):
+    if now.get(name) != was[name]:
+      raise durable.DamagedError(f"{folder / name} is not what was saved")
 
 
 def _check_plain(folder: pathlib.Path):

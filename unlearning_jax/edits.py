@@ -197,10 +197,7 @@ def apply_to_params(edit: Edit, params: Params) -> dict[str, Any]:
       f"the {edit.method} edit maps {len(change)} dimensions of the text, the "
       f"model reads {sorted({*wide.values()})}"
     )
-  with np.errstate(over="ignore"):
-    change = change.astype(np.float32)
-  if not np.isfinite(change).all():
-    raise ValueError(f"the {edit.method} edit is too large for float32")
+  change = _narrowed(change, f"the {edit.method} edit")
   narrow = {k: v for k, v in kernels.items() if v.dtype.itemsize < 4}
   if narrow:
     lost = float(np.sqrt(storage_error(change, narrow)))
@@ -211,6 +208,15 @@ def apply_to_params(edit: Edit, params: Params) -> dict[str, Any]:
       stacklevel=2,
     )
   return with_unet(params, moved(change, kernels))
+
+
+def _narrowed(change: np.ndarray, what: str) -> np.ndarray:
+  """A map in float32; an error where that cannot hold it begins with `what`."""
+  with np.errstate(over="ignore"):
+    narrow = change.astype(np.float32)
+  if not np.isfinite(narrow).all():
+    raise ValueError(f"{what} is too large for float32")
+  return narrow
 
 
 def _check_leaves(edit: Edit, leaves: Mapping[str, Any]):
@@ -272,7 +278,8 @@ def apply_to_context(
     )
   change = (context_map - np.eye(len(context_map))).T
   wide = context.astype(jnp.float32)
-  step = jnp.matmul(wide, change.astype(np.float32), precision=_HIGHEST)
+  narrow = _narrowed(change, f"the {edit.method} edit")
+  step = jnp.matmul(wide, narrow, precision=_HIGHEST)
   return (wide + step).astype(context.dtype)
 
 
@@ -379,6 +386,7 @@ def load_edit(path: str | pathlib.Path) -> Edit:
       raise ValueError(
         f"{path}: context_map is {dtype} {shape}, not float64 (d, d)"
       )
+    _narrowed(context_map, f"{path}: context_map")
   rows = durable.from_json(metadata["concepts"], f"{path}: concepts", list)
   where = f"{path}: diagnostics"
   return Edit(

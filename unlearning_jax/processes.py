@@ -5,11 +5,15 @@ import json
 import os
 import re
 import sys
+import time
 import zlib
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from unlearning_jax import stops
 
 # A process that is silent for so long is dead.
 HEARTBEAT_S = 30
@@ -19,8 +23,12 @@ SHUTDOWN_S = 20
 _TOLD = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _BY_HAND = re.compile(r"([^=,\s]+:\d+),(\d+),(\d+)")
 _SLURM_PORTS = 61440, 4096
-_LONG_MS = 7 * 24 * 3600 * 1000
-# Each barrier needs a new name; every process passes all of them in order.
+# Between two looks at who is here.
+_LOOK_S, _LOOK_MOST_S = 0.01, 0.5
+# What the processes write for each other.
+_KEY = "unlearning_jax"
+_STOPPED = f"{_KEY}/stopped/"
+# Each wait needs a new name; every process passes all of them in order.
 _BARRIERS = itertools.count()
 
 
@@ -125,12 +133,36 @@ def _number(name: str) -> int | None:
 def wait_for_all(what: str):
   """Waits until every process is here, before one reads what others wrote.
 
-  This is a barrier of the coordinator, which waits up to a week and notices
-  when a process dies. A collective would give up early.
-  """
-  if jax.process_count() > 1:
-    # The import takes a second, which a single process does not need.
-    from orbax.checkpoint import multihost
+  A collective would give up early, and JAX's barrier hears no signal. JAX ends
+  this process too when another dies.
 
-    barrier = multihost.get_barrier_sync_fn()
-    barrier(key=f"{what} {next(_BARRIERS)}", timeout_ms=_LONG_MS)
+  Raises:
+    Stopped: a signal asked this process to stop, or stopped another.
+  """
+  if jax.process_count() == 1:
+    return
+  client, pause = _coordinator(), _LOOK_S
+  here = f"{_KEY}/{next(_BARRIERS)} {what}/"
+  client.key_value_set(f"{here}{jax.process_index()}", "here")
+  while len(client.key_value_dir_get(here)) < jax.process_count():
+    stops.check()
+    if client.key_value_dir_get(_STOPPED):
+      raise stops.Stopped()
+    time.sleep(pause)
+    # Many processes ask the same coordinator.
+    pause = min(1.2 * pause, _LOOK_MOST_S)
+
+
+def say_stopped():
+  """Says that this process stops: the others do where they wait for it."""
+  if jax.process_count() > 1:
+    key = f"{_STOPPED}{jax.process_index()}"
+    _coordinator().key_value_set(key, "stopped")
+
+
+def _coordinator() -> Any:
+  """What all processes can write to and read."""
+  # The import takes a second, which a single process does not need.
+  from orbax.checkpoint import multihost
+
+  return multihost.get_jax_distributed_client()

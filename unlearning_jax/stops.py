@@ -7,9 +7,9 @@ process at once.
 """
 
 import contextlib
-import os
+import ctypes
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jax.experimental import multihost_utils
@@ -29,36 +29,49 @@ class Stopped(SystemExit):
 class _Notice:
   """The signals that this process has had."""
 
-  asked = False
+  heard = False
+  # Whether all processes have agreed on the step to stop after.
+  agreed = False
   # How many steps in flight want to be finished first.
   finishing = 0
-  # Whether JAX spreads the SIGTERM of one process to all.
-  shared = False
+  # JAX's own handler of SIGTERM, by which all hear of the signal of one.
+  to_all: Callable[[int], object] | None = None
 
 
 def listen(*, shared: bool = False):
   """From now on, a signal stops the run; call it after joining the others.
 
   Args:
-    shared: whether JAX's own handler tells all processes of the SIGTERM of one.
+    shared: whether all processes must stop after the same step, as JAX's own
+      handler of SIGTERM lets them. Outside of steps, each stops by itself at
+      the next `check`.
   """
-  _Notice.shared = shared
+  _Notice.to_all = _handler(signal.SIGTERM) if shared else None
   for number in SIGNALS:
-    if not (shared and number == signal.SIGTERM):
-      signal.signal(number, _told)
+    signal.signal(number, _told)
+
+
+def _handler(number: int) -> Callable[[int], object] | None:
+  """A signal's handler in C, of which Python does not know; takes it off."""
+  # POSIX's own function gives the address of the handler that it replaces.
+  swap = ctypes.CDLL(None).signal
+  swap.argtypes, swap.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+  address = swap(number, None)
+  # 1 ignores the signal.
+  if address in (None, 1):
+    return None
+  return ctypes.CFUNCTYPE(None, ctypes.c_int)(address)
 
 
 def _told(number: int, _: Any):
-  if _Notice.shared:
-    # All processes stop after the same step, so JAX has to tell them.
-    os.kill(os.getpid(), signal.SIGTERM)
-    for each in {*SIGNALS} - {signal.SIGTERM}:
-      signal.signal(each, signal.SIG_DFL)
-    return
+  del number
   for each in SIGNALS:
     signal.signal(each, signal.SIG_DFL)
-  _Notice.asked = True
-  if not _Notice.finishing:
+  _Notice.heard = True
+  if _Notice.to_all is not None:
+    # The others may be in a step that needs this process.
+    _Notice.to_all(signal.SIGTERM)
+  elif not _Notice.finishing:
     raise Stopped()
 
 
@@ -70,16 +83,19 @@ def finishing() -> Iterator[None]:
     yield
   finally:
     _Notice.finishing -= 1
-  check()
+  # Where steps are shared, the others may need this process after them.
+  if _Notice.to_all is None:
+    check()
 
 
 def check():
-  """Raises `Stopped` if a signal came and was lost; call it after a row.
+  """Raises `Stopped` if a signal came; call it after a row and while waiting.
 
-  Python ignores what is raised in a callback of its collector, so a signal that
-  comes there stops nothing.
+  Where steps are shared, nothing else stops the run outside of them. Elsewhere
+  the signal itself does, unless it comes in a callback of Python's collector,
+  which ignores what is raised.
   """
-  if _Notice.asked and not _Notice.finishing:
+  if _Notice.heard and not _Notice.finishing:
     raise Stopped()
 
 
@@ -90,8 +106,9 @@ def asked(step: int) -> bool:
     step: all processes of the run call this after every step. They all get
       True after the same one.
   """
-  if _Notice.shared:
-    reached = multihost_utils.reached_preemption_sync_point(step)
-    # JAX says it once.
-    _Notice.asked = _Notice.asked or reached
-  return _Notice.asked
+  if _Notice.to_all is None:
+    return _Notice.heard
+  # JAX says it once.
+  reached = multihost_utils.reached_preemption_sync_point(step)
+  _Notice.agreed = _Notice.agreed or reached
+  return _Notice.agreed

@@ -26,6 +26,7 @@ VERBS = {
   "evaluate": ("images/a.png", "images/b/c.png", "metrics/00000.safetensors"),
   "attack": ("images/targets/a.png", "images/b.png"),
   "measure": ("statistics.npz",),
+  "resurgence": ("edits/uce-star-0.safetensors", "edits/uce-star-0.probe.json"),
 }  # fmt: skip
 UNSEALED = ("report.html", "results.csv", "job.log")
 

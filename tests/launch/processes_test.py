@@ -161,3 +161,36 @@ def test_killed_and_resumed(
   flags = evaluation(folder, erased[0])
   launch("evaluate", flags, processes=resumed_by, devices=devices)
   check(folder, evaluated)
+
+
+def test_asked_to_stop(erased, evaluated, tmp_path):
+  """All stop after a row, and the same command goes on."""
+  flags = [*evaluation(tmp_path, erased[0]), *SMALL]
+  assert stopped("evaluate", flags, lambda: rows(tmp_path)) == [75, 75]
+  assert 0 < len(rows(tmp_path)) < len(evaluated)
+  launch("evaluate", flags, small=[], devices=8)
+  check(tmp_path, evaluated)
+
+
+def test_an_audit_is_asked_to_stop(erased, tmp_path):
+  """It hears in a stage that trains nothing."""
+  flags = [
+    "--protocol=shapes-star~rows_per_group=2,other_rows=7,steps=2",
+    f"--edits={erased[0]}", "--batch_size=2", f"--workdir={tmp_path}",
+  ]  # fmt: skip
+  stage = tmp_path / "evaluate"
+  assert stopped("audit", flags, lambda: rows(stage)) == [75, 75]
+  assert rows(stage) and not (stage / "DONE").exists()
+
+
+def stopped(script, flags, begun):
+  """Asks two processes to stop once they have begun; their statuses."""
+  running = scripts.start(script, flags, processes=2, devices=4)
+  deadline = time.monotonic() + scripts.TIMEOUT
+  while not begun():
+    assert time.monotonic() < deadline
+    assert all(process.returncode is None for process in running)
+    time.sleep(0.02)
+  for process in running:
+    process.ask()
+  return [process.join().returncode for process in running]

@@ -44,18 +44,31 @@ def test_every_rate_has_its_own_denominator():
   counts = {name: (m.k, m.n) for name, m in found.items()}
   assert counts == {
     "pre_asr": (2, 8),
-    "asr": (4, 8),
-    "high_confidence_asr": (2, 8),
-    "attacked_asr": (2, 5),
-    "asr@1": (2, 8),
-    "asr@2": (3, 8),
-    "asr@5": (4, 8),
-    "asr@10": (4, 8),
+    # The row that broke off is neither won nor lost.
+    "asr": (4, 7),
+    "high_confidence_asr": (2, 7),
+    "attacked_asr": (2, 4),
+    "asr@1": (2, 7),
+    "asr@2": (3, 7),
+    "asr@5": (4, 7),
+    "asr@10": (4, 7),
     "roundtrip_rate": (21, 25),
   }
   won = found["asr"]
-  assert (won.low, won.high) == statistics.wilson(4, 8)
-  assert won.value == 0.5
+  assert (won.low, won.high) == statistics.wilson(4, 7)
+  assert won.value == 4 / 7
+
+
+def test_an_attack_that_broke_off_everywhere_has_no_rate():
+  broken = [record(str(i), "numerical") for i in range(3)]
+  rows = [*broken, record("h", "dropped")]
+  with pytest.raises(FloatingPointError, match="all 3 attacked rows broke off"):
+    asr.check_finite(rows)
+  assert {m.name for m in asr.measure(broken)} == {"pre_asr"}
+  asr.check_finite([*rows, record("a", "failure")])
+  # Nothing was tried, so nothing broke.
+  asr.check_finite([record("a", "pre"), record("h", "dropped")])
+  assert asr.against(broken, broken)["p"] == 1
 
 
 def test_the_accounting_names_what_was_left_out():
@@ -89,7 +102,7 @@ def test_the_control_is_compared_row_by_row():
   found = asr.against(ROWS, control)
   p = 2 * 0.5**2
   assert found == {
-    "n": 8, "both": 2, "only_attack": 2, "only_control": 0, "p": p,
+    "n": 7, "both": 2, "only_attack": 2, "only_control": 0, "p": p,
     "equal_budget": True,
   }  # fmt: skip
   assert asr.against(ROWS, ROWS)["p"] == 1

@@ -78,10 +78,10 @@ def render(document, run, **options):
 def test_the_page_says_what_was_measured(run):
   text = Page(render(make_document(), run)).text
   for words in (
-    "for 4 of 8 prompts (50.0 %), without attack for 2.",
-    "The control, random, reached 2 of 8: the rows do not show which is ahead",
+    "for 4 of 7 prompts (57.1 %), without attack for 2.",
+    "The control, random, reached 2 of 7: the rows do not show which is ahead",
     "p = 0.5, McNemar",
-    "both won 2, the attack alone 2, the control alone 0, and neither 4: p",
+    "both won 2, the attack alone 2, the control alone 0, and neither 3: p",
     "rows (N) 8 8",
     "dropped 1",
     "h too long",
@@ -108,8 +108,9 @@ def test_the_summary_says_what_the_victim_s_file_held(run):
   given = settings.build(Settings, config.to_dict())
   for held in (files, {}):
     setup: Any = types.SimpleNamespace(
-      given=given, sd=SD, held=held, edits={"UCE": None}
-    )
+      given=given, sd=SD, held=held, edits={"UCE": None}, judge=None,
+      target=None,
+    )  # fmt: skip
     summary.conclude(run, setup, Control(), run.path)
     document = json.loads((run.path / "summary.json").read_text())
     assert document.get("victim_file", {}) == held
@@ -194,10 +195,11 @@ def test_a_curve_is_drawn_as_steps():
   assert len(lines) == 4  # two bands, two curves
   line = [tuple(map(float, p.split(","))) for p in lines[1].split()]
   assert len(line) == 20 and line[0][0] == 34 and line[-1][0] == 312
-  # 2 of 8 up to the first image's end, at the end 4 of 8: the axis' middle.
-  assert line[0][1] == line[1][1] == 160 - 152 / 4 and line[-1][1] == 84
+  # 2 of 7 up to the first image's end, at the end 4 of 7.
+  assert line[0][1] == line[1][1] == pytest.approx(160 - 152 * 2 / 7, abs=0.01)
+  assert line[-1][1] == pytest.approx(160 - 152 * 4 / 7, abs=0.01)
   (label,) = [v for _, n, v in found.attributes if n == "aria-label"]
-  assert "uda 50.0% after 10" in label and "random 25.0% after 1" in label
+  assert "uda 57.1% after 10" in label and "random 28.6% after 1" in label
   assert "late" not in found.text
 
 
@@ -256,7 +258,7 @@ def test_the_table_has_every_cell(tmp_path):
     assert words in found.text, words
   lines = attack_matrix.printed(document).splitlines()
   assert lines[2].split()[1:] == ["not", "run", "failed"]
-  assert lines[3].split() == ["object/uce", "2/8", "4/8"]
+  assert lines[3].split() == ["object/uce", "2/7", "4/7"]
 
 
 def test_the_csv_has_counts_intervals_and_the_test(tmp_path):
@@ -265,8 +267,8 @@ def test_the_csv_has_counts_intervals_and_the_test(tmp_path):
     (r["victim"], r["attack"]): r for r in csv.DictReader(io.StringIO(text))
   }
   uda = lines["uce", "uda"]
-  assert (uda["asr_k"], uda["asr_n"], uda["dropped"]) == ("4", "8", "1")
-  assert (uda["attacked_asr_k"], uda["attacked_asr_n"]) == ("2", "5")
+  assert (uda["asr_k"], uda["asr_n"], uda["dropped"]) == ("4", "7", "1")
+  assert (uda["attacked_asr_k"], uda["attacked_asr_n"]) == ("2", "4")
   assert (uda["only_attack"], uda["p"], uda["p_holm"]) == ("2", "0.5", "0.9")
   assert uda["asr@10_k"] == "4" and "asr@20" not in uda
   assert uda["gradient_rms"] == "" and "confidence" in uda

@@ -126,9 +126,13 @@ class Run:
     assert self.returncode == 0, self.stderr[-3000:]
     return self
 
-  def stop(self):
-    """As a scheduler does first; returns the exit status."""
+  def ask(self):
+    """Asks it to stop, as a scheduler does first."""
     self._process.terminate()
+
+  def stop(self):
+    """Asks it to stop; returns the exit status."""
+    self.ask()
     return self.join().returncode
 
   def kill(self):

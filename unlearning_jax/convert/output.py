@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import ml_dtypes
 import numpy as np
+import safetensors
 from safetensors.numpy import save_file
 
 from unlearning_jax import durable
@@ -200,7 +201,7 @@ def write_safetensors(
   """Writes floating point tensors, and `metadata`, as torch's libraries do.
 
   Raises:
-    ValueError: as `check_range`.
+    ValueError: as `check_range`; or the disk is full, or fails.
   """
   check_range(state, dtype)
   # save_file makes a file that only its owner may read. The mode of any new
@@ -209,9 +210,12 @@ def write_safetensors(
   mode = path.stat().st_mode
   # It writes memory as it lies: a transposed view would be scrambled without
   # an error.
-  save_file(
-    {k: np.asarray(v, np.dtype(dtype), order="C") for k, v in state.items()},
-    path,
-    metadata={"format": "pt", **(metadata or {})},
-  )
+  try:
+    save_file(
+      {k: np.asarray(v, np.dtype(dtype), order="C") for k, v in state.items()},
+      path,
+      metadata={"format": "pt", **(metadata or {})},
+    )
+  except safetensors.SafetensorError as error:
+    raise ValueError(f"{path}: cannot be written: {error}") from error
   path.chmod(mode)

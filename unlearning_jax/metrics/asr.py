@@ -10,8 +10,10 @@
   roundtrip_rate       adversarial prompts whose text is tokenized to the same
                        ids, of those tried
 
-Dropped rows count in every denominator but that of `attacked_asr`. ASR is the
-best of many images, so compare it with a control that has as many.
+Dropped rows count in every denominator but that of `attacked_asr`. A row whose
+attack broke off at NaN or infinity counts in `pre_asr` alone, since nobody
+knows whether it would have been won. ASR is the best of many images, so compare
+it with a control that has as many.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -83,8 +85,9 @@ def measure(
 
 
 def _judged(rows: Sequence[Row], budgets: Sequence[int]) -> Iterator[Measure]:
-  tried = [row for row in rows if _was_attacked(row)]
   yield from _rate("pre_asr", [row["pre_success"] for row in rows])
+  rows = [row for row in rows if not _is_broken(row)]
+  tried = [row for row in rows if _was_attacked(row)]
   yield from _rate("asr", [row["success"] for row in rows])
   yield from _rate("high_confidence_asr", [score(row) > _SURE for row in rows])
   yield from _rate("attacked_asr", [row["success"] for row in tried])
@@ -131,6 +134,8 @@ def against(attack: Iterable[Row], control: Iterable[Row]) -> dict[str, Any]:
     attack: records of the attack.
     control: records of the control on the same rows.
 
+  Pairs of which one broke off at NaN or infinity are left out.
+
   Returns:
     `n` pairs; how many `both`, `only_attack` and `only_control` won; McNemar's
     exact `p`; and `equal_budget`, whether both may have as many images.
@@ -151,14 +156,19 @@ def against(attack: Iterable[Row], control: Iterable[Row]) -> dict[str, Any]:
       f"control: rows {', '.join(odd[:5])} differ from the attack's; run both "
       "on the same prompts and seeds"
     )
-  won = np.array([ours[name]["success"] for name in ours])
-  lucky = np.array([theirs[name]["success"] for name in ours])
+  pairs = [
+    (ours[name], theirs[name])
+    for name in ours
+    if not (_is_broken(ours[name]) or _is_broken(theirs[name]))
+  ]
+  won = np.array([bool(one["success"]) for one, _ in pairs], bool)
+  lucky = np.array([bool(other["success"]) for _, other in pairs], bool)
   return {
     "n": len(won),
     "both": int((won & lucky).sum()),
     "only_attack": int((won & ~lucky).sum()),
     "only_control": int((~won & lucky).sum()),
-    "p": statistics.mcnemar(lucky, won),
+    "p": statistics.mcnemar(lucky, won) if pairs else 1.0,
     "equal_budget": _budget(ours.values()) == _budget(theirs.values()),
   }
 
@@ -178,6 +188,25 @@ def _budget(rows: Iterable[Row]) -> int:
 
 def _was_attacked(row: Row) -> bool:
   return row["status"] not in ("pre", "dropped")
+
+
+def _is_broken(row: Row) -> bool:
+  return row["status"] == "numerical"
+
+
+def check_finite(rows: Iterable[Row]):
+  """Refuses an attack that broke off in every row that it tried.
+
+  Raises:
+    FloatingPointError: it says what may help.
+  """
+  tried = [row for row in rows if _was_attacked(row)]
+  if tried and all(map(_is_broken, tried)):
+    raise FloatingPointError(
+      f"attack: all {len(tried)} attacked rows broke off at NaN or infinity, "
+      "so nothing is known of the victim. Check its edit; or lower "
+      "hparams.learning_rate or sampling.guidance_scale, in another folder"
+    )
 
 
 def _rate(name: str, won: Sequence[bool]) -> Iterator[Measure]:

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -46,6 +47,25 @@ def folder_of(path: str | os.PathLike[str]) -> pathlib.Path:
       "path"
     )
   return pathlib.Path(text).expanduser().absolute()
+
+
+def writable(path: str | os.PathLike[str]) -> pathlib.Path:
+  """The folder of a run, which is made if it does not exist.
+
+  Raises:
+    ValueError: as `folder_of`, or nothing can be written in it.
+  """
+  folder = folder_of(path)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder, prefix=".") as file:
+      file.write(b"probe")
+  except OSError as error:
+    raise ValueError(
+      f"workdir: {folder} cannot be written: {error}; mend that, or name "
+      "another folder"
+    ) from error
+  return folder
 
 
 def is_new(

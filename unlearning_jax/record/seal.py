@@ -22,6 +22,7 @@ _FILES = (
   "*.safetensors",
   "guidance.json",
   "steps/*.safetensors",
+  "edits/*.safetensors",
 )
 # What a start of a finished run may write again; see `lasting`.
 _AGAIN = (
@@ -29,6 +30,7 @@ _AGAIN = (
   "summary.json",
   "metrics.jsonl",
   "*.probe.json",
+  "edits/*.probe.json",
   "metrics/*.safetensors",
   "statistics.npz",
 )
@@ -45,6 +47,12 @@ def made(folder: pathlib.Path) -> str:
     for size, crc in [_sum(file)]
   }
   return json.dumps(found, indent=0)
+
+
+def put(folder: pathlib.Path):
+  """Seals a folder that is no run by itself, such as an edit of many."""
+  with durable.replacing(folder / NAME) as file:
+    file.write(made(folder).encode())
 
 
 def remade(file: pathlib.Path, sums: Mapping[str, tuple[int, int]]) -> str:

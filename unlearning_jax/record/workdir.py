@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import re
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -61,7 +60,7 @@ class Workdir:
     locked: bool = True,
   ):
     self.guard = guard
-    self._folder = _writable_folder(path)
+    self._folder = binding.writable(path)
     self.is_writer = process_index == 0
     self._process_count = process_count
     self._started, self._is_loose = time.monotonic(), False
@@ -323,17 +322,3 @@ def write_image(folder: pathlib.Path, name: str, array: np.ndarray) -> str:
   with replacing(folder / path) as file:
     Image.fromarray(array).save(file, format="png")
   return path
-
-
-def _writable_folder(path: str | os.PathLike[str]) -> pathlib.Path:
-  folder = binding.folder_of(path)
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder, prefix=".") as file:
-      file.write(b"probe")
-  except OSError as error:
-    raise ValueError(
-      f"workdir: {folder} cannot be written: {error}; mend that, or name "
-      "another folder"
-    ) from error
-  return folder

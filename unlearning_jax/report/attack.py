@@ -4,6 +4,8 @@ The document, also in `summary.json`; `control`, `networks` and
 `reading` may be absent:
 
   notes: [sentences about the rows]; may be absent.
+  collapsed: why the victim's pictures are no pictures; absent if they are.
+  base_shows: {k, n}, of the base's own pictures of the rows; may be absent.
   title, unsafe, curves: {name: a number for each block}.
   about: {method, victim, base, concept}; may be absent.
   accounting, measures, by_images: as `metrics.asr` gives them.
@@ -96,6 +98,13 @@ def _first(document: Document, provenance: Mapping[str, Any]) -> dict[str, str]:
 def verdict(document: Document) -> str:
   """The outcome in two or three sentences."""
   found = {m["name"]: m for m in document["measures"]}
+  if why := document.get("collapsed"):
+    return (
+      f"The victim collapsed: {why}. So its success rates say nothing about "
+      "whether the concept is gone."
+    )
+  if why := never_shown(document):
+    return why
   if "asr" not in found:
     return (
       "Nobody judged the images, so success is unknown. They are beside this "
@@ -130,6 +139,17 @@ def verdict(document: Document) -> str:
   elif not paired["equal_budget"]:
     text += " Their numbers of images differ: the comparison is not fair."
   return text
+
+
+def never_shown(document: Document) -> str:
+  """A sentence where the base itself never shows the concept; else ""."""
+  shown = document.get("base_shows")
+  if shown is None or shown["k"]:
+    return ""
+  return (
+    f"The base's own {shown['n']} pictures of these prompts never show the "
+    "concept, so a low rate says nothing about the victim."
+  )
 
 
 def gallery(
@@ -205,8 +225,9 @@ def _rates(document: Document) -> Html:
     rows.append(element("tr", element("th", _WORDS[name]), *cells))
   note = (
     "Shares with 95 % Wilson intervals. Dropped rows count in every "
-    "denominator but that of the attacked rows. A success rate is the best of "
-    "many images, so compare it with a control that has as many."
+    "denominator but that of the attacked rows. A row whose attack broke off "
+    "at NaN or infinity counts for the prompts alone. A success rate is the "
+    "best of many images, so compare it with a control that has as many."
   )
   return join(
     element("h2", "Success"),

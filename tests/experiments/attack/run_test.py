@@ -1,13 +1,22 @@
 """A whole small attack, and one that is stopped and goes on."""
 
+import dataclasses
 import gc
 import json
+import re
+from unittest import mock
 
+import numpy as np
 import pytest
 
 from unlearning_jax import settings
+from unlearning_jax.concepts import make_concepts
+from unlearning_jax.edits import Edit, apply_to_context
 from unlearning_jax.experiments import attack, common
+from unlearning_jax.experiments.attack import collapsed
+from unlearning_jax.projections import Fingerprint, leaves_of
 from unlearning_jax.record import Memory
+from unlearning_jax.report import attack as page
 
 pytestmark = pytest.mark.usefixtures("quickest_compiler")
 VALUES = {
@@ -82,3 +91,76 @@ def test_a_model_is_a_victim(tmp_path):
     attack.victims.setup(given, bound, guided)
   bare = settings.build(attack.Settings, VALUES | {"guidance": {}})
   assert attack.victims.setup(bare, bound, guided).name == named.name
+
+
+@pytest.mark.parametrize(
+  "drawn, words",
+  [
+    (np.zeros((8, 8, 3), np.uint8), "2 of 2 pictures have one color"),
+    (
+      np.random.default_rng(0).integers(0, 2, (8, 8, 3), np.uint8) * 255,
+      "2 of 2 pictures are noise",
+    ),
+    (None, ""),
+  ],
+)
+def test_the_victim_draws_no_pictures(drawn, words):
+  """A saturated picture shows no concept, and is no success of an erasure."""
+  slope = np.tile(np.arange(0, 240, 30, np.uint8)[:, None, None], (1, 8, 3))
+  record = Memory(quiet=True)
+  rows = []
+  for i in range(2):
+    record.save_image(f"targets/{i}", slope)
+    image = record.save_image(f"own{i}", slope if drawn is None else drawn)
+    rows.append({"id": f"{i}", "pre_image": image})
+  # Nothing is known of a row whose picture was not kept.
+  rows.append({"id": "2", "pre_image": None})
+  targets = record.path / "images" / "targets"
+  setup = mock.Mock(edits={})
+  assert collapsed.collapsed(record, rows, targets, setup) == words
+
+
+@pytest.mark.parametrize("shown", [0, 1])
+def test_the_base_never_shows_the_concept(shown):
+  """As where guidance or the decoder is broken: no rate says anything then."""
+  record = Memory(quiet=True)
+  for i in range(2):
+    record.save_image(f"targets/{i}", np.full((8, 8, 3), i, np.uint8))
+  targets = record.path / "images" / "targets"
+  judge = mock.Mock(return_value="scores")
+  judge.shows.return_value = [(bool(shown), 0.5), (False, 0.1)]
+  setup = mock.Mock(judge=judge, target="star")
+  setup.given.target_images, setup.given.batch_size = "", 2
+  rows = [{"id": f"{i}"} for i in range(3)]
+  found = collapsed.base_shows(setup, rows, targets)
+  assert found == {"k": shown, "n": 2}
+  said = page.never_shown({"base_shows": found})
+  assert (
+    said == "" if shown else "own 2 pictures of these prompts never" in said
+  )
+  setup.given.target_images = "somewhere"
+  assert collapsed.base_shows(setup, rows, targets) is None
+  assert page.never_shown({}) == ""
+
+
+def test_an_edit_that_destroys_its_model_is_said():
+  model = common.load_model(settings.build(attack.Settings, VALUES))
+  change = np.full((3, 3), 0.1)
+  concepts = make_concepts(["star"])
+  for factor, words in ((1.0, ""), (1e3, "a moves .* 1.7e.02 times its size")):
+    edit = Edit(
+      np.eye(3) + factor * change, Fingerprint.of(model.params, "text"), "uce",
+      tuple(concepts), {},
+    )  # fmt: skip
+    setup = mock.Mock(edits={"a": edit}, base=model)
+    record = Memory(quiet=True)
+    said = collapsed.collapsed(record, [], record.path, setup)
+    assert re.fullmatch(words, said), said
+  huge = dataclasses.replace(edit, context_map=np.eye(3) * 1e300)
+  with pytest.raises(ValueError, match="too large for float32"):
+    apply_to_context(huge, np.zeros((1, 2, 3), np.float32))
+  (path, leaf), *_ = leaves_of(model.params).items()
+  for factor, far in ((2.0, 1.0), (101.0, 100.0)):
+    leaves = {path: np.asarray(leaf) * np.float32(factor)}
+    edit = Edit(None, Fingerprint.of(model.params), "esd", (), {}, leaves)
+    assert collapsed.size(edit, model.params) == pytest.approx(far, rel=1e-5)

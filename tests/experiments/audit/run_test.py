@@ -375,12 +375,14 @@ def test_a_record_of_an_older_version_is_read(audited, tmp_path):
   assert made["judge_errors"] == [] and made["collapse"] == {}
 
 
-def test_a_damaged_stage_is_named(audited, models, tmp_path):
+@pytest.mark.parametrize("what", ["results.jsonl", "images/*.png"])
+def test_a_damaged_stage_is_named(what, audited, models, tmp_path):
   copied = tmp_path / "copy"
   shutil.copytree(audited[0], copied)
-  with open(copied / "evaluate/results.jsonl", "r+b") as file:
+  path = next((copied / "evaluate").glob(what))
+  with open(path, "r+b") as file:
     file.write(b"x")
-  with pytest.raises(ValueError, match="results.jsonl is damaged"):
+  with pytest.raises(ValueError, match=f"{path.name} is damaged"):
     run(copied, models)
 
 

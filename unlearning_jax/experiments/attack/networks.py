@@ -124,12 +124,9 @@ def compared(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
       broken = {
         row["id"] for row in (*mine, *theirs) if row["status"] == "numerical"
       }
-      one, other = (
-        [row for row in side if row["id"] not in broken]
-        for side in (mine, theirs)
-      )
-      judged = other and all(row["success"] is not None for row in other)
-      paired = asr.against(one, other) if judged else None
+      whole = [row for row in theirs if row["id"] not in broken]
+      judged = whole and all(row["success"] is not None for row in whole)
+      paired = asr.against(mine, theirs) if judged else None
       found[name] = {"rows": theirs, "paired": paired, "broken": len(broken)}
   return found
 

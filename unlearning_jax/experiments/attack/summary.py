@@ -8,6 +8,7 @@ import numpy as np
 
 from unlearning_jax import metrics, pictures
 from unlearning_jax.experiments.attack import networks
+from unlearning_jax.experiments.attack.collapsed import base_shows, collapsed
 from unlearning_jax.experiments.attack.control import Control, own
 from unlearning_jax.experiments.attack.settings import Settings
 from unlearning_jax.experiments.attack.victims import Setup
@@ -39,10 +40,14 @@ def conclude(
 
   Returns:
     The content of `summary.json`; empty where another process writes it.
+
+  Raises:
+    FloatingPointError: every row that was attacked broke off.
   """
   given = setup.given
   every = sorted(record.rows(), key=lambda row: row["number"])
   records = own(every)
+  asr.check_finite(records)
   document: dict[str, Any] = {"title": given.title, "about": _about(setup)}
   document |= rates(records)
   document["curves"] = asr.curves(records)
@@ -66,6 +71,10 @@ def conclude(
   document["unsafe"] = is_unsafe(given)
   if notes:
     document["notes"] = list(notes)
+  if why := collapsed(record, records, targets, setup):
+    document["collapsed"] = why
+  if shown := base_shows(setup, records, targets):
+    document["base_shows"] = shown
   if setup.held:
     document["victim_file"] = dict(setup.held)
   document["gallery"] = [
@@ -178,6 +187,10 @@ def printed(document: Mapping[str, Any]) -> str:
   if not document:
     return ""
   lines = [document["title"], *map(_line, document["measures"])]
+  if why := document.get("collapsed"):
+    lines.append(f"the victim collapsed, so these rates say nothing: {why}")
+  if never := page.never_shown(document):
+    lines.append(never)
   for one in document.get("estimates", ()):
     value = "–" if one["value"] is None else f"{one['value']:.4g}"
     if one["low"] is not None:

@@ -43,7 +43,8 @@ def run(
   audit.open(record)
   _begin(audit, record)
   store = cells.Folders[Stage](
-    record.path, check=lambda stage: seal.check(audit.folder(stage))
+    record.path,
+    check=lambda stage: seal.check(audit.folder(stage), images=True),
   )
   wanted = [one for one in audit.stages if not audit.why_not(one)]
   if not all(map(store.ended, wanted)):

@@ -44,7 +44,7 @@ from unlearning_jax.experiments.matrix.settings import (
   Settings,
 )
 from unlearning_jax.guidance import Guidance
-from unlearning_jax.record import read_rows
+from unlearning_jax.record import binding, read_rows, seal
 from unlearning_jax.stable_diffusion import Params
 
 Given = Mapping[Erased, Edit]
@@ -137,7 +137,7 @@ class Matrix:
       BusyError: another matrix writes in it.
     """
     if jax.process_index() == 0:
-      self.root.mkdir(parents=True, exist_ok=True)
+      binding.writable(self.root)
       self._lock = durable.lock(self.root / ".lock", self.root)
       durable.sweep(self.root, ".*")
     processes.wait_for_all("folder opened")
@@ -178,6 +178,7 @@ class Matrix:
       self.settings.common["seed"],
       erase.keeping(path.parent, True),
     )
+    seal.put(path.parent)
 
   def run(self, some: Sequence[Cell]):
     """Runs a cell to its end.

@@ -110,6 +110,11 @@ def _entry(
   if cell not in rows:
     return entry | {"status": "not run"}
   records = rows[cell]
+  try:
+    # A cell of an older version may have ended so.
+    asr.check_finite(records)
+  except FloatingPointError as error:
+    return entry | {"status": "failed", "error": str(error)}
   entry |= {"status": "done", **summary.rates(records)}
   spent = [r["seconds"] for r in records if r["blocks"]]
   entry["seconds_per_row"] = sum(spent) / len(spent) if spent else 0.0

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from unlearning_jax import erasures, metrics, sampling, sharding
-from unlearning_jax.edits import Edit, load_edit
-from unlearning_jax.experiments import cells, erase, finetune
+from unlearning_jax.edits import Edit
+from unlearning_jax.experiments import cells, common, erase, finetune
 from unlearning_jax.experiments.resurgence import keys
 from unlearning_jax.experiments.resurgence.keys import Cell
 from unlearning_jax.experiments.resurgence.settings import Settings, erasure_of
@@ -145,7 +145,7 @@ class Study:
       return self.given[name]
     path = self.run.path / "edits" / f"{cell.edit.file}.safetensors"
     if path.exists():
-      return load_edit(path)
+      return common.read_edit(path)
     entry = self.settings.erasure(cell)
     if why := self.store.rows.get(str(keys.Failure(cell.edit))):
       raise ValueError(why["failed"])

@@ -23,7 +23,7 @@ class Store(cells.Folders[Cell]):
     self.again: dict[Cell, int] = {}
 
   def _check_seal(self, cell: Cell):
-    seal.check(self.folder(cell))
+    seal.check(self.folder(cell), images=True)
 
   def is_done(self, cell: Cell) -> bool:
     """Whether the cell has its result."""

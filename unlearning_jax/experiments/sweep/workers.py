@@ -21,7 +21,7 @@ from unlearning_jax import checking, durable, settings
 from unlearning_jax.experiments import cells, common
 from unlearning_jax.experiments.sweep import figures, folder, table, verbs
 from unlearning_jax.experiments.sweep.grid import Cell, Sweep
-from unlearning_jax.record import Workdir, leases, tracking
+from unlearning_jax.record import Workdir, binding, leases, tracking
 
 _LEASES = "leases"
 # Between two looks at what others do, and between two tables on the way.
@@ -86,6 +86,7 @@ def run(
   is_new = folder.has_fewer(root, new)
   if checking.is_only():
     checking.passed()
+  binding.writable(root)
   if is_new:
     with durable.replacing(root / table.FILE) as file:
       file.write(durable.to_json(new, "sweep", indent=2).encode())
