@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.full_size_programs import make_sd
 from tests.support.tunings import given
 from unlearning_jax import finetune, sharding
 from unlearning_jax.experiments import finetune as tuning
+from unlearning_jax.experiments.programs.build import make_sd
 
 pytestmark = pytest.mark.slow
 GIB = 2**30

@@ -44,6 +44,18 @@ def test_a_comparison_has_the_last_models(tmp_path, verb):
   assert found["kept"]["value"] == 0.75 and found["fid"] == {"value": 31.5}
 
 
+def test_a_model_that_collapsed_has_erased_nothing(tmp_path):
+  broken = COMPARED | {"collapse": {"UCE2023": {"reasons": ["a", "b"]}}}
+  (tmp_path / "summary.json").write_text(json.dumps(broken))
+  found = figures.read("erase", tmp_path)
+  assert [*found] == ["collapsed", "kept", "fid"]
+  assert found["collapsed"] == {"value": 2}
+  # That of another model is no matter of this one's.
+  other = COMPARED | {"collapse": {"RECE": {"reasons": ["a"]}, "UCE2023": {}}}
+  (tmp_path / "summary.json").write_text(json.dumps(other))
+  assert "erased" in figures.read("erase", tmp_path)
+
+
 def test_an_erasure_without_pictures_has_its_probe(tmp_path):
   known = probe.Probe("states", 0.125, 0.25, 0.5, (1, 1, 1))
   known.save(tmp_path / "edit.safetensors")

@@ -2,6 +2,8 @@
 
 `erased` and `kept` are shares, and more is better: pictures asked for the
 concept that do not show it, and pictures asked for something else that show it.
+A model that collapsed has not erased anything: `collapsed` stands instead, the
+number of reasons.
 """
 
 import pathlib
@@ -65,7 +67,10 @@ def _compared(summary: Mapping[str, Any]) -> Figures:
   known = {one["name"]: one for one in summary["measures"].get(model, ())}
   found: Figures = {}
   erased = summary.get("erased", ())
-  for target in erased[:1]:
+  why = summary.get("collapse", {}).get(model, {}).get("reasons", ())
+  if why:
+    found["collapsed"] = {"value": len(why)}
+  for target in erased[:1] if not why else ():
     head, label = target["head"], target["class"]
     for group in _ASKED:
       if one := known.get(f"{head}/{label}/{group}"):
