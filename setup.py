@@ -99,6 +99,7 @@ setup(
       "lists/*.txt",
       "judges/*.txt",
       "protocols/*.json",
+      "experiments/programs/*.json",
     ],
   },
   entry_points={

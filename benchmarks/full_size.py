@@ -28,12 +28,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import full_size_programs as programs
 import jax
 from absl import app, flags, logging
+from unlearning_jax.configs import finetune_full, finetune_lora
 
-from unlearning_jax import durable, sharding
+from unlearning_jax import attacks, durable, settings, sharding
 from unlearning_jax.experiments import finetune as tuning
+from unlearning_jax.experiments.programs import build as programs
 
 GIB = 2**30
 ROWS = {
@@ -43,6 +44,7 @@ ROWS = {
   "lora": (1, 4, 8, 16),
   "sample": (1, 4, 8),
 }
+TUNED = {"full": finetune_full, "lora": finetune_lora}
 PARTS = flags.DEFINE_list("parts", list(ROWS), "What is measured.")
 BATCHES = flags.DEFINE_list("rows", None, "Rows, instead of each part's own.")
 ATTENTION = flags.DEFINE_list("attention", ["auto"], "Each is measured.")
@@ -78,6 +80,17 @@ def ceiling() -> dict[str, float]:
   chain = jax.jit(lambda a, b: jax.lax.fori_loop(0, 8, lambda _, x: x @ b, a))
   best = statistics.median(repeat(chain, (a, b), False))
   return {"matmul": n, "tflop_s": 8 * 2 * n**3 / best / 1e12}
+
+
+def how(part: str) -> Any:
+  """What says how a part computes: one step, its batch in one."""
+  if part == "attack":
+    return attacks.bind("unlearn_diff_atk", {"num_tokens": 5, "iterations": 1})
+  if part not in TUNED:
+    return None
+  config = TUNED[part].get_config("sd14")
+  config.accumulate, config.remat = 1, REMAT.value
+  return settings.build(tuning.Settings, config.to_dict())
 
 
 def memory(compiled: Any) -> dict[str, float | None]:
@@ -141,7 +154,6 @@ def main(_: list[str]):
     programs.shapes(programs.make_sd(SIZE.value, DTYPE.value, "dense")),
   )
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  where = sharding.replicated(mesh)
   params, top = None, float("nan")
   if not COMPILE.value:
     with record.of(part="ceiling") as about:
@@ -153,11 +165,9 @@ def main(_: list[str]):
     part, attention, rows = what
     with record.of(part=part, attention=attention, rows=rows) as about:
       sd = programs.make_sd(SIZE.value, DTYPE.value, attention)
-      if part in programs.TUNED:
-        sd = tuning.with_remat(sd, REMAT.value)
-      program = programs.BUILD[part](sd, rows, like)
+      program = programs.BUILD[part](sd, rows, like, how(part))
       times = [time.perf_counter()]
-      low = programs.lowered(program, like, where)
+      low = programs.lowered(program, like, mesh)
       times.append(time.perf_counter())
       compiled = low.compile()
       about["lower_s"] = times[1] - times[0]
@@ -165,13 +175,15 @@ def main(_: list[str]):
       about["gib"] = memory(compiled)
       if COMPILE.value:
         return
-      given = jax.device_put(program.arguments(params), where)
+      given = jax.device_put(
+        program.arguments(params), sharding.replicated(mesh)
+      )
       seconds = repeat(compiled, given, program.carries)
       median = statistics.median(seconds)
       about["calls"], about["fastest_s"] = len(seconds), min(seconds)
       about["seconds"], about["rows_s"] = median, rows / median
       about["gib"] = memory(compiled)
-      flops = programs.flops(part, SIZE.value, DTYPE.value)
+      flops = programs.flops(part, SIZE.value, DTYPE.value, how(part))
       about["tflop"] = rows * flops / 1e12
       about["tflop_s"] = about["tflop"] / median
       about["of_ceiling"] = about["tflop_s"] / top

@@ -25,7 +25,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from . import errors
+from . import checks, errors
 
 T = TypeVar("T")
 # --help shows a flag below the script that asks for it.
@@ -70,7 +70,7 @@ def processes():
     "Join them by host:port,n,i: where process 0 listens, how many there are, "
     "and which this is. No cluster is looked for.",
   )
-  flags.DEFINE_bool("check", False, "Check everything, and compute nothing.")
+  checks.define()
 
 
 def mesh() -> flags.FlagHolder[str]:
@@ -279,8 +279,8 @@ def _together(
   checking.ask(bool(flags.FLAGS["check"].value))
   try:
     status = main(argv)
-  except checking.Checked:
-    status = _said_checked()
+  except checking.Checked as checked:
+    status = checks.said(checked)
   except stops.Stopped:
     print("\nstopped; the same command goes on", file=sys.stderr)
     processes.say_stopped()
@@ -289,20 +289,6 @@ def _together(
   if distributed:
     processes.wait_for_all("ended")
   return status
-
-
-def _said_checked() -> int:
-  """What `--check` prints at its end."""
-  from unlearning_jax import sharding
-  from unlearning_jax.experiments import common
-
-  found = sharding.describe_devices()
-  if common.is_first():
-    print(
-      f"checked, for {found['count']} {found['kind']} device(s): nothing is "
-      "wrong; without --check it runs"
-    )
-  return 0
 
 
 def status(failed: int, what: str) -> int:

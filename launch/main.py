@@ -18,7 +18,7 @@ USAGE = """usage: unlearning-jax VERB [flags]
 
 
 # What the scripts share.
-PARTS = ("__init__", "errors", "flags", "main", "places")
+PARTS = ("__init__", "checks", "errors", "flags", "main", "places")
 
 
 def verbs() -> dict[str, str]:

@@ -6,19 +6,27 @@ nothing has been computed or written.
 
 
 class Checked(SystemExit):
-  """Everything has been checked, and nothing is wrong."""
+  """Everything has been checked, and nothing is wrong.
 
-  def __init__(self):
+  Attributes:
+    given: the settings of the run; None if nobody has named them.
+    sd: the static bundle of its model; None if none has been read.
+  """
+
+  def __init__(self, given: object = None, sd: object = None):
     super().__init__(0)
+    self.given, self.sd = given, sd
 
 
 class _Asked:
   only = False
+  given: object = None
+  sd: object = None
 
 
 def ask(only: bool = True):
   """From now on `passed` ends the run."""
-  _Asked.only = only
+  _Asked.only, _Asked.given, _Asked.sd = only, None, None
 
 
 def is_only() -> bool:
@@ -26,11 +34,22 @@ def is_only() -> bool:
   return _Asked.only
 
 
-def passed():
+def about(given: object = None, sd: object = None):
+  """Names settings or model of a run that only checks; the first ones stay."""
+  if _Asked.only:
+    _Asked.given = given if _Asked.given is None else _Asked.given
+    _Asked.sd = sd if _Asked.sd is None else _Asked.sd
+
+
+def passed(given: object = None):
   """Ends a run that only checks; an experiment calls it before its work.
+
+  Args:
+    given: its settings, unless `about` has named them.
 
   Raises:
     Checked: it does so then.
   """
+  about(given)
   if _Asked.only:
-    raise Checked()
+    raise Checked(_Asked.given, _Asked.sd)

@@ -8,13 +8,14 @@ replicated over `data`; large ones are split over `fsdp`.
 import contextlib
 import contextvars
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import multihost_utils, topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
@@ -23,6 +24,30 @@ Tree = TypeVar("Tree")
 # It is cheaper to replicate a smaller leaf than to gather it.
 FSDP_MIN_BYTES = 4 * 2**20
 _ALONE = contextvars.ContextVar("alone", default=False)
+
+
+def topology_devices(kind: str, shape: str) -> list[Any]:
+  """The chips of a TPU slice, as its compiler knows them; no chip is needed.
+
+  Args:
+    kind: as "v5e".
+    shape: as "2x4".
+
+  Raises:
+    ValueError: the compiler, libtpu, is not installed, or knows no such slice.
+  """
+  # Without them the compiler looks for a machine of Cloud TPU, and no second
+  # process may use it.
+  for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+    os.environ.setdefault(name, "1")
+  try:
+    found = topologies.get_topology_desc(f"{kind}:{shape}", platform="tpu")
+  except (RuntimeError, ImportError, ValueError) as error:
+    raise ValueError(
+      f"{kind}:{shape}: programs for TPUs need libtpu, pip install libtpu: "
+      f"{str(error).splitlines()[0]}"
+    ) from error
+  return list(found.devices)
 
 
 def describe_devices() -> dict[str, Any]:

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.full_size_programs import make_sd
 from unlearning_jax import sharding
 from unlearning_jax.attacks import unlearn_diff_atk
 from unlearning_jax.attacks.engine.victim import Batch, Problem, Victim
+from unlearning_jax.experiments.programs.build import make_sd
 
 pytestmark = pytest.mark.slow
 FLOOR = 1.71e12

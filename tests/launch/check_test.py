@@ -1,6 +1,8 @@
 """`--check` reads all that can be wrong, and leaves no trace."""
 
 import pytest
+from absl import flags as absl_flags
+from unlearning_jax.launch import checks
 
 from tests.support import scripts
 from unlearning_jax import checking
@@ -67,3 +69,49 @@ def test_only_a_check_ends_where_the_work_begins():
       checking.passed()
   finally:
     checking.ask(False)
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_a_check_can_compile_what_would_run(tmp_path):
+  config = "--config=finetune_lora:tiny,without=object/star"
+  flags = [config, "--check=compile", f"--workdir={tmp_path}/run"]
+  done = scripts.run("finetune", *flags, cwd=tmp_path).finish()
+  said = done.stdout.splitlines()[-1]
+  assert said.startswith("cpu: lora, 48 row(s) a chip in float32: fits:")
+  assert "compiled in" in said and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  "typed, wanted",
+  [
+    ([], ""), (["--check"], "files"), (["--check=true"], "files"),
+    (["--nocheck"], ""), (["--check=compile"], "compile"),
+  ],
+)  # fmt: skip
+def test_a_check_is_asked_for(typed, wanted, monkeypatch):
+  values = absl_flags.FlagValues()
+  monkeypatch.setattr(checks.flags, "DEFINE_flag", values_of(values))
+  monkeypatch.setattr(checks.flags, "DEFINE_string", lambda *_: None)
+  checks.define()
+  assert values(["verb", *typed]) == ["verb"]
+  assert values["check"].value == wanted
+  with pytest.raises(absl_flags.Error, match="--check=compile"):
+    values(["verb", "--check=all"])
+
+
+def values_of(values, define=absl_flags.DEFINE_flag):
+  return lambda flag: define(flag, values)
+
+
+def test_a_check_carries_what_was_named_first():
+  checking.about("early")
+  checking.ask()
+  try:
+    checking.about(sd="model")
+    checking.about("first")
+    with pytest.raises(checking.Checked) as ended:
+      checking.passed("second")
+  finally:
+    checking.ask(False)
+  assert (ended.value.given, ended.value.sd) == ("first", "model")

@@ -107,7 +107,9 @@ def load_model(given: Any) -> Model:
   Raises:
     ValueError: it cannot be read whole, or computes in no such way here.
   """
-  return models.load(given.model, **computing(given))
+  found = models.load(given.model, **computing(given))
+  checking.about(sd=found.sd)
+  return found
 
 
 def computing(given: Any) -> dict[str, str]:
@@ -239,7 +241,8 @@ def workdir(
   }  # fmt: skip
   if checking.is_only():
     binding.check(path, config, free, defaults)
-    checking.passed()
+    values = config if isinstance(config, dict) else config.to_dict()
+    checking.passed(settings_.build(cls, values))
   count = 1 if alone else jax.process_count()
   try:
     found = Workdir(

@@ -76,7 +76,9 @@ def diffusion_loss(
   keys = jax.random.split(key, 5)
   rows, views = batch["mean"].shape[:2]
   view = jax.random.randint(keys[0], (rows,), 0, views)
-  mean, std = (batch[name][jnp.arange(rows), view] for name in ("mean", "std"))
+  # Row by row: an index over all rows would gather them on every device.
+  pick = jax.vmap(lambda views, one: views[one])
+  mean, std = (pick(batch[name], view) for name in ("mean", "std"))
   latents = mean + std * jax.random.normal(keys[1], mean.shape)
   noise = jax.random.normal(keys[2], mean.shape)
   t = jax.random.randint(keys[3], (rows,), 0, sd.schedule.num_train_timesteps)

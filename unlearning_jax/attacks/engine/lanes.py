@@ -57,22 +57,19 @@ def _refill(sd, attack, where, victim, base, batch, key, state, fresh):
   return jax.lax.with_sharding_constraint(state, where)
 
 
-@functools.partial(
-  jax.jit, static_argnames=("sd", "attack", "where"), donate_argnames="state"
-)
-def _block(sd, attack, where, victim, base, batch, state):
+def iterate(attack: Attack, problem: Problem, state: Any) -> tuple[Any, ...]:
   """One block of iterations.
 
-  Returns the state, what the attack found, its text states if it found no
-  prompt, which lanes are alive, and each info's mean over the block.
+  Returns:
+    The state, what the attack found, its text states if it found no prompt,
+    which lanes are alive, and each info's mean over the block.
   """
-  problem = Problem(sd, victim, base, batch)
+  sd, victim, _, batch = problem
 
   def body(state, _):
     return attack.step(problem, state)
 
   state, info = jax.lax.scan(body, state, length=attack.h.iterations)
-  state = jax.lax.with_sharding_constraint(state, where)
   info = jax.tree.map(lambda x: x.mean(axis=0), info)
   found, context = attack.prompt(batch, state), None
   if attack.finds == "words":
@@ -80,6 +77,15 @@ def _block(sd, attack, where, victim, base, batch, state):
   elif attack.finds == "latents":
     context = victim.edit_context(found) if victim.edit_context else found
   return state, found, context, state.alive, info
+
+
+@functools.partial(
+  jax.jit, static_argnames=("sd", "attack", "where"), donate_argnames="state"
+)
+def _block(sd, attack, where, victim, base, batch, state):
+  problem = Problem(sd, victim, base, batch)
+  state, *rest = iterate(attack, problem, state)
+  return jax.lax.with_sharding_constraint(state, where), *rest
 
 
 class _Lanes:

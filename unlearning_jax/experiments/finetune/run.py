@@ -61,6 +61,8 @@ def run(
   found = _examples(settings, model, mesh)
   if checking.is_only():
     parts.split(params, edit, settings)
+    # These have the mesh that was asked for; the record's config has its own.
+    checking.about(settings)
     opener()
   part, step, state, frozen = parts.prepare(sd, params, edit, settings, mesh)
   record = opener()

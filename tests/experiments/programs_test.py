@@ -1,0 +1,249 @@
+"""Programs compiled of shapes: how they grow, and what a check says of them."""
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+from unlearning_jax.configs import finetune_full, finetune_lora
+
+from unlearning_jax import attacks, settings
+from unlearning_jax.experiments import finetune
+from unlearning_jax.experiments.programs import (
+  build,
+  compiling,
+  devices,
+  fits,
+  measured,
+  record,
+)
+
+GOLDEN = pathlib.Path(__file__).with_name("programs.json")
+RENEW = (
+  "if this is meant, renew the file: unlearning-jax programs --size=tiny "
+  "--places={place} --programs={program} --again "
+  "--out=tests/experiments/programs.json"
+)
+MORE = 1.05
+ALONE = ("attack", "sample", "closed_form")
+TUNED = {"full": finetune_full, "lora": finetune_lora}
+
+
+def how(name):
+  if name not in TUNED:
+    return None
+  config = TUNED[name].get_config("sd14")
+  return settings.build(finetune.Settings, config.to_dict())
+
+
+def grown(old, new):
+  """What a program has more of than its golden row, in words."""
+  words = [
+    f"{name} is {new[name]} bytes a chip, it was {old[name]}"
+    for name in ("arguments", "temporaries", "total")
+    if new[name] > MORE * old[name]
+  ]
+  for kind, one in new["collectives"].items():
+    was = old["collectives"].get(kind)
+    if was is None:
+      words.append(f"{kind} is new: {one}")
+    elif one["count"] > was["count"] or one["bytes"] > MORE * was["bytes"]:
+      words.append(f"{kind} is {one}, it was {was}")
+  return words
+
+
+def rows():
+  """Every golden row; all but a few on eight devices are slow."""
+  for row in json.loads(GOLDEN.read_text())["programs"]:
+    place, name = row["place"], row["program"]
+    quick = place == "cpu:8" and name != "full"
+    marks = [] if quick else [pytest.mark.slow]
+    yield pytest.param(row, marks=marks, id=f"{name}-{place}")
+
+
+@pytest.mark.parametrize("old", rows())
+def test_a_program_does_not_grow(old):
+  asked = {key: old[key] for key in record.KEYS}
+  new = compiling.compiled(asked, how(old["program"]))
+  words = grown(old, new)
+  assert not words, (
+    f"{old['program']} on {old['place']}: {words}; {RENEW.format(**old)}"
+  )
+
+
+def test_goldens_are_flat_in_the_number_of_devices():
+  """A device has one row, so what it holds and sends must not grow."""
+  found = {(row["program"], row["place"]): row for row in record.read(GOLDEN)}
+  for name in (*ALONE, "lora"):
+    one, *more = (found[name, f"cpu:{n}"] for n in (1, 2, 4, 8))
+    for row in more:
+      assert abs(row["total"] / one["total"] - 1) < 0.01
+      if name in ALONE:
+        assert row["collectives"] == {}
+      else:
+        assert row["collectives"] == more[0]["collectives"]
+  one, eight = (found["full", f"cpu:{n}"]["arguments"] for n in (1, 8))
+  # All but the smallest leaves are split.
+  assert one > 6 * eight
+
+
+def test_what_grows_is_said():
+  old = {"arguments": 100, "temporaries": 100, "total": 200, "collectives": {}}
+  reduce = {"all-reduce": {"count": 1, "bytes": 8}}
+  assert grown(old, old | {"temporaries": 104, "total": 204}) == []
+  (said,) = grown(old, old | {"temporaries": 106, "total": 206})
+  assert said == "temporaries is 106 bytes a chip, it was 100"
+  assert "all-reduce is new" in grown(old, old | {"collectives": reduce})[0]
+  more = {"all-reduce": {"count": 2, "bytes": 8}}
+  old |= {"collectives": reduce}
+  assert "it was" in grown(old, old | {"collectives": more})[0]
+
+
+def test_collectives_are_read_from_a_program():
+  text = """
+  %a = f32[4,8]{1,0} all-reduce(%x), channel_id=1, to_apply=%add
+  %b = (f32[2]{0}, bf16[3]{0:T(256)}) all-reduce(%x, %y), channel_id=2
+  %c = (f32[4]{0}, f32[32]{0}) all-gather-start(%x), dimensions={0}
+  %d = f32[32]{0} all-gather-done(%c)
+  ROOT %e = f32[4]{0} add(%all-reduce.1, %x)
+  """
+  assert measured.collectives(text) == {
+    "all-reduce": {"count": 2, "bytes": 4 * 32 + 8 + 6},
+    "all-gather": {"count": 1, "bytes": 4 * 32},
+  }
+
+
+def test_a_recorded_row_is_not_compiled_again(tmp_path, monkeypatch):
+  asked = []
+
+  def compiled(row, how):
+    del how
+    asked.append(row["program"])
+    return row | {"total": len(asked)}
+
+  monkeypatch.setattr(compiling, "compiled", compiled)
+  path, place = tmp_path / "programs.json", {"places": ("cpu:1",)}
+  one = compiling.Settings(programs=("sample",), **place)
+  both = compiling.Settings(programs=("sample", "attack"), **place)
+  assert len(list(compiling.run(one, path, {}))) == 1
+  assert len(list(compiling.run(both, path, {}))) == 1
+  assert asked == ["sample", "attack"]
+  again = compiling.Settings(programs=("sample",), again=True, **place)
+  assert len(list(compiling.run(again, path, {}))) == 1
+  assert {r["program"]: r["total"] for r in record.read(path)} == {
+    "attack": 2, "sample": 3,
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "changes, said",
+  [
+    ({"programs": ("attak",)}, "attack"),
+    ({"places": ("v4",)}, "v5e, v5p, v6e"),
+    ({"places": ("cpu",)}, "cpu:N"),
+    ({"places": ("v5e:two",)}, "v5e:2x4"),
+    ({"rows": (0,)}, "at least 1"),
+  ],
+)
+def test_what_cannot_be_compiled_is_refused(changes, said):
+  with pytest.raises(ValueError, match=said):
+    compiling.Settings(**changes)
+
+
+def test_too_few_devices_are_named():
+  with pytest.raises(ValueError, match="JAX_NUM_CPU_DEVICES=64"):
+    compiling.devices_of("cpu:64")
+
+
+# --- What `--check` says ---
+
+
+def recorded(rows, total, program="attack", place="v5e:2x4", **changes):
+  row = {
+    "size": "sd14", "program": program, "place": place, "mesh": "data",
+    "dtype": "f32", "rows": rows, "effort": "low",
+    "arguments": 4 * record.GIB, "total": int(total * record.GIB),
+  }  # fmt: skip
+  return row | changes
+
+
+@pytest.fixture
+def shelf(monkeypatch):
+  rows = [recorded(1, 5.0), recorded(4, 8.0)]
+  rows += [recorded(1, 5, "full", mesh="fsdp"), recorded(2, 8.0, "lora")]
+  monkeypatch.setattr(record, "shipped", lambda: rows)
+  return build.make_sd("sd14", "float32", "auto")
+
+
+def line(sd, need, like="v5e", gib=15.75):
+  def look(need, rows):
+    return fits._recorded(sd, like, need, rows)
+
+  return fits._line(need, look, gib, 1)
+
+
+def test_rows_lie_on_a_line(shelf):
+  need = fits.Need("attack", 8, "float32", "--config.lanes")
+  said, fit = line(shelf, need)
+  # 4 + 8 and, beside the program, the VAE's 0.3; so 11 fit into 15.75.
+  assert fit and "fits: 12.3 of 15.8 GiB" in said
+  assert "at most --config.lanes: 11" in said
+  assert "recorded: 1 and 4 row(s) for v5e:2x4" in said
+  said, fit = line(shelf, need._replace(rows=12))
+  assert not fit and "does not fit: 16.3" in said
+  said, fit = line(shelf, need, gib=4.0)
+  assert not fit and "no row fits" in said
+
+
+def test_one_recorded_size_grows_from_what_is_given(shelf):
+  need = fits.Need("lora", 4, "float32", "rows")
+  assert "12.0 of 15.8" in line(shelf, need)[0]
+
+
+def test_what_is_not_recorded_is_said(shelf):
+  need = fits.Need("attack", 1, "float32", "--config.lanes")
+  unsaved = dataclasses.replace(how("lora"), remat=False)
+  for other in (
+    need._replace(dtype="bfloat16"),
+    need._replace(program="sample"),
+    need._replace(how=attacks.bind("gcg", {})),
+    need._replace(how=attacks.bind("unlearn_diff_atk", {"draws": 4})),
+    fits.Need("lora", 2, "float32", "rows", unsaved),
+    fits.Need("full", 8, "float32", "rows", fsdp=4),
+  ):
+    said, fit = line(shelf, other)
+    assert fit and said.endswith("not recorded: --check=compile measures it")
+  full = fits.Need("full", 1, "float32", "rows", fsdp=8)
+  assert "fits: 5.0" in line(shelf, full)[0]
+  tiny = build.make_sd("tiny", "float32", "auto")
+  dense = build.make_sd("sd14", "float32", "dense")
+  for sd in (tiny, dense):
+    assert "not recorded" in line(sd, need)[0]
+  assert "not recorded" in line(shelf, need, like="h200")[0]
+
+
+def test_devices_have_names(monkeypatch):
+  assert devices.named("v5e") == ("v5e", "v5e", 15.75)
+  monkeypatch.delenv(devices.VARIABLE, raising=False)
+  assert devices.named("A100") == ("a100", "h200", 30.0)
+  monkeypatch.setenv(devices.VARIABLE, "0.95")
+  assert devices.named("t4")[2] == pytest.approx(14.25)
+  assert devices.named("")[:2] == ("cpu", "cpu")
+  with pytest.raises(ValueError, match="v5e"):
+    devices.named("v5")
+
+
+def test_a_tuning_needs_the_rows_of_a_part():
+  given = how("full")
+  (need,) = fits.needs(given)
+  assert (need.program, need.rows, need.fsdp) == ("full", 8, 1)
+  assert fits.needs(None) == []
+
+
+def test_the_shipped_record_is_whole():
+  rows = record.shipped()
+  assert rows and record.table(rows).count("\n") == len(rows)
+  assert len({record.key(row) for row in rows}) == len(rows)
+  for row in rows:
+    assert row["size"] == "sd14"
+    assert "error" in row or row["total"] > row["temporaries"] >= 0
