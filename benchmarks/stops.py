@@ -198,7 +198,7 @@ def allowed(line: Mapping[str, Any], case: Case) -> bool:
   if case.verb == "convert":
     # It keeps nothing, so it does not listen.
     return statuses in ([-signal.SIGTERM], [-signal.SIGINT], [1])
-  # One that waits for another in JAX hears no signal, and JAX ends it.
+  # JAX ends one that is in a collective with another that has left.
   others = {75} if case.processes == 1 else {75, -signal.SIGABRT}
   return {*statuses} <= others and 75 in statuses
 

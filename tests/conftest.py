@@ -49,16 +49,16 @@ def quick_compiler():
 
 @pytest.fixture(scope="module")
 def quickest_compiler(quick_compiler):
-  """As `scripts.QUICK`: a gradient compiles in two fifths of the time."""
+  """`compiled.SOONEST`, which rounds otherwise than `quick_compiler`."""
   # A private name: where it is gone, only these tests break.
   from jax._src import compiler
+
+  from tests.support import compiled
 
   given = compiler.get_compile_options
 
   def options(*args, **more):
-    own = dict(more.pop("env_options_overrides", None) or {})
-    # The older emitter of fused loops.
-    own.setdefault("xla_cpu_use_fusion_emitters", False)
+    own = compiled.SOONEST | (more.pop("env_options_overrides", None) or {})
     return given(*args, env_options_overrides=own, **more)
 
   with pytest.MonkeyPatch.context() as patch:
@@ -81,6 +81,13 @@ def programs_given_back():
     if pages * os.sysconf("SC_PAGE_SIZE") > _HELD_GIB * 2**30:
       jax.clear_caches()
       gc.collect()
+
+
+def pytest_collection_finish():
+  # What is imported by now stays: the collector need not look at it again, nor
+  # so often at what tracing leaves: 10 s of 68 in a test of full-size programs.
+  gc.freeze()
+  gc.set_threshold(10_000, 20, 20)
 
 
 # Slowest first, as measured: a worker that meets one of these last ends alone.

@@ -116,7 +116,7 @@ def test_an_image_is_kept_from_the_concept_unless_guidance_is_off(model):
 
 @pytest.fixture(scope="module")
 def world():
-  sd, victim, original = make_world()
+  sd, victim, original = make_world(small=True)
   fitting, _ = rows.prepare(sd, table(sd), "prefix_k", 2)
   batch = Batch(
     jnp.arange(300, 340),

@@ -18,7 +18,7 @@ from unlearning_jax.attacks import concept_inversion
 from unlearning_jax.attacks.engine import adam, losses
 from unlearning_jax.attacks.engine.victim import Problem
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
+pytestmark = pytest.mark.usefixtures("quickest_compiler")
 FILE = pathlib.Path(__file__).parents[1] / "goldens" / "attacks_inversion.npz"
 
 
@@ -75,7 +75,7 @@ def test_a_learnt_word_is_the_published_one(golden):
 @pytest.mark.slow
 def test_draws_take_turns(golden):
   """Their mean is that of all at once, and takes the memory of one."""
-  sd, victim, original = make_world()
+  sd, victim, original = make_world(small=True)
   h = concept_inversion.Hparams()
   batch = make_batch(sd, golden, h.num_tokens, h.insertion)
   embeds = jnp.full((1, 1, sd.context_shape[1]), 0.01)

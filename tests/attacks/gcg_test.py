@@ -33,7 +33,7 @@ H = gcg.Hparams(
 
 @pytest.fixture(scope="module")
 def world():
-  return make_world()
+  return make_world(small=True)
 
 
 def test_a_candidate_changes_one_slot_to_a_promising_token():

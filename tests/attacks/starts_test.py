@@ -6,7 +6,7 @@ from tests.contracts.attacks_test import ROWS, run
 from tests.support.attacks_cases import make_world
 from unlearning_jax.attacks.engine import rows, vocabulary
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
+pytestmark = pytest.mark.usefixtures("quickest_compiler")
 FAST = ("unlearn_diff_atk-0", "controls-0")
 # Those with a list of words of one length.
 SHARING = [
@@ -23,7 +23,7 @@ SHARING = [
 
 @pytest.fixture(scope="module")
 def world():
-  return make_world()
+  return make_world(small=True)
 
 
 @pytest.mark.parametrize("attack", SHARING)

@@ -14,7 +14,7 @@ from unlearning_jax.data import Batches
 from unlearning_jax.finetune import defenses
 from unlearning_jax.projections import cross_attention_kernels
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
+pytestmark = pytest.mark.usefixtures("quickest_compiler")
 STEPS = 10
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support import scripts
+from tests.support import narrow, scripts
 from tests.support.scripts import ROOT
 from unlearning_jax.record import workdir
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.e2e
 
 def attack(config, workdir, *arguments):
   flags = [f"--config={config}", f"--workdir={workdir}", *arguments]
-  return scripts.run("attack", *flags)
+  return scripts.run("attack", *flags, model=narrow.folder())
 
 
 def rows(folder):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support import scripts
+from tests.support import narrow, scripts
 from unlearning_jax import (
   durable,
   finetune,
@@ -31,8 +31,9 @@ SHAPES = [(8, 1), (4, 2), (1, 8)]
 def model(folder):
   """The tests' own model, with everything that a step may do."""
   from tests.stable_diffusion_test import make_files
+  from tests.support.tunings import SMALL
 
-  sd, params = stable_diffusion.from_files(make_files(folder))
+  sd, params = stable_diffusion.from_files(make_files(folder, **SMALL))
   images = np.random.default_rng(0).integers(0, 256, (24, 12, 8, 3), np.uint8)
   rows = finetune.encode_examples(sd, params, images, ["a b", "c", "d e"] * 8)
   return sd, params, rows
@@ -122,7 +123,7 @@ def two_processes(devices, *arguments):
   """Runs this file in two processes, to their end."""
   scripts.run_all(
     [
-      scripts.Run(__name__, *arguments, env=environment)
+      scripts.Run(__name__, *arguments, env=environment, model=narrow.folder())
       for environment in scripts.slurm(2, devices)
     ]
   )

@@ -25,19 +25,47 @@ UNET = {
 PROMPTS = ["a star", "a red star", "a blue star on gray", "two words", "a fish"]
 
 
-def make_world():
-  """A victim and an original, small and random."""
+def drawn(unet, seed, latents, context):
+  """As Flax begins, but for its compiling; with other random numbers."""
+  rng = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    if leaf.ndim == 1:
+      one = jax.tree_util.keystr(path[-1:], simple=True) == "scale"
+      return jnp.asarray(np.full(leaf.shape, one, np.float32))
+    spread = np.prod(leaf.shape[:-1]) ** -0.5
+    return jnp.asarray(np.float32(spread * rng.normal(size=leaf.shape)))
+
+  made = jax.eval_shape(
+    unet.init, jax.random.key(0), latents, jnp.zeros(1, jnp.int32), context
+  )
+  return jax.tree_util.tree_map_with_path(draw, made)
+
+
+def make_world(small=False):
+  """A victim and an original, small and random.
+
+  Args:
+    small: with one layer of text, which compiles sooner.
+  """
   sd, params = stable_diffusion.load(shapes.model_folder())
   unet = models.UNet2DCondition.from_config(UNET)
   sd = dataclasses.replace(sd, unet=unet)
   context = jnp.zeros((1, *sd.context_shape))
   latents = jnp.zeros((1, *sd.latent_shape))
-  start = jax.jit(unet.init)
-  fresh = [
-    start(jax.random.key(i), latents, jnp.zeros(1, jnp.int32), context)
-    for i in range(2)
-  ]
   text = jax.tree.map(jnp.asarray, params["text_encoder"])
+  if small:
+    fresh = [drawn(unet, i, latents, context) for i in range(2)]
+    config = dataclasses.replace(sd.text_encoder.config, num_hidden_layers=1)
+    sd = dataclasses.replace(sd, text_encoder=type(sd.text_encoder)(config))
+    layers = text["text_model"]["encoder"]
+    text["text_model"]["encoder"] = {"layers_0": layers["layers_0"]}
+  else:
+    start = jax.jit(unet.init)
+    fresh = [
+      start(jax.random.key(i), latents, jnp.zeros(1, jnp.int32), context)
+      for i in range(2)
+    ]
   victim, original = (
     Victim({"text_encoder": text, "unet": f["params"]}) for f in fresh
   )

@@ -19,15 +19,22 @@ from unlearning_jax import convert, shapes
 @functools.cache
 def folder() -> pathlib.Path:
   """The model's folder, which goes with this process."""
-  _, victim, _ = attacks_cases.make_world()
-  unet = convert.to_torch(jax.device_get(victim.params["unet"]))
+  _, victim, _ = attacks_cases.make_world(small=True)
+  small = {
+    part: convert.to_torch(jax.device_get(tree))
+    for part, tree in victim.params.items()
+  }
   place = pathlib.Path(tempfile.mkdtemp())
   atexit.register(shutil.rmtree, place)
   files = convert.load(shapes.model_folder())
   files = dataclasses.replace(
     files,
-    configs={**files.configs, "unet": attacks_cases.UNET},
-    states={**files.states, "unet": unet},
+    configs={
+      **files.configs,
+      "unet": attacks_cases.UNET,
+      "text_encoder": files.configs["text_encoder"] | {"num_hidden_layers": 1},
+    },
+    states=files.states | small,
   )
   convert.save_folder(place / "model", files)
   return place / "model"

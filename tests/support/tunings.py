@@ -14,7 +14,7 @@ from unlearning_jax.model import Model
 
 CAPTIONS = ("a b", "c", "d e")
 # A level and a layer of everything: half the time to compile.
-_SMALL = {
+SMALL = {
   "text_encoder": {"num_hidden_layers": 1},
   "unet": {
     "block_out_channels": [16],
@@ -42,7 +42,7 @@ def one_device():
 
 
 def small_model(folder) -> Model:
-  return Model(*stable_diffusion.from_files(make_files(folder, **_SMALL)))
+  return Model(*stable_diffusion.from_files(make_files(folder, **SMALL)))
 
 
 def write_table(folder, captions=CAPTIONS):

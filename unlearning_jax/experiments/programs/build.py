@@ -186,13 +186,6 @@ def attack(sd: StableDiffusion, rows: int, like: Params, how: How) -> Program:
   return Program(block, arguments, (ROWS, SAME, SAME, places), carries=True)
 
 
-def attack_remat(
-  sd: StableDiffusion, rows: int, like: Params, how: How
-) -> Program:
-  """`attack`, whose gradient computes each block's activations again."""
-  return attack(tuning.with_remat(sd, True), rows, like, how)
-
-
 def tune(sd: StableDiffusion, rows: int, like: Params, how: How) -> Program:
   """A step of a fine-tuning.
 
@@ -290,7 +283,6 @@ def closed_form(
 BUILD: dict[str, Callable[[StableDiffusion, int, Params, How], Program]] = {
   "unet": unet,
   "attack": attack,
-  "attack_remat": attack_remat,
   "full": tune,
   "lora": tune,
   "sample": sample,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from unlearning_jax import models, sharding
+from unlearning_jax.attacks import Attack
 from unlearning_jax.convert.sd1 import CONFIGS
 from unlearning_jax.experiments import attack, audit, common, erase
 from unlearning_jax.experiments import finetune as tuning
@@ -178,8 +179,7 @@ def _recorded(
 ) -> Figure | None:
   """The record's figure of a program; None if it has none."""
   del rows
-  method = getattr(need.how, "method", _PUBLISHED)
-  if not is_sd14(sd) or method != _PUBLISHED:
+  if not is_sd14(sd) or not _is_recorded(need.how):
     return None
   found = {row["rows"]: row for row in _rows(need, like)}
   if not found:
@@ -189,14 +189,24 @@ def _recorded(
   if few is many:
     # Rows of one size alone: all but what is given grows with them.
     fixed = few["arguments"]
-    each = (few["total"] - fixed) / few["rows"]
+    each = (record.held(few) - fixed) / few["rows"]
   else:
-    each = (many["total"] - few["total"]) / (many["rows"] - few["rows"])
-    fixed = few["total"] - few["rows"] * each
+    more = record.held(many) - record.held(few)
+    each = more / (many["rows"] - few["rows"])
+    fixed = record.held(few) - few["rows"] * each
   rows_said = " and ".join(str(n) for n in sorted({min(found), max(found)}))
   source = f"recorded: {rows_said} row(s) for {few['place']}"
   gib = record.GIB
   return Figure((fixed + beside) / gib, each / gib, source)
+
+
+def _is_recorded(how: build.How) -> bool:
+  """Whether the record's programs compute so."""
+  if isinstance(how, tuning.Settings):
+    return how.remat
+  if isinstance(how, Attack):
+    return how.method == _PUBLISHED and how.h.draws == 1
+  return True
 
 
 def _rows(need: Need, like: str) -> Iterator[record.Row]:
@@ -220,8 +230,10 @@ def _rows(need: Need, like: str) -> Iterator[record.Row]:
 
 
 def is_sd14(sd: StableDiffusion) -> bool:
-  """Whether a model has the networks of Stable Diffusion 1.4."""
+  """Whether a model has Stable Diffusion 1.4's networks, as recorded."""
   config = sd.unet.config
+  if config.attention != "auto":
+    return False
   ways = {k: getattr(config, k) for k in ("dtype", "attention", "kernels")}
   known = models.UNet2DCondition.from_config(CONFIGS["unet"], **ways).config
   return dataclasses.replace(config, remat=False) == known
@@ -246,7 +258,7 @@ def _measured(
   done = build.lowered(program, like, mesh).compile(compiler_options=low)
   found = measured.figures(done)
   fixed = found["arguments"]
-  each = (found["total"] - fixed) / rows
+  each = (record.held(found) - fixed) / rows
   source = f"compiled in {time.perf_counter() - start:.0f} s"
   if said := found["collectives"]:
     source += ", with " + ", ".join(

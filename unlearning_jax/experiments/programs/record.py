@@ -51,6 +51,14 @@ def shipped() -> list[Row]:
   return read()
 
 
+def held(row: Mapping[str, Any]) -> int:
+  """Bytes that a program needs.
+
+  A TPU's peak has padding that the sum lacks; a CPU's has no temporaries.
+  """
+  return max(row["total"], row.get("peak") or 0)
+
+
 def listed() -> list[str]:
   """The programs, and the rows that come with the package."""
   return [f"programs: {', '.join(BUILD)}", *table(shipped()).splitlines()]
@@ -77,11 +85,12 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (*known, *["-"] * 5, row["error"][:60])
   sizes = [row[n] / GIB for n in ("arguments", "temporaries", "total")]
   work = f"{row['flops'] / 1e12:.3g}" if row["flops"] else "-"
+  seconds = f"{row['seconds']:.0f}" if row["seconds"] else "-"
   said = [
     f"{one['count']} {kind} ({one['bytes'] / 2**20:.1f})"
     for kind, one in sorted(row["collectives"].items())
   ]
   return (
     *known, *(f"{size:.3g}" for size in sizes), work,
-    f"{row['seconds']:.0f}", ", ".join(said) or "none",
+    seconds, ", ".join(said) or "none",
   )  # fmt: skip
