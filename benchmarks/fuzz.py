@@ -232,8 +232,15 @@ class Feeder:
         last.append((str(fault), damages))
         raise
 
-    with contextlib.suppress(KeyboardInterrupt, Fault):
-      fed()
+    try:
+      with contextlib.suppress(KeyboardInterrupt, Fault):
+        fed()
+    except hypothesis.errors.Flaky:
+      # Slow beside other work, and not when it was tried again.
+      fault, damages = last.pop()
+      once = {"fault": fault, "damages": damages}
+      tally.setdefault("not_again", []).append(once)
+      last.clear()
     if last:
       fault, damages = last[-1]
       tally["faults"].append({"fault": fault, "damages": damages})

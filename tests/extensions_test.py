@@ -28,6 +28,13 @@ def test_a_name_of_nothing(name, message):
     extensions.named("judge", name, ("shapes",))
 
 
+def test_a_long_name_is_quoted_in_part():
+  name = "a" * 50_000 + ":judge"
+  with pytest.raises(ValueError, match="judge='aaa.*package.module") as error:
+    extensions.named("judge", name, ())
+  assert len(str(error.value)) < 600
+
+
 def test_a_world_that_is_none():
   with pytest.raises(ValueError, match="world='shape'.*shapes"):
     extensions.world("shape")

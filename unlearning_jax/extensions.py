@@ -89,8 +89,8 @@ def named(what: str, name: str, known: Sequence[str] | Iterable[str]) -> Any:
   # Without a name before the colon, or with a dot first, Python raises others.
   except (ImportError, AttributeError, ValueError, TypeError) as error:
     raise ValueError(
-      f"{what}={name!r}: {error}; give package.module:name of a module that "
-      "is importable from here"
+      f"{what}={name!r:.200}: {error!s:.200}; give package.module:name of a "
+      "module that is importable from here"
     ) from error
 
 

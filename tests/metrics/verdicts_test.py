@@ -126,17 +126,17 @@ def test_one_ruined_class_fails_however_good_the_rest():
 @pytest.mark.parametrize(
   "heads, verdict, words",
   [
-    ({"object": (60, 100), "style": (2, 3)}, "fail", "asked for under object"),
+    ({"object": (60, 100), "style": (2, 3)}, "fail", "lost the object"),
     ({"object": (0, 40), "style": (0, 2)}, "pass", "to tell: style 0 of 2."),
-    ({"object": (0, 40), "style": (10, 40)}, "not shown", "for under style"),
-    ({"object": (0, 40), "style": (2, 2)}, "warn", "asked for under style"),
+    ({"object": (0, 40), "style": (10, 40)}, "not shown", "lost the style"),
+    ({"object": (0, 40), "style": (2, 2)}, "warn", "lost the style"),
     (
       {"object": (0, 9), "style": (0, 2)},
       "not shown",
       "to tell: style 0 of 2.",
     ),
     # As large a share, of fewer pictures.
-    ({"object": (3, 12), "style": (25, 100)}, "warn", "asked for under style"),
+    ({"object": (3, 12), "style": (25, 100)}, "warn", "lost the style"),
   ],
 )
 def test_the_kind_of_class_with_the_worst_verdict_decides(

@@ -10,7 +10,7 @@ from tests.support import audit_documents
 from unlearning_jax.report import audit
 
 HEADINGS = [
-  "Verdicts", "Beside claims and published numbers",
+  "Verdicts", "Claims and published numbers",
   "Pictures from the same noise", "Attack success by number of images",
   "Does fine-tuning bring it back?", "What else changed", "Cost", "Stages",
 ]  # fmt: skip
@@ -41,7 +41,7 @@ def test_the_page_has_every_section(whole, tmp_path):
     "48.1 to 85.5 %, 14 of 20",
     "12.31 number-quality",
     "-0.575 to -0.375, n = 40",
-    "Holds under attack? The upper bound is at most 0.1.",
+    "Question attacked? The upper bound is at most 0.1.",
     "75.0 % of the rows showed the concept under at least one attack",
     "The claim lies below the interval.",
     "its paper, table 2",

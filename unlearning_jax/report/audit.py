@@ -30,6 +30,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unlearning_jax import attacks
 from unlearning_jax.metrics.verdicts import LUCK
 from unlearning_jax.report import charts, colors, plot, sections, trust
 from unlearning_jax.report.document import label
@@ -70,7 +71,7 @@ def html(document: Document, root: pathlib.Path) -> str:
   """
   seen = _complete(document)
   own = colors.classes(seen["victims"])
-  attacks = colors.classes(s["series"] for s in seen["asr_by_images"])
+  curves = colors.classes(s["series"] for s in seen["asr_by_images"])
   text = ""
   for max_px, most in _FITS:
     text = fill(
@@ -84,12 +85,14 @@ def html(document: Document, root: pathlib.Path) -> str:
       galleries=_galleries(seen["pictures"][:most], root, max_px),
       covered=any(frame.get("unsafe") for frame in seen["pictures"]),
       left_out=len(seen["pictures"][most:]),
-      attack_charts=_attack_charts(seen, attacks),
+      attack_charts=_attack_charts(seen, curves),
       tuning_charts=_tuning_charts(seen, own),
       sources=_sources(seen, root),
       overall={name: _overall(seen, name) for name in seen["victims"]},
       collateral=(lines := _collateral(seen)),
       changed=sum(map(_changed, lines)),
+      methods=_methods(seen["asr_by_images"]),
+      neighbors=_neighbors(seen["resurgence"]),
       measured=any(one.get("memory_bytes") for one in seen["cost"]),
       judge_errors=trust.judge_errors(seen["judge_errors"]),
       provenance=sections.provenance(seen["provenance"]),
@@ -301,6 +304,24 @@ def _called(name: str) -> str:
   """A number's name in words: `object/star/explicit` is "star by name"."""
   *_, class_, group = ("", *name.split("/"))
   return f"{class_} {label(group)}".strip() if class_ else name
+
+
+def _methods(curves: Sequence[Document]) -> list[str]:
+  """A sentence on each attack that an audit names as we do."""
+  known = dict(zip(attacks.methods(), attacks.listing(), strict=True))
+  names = dict.fromkeys(s["series"] for s in curves if not s.get("control"))
+  # A line starts with the name.
+  return [
+    f"{name}: {known[name].removeprefix(name).strip()}"
+    for name in names
+    if name in known
+  ]
+
+
+def _neighbors(curves: Sequence[Document]) -> str:
+  """The data of a tuning that is a concept's neighbors; "" for none."""
+  data = (one.get("data", "") for one in curves)
+  return next((name for name in data if name.endswith(":near")), "")
 
 
 def _tried_by(attacks: Sequence[str]) -> str:

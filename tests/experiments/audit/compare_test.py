@@ -96,6 +96,16 @@ def test_a_damaged_file_of_a_stage_is_said(write, name):
     compare.compare(*audits)
 
 
+def test_a_value_of_another_type_is_said_with_its_file(write):
+  odd = write("odd", {"random": LOST})
+  file = pathlib.Path(odd, "config.json")
+  config = json.loads(file.read_text())
+  config["evaluate"]["seed"] = {"a": 0}
+  file.write_text(json.dumps(config))
+  with pytest.raises(ValueError, match=f"{file}.*evaluate.seed"):
+    compare.compare(odd, odd)
+
+
 def test_attacks_of_other_settings_do_not_pair(write):
   first = write("first", {"random": LOST})
   assert attacked(first, write("other", {"random": LOST}, blocks=9)) == (

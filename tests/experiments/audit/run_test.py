@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import zipfile
+from unittest import mock
 
 import pytest
 from huggingface_hub import ModelCard
@@ -14,7 +15,7 @@ from unlearning_jax.configs import audit as configs
 from unlearning_jax.configs import erase_uce
 
 import unlearning_jax as ul
-from unlearning_jax import edits, record, settings, statistics
+from unlearning_jax import edits, record, sampling, settings, statistics
 from unlearning_jax.experiments import audit, common
 from unlearning_jax.experiments.audit import (
   compare,
@@ -154,19 +155,25 @@ def test_the_evaluations_rows_are_drawn_once(audited):
   assert [point["step"] for point in curve["points"]] == [0, 1, 2]
 
 
-def test_the_base_draws_targets_once_for_all_attacks(audited, models, tmp_path):
-  copied = tmp_path / "copy"
+def test_what_an_attack_has_drawn_serves_the_others(
+  audited, models, tmp_path, monkeypatch
+):
+  copied, names = tmp_path / "copy", STAGES[1:4]
   shutil.copytree(audited[0], copied)
-  shutil.rmtree(copied / STAGES[2])
-  shutil.rmtree(copied / STAGES[3])
-  places = [copied / name / "images/targets" for name in STAGES[1:3]]
-  names = sorted(path.name for path in places[0].iterdir())
-  assert len(names) == 2
-  # Another picture: it is taken, not drawn again.
-  shutil.copy(places[0] / names[0], places[0] / names[1])
+  shutil.rmtree(copied / names[1])
+  shutil.rmtree(copied / names[2])
+  places = [copied / name / "images/targets" for name in names[:2]]
+  files = first, second = sorted(path.name for path in places[0].iterdir())
+  shutil.copy(places[0] / first, places[0] / second)
+  drawn = mock.Mock(wraps=sampling.draw)
+  monkeypatch.setattr(sampling, "draw", drawn)
   run(copied, models, only=("attack/UCE2023/seed",))
-  taken = [(places[1] / name).read_bytes() for name in names]
-  assert taken[0] == taken[1]
+  assert len({(places[1] / name).read_bytes() for name in files}) == 1
+  assert sum(len(call.args[2]) for call in drawn.mock_calls) == 2
+  whole, found = (record.read_rows(x / names[1]) for x in (audited[0], copied))
+  for was, row in zip(whole, found, strict=True):
+    assert all(row[key] == was[key] for key in row if key != "seconds")
+    assert (copied / names[1] / row["pre_image"]).is_file()
 
 
 def test_the_document_says_what_the_page_needs(audited):

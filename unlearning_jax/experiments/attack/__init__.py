@@ -5,7 +5,7 @@
 Each row is recorded when it ends. A run that was killed goes on with the rest.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,6 +40,7 @@ def run(
   edit: str = "",
   victim: Model | None = None,
   beside: str | Control = "",
+  known: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
   """Checks, attacks, summarizes.
 
@@ -50,6 +51,8 @@ def run(
     edit: an edit file or the folder of an erasure; "" for none.
     victim: the victim itself; None takes what settings and `edit` name.
     beside: a control that ran on the same rows, or its folder; "" for none.
+    known: rows of attacks on the same victim, drawn and judged alike, whose
+      images of the prompts as given are in the record.
 
   Returns:
     The content of `summary.json`; empty where another process writes it.
@@ -97,12 +100,11 @@ def run(
       # All processes read the same rows, so all leave a network out or none.
       if {mark + row["id"] for row in listed} <= done:
         continue
-      now = setup
-      if one:
-        now = networks.swapped(setup, name, one, host, prints[name])
+      now = one and networks.swapped(setup, name, one, host, prints[name])
+      now = now or setup
       for row in attacked(
         record, now, [row for row in table if mark + row.id not in done],
-        check.checker(record, now, listed),
+        check.checker(record, now, listed, known),
         lanes=min(given.lanes, share), learnt=learnt,
         meet=processes.wait_for_all,
       ):  # fmt: skip

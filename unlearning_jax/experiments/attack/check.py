@@ -1,6 +1,7 @@
 """Draws a victim's images of prompts, and has a judge look at them."""
 
 import hashlib
+import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -77,12 +78,18 @@ def drawing_fits(given: Settings, sd: StableDiffusion, listed: Listed):
   check_targets(given, sd, listed)
 
 
-def checker(record: Recorder, setup: Setup, listed: Listed) -> rows.Check:
+def checker(
+  record: Recorder,
+  setup: Setup,
+  listed: Listed,
+  known: Iterable[Mapping[str, Any]] = (),
+) -> rows.Check:
   """Returns a function that draws and judges the requests of an attack.
 
   It keeps the images that a page can show: of the rows' own prompts, of those
   that show the concept, and all of the first `grid_rows` rows. It keeps every
-  image where there is no judge, or a metric reads images.
+  image where there is no judge, or a metric reads images. What `known` rows say
+  of the victim's own images is taken from them.
   """
   given = setup.given
   every = setup.judge is None or bool(given.image_metrics)
@@ -99,10 +106,11 @@ def checker(record: Recorder, setup: Setup, listed: Listed) -> rows.Check:
       return record.save_image(folder + image_name(request), image)
     return None
 
-  return drawn(
+  check = drawn(
     setup.sd, setup.victim, given.sampling, keep, setup.judge, setup.target,
     **layout(setup.mesh, given.batch_size),
   )  # fmt: skip
+  return check if setup.network else remembering(check, known)
 
 
 def drawn(
@@ -151,7 +159,7 @@ def drawn(
 def remembering(
   check: rows.Check,
   records: Iterable[Mapping[str, Any]],
-  folder: str,
+  folder: str = "",
 ) -> rows.Check:
   """Answers from another attack's rows where it can; elsewhere asks `check`.
 
@@ -159,13 +167,14 @@ def remembering(
     check: draws and judges what the rows do not know.
     records: rows of any attack on the same victim; each knows what its own
       prompt gave.
-    folder: the other run's folder, relative to this run's.
+    folder: the other run's folder, relative to this run's; "" where the images
+      are in this one.
   """
   known = {
     (r["prompt"], r["seed"], r["guidance"]): rows.Verdict(
       r["pre_success"],
       r["pre_score"],
-      r["pre_image"] and f"{folder}/{r['pre_image']}",
+      r["pre_image"] and str(pathlib.PurePosixPath(folder, r["pre_image"])),
     )
     for r in records
   }

@@ -152,7 +152,8 @@ def _read(path: str) -> tuple[dict[str, Any], Findings]:
   summary, config = map(durable.read_json, files[:2])
   if "verdicts" not in summary:
     raise ValueError(f"compare: {path} is a run, and no audit")
-  given = settings.build(Settings, renamed.config(config))
+  with durable.explaining(files[1]):
+    given = settings.build(Settings, renamed.config(config))
   return summary, Findings(given, folder, summary["victims"])
 
 

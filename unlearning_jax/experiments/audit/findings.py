@@ -224,8 +224,8 @@ class Findings:
       if one["p"] < SURE and one["only_attack"] > one["only_control"]:
         return (
           f"{name} won {one['only_attack']} rows that random tokens did not; "
-          f"they won {one['only_control']} that it did not (exact McNemar, p = "
-          f"{one['p']:.2g})."
+          f"these won {one['only_control']} that {name} did not (exact "
+          f"McNemar, p = {one['p']:.2g})."
         )
     return ""
 

@@ -33,7 +33,7 @@ from unlearning_jax.experiments.attack import rows as attack_rows
 from unlearning_jax.experiments.attack import victims as attacked
 from unlearning_jax.experiments.audit.settings import Settings, Stage
 from unlearning_jax.model import Model
-from unlearning_jax.record import Recorder, read_rows
+from unlearning_jax.record import Recorder, read_rows, seal
 from unlearning_jax.report.comparison import BASE, key
 
 CONTROL = "random"
@@ -195,19 +195,53 @@ class Audit:
     own = dataclasses.replace(own, **self.sizes(stage), title=title)
     beside = self.folder(dataclasses.replace(stage, what=CONTROL))
     compares = own.method != "controls" and (beside / "DONE").exists()
+    known = self._known(stage, own)
+    opened = functools.partial(
+      self._with_images, self._opener(stage, own), own, known
+    )
     attack.run(
-      own,
-      functools.partial(self._with_targets, self._opener(stage, own), own),
-      victim=self.victim(stage.victim),
+      own, opened, victim=self.victim(stage.victim),
       # Without a judge there is nothing to compare.
       beside=str(beside) if compares and own.judge else "",
-    )
+      known=[row for rows in known.values() for row in rows],
+    )  # fmt: skip
 
-  def _with_targets(
-    self, opened: Callable[[], Recorder], own: attack.Settings
+  def _known(
+    self, stage: Stage, own: attack.Settings
+  ) -> dict[pathlib.Path, list[dict[str, Any]]]:
+    """Rows whose own prompts the victim has drawn for another attack.
+
+    Returns:
+      The folder of a finished attack -> its rows whose image is there.
+    """
+    found = {}
+    for what, one in self.given.attacks.items():
+      folder = self.folder(dataclasses.replace(stage, what=what))
+      alike = what != stage.what and _drawn_as(one) == _drawn_as(own)
+      if own.judge and alike and (folder / "DONE").exists():
+        seal.check(folder)
+        found[folder] = [
+          row
+          for row in control.own(read_rows(folder))
+          if row["pre_image"] and (folder / row["pre_image"]).is_file()
+        ]
+    return found
+
+  def _with_images(
+    self,
+    opened: Callable[[], Recorder],
+    own: attack.Settings,
+    known: Mapping[pathlib.Path, list[dict[str, Any]]],
   ) -> Recorder:
-    """A record with the target images of an attack on the same rows in it."""
+    """A record with the images that other attacks have drawn for its rows.
+
+    These are the victim's of the prompts as given, and the target images.
+    """
     record = opened()
+    for folder, rows in known.items() if record.is_writer else ():
+      for image in (row["pre_image"] for row in rows):
+        seal.check_file(folder / image)
+        record.write(image, (folder / image).read_bytes())
     for other in (
       Stage("attack", victim, what)
       for victim in self.names
@@ -219,7 +253,7 @@ class Audit:
         for image in sorted(drawn.glob("*.png")):
           record.write(f"images/targets/{image.name}", image.read_bytes())
         break
-    processes.wait_for_all("targets taken")
+    processes.wait_for_all("images taken")
     return record
 
   def _finetune(self, stage: Stage):
@@ -273,6 +307,12 @@ def _targets(one: attack.Settings) -> tuple[Any, ...]:
   """What decides the target images of an attack."""
   rows = one.prompt_table, one.groups, one.rows_per_group, one.seed
   return (*rows, one.targets, one.target_images, one.target_drawing)
+
+
+def _drawn_as(one: attack.Settings) -> tuple[Any, ...]:
+  """What decides an attack's images of a prompt, and what is seen in them."""
+  how = one.sampling, one.guidance, one.victim, one.judge, one.targets
+  return (*how, one.dtype, one.attention, one.kernels)
 
 
 def of_base(model: Model, base: Model, name: str) -> Model:
