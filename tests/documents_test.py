@@ -1,7 +1,7 @@
 """What README and docs show can be typed, and does what they say."""
 
+import functools
 import json
-import os
 import re
 import shlex
 import shutil
@@ -13,8 +13,7 @@ import pytest
 from unlearning_jax.launch import main
 
 from tests.launch.scripts_test import SHORT
-from tests.support import scripts
-from unlearning_jax import shapes
+from tests.support import narrow, scripts
 from unlearning_jax.convert import families
 
 ROOT = scripts.ROOT
@@ -30,7 +29,7 @@ RUN = [
 ]
 SCRIPTS = main.verbs().keys()
 # Each writes down how it was called, and does nothing.
-STUB = """#!{python}
+STUB = """#!{python} -IS
 import json, sys
 with open({log!r}, "a") as file:
   file.write(json.dumps([{name!r}, *sys.argv[1:]]) + "\\n")
@@ -64,6 +63,14 @@ def shell(page, folder):
     )
   lines = log.read_text().splitlines() if log.exists() else []
   return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+  """`shell` of a page, once."""
+  return functools.cache(
+    lambda page: shell(page, tmp_path_factory.mktemp("page"))
+  )
 
 
 def launched(commands):
@@ -121,11 +128,10 @@ for name, arguments in json.load(sys.stdin):
 """
 
 
-def test_the_commands_of_the_pages_parse(tmp_path):
+def test_the_commands_of_the_pages_parse(commands):
   found = []
-  for i, page in enumerate(PAGES):
-    (tmp_path / str(i)).mkdir()
-    asked = launched(shell(page, tmp_path / str(i)))
+  for page in PAGES:
+    asked = launched(commands(page))
     found += [one for one in asked if "--list" not in one[1]]
   assert len(found) > 30
   brought = list(launched(printed()))
@@ -156,10 +162,10 @@ def test_the_tables_of_a_page_have_heads(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_names_exists(page, tmp_path):
+def test_what_a_page_names_exists(page, commands):
   text = (ROOT / page).read_text(encoding="utf-8")
   makefile = (ROOT / "Makefile").read_text()
-  named = [c[1] for c in shell(page, tmp_path) if c[0] == "make"]
+  named = [c[1] for c in commands(page) if c[0] == "make"]
   named += re.findall(r"`make ([a-z-]+)", text)
   for target in named:
     assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
@@ -228,7 +234,9 @@ def demo(tmp_path_factory):
     cwd=ROOT, capture_output=True, text=True, check=True,
   ).stdout.replace("runs/demo", str(folder))  # fmt: skip
   (arguments,) = re.findall(r"-m launch\.audit (.*)", recipe)
-  scripts.run("audit", *arguments.split(), "--only=erase").finish()
+  scripts.run(
+    "audit", *arguments.split(), "--only=erase", model=narrow.folder()
+  ).finish()
   return folder
 
 
@@ -243,6 +251,13 @@ def python(block, folder):
   return block
 
 
+def run_python(block, folder):
+  """Runs a block in a process of its own, whose folder is this one."""
+  (folder / "page").mkdir(exist_ok=True)
+  (folder / "page" / "block.py").write_text(block)
+  scripts.run("page.block", cwd=folder, model=narrow.folder()).finish()
+
+
 @pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.parametrize("page", RUN)
@@ -252,14 +267,7 @@ def test_the_python_of_a_page_runs(page, tmp_path):
   found = [b for b in found if "import unlearning_jax as ul" in b or not b]
   assert found
   for block in filter(None, found):
-    done = subprocess.run(
-      [sys.executable, "-c", block],
-      env=os.environ | scripts.QUICK,
-      cwd=tmp_path,
-      capture_output=True,
-      text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_python(block, tmp_path)
 
 
 @pytest.mark.slow
@@ -268,32 +276,25 @@ def test_the_python_of_a_page_runs(page, tmp_path):
 def test_the_lines_for_stable_diffusion_run(page, tmp_path):
   (block,) = [b for b in blocks(page, "python") if "stable-diffusion-v1" in b]
   # A folder as any other: of it no world is known.
-  folder = shutil.copytree(shapes.model_folder(), tmp_path / "model")
+  folder = shutil.copytree(narrow.folder(), tmp_path / "model")
   block = block.replace("CompVis/stable-diffusion-v1-4", str(folder))
   block = block.replace("seeds=[0, 1]", "seeds=[0], num_inference_steps=2")
   head = "import unlearning_jax as ul\n"
-  done = subprocess.run(
-    [sys.executable, "-c", head + block],
-    env=os.environ | scripts.QUICK,
-    cwd=tmp_path,
-    capture_output=True,
-    text=True,
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
+  run_python(head + block, tmp_path)
   assert (tmp_path / "van_gogh.safetensors").is_file()
 
 
 @pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.parametrize("page", RUN)
-def test_the_commands_of_a_page_run(page, demo, tmp_path):
+def test_the_commands_of_a_page_run(page, demo, commands, tmp_path):
   for block in blocks(page, "python"):
     python(block, tmp_path)
   shutil.copytree(ROOT / "configs", tmp_path / "configs")
   shutil.copytree(demo, tmp_path / "runs/demo")
   shutil.copytree(demo / "audit/erase", tmp_path / "runs/uce")
   ran = 0
-  for name, arguments in launched(shell(page, tmp_path)):
+  for name, arguments in launched(commands(page)):
     small = SMALL.get(name, [])
     if "--list" in arguments or small == ["--dry_run"]:
       continue
@@ -313,6 +314,8 @@ def test_the_commands_of_a_page_run(page, demo, tmp_path):
         *[a for a in arguments if not a.startswith("--protocol")],
       ]
       small = []
-    scripts.run(name, *arguments, *small, cwd=tmp_path).finish()
+    scripts.run(
+      name, *arguments, *small, cwd=tmp_path, model=narrow.folder()
+    ).finish()
     ran += 1
   assert ran
