@@ -165,11 +165,11 @@ def test_what_an_attack_has_drawn_serves_the_others(
   places = [copied / name / "images/targets" for name in names[:2]]
   files = first, second = sorted(path.name for path in places[0].iterdir())
   shutil.copy(places[0] / first, places[0] / second)
-  drawn = mock.Mock(wraps=sampling.draw)
-  monkeypatch.setattr(sampling, "draw", drawn)
+  (copied / names[0] / "DONE").write_text(record.seal.made(copied / names[0]))
+  monkeypatch.setattr(sampling, "draw", d := mock.Mock(wraps=sampling.draw))
   run(copied, models, only=("attack/UCE2023/seed",))
   assert len({(places[1] / name).read_bytes() for name in files}) == 1
-  assert sum(len(call.args[2]) for call in drawn.mock_calls) == 2
+  assert sum(len(call.args[2]) for call in d.mock_calls) == 2
   whole, found = (record.read_rows(x / names[1]) for x in (audited[0], copied))
   for was, row in zip(whole, found, strict=True):
     assert all(row[key] == was[key] for key in row if key != "seconds")

@@ -9,7 +9,7 @@ import functools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -195,62 +195,62 @@ class Audit:
     own = dataclasses.replace(own, **self.sizes(stage), title=title)
     beside = self.folder(dataclasses.replace(stage, what=CONTROL))
     compares = own.method != "controls" and (beside / "DONE").exists()
-    known = self._known(stage, own)
+    drawn, known = self._known(stage, own)
     opened = functools.partial(
-      self._with_images, self._opener(stage, own), own, known
+      self._with_images, self._opener(stage, own), own, drawn, known
     )
     attack.run(
       own, opened, victim=self.victim(stage.victim),
       # Without a judge there is nothing to compare.
       beside=str(beside) if compares and own.judge else "",
-      known=[row for rows in known.values() for row in rows],
+      known=known,
     )  # fmt: skip
 
   def _known(
     self, stage: Stage, own: attack.Settings
-  ) -> dict[pathlib.Path, list[dict[str, Any]]]:
+  ) -> tuple[pathlib.Path, list[dict[str, Any]]]:
     """Rows whose own prompts the victim has drawn for another attack.
 
     Returns:
-      The folder of a finished attack -> its rows whose image is there.
+      The folder of the first finished attack that drew them alike, and its rows
+      with an image. Without one there are no rows.
+
+    Raises:
+      DamagedError: a file of it differs; so in every process.
     """
-    found = {}
     for what, one in self.given.attacks.items():
       folder = self.folder(dataclasses.replace(stage, what=what))
       alike = what != stage.what and _drawn_as(one) == _drawn_as(own)
       if own.judge and alike and (folder / "DONE").exists():
-        seal.check(folder)
-        found[folder] = [
-          row
-          for row in control.own(read_rows(folder))
-          if row["pre_image"] and (folder / row["pre_image"]).is_file()
-        ]
-    return found
+        seal.check(folder, images=True)
+        rows = control.own(read_rows(folder))
+        return folder, [row for row in rows if row["pre_image"]]
+    return self.folder(stage), []
 
   def _with_images(
     self,
     opened: Callable[[], Recorder],
     own: attack.Settings,
-    known: Mapping[pathlib.Path, list[dict[str, Any]]],
+    drawn: pathlib.Path,
+    known: Sequence[Mapping[str, Any]],
   ) -> Recorder:
     """A record with the images that other attacks have drawn for its rows.
 
     These are the victim's of the prompts as given, and the target images.
     """
     record = opened()
-    for folder, rows in known.items() if record.is_writer else ():
-      for image in (row["pre_image"] for row in rows):
-        seal.check_file(folder / image)
-        record.write(image, (folder / image).read_bytes())
+    for row in known if record.is_writer else ():
+      image = row["pre_image"]
+      record.write(image, (drawn / image).read_bytes())
     for other in (
       Stage("attack", victim, what)
       for victim in self.names
       for what, one in self.given.attacks.items()
       if record.is_writer and _targets(one) == _targets(own)
     ):
-      drawn = self.folder(other) / "images/targets"
-      if (self.folder(other) / "DONE").exists() and drawn.is_dir():
-        for image in sorted(drawn.glob("*.png")):
+      targets = self.folder(other) / "images/targets"
+      if (self.folder(other) / "DONE").exists() and targets.is_dir():
+        for image in sorted(targets.glob("*.png")):
           record.write(f"images/targets/{image.name}", image.read_bytes())
         break
     processes.wait_for_all("images taken")
