@@ -276,7 +276,7 @@ def _together(
     processes.name_coordinator(by_hand)
   processes.initialize_distributed(distributed, polled=polled)
   stops.listen(shared=distributed and polled)
-  checking.ask(bool(flags.FLAGS["check"].value))
+  checking.ask(bool(checks.begin()))
   try:
     status = main(argv)
   except checking.Checked as checked:

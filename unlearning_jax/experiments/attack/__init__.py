@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from unlearning_jax import processes
+from unlearning_jax import checking, processes
 from unlearning_jax.attacks.engine import lanes as driver
 from unlearning_jax.attacks.engine import rows as engine_rows
 from unlearning_jax.attacks.engine.victim import Pool
@@ -73,10 +73,10 @@ def run(
   control.check_budget(beside, attack, setup.victim, steps)
   check.fits(setup, listed)
   others = networks.of(setup)
+  checking.about(**networks.beside(setup, others))
   inputs = {"victim": setup.name, **victims.words_hash(attack)}
   prints = {n: victims.fingerprint(one, {}) for n, one in others.items()}
-  inputs |= prints
-  inputs |= rows.hashes(given, listed)
+  inputs |= prints | rows.hashes(given, listed)
   notes = rows.notes(given, setup.sd)
   record = open_record()
   common.say(notes)
