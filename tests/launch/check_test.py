@@ -12,6 +12,9 @@ from unlearning_jax.record import Workdir, binding
 VERBS = {
   "erase": ["--config=erase_uce:tiny"],
   "attack_matrix": ["--config=attack_matrix_shapes"],
+  "attack": ["--config=attack_unlearn_diff_atk:tiny,task=object,name=star"],
+  "diagnose": ["--config=diagnose:tiny,task=object,name=star"],
+  "evaluate": ["--config=evaluate_shapes:tiny"],
   "audit": ["--protocol=shapes-star", "--config=erase_uce:tiny"],
   "erase_list": ["--model=shapes", "--erase=list.txt", "--output=edit"],
   "finetune": ["--config=finetune_lora:tiny,without=object/star"],

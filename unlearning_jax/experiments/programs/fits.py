@@ -106,7 +106,11 @@ def said(
     if safe and need.program == "sample":
       need = need._replace(unknown="Safe Latent Diffusion draws more rows")
     rows = -(-need.rows // len(_devices(need)))
-    what = f"{name}: {need.program}, {rows} row(s) a chip in {need.dtype}"
+    # A matrix and an audit have several attacks.
+    which = f" {need.how.method}" if isinstance(need.how, Attack) else ""
+    what = (
+      f"{name}: {need.program}{which}, {rows} row(s) a chip in {need.dtype}"
+    )
     if need.fsdp > 1:
       what += f", fsdp={need.fsdp}"
     if need.unknown:
