@@ -75,8 +75,7 @@ def run(
   others = networks.of(setup)
   inputs = {"victim": setup.name, **victims.words_hash(attack)}
   prints = {n: victims.fingerprint(one, {}) for n, one in others.items()}
-  inputs |= prints
-  inputs |= rows.hashes(given, listed)
+  inputs |= prints | rows.hashes(given, listed)
   notes = rows.notes(given, setup.sd)
   record = open_record()
   common.say(notes)
@@ -100,8 +99,9 @@ def run(
       # All processes read the same rows, so all leave a network out or none.
       if {mark + row["id"] for row in listed} <= done:
         continue
-      now = one and networks.swapped(setup, name, one, host, prints[name])
-      now = now or setup
+      now = setup
+      if one is not None:
+        now = networks.swapped(setup, name, one, host, prints[name])
       for row in attacked(
         record, now, [row for row in table if mark + row.id not in done],
         check.checker(record, now, listed, known),
