@@ -20,6 +20,8 @@ HEARTBEAT_S = 30
 # A process that fails leaves; the others are ended so much later. One that ends
 # well waits for the others first, see `wait_for_all`, so this can be short.
 SHUTDOWN_S = 20
+# A process that has stopped waits so long for the others to stop too.
+STOPPED_S = 90
 _TOLD = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _BY_HAND = re.compile(r"([^=,\s]+:\d+),(\d+),(\d+)")
 _SLURM_PORTS = 61440, 4096
@@ -179,10 +181,20 @@ def wait_for_all(what: str, word: str = "") -> list[str]:
 
 
 def say_stopped():
-  """Says that this process stops: the others do where they wait for it."""
-  if jax.process_count() > 1:
-    key = f"{_STOPPED}{jax.process_index()}"
-    _coordinator().key_value_set(key, "stopped")
+  """Says that this process stops: the others do where they wait for it.
+
+  It waits until all have stopped, since one that leaves ends those that are
+  still in a row or a compilation, see `SHUTDOWN_S`. Not for ever: others may
+  not have been asked. A second signal ends it at once.
+  """
+  if (count := jax.process_count()) == 1:
+    return
+  client, until = _coordinator(), time.monotonic() + STOPPED_S
+  client.key_value_set(f"{_STOPPED}{jax.process_index()}", "stopped")
+  while len(client.key_value_dir_get(_STOPPED)) < count:
+    if time.monotonic() > until:
+      return
+    time.sleep(_LOOK_MOST_S)
 
 
 def _coordinator() -> Any:
