@@ -50,6 +50,27 @@ except stops.Stopped:
 """
 
 
+# A stage of an audit fails in process 0 alone; process 1 waits within it.
+STAGE = """
+import pathlib, sys
+from unlearning_jax import processes
+processes.SHUTDOWN_S = 5
+processes.initialize_distributed(True)
+import jax
+from unlearning_jax.experiments import cells
+
+def work(some):
+  if jax.process_index() == 0:
+    raise ValueError("a row of its own")
+  processes.wait_for_all("rows attacked")
+
+cells.run(
+  cells.Folders(pathlib.Path(sys.argv[1])), ["stage"], work,
+  after=lambda: processes.wait_for_all("stage ended"),
+)
+"""
+
+
 def test_the_others_end_soon_after_one_that_fails():
   assert processes.SHUTDOWN_S <= 30
 
@@ -234,6 +255,18 @@ def test_the_error_of_one_process_soon_ends_all():
   assert errors[1].startswith("process 1: error: the disk is full")
   # JAX's own default is five minutes.
   assert time.monotonic() - start < 90
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_stage_that_fails_in_one_process_ends_all(tmp_path):
+  running = started(STAGE, [str(tmp_path)], [str(tmp_path)])
+  errors = [process.communicate(timeout=120)[1] for process in running]
+  assert [process.returncode for process in running] == [1, 1], errors
+  assert "waits at 'stage ended', and process 1 at 'rows att" in errors[0]
+  assert "waits at 'rows attacked', and process 0 at 'stage e" in errors[1]
+  failed = (tmp_path / "stage" / "failed.txt").read_text()
+  assert failed.strip().endswith("ValueError: a row of its own")
 
 
 @pytest.mark.slow

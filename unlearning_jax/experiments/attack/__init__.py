@@ -91,9 +91,8 @@ def run(
   table = rows.targeted(setup.base, mine, given, setup.mesh, targets)
   share = -(-len(listed) // jax.process_count())
   learnt = pool.pool_of(setup, bool(mine))
-  total = len(marks) * len(listed)
   ended = len({m + row["id"] for m in marks for row in listed} & done)
-  with record.progress("attack", total, done=ended) as bar:
+  with record.progress("attack", len(marks) * len(listed), done=ended) as bar:
     for name, one in {"": None, **others}.items():
       mark = f"{name}/" if name else ""
       # All processes read the same rows, so all leave a network out or none.
