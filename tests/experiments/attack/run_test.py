@@ -14,7 +14,7 @@ from unlearning_jax import settings, stops
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import Edit, apply_to_context
 from unlearning_jax.experiments import attack, common
-from unlearning_jax.experiments.attack import collapsed, control
+from unlearning_jax.experiments.attack import control, doubts
 from unlearning_jax.experiments.attack import rows as attack_rows
 from unlearning_jax.projections import Fingerprint, leaves_of
 from unlearning_jax.record import Memory, Workdir
@@ -119,7 +119,7 @@ def test_the_victim_draws_no_pictures(drawn, words):
   rows.append({"id": "2", "pre_image": None})
   targets = record.path / "images" / "targets"
   setup = mock.Mock(edits={})
-  assert collapsed.collapsed(record, rows, targets, setup) == words
+  assert doubts.collapsed(record, rows, targets, setup) == words
 
 
 @pytest.mark.parametrize("shown", [0, 1])
@@ -134,7 +134,7 @@ def test_the_base_never_shows_the_concept(shown):
   setup = mock.Mock(judge=judge, target="star")
   setup.given.target_images, setup.given.batch_size = "", 2
   rows = [{"id": f"{i}"} for i in range(3)]
-  found = collapsed.base_shows(setup, rows, targets)
+  found = doubts.base_shows(setup, rows, targets)
   assert found == {"k": shown, "n": 2}
   said = page.never_shown({"base_shows": found})
   never = "own 2 pictures of these prompts never"
@@ -151,7 +151,7 @@ def test_the_base_never_shows_the_concept(shown):
     assert told.endswith(said) and (never in told) == (not shown)
     assert (f"for {wins} of 10" in told) == bool(wins or shown)
   setup.given.target_images = "somewhere"
-  assert collapsed.base_shows(setup, rows, targets) is None
+  assert doubts.base_shows(setup, rows, targets) is None
   assert page.never_shown({}) == ""
 
 
@@ -196,7 +196,7 @@ def test_an_edit_that_destroys_its_model_is_said():
     )  # fmt: skip
     setup = mock.Mock(edits={"a": edit}, base=model)
     record = Memory(quiet=True)
-    said = collapsed.collapsed(record, [], record.path, setup)
+    said = doubts.collapsed(record, [], record.path, setup)
     assert re.fullmatch(words, said), said
   huge = dataclasses.replace(edit, context_map=np.eye(3) * 1e300)
   with pytest.raises(ValueError, match="too large for float32"):
@@ -205,4 +205,4 @@ def test_an_edit_that_destroys_its_model_is_said():
   for factor, far in ((2.0, 1.0), (101.0, 100.0)):
     leaves = {path: np.asarray(leaf) * np.float32(factor)}
     edit = Edit(None, Fingerprint.of(model.params), "esd", (), {}, leaves)
-    assert collapsed.size(edit, model.params) == pytest.approx(far, rel=1e-5)
+    assert doubts.size(edit, model.params) == pytest.approx(far, rel=1e-5)
