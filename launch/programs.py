@@ -11,6 +11,7 @@ comes with the package, which `--check` reads.
 
 import os
 import pathlib
+from importlib import import_module
 
 from absl import logging
 from absl.flags import DEFINE_bool, DEFINE_enum, DEFINE_list, DEFINE_string
@@ -32,8 +33,6 @@ _OUT = DEFINE_string("out", "programs.json", "The record.")
 def main(_):
   """Builds the settings, compiles, prints a line a program."""
   os.environ.setdefault("JAX_NUM_CPU_DEVICES", "16")
-  from unlearning_jax.configs import finetune_full, finetune_lora
-
   from unlearning_jax.experiments import finetune, programs
 
   asked = {name: flag.value for name, flag in _ASKED.items()}
@@ -41,7 +40,8 @@ def main(_):
   given = flags.settings(programs.Settings, asked)
   tuned = {
     name: flags.settings(finetune.Settings, one.get_config("sd14"))
-    for name, one in {"full": finetune_full, "lora": finetune_lora}.items()
+    for name in ("full", "lora")
+    for one in [import_module(f"unlearning_jax.configs.finetune_{name}")]
   }
   # Of every program optax says what its schedule is.
   logging.set_verbosity(logging.WARNING)
