@@ -21,7 +21,6 @@ from unlearning_jax.configs import (
 from unlearning_jax.launch import checks
 
 from unlearning_jax import attacks, checking, model, settings
-from unlearning_jax.attacks import Victim
 from unlearning_jax.experiments import (
   attack,
   audit,
@@ -30,7 +29,6 @@ from unlearning_jax.experiments import (
   finetune,
   matrix,
 )
-from unlearning_jax.experiments.attack import networks
 from unlearning_jax.experiments.programs import (
   build,
   compiling,
@@ -369,18 +367,3 @@ def test_a_small_program_is_compiled(monkeypatch):
   monkeypatch.setattr(fits, "target", lambda *a, **b: ("here", "", 1e-6))
   ((said, fit),) = compiled(tuned(dtype="float32", batch_size=1))
   assert not fit and "does not fit: at least" in said
-
-
-# --- What a victim has of its own ---
-
-
-def test_a_victims_own_weights_are_counted():
-  base, params = shapes(), dict(shapes().params)
-  setup = types.SimpleNamespace(base=base, victim=Victim(params))
-  assert networks.beside(setup, {}) == {"more": 0, "safe": False}
-  leaves = jax.tree.leaves(params["unet"])
-  params["unet"] = jax.tree.map(lambda leaf: leaf + 0, params["unet"])
-  size = sum(leaf.nbytes for leaf in leaves)
-  assert networks.beside(setup, {})["more"] == size
-  others = {"never_knew": Victim(params)}
-  assert networks.beside(setup, others)["more"] == 2 * size
