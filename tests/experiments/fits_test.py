@@ -263,6 +263,9 @@ def test_devices_have_names(monkeypatch):
   assert devices.named("H200") == ("h200", pytest.approx(104.85))
   monkeypatch.setenv(devices.VARIABLE, "0.5")
   assert devices.named("h200")[1] == pytest.approx(69.9)
+  monkeypatch.setenv(devices.VARIABLE, "half")
+  with pytest.raises(ValueError, match="FRACTION=half: must be a number"):
+    devices.named("h200")
   # A machine's memory is shared with who knows whom.
   assert devices.named("") == ("cpu", 0.0)
   for name in ("v5", "t4", "a100", "cpu"):

@@ -43,7 +43,7 @@ def named(name: str) -> tuple[str, float]:
     name: a key of `DEVICES`, or "" for the device at hand.
 
   Raises:
-    ValueError: there is no such device.
+    ValueError: there is no such device, or its variable is no number.
   """
   if not name:
     return _at_hand()
@@ -51,7 +51,11 @@ def named(name: str) -> tuple[str, float]:
   check_choice("--device", name, DEVICES)
   share = 1.0
   if name == "h200":
-    share = float(os.environ.get(VARIABLE) or SHARE)
+    text = os.environ.get(VARIABLE) or str(SHARE)
+    try:
+      share = float(text)
+    except ValueError as error:
+      raise ValueError(f"{VARIABLE}={text}: must be a number") from error
   return name, DEVICES[name].gib * share
 
 
