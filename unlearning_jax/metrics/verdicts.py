@@ -233,8 +233,8 @@ def kept(
   one = heads[name]
   reason = f"{said(one)} pictures lost the {name} that was asked for."
   if few:
-    counts = (f"{name} {heads[name].k} of {heads[name].n}" for name in few)
-    reason += f" Lost too, but too few to tell: {', '.join(counts)}."
+    some = (f"{x} ({heads[x].k} of {heads[x].n} lost)" for x in few)
+    reason += f" Too few to tell: {', '.join(some)}."
   ruined = {
     label: e for label, e in classes.items() if (e.low or 0.0) >= given.ruined
   }
