@@ -9,6 +9,7 @@ programs need libtpu, and take minutes each. `--list` prints the record that
 comes with the package, which `--check` reads.
 """
 
+import importlib
 import os
 import pathlib
 
@@ -32,17 +33,15 @@ _OUT = DEFINE_string("out", "programs.json", "The record.")
 def main(_):
   """Builds the settings, compiles, prints a line a program."""
   os.environ.setdefault("JAX_NUM_CPU_DEVICES", "16")
-  from unlearning_jax.configs import finetune_full, finetune_lora
-
   from unlearning_jax.experiments import finetune, programs
 
   asked = {name: flag.value for name, flag in _ASKED.items()}
   asked["rows"] = [*map(int, asked["rows"])]
   given = flags.settings(programs.Settings, asked)
-  tuned = {
-    name: flags.settings(finetune.Settings, one.get_config("sd14"))
-    for name, one in {"full": finetune_full, "lora": finetune_lora}.items()
-  }
+  tuned = {}
+  for name in ("full", "lora"):
+    one = importlib.import_module(f"unlearning_jax.configs.finetune_{name}")
+    tuned[name] = flags.settings(finetune.Settings, one.get_config("sd14"))
   # Of every program optax says what its schedule is.
   logging.set_verbosity(logging.WARNING)
   path = pathlib.Path(_OUT.value)

@@ -127,7 +127,11 @@ def test_one_ruined_class_fails_however_good_the_rest():
   "heads, verdict, words",
   [
     ({"object": (60, 100), "style": (2, 3)}, "fail", "lost the object"),
-    ({"object": (0, 40), "style": (0, 2)}, "pass", "to tell: style (0 of 2 lost)."),
+    (
+      {"object": (0, 40), "style": (0, 2)},
+      "pass",
+      "to tell: style (0 of 2 lost).",
+    ),
     ({"object": (0, 40), "style": (10, 40)}, "not shown", "lost the style"),
     ({"object": (0, 40), "style": (2, 2)}, "warn", "lost the style"),
     (
