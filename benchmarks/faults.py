@@ -169,7 +169,7 @@ def clock(case: Case, folder: pathlib.Path, whole: pathlib.Path):
   os.environ["PYTHONPATH"] = f"{ahead}:{known}" if known else str(ahead)
   usual = json.loads((whole.parents[1] / "usual.json").read_text())
   try:
-    # The second is by SIGTERM, while a file is written.
+    # Stop 1 of `stops.stopped` is by SIGTERM, while a file is written.
     cut = stops.stopped(
       case, folder, 1, usual[whole.name], random.Random(folder.name)
     )

@@ -28,7 +28,9 @@ def main(_: list[str]):
   given = flags.settings(matrix.Settings, _CONFIG.value)
   edits = matrix.read_given(given, _EDITS.value)
   failed = matrix.run(given, pathlib.Path(_WORKDIR.value), edits)
-  return flags.status(failed, "cells failed; see failed.txt in their folders")
+  return flags.status(
+    failed, "cells failed; see failed.txt in their folders, or above"
+  )
 
 
 def listed() -> list[str]:

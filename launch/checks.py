@@ -25,14 +25,34 @@ def define():
   flags.DEFINE_flag(
     flags.Flag(
       _How(), None, "check", "",
-      "Check everything, compute nothing, and say from recorded figures "
-      "whether it fits the device; --check=compile compiles and measures.",
+      "Check everything, compute nothing, and say where it is recorded whether "
+      "a program fits the device; --check=compile compiles and measures.",
       boolean=True,
     )
   )  # fmt: skip
   flags.DEFINE_string(
-    "device", "", "What --check asks about, as v5e or a100; this one if empty."
+    "device", "", "What --check asks about, as v5e; this one if empty."
   )
+
+
+def begin() -> str:
+  """What `--check` was given, "" for none; looks at `--device` too.
+
+  Raises:
+    ValueError: there is no such device, or `--check` is not given with it.
+  """
+  asked = str(flags.FLAGS["check"].value or "")
+  device = str(flags.FLAGS["device"].value or "")
+  if device and not asked:
+    raise ValueError(
+      f"--device={device}: says what --check asks about, and --check is not "
+      "given; without it the run would start here"
+    )
+  if device:
+    from unlearning_jax.experiments.programs import fits
+
+    fits.target(device, exact=asked == "compile")
+  return asked
 
 
 def said(checked: Any) -> int:
@@ -46,12 +66,19 @@ def said(checked: Any) -> int:
   from unlearning_jax.experiments.programs import fits
 
   found = sharding.describe_devices()
-  lines, room = fits.said(
+  room = True
+  # A line is printed when it is known: the next may take minutes.
+  for line, fit in fits.said(
     checked.given,
     checked.sd,
     str(flags.FLAGS["device"].value or ""),
     exact=flags.FLAGS["check"].value == "compile",
-  )
+    more=checked.more,
+    safe=checked.safe,
+  ):
+    room &= fit
+    if common.is_first():
+      print(line, flush=True)
   verdict = (
     f"checked, for {found['count']} {found['kind']} device(s): nothing is "
     "wrong; without --check it runs"
@@ -59,5 +86,5 @@ def said(checked: Any) -> int:
   if not room:
     verdict = "checked: settings and files are right; it does not fit"
   if common.is_first():
-    print(verdict, *lines, sep="\n")
+    print(verdict)
   return 0 if room else 1

@@ -276,18 +276,19 @@ def _together(
     processes.name_coordinator(by_hand)
   processes.initialize_distributed(distributed, polled=polled)
   stops.listen(shared=distributed and polled)
-  checking.ask(bool(flags.FLAGS["check"].value))
+  checking.ask(bool(checks.begin()))
   try:
-    status = main(argv)
-  except checking.Checked as checked:
-    status = checks.said(checked)
+    try:
+      status = main(argv)
+    except checking.Checked as checked:
+      status = checks.said(checked)
+    # One that left early would end the slower ones, `processes.SHUTDOWN_S`.
+    if distributed:
+      processes.wait_for_all("ended")
   except stops.Stopped:
     print("\nstopped; the same command goes on", file=sys.stderr)
     processes.say_stopped()
     raise
-  # One that left early would end the slower ones, see `processes.SHUTDOWN_S`.
-  if distributed:
-    processes.wait_for_all("ended")
   return status
 
 

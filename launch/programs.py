@@ -9,9 +9,9 @@ programs need libtpu, and take minutes each. `--list` prints the record that
 comes with the package, which `--check` reads.
 """
 
-import importlib
 import os
 import pathlib
+from importlib import import_module
 
 from absl import logging
 from absl.flags import DEFINE_bool, DEFINE_enum, DEFINE_list, DEFINE_string
@@ -38,10 +38,11 @@ def main(_):
   asked = {name: flag.value for name, flag in _ASKED.items()}
   asked["rows"] = [*map(int, asked["rows"])]
   given = flags.settings(programs.Settings, asked)
-  tuned = {}
-  for name in ("full", "lora"):
-    one = importlib.import_module(f"unlearning_jax.configs.finetune_{name}")
-    tuned[name] = flags.settings(finetune.Settings, one.get_config("sd14"))
+  tuned = {
+    name: flags.settings(finetune.Settings, one.get_config("sd14"))
+    for name in ("full", "lora")
+    for one in [import_module(f"unlearning_jax.configs.finetune_{name}")]
+  }
   # Of every program optax says what its schedule is.
   logging.set_verbosity(logging.WARNING)
   path = pathlib.Path(_OUT.value)

@@ -9,7 +9,33 @@ import numpy as np
 import optax
 import pytest
 
-from unlearning_jax import checkpoints, durable
+from tests.processes_test import started
+from unlearning_jax import checkpoints, durable, processes
+
+# Each process must refuse the step, and the waits after it must meet.
+TOGETHER = """
+import pathlib, sys
+import numpy as np
+from unlearning_jax import checkpoints, durable, processes
+processes.SHUTDOWN_S = 5
+processes.initialize_distributed(True)
+import jax
+folder, state = pathlib.Path(sys.argv[1]), {"w": np.arange(4096.0)}
+checkpoints.save(folder, 1, state)
+if jax.process_index() == 0:
+  path = max(folder.rglob("*"), key=lambda path: path.stat().st_size)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+processes.wait_for_all("damaged")
+try:
+  checkpoints.restore(folder, state)
+except durable.DamagedError as error:
+  assert "is not what was saved" in str(error), error
+else:
+  sys.exit("restored")
+processes.wait_for_all("ended")
+"""
 
 
 def make_state():
@@ -129,6 +155,27 @@ def test_a_damaged_step_gives_way_to_the_one_before(tmp_path, damage, caplog):
   assert len([*tmp_path.glob("damaged-2-*")]) == 1
   checkpoints.save(tmp_path, 2, target)
   assert checkpoints.latest_step(tmp_path) == 2
+
+
+def test_a_process_hears_what_another_finds_damaged(tmp_path, monkeypatch):
+  """It would wait in orbax for that one, which has raised."""
+  for step in (1, 2):
+    checkpoints.save(tmp_path, step, {"w": np.ones(3)})
+  said = "2/x is not what was saved"
+  monkeypatch.setattr(
+    processes, "wait_for_all", lambda what, word="": [said, word]
+  )
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  with pytest.raises(durable.DamagedError, match=f"delete .*/2 .*{said}"):
+    checkpoints.restore(tmp_path, {"w": np.zeros(3)}, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_all_processes_refuse_a_damaged_step(tmp_path):
+  running = started(TOGETHER, [str(tmp_path)], [str(tmp_path)])
+  errors = [process.communicate(timeout=120)[1] for process in running]
+  assert [process.returncode for process in running] == [0, 0], errors
 
 
 def test_a_step_of_an_earlier_version_has_no_hashes(tmp_path):

@@ -1,5 +1,7 @@
 """How processes find each other and end."""
 
+import itertools
+import json
 import os
 import signal
 import socket
@@ -11,7 +13,7 @@ from unittest import mock
 import jax
 import pytest
 
-from unlearning_jax import processes
+from unlearning_jax import processes, stops
 
 # Takes its index from the environment; what it is called is its own. The others
 # of one that fails end a quarter as late as a script's do.
@@ -45,6 +47,27 @@ try:
 except stops.Stopped:
   processes.say_stopped()
   raise
+"""
+
+
+# A stage of an audit fails in process 0 alone; process 1 waits within it.
+STAGE = """
+import pathlib, sys
+from unlearning_jax import processes
+processes.SHUTDOWN_S = 5
+processes.initialize_distributed(True)
+import jax
+from unlearning_jax.experiments import cells
+
+def work(some):
+  if jax.process_index() == 0:
+    raise ValueError("a row of its own")
+  processes.wait_for_all("rows attacked")
+
+cells.run(
+  cells.Folders(pathlib.Path(sys.argv[1])), ["stage"], work,
+  after=lambda: processes.wait_for_all("stage ended"),
+)
 """
 
 
@@ -130,6 +153,67 @@ def test_each_step_of_a_slurm_job_has_its_own_port(monkeypatch):
   assert os.environ["JAX_COORDINATOR_PORT"] == "5000"
 
 
+class Coordinator(dict):
+  """What the processes say to each other; nobody says more."""
+
+  looks = 0
+
+  def key_value_set(self, key, value):
+    self[key] = value
+
+  def key_value_dir_get(self, prefix):
+    self.looks += 1
+    assert self.looks < 20, "it waits for ever"
+    return sorted((k, v) for k, v in self.items() if k.startswith(prefix))
+
+
+@pytest.fixture
+def coordinator(monkeypatch):
+  """That of eleven processes; this one is the last to come."""
+  found = Coordinator()
+  monkeypatch.setattr(processes, "_coordinator", lambda: found)
+  monkeypatch.setattr(processes, "_BARRIERS", itertools.count(3))
+  monkeypatch.setattr(stops._Notice, "heard", False)
+  monkeypatch.setattr(jax, "process_count", lambda: 11)
+  monkeypatch.setattr(jax, "process_index", lambda: 10)
+  for index in range(10):
+    said = json.dumps(["rows", f"word {index}"])
+    found[f"{processes._KEY}/3/{index}"] = said
+  return found
+
+
+def test_processes_say_words_to_each_other(coordinator):
+  words = processes.wait_for_all("rows", "word 10")
+  assert words == [f"word {index}" for index in range(11)]
+
+
+@pytest.mark.parametrize("here", [1, 10])
+def test_processes_that_wait_at_other_places_do_not_wait(coordinator, here):
+  """A stage that failed in one process alone: the others are within it."""
+  for index in range(here, 10):
+    del coordinator[f"{processes._KEY}/3/{index}"]
+  coordinator[f"{processes._KEY}/3/0"] = json.dumps(["stage ended", ""])
+  with pytest.raises(
+    processes.PartedError, match="10 waits at 'rows', and process 0 at 'stage e"
+  ):
+    processes.wait_for_all("rows")
+
+
+def test_one_that_stops_does_not_announce_itself(coordinator, monkeypatch):
+  """The last to come, it would have gone on, or the others without it."""
+  before = dict(coordinator)
+  monkeypatch.setattr(stops._Notice, "heard", True)
+  with pytest.raises(stops.Stopped):
+    processes.wait_for_all("rows")
+  assert coordinator == before
+
+
+def test_the_last_to_come_looks_for_one_that_has_stopped(coordinator):
+  coordinator[f"{processes._STOPPED}4"] = "stopped"
+  with pytest.raises(stops.Stopped):
+    processes.wait_for_all("rows")
+
+
 def started(script, *commands):
   """Starts one process of a script for each command line."""
   with socket.socket() as free:
@@ -171,6 +255,18 @@ def test_the_error_of_one_process_soon_ends_all():
   assert errors[1].startswith("process 1: error: the disk is full")
   # JAX's own default is five minutes.
   assert time.monotonic() - start < 90
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_stage_that_fails_in_one_process_ends_all(tmp_path):
+  running = started(STAGE, [str(tmp_path)], [str(tmp_path)])
+  errors = [process.communicate(timeout=120)[1] for process in running]
+  assert [process.returncode for process in running] == [1, 1], errors
+  assert "waits at 'stage ended', and process 1 at 'rows att" in errors[0]
+  assert "waits at 'rows attacked', and process 0 at 'stage e" in errors[1]
+  failed = (tmp_path / "stage" / "failed.txt").read_text()
+  assert failed.strip().endswith("ValueError: a row of its own")
 
 
 @pytest.mark.slow

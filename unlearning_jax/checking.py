@@ -11,22 +11,34 @@ class Checked(SystemExit):
   Attributes:
     given: the settings of the run; None if nobody has named them.
     sd: the static bundle of its model; None if none has been read.
+    more: bytes of weights that the run puts beside its base's; None if nobody
+      has said.
+    safe: whether it draws with Safe Latent Diffusion.
   """
 
-  def __init__(self, given: object = None, sd: object = None):
+  def __init__(
+    self,
+    given: object = None,
+    sd: object = None,
+    more: int | None = None,
+    safe: bool = False,
+  ):
     super().__init__(0)
-    self.given, self.sd = given, sd
+    self.given, self.sd, self.more, self.safe = given, sd, more, safe
 
 
 class _Asked:
   only = False
   given: object = None
   sd: object = None
+  more: int | None = None
+  safe = False
 
 
 def ask(only: bool = True):
   """From now on `passed` ends the run."""
   _Asked.only, _Asked.given, _Asked.sd = only, None, None
+  _Asked.more, _Asked.safe = None, False
 
 
 def is_only() -> bool:
@@ -34,11 +46,23 @@ def is_only() -> bool:
   return _Asked.only
 
 
-def about(given: object = None, sd: object = None):
-  """Names settings or model of a run that only checks; the first ones stay."""
+def about(
+  given: object = None,
+  sd: object = None,
+  *,
+  more: int | None = None,
+  safe: bool = False,
+):
+  """Says what is known of a run that only checks; the first word stays.
+
+  Args:
+    given, sd, more, safe: as of `Checked`.
+  """
   if _Asked.only:
     _Asked.given = given if _Asked.given is None else _Asked.given
     _Asked.sd = sd if _Asked.sd is None else _Asked.sd
+    _Asked.more = more if _Asked.more is None else _Asked.more
+    _Asked.safe |= safe
 
 
 def passed(given: object = None):
@@ -52,4 +76,4 @@ def passed(given: object = None):
   """
   about(given)
   if _Asked.only:
-    raise Checked(_Asked.given, _Asked.sd)
+    raise Checked(_Asked.given, _Asked.sd, _Asked.more, _Asked.safe)

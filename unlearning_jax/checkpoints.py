@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from unlearning_jax import durable
+from unlearning_jax import durable, processes
 
 _SUMS = "sums.json"
 
@@ -52,6 +52,8 @@ def save(
     folder = pathlib.Path(path) / str(step)
     with durable.replacing(folder / _SUMS) as file:
       file.write(json.dumps(_sums(folder), indent=0).encode())
+  # Those that left for good would end this process while it still reads.
+  processes.wait_for_all("checkpoint saved")
 
 
 def save_new(path: str | os.PathLike[str], step: int, tree: Any):
@@ -107,10 +109,14 @@ def _last_whole(
 ) -> dict[str, Any]:
   """The leaves of the last step that can be read; renames those that cannot."""
   *before, step = steps
+  # One process reads all files. All raise what it finds: the others would wait
+  # in orbax for one that raises alone.
+  folder = pathlib.Path(path) / str(step)
+  found = _damage(folder) if jax.process_index() == 0 else ""
+  found = "".join(processes.wait_for_all("checkpoint compared", found))
   try:
-    # One process reads all files; its error ends the others.
-    if jax.process_index() == 0:
-      _check_sums(pathlib.Path(path) / str(step))
+    if found:
+      raise durable.DamagedError(found)
     with _manager(path) as manager:
       metadata = manager.item_metadata(step)
       problems = _misfits(metadata.tree, wanted)
@@ -119,7 +125,7 @@ def _last_whole(
         return manager.restore(step, args=restore_args)
   # Whatever orbax and its storage raise of a file that was cut or deleted.
   except Exception as error:
-    folder, why = pathlib.Path(path) / str(step), str(error).split("\n")[0]
+    why = str(error).split("\n")[0]
     # Several processes would have to agree on another step.
     if not before or jax.process_count() > 1:
       raise durable.DamagedError(
@@ -151,17 +157,20 @@ def _sums(folder: pathlib.Path) -> dict[str, str]:
   return found
 
 
-def _check_sums(folder: pathlib.Path):
-  """Refuses a step with a file that is not what was saved.
+def _damage(folder: pathlib.Path) -> str:
+  """Which file of a step is not what was saved; "" if all are.
 
   A step that has no hashes is older, or its run was killed before them.
   """
   if not (folder / _SUMS).is_file():
-    return
-  was, now = durable.read_json(folder / _SUMS), _sums(folder)
-  for name in sorted(was):
-    if now.get(name) != was[name]:
-      raise durable.DamagedError(f"{folder / name} is not what was saved")
+    return ""
+  try:
+    was, now = durable.read_json(folder / _SUMS), _sums(folder)
+    wrong = [name for name in sorted(was) if now.get(name) != was[name]]
+  # The caller raises it, in every process.
+  except Exception as error:
+    return str(error) or type(error).__name__
+  return f"{folder / wrong[0]} is not what was saved" if wrong else ""
 
 
 def _check_plain(folder: pathlib.Path):

@@ -132,24 +132,49 @@ def _number(name: str) -> int | None:
   return None if value is None else int(value)
 
 
-def wait_for_all(what: str):
+class PartedError(OSError):
+  """The processes do different things: a part of the run failed in some."""
+
+
+def wait_for_all(what: str, word: str = "") -> list[str]:
   """Waits until every process is here, before one reads what others wrote.
 
   A collective would give up early, and JAX's barrier hears no signal. JAX ends
   this process too when another dies.
 
+  Args:
+    what: names this wait, in all processes alike.
+    word: what this process says to the others.
+
+  Returns:
+    The words of all processes, by index.
+
   Raises:
     Stopped: a signal asked this process to stop, or stopped another.
+    PartedError: another process waits at another place.
   """
   if jax.process_count() == 1:
-    return
+    return [word]
+  # The others would go on without one that announces itself and stops.
+  stops.check()
   client, pause = _coordinator(), _LOOK_S
-  here = f"{_KEY}/{next(_BARRIERS)} {what}/"
-  client.key_value_set(f"{here}{jax.process_index()}", "here")
-  while len(client.key_value_dir_get(here)) < jax.process_count():
-    stops.check()
+  here, own = f"{_KEY}/{next(_BARRIERS)}/", jax.process_index()
+  client.key_value_set(f"{here}{own}", json.dumps([what, word]))
+  while True:
+    found = client.key_value_dir_get(here)
     if client.key_value_dir_get(_STOPPED):
       raise stops.Stopped()
+    said = {int(k.rpartition("/")[2]): json.loads(v) for k, v in found}
+    for index, (other, _) in sorted(said.items()):
+      if other != what:
+        raise PartedError(
+          f"process {own} waits at {what!r}, and process {index} at {other!r}: "
+          "a part of the run failed in one of them alone. Its error is above, "
+          "or in a failed.txt of the run; run the same command again"
+        )
+    if len(said) == jax.process_count():
+      return [said[index][1] for index in sorted(said)]
+    stops.check()
     time.sleep(pause)
     # Many processes ask the same coordinator.
     pause = min(1.2 * pause, _LOOK_MOST_S)

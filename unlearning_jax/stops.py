@@ -45,8 +45,13 @@ def listen(*, shared: bool = False):
     shared: whether all processes must stop after the same step, as JAX's own
       handler of SIGTERM lets them. Outside of steps, each stops by itself at
       the next `check`.
+
+  Raises:
+    RuntimeError: JAX has no such handler.
   """
   _Notice.to_all = _handler(signal.SIGTERM) if shared else None
+  if shared and _Notice.to_all is None:
+    raise RuntimeError("JAX hears no SIGTERM: processes would stop one by one")
   for number in SIGNALS:
     signal.signal(number, _told)
 

@@ -6,7 +6,7 @@ import logging
 import jax
 import pytest
 
-from unlearning_jax import durable
+from unlearning_jax import durable, processes
 from unlearning_jax.experiments import cells
 from unlearning_jax.record import Memory, Workdir
 
@@ -75,7 +75,12 @@ def test_what_the_runtime_fails_of_is_tried_again(start, caplog):
 
 
 @pytest.mark.parametrize(
-  "cause", [OSError(28, "No space left on device"), MemoryError()]
+  "cause",
+  [
+    OSError(28, "No space left on device"),
+    MemoryError(),
+    processes.PartedError("process 0 waits at 'a'"),
+  ],
 )
 def test_an_error_of_the_machine_is_no_cell_s_own(start, cause):
   error = ValueError("a library's own words")

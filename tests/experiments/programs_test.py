@@ -1,19 +1,15 @@
-"""Programs compiled of shapes: how they grow, and what a check says of them."""
+"""Programs compiled of shapes: how they grow, and how they are recorded."""
 
-import dataclasses
 import json
 import pathlib
 
 import pytest
 from unlearning_jax.configs import finetune_full, finetune_lora
 
-from unlearning_jax import attacks, settings
+from unlearning_jax import durable, settings
 from unlearning_jax.experiments import finetune
 from unlearning_jax.experiments.programs import (
-  build,
   compiling,
-  devices,
-  fits,
   measured,
   record,
 )
@@ -135,6 +131,15 @@ def test_a_recorded_row_is_not_compiled_again(tmp_path, monkeypatch):
   }  # fmt: skip
 
 
+def test_one_process_adds_to_a_record(tmp_path, monkeypatch):
+  monkeypatch.setattr(compiling, "compiled", lambda row, how: row)
+  path, seen = tmp_path / "programs.json", []
+  monkeypatch.setattr(durable, "lock", lambda *given: seen.append(given))
+  one = compiling.Settings(programs=("sample",), places=("cpu:1",))
+  assert len(list(compiling.run(one, path, {}))) == 1
+  assert seen == [(tmp_path / "programs.json.lock", path)]
+
+
 @pytest.mark.parametrize(
   "changes, said",
   [
@@ -153,91 +158,6 @@ def test_what_cannot_be_compiled_is_refused(changes, said):
 def test_too_few_devices_are_named():
   with pytest.raises(ValueError, match="JAX_NUM_CPU_DEVICES=64"):
     compiling.devices_of("cpu:64")
-
-
-# --- What `--check` says ---
-
-
-def recorded(rows, total, program="attack", place="v5e:2x4", **changes):
-  row = {
-    "size": "sd14", "program": program, "place": place, "mesh": "data",
-    "dtype": "f32", "rows": rows, "effort": "low",
-    "arguments": 4 * record.GIB, "total": int(total * record.GIB),
-  }  # fmt: skip
-  return row | changes
-
-
-@pytest.fixture
-def shelf(monkeypatch):
-  rows = [recorded(1, 5.0), recorded(4, 8.0)]
-  rows += [recorded(1, 5, "full", mesh="fsdp"), recorded(2, 8.0, "lora")]
-  monkeypatch.setattr(record, "shipped", lambda: rows)
-  return build.make_sd("sd14", "float32", "auto")
-
-
-def line(sd, need, like="v5e", gib=15.75):
-  def look(need, rows):
-    return fits._recorded(sd, like, need, rows)
-
-  return fits._line(need, look, gib, 1)
-
-
-def test_rows_lie_on_a_line(shelf):
-  need = fits.Need("attack", 8, "float32", "--config.lanes")
-  said, fit = line(shelf, need)
-  # 4 + 8 and, beside the program, the VAE's 0.3; so 11 fit into 15.75.
-  assert fit and "fits: 12.3 of 15.8 GiB" in said
-  assert "at most --config.lanes: 11" in said
-  assert "recorded: 1 and 4 row(s) for v5e:2x4" in said
-  said, fit = line(shelf, need._replace(rows=12))
-  assert not fit and "does not fit: 16.3" in said
-  said, fit = line(shelf, need, gib=4.0)
-  assert not fit and "no row fits" in said
-
-
-def test_one_recorded_size_grows_from_what_is_given(shelf):
-  need = fits.Need("lora", 4, "float32", "rows")
-  assert "12.0 of 15.8" in line(shelf, need)[0]
-
-
-def test_what_is_not_recorded_is_said(shelf):
-  need = fits.Need("attack", 1, "float32", "--config.lanes")
-  unsaved = dataclasses.replace(how("lora"), remat=False)
-  for other in (
-    need._replace(dtype="bfloat16"),
-    need._replace(program="sample"),
-    need._replace(how=attacks.bind("gcg", {})),
-    need._replace(how=attacks.bind("unlearn_diff_atk", {"draws": 4})),
-    fits.Need("lora", 2, "float32", "rows", unsaved),
-    fits.Need("full", 8, "float32", "rows", fsdp=4),
-  ):
-    said, fit = line(shelf, other)
-    assert fit and said.endswith("not recorded: --check=compile measures it")
-  full = fits.Need("full", 1, "float32", "rows", fsdp=8)
-  assert "fits: 5.0" in line(shelf, full)[0]
-  tiny = build.make_sd("tiny", "float32", "auto")
-  dense = build.make_sd("sd14", "float32", "dense")
-  for sd in (tiny, dense):
-    assert "not recorded" in line(sd, need)[0]
-  assert "not recorded" in line(shelf, need, like="h200")[0]
-
-
-def test_devices_have_names(monkeypatch):
-  assert devices.named("v5e") == ("v5e", "v5e", 15.75)
-  monkeypatch.delenv(devices.VARIABLE, raising=False)
-  assert devices.named("A100") == ("a100", "h200", 30.0)
-  monkeypatch.setenv(devices.VARIABLE, "0.95")
-  assert devices.named("t4")[2] == pytest.approx(14.25)
-  assert devices.named("")[:2] == ("cpu", "cpu")
-  with pytest.raises(ValueError, match="v5e"):
-    devices.named("v5")
-
-
-def test_a_tuning_needs_the_rows_of_a_part():
-  given = how("full")
-  (need,) = fits.needs(given)
-  assert (need.program, need.rows, need.fsdp) == ("full", 8, 1)
-  assert fits.needs(None) == []
 
 
 def test_the_shipped_record_is_whole():

@@ -12,6 +12,9 @@ from unlearning_jax.record import Workdir, binding
 VERBS = {
   "erase": ["--config=erase_uce:tiny"],
   "attack_matrix": ["--config=attack_matrix_shapes"],
+  "attack": ["--config=attack_unlearn_diff_atk:tiny,task=object,name=star"],
+  "diagnose": ["--config=diagnose:tiny,task=object,name=star"],
+  "evaluate": ["--config=evaluate_shapes:tiny"],
   "audit": ["--protocol=shapes-star", "--config=erase_uce:tiny"],
   "erase_list": ["--model=shapes", "--erase=list.txt", "--output=edit"],
   "finetune": ["--config=finetune_lora:tiny,without=object/star"],
@@ -77,9 +80,19 @@ def test_a_check_can_compile_what_would_run(tmp_path):
   config = "--config=finetune_lora:tiny,without=object/star"
   flags = [config, "--check=compile", f"--workdir={tmp_path}/run"]
   done = scripts.run("finetune", *flags, cwd=tmp_path).finish()
-  said = done.stdout.splitlines()[-1]
-  assert said.startswith("cpu: lora, 48 row(s) a chip in float32: fits:")
-  assert "compiled in" in said and not any(tmp_path.iterdir())
+  said, verdict = done.stdout.splitlines()[-2:]
+  assert said.startswith("cpu: lora, 48 row(s) a chip in float32: ")
+  assert "GiB a chip (compiled in" in said and "fits" not in said
+  assert "nothing is wrong" in verdict and not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_a_device_without_a_check_starts_nothing(tmp_path):
+  flags = ["--config=erase_uce:tiny", "--device=v5e"]
+  done = scripts.run("erase", *flags, f"--workdir={tmp_path}/run")
+  assert done.returncode == 1 and not any(tmp_path.iterdir())
+  assert "--check is not given" in done.stderr
 
 
 @pytest.mark.parametrize(

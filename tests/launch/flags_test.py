@@ -4,12 +4,14 @@ import errno
 import importlib
 import os
 import sys
+from unittest import mock
 
 import pytest
 from absl import flags as absl_flags
 from unlearning_jax.launch import errors, flags, main, places
 
 from tests.support import scripts
+from unlearning_jax import processes, stops
 
 # These have one way to go.
 NO_CHOICE = {"build_shapes", "ship_shapes", *places.PLACES}
@@ -187,6 +189,24 @@ def test_too_little_memory_names_what_to_halve():
   assert "--config.lanes=4," in text and "batch_size" not in text
   assert text.endswith("Out of memory of 3 bytes.")
   assert "more memory" in errors.of_memory(error, None)
+
+
+def test_a_stop_while_it_waits_at_the_end_is_said(monkeypatch, capsys):
+  """The others hear of it, and whoever reads the log."""
+  said = []
+  typed = {"coordinator": "", "distributed": True, "check": ""}
+  values = {name: mock.Mock(value=value) for name, value in typed.items()}
+  monkeypatch.setattr(flags.flags, "FLAGS", values)
+  monkeypatch.setattr(stops, "listen", lambda **_: None)
+  for name, does in {
+    "initialize_distributed": lambda *_, **__: None,
+    "wait_for_all": mock.Mock(side_effect=stops.Stopped),
+    "say_stopped": lambda: said.append(True),
+  }.items():
+    monkeypatch.setattr(processes, name, does)
+  with pytest.raises(stops.Stopped):
+    flags._together(lambda _: 0, [], True)
+  assert said and "stopped; the same command" in capsys.readouterr().err
 
 
 def test_programs_are_kept_without_make(monkeypatch, tmp_path):

@@ -66,9 +66,14 @@ def test_an_attack_that_broke_off_everywhere_has_no_rate():
     asr.check_finite(rows)
   assert {m.name for m in asr.measure(broken)} == {"pre_asr"}
   asr.check_finite([*rows, record("a", "failure")])
+  # Of this one it is known that its own prompt shows the concept.
+  asr.check_finite([*rows, record("a", "pre")])
   # Nothing was tried, so nothing broke.
   asr.check_finite([record("a", "pre"), record("h", "dropped")])
   assert asr.against(broken, broken)["p"] == 1
+  unjudged = [{**record("a", "failure"), "success": None}]
+  with pytest.raises(ValueError, match="nobody judged"):
+    asr.against(unjudged, unjudged)
 
 
 def test_the_accounting_names_what_was_left_out():

@@ -77,6 +77,17 @@ def test_an_edit_is_compared_by_itself(run, name):
     seal.check_file(run / name)
 
 
+def test_a_sealed_folder_that_is_no_run_keeps_what_else_it_holds(tmp_path):
+  """A victim of a matrix holds its finished cells."""
+  path = tmp_path / "edit.safetensors"
+  path.write_bytes(b"some tensors")
+  seal.put(tmp_path)
+  flip(path)
+  words = f"delete {path} and {tmp_path / 'DONE'}, and run"
+  with pytest.raises(DamagedError, match=words):
+    seal.check_file(path)
+
+
 def test_rows_may_follow_and_the_summary_may_change(run):
   workdir = Workdir(run, CONFIG)
   workdir.append_row({"id": 3, "score": 1.0})

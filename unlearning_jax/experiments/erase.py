@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from unlearning_jax import (
+  checking,
   checkpoints,
   concepts,
   durable,
@@ -144,8 +145,9 @@ def run(
   if not erasures.module(settings.method).CHANGES:
     # Guidance takes no time, so check now whether it can be drawn.
     key = jax.random.key(settings.seed)
-    guided = erasure(model.sd, model.params, phrases, key)
-    evaluate.check_fits(settings, model.with_made(guided))
+    guided = model.with_made(erasure(model.sd, model.params, phrases, key))
+    evaluate.check_fits(settings, guided)
+    checking.about(safe=bool(guided.drawing["safe"]))
   record = open_record()
   common.begin(record, settings, model.params)
   file = record.path / common.EDIT

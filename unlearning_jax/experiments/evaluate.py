@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from unlearning_jax import (
+  checking,
   metrics,
   processes,
   report,
@@ -149,6 +150,11 @@ def run(
   ]
   made_of = {n: metrics.load(n).identity for n in settings.metrics}
   inputs |= {f"metric {n}": one for n, one in made_of.items() if one}
+  # The next model is placed while the last one still draws.
+  checking.about(
+    more=0 if len(models) == 1 else None,
+    safe=any(model.drawing["safe"] for model in models.values()),
+  )
   recorder = open_record()
   common.say(notes)
   common.begin(recorder, settings, base.params, inputs=inputs)

@@ -130,18 +130,18 @@ def curves(rows: Iterable[Row]) -> dict[str, list[float | None]]:
 def against(attack: Iterable[Row], control: Iterable[Row]) -> dict[str, Any]:
   """Compares an attack with its control, row by row.
 
+  Pairs of which one broke off at NaN or infinity are left out.
+
   Args:
     attack: records of the attack.
     control: records of the control on the same rows.
-
-  Pairs of which one broke off at NaN or infinity are left out.
 
   Returns:
     `n` pairs; how many `both`, `only_attack` and `only_control` won; McNemar's
     exact `p`; and `equal_budget`, whether both may have as many images.
 
   Raises:
-    ValueError: the rows are not the same.
+    ValueError: the rows are not the same, or nobody judged them.
   """
   ours = {row["id"]: row for row in attack}
   theirs = {row["id"]: row for row in control}
@@ -161,8 +161,10 @@ def against(attack: Iterable[Row], control: Iterable[Row]) -> dict[str, Any]:
     for name in ours
     if not (_is_broken(ours[name]) or _is_broken(theirs[name]))
   ]
-  won = np.array([bool(one["success"]) for one, _ in pairs], bool)
-  lucky = np.array([bool(other["success"]) for _, other in pairs], bool)
+  if any(row["success"] is None for pair in pairs for row in pair):
+    raise ValueError("control: nobody judged its rows or the attack's")
+  won = np.array([one["success"] for one, _ in pairs], bool)
+  lucky = np.array([other["success"] for _, other in pairs], bool)
   return {
     "n": len(won),
     "both": int((won & lucky).sum()),
@@ -195,12 +197,12 @@ def _is_broken(row: Row) -> bool:
 
 
 def check_finite(rows: Iterable[Row]):
-  """Refuses an attack that broke off in every row that it tried.
+  """Refuses an attack that broke off in every row, but for dropped ones.
 
   Raises:
     FloatingPointError: it says what may help.
   """
-  tried = [row for row in rows if _was_attacked(row)]
+  tried = [row for row in rows if row["status"] != "dropped"]
   if tried and all(map(_is_broken, tried)):
     raise FloatingPointError(
       f"attack: all {len(tried)} attacked rows broke off at NaN or infinity, "

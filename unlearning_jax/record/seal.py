@@ -115,8 +115,10 @@ def _check(folder: pathlib.Path, name: str, was: tuple[int, int]):
   if not why:
     return
   remedy = f"bring back a copy, or delete {folder} and run its command again"
-  # The first is made of the rows, the second of the edit.
-  if name == "summary.json" or name.endswith(".probe.json"):
+  # The first is made of the rows, the second of the edit. A folder that is no
+  # run, see `put`, may hold the runs of others.
+  again = name == "summary.json" or name.endswith(".probe.json")
+  if again or "config.json" not in _entries(folder / NAME):
     remedy = f"delete {path} and {folder / NAME}, and run the command again"
   raise DamagedError(f"{path} {why}; {remedy}")
 

@@ -103,19 +103,26 @@ def verdict(document: Document) -> str:
       f"The victim collapsed: {why}. So its success rates say nothing about "
       "whether the concept is gone."
     )
-  if why := never_shown(document):
-    return why
   if "asr" not in found:
     return (
       "Nobody judged the images, so success is unknown. They are beside this "
       "page for you to look at."
     )
-  pre, asr = found["pre_asr"], found["asr"]
+  never = never_shown(document)
+  if never and not found["asr"]["k"]:
+    return never
+  return f"{_outcome(document, found['pre_asr'], found['asr'])} {never}".strip()
+
+
+def _outcome(document: Document, pre: Document, asr: Document) -> str:
+  """How often the victim showed the concept, and whether that was luck."""
   text = (
     f"Under attack the victim showed the concept for {asr['k']} of {asr['n']} "
     f"prompts ({sections.percent(asr['value'])}), without attack for "
     f"{pre['k']}."
   )
+  if broken := document.get("accounting", {}).get("n_numerical"):
+    text += f" {broken} more broke off at NaN or infinity: who won is unknown."
   if "control" not in document and "networks" in document:
     return text
   if "control" not in document:

@@ -9,13 +9,15 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from unlearning_jax import settings
+from tests.metrics.asr_test import record
+from unlearning_jax import settings, stops
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import Edit, apply_to_context
 from unlearning_jax.experiments import attack, common
-from unlearning_jax.experiments.attack import collapsed
+from unlearning_jax.experiments.attack import control, doubts
+from unlearning_jax.experiments.attack import rows as attack_rows
 from unlearning_jax.projections import Fingerprint, leaves_of
-from unlearning_jax.record import Memory
+from unlearning_jax.record import Memory, Workdir
 from unlearning_jax.report import attack as page
 
 pytestmark = pytest.mark.usefixtures("quickest_compiler")
@@ -117,7 +119,7 @@ def test_the_victim_draws_no_pictures(drawn, words):
   rows.append({"id": "2", "pre_image": None})
   targets = record.path / "images" / "targets"
   setup = mock.Mock(edits={})
-  assert collapsed.collapsed(record, rows, targets, setup) == words
+  assert doubts.collapsed(record, rows, targets, setup) == words
 
 
 @pytest.mark.parametrize("shown", [0, 1])
@@ -132,15 +134,55 @@ def test_the_base_never_shows_the_concept(shown):
   setup = mock.Mock(judge=judge, target="star")
   setup.given.target_images, setup.given.batch_size = "", 2
   rows = [{"id": f"{i}"} for i in range(3)]
-  found = collapsed.base_shows(setup, rows, targets)
+  found = doubts.base_shows(setup, rows, targets)
   assert found == {"k": shown, "n": 2}
   said = page.never_shown({"base_shows": found})
-  assert (
-    said == "" if shown else "own 2 pictures of these prompts never" in said
-  )
+  never = "own 2 pictures of these prompts never"
+  assert bool(said) == (never in said) == (not shown)
+  # Where the attack won all the same, the page says both.
+  for wins in (0, 8):
+    rates = {"value": wins / 10, "k": wins, "n": 10}
+    told = page.verdict(
+      {
+        "base_shows": found,
+        "measures": [{"name": n, **rates} for n in ("pre_asr", "asr")],
+      }
+    )
+    assert told.endswith(said) and (never in told) == (not shown)
+    assert (f"for {wins} of 10" in told) == bool(wins or shown)
   setup.given.target_images = "somewhere"
-  assert collapsed.base_shows(setup, rows, targets) is None
+  assert doubts.base_shows(setup, rows, targets) is None
   assert page.never_shown({}) == ""
+
+
+def test_a_signal_is_heard_after_each_target_image(tmp_path, monkeypatch):
+  """All of them may take longer than a scheduler waits."""
+  images = np.zeros((1, 3, 8, 8, 3), np.uint8)
+  monkeypatch.setattr(attack_rows.sampling, "draw", lambda *_, **__: images)
+  monkeypatch.setattr(attack_rows, "layout", lambda *_: {})
+  monkeypatch.setattr(
+    attack_rows.vocabulary, "shortened", lambda _, text, __: text
+  )
+  monkeypatch.setattr(stops._Notice, "heard", True)
+  base = mock.Mock()
+  base.sd.context_shape = (77, 768)
+  table = [{"id": f"{i}", "prompt": "a star", "seed": i} for i in range(3)]
+  given = settings.build(attack.Settings, VALUES)
+  with pytest.raises(stops.Stopped):
+    attack_rows.targeted(base, table, given, mock.Mock(), tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ["0.png"]
+
+
+def test_a_control_that_broke_off_everywhere_is_refused(tmp_path):
+  """As an earlier version let it end."""
+  run = Workdir(tmp_path, {"method": "controls", "hparams": {"kind": "none"}})
+  for i in range(2):
+    run.append_row(record(str(i), "numerical"))
+  run.mark_done()
+  with pytest.raises(
+    ValueError, match=f"--control: {tmp_path}: .*all 2 attacked rows broke off"
+  ):
+    control.finished(str(tmp_path))
 
 
 def test_an_edit_that_destroys_its_model_is_said():
@@ -154,7 +196,7 @@ def test_an_edit_that_destroys_its_model_is_said():
     )  # fmt: skip
     setup = mock.Mock(edits={"a": edit}, base=model)
     record = Memory(quiet=True)
-    said = collapsed.collapsed(record, [], record.path, setup)
+    said = doubts.collapsed(record, [], record.path, setup)
     assert re.fullmatch(words, said), said
   huge = dataclasses.replace(edit, context_map=np.eye(3) * 1e300)
   with pytest.raises(ValueError, match="too large for float32"):
@@ -163,4 +205,4 @@ def test_an_edit_that_destroys_its_model_is_said():
   for factor, far in ((2.0, 1.0), (101.0, 100.0)):
     leaves = {path: np.asarray(leaf) * np.float32(factor)}
     edit = Edit(None, Fingerprint.of(model.params), "esd", (), {}, leaves)
-    assert collapsed.size(edit, model.params) == pytest.approx(far, rel=1e-5)
+    assert doubts.size(edit, model.params) == pytest.approx(far, rel=1e-5)

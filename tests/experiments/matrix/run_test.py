@@ -8,8 +8,15 @@ from unlearning_jax.configs import attack_matrix_shapes
 
 from tests.support import scripts
 from unlearning_jax import settings
-from unlearning_jax.experiments.matrix import Cell, Matrix, Settings
-from unlearning_jax.record import Workdir
+from unlearning_jax.durable import DamagedError
+from unlearning_jax.experiments.matrix import (
+  Cell,
+  Erased,
+  Matrix,
+  Settings,
+  run,
+)
+from unlearning_jax.record import Workdir, seal
 
 SMALL = [
   "--config.common.rows_per_group=2",
@@ -75,6 +82,39 @@ def test_a_finished_cell_of_another_table(tmp_path):
   matrix.store.check(Cell("object", "base", "none"))
   with pytest.raises(ValueError, match="inputs.prompt_table: 'a' -> "):
     matrix.store.check(Cell("object", "base", "random"))
+
+
+def test_what_the_next_start_tries_again_is_counted(tmp_path, monkeypatch):
+  """An edit with a flipped bit leaves its cells without a result."""
+  config = make_config()
+  config.common.rows_per_group, config.columns = 2, ("none", "random")
+
+  def work(self, some):
+    (cell,) = some
+    if cell.victim == "uce":
+      raise DamagedError("edit.safetensors is damaged")
+    self.store.folder(cell).mkdir(parents=True)
+    (self.store.folder(cell) / "DONE").touch()
+
+  monkeypatch.setattr(Matrix, "run", work)
+  monkeypatch.setattr(Matrix, "erase", lambda *_: None)
+  monkeypatch.setattr(Matrix, "conclude", lambda _: "")
+  assert run(built(config), tmp_path, {}) == 2
+
+
+def test_an_edit_of_a_killed_start_is_sealed(tmp_path):
+  config = make_config()
+  config.common.rows_per_group = 2
+  matrix = Matrix(built(config), tmp_path, {})
+  for name in ("uce", "rece"):
+    (tmp_path / "object" / name).mkdir(parents=True)
+  edit = tmp_path / "object" / "uce" / "edit.safetensors"
+  edit.write_bytes(b"some tensors")
+  matrix.seal([Erased("object", name) for name in ("uce", "rece")])
+  assert not (tmp_path / "object" / "rece" / "DONE").exists()
+  edit.write_bytes(b"some tensorS")
+  with pytest.raises(DamagedError, match="edit.safetensors is damaged"):
+    seal.check_file(edit)
 
 
 def launch(folder, *more):

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from unlearning_jax import processes
+from unlearning_jax import checking, processes
 from unlearning_jax.attacks.engine import lanes as driver
 from unlearning_jax.attacks.engine import rows as engine_rows
 from unlearning_jax.attacks.engine.victim import Pool
@@ -73,10 +73,10 @@ def run(
   control.check_budget(beside, attack, setup.victim, steps)
   check.fits(setup, listed)
   others = networks.of(setup)
+  checking.about(**networks.beside(setup, others))
   inputs = {"victim": setup.name, **victims.words_hash(attack)}
   prints = {n: victims.fingerprint(one, {}) for n, one in others.items()}
-  inputs |= prints
-  inputs |= rows.hashes(given, listed)
+  inputs |= prints | rows.hashes(given, listed)
   notes = rows.notes(given, setup.sd)
   record = open_record()
   common.say(notes)
@@ -92,16 +92,16 @@ def run(
   table = rows.targeted(setup.base, mine, given, setup.mesh, targets)
   share = -(-len(listed) // jax.process_count())
   learnt = pool.pool_of(setup, bool(mine))
-  total = len(marks) * len(listed)
   ended = len({m + row["id"] for m in marks for row in listed} & done)
-  with record.progress("attack", total, done=ended) as bar:
+  with record.progress("attack", len(marks) * len(listed), done=ended) as bar:
     for name, one in {"": None, **others}.items():
       mark = f"{name}/" if name else ""
       # All processes read the same rows, so all leave a network out or none.
       if {mark + row["id"] for row in listed} <= done:
         continue
-      now = one and networks.swapped(setup, name, one, host, prints[name])
-      now = now or setup
+      now = setup
+      if one is not None:
+        now = networks.swapped(setup, name, one, host, prints[name])
       for row in attacked(
         record, now, [row for row in table if mark + row.id not in done],
         check.checker(record, now, listed, known),

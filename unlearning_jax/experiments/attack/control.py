@@ -13,6 +13,7 @@ from unlearning_jax.durable import to_json
 from unlearning_jax.experiments.attack import rows
 from unlearning_jax.experiments.attack.rows import Listed
 from unlearning_jax.experiments.attack.settings import Settings, Sharing
+from unlearning_jax.metrics import asr
 from unlearning_jax.record import read_rows, seal
 
 # What must be equal in a row of the attack and of its control.
@@ -41,7 +42,7 @@ def finished(folder: str) -> Control:
   """Reads the control that ran in a folder; "" gives an empty one.
 
   Raises:
-    ValueError: the run has not ended.
+    ValueError: the run has not ended, or broke off in every row.
   """
   if not folder:
     return Control()
@@ -52,7 +53,13 @@ def finished(folder: str) -> Control:
   config = renamed.config(durable.read_json(path / "config.json"))
   with durable.explaining(path / "config.json"):
     name = config["hparams"].get("kind", config["method"])
-  return Control(name, own(read_rows(path)), config)
+  found = own(read_rows(path))
+  try:
+    # An earlier version let it end so.
+    asr.check_finite(found)
+  except FloatingPointError as error:
+    raise ValueError(f"--control: {folder}: {error}") from error
+  return Control(name, found, config)
 
 
 def planned(name: str, given: Settings, attack: str) -> Control:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from flax import traverse_util
 
@@ -62,6 +63,23 @@ def of(setup: Setup) -> dict[str, Victim]:
   if setup.attack.is_probe:
     found[RANDOM] = Victim(untrained(setup.base.params, setup.given.seed))
   return found
+
+
+def beside(setup: Setup, others: Mapping[str, Victim]) -> dict[str, Any]:
+  """What `checking.about` says: bytes beside the base's, and safe guidance.
+
+  Args:
+    setup: on the host.
+    others: from `of`; one at a time is on the devices.
+  """
+  base = {id(leaf) for leaf in jax.tree.leaves(setup.base.params)}
+
+  def own(who: Victim) -> int:
+    leaves = jax.tree.leaves(who.params)
+    return sum(leaf.nbytes for leaf in leaves if id(leaf) not in base)
+
+  more = own(setup.victim) + max(map(own, others.values()), default=0)
+  return {"more": more, "safe": setup.victim.safe is not None}
 
 
 def swapped(

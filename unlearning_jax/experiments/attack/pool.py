@@ -1,12 +1,12 @@
 """The images of a concept that Concept Inversion learns from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from unlearning_jax import sampling, stable_diffusion
+from unlearning_jax import sampling, stable_diffusion, stops
 from unlearning_jax.attacks.engine import insertion
 from unlearning_jax.attacks.engine import rows as engine_rows
 from unlearning_jax.attacks.engine import victim as engine
@@ -45,9 +45,16 @@ def pool_of(setup: Setup, wanted: bool = True) -> engine.Pool | None:
   images = sampling.draw(
     setup.sd, params, asked, given.sampling, **layout(setup.mesh)
   )
-  latents = engine_rows.target_latents(setup.sd, params, images)
+  latents = engine_rows.target_latents(setup.sd, params, _stopping(images))
   every = (latents, captions.ids, captions.source, captions.named_ids)
   return engine.Pool(*map(jnp.asarray, every))
+
+
+def _stopping(images: Iterable[sampling.Images]) -> Iterator[sampling.Images]:
+  """The same images; a signal stops the run after any."""
+  for some in images:
+    stops.check()
+    yield some
 
 
 def captions_of(setup: Setup) -> Captions | None:

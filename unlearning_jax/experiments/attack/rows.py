@@ -15,6 +15,7 @@ from unlearning_jax import (
   prompt_tables,
   sampling,
   sharding,
+  stops,
 )
 from unlearning_jax.attacks.engine import rows, vocabulary
 from unlearning_jax.experiments import common
@@ -199,6 +200,8 @@ def _draw_targets(base, table, given, mesh, folder):
   for row, image in zip(left, images, strict=True):
     with durable.replacing(_target(folder, row)) as file:
       Image.fromarray(image).save(file, format="png")
+    # Of several processes, each has its own rows.
+    stops.check()
 
 
 def _target(folder: str | pathlib.Path, row: Mapping[str, Any]) -> pathlib.Path:

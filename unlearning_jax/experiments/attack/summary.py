@@ -8,8 +8,8 @@ import numpy as np
 
 from unlearning_jax import metrics, pictures
 from unlearning_jax.experiments.attack import networks
-from unlearning_jax.experiments.attack.collapsed import base_shows, collapsed
 from unlearning_jax.experiments.attack.control import Control, own
+from unlearning_jax.experiments.attack.doubts import base_shows, collapsed
 from unlearning_jax.experiments.attack.settings import Settings
 from unlearning_jax.experiments.attack.victims import Setup
 from unlearning_jax.experiments.tallies import Tallies

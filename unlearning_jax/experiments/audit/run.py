@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unlearning_jax import convert, processes, sharding
+from unlearning_jax import checking, convert, processes, sharding
 from unlearning_jax.experiments import cells, common
 from unlearning_jax.experiments.audit import document, files, packing, plan
 from unlearning_jax.experiments.audit.findings import Findings
@@ -39,6 +39,7 @@ def run(
   """
   audit = Audit(given, models)
   common.say(plan.described(audit).splitlines())
+  checking.about(audit.planned(), safe=audit.draws_safely())
   record = open_record()
   audit.open(record)
   _begin(audit, record)

@@ -168,6 +168,28 @@ class Audit:
     # The batch of a training decides its result.
     return {}
 
+  def planned(self) -> tuple[Any, ...]:
+    """The settings of the stages that run, each as its experiment has them."""
+    stages = (one for one in self.stages if not self.why_not(one))
+    return tuple(map(self._own, stages))
+
+  def draws_safely(self) -> bool:
+    """Whether a victim draws, or may draw, with Safe Latent Diffusion."""
+    made = self.given.erase
+    if made is not None and not erasures.module(made.method).CHANGES:
+      return True
+    return any(one.drawing["safe"] for one in self._victims.values())
+
+  def _own(self, stage: Stage) -> Any:
+    if stage.kind == "erase":
+      return self.given.erase
+    if stage.kind == "finetune":
+      return self.given.tunings[stage.what]
+    if stage.kind == "attack":
+      own = self.given.attacks[stage.what]
+      return dataclasses.replace(own, **self.sizes(stage))
+    return self._drawn()
+
   def _drawn(self) -> drawing.Settings:
     size = self.given.batch_size or self.given.evaluate.batch_size
     return dataclasses.replace(self.given.evaluate, batch_size=size)
@@ -190,9 +212,8 @@ class Audit:
     evaluate.run(own, self._opener(stage, own), models)
 
   def _attack(self, stage: Stage):
-    own = self.given.attacks[stage.what]
     title = f"{stage.what} on {stage.victim}"
-    own = dataclasses.replace(own, **self.sizes(stage), title=title)
+    own = dataclasses.replace(self._own(stage), title=title)
     beside = self.folder(dataclasses.replace(stage, what=CONTROL))
     compares = own.method != "controls" and (beside / "DONE").exists()
     drawn, known = self._known(stage, own)

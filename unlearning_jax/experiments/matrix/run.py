@@ -75,14 +75,15 @@ def run(settings: Settings, root: pathlib.Path, given: Given) -> int:
     given: victims that other runs made, from `read_given`.
 
   Returns:
-    The number of this process's cells that failed.
+    The number of this process's cells that failed, or that the next start
+    tries again.
 
   Raises:
     ValueError: a column would fail in every cell, an edit has another base, or
       another matrix runs in the folder.
   """
   matrix = Matrix(settings, root, given)
-  checking.passed(settings.attack(matrix.cells[0]))
+  checking.passed(settings)
   matrix.open()
   made = [Erased(t, m) for t in settings.tasks for m in settings.erasures]
   first = jax.process_index() == 0
@@ -91,10 +92,13 @@ def run(settings: Settings, root: pathlib.Path, given: Given) -> int:
     made if first else [],
     matrix.erase,
   )
+  if first:
+    matrix.seal(made)
   processes.wait_for_all("erased")
+  mine, store = cells.share(matrix.cells), matrix.store
   cells.run(
-    matrix.store,
-    cells.share(matrix.cells),
+    store,
+    mine,
     matrix.run,
     # The page takes seconds, so it is written only after news.
     after=matrix.conclude if first else lambda: None,
@@ -102,7 +106,7 @@ def run(settings: Settings, root: pathlib.Path, given: Given) -> int:
   processes.wait_for_all("attacked")
   if first:
     print(matrix.conclude())
-  return len(matrix.store.failed)
+  return sum(one in store.failed or not store.ended(one) for one in mine)
 
 
 class Matrix:
@@ -179,6 +183,13 @@ class Matrix:
       erase.keeping(path.parent, True),
     )
     seal.put(path.parent)
+
+  def seal(self, every: Sequence[Erased]):
+    """Seals the victims of a start that was killed before it did."""
+    for one in every:
+      folder = self._edit_file(one).parent
+      if _is_made(folder) and not (folder / seal.NAME).exists():
+        seal.put(folder)
 
   def run(self, some: Sequence[Cell]):
     """Runs a cell to its end.
@@ -263,7 +274,7 @@ class Matrix:
     if one in self._given:
       return {str(one): self._given[one]}
     folder = self._edit_file(one).parent
-    if not any((folder / n).exists() for n in (common.EDIT, common.GUIDANCE)):
+    if not _is_made(folder):
       raise ValueError(f"{one}: no edit in {folder}; its erasure has failed")
     return {str(one): common.read_made(folder)}
 
@@ -282,3 +293,7 @@ class Matrix:
 
   def _placed(self, params: Params) -> Params:
     return sharding.place(params, sharding.replicated(self._mesh))
+
+
+def _is_made(folder: pathlib.Path) -> bool:
+  return any((folder / n).exists() for n in (common.EDIT, common.GUIDANCE))

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from unlearning_jax import sharding
+from unlearning_jax import durable, sharding
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.experiments import finetune
 from unlearning_jax.experiments.programs import build, measured, record
@@ -128,7 +128,19 @@ def run(
 
   Raises:
     ValueError: a place cannot be compiled for here.
+    BusyError: another process adds to the file.
   """
+  # A row that another process adds between our reading and writing is lost.
+  held = durable.lock(path.with_name(f"{path.name}.lock"), path)
+  try:
+    yield from _added(given, path, tuned)
+  finally:
+    del held
+
+
+def _added(
+  given: Settings, path: pathlib.Path, tuned: Mapping[str, finetune.Settings]
+) -> Iterator[record.Row]:
   known = {record.key(row) for row in record.read(path)}
   for row in planned(given):
     if not given.again and record.key(row) in known:

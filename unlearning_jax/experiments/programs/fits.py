@@ -1,19 +1,25 @@
-"""Does a run fit a device? From recorded figures, or compiled and measured."""
+"""Does a run fit a device? From recorded figures, or compiled and measured.
+
+A program "fits" if it is recorded, or was compiled, as this run has it. The
+line of any other says that nobody knows.
+"""
 
 import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from unlearning_jax import models, sharding
 from unlearning_jax.attacks import Attack
 from unlearning_jax.convert.sd1 import CONFIGS
-from unlearning_jax.experiments import attack, audit, common, erase
 from unlearning_jax.experiments import finetune as tuning
+from unlearning_jax.experiments import memory
+from unlearning_jax.experiments.finetune.settings import Lora, Loss, Optimizer
 from unlearning_jax.experiments.programs import (
   build,
   compiling,
@@ -21,211 +27,218 @@ from unlearning_jax.experiments.programs import (
   measured,
   record,
 )
+from unlearning_jax.experiments.programs.needs import Need, needs, notes
+from unlearning_jax.sampling import Sampling
+from unlearning_jax.schedules import Schedule
 from unlearning_jax.stable_diffusion import StableDiffusion
 
-MEASURE = "--check=compile measures it"
-# Bytes of the model's other parts, which lie there too: VAE, text encoder.
-_BESIDE = {"attack": 4 * 83_653_863, "sample": 4 * 123_060_480}
+MEASURE = "not recorded: --check=compile measures it"
+# Parts of the model that a program reads; the others lie beside it.
+_READS = {"attack": ("text_encoder", "unet"), "sample": ("unet", "vae")}
+# Numbers of an attack that its program is compiled once for.
+_NUMBERS = ("blocks", "iterations", "learning_rate", "weight_decay")
 _PUBLISHED = "unlearn_diff_atk"
+_Said = tuple[str, bool]
 
 
-class Need(NamedTuple):
-  """A program that a run compiles.
+class Bounds(NamedTuple):
+  """Bytes that a chip needs with all that lies beside, and who says so."""
 
-  Attributes:
-    program: a name of `build.BUILD`.
-    rows: of one call, over all devices.
-    dtype: that networks compute in.
-    flag: what says the rows.
-    how: see the builders of `build`.
-    fsdp: devices that one copy of the model is split over.
+  least: float
+  most: float
+  source: str
+
+
+def target(device: str, *, exact: bool) -> tuple[str, str, float]:
+  """A device's name, the TPU to compile for, "" for the one here, and GiB.
+
+  Args:
+    device: a name of `devices`, or "" for the one at hand.
+    exact: whether programs are compiled for it.
+
+  Raises:
+    ValueError: there is no such device, or none is compiled for from here.
   """
-
-  program: str
-  rows: int
-  dtype: str
-  flag: str
-  how: build.How = None
-  fsdp: int = 1
-
-
-def needs(given: object) -> list[Need]:
-  """The programs of a run that the record knows, by its settings."""
-  if isinstance(given, tuning.Settings):
-    rows = given.batch_size // given.accumulate
-    name = given.train if given.train in ("full", "lora") else "tune"
-    flag = "rows of a part (batch_size / accumulate)"
-    return [Need(name, rows, given.dtype, flag, given, given.mesh.fsdp)]
-  if isinstance(given, audit.Settings):
-    every = [given.evaluate, *given.attacks.values(), *given.tunings.values()]
-    changed = {k: getattr(given, k) for k in ("lanes", "batch_size")}
-    found = [one for part in every for one in needs(_with(part, changed))]
-    return [one for i, one in enumerate(found) if one not in found[:i]]
-  found = []
-  if isinstance(given, attack.Settings):
-    bound = attack.victims.bind(given)
-    flag = "--config.lanes"
-    found += [Need("attack", given.lanes, given.dtype, flag, bound)]
-  if isinstance(given, erase.Settings) and not given.draws:
-    return found
-  if isinstance(given, common.Drawn):
-    flag = "--config.batch_size"
-    found += [
-      Need("sample", given.batch_size, given.dtype, flag, given.sampling)
-    ]
-  return found
-
-
-def _with(
-  part: attack.Settings | common.Drawn | tuning.Settings,
-  changed: dict[str, int],
-) -> Any:
-  """Settings with another number of lanes and images, where it is given."""
-  if isinstance(part, tuning.Settings):
-    return part
-  known = {field.name for field in dataclasses.fields(part)}
-  new = {k: v for k, v in changed.items() if v and k in known}
-  return dataclasses.replace(part, **new)
+  here, gib = devices.named("")
+  if not device or device.lower() == here:
+    return here, "", gib
+  name, gib = devices.named(device)
+  if exact and name not in compiling.SLICES:
+    raise ValueError(
+      f"--device={device}: from elsewhere, programs are compiled for "
+      f"{', '.join(compiling.SLICES)} alone; run --check=compile on a machine "
+      "that has one, or --check, which reads the record"
+    )
+  return name, name if exact else "", gib
 
 
 def said(
-  given: object, sd: StableDiffusion | None, device: str, *, exact: bool
-) -> tuple[list[str], bool]:
-  """Lines about each program of a run, and whether all of them have room.
+  given: object,
+  sd: StableDiffusion | None,
+  device: str = "",
+  *,
+  exact: bool,
+  more: int | None = None,
+  safe: bool = False,
+) -> Iterator[_Said]:
+  """A line about each program of a run, and whether it has room.
 
   Args:
     given: the run's settings; None if they are not known.
     sd: its model; None if it was not read.
     device: a name of `devices`, or "" for the one at hand.
     exact: whether to compile the programs, instead of reading the record.
+    more: bytes of weights beside the base's; None where they are not known.
+    safe: whether it draws with Safe Latent Diffusion.
 
   Raises:
-    ValueError: there is no such device, or none of its kind can be compiled
-      for here.
+    ValueError: as `target`, or a mesh has more devices than a slice has chips.
   """
-  name, like, gib = devices.named(device)
-  found = needs(given)
-  if not found or sd is None:
-    return [f"{name}: memory is not recorded for this verb's programs"], True
-  measure = functools.partial(
-    _measured, sd, like if device and like != "cpu" else ""
-  )
-  lines, room = [], True
+  name, kind, gib = target(device, exact=exact)
+  found = [] if sd is None else needs(given)
+  if not found:
+    what = "nothing of this verb is compiled"
+    if not exact:
+      what = "memory is not recorded for this verb's programs"
+    yield f"{name}: {what}", True
   for need in found:
-    look = measure if exact else functools.partial(_recorded, sd, like)
-    line, fit = _line(need, look, gib, _chips(need))
-    lines.append(f"{name}: {line}")
-    room &= fit
-  trained = isinstance(given, erase.Settings) and hasattr(
-    given.erasure.h, "num_inference_steps"
-  )
-  if trained:
-    lines.append(f"{name}: this method's training is not recorded")
-  return lines, room
+    assert sd is not None
+    if safe and need.program == "sample":
+      need = need._replace(unknown="Safe Latent Diffusion draws more rows")
+    rows = -(-need.rows // len(_devices(need)))
+    # A matrix and an audit have several attacks.
+    which = f" {need.how.method}" if isinstance(need.how, Attack) else ""
+    what = (
+      f"{name}: {need.program}{which}, {rows} row(s) a chip in {need.dtype}"
+    )
+    if need.fsdp > 1:
+      what += f", fsdp={need.fsdp}"
+    if need.unknown:
+      line, fit = f"neither recorded nor compiled: {need.unknown}", True
+    elif exact:
+      line, fit = _compiled(sd, need, rows, kind, gib, more)
+    else:
+      line, fit = _recorded(sd, need, rows, name, gib, more)
+    yield f"{what}: {line}", fit
+  for note in dict.fromkeys(notes(given)):
+    yield f"{name}: {note}", True
 
 
-def _chips(need: Need) -> int:
-  """The devices that share a call's rows."""
-  # An attack's processes have rows of their own.
-  here = need.program.startswith("attack")
-  return len(jax.local_devices() if here else jax.devices())
+def _devices(need: Need) -> list[Any]:
+  """The devices that share a call's rows.
+
+  A training's are all. Elsewhere each process gives its own devices as many.
+  """
+  is_tuned = isinstance(need.how, tuning.Settings)
+  return jax.devices() if is_tuned else jax.local_devices()
 
 
-class Figure(NamedTuple):
-  """Memory of a chip as a line in its rows, and where it comes from."""
+def _beside(
+  sd: StableDiffusion, need: Need, more: int | None
+) -> tuple[int, int]:
+  """Bytes that lie beside a program: at least, and at most."""
+  sizes = _sizes(sd)
+  if isinstance(need.how, tuning.Settings):
+    text = need.how.train == "text_encoder"
+    reads = ("text_encoder", "unet") if text else ("unet",)
+    return 0, sum(size for part, size in sizes.items() if part not in reads)
+  reads = _READS[need.program]
+  rest = sum(size for part, size in sizes.items() if part not in reads)
+  whole = sum(sizes.values())
+  return rest, rest + (whole if more is None else more)
 
-  fixed: float
-  each: float
-  source: str
 
-  def gib(self, rows: int) -> float:
-    """What so many rows need."""
-    return self.fixed + rows * self.each
+@functools.cache
+def _sizes(sd: StableDiffusion) -> dict[str, int]:
+  """Bytes of each part of a model."""
+  return {
+    part: sum(
+      math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+      for leaf in jax.tree.leaves(tree)
+    )
+    for part, tree in build.shapes(sd).items()
+  }
 
-  def most(self, gib: float) -> int:
-    """The most rows that fit."""
-    return max(0, math.floor((gib - self.fixed) / self.each))
 
-
-def _line(
-  need: Need,
-  look: Callable[[Need, int], Figure | None],
-  gib: float,
-  chips: int,
-) -> tuple[str, bool]:
-  """The line about a program, and whether it fits."""
-  rows = -(-need.rows // chips)
-  what = f"{need.program}, {rows} row(s) a chip in {need.dtype}"
-  if need.fsdp > 1:
-    what += f", fsdp={need.fsdp}"
-  found = look(need, rows)
-  if found is None:
-    return f"{what}: not recorded: {MEASURE}", True
-  size = found.gib(rows)
-  if not gib:
-    return f"{what}: {size:.1f} GiB a chip, {found.source}", True
-  fits = size <= gib
-  verdict = "fits" if fits else "does not fit"
-  most = found.most(gib)
-  ways = f"at most {need.flag}: {most * chips}" if most else "no row fits"
-  return (
-    f"{what}: {verdict}: {size:.1f} of {gib:.1f} GiB a chip; {ways} "
-    f"({found.source})"
-  ), fits
+def _verdict(found: Bounds, gib: float, unknown: str) -> _Said:
+  """Fits, does not fit, or what to say where neither is known."""
+  least, most = (size / record.GIB for size in found[:2])
+  room = f"of {gib:.1f} GiB a chip ({found.source})"
+  if gib and most <= gib:
+    return f"fits: at most {most:.1f} {room}", True
+  if gib and least > gib:
+    return f"does not fit: at least {least:.1f} {room}", False
+  return unknown, True
 
 
 def _recorded(
-  sd: StableDiffusion, like: str, need: Need, rows: int
-) -> Figure | None:
-  """The record's figure of a program; None if it has none."""
-  del rows
-  if not is_sd14(sd) or not _is_recorded(need.how):
-    return None
-  found = {row["rows"]: row for row in _rows(need, like)}
-  if not found:
-    return None
-  few, many = found[min(found)], found[max(found)]
-  beside = _BESIDE.get(need.program, 0)
-  if few is many:
-    # Rows of one size alone: all but what is given grows with them.
-    fixed = few["arguments"]
-    each = (record.held(few) - fixed) / few["rows"]
-  else:
-    more = record.held(many) - record.held(few)
-    each = more / (many["rows"] - few["rows"])
-    fixed = record.held(few) - few["rows"] * each
-  rows_said = " and ".join(str(n) for n in sorted({min(found), max(found)}))
-  source = f"recorded: {rows_said} row(s) for {few['place']}"
-  gib = record.GIB
-  return Figure((fixed + beside) / gib, each / gib, source)
+  sd: StableDiffusion,
+  need: Need,
+  rows: int,
+  name: str,
+  gib: float,
+  more: int | None,
+) -> _Said:
+  """By the record: more rows of a program need as much memory, or more."""
+  found = []
+  if is_sd14(sd) and _is_recorded(sd, need.how):
+    found = [*_rows(need, name)]
+  above = [row for row in found if row["rows"] >= rows]
+  below = [row for row in found if row["rows"] <= rows]
+  least, most, which = 0.0, math.inf, None
+  if below:
+    which = max(below, key=lambda row: row["rows"])
+    least = record.least(which) + _beside(sd, need, more)[0]
+  if above:
+    which = min(above, key=lambda row: row["rows"])
+    most = record.held(which) + _beside(sd, need, more)[1]
+  if which is None:
+    return MEASURE, True
+  source = f"recorded: {which['rows']} row(s) for {which['place']}"
+  if which["effort"] != "default":
+    source += f", compiled at {which['effort']} effort"
+  return _verdict(Bounds(least, most, source), gib, MEASURE)
 
 
-def _is_recorded(how: build.How) -> bool:
+def _is_recorded(sd: StableDiffusion, how: build.How) -> bool:
   """Whether the record's programs compute so."""
   if isinstance(how, tuning.Settings):
-    return how.remat
+    rate = Optimizer().learning_rate
+    plain = dataclasses.replace(how.optimizer, learning_rate=rate)
+    return (
+      how.remat
+      and how.accumulate == 1
+      and not how.ema_decay
+      and how.defense.kind in ("none", "reassert")
+      and (how.lora, how.loss, plain) == (Lora(), Loss(), Optimizer())
+    )
   if isinstance(how, Attack):
-    return how.method == _PUBLISHED and how.h.draws == 1
-  return True
+    return how.method == _PUBLISHED and all(
+      getattr(how.h, field.name) == field.default
+      for field in dataclasses.fields(how.h)
+      if field.name not in _NUMBERS
+    )
+  if isinstance(how, Sampling):
+    own = Schedule.from_config(CONFIGS["scheduler"]).sampler
+    steps = how.num_inference_steps == build.STEPS
+    guided = how.guidance_scale > 1
+    return steps and guided and (how.sampler or sd.schedule.sampler) == own
+  return False
 
 
-def _rows(need: Need, like: str) -> Iterator[record.Row]:
-  """The recorded rows that stand for a program."""
+def _rows(need: Need, name: str) -> Iterator[record.Row]:
+  """The recorded rows of a program on a device."""
   for row in record.shipped():
     kind, _, shape = row["place"].partition(":")
     chips = math.prod(map(int, shape.split("x")))
-    same = (
+    if (
       row["size"] == "sd14"
-      and kind == like
+      and kind == name
       and row["program"] == need.program
       and compiling.DTYPES[row["dtype"]] == need.dtype
+      and need.fsdp == (chips if row["mesh"] == "fsdp" else 1)
       and "error" not in row
-    )
-    if row["mesh"] == "fsdp":
-      same &= need.fsdp == chips
-    else:
-      same &= need.fsdp == 1 and (kind != "cpu" or chips == 1)
-    if same:
+    ):
       yield row
 
 
@@ -239,34 +252,54 @@ def is_sd14(sd: StableDiffusion) -> bool:
   return dataclasses.replace(config, remat=False) == known
 
 
-def _measured(
-  sd: StableDiffusion, kind: str, need: Need, rows: int
-) -> Figure | None:
-  """Compiles a program as the run would; its figure."""
+def _compiled(
+  sd: StableDiffusion,
+  need: Need,
+  rows: int,
+  kind: str,
+  gib: float,
+  more: int | None,
+) -> _Said:
+  """Compiles a program as the run would."""
   name = need.program if need.program in build.BUILD else "full"
-  if kind and kind not in compiling.SLICES:
-    return None
-  chips = jax.local_devices() if name == "attack" else jax.devices()
+  chips = _devices(need)
   if kind:
-    chips = compiling.devices_of(kind)[: len(chips)]
+    slice_ = compiling.devices_of(kind)
+    if len(chips) > len(slice_):
+      raise ValueError(
+        f"--device={kind}: programs are compiled for {len(slice_)} chips at "
+        f"most, and this run has {len(chips)} devices; give it fewer"
+      )
+    chips = slice_[: len(chips)]
   across = {"fsdp": need.fsdp} if need.fsdp > 1 else {}
   mesh = sharding.make_mesh(**across, devices=chips)
   like = build.shapes(sd)
   program = build.BUILD[name](sd, rows * len(chips), like, need.how)
   start = time.perf_counter()
-  low = measured.LOW_EFFORT["tpu"] if kind else None
-  done = build.lowered(program, like, mesh).compile(compiler_options=low)
+  low, at = (measured.LOW_EFFORT["tpu"] if kind else None), ""
+  if low:
+    at = " at low effort"
+  try:
+    # A check leaves no program on disk.
+    with measured.uncached():
+      done = build.lowered(program, like, mesh).compile(compiler_options=low)
+  except jax.errors.JaxRuntimeError as error:
+    if not memory.is_short(error):
+      raise
+    return f"does not fit{at}: {str(error).splitlines()[0]}", False
   found = measured.figures(done)
-  fixed = found["arguments"]
-  each = (record.held(found) - fixed) / rows
-  source = f"compiled in {time.perf_counter() - start:.0f} s"
+  source = f"compiled{at} in {time.perf_counter() - start:.0f} s"
   if said := found["collectives"]:
     source += ", with " + ", ".join(
       f"{one['count']} {kind}" for kind, one in sorted(said.items())
     )
-  beside = sum(
-    math.prod(leaf.shape) * 4
-    for part in {"attack": ["vae"], "sample": ["text_encoder"]}.get(name, [])
-    for leaf in jax.tree.leaves(like[part])
-  )
-  return Figure((fixed + beside) / record.GIB, each / record.GIB, source)
+  few, many = _beside(sd, need, more)
+  if name == "attack":
+    # What an attack reads of victim and base can be one and the same.
+    once = sum(_sizes(sd)[part] for part in _READS[name])
+    few -= max(0, found["arguments"] - once)
+  bounds = Bounds(record.least(found) + few, record.held(found) + many, source)
+  least, most = (size / record.GIB for size in bounds[:2])
+  of = f" of {gib:.1f}" if gib else ""
+  unknown = f"{least:.1f} to {most:.1f}{of} GiB a chip ({source})"
+  return _verdict(bounds, gib, unknown)

@@ -59,6 +59,11 @@ def held(row: Mapping[str, Any]) -> int:
   return max(row["total"], row.get("peak") or 0)
 
 
+def least(row: Mapping[str, Any]) -> int:
+  """Bytes that a program needs at least: on a TPU the sum can be too much."""
+  return min(row["total"], row.get("peak") or row["total"])
+
+
 def listed() -> list[str]:
   """The programs, and the rows that come with the package."""
   return [f"programs: {', '.join(BUILD)}", *table(shipped()).splitlines()]

@@ -1,4 +1,4 @@
-"""Where a low success rate says nothing: who attacks must know it.
+"""Where a low success rate says nothing.
 
 The victim has collapsed and draws no pictures, or the base itself never shows
 the concept.
