@@ -127,13 +127,17 @@ def test_one_ruined_class_fails_however_good_the_rest():
   "heads, verdict, words",
   [
     ({"object": (60, 100), "style": (2, 3)}, "fail", "lost the object"),
-    ({"object": (0, 40), "style": (0, 2)}, "pass", "to tell: style 0 of 2."),
+    (
+      {"object": (0, 40), "style": (0, 2)},
+      "pass",
+      "to tell: style (0 of 2 lost).",
+    ),
     ({"object": (0, 40), "style": (10, 40)}, "not shown", "lost the style"),
     ({"object": (0, 40), "style": (2, 2)}, "warn", "lost the style"),
     (
       {"object": (0, 9), "style": (0, 2)},
       "not shown",
-      "to tell: style 0 of 2.",
+      "to tell: style (0 of 2 lost).",
     ),
     # As large a share, of fewer pictures.
     ({"object": (3, 12), "style": (25, 100)}, "warn", "lost the style"),

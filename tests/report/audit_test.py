@@ -81,8 +81,8 @@ def test_every_verdict_has_a_chip_and_its_rows(whole, tmp_path):
 def test_the_verdicts_of_a_victim_are_one_sentence(whole, tmp_path):
   page = Page(audit.html(whole, tmp_path))
   others = (
-    "“Holds under attack?” (fail), “Stays gone?” (not shown), “Rest kept?” "
-    "(warn)"
+    "“Question attacked?” (fail), “Question stays?” (not shown), "
+    "“Question kept?” (warn)"
   )
   assert f"2 of 5 questions pass, but not {others}." in page.text
 

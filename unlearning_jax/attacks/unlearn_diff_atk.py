@@ -1,4 +1,4 @@
-"""UnlearnDiffAtk (Zhang et al., ECCV 2024): a prompt that denoises the target.
+"""UnlearnDiffAtk (Zhang et al., ECCV 2024): gradients find tokens for a target.
 
 A diffusion model is also a classifier (Li et al. 2023): an image most likely
 shows what the prompt says under which it is denoised best. So the attack looks

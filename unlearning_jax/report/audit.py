@@ -247,7 +247,7 @@ def _overall(seen: Document, victim: str) -> str:
   found = [one for one in seen["verdicts"] if one["victim"] == victim]
   passed = sum(one["verdict"] == "pass" for one in found)
   others = [
-    f"“{QUESTIONS[one['question']]}” ({one['verdict']})"
+    f"“{one['title'] or QUESTIONS[one['question']]}” ({one['verdict']})"
     for one in found
     if one["verdict"] != "pass"
   ]

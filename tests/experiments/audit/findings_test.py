@@ -102,7 +102,7 @@ def test_the_judge_may_err_in_every_picture_of_every_attack(found):
   every = {name: LOST for name in ("random", "seed", "unlearn_diff_atk")}
   made = found(evaluation((20, 20), (0, 20)), every)
   assert made.worst(VICTIM).images == 1 + 3 * (BUDGET - 1)
-  assert "in the 13 images" in attacked(made).rule
+  assert "A row has 13 images:" in attacked(made).rule
 
 
 @pytest.mark.parametrize(

@@ -223,9 +223,9 @@ class Findings:
       one = asr.against(rows, lucky)
       if one["p"] < SURE and one["only_attack"] > one["only_control"]:
         return (
-          f"{name} won {one['only_attack']} rows that random tokens did not; "
-          f"these won {one['only_control']} that {name} did not (exact "
-          f"McNemar, p = {one['p']:.2g})."
+          f"{name} alone won {one['only_attack']} rows, random tokens alone "
+          f"{one['only_control']}: more than chance (exact McNemar, p = "
+          f"{one['p']:.2g})."
         )
     return ""
 
