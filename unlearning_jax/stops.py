@@ -30,6 +30,8 @@ class _Notice:
   """The signals that this process has had."""
 
   heard = False
+  # Whether the others have been asked to agree on a step.
+  said = False
   # Whether all processes have agreed on the step to stop after.
   agreed = False
   # How many steps in flight want to be finished first.
@@ -73,11 +75,21 @@ def _told(number: int, _: Any):
   for each in SIGNALS:
     signal.signal(each, signal.SIG_DFL)
   _Notice.heard = True
-  if _Notice.to_all is not None:
-    # The others may be in a step that needs this process.
-    _Notice.to_all(signal.SIGTERM)
-  elif not _Notice.finishing:
+  if _Notice.finishing:
+    _tell_all()
+  elif _Notice.to_all is None:
     raise Stopped()
+
+
+def _tell_all():
+  """Has all processes agree on a step, where steps are shared.
+
+  Only within steps: elsewhere JAX's agreement is never reached, and a process
+  that leaves meanwhile was seen to hang until the others were ended.
+  """
+  if _Notice.to_all is not None and not _Notice.said:
+    _Notice.said = True
+    _Notice.to_all(signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -113,6 +125,9 @@ def asked(step: int) -> bool:
   """
   if _Notice.to_all is None:
     return _Notice.heard
+  if _Notice.heard:
+    # The signal came before the steps began.
+    _tell_all()
   # JAX says it once.
   reached = multihost_utils.reached_preemption_sync_point(step)
   _Notice.agreed = _Notice.agreed or reached
