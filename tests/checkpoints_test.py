@@ -17,7 +17,6 @@ TOGETHER = """
 import pathlib, sys
 import numpy as np
 from unlearning_jax import checkpoints, durable, processes
-processes.SHUTDOWN_S = 5
 processes.initialize_distributed(True)
 import jax
 folder, state = pathlib.Path(sys.argv[1]), {"w": np.arange(4096.0)}

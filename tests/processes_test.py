@@ -33,7 +33,6 @@ processes.wait_for_all("ended")
 WORK = """
 import sys, time
 from unlearning_jax import processes, stops
-processes.SHUTDOWN_S = 5
 shared = sys.argv[1] == "shared"
 processes.initialize_distributed(True, polled=shared)
 stops.listen(shared=shared)
@@ -54,7 +53,6 @@ except stops.Stopped:
 STAGE = """
 import pathlib, sys
 from unlearning_jax import processes
-processes.SHUTDOWN_S = 5
 processes.initialize_distributed(True)
 import jax
 from unlearning_jax.experiments import cells
