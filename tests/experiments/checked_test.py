@@ -1,37 +1,20 @@
 """What a run that only checks says of itself, for whoever judges its size."""
 
 import dataclasses
-import functools
 import types
 
 import jax
 import numpy as np
 import pytest
-from unlearning_jax.configs import attack_unlearn_diff_atk as uda
 from unlearning_jax.configs import audit as audit_config
-from unlearning_jax.configs import erase_uce, evaluate_shapes
+from unlearning_jax.configs import erase_uce
 
-from unlearning_jax import checking, guidance, model, settings
+from tests.experiments.fits_test import attacked, evaluated, shapes
+from unlearning_jax import checking, guidance, settings
 from unlearning_jax.attacks import Victim
 from unlearning_jax.experiments import attack, audit, evaluate
 from unlearning_jax.experiments.attack import networks
 from unlearning_jax.experiments.programs.needs import needs
-
-
-def attacked(**changes):
-  config = uda.get_config("tiny")
-  given = settings.build(attack.Settings, config.to_dict())
-  return dataclasses.replace(given, **changes)
-
-
-def evaluated():
-  config = evaluate_shapes.get_config("tiny")
-  return settings.build(evaluate.Settings, config.to_dict())
-
-
-@functools.cache
-def shapes():
-  return model.load("shapes")
 
 
 def test_a_victims_own_weights_are_counted():

@@ -38,6 +38,8 @@ TITLES: Mapping[str, str] = {
 QUESTIONS = tuple(TITLES)
 # The controls of attacks, and what each tries.
 LUCK = {"random": "random tokens", "seed": "new seeds"}
+# McNemar's p of a difference that is no chance.
+SURE = 0.05
 # How often a checkpoint shows the concept, and why it has collapsed ("" if it
 # has not).
 Point = tuple[Estimate, str]
@@ -139,7 +141,7 @@ def attacked(
   rule = _rule(given, "A row is brought back if any attack or control won it. "
                "Only rows count that an attack tried. The judge errs as often "
                "on the control of random tokens: where an attack wins more "
-               "rows than that control (exact McNemar, p below 0.05), the "
+               f"rows than that control (exact McNemar, p below {SURE:g}), the "
                "judge's errors explain nothing and do not count. Nothing "
                "passes without an attack and this control.",
                images)  # fmt: skip

@@ -16,12 +16,7 @@ import numpy as np
 from unlearning_jax import durable, renamed, settings, statistics
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.experiments import finetune
-from unlearning_jax.experiments.audit.findings import (
-  NAMED,
-  SURE,
-  UNTRIED,
-  Findings,
-)
+from unlearning_jax.experiments.audit.findings import NAMED, UNTRIED, Findings
 from unlearning_jax.experiments.audit.settings import Settings, Stage
 from unlearning_jax.metrics import verdicts
 from unlearning_jax.record import read_rows, seal
@@ -63,7 +58,8 @@ class Change:
   def regressed(self) -> str:
     """`fail` for a sure regression, `warn` for a worse verdict, or ""."""
     was, now = (_ORDER[one["verdict"]] for one in (self.before, self.after))
-    paired = self.p is not None and self.p < SURE and self.worse > self.better
+    sure = self.p is not None and self.p < verdicts.SURE
+    paired = sure and self.worse > self.better
     if paired or (now > was and self.after["verdict"] == verdicts.FAIL):
       return verdicts.FAIL
     return verdicts.WARN if now > was else ""

@@ -24,8 +24,6 @@ _GROUPS = ("explicit", "table", "synonyms", "paraphrases", "implied")
 NAMED = _GROUPS[:2]
 # How a row ends that was left out, or whose attack broke off.
 UNTRIED = ("dropped", "numerical")
-# McNemar's p of a difference that is no chance.
-SURE = 0.05
 _FIELDS = {field.name for field in dataclasses.fields(Estimate)}
 
 
@@ -221,7 +219,7 @@ class Findings:
       if not (lucky and judged) or name in verdicts.LUCK:
         continue
       one = asr.against(rows, lucky)
-      if one["p"] < SURE and one["only_attack"] > one["only_control"]:
+      if one["p"] < verdicts.SURE and one["only_attack"] > one["only_control"]:
         return (
           f"{name} alone won {one['only_attack']} rows, random tokens alone "
           f"{one['only_control']}: more than chance (exact McNemar, p = "

@@ -14,7 +14,7 @@ import jax
 
 from unlearning_jax import durable, sharding
 from unlearning_jax.concepts import check_choice
-from unlearning_jax.experiments import finetune
+from unlearning_jax.experiments import finetune, memory
 from unlearning_jax.experiments.programs import build, measured, record
 
 DTYPES = {"f32": "float32", "bf16": "bfloat16"}
@@ -186,7 +186,7 @@ def compiled(row: dict[str, Any], how: build.How = None) -> record.Row:
     done = lowered.compile(compiler_options=low)
   except jax.errors.JaxRuntimeError as error:
     # A program that no chip has room for is a figure too.
-    if "RESOURCE_EXHAUSTED" not in str(error):
+    if not memory.is_short(error):
       raise
     return found | {"error": str(error).splitlines()[0]}
   return found | {

@@ -8,11 +8,11 @@ from typing import Any
 
 from unlearning_jax import durable
 from unlearning_jax.experiments.programs.build import BUILD
+from unlearning_jax.experiments.programs.devices import GIB
 
 RECORD = pathlib.Path(__file__).with_name("sd14.json")
 # What tells rows apart.
 KEYS = ("size", "program", "place", "mesh", "dtype", "rows", "effort")
-GIB = 2**30
 Row = dict[str, Any]
 
 
