@@ -117,7 +117,7 @@ def beside(tmp_path):
   config.rows_per_group = 2
   run = workdir.Workdir(tmp_path / "control", config)
   for row in attack_rows.listed(build(config)):
-    run.append_row({**row, "victim": "a" * 12})
+    run.append_row({**row, "victim": "a" * 12, "status": "pre"})
   run.mark_done()
   return str(tmp_path / "control")
 

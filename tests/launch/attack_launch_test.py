@@ -56,7 +56,7 @@ def learnt(folder):
   """A finished run that has learnt one word."""
   hparams = {"method": "concept_inversion", "hparams": {}}
   run = workdir.Workdir(folder, hparams)
-  run.append_row({"id": "a", "embeds": [[0.01] * 128]})
+  run.append_row({"id": "a", "status": "won", "embeds": [[0.01] * 128]})
   run.mark_done()
   return folder
 

@@ -194,7 +194,7 @@ def test_too_little_memory_names_what_to_halve():
 def test_a_stop_while_it_waits_at_the_end_is_said(monkeypatch, capsys):
   """The others hear of it, and whoever reads the log."""
   said = []
-  typed = {"coordinator": "", "distributed": True, "check": ""}
+  typed = {"coordinator": "", "distributed": True, "check": "", "device": ""}
   values = {name: mock.Mock(value=value) for name, value in typed.items()}
   monkeypatch.setattr(flags.flags, "FLAGS", values)
   monkeypatch.setattr(stops, "listen", lambda **_: None)

@@ -293,7 +293,7 @@ def test_words_come_from_a_finished_inversion(tmp_path):
   with pytest.raises(ValueError, match="not a finished run"):
     victims.bind(build(config))
   run = Workdir(tmp_path, {"method": "concept_inversion", "hparams": {}})
-  run.append_row({"id": "a", "embeds": [[0.0] * 128]})
+  run.append_row({"id": "a", "status": "won", "embeds": [[0.0] * 128]})
   run.append_row({"id": "b", "status": "pre"})
   run.mark_done()
   h = victims.bind(build(config)).h
