@@ -66,6 +66,15 @@ def quickest_compiler(quick_compiler):
     yield
 
 
+@pytest.fixture(scope="module")
+def scripts_in_turn():
+  """Runs the launch scripts of a module in one process; see `in_turn`."""
+  from tests.support import in_turn
+
+  with in_turn.process() as run:
+    yield run
+
+
 # A worker meets a hundred modules, and programs are never given back by
 # themselves: one that held 8 GiB was seen to abort while it stored a program.
 _HELD_GIB = 3

@@ -226,7 +226,7 @@ SMALLER = {
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(scripts_in_turn, tmp_path_factory):
   """The edit that `make demo` leaves behind, made by its own command."""
   folder = tmp_path_factory.mktemp("runs")
   recipe = subprocess.run(
@@ -234,7 +234,7 @@ def demo(tmp_path_factory):
     cwd=ROOT, capture_output=True, text=True, check=True,
   ).stdout.replace("runs/demo", str(folder))  # fmt: skip
   (arguments,) = re.findall(r"-m launch\.audit (.*)", recipe)
-  scripts.run(
+  scripts_in_turn(
     "audit", *arguments.split(), "--only=erase", model=narrow.folder()
   ).finish()
   return folder
@@ -287,7 +287,9 @@ def test_the_lines_for_stable_diffusion_run(page, tmp_path):
 @pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.parametrize("page", RUN)
-def test_the_commands_of_a_page_run(page, demo, commands, tmp_path):
+def test_the_commands_of_a_page_run(
+  page, demo, commands, scripts_in_turn, tmp_path
+):
   for block in blocks(page, "python"):
     python(block, tmp_path)
   shutil.copytree(ROOT / "configs", tmp_path / "configs")
@@ -314,7 +316,7 @@ def test_the_commands_of_a_page_run(page, demo, commands, tmp_path):
         *[a for a in arguments if not a.startswith("--protocol")],
       ]
       small = []
-    scripts.run(
+    scripts_in_turn(
       name, *arguments, *small, cwd=tmp_path, model=narrow.folder()
     ).finish()
     ran += 1

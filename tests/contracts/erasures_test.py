@@ -148,9 +148,15 @@ def models():
   """By method: the Shapes model, or one that compiles in half the time."""
   sd, params = stable.load(shapes.model_folder())
   narrow, victim, _ = attacks_cases.make_world()
-  unet = jax.device_get(victim.params["unet"])
-  trained = (narrow, {**params, "unet": unet})
-  return {n: trained if n in SLOW else (sd, params) for n in ERASURES}
+  trained = narrow, {**params, **victim.params}
+  everywhere = sharding.replicated(sharding.make_mesh())
+  return {
+    name: (sd, sharding.place(params, everywhere))
+    for names, (sd, params) in (
+      (SLOW, trained), (ERASURES.keys() - SLOW, (sd, params)),
+    )
+    for name in names
+  }  # fmt: skip
 
 
 @pytest.fixture
@@ -238,12 +244,10 @@ def test_a_second_call_gives_the_same_and_compiles_nothing(
 @every()
 def test_one_device_is_as_good_as_eight(name, model, made, monkeypatch):
   sd, params = model
-  spread = sharding.place(params, sharding.replicated(sharding.make_mesh()))
-  eight = run(name, 0, (sd, spread))
-  devices = jax.devices()[:1]
+  eight, devices = made(name), jax.devices()[:1]
   monkeypatch.setattr(jax, "local_devices", lambda *_, **__: devices)
   with sharding.alone():
-    one = run(name, 0, model)
+    one = run(name, 0, (sd, jax.device_get(params)))
   if isinstance(one, Guidance):
     assert one == eight
     return

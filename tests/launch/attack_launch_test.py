@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support import narrow, scripts
+from tests.support import narrow
 from tests.support.scripts import ROOT
 from unlearning_jax.record import workdir
 
@@ -26,9 +26,13 @@ FEW = [*SMALL, "--config.hparams.iterations=2"]
 pytestmark = pytest.mark.e2e
 
 
-def attack(config, workdir, *arguments):
-  flags = [f"--config={config}", f"--workdir={workdir}", *arguments]
-  return scripts.run("attack", *flags, model=narrow.folder())
+@pytest.fixture(scope="module")
+def attack(scripts_in_turn):
+  def run(config, workdir, *arguments):
+    flags = [f"--config={config}", f"--workdir={workdir}", *arguments]
+    return scripts_in_turn("attack", *flags, model=narrow.folder())
+
+  return run
 
 
 def rows(folder):
@@ -71,7 +75,7 @@ def learnt(folder):
   ],
   ids=lambda path: path.stem,
 )
-def test_every_config_runs(path, tmp_path):
+def test_every_config_runs(path, attack, tmp_path):
   flags = few(path, "tiny,task=style,name=neon")
   if path.stem.endswith("_probe"):
     flags += ["--config.never_knew=none", "--config.hparams.steps=2"]
@@ -95,7 +99,9 @@ def test_every_config_runs(path, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_same_rows_and_meets_its_control(tmp_path):
+def test_a_killed_run_ends_with_the_same_rows_and_meets_its_control(
+  attack, tmp_path
+):
   config = ROOT / "configs" / "attack_unlearn_diff_atk.py"
   folder = tmp_path / "run"
   attack(config, folder, *FEW).finish()
@@ -119,7 +125,7 @@ def test_a_killed_run_ends_with_the_same_rows_and_meets_its_control(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_table_without_a_judge_keeps_its_images(tmp_path):
+def test_a_table_without_a_judge_keeps_its_images(attack, tmp_path):
   table = tmp_path / "prompts.csv"
   table.write_text(
     "case_number,prompt,evaluation_seed,evaluation_guidance\n"
@@ -152,7 +158,7 @@ def test_a_table_without_a_judge_keeps_its_images(tmp_path):
     ("--edit=/no/such/edit", ["/no/such/edit"]),
   ],
 )
-def test_a_wrong_call_writes_no_row(override, words, tmp_path):
+def test_a_wrong_call_writes_no_row(override, words, attack, tmp_path):
   config = ROOT / "configs" / "attack_unlearn_diff_atk.py"
   result = attack(config, tmp_path / "run", *FEW, override)
   assert result.returncode != 0

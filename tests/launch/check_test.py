@@ -4,7 +4,6 @@ import pytest
 from absl import flags as absl_flags
 from unlearning_jax.launch import checks
 
-from tests.support import scripts
 from unlearning_jax import checking
 from unlearning_jax.record import Workdir, binding
 
@@ -25,21 +24,21 @@ VERBS = {
 @pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_check_writes_nothing(verb, tmp_path):
+def test_a_check_writes_nothing(verb, scripts_in_turn, tmp_path):
   (tmp_path / "list.txt").write_text("star\n")
   flags = [*VERBS[verb], "--check"]
   if verb != "erase_list":
     flags.append("--workdir=run")
-  done = scripts.run(verb, *flags, cwd=tmp_path).finish()
+  done = scripts_in_turn(verb, *flags, cwd=tmp_path).finish()
   assert "checked, for 1 cpu device(s): nothing is wrong" in done.stdout
   assert [path.name for path in tmp_path.iterdir()] == ["list.txt"]
 
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_a_check_sees_what_does_not_fit(tmp_path):
+def test_a_check_sees_what_does_not_fit(scripts_in_turn, tmp_path):
   flags = ["--config=finetune_lora:tiny", "--mesh=data=4,fsdp=2", "--check"]
-  done = scripts.run("finetune", *flags, f"--workdir={tmp_path}/run")
+  done = scripts_in_turn("finetune", *flags, f"--workdir={tmp_path}/run")
   assert done.returncode == 1
   assert "valid: --mesh=data=1,fsdp=1" in done.stderr
 
@@ -76,10 +75,10 @@ def test_only_a_check_ends_where_the_work_begins():
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_a_check_can_compile_what_would_run(tmp_path):
+def test_a_check_can_compile_what_would_run(scripts_in_turn, tmp_path):
   config = "--config=finetune_lora:tiny,without=object/star"
   flags = [config, "--check=compile", f"--workdir={tmp_path}/run"]
-  done = scripts.run("finetune", *flags, cwd=tmp_path).finish()
+  done = scripts_in_turn("finetune", *flags, cwd=tmp_path).finish()
   said, verdict = done.stdout.splitlines()[-2:]
   assert said.startswith("cpu: lora, 48 row(s) a chip in float32: ")
   assert "GiB a chip (compiled in" in said and "fits" not in said
@@ -88,9 +87,9 @@ def test_a_check_can_compile_what_would_run(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_a_device_without_a_check_starts_nothing(tmp_path):
+def test_a_device_without_a_check_starts_nothing(scripts_in_turn, tmp_path):
   flags = ["--config=erase_uce:tiny", "--device=v5e"]
-  done = scripts.run("erase", *flags, f"--workdir={tmp_path}/run")
+  done = scripts_in_turn("erase", *flags, f"--workdir={tmp_path}/run")
   assert done.returncode == 1 and not any(tmp_path.iterdir())
   assert "--check is not given" in done.stderr
 

@@ -59,9 +59,13 @@ GUIDED = ("sld", "negative_prompt")
 pytestmark = pytest.mark.e2e
 
 
-def erase(config, workdir, *arguments, model=None):
-  flags = [f"--config={config}", f"--workdir={workdir}", *SMALL, *arguments]
-  return scripts.run("erase", *flags, model=model)
+@pytest.fixture(scope="module")
+def erase(scripts_in_turn):
+  def run(config, workdir, *arguments, model=None):
+    flags = [f"--config={config}", f"--workdir={workdir}", *SMALL, *arguments]
+    return scripts_in_turn("erase", *flags, model=model)
+
+  return run
 
 
 @pytest.mark.parametrize(
@@ -75,7 +79,7 @@ def erase(config, workdir, *arguments, model=None):
   ],
   ids=lambda path: path.stem,
 )
-def test_erase_runs_every_config(path, tmp_path):
+def test_erase_runs_every_config(path, erase, tmp_path):
   method = path.stem.removeprefix("erase_")
   short = [f"--config.hparams.{flag}" for flag in SHORT.get(method, ())]
   # What trains does so on the narrow network, or compiling takes a minute.
@@ -123,7 +127,7 @@ def test_every_class_of_the_shapes_world_has_a_config(path):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(erase, tmp_path_factory):
   """The folder of an erasure that ended."""
   folder = tmp_path_factory.mktemp("made") / "uce"
   erase(f"{CONFIGS}/erase_uce.py:tiny", folder).finish()

@@ -51,7 +51,8 @@ def script(name: str) -> ModuleType:
 
 
 @functools.cache
-def _server():
+def server():
+  """What processes of tests are forked from."""
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(IMPORTS)
   return context
@@ -88,7 +89,7 @@ class Run:
 
   def __init__(self, name, *arguments, env=None, cwd=ROOT, model=None):
     self._files = tempfile.TemporaryDirectory()
-    self._process = _server().Process(
+    self._process = server().Process(
       target=_become,
       args=(
         name if "." in name else f"launch.{name}",

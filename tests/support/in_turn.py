@@ -1,0 +1,134 @@
+"""Many launch scripts in one process, one after the other.
+
+What one of them traced and compiled serves the next, which takes half as long
+as in a process of its own. For scripts that end by themselves in folders of
+their own, and of whose process a test says nothing.
+"""
+
+import contextlib
+import functools
+import gc
+import importlib
+import os
+import pathlib
+import runpy
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from typing import NamedTuple
+from unittest import mock
+
+from absl import app, flags
+
+from tests.support import cache, scripts
+
+
+class Ended(NamedTuple):
+  """A script that has ended."""
+
+  returncode: int
+  stdout: str
+  stderr: str
+
+  def finish(self) -> "Ended":
+    """Expects a good end."""
+    assert self.returncode == 0, self.stderr[-3000:]
+    return self
+
+
+def _forget(cwd: str):
+  """Forgets what defined the script's flags, and the modules of its folder."""
+  for name, module in [*sys.modules.items()]:
+    file = getattr(module, "__file__", None) or ""
+    if name.startswith(("launch", "unlearning_jax.launch")) or (
+      file.startswith(cwd) and not file.startswith(str(scripts.ROOT))
+    ):
+      del sys.modules[name]
+
+
+def _status(name: str, arguments: list[str]) -> int:
+  sys.argv = [name, *arguments]
+  try:
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+  except SystemExit as end:
+    if isinstance(end.code, str):
+      print(end.code, file=sys.stderr)
+      return 1
+    return end.code or 0
+  except BaseException:
+    traceback.print_exc()
+    return 1
+  return 0
+
+
+def _serve(asked, environment: dict[str, str]):
+  """Runs what comes through the pipe, until it closes."""
+  gc.freeze()
+  cache.share()
+  world = importlib.import_module("unlearning_jax.shapes.world")
+  app.define_help_flags()
+  own = set(flags.FLAGS)
+  with contextlib.suppress(EOFError):
+    while True:
+      name, arguments, cwd, model, folder = asked.recv()
+      for descriptor, file in ((1, "out"), (2, "err")):
+        opened = os.open(f"{folder}/{file}", os.O_WRONLY | os.O_CREAT)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+      os.environ.clear()
+      os.environ.update(environment)
+      os.chdir(cwd)
+      with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(sys, "path", [cwd, *sys.path]))
+        if model:
+          changed = mock.patch.object(world, "model_folder", lambda m=model: m)
+          stack.enter_context(changed)
+        status = _status(name, arguments)
+      sys.stdout.flush()
+      sys.stderr.flush()
+      _forget(cwd)
+      for flag in set(flags.FLAGS) - own:
+        delattr(flags.FLAGS, flag)
+      gc.collect()
+      asked.send(status)
+
+
+@contextlib.contextmanager
+def process() -> Iterator[functools.partial[Ended]]:
+  """A process; what it yields runs `launch.<name>` in it.
+
+  run("erase", "--config=...", cwd=folder, model=folder) -> Ended
+  """
+  context = scripts.server()
+  ours, theirs = context.Pipe()
+  started = context.Process(
+    target=_serve, args=(theirs, {**os.environ, **scripts.QUICK})
+  )
+  started.start()
+  theirs.close()
+  try:
+    yield functools.partial(_run, started, ours)
+  finally:
+    ours.close()
+    started.join(30)
+    started.kill()
+
+
+def _run(
+  process, asked, name: str, *arguments: object, cwd=scripts.ROOT, model=None
+) -> Ended:
+  with tempfile.TemporaryDirectory() as folder:
+    asked.send(
+      (f"launch.{name}", [*map(str, arguments)], str(cwd), model, folder)
+    )
+    if not asked.poll(scripts.TIMEOUT):
+      process.kill()
+    try:
+      status = asked.recv()
+    except EOFError:
+      process.join()
+      status = process.exitcode
+    files = (pathlib.Path(folder, name) for name in ("out", "err"))
+    said = [file.read_text() if file.exists() else "" for file in files]
+  return Ended(status, *said)
