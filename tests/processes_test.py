@@ -265,7 +265,7 @@ def test_one_that_waits_hears_of_one_that_failed(coordinator, monkeypatch):
     # In steps that all share, or where the other has left.
     (True, 6, True),
     (False, processes._LEFT, True),
-    # In work of its own it comes to the wait; a wait that it has passed is over.
+    # In work of its own it comes to the wait; one that it has passed is over.
     (False, 6, False),
     (True, 5, False),
   ],
