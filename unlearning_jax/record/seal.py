@@ -61,7 +61,7 @@ def put(folder: pathlib.Path, *patterns: str):
   """Seals a folder that is no run by itself, such as an edit of many.
 
   Args:
-    folder: the folder.
+    folder: where `DONE` goes.
     patterns: of the files that are sealed; those of a run if none is named.
   """
   text = made(folder, patterns) if patterns else made(folder)

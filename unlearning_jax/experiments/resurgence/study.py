@@ -176,7 +176,7 @@ class Study:
 
     Args:
       key: of the record.
-      params: the model.
+      params: of the model that draws.
       rows: what is drawn.
       beside: the base's records of the same rows.
       more: what is recorded too.
