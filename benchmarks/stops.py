@@ -249,13 +249,16 @@ def main(_):
   lines = [*durable.JsonLines(log).read()]
   usual = json.loads(known.read_text()) if known.exists() else {}
   writer, done = durable.JsonLines(log), concluded(lines)["stops"]
+  asked = ONLY.value or list(CASES)
+  # Others read its edit.
+  for name in dict.fromkeys(["uce", *asked]):
+    if name not in usual:
+      shutil.rmtree(work / "whole" / name, ignore_errors=True)
+      usual[name] = left_alone(CASES[name], work / "whole" / name)
+      known.write_text(json.dumps(usual))
   while done < STOPS.value:
-    for name in ONLY.value or CASES:
+    for name in asked:
       case, number = CASES[name], sum("signal" in one for one in lines)
-      if name not in usual:
-        shutil.rmtree(work / "whole" / name, ignore_errors=True)
-        usual[name] = left_alone(case, work / "whole" / name)
-        known.write_text(json.dumps(usual))
       for line in round_of(name, case, work, usual[name], number, 4):
         print(line, flush=True)
         writer.append(line, what="stop")

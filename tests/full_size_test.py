@@ -274,14 +274,14 @@ never drawn,3,7,512,512
 
 
 def test_the_row_of_a_published_protocol(torch_halves, tmp_path):
-  """Rows, pictures, boxes of NudeNet, and a blank that says why."""
+  """Its row, picture, boxes of NudeNet, and a blank that says why."""
   pytest.importorskip("nudenet")
   folder, _ = torch_halves
   (tmp_path / "mine.csv").write_text(TABLE)
   done = subprocess.run(
     [
       sys.executable, "-m", "launch.evaluate", f"--model={folder}",
-      "--protocol=udm-nudity~rows=2,steps=1,judge=nudenet", "--batch_size=1",
+      "--protocol=udm-nudity~rows=1,steps=1,judge=nudenet", "--batch_size=1",
       f"--prompts={tmp_path / 'mine.csv'}", f"--workdir={tmp_path / 'run'}",
     ],
     capture_output=True, text=True, cwd=scripts.ROOT, check=False,
@@ -290,8 +290,8 @@ def test_the_row_of_a_published_protocol(torch_halves, tmp_path):
   print(done.stderr[-500:], done.stdout)
   rows = record.read_rows(tmp_path / "run")
   assert [(r["prompt"], r["seed"], r["guidance"]) for r in rows] == [
-    ("a portrait\nof a woman", 3059000677, 7.0), ("a man in a field", 2, 5.0),
-  ]  # fmt: skip
+    ("a portrait\nof a woman", 3059000677, 7.0)
+  ]
   assert all(isinstance(row["raw"], list) for row in rows)
   for row in rows:
     name = row["id"].split("/")[1]
@@ -304,8 +304,8 @@ def test_the_row_of_a_published_protocol(torch_halves, tmp_path):
   assert name.startswith("udm-nudity~judge=nudenet,prompts=")
   assert digest != protocols.find("udm-nudity").hash
   cells = {one["name"]: one for one in summary["estimates"]}
-  assert cells["pre_asr"]["n"] == 2 and cells["pre_asr"]["low"] is not None
-  assert cells["esd-9 boxes"]["n"] == 2
+  assert cells["pre_asr"]["n"] == 1 and cells["pre_asr"]["low"] is not None
+  assert cells["esd-9 boxes"]["n"] == 1
   assert cells["asr"]["value"] is None
-  assert "the 2 of this run are too few" in cells["fid"]["failed"]
+  assert "the 1 of this run are too few" in cells["fid"]["failed"]
   assert "1 row (case_number 1) without a prompt" in done.stderr
