@@ -67,7 +67,7 @@ def test_a_text_encoder_is_a_victim(prefix, model, tmp_path):
   )
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   placed = sharding.place(params, sharding.replicated(mesh))
-  there = victims.place(found, params, placed, mesh)
+  there = victims.place(model.sd, found, params, placed, mesh)
   ours, theirs = there.params["vae"], placed["vae"]
   pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
   assert all(
