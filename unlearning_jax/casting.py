@@ -33,7 +33,10 @@ def as_computed(sd: StableDiffusion, params: Params) -> Params:
   def cast(part: str, path: Any, leaf: Any) -> Any:
     names = [key.key for key in path]
     kept = _FLOAT32 & {*names} or any("norm" in name for name in names)
-    dtype = np.dtype(np.float32 if kept else types[part])
+    # A leaf that lies rounded already stays so.
+    if kept or leaf.dtype != np.float32:
+      return leaf
+    dtype = np.dtype(types[part])
     return leaf if leaf.dtype == dtype else leaf.astype(dtype)
 
   return {

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax import core
 from jax.experimental import multihost_utils, topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
@@ -268,7 +269,7 @@ def add_row_sums(
 
 def row_shares(rows: Any) -> int:
   """Devices that share an array's rows; 1 for a traced or a host array."""
-  if isinstance(rows, jax.core.Tracer) or not isinstance(rows, jax.Array):
+  if isinstance(rows, core.Tracer) or not isinstance(rows, jax.Array):
     return 1
   return len(rows) // rows.sharding.shard_shape(rows.shape)[0]
 
