@@ -289,6 +289,9 @@ def _together(
     print("\nstopped; the same command goes on", file=sys.stderr)
     processes.say_stopped()
     raise
+  except Exception as error:
+    processes.say_failed(error, leaves=True)
+    raise
   return status
 
 

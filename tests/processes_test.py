@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from unittest import mock
 
@@ -69,7 +70,40 @@ cells.run(
 """
 
 
+# A stage of steps that both share fails in process 1 alone; process 0 waits in
+# a collective, which hears nothing.
+STEPS = """
+import pathlib, sys
+from unlearning_jax import processes
+processes.initialize_distributed(True)
+import jax, numpy as np
+from jax.experimental import multihost_utils
+from unlearning_jax.experiments import cells
+
+def work(some):
+  try:
+    with processes.together(True):
+      for step in range(4):
+        if jax.process_index() == 1 and step == 2:
+          raise ValueError("a batch of its own")
+        multihost_utils.process_allgather(np.float32(step))
+  except ValueError as error:
+    processes.say_failed(error)
+    raise
+
+try:
+  cells.run(
+    cells.Folders(pathlib.Path(sys.argv[1])), ["stage"], work,
+    after=lambda: processes.wait_for_all("stage ended"),
+  )
+except OSError as error:
+  processes.say_failed(error, leaves=True)
+  sys.exit(f"error: {error}")
+"""
+
+
 def test_the_others_end_soon_after_one_that_fails():
+  assert 10 <= processes.STUCK_S < processes.SHUTDOWN_S
   assert processes.SHUTDOWN_S <= 30
 
 
@@ -156,7 +190,8 @@ class Coordinator(dict):
 
   looks = 0
 
-  def key_value_set(self, key, value):
+  def key_value_set(self, key, value, allow_overwrite=False):
+    assert allow_overwrite or key not in self
     self[key] = value
 
   def key_value_dir_get(self, prefix):
@@ -212,6 +247,55 @@ def test_the_last_to_come_looks_for_one_that_has_stopped(coordinator):
     processes.wait_for_all("rows")
 
 
+def test_one_that_waits_hears_of_one_that_failed(coordinator, monkeypatch):
+  """It says its error, as the other's log may lie on another machine."""
+  del coordinator[f"{processes._KEY}/3/4"]
+  with monkeypatch.context() as other:
+    other.setattr(jax, "process_index", lambda: 4)
+    processes.say_failed(ValueError("the disk is odd"), leaves=True)
+  with pytest.raises(
+    processes.PartedError, match="process 4 failed: ValueError: the disk is odd"
+  ):
+    processes.wait_for_all("rows")
+
+
+@pytest.mark.parametrize(
+  "together, at, ends",
+  [
+    # In steps that all share, or where the other has left.
+    (True, 6, True),
+    (False, processes._LEFT, True),
+    # In work of its own it comes to the wait; one that it has passed is over.
+    (False, 6, False),
+    (True, 5, False),
+  ],
+)
+def test_a_process_that_waits_for_one_that_failed_ends(
+  together, at, ends, coordinator, monkeypatch
+):
+  said = []
+
+  class Looks(threading.Event):
+    """It looks twenty times, a second each."""
+
+    count = 0
+
+    def wait(self, timeout=None):
+      self.count += 1
+      return self.count > 20 or bool(said)
+
+  looks = Looks()
+  coordinator[f"{processes._FAILED}{at}/4"] = json.dumps("ValueError: odd")
+  monkeypatch.setattr(Coordinator, "looks", -100)
+  monkeypatch.setattr(processes._Here, "wait", 5)
+  monkeypatch.setattr(processes._Here, "together", together)
+  monkeypatch.setattr(processes.time, "monotonic", lambda: 1.0 + looks.count)
+  monkeypatch.setattr(processes, "_end", lambda *found: said.append(found))
+  processes._watch(coordinator, 10, looks)
+  assert said == ([(10, 4, "ValueError: odd")] if ends else [])
+  assert not ends or looks.count == processes.STUCK_S + 2
+
+
 def started(script, *commands):
   """Starts one process of a script for each command line."""
   with socket.socket() as free:
@@ -265,6 +349,23 @@ def test_a_stage_that_fails_in_one_process_ends_all(tmp_path):
   assert "waits at 'rows attacked', and process 0 at 'stage e" in errors[1]
   failed = (tmp_path / "stage" / "failed.txt").read_text()
   assert failed.strip().endswith("ValueError: a row of its own")
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_steps_that_fail_in_one_process_end_all(tmp_path):
+  """They hung for ever: the one in a collective, the other where it waits."""
+  start = time.monotonic()
+  running = started(STEPS, [str(tmp_path)], [str(tmp_path)])
+  errors = [process.communicate(timeout=120)[1] for process in running]
+  assert [process.returncode for process in running] == [1, 1], errors
+  # Two starts take seconds of it.
+  assert time.monotonic() - start < 60
+  words = "process 1 failed, and this one waits for it: ValueError: a batch of "
+  assert f"process 0: error: {words}" in errors[0]
+  assert "Fatal" not in errors[0] + errors[1]
+  own, theirs = (errors[1].index(x) for x in ("ValueError: a b", "error: proc"))
+  assert own < theirs
 
 
 @pytest.mark.slow

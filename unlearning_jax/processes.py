@@ -1,12 +1,21 @@
-"""The processes of one run: how they find each other, wait, and end."""
+"""The processes of one run: how they find each other, wait, and end.
 
+A process that waits in a collective hears nothing. So each has a watch, which
+reads what the others say of their errors, and ends a process that waits for one
+that failed.
+"""
+
+import atexit
+import contextlib
 import itertools
 import json
 import os
 import re
 import sys
+import threading
 import time
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -22,6 +31,11 @@ HEARTBEAT_S = 30
 SHUTDOWN_S = 20
 # A process that has stopped waits so long for the others to stop too.
 STOPPED_S = 90
+# One that cannot go on without a process that failed is ended so much later: it
+# may be about to raise the same error. Outside of shared steps it has work of
+# its own, and comes to a wait.
+STUCK_S, LONG_S = 10, 600
+_WATCH_S = 2
 _TOLD = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _BY_HAND = re.compile(r"([^=,\s]+:\d+),(\d+),(\d+)")
 _SLURM_PORTS = 61440, 4096
@@ -30,8 +44,20 @@ _LOOK_S, _LOOK_MOST_S = 0.01, 0.5
 # What the processes write for each other.
 _KEY = "unlearning_jax"
 _STOPPED = f"{_KEY}/stopped/"
+_FAILED = f"{_KEY}/failed/"
+# Where one that ends with an error says so, in the place of a wait's number.
+_LEFT = "left"
 # Each wait needs a new name; every process passes all of them in order.
 _BARRIERS = itertools.count()
+
+
+class _Here:
+  """Where this process is."""
+
+  # The number of the last wait that it has come to.
+  wait = -1
+  # Whether it is in steps that all processes share.
+  together = False
 
 
 def name_coordinator(text: str):
@@ -105,6 +131,8 @@ def initialize_distributed(wanted: bool, *, polled: bool = False):
       "JAX_COORDINATOR_ADDRESS (or, on SLURM, a JAX_COORDINATOR_PORT) of its "
       "own"
     )
+  if jax.process_count() > 1:
+    _start_watch()
 
 
 def _slurm_port() -> int | None:
@@ -158,7 +186,8 @@ def wait_for_all(what: str, word: str = "") -> list[str]:
   # The others would go on without one that announces itself and stops.
   stops.check()
   client, pause = _coordinator(), _LOOK_S
-  here, own = f"{_KEY}/{next(_BARRIERS)}/", jax.process_index()
+  _Here.wait = next(_BARRIERS)
+  here, own = f"{_KEY}/{_Here.wait}/", jax.process_index()
   client.key_value_set(f"{here}{own}", json.dumps([what, word]))
   while True:
     found = client.key_value_dir_get(here)
@@ -174,10 +203,116 @@ def wait_for_all(what: str, word: str = "") -> list[str]:
         )
     if len(said) == jax.process_count():
       return [said[index][1] for index in sorted(said)]
+    for index, why in _failures(client):
+      if index not in said:
+        raise PartedError(f"process {index} failed: {why}")
     stops.check()
     time.sleep(pause)
     # Many processes ask the same coordinator.
     pause = min(1.2 * pause, _LOOK_MOST_S)
+
+
+def say_failed(error: BaseException, *, leaves: bool = False):
+  """Says that a part of the run failed here, in which others may be, too.
+
+  A process in that part is ended, unless it comes to this one's next wait: it
+  may be in a collective, which would wait for ever.
+
+  Args:
+    error: what was raised.
+    leaves: whether this process ends, and comes to no wait.
+  """
+  if jax.process_count() == 1:
+    return
+  at = _LEFT if leaves else _Here.wait + 1
+  # What one that parted says names the other error already.
+  kind = "" if isinstance(error, PartedError) else f"{type(error).__name__}: "
+  why = f"{kind}{error}"[:2000]
+  # The coordinator may have gone: then all end anyway.
+  with contextlib.suppress(RuntimeError):
+    _coordinator().key_value_set(
+      f"{_FAILED}{at}/{jax.process_index()}", json.dumps(why), True
+    )
+
+
+@contextlib.contextmanager
+def together(shared: bool) -> Iterator[None]:
+  """Inside, this process takes steps that no process takes alone.
+
+  Args:
+    shared: False does nothing: the steps are this process's own.
+  """
+  before, _Here.together = _Here.together, _Here.together or shared
+  try:
+    yield
+  finally:
+    _Here.together = before
+
+
+def _failures(client: Any, after: int | None = None) -> list[tuple[int, str]]:
+  """The processes that have ended with an error, and why.
+
+  Args:
+    client: the coordinator's.
+    after: the number of this process's last wait: also those that wait at a
+      later one after an error.
+  """
+  found = []
+  for key, text in client.key_value_dir_get(_FAILED):
+    at, _, index = key.removeprefix(_FAILED).partition("/")
+    if at == _LEFT or (after is not None and int(at) > after):
+      found.append((int(index), at == _LEFT, json.loads(text)))
+  return [(index, why) for index, _, why in sorted(found, key=lambda f: -f[1])]
+
+
+def _start_watch():
+  ends = threading.Event()
+  watch = threading.Thread(
+    target=_watch,
+    args=(_coordinator(), jax.process_index(), ends),
+    daemon=True,
+  )
+  watch.start()
+
+  def end():
+    # A thread inside the client would abort an interpreter that ends.
+    ends.set()
+    watch.join(_WATCH_S)
+
+  atexit.register(end)
+
+
+def _watch(client: Any, own: int, ends: threading.Event):
+  """Ends this process where it waits for one that has failed."""
+  since = None
+  while not ends.wait(_WATCH_S):
+    try:
+      found = [one for one in _failures(client, _Here.wait) if one[0] != own]
+    except RuntimeError:
+      # JAX ends the process of a coordinator that has gone.
+      return
+    if not found:
+      since = None
+      continue
+    since = since or time.monotonic()
+    left = any(one[0] != own for one in _failures(client))
+    limit = STUCK_S if left or _Here.together else LONG_S
+    if time.monotonic() - since >= limit:
+      _end(own, *found[0])
+
+
+def _end(own: int, index: int, why: str):
+  """Ends this process, whatever its other threads wait for."""
+  error = PartedError(
+    f"process {index} failed, and this one waits for it: {why}"
+  )
+  print(f"process {own}: error: {error}", file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  say_failed(error, leaves=True)
+  # Together with the one that failed, which waits for that.
+  with contextlib.suppress(RuntimeError):
+    jax.distributed.shutdown()
+  os._exit(1)
 
 
 def say_stopped():

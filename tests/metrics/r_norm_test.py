@@ -63,3 +63,16 @@ def test_what_has_no_value_says_why():
   (one,) = computed(*same)
   assert one.value is None and "resurgence is undefined" in one.failed
   assert computed(*same[:2]) == []
+
+
+@pytest.mark.parametrize("broken", ["erased", "full"])
+def test_a_model_that_draws_no_pictures_has_no_value(broken):
+  """It would be erased, or would have stayed so."""
+  batches = [rows(model, BITS[model]) for model in ("base", "erased", "full")]
+  for row in (row for batch in batches for row in batch):
+    flat = row["model"] == broken
+    row["pixels"] = {"spread": 0.5 if flat else 60.0, "grain": 0.9}
+  (one,) = computed(*batches)
+  assert one.value is None and one.model == "full"
+  assert f"{broken} collapsed" in one.failed
+  assert "4 of 4 pictures have one color" in one.failed

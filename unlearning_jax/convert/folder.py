@@ -12,6 +12,7 @@ from unlearning_jax import durable
 from unlearning_jax.convert.names import State, canonical, unwrapped
 from unlearning_jax.convert.output import (
   MARK,
+  SUMS,
   check_dtype,
   check_output,
   is_written,
@@ -24,6 +25,7 @@ from unlearning_jax.convert.reader import (
   read_edit,
   read_state_dict,
 )
+from unlearning_jax.record import seal
 
 # Component -> (library, class, weights file) that torch's libraries expect.
 COMPONENTS = {
@@ -92,8 +94,10 @@ def load_folder(
   Raises:
     ValueError: a file is missing, corrupt, not finite or of another kind of
       pipeline; the message names it.
+    durable.DamagedError: the folder has sums, and a file is not what they say.
   """
   path = pathlib.Path(path)
+  _check_sums(path, weights=True)
   configs = load_configs(path)
   states, metadata = {}, {}
   for component in COMPONENTS:
@@ -107,6 +111,7 @@ def load_folder(
 
 def load_configs(path: pathlib.Path) -> dict[str, dict[str, Any]]:
   """Reads a folder's configs; arguments and errors as `load_folder`."""
+  _check_sums(path, weights=False)
   file = path / MARK
   index = durable.read_json(file)
   pipeline = index.get("_class_name")
@@ -134,6 +139,29 @@ def load_configs(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     raise ValueError(f"{file}: no scheduler class")
   configs["scheduler"] = scheduler | {"_class_name": kind.removeprefix("Flax")}
   return configs
+
+
+def _check_sums(path: pathlib.Path, *, weights: bool):
+  """Compares a folder that was written here with its sums.
+
+  A folder of another tool has none. Neither the format of the weights nor JSON
+  tells a flipped bit from a number.
+
+  Args:
+    path: the model folder.
+    weights: compares the weights, or all other files.
+
+  Raises:
+    durable.DamagedError: a file is missing or differs; the message names it.
+  """
+  for name, was in seal.entries(path / SUMS).items():
+    if name.endswith(".safetensors") != weights:
+      continue
+    if why := seal.differs(path / name, was):
+      raise durable.DamagedError(
+        f"{path / name} {why}; bring back a copy, or write the folder again; "
+        f"if it was changed on purpose, delete {path / SUMS}"
+      )
 
 
 def load_tokenizer(path: pathlib.Path) -> pathlib.Path:
@@ -212,7 +240,8 @@ def save_folder(
 ) -> None:
   """Writes a folder that torch's `StableDiffusionPipeline` opens.
 
-  The folder appears whole or not at all. It has no safety checker.
+  The folder appears whole or not at all. It has no safety checker. Its sums
+  let `load_folder` notice damage.
 
   Args:
     dtype: "float32", "float16" or "bfloat16".
@@ -255,6 +284,7 @@ def save_folder(
     for file in sorted(model.tokenizer.iterdir()):
       if is_written(f"tokenizer/{file.name}") and file.is_file():
         shutil.copyfile(file, partial / "tokenizer" / file.name)
+    (partial / SUMS).write_text(seal.made(partial, ["**/*"]), encoding="utf-8")
 
 
 def _model_index(model: ModelFiles) -> dict[str, Any]:

@@ -18,10 +18,12 @@ from unlearning_jax import durable
 DTYPES = ("float32", "float16", "bfloat16")
 # A folder with this file is a model, which may be replaced.
 MARK = "model_index.json"
+# Sizes and checksums of the folder's other files.
+SUMS = "sums.json"
 # The files of a model folder that is written here. A folder with any other is
 # not replaced, because the other would be lost.
 _WRITTEN = re.compile(
-  rf"{re.escape(MARK)}|(text_encoder|unet|vae)/config\.json"
+  rf"{re.escape(MARK)}|{re.escape(SUMS)}|(text_encoder|unet|vae)/config\.json"
   r"|text_encoder/model\.safetensors"
   r"|(unet|vae)/diffusion_pytorch_model\.safetensors"
   r"|scheduler/scheduler_config\.json|tokenizer/merges\.txt"

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from unlearning_jax import extensions
-from unlearning_jax.experiments import common, drawing
+from unlearning_jax.experiments import common, drawing, trust
 from unlearning_jax.experiments.drawing import Settings
 from unlearning_jax.experiments.evaluate import check_fits
-from unlearning_jax.metrics import r_norm
+from unlearning_jax.metrics import collapse, r_norm
 from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder
 
@@ -83,10 +83,14 @@ def run(
   Raises:
     ValueError: a model cannot draw the prompts, or the record is of other
       models.
+    FloatingPointError: an edit is so large that its model collapsed.
   """
   models = {r_norm.BASE: base, r_norm.GONE: erased, **tuned}
-  for one in models.values():
+  for name, one in models.items():
     check_fits(given, one)
+    if one.edit is not None:
+      far = trust.size(one.edit, one.params)
+      trust.check_near(f"resurgence: {name}: the edit moves its base", far)
   inputs = {name: common.fingerprint(one, base) for name, one in models.items()}
   recorder = open_record()
   common.begin(recorder, given, base.params, inputs=inputs)
@@ -98,9 +102,9 @@ def run(
   }
   listed = world.study_rows(given.targets, counts, given.seed)
   rows = [row for row in listed if row["group"] != "others"]
-  for name, part, _ in drawing.every(recorder, given, models, rows):
-    for row in part:
-      own = {"id": f"{name}/{row['id']}", "model": name}
+  for name, part, images in drawing.every(recorder, given, models, rows):
+    for row, look in zip(part, collapse.pixels(images), strict=True):
+      own = {"id": f"{name}/{row['id']}", "model": name, "pixels": look}
       recorder.append_row({**row, **own})
   found = [
     {**row, "id": row["id"].partition("/")[2]} for row in recorder.rows()

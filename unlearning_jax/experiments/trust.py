@@ -3,11 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from unlearning_jax.edits import Edit
 from unlearning_jax.judges import Judge, Target
 from unlearning_jax.metrics import Estimate, collapse, judge_errors
 from unlearning_jax.model import Model
+from unlearning_jax.projections import Params, leaves_of
 
 BASE = "base"
+# The largest size of an edit in this package's own records is 0.66.
+FAR = 10.0
 
 
 def elsewhere(
@@ -69,3 +75,42 @@ def facts(
   if judge is not None and targets:
     found["judge_errors"] = judge_errors.errors([*base.values()], targets)
   return found
+
+
+def size(edit: Edit, params: Params) -> float:
+  """How far an edit moves what it changes: |new - old| / |old|.
+
+  Of a context map, it is that of text states whose directions are all alike.
+  """
+  if edit.context_map is not None:
+    width = len(edit.context_map)
+    # The largest first: its square may be beyond float64.
+    change = edit.context_map - np.eye(width)
+    most = max(np.abs(change).max(), np.finfo(np.float64).tiny)
+    return float(most * np.linalg.norm(change / most) / np.sqrt(width))
+  old = leaves_of(params)
+  moved = whole = 0.0
+  for path, leaf in edit.leaves.items():
+    before = np.asarray(old[path], np.float64)
+    moved += float(np.sum((leaf - before) ** 2))
+    whole += float(np.sum(before**2))
+  return float(np.sqrt(moved / whole)) if whole else 0.0
+
+
+def check_near(what: str, far: float):
+  """Refuses a model so far from the base that it has collapsed.
+
+  Its pictures may have many colors and be no noise, and still show nothing.
+
+  Args:
+    what: what was moved, for the message.
+    far: by how many times its size.
+
+  Raises:
+    FloatingPointError: it is farther than `FAR`, or not a number.
+  """
+  if not far <= FAR:
+    raise FloatingPointError(
+      f"{what} by {far:.1e} times its size, so the model collapsed: what it "
+      "does not show, nobody erased"
+    )

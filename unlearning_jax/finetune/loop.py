@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from unlearning_jax import sharding, stops
+from unlearning_jax import processes, sharding, stops
 from unlearning_jax.concepts import check_choice
 
 Params = Any
@@ -232,7 +232,8 @@ def train(
   outputs = (layout, sharding.replicated(mesh))
   compiled = jax.jit(step, donate_argnums=0, out_shardings=outputs)
   done = int(state.step)
-  with stops.finishing():
+  shared = len({device.process_index for device in mesh.devices.flat}) > 1
+  with stops.finishing(), processes.together(shared):
     while done < num_steps:
       batch = sharding.global_batch(mesh, batches[done])
       state, metrics = compiled(state, frozen, batch, key)

@@ -19,7 +19,7 @@ collapsed if
 Half of the base's own pictures would be flagged in the same way: no flag then.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,12 @@ FID = 50.0
 CLIP = 0.85
 # A score of 0 has no logarithm.
 _LEAST = 1e-6
+# What no picture is: in words, and by the figures of `pixels`.
+_NO_PICTURES: Mapping[str, tuple[str, Callable[[Mapping[str, float]], bool]]]
+_NO_PICTURES = {
+  "one color": ("have one color", lambda look: look["spread"] < ONE_COLOR),
+  "noise": ("are noise", lambda look: look["grain"] < NOISE),
+}
 
 
 def pixels(images: Images) -> list[dict[str, float]]:
@@ -57,14 +63,40 @@ def pixels(images: Images) -> list[dict[str, float]]:
     levels = np.asarray(image, np.float64)
     gray = levels.mean(axis=2)
     variance = gray.var()
-    steps = sum(np.square(np.diff(gray, axis=a)).mean() for a in (0, 1))
-    found.append(
-      {
-        "spread": round(float(levels.std(axis=(0, 1)).max()), 2),
-        "grain": round(float(1 - steps / 4 / variance), 3) if variance else 1.0,
-      }
-    )
+    grain = 1.0
+    if variance:
+      steps = sum(np.square(np.diff(gray, axis=a)).mean() for a in (0, 1))
+      grain = round(float(1 - steps / 4 / variance), 3)
+    spread = round(float(levels.std(axis=(0, 1)).max()), 2)
+    found.append({"spread": spread, "grain": grain})
   return found
+
+
+def looks(found: Iterable[Mapping[str, float]]) -> dict[str, int]:
+  """How many pictures have one color or are noise, of all `n`.
+
+  Args:
+    found: of each picture, from `pixels`.
+  """
+  every = [*found]
+  counts = {
+    kind: sum(map(is_so, every)) for kind, (_, is_so) in _NO_PICTURES.items()
+  }
+  return {**counts, "n": len(every)}
+
+
+def no_pictures(base: Mapping[str, int], model: Mapping[str, int]) -> list[str]:
+  """Why a model draws no pictures, a sentence each; none for one that does.
+
+  Args:
+    base: what `looks` says of the base.
+    model: what it says of the model.
+  """
+  return [
+    f"{model[kind]} of {model['n']} pictures {words}"
+    for kind, (words, _) in _NO_PICTURES.items()
+    if model[kind] >= SHARE * model["n"] > 0 and base[kind] < SHARE * base["n"]
+  ]
 
 
 def distance(base: Sequence[Row], model: Sequence[Row]) -> float:
@@ -138,20 +170,14 @@ def _asking_for_others(
 def _of_pixels(
   base: Sequence[Row], model: Sequence[Row], figures: dict[str, Any]
 ) -> list[str]:
-  said = []
   if not model or any("pixels" not in row for row in (*base, *model)):
-    return said
-  for what, words, flat in (
-    ("one color", "have one color", lambda p: p["spread"] < ONE_COLOR),
-    ("noise", "are noise", lambda p: p["grain"] < NOISE),
-  ):
-    own, of_base = (
-      [flat(row["pixels"]) for row in rows] for rows in (model, base)
-    )
-    figures[what] = {"k": sum(own), "n": len(own)}
-    if np.mean(own) >= SHARE > np.mean(of_base):
-      said.append(f"{sum(own)} of {len(own)} pictures {words}")
-  return said
+    return []
+  before, after = (
+    looks(row["pixels"] for row in rows) for rows in (base, model)
+  )
+  for kind in _NO_PICTURES:
+    figures[kind] = {"k": after[kind], "n": after["n"]}
+  return no_pictures(before, after)
 
 
 def _of_judge(

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from unlearning_jax import metrics
-from unlearning_jax.metrics import Estimate, Row, resurgence
+from unlearning_jax.metrics import Estimate, Row, collapse, resurgence
 
 BASE, GONE = "base", "erased"
-# Model -> id -> group, prompt, whether the image shows what was asked for.
-State = Mapping[str, Mapping[str, tuple[str, str, bool]]]
+# Model -> id -> group, prompt, whether the image shows what was asked for, and
+# what `collapse.pixels` says of it, where the row has that.
+State = Mapping[str, Mapping[str, tuple[Any, ...]]]
 
 
 def update(state: State, images: Any, rows: Sequence[Row]) -> State:
@@ -28,11 +29,12 @@ def update(state: State, images: Any, rows: Sequence[Row]) -> State:
   return metrics.keep(state, asked, _kept)
 
 
-def _kept(row: Row) -> tuple[str, str, bool]:
+def _kept(row: Row) -> tuple[Any, ...]:
   if "shown" not in row and "judged" not in row:
     raise ValueError(f"r_norm: row {row['id']!r} is not judged; set a judge")
   shown = row["shown"] if "shown" in row else resurgence.outcome(row)
-  return row["group"], row["prompt"], bool(shown)
+  look = [row["pixels"]] if "pixels" in row else []
+  return row["group"], row["prompt"], bool(shown), *look
 
 
 def compute(state: State) -> list[Estimate]:
@@ -43,10 +45,14 @@ def compute(state: State) -> list[Estimate]:
 
 def _of_model(state: State, model: str) -> list[Estimate]:
   mine = state[model]
-  groups = {group for group, _, _ in mine.values()}
+  groups = {group for group, *_ in mine.values()}
   if any(state.get(other, {}).keys() != mine.keys() for other in (BASE, GONE)):
     failed = f"needs the same rows of {BASE}, {GONE} and {model}"
     return [Estimate("r_norm", None, n=len(mine), model=model, failed=failed)]
+  for one in (GONE, model):
+    if why := _collapsed(state, one):
+      failed = f"{one} collapsed, so it shows nothing at all: {why}"
+      return [Estimate("r_norm", None, n=len(mine), model=model, failed=failed)]
   found = []
   for group in (g for g in resurgence.ERASED if g in groups):
     ids = sorted(i for i, one in mine.items() if one[0] == group)
@@ -75,6 +81,17 @@ def _of_model(state: State, model: str) -> list[Estimate]:
       )  # fmt: skip
     )
   return found
+
+
+def _collapsed(state: State, model: str) -> str:
+  """Why a model draws no pictures; "" if it does, or rows do not say."""
+  looks = []
+  for name in (BASE, model):
+    held = [look for _, _, _, *look in state[name].values()]
+    if not all(held):
+      return ""
+    looks.append(collapse.looks(look for (look,) in held))
+  return "; ".join(collapse.no_pictures(*looks))
 
 
 METRIC = metrics.Metric(

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -47,6 +48,12 @@ class VaeConfig:
           f"VaeConfig: {key}={getattr(self, key)!r} is not supported; "
           f"allowed: {block!r} for each of the {levels} levels"
         )
+    # Latents are multiplied and divided by it, in float32.
+    if not np.float32(1e-30) < self.scaling_factor < np.float32(1e30):
+      raise ValueError(
+        f"VaeConfig: scaling_factor={self.scaling_factor!r}; allowed: numbers "
+        "above 0 that float32 holds, such as 0.18215"
+      )
     fast.check(self.kernels)
 
   def resnet(self, channels: int, name: str) -> layers.ResnetBlock:

@@ -8,7 +8,7 @@ that ended before there were seals has an empty `DONE`, and is taken as it is.
 import json
 import pathlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from unlearning_jax import durable
 from unlearning_jax.durable import DamagedError
@@ -38,21 +38,35 @@ _IMAGES = "images/**/*.png"
 _CHUNK = 1 << 22
 
 
-def made(folder: pathlib.Path) -> str:
-  """The content of `DONE` for a run that has just ended."""
+def made(
+  folder: pathlib.Path, patterns: Sequence[str] = (*_FILES, *_AGAIN, _IMAGES)
+) -> str:
+  """The content of `DONE` for a run that has just ended.
+
+  Args:
+    folder: the run's folder.
+    patterns: of the files that are sealed.
+  """
   found = {
     str(file.relative_to(folder)): [size, crc]
-    for pattern in (*_FILES, *_AGAIN, _IMAGES)
+    for pattern in patterns
     for file in sorted(folder.glob(pattern))
+    if file.is_file()
     for size, crc in [_sum(file)]
   }
   return json.dumps(found, indent=0)
 
 
-def put(folder: pathlib.Path):
-  """Seals a folder that is no run by itself, such as an edit of many."""
+def put(folder: pathlib.Path, *patterns: str):
+  """Seals a folder that is no run by itself, such as an edit of many.
+
+  Args:
+    folder: where `DONE` goes.
+    patterns: of the files that are sealed; those of a run if none is named.
+  """
+  text = made(folder, patterns) if patterns else made(folder)
   with durable.replacing(folder / NAME) as file:
-    file.write(made(folder).encode())
+    file.write(text.encode())
 
 
 def remade(file: pathlib.Path, sums: Mapping[str, tuple[int, int]]) -> str:
@@ -62,7 +76,7 @@ def remade(file: pathlib.Path, sums: Mapping[str, tuple[int, int]]) -> str:
     file: the `DONE` of the run.
     sums: name -> size and CRC-32, of the copy's files.
   """
-  kept = {name: sums[name] for name in _entries(file) if name in sums}
+  kept = {name: sums[name] for name in entries(file) if name in sums}
   return json.dumps(kept, indent=0)
 
 
@@ -74,7 +88,7 @@ def lasting(folder: pathlib.Path) -> str:
   """
   kept = {
     name: one
-    for name, one in _entries(folder / NAME).items()
+    for name, one in entries(folder / NAME).items()
     if not any(pathlib.PurePath(name).match(again) for again in _AGAIN)
   }
   return json.dumps(kept, indent=0) if kept else ""
@@ -93,7 +107,7 @@ def check(folder: pathlib.Path, *, images: bool = False):
   Raises:
     DamagedError: a file is missing or differs; the message names it.
   """
-  for name, was in _entries(folder / NAME).items():
+  for name, was in entries(folder / NAME).items():
     if images or not name.startswith("images/"):
       _check_still(folder, name, was)
 
@@ -103,22 +117,20 @@ def _check_still(folder: pathlib.Path, name: str, was: tuple[int, int]):
   try:
     _check(folder, name, was)
   except DamagedError:
-    if _entries(folder / NAME).get(name) == was:
+    if entries(folder / NAME).get(name) == was:
       raise
 
 
 def _check(folder: pathlib.Path, name: str, was: tuple[int, int]):
   path = folder / name
-  why = "is missing" if not path.is_file() else ""
-  if not why and _sum(path, was[0] if _grows(name) else None) != was:
-    why = "is damaged: it is not what the run wrote"
+  why = differs(path, was)
   if not why:
     return
   remedy = f"bring back a copy, or delete {folder} and run its command again"
   # The first is made of the rows, the second of the edit. A folder that is no
   # run, see `put`, may hold the runs of others.
   again = name == "summary.json" or name.endswith(".probe.json")
-  if again or "config.json" not in _entries(folder / NAME):
+  if again or "config.json" not in entries(folder / NAME):
     remedy = f"delete {path} and {folder / NAME}, and run the command again"
   raise DamagedError(f"{path} {why}; {remedy}")
 
@@ -131,12 +143,24 @@ def check_file(path: pathlib.Path):
   """
   for folder in path.absolute().parents[:2]:
     name = path.absolute().relative_to(folder).as_posix()
-    if was := _entries(folder / NAME).get(name):
+    if was := entries(folder / NAME).get(name):
       _check_still(folder, name, was)
 
 
-def _entries(file: pathlib.Path) -> dict[str, tuple[int, int]]:
-  """Name -> size and checksum; empty without a seal."""
+def differs(path: pathlib.Path, was: tuple[int, int]) -> str:
+  """In which way a file is not the one of a seal's entry; "" if it is."""
+  if not path.is_file():
+    return "is missing"
+  same = _sum(path, was[0] if _grows(path.name) else None) == was
+  return "" if same else "is damaged: it is not what was written"
+
+
+def entries(file: pathlib.Path) -> dict[str, tuple[int, int]]:
+  """The entries of a seal: name -> size and checksum; empty without a seal.
+
+  Raises:
+    DamagedError: the seal itself is damaged.
+  """
   try:
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     found = durable.from_json(text, f"{file}") if text else {}
@@ -145,8 +169,8 @@ def _entries(file: pathlib.Path) -> dict[str, tuple[int, int]]:
     return {name: (int(n), int(crc)) for name, (n, crc) in found.items()}
   except (ValueError, TypeError, AttributeError) as error:
     raise DamagedError(
-      f"{file} is damaged; delete it and start the run again, which ends it "
-      "anew"
+      f"{file} is damaged; delete it and start again: a run ends anew, a "
+      "model is read as it is"
     ) from error
 
 

@@ -13,7 +13,7 @@ from tests.metrics.asr_test import record
 from unlearning_jax import settings, stops
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import Edit, apply_to_context
-from unlearning_jax.experiments import attack, common
+from unlearning_jax.experiments import attack, common, trust
 from unlearning_jax.experiments.attack import control, doubts
 from unlearning_jax.experiments.attack import rows as attack_rows
 from unlearning_jax.projections import Fingerprint, leaves_of
@@ -205,4 +205,4 @@ def test_an_edit_that_destroys_its_model_is_said():
   for factor, far in ((2.0, 1.0), (101.0, 100.0)):
     leaves = {path: np.asarray(leaf) * np.float32(factor)}
     edit = Edit(None, Fingerprint.of(model.params), "esd", (), {}, leaves)
-    assert doubts.size(edit, model.params) == pytest.approx(far, rel=1e-5)
+    assert trust.size(edit, model.params) == pytest.approx(far, rel=1e-5)

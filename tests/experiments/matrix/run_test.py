@@ -117,6 +117,40 @@ def test_an_edit_of_a_killed_start_is_sealed(tmp_path):
     seal.check_file(edit)
 
 
+def test_a_changed_target_image_is_noticed(tmp_path, monkeypatch):
+  config = make_config()
+  config.common.rows_per_group = 2
+  matrix, folder = (
+    Matrix(built(config), tmp_path, {}),
+    tmp_path / "object/targets",
+  )
+  folder.mkdir(parents=True)
+  image = folder / "a.png"
+
+  def draw(task):
+    assert task == "object"
+    image.write_bytes(b"some pixels")
+
+  monkeypatch.setattr(matrix, "_table", draw)
+  for path in (image, folder / "b.png"):
+    path.write_bytes(b"some pixels")
+  matrix.seal_targets()
+  matrix.open()
+  image.write_bytes(b"some pixelS")
+  words = f"a.png is damaged: .*delete {image} and {folder / 'DONE'}, and run"
+  with pytest.raises(DamagedError, match=words):
+    matrix.open()
+  # What the message says to do works.
+  image.unlink()
+  (folder / "DONE").unlink()
+  matrix.open()
+  matrix.seal_targets()
+  assert image.exists() and {*seal.entries(folder / "DONE")} == {
+    "a.png",
+    "b.png",
+  }
+
+
 def launch(folder, *more):
   config = "--config=configs/attack_matrix_shapes.py:object"
   return scripts.run(
@@ -160,7 +194,9 @@ def test_a_failing_cell_does_not_stop_the_others(tmp_path):
   assert len(after) == 6 and {k: after[k] for k in before} == before
   assert "6 of 6 cells are done" in result.stdout
   # Targets and the rows' own images were drawn once, by the first attack.
-  assert len(list((tmp_path / "object/targets").glob("*.png"))) == 2
+  targets = tmp_path / "object/targets"
+  assert len(list(targets.glob("*.png"))) == 2
+  assert len(seal.entries(targets / "DONE")) == 2
   lines = (odd.parent / "results.jsonl").read_text().splitlines()
   for row in map(json.loads, lines):
     assert row["pre_image"].startswith("../none/images/")

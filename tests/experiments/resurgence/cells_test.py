@@ -1,14 +1,17 @@
 """Cells of a study: killed anywhere they end alike, and they fail alone."""
 
+import dataclasses
 import shutil
 
 import jax
+import numpy as np
 import pytest
 
+from tests.support import resurgence_cases
 from tests.support.resurgence_cases import Killed, finish, stubbed, train
 from unlearning_jax import checkpoints, sharding
 from unlearning_jax.experiments.resurgence import study as studies
-from unlearning_jax.experiments.resurgence import tuning
+from unlearning_jax.experiments.resurgence import summary, tuning
 from unlearning_jax.record import workdir
 
 
@@ -244,6 +247,71 @@ def test_the_base_instead_of_an_erased_model_is_refused(start):
   rows = finish(start(base=0.0, floor=0.0))
   why = rows["uce/star/near/lora/none/0!"]["failed"]
   assert "the model to tune is the base itself" in why
+
+
+@pytest.mark.parametrize(
+  "broken, failing",
+  [
+    # The erased model, and a tuned one after the last step.
+    (lambda value: value < 0.1, ("near", "control")),
+    (lambda value: 0.4 < value < 1, ("near",)),
+  ],
+)
+def test_a_model_that_draws_no_pictures_fails_its_cells(
+  broken, failing, start, monkeypatch
+):
+  """Its pictures do not show the concept either."""
+
+  def draw(sd, tree, requests, how, **options):
+    del sd, how, options
+    value = resurgence_cases.value_of(tree)
+    image = np.zeros((8, 8, 3), np.uint8)
+    if not broken(value):
+      image[:] = np.arange(8)[:, None] * 30
+      image[0, 0] = 255 * (value > 0.2)
+    yield np.stack([image] * len(requests))
+
+  monkeypatch.setattr(studies.sampling, "draw", draw)
+  monkeypatch.setattr(
+    resurgence_cases.Label,
+    "__init__",
+    lambda self, image: setattr(self, "_seen", bool(image[0, 0, 0] == 255)),
+  )
+  study = start()
+  rows = finish(study)
+  why = {key: row["failed"] for key, row in rows.items() if "failed" in row}
+  assert set(why) == {
+    f"uce/star/{name}/{how}/none/0!"
+    for name in failing
+    for how in ("lora", "full")
+  }
+  for said in why.values():
+    assert "the model collapsed: " in said and "pictures have one color" in said
+  document = summary.document(study)
+  assert len(document["failed"]) == len(why)
+  assert document["cells"]["measured"] == 4 - len(why)
+  assert finish(start()) == rows
+
+
+@pytest.mark.parametrize("what", ["edit", "tuning"])
+def test_a_model_far_from_its_base_fails_its_cells(what, start, monkeypatch):
+  """Its pictures have all colors, and show nothing."""
+  if what == "edit":
+    (path,) = (f"unet/{resurgence_cases.KERNEL}",)
+    edit = studies.erasures.bind()()
+    huge = dataclasses.replace(edit, leaves={path: edit.leaves[path] - 1e30})
+    monkeypatch.setattr(studies.erasures, "bind", lambda *_: lambda *_: huge)
+  else:
+
+    def drift(self, _):
+      return {"moved": 1e6 if self.own.optimizer.learning_rate else 0.0}
+
+    monkeypatch.setattr(tuning.Tuning, "_drift", drift)
+  rows = finish(start())
+  why = [row["failed"] for row in rows.values() if "failed" in row]
+  assert len(why) == (4 if what == "edit" else 2)
+  assert all("the model collapsed" in said for said in why)
+  assert not any(key.startswith("erased") for key in rows) or what == "tuning"
 
 
 def test_an_erasure_that_fails_is_not_tried_again(start, monkeypatch):

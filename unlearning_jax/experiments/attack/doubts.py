@@ -12,14 +12,12 @@ import numpy as np
 
 from unlearning_jax import pictures
 from unlearning_jax.edits import Edit
+from unlearning_jax.experiments import trust
 from unlearning_jax.experiments.attack.victims import Setup
 from unlearning_jax.metrics import collapse
-from unlearning_jax.projections import Params, leaves_of
 from unlearning_jax.record import Recorder
 
 Row = Mapping[str, Any]
-# The largest size of an edit in this package's own records is 0.66.
-_FAR = 10.0
 
 
 def collapsed(
@@ -39,7 +37,10 @@ def collapsed(
   """
   base, victim, said = [], [], list[str]()
   for name, made in setup.edits.items():
-    if isinstance(made, Edit) and (far := size(made, setup.base.params)) > _FAR:
+    if (
+      isinstance(made, Edit)
+      and (far := trust.size(made, setup.base.params)) > trust.FAR
+    ):
       said.append(f"{name} moves what it changes by {far:.1e} times its size")
   for row in records:
     files = (
@@ -79,23 +80,3 @@ def base_shows(
     seen = judge.shows(judge(np.stack(images)), target)
     found += sum(bool(shown) for shown, _ in seen)
   return {"k": found, "n": len(files)}
-
-
-def size(edit: Edit, params: Params) -> float:
-  """How far an edit moves what it changes: |new - old| / |old|.
-
-  Of a context map, it is that of text states whose directions are all alike.
-  """
-  if edit.context_map is not None:
-    width = len(edit.context_map)
-    # The largest first: its square may be beyond float64.
-    change = edit.context_map - np.eye(width)
-    most = max(np.abs(change).max(), np.finfo(np.float64).tiny)
-    return float(most * np.linalg.norm(change / most) / np.sqrt(width))
-  old = leaves_of(params)
-  moved = whole = 0.0
-  for path, leaf in edit.leaves.items():
-    before = np.asarray(old[path], np.float64)
-    moved += float(np.sum((leaf - before) ** 2))
-    whole += float(np.sum(before**2))
-  return float(np.sqrt(moved / whole)) if whole else 0.0

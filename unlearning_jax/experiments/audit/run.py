@@ -113,7 +113,12 @@ def _work(audit: Audit, record: Recorder, stage: Stage):
   if common.is_first():
     text = f"[{number}/{len(audit.stages)}] {stage.title}"
     print(text + _left(audit, record), file=sys.stderr, flush=True)
-  cost = audit.run(stage)
+  try:
+    cost = audit.run(stage)
+  except Exception as error:
+    # The others may be in its training steps, and wait for this process.
+    processes.say_failed(error)
+    raise
   if record.is_writer:
     _add_cost(audit, record, stage, cost)
 

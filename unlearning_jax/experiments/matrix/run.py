@@ -105,6 +105,7 @@ def run(settings: Settings, root: pathlib.Path, given: Given) -> int:
   )
   processes.wait_for_all("attacked")
   if first:
+    matrix.seal_targets()
     print(matrix.conclude())
   return sum(one in store.failed or not store.ended(one) for one in mine)
 
@@ -141,7 +142,10 @@ class Matrix:
 
     Raises:
       BusyError: another matrix writes in it.
+      DamagedError: a target image is not what was drawn; so in every process.
     """
+    for task in self.settings.tasks:
+      seal.check(self._targets(task))
     if jax.process_index() == 0:
       binding.writable(self.root)
       self._lock = durable.lock(self.root / ".lock", self.root)
@@ -192,6 +196,15 @@ class Matrix:
       folder = self._edit_file(one).parent
       if _is_made(folder) and not (folder / seal.NAME).exists():
         seal.put(folder)
+
+  def seal_targets(self):
+    """Seals the target images, and draws those again that were deleted."""
+    for task in self.settings.tasks:
+      folder = self._targets(task)
+      drawn = {path.name for path in folder.glob("*.png")}
+      if drawn and drawn != {*seal.entries(folder / seal.NAME)}:
+        self._table(task)
+        seal.put(folder, "*.png")
 
   def run(self, some: Sequence[Cell]):
     """Runs a cell to its end.

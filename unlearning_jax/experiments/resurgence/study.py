@@ -20,7 +20,7 @@ from unlearning_jax.experiments.resurgence import keys
 from unlearning_jax.experiments.resurgence.keys import Cell
 from unlearning_jax.experiments.resurgence.settings import Settings, erasure_of
 from unlearning_jax.judges import Judge
-from unlearning_jax.metrics import resurgence
+from unlearning_jax.metrics import collapse, resurgence
 from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder
 from unlearning_jax.sampling import Request
@@ -165,26 +165,58 @@ class Study:
   # --- Measuring ---
 
   def measure(
-    self, key: Measured, params: Params, rows: Rows, **more: Any
+    self,
+    key: Measured,
+    params: Params,
+    rows: Rows,
+    beside: Sequence[keys.Base] = (),
+    **more: Any,
   ) -> None:
-    """Draws and judges rows; records which were right, group by group."""
+    """Draws and judges rows; records which were right, group by group.
+
+    Args:
+      key: of the record.
+      params: of the model that draws.
+      rows: what is drawn.
+      beside: the base's records of the same rows.
+      more: what is recorded too.
+
+    Raises:
+      FloatingPointError: the pictures are none, and the base's are: what they
+        do not show, nobody erased.
+    """
     if str(key) in self.rows:
       return
     started = time.monotonic()
     right: dict[str, str] = {}
+    looks: list[dict[str, float]] = []
     states = {metric.name: metric.init() for metric in self.metrics}
     done = 0
     for images in self._drawn(params, rows):
       part = self._judged(key, rows[done : done + len(images)], images)
       done += len(images)
+      looks += collapse.pixels(images)
       for row in part:
         said = "01"[resurgence.outcome(row)]
         right[row["group"]] = right.get(row["group"], "") + said
       for metric in self.metrics:
         states[metric.name] = metric.update(states[metric.name], images, part)
     self.time("image", started, len(rows))
-    kept = {"metrics": states} if states else {}
+    kept: dict[str, Any] = {"metrics": states} if states else {}
+    kept["looks"] = collapse.looks(looks)
+    self._check_draws(key, kept["looks"], beside)
     self.store.record({"id": str(key), "right": right, **kept, **more})
+
+  def _check_draws(
+    self, key: Measured, own: Mapping[str, int], beside: Sequence[keys.Base]
+  ):
+    found = [self.rows[str(one)].get("looks") for one in beside]
+    # Rows of an earlier version do not say.
+    if not found or None in found:
+      return
+    base = {kind: sum(one[kind] for one in found if one) for kind in own}
+    if why := collapse.no_pictures(base, own):
+      raise FloatingPointError(f"{key}: the model collapsed: {'; '.join(why)}")
 
   def _drawn(self, params: Params, rows: Rows):
     multiple = sharding.local_rows_multiple(self.mesh)

@@ -17,7 +17,7 @@ import numpy as np
 from unlearning_jax import checkpoints, data, sharding
 from unlearning_jax import finetune as loop
 from unlearning_jax.edits import Edit, apply_to_params
-from unlearning_jax.experiments import finetune
+from unlearning_jax.experiments import finetune, trust
 from unlearning_jax.experiments.cells import failing
 from unlearning_jax.experiments.resurgence import keys
 from unlearning_jax.experiments.resurgence.keys import Cell
@@ -58,9 +58,12 @@ def _begin(study: Study, cell: Cell) -> "Tuning":
   edit = study.edit_of(cell)
   erased = apply_to_params(edit, study.base)
   finetune.check_start(study.base, erased, str(cell))
-  study.measure(cell.erased(), erased, rows)
-  study.measure(cell.base(cell.tuning_set), study.base, tuned)
-  study.measure(cell.erased(cell.tuning_set), erased, tuned)
+  far = trust.size(edit, study.base)
+  trust.check_near(f"{cell.edit}: the edit moves what it changes", far)
+  study.measure(cell.erased(), erased, rows, [cell.base()])
+  beside = cell.base(cell.tuning_set)
+  study.measure(beside, study.base, tuned)
+  study.measure(cell.erased(cell.tuning_set), erased, tuned, [beside])
   return Tuning(study, cell, edit, erased, [*rows, *tuned])
 
 
@@ -124,7 +127,12 @@ class Tuning:
       study.sd, self.erased, self.part, state, self.edit, own
     )
     moved = self._drift(tuned)
-    study.measure(self.cell.at(now), tuned, self.rows, drift=moved)
+    of_edit = study.rows[str(self.cell.at(0))]["predictors"]["relative_change"]
+    what = f"{self.cell.at(now)}: tuning moved the UNet's weights"
+    # The one is relative to the edit, the other the edit to the weights.
+    trust.check_near(what, (moved["moved"] or 0.0) * of_edit)
+    beside = [self.cell.base(), self.cell.base(self.cell.tuning_set)]
+    study.measure(self.cell.at(now), tuned, self.rows, beside, drift=moved)
     # After the row, so that a kill in between repeats steps but no row.
     late = time.monotonic() - self._saved >= SAVE_AFTER
     if self._keeps and late and now != own.num_steps:
