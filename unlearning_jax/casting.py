@@ -60,6 +60,6 @@ def on_device(sd: StableDiffusion, params: Params) -> Params:
 
   Arrays that are on devices stay as they are: a copy would need more memory.
   """
-  if not isinstance(jax.tree.leaves(params)[0], jax.Array):
+  if not any(isinstance(x, jax.Array) for x in jax.tree.leaves(params)):
     params = as_computed(sd, params)
   return sharding.on_device(params)

@@ -196,7 +196,7 @@ def _is_kept(primitive: Any, *given: Any, **_: Any) -> bool:
 
   It keeps what layers make, and computes norms, gates and scores of attention
   again. It also does so with the layer before a gate, which makes eight times
-  what it reads: 0.1 of the network's work, and a third of its activations.
+  what it reads. At Stable Diffusion's sizes it has 0.13 of a forward's work.
   """
   if primitive.name == "conv_general_dilated":
     return True
