@@ -30,7 +30,7 @@ FLOORS = (
   {"convert", "samplers", "timesteps", "guidance", "tokens", "lists", "data"}
   | {"record", "prompt_tables"},
   {"stable_diffusion", "projections", "edits", "lora", "exports"}
-  | {"sampling", "model", "probe"},
+  | {"sampling", "model", "probe", "casting"},
   {"closed_form", "finetune"},
   {"erasures", "attacks", "judges"},
   {"metrics"},

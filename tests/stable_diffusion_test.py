@@ -174,8 +174,10 @@ def test_guidance_may_differ_by_row(model):
   assert np.abs(both[0] - both[1]).max() > 0.1
 
 
-def test_rows_split_over_devices_do_not_communicate(model):
+@pytest.mark.parametrize("large", [1, 2**16])
+def test_rows_split_over_devices_do_not_communicate(model, large, monkeypatch):
   """Neither at a guided step nor in the decoder."""
+  monkeypatch.setattr(stable_diffusion, "_LARGE", large)
   sd, params = model
   mesh = sharding.make_mesh()
   params = sharding.place(params, sharding.replicated(mesh))
@@ -188,7 +190,9 @@ def test_rows_split_over_devices_do_not_communicate(model):
   )
   compiled = (
     jax.jit(
-      functools.partial(stable_diffusion.sample, sd, num_inference_steps=2)
+      functools.partial(
+        stable_diffusion.sample, sd, num_inference_steps=2, chips=mesh.size
+      )
     )
     .lower(params, context, context[:1], noise)
     .compile()

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
-from unlearning_jax import guidance, sharding, stable_diffusion
+from unlearning_jax import casting, guidance, stable_diffusion
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.noise import SOURCES, row_noise
 from unlearning_jax.schedules import SAMPLERS
@@ -208,7 +208,7 @@ def start(
   ids = _ids(sd, texts, any(r.truncate for r in requests))
   shape = latent_shape(sd, requests[0].size if requests else None)
   # Otherwise every call would move host arrays to the device again.
-  params = sharding.on_device(params)
+  params = casting.on_device(sd, params)
   edit = edit_context or (lambda states: states)
   # Without a scale in any request, one number serves all rows.
   own = [r.guidance for r in requests if r.guidance is not None]

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -191,6 +192,34 @@ def velocity(
   signal, sigma = _levels(schedule, t)
   x, n = latents.astype(jnp.float32), noise.astype(jnp.float32)
   return (signal * n - sigma * x).astype(latents.dtype)
+
+
+def warn_of_sampler(
+  schedule: Schedule, sampler: str | None, said: Mapping[str, Any]
+):
+  """Warns where published images of a sampler were made by another setting.
+
+  Args:
+    schedule: the checkpoint's.
+    sampler: what is drawn with; None for the checkpoint's own.
+    said: the scheduler's file.
+  """
+  if sampler == "ddim" != schedule.sampler and "clip_sample" not in said:
+    warnings.warn(
+      "sampler='ddim' draws with clip_sample=False; diffusers' DDIMScheduler."
+      "from_config of this folder has clip_sample=True, because the folder's "
+      f"scheduler, {said.get('_class_name')}, does not set it",
+      stacklevel=3,
+    )
+  if sampler == "lms":
+    spacing = schedule.with_sampler("lms").timestep_spacing
+    if spacing != "linspace":
+      warnings.warn(
+        f"sampler='lms' draws with timestep_spacing={spacing!r}, as the "
+        "folder's scheduler sets it; published runs of LMS have "
+        "timestep_spacing='linspace'",
+        stacklevel=3,
+      )
 
 
 def _levels(

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax import core
 from jax.experimental import multihost_utils, topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
@@ -264,6 +265,34 @@ def add_row_sums(
     ),
     donate_argnums=0,
   )
+
+
+def row_shares(rows: Any) -> int:
+  """Devices that share an array's rows; 1 for a traced or a host array."""
+  if isinstance(rows, core.Tracer) or not isinstance(rows, jax.Array):
+    return 1
+  return len(rows) // rows.sharding.shard_shape(rows.shape)[0]
+
+
+def in_turns(
+  function: Callable[[Any], Any], rows: Shaped[Array, "b ..."], turns: int
+) -> Any:
+  """A function of rows to trees of rows, of a part of them at a time.
+
+  Args:
+    turns: how many parts. Where devices share the rows, each has as many of
+      its own rows in a part, if `turns` divides what a device has.
+  """
+  if turns == 1:
+    return function(rows)
+
+  def split(x: Array) -> Array:
+    return x.reshape(-1, turns, *x.shape[1:]).swapaxes(0, 1)
+
+  def join(x: Array) -> Array:
+    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+  return jax.tree.map(join, jax.lax.map(function, split(rows)))
 
 
 def local_rows(array: Shaped[Array, "b ..."]) -> Shaped[np.ndarray, "n ..."]:

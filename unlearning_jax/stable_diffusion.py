@@ -11,8 +11,8 @@ are a plain tree {text_encoder, unet, vae} and always an argument.
 
 import dataclasses
 import functools
+import math
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,10 +23,17 @@ from absl import logging
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8
 
-from unlearning_jax import convert, durable, guidance, models, samplers
+from unlearning_jax import (
+  convert,
+  durable,
+  guidance,
+  models,
+  samplers,
+  sharding,
+)
 from unlearning_jax.convert import families, names, reader
 from unlearning_jax.models import fast
-from unlearning_jax.schedules import SAMPLERS, Schedule
+from unlearning_jax.schedules import SAMPLERS, Schedule, warn_of_sampler
 from unlearning_jax.tokens import fitting
 
 Params = dict[str, Any]
@@ -34,6 +41,9 @@ Params = dict[str, Any]
 # torch's StableDiffusionPipeline sets these when it opens a folder, whatever
 # the scheduler's file says. All published images were made so.
 _PIPELINE_FORCES = {"steps_offset": 1, "clip_sample": False}
+# Pixels from which a device decodes one image at a time. The decoder of one of
+# 512 x 512 needs 1 GiB, and fills any device alone.
+_LARGE = 256 * 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +142,7 @@ def from_files(
   sd = StableDiffusion(
     text_encoder=models.ClipTextModel.from_config(configs["text_encoder"]),
     unet=models.UNet2DCondition.from_config(
-      configs["unet"], attention=attention, **how
+      configs["unet"], attention=attention, lean=fast.has_accelerator(), **how
     ),
     vae=models.AutoencoderKL.from_config(configs["vae"], **how),
     schedule=Schedule.of_folder(configs["scheduler"] | _PIPELINE_FORCES),
@@ -315,7 +325,8 @@ def sample_latents(
       comes without guidance or its concept.
   """
   guidance.check(safe, negative_context, safe_context)
-  _warn_of_sampler(sd, sampler)
+  said = sd.files.configs.get("scheduler", {}) if sd.files else {}
+  warn_of_sampler(sd.schedule, sampler, said)
   given = [negative_context, context, safe_context if safe else None]
   contexts = [
     jnp.broadcast_to(states, context.shape)
@@ -335,36 +346,17 @@ def sample_latents(
   )
 
 
-def _warn_of_sampler(sd: StableDiffusion, sampler: str | None):
-  """Warns where published images of a sampler were made by another setting."""
-  said = sd.files.configs.get("scheduler", {}) if sd.files else {}
-  if sampler == "ddim" != sd.schedule.sampler and "clip_sample" not in said:
-    warnings.warn(
-      "sampler='ddim' draws with clip_sample=False; diffusers' DDIMScheduler."
-      "from_config of this folder has clip_sample=True, because the folder's "
-      f"scheduler, {said.get('_class_name')}, does not set it",
-      stacklevel=3,
-    )
-  if sampler == "lms":
-    spacing = sd.schedule.with_sampler("lms").timestep_spacing
-    if spacing != "linspace":
-      warnings.warn(
-        f"sampler='lms' draws with timestep_spacing={spacing!r}, as the "
-        "folder's scheduler sets it; published runs of LMS have "
-        "timestep_spacing='linspace'",
-        stacklevel=3,
-      )
-
-
 def sample(
   sd: StableDiffusion,
   params: Params,
   context: Float[Array, "b l d"],
   negative_context: Float[Array, "#b l d"] | None,
   noise: Float[Array, "b h w c"],
+  *,
+  chips: int | None = None,
   **options: Any,
 ) -> tuple[UInt8[Array, "b H W 3"], Bool[Array, "b"]]:
-  """`sample_latents`, decoded to uint8 images; same arguments.
+  """`sample_latents`, then `decode_uint8`; their arguments.
 
   Returns:
     The images, and whether each was finite: uint8 shows NaN as black.
@@ -372,19 +364,34 @@ def sample(
   latents = sample_latents(
     sd, params, context, negative_context, noise, **options
   )
-  return decode_uint8(sd, params, latents)
+  return decode_uint8(sd, params, latents, chips=chips)
 
 
 def decode_uint8(
-  sd: StableDiffusion, params: Params, latents: Float[Array, "b h w c"]
+  sd: StableDiffusion,
+  params: Params,
+  latents: Float[Array, "b h w c"],
+  *,
+  chips: int | None = None,
 ) -> tuple[UInt8[Array, "b H W 3"], Bool[Array, "b"]]:
-  """Scaled latents as images, and whether each image was finite."""
-  return _decode_uint8(sd, {"vae": params["vae"]}, latents)
+  """Scaled latents as images, and whether each image was finite.
+
+  Args:
+    chips: devices that share the rows; None reads it off the latents.
+  """
+  chips = chips or sharding.row_shares(latents)
+  scale = 2 ** (len(sd.vae.config.block_out_channels) - 1)
+  large = math.prod(latents.shape[1:3]) * scale**2 >= _LARGE
+  turns = len(latents) // chips if large else 1
+  return _decode_uint8(sd, {"vae": params["vae"]}, latents, turns)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def _decode_uint8(
-  sd: StableDiffusion, params: Params, latents: Array
+  sd: StableDiffusion, params: Params, latents: Array, turns: int
 ) -> tuple[Array, Array]:
-  images = decode(sd, params, latents)
-  return to_uint8(images), jnp.isfinite(images).all((1, 2, 3))
+  def some(rows: Array) -> tuple[Array, Array]:
+    images = decode(sd, params, rows)
+    return to_uint8(images), jnp.isfinite(images).all((1, 2, 3))
+
+  return sharding.in_turns(some, latents, turns)

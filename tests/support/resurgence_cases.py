@@ -7,6 +7,7 @@ from unlearning_jax import edits, finetune, settings
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import Edit, Fingerprint
 from unlearning_jax.experiments import cells, erase
+from unlearning_jax.experiments.programs.build import make_sd
 from unlearning_jax.experiments.resurgence import (
   Settings,
   plan,
@@ -163,7 +164,7 @@ def stubbed(monkeypatch, tmp_path):
     run = record or Workdir(
       tmp_path / folder, values, free=settings.free(Settings)
     )
-    model = Model(None, params(base))  # pyright: ignore
+    model = Model(make_sd("tiny", "float32", "auto"), params(base))
     return study.Study(given, run, model, FakeJudge())  # pyright: ignore
 
   return open_study

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from unlearning_jax import judges, processes, sampling, sharding
+from unlearning_jax import casting, judges, processes, sampling, sharding
 from unlearning_jax.experiments import common
 from unlearning_jax.judges import Judge
 from unlearning_jax.metrics.accuracy import judge_rows
@@ -211,7 +211,7 @@ def _started(
   multiple = sharding.local_rows_multiple(mesh)
   # The next size that the devices share evenly.
   size = -(-settings.batch_size // multiple) * multiple
-  params = sharding.place(model.drawn_params, sharding.replicated(mesh))
+  params = casting.placed(model.sd, model.drawn_params, mesh)
   every = [request(row) for row in left]
   for group in sampling.alike(every, settings.sampling.guidance_scale):
     mine, padding = _share([left[i] for i in group])

@@ -37,9 +37,14 @@ def check(kernels: str):
     )
 
 
+def has_accelerator() -> bool:
+  """Whether JAX computes on something else than a CPU."""
+  return jax.default_backend() != "cpu"
+
+
 def used(kernels: str) -> bool:
   """Whether the fast forms compute: somebody chose them, and JAX has a CPU."""
-  return kernels == "fast" and jax.default_backend() == "cpu"
+  return kernels == "fast" and not has_accelerator()
 
 
 def computed_dtype(dtype: DTypeLike, kernels: str) -> DTypeLike:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -11,6 +12,7 @@ from unlearning_jax.configs import attack_unlearn_diff_atk as uda
 
 from unlearning_jax import (
   attacks,
+  casting,
   convert,
   guidance,
   lora,
@@ -67,12 +69,33 @@ def test_a_text_encoder_is_a_victim(prefix, model, tmp_path):
   )
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   placed = sharding.place(params, sharding.replicated(mesh))
-  there = victims.place(found, params, placed, mesh)
+  there = victims.place(model.sd, found, params, placed, mesh)
   ours, theirs = there.params["vae"], placed["vae"]
   pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
   assert all(
     a.unsafe_buffer_pointer() == b.unsafe_buffer_pointer() for a, b in pairs
   )
+
+
+def test_a_victim_lies_in_the_type_that_it_computes_in(model):
+  config = dataclasses.replace(model.sd.unet.config, dtype=jnp.bfloat16)
+  sd = dataclasses.replace(model.sd, unet=type(model.sd.unet)(config))
+  params, mesh = model.params, sharding.make_mesh(devices=jax.devices()[:1])
+  unet = dict(params["unet"])
+  unet["conv_in"] = jax.tree.map(lambda x: 2 * x, unet["conv_in"])
+  own = attacks.Victim({**params, "unet": unet})
+  placed = casting.placed(sd, params, mesh)
+  there = victims.place(sd, own, params, placed, mesh).params
+  kernel = there["unet"]["conv_in"]["kernel"]
+  assert kernel.dtype == jnp.bfloat16
+  wanted = unet["conv_in"]["kernel"].astype(jnp.bfloat16)
+  np.testing.assert_array_equal(kernel, wanted)
+  ours, theirs = (
+    tree["unet"]["time_embedding"]["linear_1"]["kernel"]
+    for tree in (there, placed)
+  )
+  assert ours.dtype == jnp.bfloat16
+  assert ours.unsafe_buffer_pointer() == theirs.unsafe_buffer_pointer()
 
 
 @pytest.mark.filterwarnings("ignore:.*no tensor differs:UserWarning")

@@ -8,6 +8,7 @@ second shows, the probe itself brought, or the judge takes for the concept.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from unlearning_jax import casting
 from unlearning_jax.attacks import Victim
 from unlearning_jax.experiments.attack import victims
 from unlearning_jax.experiments.attack.control import own
@@ -75,8 +77,15 @@ def beside(setup: Setup, others: Mapping[str, Victim]) -> dict[str, Any]:
   base = {id(leaf) for leaf in jax.tree.leaves(setup.base.params)}
 
   def own(who: Victim) -> int:
-    leaves = jax.tree.leaves(who.params)
-    return sum(leaf.nbytes for leaf in leaves if id(leaf) not in base)
+    lies = jax.eval_shape(
+      functools.partial(casting.as_computed, setup.sd), who.params
+    )
+    pairs = zip(jax.tree.leaves(who.params), jax.tree.leaves(lies), strict=True)
+    return sum(
+      there.size * there.dtype.itemsize
+      for leaf, there in pairs
+      if id(leaf) not in base
+    )
 
   more = own(setup.victim) + max(map(own, others.values()), default=0)
   return {"more": more, "safe": setup.victim.safe is not None}
@@ -95,7 +104,9 @@ def swapped(
       is on the devices once.
     made: the network's fingerprint.
   """
-  network = victims.place(network, base, setup.original.params, setup.mesh)
+  network = victims.place(
+    setup.sd, network, base, setup.original.params, setup.mesh
+  )
   return dataclasses.replace(
     setup, victim=network, name=made, edits={}, network=name
   )

@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from unlearning_jax import (
   attacks,
+  casting,
   convert,
   guidance,
   sharding,
@@ -142,9 +143,8 @@ def setup(
 
 def placed(host: Setup) -> Setup:
   """The setup on the devices; arrays that two models share are there once."""
-  where = sharding.replicated(host.mesh)
-  params = sharding.place(host.base.params, where)
-  victim = place(host.victim, host.base.params, params, host.mesh)
+  params = casting.placed(host.sd, host.base.params, host.mesh)
+  victim = place(host.sd, host.victim, host.base.params, params, host.mesh)
   return dataclasses.replace(
     host,
     base=dataclasses.replace(host.base, params=params),
@@ -363,19 +363,22 @@ def scrambled(params: Params, seed: int) -> Params:
 
 
 def place(
-  victim: Victim, host: Params, there: Params, mesh: sharding.Mesh
-) -> Victim:
+  sd: StableDiffusion, victim: Victim, host: Params, there: Params,
+  mesh: sharding.Mesh,
+) -> Victim:  # fmt: skip
   """Puts a victim on the devices, except for arrays that are there already.
 
   Args:
     victim: the victim, on the host.
     host: the original's parameters on the host.
-    there: the same parameters on the devices.
+    there: the same parameters on the devices, from `casting.placed`.
     mesh: this process's devices.
   """
   pairs = zip(jax.tree.leaves(host), jax.tree.leaves(there), strict=True)
   copies = {id(leaf): copy for leaf, copy in pairs}
   victim = jax.tree.map(lambda leaf: copies.get(id(leaf), leaf), victim)
+  params = casting.as_computed(sd, victim.params)
+  victim = dataclasses.replace(victim, params=params)
   return jax.device_put(victim, sharding.replicated(mesh))
 
 

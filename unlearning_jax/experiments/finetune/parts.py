@@ -59,7 +59,7 @@ def check_start(base: Params, params: Params, name: str):
 
 def with_remat(sd: StableDiffusion, remat: bool) -> StableDiffusion:
   """The model with a UNet that computes activations twice, to save memory."""
-  config = dataclasses.replace(sd.unet.config, remat=remat)
+  config = dataclasses.replace(sd.unet.config, remat=remat, lean=False)
   return dataclasses.replace(sd, unet=models.UNet2DCondition(config))
 
 

@@ -12,6 +12,7 @@ import jax
 
 from unlearning_jax import (
   attacks,
+  casting,
   checking,
   durable,
   erasures,
@@ -45,7 +46,6 @@ from unlearning_jax.experiments.matrix.settings import (
 )
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.record import binding, read_rows, seal
-from unlearning_jax.stable_diffusion import Params
 
 Given = Mapping[Erased, Edit]
 
@@ -131,7 +131,9 @@ class Matrix:
       check_base(edit, host.params)
     # Each process runs cells of its own, so processes share no array.
     self._mesh = sharding.make_mesh(devices=jax.local_devices())
-    self._base = dataclasses.replace(host, params=self._placed(host.params))
+    params = casting.placed(host.sd, host.params, self._mesh)
+    # What edits and fingerprints read, and what networks compute with.
+    self._host, self._base = host, dataclasses.replace(host, params=params)
     self._table = functools.cache(self._targeted)
     self._check()
 
@@ -180,7 +182,7 @@ class Matrix:
     path.parent.mkdir(parents=True, exist_ok=True)
     erase.made(
       path,
-      self._base,
+      self._host,
       erasures.bind(one.victim, self.settings.erasures[one.victim]),
       self.settings.tasks[one.task].concepts,
       self.settings.common["seed"],
@@ -218,7 +220,7 @@ class Matrix:
       attack.Settings, alone=True,
     )  # fmt: skip
     inputs = rows.hashes(own, listed)
-    common.begin(record, own, self._base.params, edits, inputs)
+    common.begin(record, own, self._host.params, edits, inputs)
     table, setup = self._table(cell.task), self._setup(own, edits)
     check = checks.checker(record, setup, listed)
     for other in self._others(cell):
@@ -243,20 +245,21 @@ class Matrix:
   def _setup(
     self, own: attack.Settings, edits: Mapping[str, Made]
   ) -> victims.Setup:
-    victim = original = Victim(self._base.params)
+    host, there = self._host, self._base.params
+    victim = Victim(host.params)
     for made in edits.values():
       if isinstance(made, Guidance):
-        victim = Victim.of(self._base.with_guidance(made))
+        victim = Victim.of(host.with_guidance(made))
         continue
       # Put into the weights, so that one program serves every victim.
-      edited = apply_to_params(made, self._base.params)
-      victim = Victim(self._placed(edited))
+      victim = Victim(apply_to_params(made, host.params))
+    name = victims.fingerprint(victim, dict(edits))
+    victim = victims.place(host.sd, victim, host.params, there, self._mesh)
     judge, (target,) = common.load_judge(own), common.targets_of(own)
     return victims.Setup(
       given=own, attack=attacks.bind(own.method, own.hparams), base=self._base,
-      victim=victim, original=original, mesh=self._mesh, edits=edits,
-      judge=judge, target=target,
-      name=victims.fingerprint(victim, dict(edits)),
+      victim=victim, original=Victim(there), mesh=self._mesh, edits=edits,
+      judge=judge, target=target, name=name,
     )  # fmt: skip
 
   def _check_done(self, cell: Cell):
@@ -303,9 +306,6 @@ class Matrix:
     return rows.targeted(
       self._base, rows.listed(own), own, self._mesh, self._targets(task)
     )
-
-  def _placed(self, params: Params) -> Params:
-    return sharding.place(params, sharding.replicated(self._mesh))
 
 
 def _is_made(folder: pathlib.Path) -> bool:

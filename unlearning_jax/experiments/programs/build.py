@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from unlearning_jax import (
   attacks,
+  casting,
   finetune,
   models,
   samplers,
@@ -26,6 +27,7 @@ from unlearning_jax.attacks.engine import insertion, lanes
 from unlearning_jax.attacks.engine.victim import Batch, Victim
 from unlearning_jax.convert.sd1 import CONFIGS
 from unlearning_jax.experiments import finetune as tuning
+from unlearning_jax.models import fast
 from unlearning_jax.sampling import Sampling
 from unlearning_jax.schedules import Schedule
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
@@ -67,23 +69,33 @@ class Program(NamedTuple):
       Results are rows, but of a first argument in shares its next value and
       numbers.
     carries: whether the first argument's memory becomes the first result's.
+    shares: whether the function takes `chips`, the devices that share rows.
   """
 
   function: Callable[..., Any]
   arguments: Callable[[Any], tuple[Any, ...]]
   where: tuple[Any, ...]
   carries: bool = False
+  shares: bool = False
 
 
-def make_sd(size: str, dtype: str, attention: str) -> StableDiffusion:
-  """The networks, `sd14` or `tiny`, without tokenizer or files."""
+def make_sd(
+  size: str, dtype: str, attention: str, *, lean: bool | None = None
+) -> StableDiffusion:
+  """The networks, `sd14` or `tiny`, without tokenizer or files.
+
+  Args:
+    lean: whether gradients take less memory, as in runs on accelerators; None
+      asks the machine.
+  """
+  lean = fast.has_accelerator() if lean is None else lean
   small = TINY if size == "tiny" else {}
   configs = {name: c | small.get(name, {}) for name, c in CONFIGS.items()}
   side = configs["unet"]["sample_size"]
   return StableDiffusion(
     text_encoder=models.ClipTextModel.from_config(configs["text_encoder"]),
     unet=models.UNet2DCondition.from_config(
-      configs["unet"], dtype=dtype, attention=attention
+      configs["unet"], dtype=dtype, attention=attention, lean=lean
     ),
     vae=models.AutoencoderKL.from_config(configs["vae"], dtype=dtype),
     schedule=Schedule.from_config(configs["scheduler"]),
@@ -141,7 +153,8 @@ def unet(sd: StableDiffusion, rows: int, like: Params, how: How) -> Program:
   def arguments(params: Params):
     latents = normal(0, (rows, *sd.latent_shape))
     context = normal(1, (rows, *sd.context_shape))
-    return params["unet"], latents, jnp.full((rows,), 500), context
+    own = casting.as_computed(sd, {"unet": params["unet"]})["unet"]
+    return own, latents, jnp.full((rows,), 500), context
 
   return Program(forward, arguments, (SAME, ROWS, ROWS, ROWS))
 
@@ -164,7 +177,8 @@ def attack(sd: StableDiffusion, rows: int, like: Params, how: How) -> Program:
     return lanes.iterate(method, problem(*given), state)
 
   def arguments(params: Params):
-    who = Victim({name: params[name] for name in ("text_encoder", "unet")})
+    read = {name: params[name] for name in ("text_encoder", "unet")}
+    who = Victim(casting.as_computed(sd, read))
     ids = jax.random.randint(jax.random.key(2), (rows, length), 0, size)
     source = jnp.arange(length)
     if isinstance(count := getattr(method.h, "num_tokens", None), int):
@@ -243,21 +257,22 @@ def sample(sd: StableDiffusion, rows: int, like: Params, how: How) -> Program:
   steps = getattr(how, "num_inference_steps", STEPS)
   sampler = getattr(how, "sampler", None)
 
-  def draw(params: Params, context: Array, empty: Array, noise: Array):
+  def draw(params: Params, *given: Array, chips: int = 1):
     return stable_diffusion.sample(
-      sd, params, context, empty, noise, num_inference_steps=steps,
-      sampler=sampler,
+      sd, params, *given, num_inference_steps=steps, sampler=sampler,
+      chips=chips,
     )  # fmt: skip
 
   def arguments(params: Params):
     used = {name: params[name] for name in ("unet", "vae")}
+    used = casting.as_computed(sd, used)
     context, noise = (
       normal(i, (rows, *shape))
       for i, shape in enumerate((sd.context_shape, sd.latent_shape))
     )
     return used, context, context[:1], noise
 
-  return Program(draw, arguments, (SAME, ROWS, SAME, ROWS))
+  return Program(draw, arguments, (SAME, ROWS, SAME, ROWS), shares=True)
 
 
 def closed_form(
@@ -322,8 +337,11 @@ def lowered(
   if program.where[0] == SHARES:
     # The state lies as it lay; its metrics are everywhere.
     out = (jax.tree.map(lambda x: x.sharding, over[0]), layout[SAME])
+  function = program.function
+  if program.shares:
+    function = functools.partial(function, chips=mesh.size)
   return jax.jit(
-    program.function,
+    function,
     donate_argnums=(0,) if program.carries else (),
     out_shardings=out,
   ).lower(*over)

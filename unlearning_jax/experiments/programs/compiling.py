@@ -169,7 +169,11 @@ def compiled(row: dict[str, Any], how: build.How = None) -> record.Row:
   devices = devices_of(row["place"])
   across = {"data": 1, "fsdp": len(devices)} if row["mesh"] == "fsdp" else {}
   mesh = sharding.make_mesh(**across, devices=devices)
-  sd = build.make_sd(row["size"], DTYPES[row["dtype"]], "auto")
+  kind = "cpu" if row["place"].startswith("cpu") else "tpu"
+  # As a run there has it, and not one here.
+  sd = build.make_sd(
+    row["size"], DTYPES[row["dtype"]], "auto", lean=kind == "tpu"
+  )
   like = build.shapes(sd)
   rows = row["rows"] * len(devices)
   program = build.BUILD[row["program"]](sd, rows, like, how)
@@ -177,7 +181,6 @@ def compiled(row: dict[str, Any], how: build.How = None) -> record.Row:
   least = _MIN_BYTES[row["size"]]
   lowered = build.lowered(program, like, mesh, least)
   lowering = time.perf_counter() - start
-  kind = "cpu" if row["place"].startswith("cpu") else "tpu"
   low = measured.LOW_EFFORT[kind] if row["effort"] == "low" else None
   found = {**row, "jax": jax.__version__}
   found["date"] = datetime.date.today().isoformat()

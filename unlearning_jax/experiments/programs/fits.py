@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from unlearning_jax import models, sharding
+from unlearning_jax import casting, models, sharding
 from unlearning_jax.attacks import Attack
 from unlearning_jax.convert.sd1 import CONFIGS
 from unlearning_jax.experiments import finetune as tuning
@@ -137,7 +137,8 @@ def _beside(
   sd: StableDiffusion, need: Need, more: int | None
 ) -> tuple[int, int]:
   """Bytes that lie beside a program: at least, and at most."""
-  sizes = _sizes(sd)
+  is_tuned = isinstance(need.how, tuning.Settings)
+  sizes = _sizes(sd, computed=not is_tuned)
   if isinstance(need.how, tuning.Settings):
     text = need.how.train == "text_encoder"
     reads = ("text_encoder", "unet") if text else ("unet",)
@@ -149,14 +150,17 @@ def _beside(
 
 
 @functools.cache
-def _sizes(sd: StableDiffusion) -> dict[str, int]:
-  """Bytes of each part of a model."""
+def _sizes(sd: StableDiffusion, *, computed: bool) -> dict[str, int]:
+  """Bytes of each part of a model, whole or `casting.as_computed`."""
+  like = build.shapes(sd)
+  if computed:
+    like = jax.eval_shape(functools.partial(casting.as_computed, sd), like)
   return {
     part: sum(
       math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
       for leaf in jax.tree.leaves(tree)
     )
-    for part, tree in build.shapes(sd).items()
+    for part, tree in like.items()
   }
 
 
@@ -249,7 +253,7 @@ def is_sd14(sd: StableDiffusion) -> bool:
     return False
   ways = {k: getattr(config, k) for k in ("dtype", "attention", "kernels")}
   known = models.UNet2DCondition.from_config(CONFIGS["unet"], **ways).config
-  return dataclasses.replace(config, remat=False) == known
+  return dataclasses.replace(config, remat=False, lean=False) == known
 
 
 def _compiled(
@@ -271,6 +275,9 @@ def _compiled(
         f"most, and this run has {len(chips)} devices; give it fewer"
       )
     chips = slice_[: len(chips)]
+    # As a run there has it.
+    config = dataclasses.replace(sd.unet.config, lean=True)
+    sd = dataclasses.replace(sd, unet=models.UNet2DCondition(config))
   across = {"fsdp": need.fsdp} if need.fsdp > 1 else {}
   mesh = sharding.make_mesh(**across, devices=chips)
   like = build.shapes(sd)
@@ -296,7 +303,7 @@ def _compiled(
   few, many = _beside(sd, need, more)
   if name == "attack":
     # What an attack reads of victim and base can be one and the same.
-    once = sum(_sizes(sd)[part] for part in _READS[name])
+    once = sum(_sizes(sd, computed=True)[part] for part in _READS[name])
     few -= max(0, found["arguments"] - once)
   bounds = Bounds(record.least(found) + few, record.held(found) + many, source)
   least, most = (size / record.GIB for size in bounds[:2])

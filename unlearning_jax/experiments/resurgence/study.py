@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from unlearning_jax import erasures, metrics, sampling, sharding
+from unlearning_jax import casting, erasures, metrics, sampling, sharding
 from unlearning_jax.edits import Edit
 from unlearning_jax.experiments import cells, common, erase, finetune
 from unlearning_jax.experiments.resurgence import keys
@@ -222,7 +222,7 @@ class Study:
     multiple = sharding.local_rows_multiple(self.mesh)
     return sampling.draw(
       self.sd,
-      sharding.place(params, sharding.replicated(self.mesh)),
+      casting.placed(self.sd, params, self.mesh),
       [Request(row["prompt"], row["seed"]) for row in rows],
       self.settings.sampling,
       batch_size=-(-self.settings.batch_size // multiple) * multiple,
