@@ -311,8 +311,8 @@ def test_the_only_image_of_a_tfds_row_is_found(tmp_path):
 
 def test_processes_share_before_they_read():
   shares = [data.share(list(range(11)), i, 3) for i in range(3)]
-  assert [len(rows) for rows in shares] == [3, 3, 3]
-  assert sorted(sum(shares, [])) == list(range(9))
+  assert [len(rows) for rows in shares] == [4, 4, 3]
+  assert sorted(sum(shares, [])) == list(range(11))
   with pytest.raises(ValueError, match="2 rows for 3 processes"):
     data.share([0, 1], 0, 3)
 

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from unlearning_jax.data import Batches, share, taken
+from unlearning_jax.data import Batches, taken
 
 
-def batches(rows=23, size=4, here=(0, 1), **options):
+def batches(rows=23, size=4, **options):
   arrays = {"x": np.arange(rows), "y": np.arange(rows)[:, None] * [1.0, -1.0]}
-  arrays = {name: share(array, *here) for name, array in arrays.items()}
   return Batches(arrays, size, **options)
 
 
@@ -52,16 +51,15 @@ def test_arrays_stay_together():
   np.testing.assert_array_equal(batch["y"], batch["x"][:, None] * [1.0, -1.0])
 
 
-def test_processes_share_the_rows_and_never_meet():
-  # 23 rows on 3 processes: 7 each, the last 2 on none.
-  shares = [batches(size=7, here=(i, 3)) for i in range(3)]
-  first = [epoch(data, 0) for data in shares]
-  assert all(data.steps_per_epoch == 1 for data in shares)
-  assert sorted(np.concatenate(first)) == list(range(21))
-  # Split first, shuffled within: a row never changes its process.
-  for data, rows in zip(shares, first, strict=True):
-    assert set(epoch(data, 5)) == set(rows)
-    assert not np.array_equal(epoch(data, 5), rows)
+def test_processes_together_have_the_batches_of_one():
+  whole = batches(size=6)
+  parts = [batches(size=6, part=(i, 3)) for i in range(3)]
+  for step in (0, 2, 7):
+    found = [part[step]["x"] for part in parts]
+    assert [len(rows) for rows in found] == [2, 2, 2]
+    np.testing.assert_array_equal(np.concatenate(found), whole[step]["x"])
+  with pytest.raises(ValueError, match="batch_size=4: 3 processes"):
+    batches(part=(0, 3))
 
 
 def test_errors():
@@ -71,7 +69,7 @@ def test_errors():
     Batches({}, 1)
   for size in (0, 8):
     with pytest.raises(ValueError, match=f"batch_size={size}.*1 and the 7"):
-      batches(size=size, here=(0, 3))
+      batches(rows=7, size=size)
 
 
 def captioned(**options):

@@ -24,6 +24,8 @@ Tree = TypeVar("Tree")
 
 # It is cheaper to replicate a smaller leaf than to gather it.
 FSDP_MIN_BYTES = 4 * 2**20
+# What processes send each other at a time.
+_GATHERED_BYTES = 64 * 2**20
 _ALONE = contextvars.ContextVar("alone", default=False)
 
 
@@ -311,6 +313,26 @@ def local_rows(array: Shaped[Array, "b ..."]) -> Shaped[np.ndarray, "n ..."]:
 def on_all_processes(here: bool) -> bool:
   """Whether `here` is True on every process; a collective: all must call it."""
   return bool(np.all(multihost_utils.process_allgather(np.asarray(here))))
+
+
+def of_each(rows: Shaped[np.ndarray, "n ..."]) -> list[np.ndarray]:
+  """Every process's array, on every process, in order; a collective.
+
+  Args:
+    rows: this process's. The others' may be longer or shorter.
+  """
+  if jax.process_count() == 1:
+    return [rows]
+  gather = multihost_utils.process_allgather
+  counts = gather(np.int32(len(rows)))
+  most = int(counts.max())
+  padded = np.zeros((most, *rows.shape[1:]), rows.dtype)
+  padded[: len(rows)] = rows
+  # All of them lie on each device meanwhile.
+  some = max(1, _GATHERED_BYTES // max(1, padded[:1].nbytes))
+  found = [gather(padded[i : i + some]) for i in range(0, most, some)]
+  whole = np.concatenate(found, axis=1).astype(rows.dtype, copy=False)
+  return [part[:count] for part, count in zip(whole, counts, strict=True)]
 
 
 def all_rows(array: Shaped[Array, "b ..."]) -> Shaped[np.ndarray, "b ..."]:

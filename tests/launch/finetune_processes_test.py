@@ -39,17 +39,6 @@ def model(folder):
   return sd, params, rows
 
 
-class Share:
-  """One process's part of every batch: together they are the whole batch."""
-
-  def __init__(self, rows, index, count):
-    self.batches = Batches(rows, ROWS, seed=3)
-    self.part = slice(index * ROWS // count, (index + 1) * ROWS // count)
-
-  def __getitem__(self, step):
-    return {k: v[self.part] for k, v in self.batches[step].items()}
-
-
 def tuned(sd, params, rows, mesh):
   """The state after all steps, on the host, and the last metrics."""
   part = finetune.partition(params, "kv")
@@ -64,7 +53,7 @@ def tuned(sd, params, rows, mesh):
     finetune.init_state(jax.tree.map(np.asarray, part.trained), tx),
     finetune.make_step(loss, tx, 0.9),
     {"params": jax.tree.map(np.asarray, part.frozen), "empty": empty},
-    Share(rows, jax.process_index(), jax.process_count()),
+    Batches(rows, ROWS, 3, (jax.process_index(), jax.process_count())),
     jax.random.key(1),
     mesh=mesh,
     num_steps=STEPS,
@@ -97,13 +86,14 @@ def work(folder):
     np.savez(own / f"{shape}.npz", **state)
 
 
-def script(folder, fsdp):
+def script(folder, fsdp, shared=True):
   """A run with adapters and an average, for three steps."""
   from tests.support.tunings import given
   from unlearning_jax.experiments import common
   from unlearning_jax.experiments import finetune as tuning
 
-  processes.initialize_distributed(True)
+  if shared:
+    processes.initialize_distributed(True)
   split_all()
   chosen = given(
     argument="tiny,only=object/circle+moon", batch_size=4, ema_decay=0.9,
@@ -162,30 +152,48 @@ def kept(folder):
   return found | {("lora", name): leaf for name, leaf in tensors.items()}
 
 
-@pytest.mark.slow
-@pytest.mark.multiprocess
-def test_a_model_split_over_processes_is_saved_and_gone_on_from(tmp_path):
-  for fsdp in (1, 2):
-    two_processes(1, "script", tmp_path / str(fsdp), fsdp)
-  whole, split = kept(tmp_path / "1"), kept(tmp_path / "2")
-  assert set(split) == set(whole) and len(whole) > 50
-  for name, leaf in whole.items():
+def one_process(folder):
+  """As `two_processes`, of the script in one."""
+  scripts.Run(__name__, "alone", folder, 1, model=narrow.folder()).finish()
+
+
+def near(found, wanted):
+  assert set(found) == set(wanted) and len(wanted) > 50
+  for name, leaf in wanted.items():
     # Adam's first steps divide tiny gradients by their own size.
-    gap = np.linalg.norm(split[name] - leaf)
+    gap = np.linalg.norm(found[name] - leaf)
     assert gap < 2e-3 * np.linalg.norm(leaf), (name, gap)
 
-  folder = tmp_path / "2"
-  # As if killed after the first step.
-  for path in ("checkpoints/3", "DONE", "lora.safetensors", "steps/000003.*"):
-    (found,) = folder.glob(path)
-    shutil.rmtree(found) if found.is_dir() else found.unlink()
-  two_processes(1, "script", folder, 2)
-  again = kept(folder)
-  for name, leaf in split.items():
-    np.testing.assert_array_equal(again[name], leaf)
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_processes_save_what_one_does_and_any_number_goes_on(tmp_path):
+  one_process(tmp_path / "one")
+  alone = kept(tmp_path / "one")
+  for fsdp in (1, 2):
+    folder = tmp_path / str(fsdp)
+    two_processes(1, "script", folder, fsdp)
+    together = kept(folder)
+    near(together, alone)
+    # As if killed after the first step.
+    for path in ("checkpoints/3", "DONE", "lora.safetensors", "steps/000003.*"):
+      (found,) = folder.glob(path)
+      shutil.rmtree(found) if found.is_dir() else found.unlink()
+    if fsdp == 1:
+      one_process(folder)
+      near(kept(folder), alone)
+      continue
+    two_processes(1, "script", folder, fsdp)
+    again = kept(folder)
+    for name, leaf in together.items():
+      np.testing.assert_array_equal(again[name], leaf)
 
 
 if __name__ == "__main__":
   jax.config.update("jax_numpy_rank_promotion", "raise")
-  task = {"work": work, "script": script}[sys.argv[1]]
+  task = {
+    "work": work,
+    "script": script,
+    "alone": functools.partial(script, shared=False),
+  }[sys.argv[1]]
   task(pathlib.Path(sys.argv[2]), *map(int, sys.argv[3:]))

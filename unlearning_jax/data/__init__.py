@@ -5,6 +5,9 @@ examples  holds a captioned image, and reads its pixels
 batches   shuffles rows, and draws one of an image's captions
 """
 
+from unlearning_jax.data.batches import COUNT as COUNT
+from unlearning_jax.data.batches import FIRST as FIRST
+from unlearning_jax.data.batches import TEXTS as TEXTS
 from unlearning_jax.data.batches import Batches as Batches
 from unlearning_jax.data.batches import share as share
 from unlearning_jax.data.batches import taken as taken

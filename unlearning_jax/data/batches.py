@@ -22,17 +22,20 @@ class Batches:
   out.
 
   Attributes:
-    arrays: name to array of this process's rows, see `share`; all have the same
-      number of rows. Where images have several captions, `first_caption` and
-      `captions` hold an image's first row in `context` or `ids`, and how many
-      it has there; one of them is drawn by (seed, epoch, row).
-    batch_size: rows per batch of this process.
+    arrays: name to array; all have the same number of rows. Where images have
+      several captions, `first_caption` and `captions` hold an image's first row
+      in `context` or `ids`, and how many it has there; one of them is drawn by
+      (seed, epoch, row).
+    batch_size: rows per batch.
     seed: of the shuffling.
+    part: (i, n) gives the i-th of n equal parts of each batch. Processes that
+      share batches so train on what one process would.
   """
 
   arrays: Mapping[str, Shaped[np.ndarray, "n ..."]]
   batch_size: int
   seed: int = 0
+  part: tuple[int, int] = (0, 1)
 
   def __post_init__(self):
     several = COUNT in self.arrays
@@ -48,7 +51,12 @@ class Batches:
     if not 1 <= self.batch_size <= self._rows:
       raise ValueError(
         f"batch_size={self.batch_size}: must be between 1 and the "
-        f"{self._rows} rows of each process"
+        f"{self._rows} rows of the data"
+      )
+    if self.batch_size % self.part[1]:
+      raise ValueError(
+        f"batch_size={self.batch_size}: {self.part[1]} processes share a batch "
+        "in equal parts; give a multiple"
       )
 
   @property
@@ -58,13 +66,16 @@ class Batches:
 
   @property
   def steps_per_epoch(self) -> int:
-    """Batches in one pass over this process's rows."""
+    """Batches in one pass over the rows."""
     return self._rows // self.batch_size
 
   def __getitem__(self, step: int) -> dict[str, Shaped[np.ndarray, "b ..."]]:
     epoch, position = divmod(step, self.steps_per_epoch)
     order = np.random.default_rng((self.seed, epoch)).permutation(self._rows)
-    rows = order[position * self.batch_size :][: self.batch_size]
+    index, count = self.part
+    size = self.batch_size // count
+    start = position * self.batch_size + index * size
+    rows = order[start : start + size]
     draws = None
     if COUNT in self.arrays:
       draws = np.random.default_rng((self.seed, epoch, 1)).random(self._rows)
@@ -97,18 +108,16 @@ def taken(
 
 
 def share(rows: Rows, process_index: int, process_count: int) -> Rows:
-  """Every n-th of a list or array of rows, and as many for every process.
+  """Every n-th of a list or array of rows: what one of n processes encodes.
 
-  Rows are shared before shuffling, so that no process trains on or encodes
-  another's. (All processes read all files once before, for `fingerprint`.)
+  All processes read all files once before, for `fingerprint`.
 
   Raises:
     ValueError: there are fewer rows than processes.
   """
-  count = len(rows) // process_count
-  if not count:
+  if len(rows) < process_count:
     raise ValueError(
       f"data: {len(rows)} rows for {process_count} processes; every process "
       "needs a row"
     )
-  return rows[process_index::process_count][:count]
+  return rows[process_index::process_count]

@@ -12,7 +12,7 @@ import numpy as np
 
 from unlearning_jax import checkpoints, finetune, sharding
 from unlearning_jax.concepts import check_choice
-from unlearning_jax.data import Batches, share
+from unlearning_jax.data import Batches
 from unlearning_jax.record import Recorder, training_log
 from unlearning_jax.settings import Free, Output
 from unlearning_jax.shapes import dataset, judge, tasks, vocabulary
@@ -174,8 +174,7 @@ def run(given: Settings, opener: Callable[[], Recorder], folder: pathlib.Path):
   make = _judge if given.stage == "judge" else getattr(tasks, given.stage)
   task: tasks.Task = make(given, data, folder)
   here = jax.process_index(), jax.process_count()
-  arrays = {name: share(rows, *here) for name, rows in task.arrays.items()}
-  batches = Batches(arrays, given.batch_size // here[1], given.seed)
+  batches = Batches(task.arrays, given.batch_size, given.seed, here)
   key, last = jax.random.key(given.seed), given.num_steps
   tx = finetune.optimizer(num_steps=last, **dataclasses.asdict(given.optimizer))
   state = jax.jit(lambda key: finetune.init_state(task.init(key), tx))(key)

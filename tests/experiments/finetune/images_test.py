@@ -17,6 +17,7 @@ from unlearning_jax.experiments.finetune import (
   data_of,
   examples,
 )
+from unlearning_jax.experiments.finetune.images import joined
 from unlearning_jax.shapes import builder, dataset
 
 WORLD = extensions.world("shapes")
@@ -215,3 +216,31 @@ def test_a_batch_that_cannot_be(
     return
   with pytest.raises(ValueError, match=words):
     check_batch(chosen, images, mesh, processes)
+
+
+@pytest.mark.parametrize("several", [(), (1,), (0, 1, 4)])
+def test_processes_join_what_one_would_have_encoded(several):
+  """Whichever images have several captions, and whoever encoded them."""
+
+  def encoded(rows):
+    """As `encode_examples` gives it; texts tell their image and place."""
+    texts = [(i, n) for i in rows for n in range(1 + (i in several))]
+    found = {
+      "mean": np.array(rows, np.float32)[:, None],
+      "context": np.array(texts, np.float32),
+    }
+    if len(texts) > len(rows):
+      counts = np.array([1 + (i in several) for i in rows])
+      first = np.cumsum(counts) - counts
+      found |= {data.FIRST: first, data.COUNT: counts}
+    return found
+
+  rows = list(range(5))
+  found = joined([encoded(data.share(rows, i, 2)) for i in range(2)])
+  order = np.array([3, 0, 4, 1, 2])
+  for draws in (None, np.full(5, 0.99)):
+    now, whole = (
+      data.taken(arrays, order, draws) for arrays in (found, encoded(rows))
+    )
+    for name in whole:
+      np.testing.assert_array_equal(now[name], whole[name])

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -132,11 +131,17 @@ def test_a_resume_on_other_data_is_refused(start, tmp_path):
     start()
 
 
-def test_a_resume_by_other_processes_is_refused(start, monkeypatch):
+def test_a_resume_of_several_processes_of_an_old_version_is_refused(
+  start, tmp_path
+):
+  """Each shuffled rows of its own: other batches."""
   with pytest.raises(InterruptedError):
     start()
-  monkeypatch.setattr(jax, "process_count", lambda: 2)
-  with pytest.raises(ValueError, match="inputs.processes: '1' -> '2'"):
+  (file,) = tmp_path.rglob("provenance.json")
+  text = file.read_text()
+  assert text.count('"processes": "1"') == 1
+  file.write_text(text.replace('"processes": "1"', '"processes": "2"'))
+  with pytest.raises(ValueError, match="inputs.processes: '2' -> '1'"):
     start()
 
 

@@ -99,10 +99,10 @@ def check_batch(
       f"is not a multiple of accumulate times the {shares} device(s) that "
       "share it; change either, or use fewer devices"
     )
-  if settings.batch_size > images // processes * processes:
+  if settings.batch_size > images:
     raise ValueError(
       f"batch_size={settings.batch_size} is more than the {images} images of "
-      f"the data, on {processes} process(es)"
+      "the data"
     )
 
 
@@ -162,3 +162,48 @@ def encode(
     flip=settings.data.flip,
     token_ids=settings.train == "text_encoder",
   )
+
+
+def gathered(share: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """All rows in every process, as one process would have encoded them.
+
+  This is a collective: all processes must call it.
+
+  Args:
+    share: from `encode`, of this process's `data.share`.
+  """
+  if not sharding.on_all_processes(data.COUNT not in share):
+    share = _counted(share)
+  parts = [sharding.of_each(rows) for rows in share.values()]
+  return joined(
+    [dict(zip(share, one, strict=True)) for one in zip(*parts, strict=True)]
+  )
+
+
+def joined(shares: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """The inverse of `data.share`, of what `encode` makes of the shares."""
+  whole: dict[str, np.ndarray] = {}
+  texts, count = (), len(shares)
+  if any(data.COUNT in share for share in shares):
+    shares, texts = [*map(_counted, shares)], data.TEXTS
+  for name in shares[0]:
+    parts = [share[name] for share in shares]
+    if name in texts:
+      # Behind one another; `first_caption` says where an image's are.
+      whole[name] = np.concatenate(parts)
+      continue
+    rows = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+    before = 0
+    for i, part in enumerate(parts):
+      rows[i::count] = part + before if name == data.FIRST else part
+      before += int(shares[i][data.COUNT].sum()) if texts else 0
+    whole[name] = rows
+  return whole
+
+
+def _counted(share: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+  """A share that says how many captions an image has, where all have one."""
+  if data.COUNT in share:
+    return share
+  rows = np.arange(len(share["mean"]))
+  return {**share, data.FIRST: rows, data.COUNT: np.ones_like(rows)}

@@ -67,12 +67,13 @@ def run(
   part, step, state, frozen = parts.prepare(sd, params, edit, settings, mesh)
   record = opener()
   made = {common.stage_name(edit): edit} if edit else {}
-  # Each process shuffles its own share, so another number of processes would
-  # train on other batches.
-  inputs = {"data": data.fingerprint(found), "processes": str(here[1])}
+  # Batches are those of one process, however many there are. In records of
+  # earlier versions they were not, and those say how many shared them.
+  inputs = {"data": data.fingerprint(found), "processes": "1"}
   common.begin(record, settings, base, made, inputs)
-  arrays = images.encode(sd, params, data.share(found, *here), settings)
-  batches = data.Batches(arrays, settings.batch_size // here[1], settings.seed)
+  share = images.encode(sd, params, data.share(found, *here), settings)
+  arrays = images.gathered(share)
+  batches = data.Batches(arrays, settings.batch_size, settings.seed, here)
   saved, last = record.path / "checkpoints", settings.num_steps
   if checkpoints.latest_step(saved) is not None:
     state = checkpoints.restore(saved, state)
