@@ -1,6 +1,6 @@
 """Many launch scripts in one process, one after the other.
 
-What one of them traced serves the next: the tests of attacks took 95 CPU seconds
+What one of them traced serves the next: the tests of attacks took 95 CPU s
 where they took 131. For scripts that end by themselves in folders of their own,
 and of whose process a test says nothing.
 """
