@@ -33,7 +33,7 @@ from unlearning_jax import (
   stable_diffusion,
 )
 from unlearning_jax.concepts import make_concepts
-from unlearning_jax.convert import inspection
+from unlearning_jax.convert import inspection, output
 from unlearning_jax.judges import folders
 from unlearning_jax.metrics import references
 
@@ -41,8 +41,13 @@ from unlearning_jax.metrics import references
 
 
 def _models() -> Iterator[Loader]:
-  def write(root: pathlib.Path):
+  def sealed(root: pathlib.Path):
     convert.save_folder(root / "model", fuzz_weights.model(), dtype="float16")
+
+  def write(root: pathlib.Path):
+    sealed(root)
+    # Other tools write none, and so every reader sees the damage.
+    (root / "model" / output.SUMS).unlink()
 
   def read(root: pathlib.Path):
     inspection.inspect(root / "model")
@@ -50,6 +55,7 @@ def _models() -> Iterator[Loader]:
       fuzz_weights.laid_out(convert.load(root / "model"))
 
   yield Loader("folder", write, read)
+  yield Loader("sealed folder", sealed, read)
   # Its errors name the part of the model that does not fit.
   yield Loader(
     "model", write, lambda root: stable_diffusion.load(root / "model"),

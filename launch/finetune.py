@@ -6,10 +6,10 @@
 Without `--edit` it tunes the base. Each step in `config.checkpoints` becomes
 `steps/<n>.safetensors`, an edit of the base; `launch.evaluate
 --edits=runs/uce,runs/tuned/steps/...` draws the curve of what comes back. Start
-a killed run again with the same data and the same number of processes: it goes
-on from the last of these steps, or from the last multiple of
-`config.checkpoint_every` if they lie far apart. `--list` prints what can train,
-the defenses of an erasure, and the sources of images.
+a killed run again with the same data: it goes on from the last of these steps,
+or from the last multiple of `config.checkpoint_every` if they lie far apart.
+`--list` prints what can train, the defenses of an erasure, and the sources of
+images.
 """
 
 import functools

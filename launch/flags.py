@@ -290,7 +290,9 @@ def _together(
     processes.say_stopped()
     raise
   except Exception as error:
-    processes.say_failed(error, leaves=True)
+    # Alone it would start a device, to say it to nobody.
+    if distributed:
+      processes.say_failed(error, leaves=True)
     raise
   return status
 

@@ -288,14 +288,14 @@ def _watch(client: Any, own: int, ends: threading.Event):
   while not ends.wait(_WATCH_S):
     try:
       found = [one for one in _failures(client, _Here.wait) if one[0] != own]
+      left = any(one[0] != own for one in _failures(client))
     except RuntimeError:
-      # JAX ends the process of a coordinator that has gone.
-      return
+      # It may be busy; JAX ends the processes of a coordinator that has gone.
+      continue
     if not found:
       since = None
       continue
     since = since or time.monotonic()
-    left = any(one[0] != own for one in _failures(client))
     limit = STUCK_S if left or _Here.together else LONG_S
     if time.monotonic() - since >= limit:
       _end(own, *found[0])
@@ -306,13 +306,15 @@ def _end(own: int, index: int, why: str):
   error = PartedError(
     f"process {index} failed, and this one waits for it: {why}"
   )
-  print(f"process {own}: error: {error}", file=sys.stderr, flush=True)
-  sys.stdout.flush()
-  say_failed(error, leaves=True)
-  # Together with the one that failed, which waits for that.
-  with contextlib.suppress(RuntimeError):
+  # Nothing may keep it from its end, such as a full disk below stderr.
+  try:
+    print(f"process {own}: error: {error}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    say_failed(error, leaves=True)
+    # Together with the one that failed, which waits for that.
     jax.distributed.shutdown()
-  os._exit(1)
+  finally:
+    os._exit(1)
 
 
 def say_stopped():

@@ -71,6 +71,7 @@ def split_all():
   """Else everything here is too small to be split."""
   split = functools.partial(sharding.param_sharding, min_bytes=0)
   sharding.param_sharding = split
+  sharding._GATHERED_BYTES = 1
 
 
 def work(folder):
@@ -98,7 +99,7 @@ def script(folder, fsdp, shared=True):
   chosen = given(
     argument="tiny,only=object/circle+moon", batch_size=4, ema_decay=0.9,
     num_steps=3, checkpoints=(1, 3), log_every=1,
-    **{"data.count": 8, "mesh.fsdp": fsdp},
+    **{"data.count": 9, "mesh.fsdp": fsdp},
   )  # fmt: skip
   tuning.run(
     chosen,

@@ -164,7 +164,7 @@ def test_evaluate_compares_edits_and_resumes(made, tmp_path):
     ("--config.batch_size=0", ["batch_size=0"]),
   ],
 )
-def test_a_wrong_config_writes_nothing(override, words, tmp_path):
+def test_a_wrong_config_writes_nothing(override, words, erase, tmp_path):
   result = erase(f"{CONFIGS}/erase_uce.py:tiny", tmp_path / "run", override)
   assert result.returncode == 1 and "Traceback" not in result.stderr
   error = result.stderr[result.stderr.index("error: ") :]
@@ -175,7 +175,7 @@ def test_a_wrong_config_writes_nothing(override, words, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_resume_with_another_config_is_refused(made):
+def test_a_resume_with_another_config_is_refused(erase, made):
   result = erase(f"{CONFIGS}/erase_uce.py:tiny", made, "--config.seed=1")
   assert result.returncode != 0 and "seed" in result.stderr
 

@@ -167,7 +167,7 @@ def entries(file: pathlib.Path) -> dict[str, tuple[int, int]]:
     if any(".." in name or name.startswith("/") for name in found):
       raise ValueError("a file outside of the run")
     return {name: (int(n), int(crc)) for name, (n, crc) in found.items()}
-  except (ValueError, TypeError, AttributeError) as error:
+  except (ValueError, TypeError, AttributeError, OverflowError) as error:
     raise DamagedError(
       f"{file} is damaged; delete it and start again: a run ends anew, a "
       "model is read as it is"

@@ -36,7 +36,7 @@ def run(
 
   Writes `steps/<n>.safetensors`, an edit of the base, for every step in
   `settings.checkpoints`, and the adapters of a LoRA run. A run that was killed
-  goes on from its last state, with the same data and number of processes.
+  goes on from its last state, with the same data.
 
   Args:
     settings: the settings of the run.
@@ -67,12 +67,11 @@ def run(
   part, step, state, frozen = parts.prepare(sd, params, edit, settings, mesh)
   record = opener()
   made = {common.stage_name(edit): edit} if edit else {}
-  # Batches are those of one process, however many there are. In records of
-  # earlier versions they were not, and those say how many shared them.
-  inputs = {"data": data.fingerprint(found), "processes": "1"}
+  inputs = {"data": data.fingerprint(found), "processes": _begun_by(record)}
   common.begin(record, settings, base, made, inputs)
-  share = images.encode(sd, params, data.share(found, *here), settings)
-  arrays = images.gathered(share)
+  arrays = images.gathered(
+    images.encode(sd, params, data.share(found, *here), settings)
+  )
   batches = data.Batches(arrays, settings.batch_size, settings.seed, here)
   saved, last = record.path / "checkpoints", settings.num_steps
   if checkpoints.latest_step(saved) is not None:
@@ -109,6 +108,26 @@ def run(
   record.save_summary({"steps": int(state.step), "examples": len(found)})
   record.mark_done()
   return edits(record)
+
+
+def _begun_by(record: Recorder) -> str:
+  """How many processes shuffled rows of their own.
+
+  It is 1, because batches are those of one process however many there are; but
+  for runs that an earlier version ended.
+
+  Raises:
+    ValueError: several of an earlier version began the run.
+  """
+  starts = record.provenance.get("runs", ())
+  count = next((one["inputs"].get("processes", "1") for one in starts), "1")
+  if count != "1" and not record.is_done:
+    raise ValueError(
+      f"workdir: {record.path}: {count} processes of an earlier version began "
+      "this run, on other batches than this version draws; finish it with that "
+      "version, or use another folder"
+    )
+  return count
 
 
 def _examples(

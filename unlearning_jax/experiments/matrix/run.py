@@ -202,7 +202,8 @@ class Matrix:
     for task in self.settings.tasks:
       folder = self._targets(task)
       drawn = {path.name for path in folder.glob("*.png")}
-      if drawn and drawn != {*seal.entries(folder / seal.NAME)}:
+      # The folder is there once a cell of the task has begun.
+      if folder.is_dir() and drawn != {*seal.entries(folder / seal.NAME)}:
         self._table(task)
         seal.put(folder, "*.png")
 

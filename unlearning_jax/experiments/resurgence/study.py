@@ -187,6 +187,9 @@ class Study:
     """
     if str(key) in self.rows:
       return
+    # Other cells start from the same erased model.
+    if why := self._kept.get(("collapsed", key)):
+      raise FloatingPointError(why)
     started = time.monotonic()
     right: dict[str, str] = {}
     looks: list[dict[str, float]] = []
@@ -216,7 +219,9 @@ class Study:
       return
     base = {kind: sum(one[kind] for one in found if one) for kind in own}
     if why := collapse.no_pictures(base, own):
-      raise FloatingPointError(f"{key}: the model collapsed: {'; '.join(why)}")
+      said = f"{key}: the model collapsed: {'; '.join(why)}"
+      self._kept["collapsed", key] = said
+      raise FloatingPointError(said)
 
   def _drawn(self, params: Params, rows: Rows):
     multiple = sharding.local_rows_multiple(self.mesh)
