@@ -8,7 +8,6 @@ and of whose process a test says nothing.
 import contextlib
 import functools
 import gc
-import importlib
 import os
 import pathlib
 import runpy
@@ -17,7 +16,6 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from typing import NamedTuple
-from unittest import mock
 
 from absl import app, flags
 
@@ -66,24 +64,12 @@ def _serve(asked, environment: dict[str, str]):
   """Runs what comes through the pipe, until it closes."""
   gc.freeze()
   cache.share()
-  world = importlib.import_module("unlearning_jax.shapes.world")
   app.define_help_flags()
   own = set(flags.FLAGS)
   with contextlib.suppress(EOFError):
     while True:
       name, arguments, cwd, model, folder = asked.recv()
-      for descriptor, file in ((1, "out"), (2, "err")):
-        opened = os.open(f"{folder}/{file}", os.O_WRONLY | os.O_CREAT)
-        os.dup2(opened, descriptor)
-        os.close(opened)
-      os.environ.clear()
-      os.environ.update(environment)
-      os.chdir(cwd)
-      with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(sys, "path", [cwd, *sys.path]))
-        if model:
-          changed = mock.patch.object(world, "model_folder", lambda m=model: m)
-          stack.enter_context(changed)
+      with scripts.placed(environment, cwd, folder, model):
         status = _status(name, arguments)
       sys.stdout.flush()
       sys.stderr.flush()

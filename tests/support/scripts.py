@@ -5,6 +5,7 @@ as long as many a run. `packaging_test` starts every script afresh.
 """
 
 import atexit
+import contextlib
 import functools
 import gc
 import importlib
@@ -58,23 +59,34 @@ def server():
   return context
 
 
-def _become(name, arguments, environment, cwd, folder, model):
-  """What `python -m <name>` does, its output in `folder`."""
-  # The server's imports, which the collector would copy to look at them.
-  gc.freeze()
+@contextlib.contextmanager
+def placed(environment, cwd, folder, model):
+  """Where a script runs; its output is in `folder`."""
   for descriptor, file in ((1, "out"), (2, "err")):
-    os.dup2(os.open(f"{folder}/{file}", os.O_WRONLY | os.O_CREAT), descriptor)
+    opened = os.open(f"{folder}/{file}", os.O_WRONLY | os.O_CREAT)
+    os.dup2(opened, descriptor)
+    os.close(opened)
   os.environ.clear()
   os.environ.update(environment)
   os.chdir(cwd)
-  sys.path.insert(0, str(cwd))
-  sys.argv = [name, *arguments]
-  cache.share()
-  if model:
+  with mock.patch.object(sys, "path", [str(cwd), *sys.path]):
+    if not model:
+      yield
+      return
     world = importlib.import_module("unlearning_jax.shapes.world")
-    mock.patch.object(world, "model_folder", lambda: model).start()
+    with mock.patch.object(world, "model_folder", lambda: model):
+      yield
+
+
+def _become(name, arguments, environment, cwd, folder, model):
+  """What `python -m <name>` does."""
+  # The server's imports, which the collector would copy to look at them.
+  gc.freeze()
+  cache.share()
+  sys.argv = [name, *arguments]
   try:
-    runpy.run_module(name, run_name="__main__", alter_sys=True)
+    with placed(environment, cwd, folder, model):
+      runpy.run_module(name, run_name="__main__", alter_sys=True)
   finally:
     # A forked process leaves these out: processes wait for each other here.
     atexit._run_exitfuncs()

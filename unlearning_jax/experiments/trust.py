@@ -1,4 +1,4 @@
-"""What a reader must know before believing an evaluation's rates."""
+"""What a reader must know before believing rates, and edits of no model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -61,7 +61,7 @@ class UNetConfig:
   dtype: DTypeLike = jnp.float32
   # Whether the backward pass computes each block's inner activations again.
   remat: bool = False
-  # Whether it does so with those that cost little; see `_is_kept`.
+  # Whether it computes only those again that cost little; see `_is_kept`.
   lean: bool = False
 
   def __post_init__(self):

@@ -69,14 +69,15 @@ class Program(NamedTuple):
       Results are rows, but of a first argument in shares its next value and
       numbers.
     carries: whether the first argument's memory becomes the first result's.
-    shares: whether the function takes `chips`, the devices that share rows.
+    takes_chips: whether the function takes the number of devices that share
+      rows, `chips`.
   """
 
   function: Callable[..., Any]
   arguments: Callable[[Any], tuple[Any, ...]]
   where: tuple[Any, ...]
   carries: bool = False
-  shares: bool = False
+  takes_chips: bool = False
 
 
 def make_sd(
@@ -272,7 +273,7 @@ def sample(sd: StableDiffusion, rows: int, like: Params, how: How) -> Program:
     )
     return used, context, context[:1], noise
 
-  return Program(draw, arguments, (SAME, ROWS, SAME, ROWS), shares=True)
+  return Program(draw, arguments, (SAME, ROWS, SAME, ROWS), takes_chips=True)
 
 
 def closed_form(
@@ -338,7 +339,7 @@ def lowered(
     # The state lies as it lay; its metrics are everywhere.
     out = (jax.tree.map(lambda x: x.sharding, over[0]), layout[SAME])
   function = program.function
-  if program.shares:
+  if program.takes_chips:
     function = functools.partial(function, chips=mesh.size)
   return jax.jit(
     function,
