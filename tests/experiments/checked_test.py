@@ -19,7 +19,7 @@ from unlearning_jax.experiments.programs.needs import needs
 
 def test_a_victims_own_weights_are_counted():
   base, params = shapes(), dict(shapes().params)
-  setup = types.SimpleNamespace(base=base, victim=Victim(params))
+  setup = types.SimpleNamespace(base=base, sd=base.sd, victim=Victim(params))
   assert networks.beside(setup, {}) == {"more": 0, "safe": False}
   leaves = jax.tree.leaves(params["unet"])
   params["unet"] = jax.tree.map(lambda leaf: leaf + 0, params["unet"])

@@ -129,7 +129,7 @@ def test_tables_of_many_runs(tmp_path):
   broken = write(runs / "broken", "evaluate")
   flip(broken / "summary.json", None)
   page = index.write(runs).read_text()
-  assert "summary.json is damaged: it is not what the run" in page
+  assert "summary.json is damaged: it is not what was written" in page
   assert page.count("chip damaged") == 1 and page.count("chip done") == 1
   with pytest.raises(DamagedError, match="broken/summary.json is damaged"):
     leaderboard.lines([broken])

@@ -202,6 +202,8 @@ def test_ctrl_c_deletes_the_slice(cloud, tmp_path):
   def interrupt():
     while not (tmp_path / "staying").exists():
       time.sleep(0.02)
+    # bash has yet to become the process that sleeps.
+    time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGINT)
 
   threading.Thread(target=interrupt).start()
