@@ -288,7 +288,8 @@ def _watch(client: Any, own: int, ends: threading.Event):
   while not ends.wait(_WATCH_S):
     try:
       found = [one for one in _failures(client, _Here.wait) if one[0] != own]
-      left = any(one[0] != own for one in _failures(client))
+      # Nearly always nobody has failed: then the coordinator is asked once.
+      left = bool(found) and any(one[0] != own for one in _failures(client))
     except RuntimeError:
       # It may be busy; JAX ends the processes of a coordinator that has gone.
       continue
