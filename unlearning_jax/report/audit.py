@@ -35,7 +35,12 @@ from unlearning_jax import attacks
 from unlearning_jax.metrics.verdicts import LUCK
 from unlearning_jax.report import charts, colors, plot, sections, trust
 from unlearning_jax.report.document import label
-from unlearning_jax.report.markup import Html, element, interval_bar
+from unlearning_jax.report.markup import (
+  Html,
+  command,
+  element,
+  interval_bar,
+)
 from unlearning_jax.report.page import fill, subjects
 from unlearning_jax.report.pictures import open_image, picture
 
@@ -101,6 +106,7 @@ def html(document: Document, root: pathlib.Path) -> str:
       interval=_interval,
       bar=_bar,
       called=_called,
+      command=command,
       tried_by=_tried_by,
       link=_link,
       plain=sections.plain,
