@@ -147,7 +147,7 @@ def rows(names=ERASURES):
 def models():
   """By method: the Shapes model, or one that compiles in half the time."""
   sd, params = stable.load(shapes.model_folder())
-  narrow, victim, _ = attacks_cases.make_world(small=True)
+  narrow, victim, _ = attacks_cases.make_world()
   trained = narrow, {**params, **victim.params}
   everywhere = sharding.replicated(sharding.make_mesh())
   return {
