@@ -1,10 +1,8 @@
 """Names, shapes and dtypes of the parameters that a model's configs ask for."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -40,17 +38,12 @@ def templates(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     ),
     "vae": (vae, [((1, image, image, vae.config.in_channels), jnp.float32)]),
   }
-  return {
-    component: jax.tree.map(lambda leaf: leaf, _structs(module, *inputs))
-    for component, (module, inputs) in arguments.items()
-  }
-
-
-# A module is traced once: half of the time that the Shapes model takes to read.
-@functools.lru_cache(maxsize=32)
-def _structs(module: nn.Module, *inputs: tuple[tuple[int, ...], Any]) -> Any:
-  structs = [jax.ShapeDtypeStruct(*shape_dtype) for shape_dtype in inputs]
-  return jax.eval_shape(module.init, jax.random.key(0), *structs)["params"]
+  trees = {}
+  for component, (module, inputs) in arguments.items():
+    structs = [jax.ShapeDtypeStruct(*shape_dtype) for shape_dtype in inputs]
+    variables = jax.eval_shape(module.init, jax.random.key(0), *structs)
+    trees[component] = variables["params"]
+  return trees
 
 
 def to_params(files: ModelFiles) -> dict[str, Any]:
