@@ -244,7 +244,7 @@ def test_parts_of_a_batch_are_traced_once():
 
   tx = finetune.optimizer(1e-3, STEPS)
   step = finetune.make_step(loss, tx, 0.9, accumulate=2)
-  state = finetune.init_state(jnp.ones(3), tx)
+  state = finetune.init_state(jnp.ones(()), tx)
   batch, key = {"x": jnp.ones((4, 3))}, jax.random.key(0)
   jax.eval_shape(step, state, (), batch, key)
   assert traced == [(2, 3)]
