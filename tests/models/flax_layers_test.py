@@ -7,8 +7,9 @@ import pytest
 from flax import errors
 from flax.core import scope
 
-from unlearning_jax import models, shapes, stable_diffusion
+from unlearning_jax import convert, models, shapes, stable_diffusion
 from unlearning_jax.models import flax_layers
+from unlearning_jax.models.vision import VisionConfig, VisionTransformer
 
 X = np.linspace(-1, 1, 2 * 4 * 4 * 8, dtype=np.float32).reshape(2, 4, 4, 8)
 LAYERS = [
@@ -41,6 +42,29 @@ def test_another_shape_is_refused_as_flax_does():
   np.testing.assert_array_equal(given, nn.Dense(6).apply(made, X))
   with pytest.raises(AssertionError, match="began anew"):
     nn.Dense(6, kernel_init=never).apply(made, X)
+
+
+def test_shapes_are_those_of_what_would_be_drawn():
+  configs = convert.load(shapes.model_folder()).configs
+  unet = models.UNet2DCondition.from_config(configs["unet"])
+  vae = models.AutoencoderKL.from_config(configs["vae"])
+  text = models.ClipTextModel.from_config(configs["text_encoder"])
+  vision = VisionTransformer(VisionConfig(hidden_size=8, num_attention_heads=2))
+  for network, *inputs in (
+    (unet, X, np.zeros(2), np.zeros((2, 1, 128), np.float32)),
+    (vae, X[..., :3]),
+    (text, np.zeros((1, 1), np.int32)),
+    (vision, np.zeros((1, 224, 224, 3), np.float32)),
+  ):
+    wanted = jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
+    for _ in range(2):
+      found = models.parameter_shapes(network, *inputs)
+      assert jax.tree.structure(found) == jax.tree.structure(wanted)
+      assert jax.tree.leaves(found) == jax.tree.leaves(wanted)
+      # Whoever reads them may change the tree.
+      found.clear()
+  found = models.parameter_shapes(flax_layers.Dense(6, kernel_init=never), X)
+  assert found["kernel"].shape == (8, 6)
 
 
 @pytest.mark.parametrize("kernels", ["exact", "fast"])

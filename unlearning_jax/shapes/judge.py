@@ -21,7 +21,12 @@ from safetensors.numpy import load_file, save_file
 
 from unlearning_jax import models
 from unlearning_jax.judges import Judge
-from unlearning_jax.models.flax_layers import Conv, Dense, LayerNorm
+from unlearning_jax.models.flax_layers import (
+  Conv,
+  Dense,
+  LayerNorm,
+  parameter_shapes,
+)
 from unlearning_jax.projections import leaves_of
 from unlearning_jax.shapes import vocabulary
 from unlearning_jax.stable_diffusion import Params
@@ -149,9 +154,7 @@ def load(folder: str | os.PathLike[str]) -> Judge:
   classes = json.loads((path / _CONFIG).read_text())["heads"]
   heads = {name: tuple(names) for name, names in classes.items()}
   net = ShapesNet(tuple((name, len(c)) for name, c in heads.items()))
-  template = jax.eval_shape(
-    net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
-  )["params"]
+  template = parameter_shapes(net, jnp.zeros((1, 32, 32, 3)))
   flat = load_file(path / _FILE)
   wanted = {name: leaf.shape for name, leaf in leaves_of(template).items()}
   if wanted != {name: value.shape for name, value in flat.items()}:
