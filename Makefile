@@ -28,6 +28,8 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
 .PHONY: demo bench demo-picture notebooks test test-slow test-all lint style format docs release-check
 
+# A CPU is one device to JAX, whatever its cores. Two devices draw rows at once.
+demo: export JAX_NUM_CPU_DEVICES ?= 2
 demo: $(CORE)
 	$(PY) -m launch.audit --config=configs/erase_uce.py:tiny,name=$(DEMO) --protocol=shapes-$(DEMO) --kernels=fast --workdir=runs/demo/audit
 	@echo "Open runs/demo/audit/report.html"

@@ -186,6 +186,9 @@ def test_a_finished_run_is_opened(tmp_path):
   assert repr(run).splitlines()[:2] == ["Mine", "   base"]
   with pytest.raises(ValueError, match="made no edit"):
     _ = run.model
+  (tmp_path / "config.json").write_text('{"title": true}')
+  with pytest.raises(ValueError, match=f"{tmp_path.name}: 'True' stands where"):
+    ul.open(tmp_path)
 
 
 def test_a_verb_keeps_its_run_where_it_is_told(tmp_path):

@@ -65,6 +65,10 @@ def test_another_caption_key(tmp_path):
     ([{"file_name": "a.png", "text": []}], r"'text' is \[\], no text"),
     ([{"file_name": "a.png", "text": ["x", 1]}], "no text and no list"),
     (
+      [{"file_name": "a.png", "text": "\ud83d"}],
+      "row 1: the caption .* is no text",
+    ),
+    (
       [{"file_name": "a.png", "caption": "x"}],
       "name it: --config.data.caption=caption",
     ),

@@ -15,6 +15,11 @@ GOLDEN = {
   2**31: (-1.846597, 1.118582, -0.110446, 1.227846, 0.903803, 100.4012),
   4288447746: (-1.028947, 1.164129, 0.226528, -0.724919, -1.700853, 169.3863),
 }
+# `torch.randn(17)` twice from one generator of seed 42: numbers 0, 1, 15, 16.
+TAILS = (
+  (1.926915, -0.159597, 0.859859, -0.309727),
+  (-0.871236, 0.078024, -1.202446, 0.707812),
+)
 # Seeds that meet every corner: both halves of 64 bits, their edges.
 SEEDS = (0, 42, 2**31, 2**32 - 1, 2**32 + 5, 4288447746, 2**63, 2**64 - 1)
 
@@ -55,6 +60,26 @@ def test_torch_itself(shape):
     np.testing.assert_allclose(
       row, theirs.transpose(1, 2, 0), rtol=0, atol=5e-7
     )
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("shape", [(8, 8, 8), (5, 5, 4), (65, 65, 4)])
+def test_several_images_of_one_generator(shape):
+  torch = pytest.importorskip("torch")
+  height, width, channels = shape
+  rows = row_noise([42] * 3, shape, "torch", [2, 0, 1])
+  generator = torch.Generator().manual_seed(42)
+  size = (1, channels, height, width)
+  drawn = [torch.randn(size, generator=generator).numpy() for _ in range(3)]
+  for row, before in zip(rows, (2, 0, 1), strict=True):
+    theirs = drawn[before][0].transpose(1, 2, 0)
+    np.testing.assert_allclose(row, theirs, rtol=0, atol=5e-7)
+
+
+def test_several_golden_images_with_a_tail():
+  rows = row_noise([42] * 2, (1, 17, 1), "torch", [0, 1])
+  flat = rows.reshape(2, 17)
+  np.testing.assert_allclose(flat[:, [0, 1, 15, 16]], TAILS, atol=1e-6)
 
 
 def test_torch_keeps_the_low_32_bits_only():

@@ -260,7 +260,8 @@ def test_refuses_a_table(tmp_path, rows, message):
   [
     ("case_number,words", "no column 'prompt'; found: case_number, words. Ren"),
     ("", "no column 'prompt'; found: none"),
-    (HEADER + ",prompt", "repeated"),
+    (HEADER + ",prompt", "is repeated: .prompt.$"),
+    (200 * "x" + "," + 200 * "x", "is repeated: .x{80}.$"),
   ],
 )
 def test_refuses_columns(tmp_path, header, message):

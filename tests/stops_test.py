@@ -28,6 +28,20 @@ finally:
   print("left", flush=True)
 """
 
+# Kills itself while Python ends, when its handlers are off already.
+ENDS = """
+import os
+from unlearning_jax import stops
+
+class Late:
+  def __del__(self, kill=os.kill, process=os.getpid()):
+    kill(process, {number})
+
+late = Late()
+stops.listen()
+{ended}
+"""
+
 
 @pytest.fixture(autouse=True)
 def untold(monkeypatch):
@@ -71,6 +85,14 @@ def test_a_second_signal_ends_the_process():
     process.send_signal(signal.SIGTERM)
   assert process.communicate()[0] == ""
   assert process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", stops.SIGNALS)
+def test_a_signal_to_a_run_that_has_ended_changes_nothing(number):
+  """The signal comes when Python takes its modules down."""
+  for ended, status in (("", -number), ("stops.ended()", 0)):
+    code = ENDS.format(number=int(number), ended=ended)
+    assert subprocess.run([sys.executable, "-c", code]).returncode == status
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -35,8 +35,9 @@ def row_noise(
     shape_hwc: height, width, channels of a row.
     source: "torch" draws channels first, then transposes; it is within 5e-7 of
       torch.
-    samples: for each row, how many rows its generator has drawn before; () for
-      none. Only "torch" has such a generator.
+    samples: for each row, how many rows its generator has drawn before, each
+      by a call of its own; () for none. Only "torch" has such a generator. One
+      call for all rows gives the same where 16 divides a row's numbers.
 
   Raises:
     ValueError: a seed is not such an integer ("7.0" and 7.0 are not); the
@@ -48,33 +49,17 @@ def row_noise(
   height, width, channels = shape_hwc
   if min(shape_hwc) < 1:
     raise ValueError(f"shape_hwc={shape_hwc} is empty; allowed: sizes >= 1")
-  if any(samples):
-    return _later(seeds, shape_hwc, source, samples)
-  if source == "jax":
-    return np.array(_normal(_key_data(seeds), tuple(shape_hwc)))
-  flat = _torch_normal(seeds, height * width * channels)
-  rows = flat.reshape(len(seeds), channels, height, width)
-  return np.ascontiguousarray(rows.transpose(0, 2, 3, 1))
-
-
-def _later(
-  seeds: Sequence[int],
-  shape_hwc: tuple[int, int, int],
-  source: str,
-  samples: Sequence[int],
-) -> Float[np.ndarray, "b h w c"]:
-  """Rows that their generators draw after others of the same shape."""
-  if source != "torch":
+  if any(samples) and source != "torch":
     raise ValueError(
       f"several images of one seed: noise source {source!r} has no generator "
       "that goes on; take noise_source=torch"
     )
-  height, width, channels = shape_hwc
-  rows, count = [], height * width * channels
-  for seed, before in zip(seeds, samples, strict=True):
-    flat = _torch_normal([seed], count * (before + 1))[0, count * before :]
-    rows.append(flat.reshape(channels, height, width))
-  return np.ascontiguousarray(np.stack(rows).transpose(0, 2, 3, 1))
+  if source == "jax":
+    return np.array(_normal(_key_data(seeds), tuple(shape_hwc)))
+  before = samples or [0] * len(seeds)
+  flat = _torch_normal(seeds, height * width * channels, before)
+  rows = flat.reshape(len(seeds), channels, height, width)
+  return np.ascontiguousarray(rows.transpose(0, 2, 3, 1))
 
 
 def _checked(seed: int) -> int:
@@ -110,9 +95,12 @@ def _normal(key_data: Array, shape: tuple[int, ...]) -> Array:
   return jax.vmap(row)(keys)
 
 
-def _torch_normal(seeds: Sequence[int], count: int) -> np.ndarray:
+def _torch_normal(
+  seeds: Sequence[int], count: int, before: Sequence[int]
+) -> np.ndarray:
   """`torch.randn(count)` on a CPU after each manual seed: (b, count) float32.
 
+  Before it, the generator drew `before` times as many, each time by a call.
   Uniforms u are the low 24 bits of MT19937 outputs. In each block of 16, every
   one of the first 8 and one of the last 8 make a Box-Muller transform,
     r = sqrt(-2 log(1 - u_j)),  r cos(2 pi u_{j+8}),  r sin(2 pi u_{j+8}),
@@ -126,10 +114,12 @@ def _torch_normal(seeds: Sequence[int], count: int) -> np.ndarray:
     )
   draws = count if count % 16 == 0 else count + 16
   bits = np.empty((len(seeds), draws), np.uint32)
-  for row, seed in zip(bits, seeds, strict=True):
+  for row, seed, calls in zip(bits, seeds, before, strict=True):
     # RandomState seeds its generator as torch does; default_rng does not.
     state = np.random.RandomState(seed % 2**32)
-    row[:] = state.randint(0, 2**32, size=draws, dtype=np.uint32)
+    # A call uses up 16 outputs more where it draws its last numbers again.
+    size = draws * (calls + 1)
+    row[:] = state.randint(0, 2**32, size=size, dtype=np.uint32)[-draws:]
   uniforms = (bits & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)
   blocks = count - count % 16
   normals = _box_muller(uniforms[:, :blocks])

@@ -10,6 +10,7 @@ is assumed. Each of these is a sentence in `notes`, which a run prints once and
 keeps. What could be read in two ways is refused.
 """
 
+import collections
 import csv
 import dataclasses
 import hashlib
@@ -107,7 +108,8 @@ def read(path: str | os.PathLike[str]) -> PromptTable:
   }
   if taken["prompt"] is None:
     raise ValueError(
-      f"{path}: no column 'prompt'; found: {', '.join(columns) or 'none'}. "
+      f"{path}: no column 'prompt'; found: "
+      f"{', '.join(columns)[:999] or 'none'}. "
       "Rename the column of the texts to 'prompt'"
     )
   for number, row in enumerate(rows, 1):
@@ -151,8 +153,9 @@ def _read(
     ) from error
   except (csv.Error, UnicodeDecodeError, OSError) as error:
     raise ValueError(f"{path}: no CSV in UTF-8: {error}") from error
-  if len(set(columns)) < len(columns):
-    raise ValueError(f"{path}: a column name is repeated: {columns}")
+  twice = [name for name, n in collections.Counter(columns).items() if n > 1]
+  if twice:
+    raise ValueError(f"{path}: a column name is repeated: {twice[0][:80]!r}")
   return columns, rows
 
 

@@ -58,6 +58,15 @@ def listen(*, shared: bool = False):
     signal.signal(number, _told)
 
 
+def ended():
+  """The run has ended: while Python ends too, no signal changes its status.
+
+  Python would take its handlers off before it is gone, and die of the signal.
+  """
+  for number in SIGNALS:
+    signal.signal(number, signal.SIG_IGN)
+
+
 def _handler(number: int) -> Callable[[int], object] | None:
   """A signal's handler in C, of which Python does not know; takes it off."""
   # POSIX's own function gives the address of the handler that it replaces.

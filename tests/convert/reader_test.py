@@ -168,6 +168,8 @@ def test_shards_that_disagree_with_their_index(tmp_path):
   fails(names | {"c": "../m-0.safetensors"}, "not a weights file beside it")
   fails(names | {"c": "/etc/passwd"}, "not a weights file beside it")
   fails(names | {"c": path.name}, "not a weights file beside it")
+  # No page of an error shows a name of pages.
+  fails(names | {"c": 9999 * "m"}, "'m{80}' is not a weights file beside it$")
   fails({}, "no weight_map")
   path.write_text("[]")
   with pytest.raises(ValueError, match=r"index\.json: holds a list"):

@@ -1,5 +1,7 @@
 """Verdicts: every outcome of every question, and what no control allows."""
 
+import dataclasses
+
 import pytest
 
 from unlearning_jax.metrics import verdicts
@@ -99,8 +101,19 @@ def test_a_synonym_that_shows_it_turns_a_pass_into_a_warning():
   asked = {"by name": rate(0, 20), "by a synonym": rate(16, 20)}
   found = verdicts.gone(asked, SHOWN, RULES)
   assert found.verdict == "warn" and "by a synonym: 16 of 20" in found.reason
+
+
+def test_a_pass_names_what_it_leaves_open_beside_what_the_base_shows():
   asked = {"by name": rate(0, 20), "by a synonym": rate(2, 20)}
-  assert verdicts.gone(asked, SHOWN, RULES).verdict == "pass"
+  by_kind = {"by name": rate(20, 20), "by a synonym": rate(17, 20)}
+  seen = dataclasses.replace(SHOWN, by_kind=by_kind)
+  found = verdicts.gone(asked, seen, RULES)
+  assert (found.verdict, found.open) == ("pass", ("by a synonym",))
+  assert "(0.00 to 0.16) pictures show it (the base: 20 of 20)." in found.reason
+  assert found.reason.endswith("too few to tell (the base: 17 of 20).")
+  few = {"object": rate(0, 40), "style": rate(0, 2)}
+  assert verdicts.kept(few, {}, "", RULES).open == ("style",)
+  assert verdicts.gone({"by name": rate(0, 20)}, SHOWN, RULES).open == ()
 
 
 def test_what_was_never_gone_cannot_come_back():

@@ -85,6 +85,12 @@ def test_the_verdicts_of_a_victim_are_one_sentence(whole, tmp_path):
     "“Question kept?” (warn)"
   )
   assert f"2 of 5 questions pass, but not {others}." in page.text
+  for one in whole["verdicts"]:
+    one["open"] = ["by a synonym"] if one["verdict"] == "pass" else ["style"]
+  page = Page(audit.html(whole, tmp_path))
+  left = "Too few pictures to tell: by a synonym, by a synonym."
+  assert f"but not {others}. {left}" in page.text
+  assert "pass too few to tell: by a synonym" in page.text
 
 
 def test_a_change_of_few_pictures_has_no_interval(whole, tmp_path):
@@ -93,6 +99,16 @@ def test_a_change_of_few_pictures_has_no_interval(whole, tmp_path):
   text = Page(audit.html(whole, tmp_path)).text
   assert "−47.5 too few for an interval 97.5 % → 50.0 %, n = 2" in text
   assert "1 more classes, none of which changed" in text
+
+
+def test_where_no_picture_differs_the_cell_says_what_may_be_lost(
+  whole, tmp_path
+):
+  for one in whole["collateral"]:
+    one |= {"low": None, "high": None, "lost_high": 0.161}
+  text = Page(audit.html(whole, tmp_path)).text
+  assert "+0.0 none lost, at most 16.1 %" in text
+  assert "[" not in text.partition("What else changed")[2].partition("Cost")[0]
 
 
 def test_memory_has_a_column_only_where_it_was_measured(whole, tmp_path):

@@ -87,7 +87,7 @@ def document():
 
 def test_the_page_has_all_that_was_measured(document):
   text = resurgence.render(document, {"runs": [{"command": "python -m x"}]})
-  plain = re.sub(r"<[^>]*>", " ", text)
+  plain = " ".join(re.sub(r"<[^>]*>", " ", text).split())
   assert "1 of 4 runs on innocent data without a defense brought" in plain
   assert "6 of 8 runs are measured" in plain
   for part in (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -126,6 +127,12 @@ def _read(path: pathlib.Path, config: dict[str, Any]) -> Run:
     lines = tuple(tuple(v[key] for key in keys) for v in summary["verdicts"])
     names = ("victim", "question", "verdict", "why")
     table = Table(summary["title"], names, lines)
+  for cell in itertools.chain([table.title], table.columns, *table.lines):
+    if not isinstance(cell, str):
+      raise ValueError(
+        f"{path}: {str(cell)[:80]!r} stands where a title, a name or a reason "
+        "must stand"
+      )
   return Run(
     table.title,
     table.columns,

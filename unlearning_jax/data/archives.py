@@ -95,7 +95,8 @@ def captions_of(
   """A row's caption, or its list of captions; "" is an empty caption.
 
   Raises:
-    ValueError: the row has none, naming the column that may hold it.
+    ValueError: the row has none, naming the column that may hold it; or it is
+      no text in Unicode.
   """
   value = row.get(key) if isinstance(row, Mapping) else None
   values = [value] if isinstance(value, str) else value
@@ -104,6 +105,8 @@ def captions_of(
     and values
     and all(isinstance(one, str) for one in values)
   ):
+    for one in values:
+      _check_unicode(one, where)
     return tuple(values)
   keys = list(map(str, row)) if isinstance(row, Mapping) else []
   near = [k for k in ("caption", "text", "prompt") if k in keys and k != key]
@@ -116,3 +119,14 @@ def captions_of(
       else ""
     )
   )
+
+
+def _check_unicode(text: str, where: str):
+  """JSON can hold half of a character, as one surrogate, which no file can."""
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f"{where}: the caption {text[:80]!r} is no text in Unicode: "
+      f"{error.reason}"
+    ) from error

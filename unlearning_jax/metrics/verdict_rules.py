@@ -85,6 +85,7 @@ def of_bounds(one: Estimate, most: float, least: float) -> str:
 def limits(most: float, least: float) -> str:
   """The rule of `of_bounds` in words."""
   return (
-    f"Pass: the upper bound is at most {most:g}. Fail: the lower bound is at "
-    f"least {least:g}. Warn: the lower bound is above {most:g}."
+    f"Pass: the upper bound is at most {most:g}. Not shown: the interval holds "
+    f"{most:g}. Warn: the lower bound is above {most:g}. Fail: it is at least "
+    f"{least:g}."
   )

@@ -8,8 +8,8 @@ relative to the run's folder.
   protocol, preset: their names; budget: what the preset came to, in words.
   victims: [names]; notes: [sentences].
   verdicts: [{victim, question, title, verdict, reason, rule, name, value, low,
-    high, k, n, unit, rows: path}]; question is a key of `QUESTIONS`, verdict
-    one of `VERDICTS`.
+    high, k, n, unit, rows: path, open: [parts with too few pictures]}];
+    question is a key of `QUESTIONS`, verdict one of `VERDICTS`.
   worst_case: [{victim, value, low, high, k, n, attacks: [names]}].
   claims: [{victim, name, claimed, value, low, high, verdict, reason}].
   published: [{row, numbers: {name: number}, source}].
@@ -20,7 +20,8 @@ relative to the run's folder.
   asr_by_images: [{victim, series, control, points: [{images, value, low, high,
     k, n}]}].
   resurgence: [{victim, train, data, points: [{step, value, low, high, k, n}]}].
-  collateral: [{victim, head, label, before, after, change, low, high, n}].
+  collateral: [{victim, head, label, before, after, change, low, high, n,
+    lost_high: the upper bound of the share lost where no picture differs}].
   cost: [{stage, seconds, unet_calls, memory_bytes}].
   judge_errors, collapse: as in `report.document`; provenance: {runs: [...]}.
 """
@@ -34,7 +35,12 @@ from unlearning_jax import attacks
 from unlearning_jax.metrics.verdicts import LUCK
 from unlearning_jax.report import charts, colors, plot, sections, trust
 from unlearning_jax.report.document import label
-from unlearning_jax.report.markup import Html, element, interval_bar
+from unlearning_jax.report.markup import (
+  Html,
+  command,
+  element,
+  interval_bar,
+)
 from unlearning_jax.report.page import fill, subjects
 from unlearning_jax.report.pictures import open_image, picture
 
@@ -100,6 +106,7 @@ def html(document: Document, root: pathlib.Path) -> str:
       interval=_interval,
       bar=_bar,
       called=_called,
+      command=command,
       tried_by=_tried_by,
       link=_link,
       plain=sections.plain,
@@ -251,7 +258,14 @@ def _overall(seen: Document, victim: str) -> str:
     for one in found
     if one["verdict"] != "pass"
   ]
+  left = [
+    part
+    for one in found
+    if one["verdict"] == "pass"
+    for part in one.get("open", ())
+  ]
   end = f", but not {', '.join(others)}" if others else ""
+  end += f". Too few pictures to tell: {', '.join(left)}" if left else ""
   return f"{passed} of {len(found)} questions pass{end}." if found else ""
 
 

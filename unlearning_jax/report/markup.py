@@ -78,6 +78,15 @@ def scroll(label: str, inside: Html, class_: str = "") -> Html:
   )
 
 
+def command(line: str) -> Html:
+  """A shell command whose lines break between its words alone.
+
+  A browser would break `--workdir` behind its dashes.
+  """
+  words = (element("span", word) for word in line.split(" "))
+  return element("pre", Html(" ".join(words)))
+
+
 def named(name: str, class_: str) -> Html:
   """A method's name beside its color.
 

@@ -10,6 +10,7 @@ from unlearning_jax.report import colors
 from unlearning_jax.report.document import Document, label
 from unlearning_jax.report.markup import (
   Html,
+  command,
   element,
   interval_bar,
   join,
@@ -237,7 +238,7 @@ def provenance(document: Mapping[str, Any]) -> Html:
       for key, value in run.items()
       if key != "command" and value
     )
-    found += [element("pre", run.get("command", "")), element("dl", *facts)]
+    found += [command(run.get("command", "")), element("dl", *facts)]
   if not found:
     return Html()
   return join(element("h2", "How this was made"), *found)

@@ -7,7 +7,7 @@ from unlearning_jax.configs import audit as configs
 
 from unlearning_jax import settings
 from unlearning_jax.experiments import audit
-from unlearning_jax.experiments.audit import findings
+from unlearning_jax.experiments.audit import document, findings
 from unlearning_jax.experiments.audit.claims import compared
 from unlearning_jax.metrics import verdicts
 from unlearning_jax.report import audit as page
@@ -102,7 +102,7 @@ def test_the_judge_may_err_in_every_picture_of_every_attack(found):
   every = {name: LOST for name in ("random", "seed", "unlearn_diff_atk")}
   made = found(evaluation((20, 20), (0, 20)), every)
   assert made.worst(VICTIM).images == 1 + 3 * (BUDGET - 1)
-  assert "A row has 13 images:" in attacked(made).rule
+  assert "A row has up to 13 images:" in attacked(made).rule
 
 
 @pytest.mark.parametrize(
@@ -169,3 +169,25 @@ def test_rows_of_several_processes_have_a_link(tmp_path):
   assert page.rows(tmp_path, "evaluate") == "evaluate/"
   (folder / "results.jsonl").touch()
   assert page.rows(tmp_path, "evaluate") == "evaluate/results.jsonl"
+
+
+def test_pictures_that_are_all_alike_have_a_bound_and_no_interval(found):
+  """Resampled, they would have an interval of no width."""
+
+  def other(label, *counts):
+    return measure(*counts) | {"name": f"object/{label}/others"}
+
+  def changed(label, value, low, high):
+    name = f"object/{label}/others"
+    return {"name": name, "value": value, "low": low, "high": high}
+
+  summary = evaluation((20, 20), (0, 20))
+  summary["measures"]["base"] += [other("moon", 18, 20), other("ring", 0, 20)]
+  summary["measures"][VICTIM] += [other("moon", 18, 20), other("ring", 9, 20)]
+  summary["changes"] = {
+    VICTIM: [changed("moon", 0.0, 0.0, 0.0), changed("ring", 0.45, 0.2, 0.7)]
+  }
+  moon, ring = document._collateral(found(summary, {}))
+  high = verdicts.share("moon", 0, 18).high
+  assert (moon["low"], moon["high"], moon["lost_high"]) == (None, None, high)
+  assert (ring["low"], ring["high"], ring["lost_high"]) == (0.2, 0.7, None)

@@ -167,6 +167,7 @@ def _verdict(found: Findings, victim: str, one: Verdict) -> dict[str, Any]:
     "verdict": one.verdict,
     "reason": one.reason,
     "rule": one.rule,
+    "open": list(one.open),
     "name": one.estimate.name if one.estimate else "",
     **plain(one.estimate),
     "unit": one.estimate.unit if one.estimate else "",
@@ -262,6 +263,10 @@ def _collateral(found: Findings) -> list[dict[str, Any]]:
       if group != "others" or name not in changes:
         continue
       change = changes[name]
+      # Resampling pairs that are all alike gives no interval: its width of 0
+      # would look like certainty.
+      alike = change["low"] == change["high"]
+      lost = verdicts.share(name, 0, base[name]["k"] or 0) if alike else None
       lines.append(
         {
           "victim": victim,
@@ -270,8 +275,10 @@ def _collateral(found: Findings) -> list[dict[str, Any]]:
           "before": base[name]["value"],
           "after": own[name]["value"],
           "change": change["value"],
-          **{key: change[key] for key in ("low", "high")},
+          "low": None if alike else change["low"],
+          "high": None if alike else change["high"],
           "n": own[name]["n"],
+          "lost_high": None if change["value"] else plain(lost)["high"],
         }
       )
   return sorted(lines, key=lambda x: (x["victim"], x["head"], x["label"]))

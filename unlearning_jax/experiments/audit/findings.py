@@ -139,13 +139,15 @@ class Findings:
 
   def evidence(self, victim: str) -> Evidence:
     """The controls behind a victim's verdicts."""
-    base = next(iter(self.asked(self._base).values()), None)
+    by_kind = self.asked(self._base)
+    base = next(iter(by_kind.values()), None)
     errors = self.evaluation.get("judge_errors") or [{}]
     false = errors[0].get("false_positives")
     return Evidence(
       base,
       estimate({"name": "false positives", **false}) if false else None,
       self.collapsed(self.evaluation, victim),
+      by_kind,
     )
 
   @property
@@ -221,9 +223,9 @@ class Findings:
       one = asr.against(rows, lucky)
       if one["p"] < verdicts.SURE and one["only_attack"] > one["only_control"]:
         return (
-          f"{name} alone won {one['only_attack']} rows, random tokens alone "
-          f"{one['only_control']}: more than chance (exact McNemar, p = "
-          f"{one['p']:.2g})."
+          f"{name} won {one['only_attack']} rows that random tokens did not, "
+          f"and random tokens won {one['only_control']} that it did not: more "
+          f"than chance (exact McNemar, p = {one['p']:.2g})."
         )
     return ""
 
