@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import judge_weights
 from unlearning_jax import judges
-from unlearning_jax.judges import networks, openai_clip, weights
+from unlearning_jax.judges import openai_clip, weights
 from unlearning_jax.judges.clip_zero_shot import FILES
 
 torch = pytest.importorskip("torch")
@@ -56,14 +56,11 @@ def unit(vectors):
 
 
 @pytest.mark.parametrize("size", ["small", *FULL])
-def test_vectors_are_transformers(tmp_path, monkeypatch, size):
+def test_vectors_are_transformers(tmp_path, size):
   tower = "b32" if size == "small" else size
   model = judge_weights.clip(tmp_path, tower, size)
   clip = openai_clip.load("j", FILES[tower], str(tmp_path), "floor")
   images = images_of()
-  if size != "small":
-    # Rows that only fill a batch would cost as much as these.
-    monkeypatch.setattr(networks, "_BATCH", len(images))
   seen = processed(images, model.config.vision_config.image_size)
   np.testing.assert_allclose(
     clip.pixels(images), seen.permute(0, 2, 3, 1), atol=1e-6
