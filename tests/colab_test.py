@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.support import scripts
+from tests.support import narrow, scripts
 
 jupytext = pytest.importorskip("jupytext")
 pytest.importorskip("nbclient")
@@ -61,6 +61,8 @@ def test_a_notebook_runs(name, tmp_path, monkeypatch):
   for cell in code(notebook):
     for large, small in SMALLER.items():
       cell.source = re.sub(large, small, cell.source)
+  first = code(notebook)[0]
+  first.source = f"{narrow.lines()}\n{first.source}"
   notebooks.run(notebook, tmp_path)
   shown = "".join(map(html, code(notebook)))
   shown += "".join(path.read_text() for path in tmp_path.glob("*/report.html"))

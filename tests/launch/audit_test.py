@@ -3,12 +3,14 @@
 import json
 import runpy
 import time
+from unittest import mock
 
 import pytest
 from unlearning_jax.configs import audit as configs
 
 import unlearning_jax as ul
-from tests.support import scripts
+from tests.support import narrow, scripts
+from unlearning_jax.shapes import world
 
 # Two rows and two steps; an attack has two images, of two iterations each.
 PROTOCOL = "shapes-star~rows_per_group=2,other_rows=3,steps=2"
@@ -21,17 +23,18 @@ def shortened():
 
 
 @pytest.fixture(scope="module")
-def edit(tmp_path_factory):
+def edit(tmp_path_factory, quickest_compiler):
   folder = tmp_path_factory.mktemp("uce")
-  erased = ul.erase(ul.load("shapes"), "star", "uce", out=folder)
-  return folder, erased
+  with mock.patch.object(world, "model_folder", narrow.folder):
+    erased = ul.erase(ul.load("shapes"), "star", "uce", out=folder)
+    yield folder, erased
 
 
 def start(edit, folder, *more):
   return scripts.Run(
     __name__, f"--protocol={PROTOCOL}", f"--edits={edit[0]}",
     f"--workdir={folder}", "--skip=finetune,resurgence", "--lanes=2",
-    "--batch_size=4", *more,
+    "--batch_size=4", *more, model=narrow.folder(),
   )  # fmt: skip
 
 

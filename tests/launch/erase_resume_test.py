@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.support import scripts
+from tests.support import narrow, scripts
 from unlearning_jax import finetune
 from unlearning_jax.edits import edit_hash, load_edit
 from unlearning_jax.experiments import erase
@@ -96,12 +96,13 @@ def test_what_was_drawn_is_not_drawn_again(tmp_path):
 @pytest.mark.parametrize("method", ["esd", "concept_ablation"])
 def test_a_killed_run_ends_with_the_same_edit(method, tmp_path):
   def start(name):
-    hparams = {"num_steps": 12, "num_inference_steps": 2, "batch_size": 2}
+    hparams = {"num_steps": 40, "num_inference_steps": 2, "batch_size": 2}
     hparams |= {"num_images": 23} if method == "concept_ablation" else {}
     return scripts.Run(
       "erase", "--checkpoint_every=2", f"--workdir={tmp_path / name}",
       f"--config=configs/erase_{method}.py:tiny", "--edit_only",
       *(f"--config.hparams.{k}={v}" for k, v in hparams.items()),
+      model=narrow.folder(),
     )  # fmt: skip
 
   start("whole").finish()

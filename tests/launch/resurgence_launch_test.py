@@ -3,6 +3,7 @@
 import json
 import runpy
 import time
+from unittest import mock
 
 import pytest
 
@@ -36,16 +37,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 @pytest.fixture
-def start(tmp_path):
+def arguments(tmp_path):
+  """Of a study in a folder, with more flags."""
   (tmp_path / "config.py").write_text(small_study("uce", ("near", "control")))
-
-  def launch(folder, *flags):
-    return scripts.Run(
-      "resurgence", f"--config={tmp_path}/config.py",
-      f"--workdir={tmp_path / folder}", *flags,
-    )  # fmt: skip
-
-  return launch
+  config = f"--config={tmp_path}/config.py"
+  return lambda folder, *more: (config, f"--workdir={tmp_path / folder}", *more)
 
 
 def rows(folder):
@@ -54,23 +50,26 @@ def rows(folder):
   return {row["id"]: row for row in map(json.loads, lines)}
 
 
-def test_a_dry_run_writes_nothing(start, tmp_path):
-  said = start("dry", "--dry_run").finish().stdout
+def test_a_dry_run_writes_nothing(arguments, scripts_in_turn, tmp_path):
+  dry = scripts_in_turn("resurgence", *arguments("dry", "--dry_run"))
+  said = dry.finish().stdout
   assert "2 cells from 1 erased models" in said and "device-hours" in said
   assert not (tmp_path / "dry").exists()
 
 
-def test_a_killed_study_ends_with_the_same_rows(start, tmp_path):
-  said = start("whole").finish().stdout
+def test_a_killed_study_ends_with_the_same_rows(
+  arguments, scripts_in_turn, tmp_path
+):
+  said = scripts_in_turn(__name__, *arguments("whole")).finish().stdout
   whole = rows(tmp_path / "whole")
   assert "2 of 2 cells measured, 0 failed" in said
-  process = start("cut")
+  process = scripts.Run(__name__, *arguments("cut"))
   while "uce/star/near/full/none/0@1" not in rows(tmp_path / "cut"):
     assert process.returncode is None, process.stderr[-2000:]
     time.sleep(0.05)
   process.kill()
   assert not (tmp_path / "cut" / "DONE").exists()
-  start("cut").finish()
+  scripts_in_turn(__name__, *arguments("cut")).finish()
   assert rows(tmp_path / "cut") == whole
   # A learning rate of nought is exactly the erased model.
   erased = whole["erased/uce/star/0"]["right"]
@@ -88,22 +87,20 @@ def test_a_killed_study_ends_with_the_same_rows(start, tmp_path):
   assert len(table) == 1 + 2 * 4 * 6
 
 
-def study_of(folder, config, processes, *flags):
-  """Runs a study, in so many processes of this file; what the first says."""
-  arguments = [f"--config={config}", f"--workdir={folder}", *flags]
-  started = scripts.start(__name__, arguments, processes, quick=True)
-  scripts.run_all(started)
-  return started[0].stdout
-
-
 @pytest.mark.multiprocess
-def test_two_processes_share_a_study(tmp_path):
+def test_two_processes_share_a_study(scripts_in_turn, tmp_path):
   config = tmp_path / "config.py"
   config.write_text(SHARED)
   found = []
   for processes in (1, 2):
     folder = tmp_path / str(processes)
-    said = study_of(folder, config, processes)
+    arguments = [f"--config={config}", f"--workdir={folder}"]
+    if processes == 1:
+      said = scripts_in_turn(__name__, *arguments).finish().stdout
+    else:
+      started = scripts.start(__name__, arguments, processes, quick=True)
+      scripts.run_all(started)
+      said = started[0].stdout
     assert "2 of 2 cells measured, 0 failed" in said
     assert (folder / "DONE").exists() and (folder / "report.html").exists()
     files = sorted(folder.glob("results*.jsonl"))
@@ -113,7 +110,8 @@ def test_two_processes_share_a_study(tmp_path):
     assert len(found[-1]) == len(lines)
   assert found[0] == found[1]
   # Both cells in one program draw the same; it may round otherwise.
-  study_of(tmp_path / "packed", config, 1, "--config.pack=2")
+  packed = [f"--workdir={tmp_path / 'packed'}", "--config.pack=2"]
+  scripts_in_turn(__name__, f"--config={config}", *packed).finish()
   for key, row in rows(tmp_path / "packed").items():
     alone = found[0][key]
     assert row.get("right") == alone.get("right")
@@ -122,6 +120,6 @@ def test_two_processes_share_a_study(tmp_path):
 
 
 if __name__ == "__main__":
-  # What waits a minute is saved at once.
-  tuning.SAVE_AFTER = 0
-  runpy.run_module("launch.resurgence", run_name="__main__")
+  # What waits a minute is saved at once; drift is seen in fewer images.
+  with mock.patch.multiple(tuning, SAVE_AFTER=0, _PROBES=8):
+    runpy.run_module("launch.resurgence", run_name="__main__")

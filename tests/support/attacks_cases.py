@@ -36,9 +36,8 @@ def drawn(unet, seed, latents, context):
     spread = np.prod(leaf.shape[:-1]) ** -0.5
     return jnp.asarray(np.float32(spread * rng.normal(size=leaf.shape)))
 
-  made = jax.eval_shape(
-    unet.init, jax.random.key(0), latents, jnp.zeros(1, jnp.int32), context
-  )
+  steps = jnp.zeros(1, jnp.int32)
+  made = {"params": models.parameter_shapes(unet, latents, steps, context)}
   return jax.tree_util.tree_map_with_path(draw, made)
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from absl import app, flags
 
-from tests.support import cache, scripts
+from tests.support import scripts
 
 
 class Ended(NamedTuple):
@@ -62,8 +62,7 @@ def _status(name: str, arguments: list[str]) -> int:
 
 def _serve(asked, environment: dict[str, str]):
   """Runs what comes through the pipe, until it closes."""
-  gc.freeze()
-  cache.share()
+  scripts.begin()
   app.define_help_flags()
   own = set(flags.FLAGS)
   with contextlib.suppress(EOFError):
@@ -82,7 +81,7 @@ def _serve(asked, environment: dict[str, str]):
 
 @contextlib.contextmanager
 def process() -> Iterator[functools.partial[Ended]]:
-  """A process; what it yields runs `launch.<name>` in it.
+  """A process; what it yields runs `launch.<name>` in it, or a dotted module.
 
   run("erase", "--config=...", cwd=folder, model=folder) -> Ended
   """
@@ -106,7 +105,7 @@ def _run(
 ) -> Ended:
   with tempfile.TemporaryDirectory() as folder:
     asked.send(
-      (f"launch.{name}", [*map(str, arguments)], str(cwd), model, folder)
+      (scripts.module(name), [*map(str, arguments)], str(cwd), model, folder)
     )
     if not asked.poll(scripts.TIMEOUT):
       process.kill()

@@ -38,3 +38,12 @@ def folder() -> pathlib.Path:
   )
   convert.save_folder(place / "model", files)
   return place / "model"
+
+
+def lines() -> str:
+  """Lines of Python that put the model in a notebook's own process."""
+  return (
+    "import pathlib\n"
+    "from unlearning_jax.shapes import world\n"
+    f"world.model_folder = lambda: pathlib.Path({str(folder())!r})"
+  )

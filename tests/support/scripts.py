@@ -51,6 +51,11 @@ def script(name: str) -> ModuleType:
   return importlib.import_module(f"unlearning_jax.launch.{name}")
 
 
+def module(name: str) -> str:
+  """A launch script's module; a name with dots is one."""
+  return name if "." in name else f"launch.{name}"
+
+
 @functools.cache
 def server():
   """What processes of tests are forked from."""
@@ -78,11 +83,18 @@ def placed(environment, cwd, folder, model):
       yield
 
 
+def begin():
+  """What a process forked from the server does first."""
+  # The server's imports, which the collector would copy to look at them; nor
+  # need it look often at what tracing leaves, a tenth of what that takes.
+  gc.freeze()
+  gc.set_threshold(10_000, 20, 20)
+  cache.share()
+
+
 def _become(name, arguments, environment, cwd, folder, model):
   """What `python -m <name>` does."""
-  # The server's imports, which the collector would copy to look at them.
-  gc.freeze()
-  cache.share()
+  begin()
   sys.argv = [name, *arguments]
   try:
     with placed(environment, cwd, folder, model):
@@ -104,7 +116,7 @@ class Run:
     self._process = server().Process(
       target=_become,
       args=(
-        name if "." in name else f"launch.{name}",
+        module(name),
         list(map(str, arguments)), {**os.environ, **QUICK, **(env or {})},
         str(cwd), self._files.name, model,
       ),

@@ -174,7 +174,7 @@ def to_flax(
   Args:
     state: one component's tensors under torch (diffusers) names.
     template: tree of arrays or `jax.ShapeDtypeStruct`, as from
-      `jax.eval_shape(module.init, ...)["params"]`.
+      `models.parameter_shapes`.
     source: what to call the state in errors.
 
   Returns:

@@ -41,8 +41,7 @@ def templates(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   trees = {}
   for component, (module, inputs) in arguments.items():
     structs = [jax.ShapeDtypeStruct(*shape_dtype) for shape_dtype in inputs]
-    variables = jax.eval_shape(module.init, jax.random.key(0), *structs)
-    trees[component] = variables["params"]
+    trees[component] = models.parameter_shapes(module, *structs)
   return trees
 
 

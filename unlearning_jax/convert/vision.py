@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from unlearning_jax.convert import names, reader
+from unlearning_jax.models.flax_layers import parameter_shapes
 from unlearning_jax.models.resnet import ResNet, ResNetConfig
 from unlearning_jax.models.vision import VisionConfig, VisionTransformer
 
@@ -193,7 +194,7 @@ def laid_out(
     ValueError: tensors are missing, left over or of other shapes.
   """
   given = jax.ShapeDtypeStruct((1, *shape), np.float32)
-  template = jax.eval_shape(network.init, jax.random.key(0), given)["params"]
+  template = parameter_shapes(network, given)
   return names.to_flax(state, template, what)
 
 

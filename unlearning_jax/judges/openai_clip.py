@@ -122,7 +122,7 @@ class _Text:
       (1, self.config.max_position_embeddings), np.int32
     )
     network = models.ClipTextModel(self.config)
-    template = jax.eval_shape(network.init, jax.random.key(0), ids)["params"]
+    template = models.parameter_shapes(network, ids)
     own = {
       k: v for k, v in self._state.items() if k != "text_projection.weight"
     }

@@ -7,6 +7,9 @@ has exactly one leaf and `convert` needs no table of layers.
 
 from unlearning_jax.models.clip import ClipTextModel as ClipTextModel
 from unlearning_jax.models.config import check_parts_fit as check_parts_fit
+from unlearning_jax.models.flax_layers import (
+  parameter_shapes as parameter_shapes,
+)
 from unlearning_jax.models.functional import apply as apply
 from unlearning_jax.models.functional import (
   apply_with_attention as apply_with_attention,

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from unlearning_jax.models import fast
+from unlearning_jax.models.flax_layers import Dense
 
 # "auto" splits a layer into chunks from this many scores per head. At Stable
 # Diffusion's sizes the dense form keeps 4,096 x 4,096 x 8 heads x 4 bytes, or
@@ -135,7 +136,7 @@ class Attention(nn.Module):
     width = x.shape[-1]
 
     def heads(name: str, source: Array) -> Array:
-      out = nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)(source)
+      out = Dense(width, use_bias=False, dtype=self.dtype, name=name)(source)
       return out.reshape(*out.shape[:-1], self.heads, width // self.heads)
 
     query, key, value = (
@@ -152,4 +153,4 @@ class Attention(nn.Module):
         kernels=self.kernels,
       )  # fmt: skip
     out = out.reshape(x.shape)
-    return nn.Dense(width, dtype=self.dtype, name="to_out_0")(out)
+    return Dense(width, dtype=self.dtype, name="to_out_0")(out)

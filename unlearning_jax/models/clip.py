@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from unlearning_jax.models.config import read_config
+from unlearning_jax.models.flax_layers import Dense, Embed
 from unlearning_jax.models.layers import layer_norm
 
 # Training, generation and bookkeeping options: no effect on a forward pass.
@@ -81,7 +82,7 @@ class _SelfAttention(nn.Module):
     width = x.shape[-1]
 
     def heads(name: str) -> Array:
-      out = nn.Dense(width, dtype=self.dtype, name=name)(x)
+      out = Dense(width, dtype=self.dtype, name=name)(x)
       return out.reshape(*out.shape[:-1], self.heads, width // self.heads)
 
     query, key, value = heads("q_proj"), heads("k_proj"), heads("v_proj")
@@ -95,7 +96,7 @@ class _SelfAttention(nn.Module):
       scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     out = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
-    return nn.Dense(width, dtype=self.dtype, name="out_proj")(out)
+    return Dense(width, dtype=self.dtype, name="out_proj")(out)
 
 
 class _Mlp(nn.Module):
@@ -105,9 +106,9 @@ class _Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    hidden = nn.Dense(self.intermediate_size, dtype=self.dtype, name="fc1")(x)
+    hidden = Dense(self.intermediate_size, dtype=self.dtype, name="fc1")(x)
     hidden = ACTIVATIONS[self.activation](hidden)
-    return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)
+    return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)
 
 
 class ClipEncoderLayer(nn.Module):
@@ -165,8 +166,8 @@ class _Embeddings(nn.Module):
   width: int
 
   def setup(self):
-    self.token_embedding = nn.Embed(self.vocab_size, self.width)
-    self.position_embedding = nn.Embed(self.positions, self.width)
+    self.token_embedding = Embed(self.vocab_size, self.width)
+    self.position_embedding = Embed(self.positions, self.width)
 
   def __call__(self, input_ids: Array | None, embeds: Array | None) -> Array:
     x: Any = self.token_embedding(input_ids) if embeds is None else embeds

@@ -18,6 +18,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from unlearning_jax.models.flax_layers import Reads
+
 KERNELS = ("exact", "fast")
 # Queries whose scores are alive at once, of one head of a large layer.
 _QUERIES = 256
@@ -56,7 +58,7 @@ def computed_dtype(dtype: DTypeLike, kernels: str) -> DTypeLike:
   return jnp.float32 if used(kernels) else dtype
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(Reads):
   """`layers.group_norm`: the same parameters, and variance in two passes.
 
   A sum over pixels leaves one number a channel, and channels lie side by side

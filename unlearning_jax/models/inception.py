@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from unlearning_jax.models.flax_layers import Conv
+
 WIDTH = 2048
 SIDE = 299
 
@@ -30,7 +32,7 @@ def _layer(
 
 def _apply(x: Array, layer: Layer) -> Array:
   name, channels, kernel, stride, (rows, columns) = layer
-  convolution = nn.Conv(
+  convolution = Conv(
     channels, kernel, strides=(stride, stride),
     padding=((rows, rows), (columns, columns)), name=name,
   )  # fmt: skip

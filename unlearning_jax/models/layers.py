@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from unlearning_jax.models import fast
+from unlearning_jax.models.flax_layers import Conv, Dense, GroupNorm, LayerNorm
 
 
 def group_norm(
@@ -21,15 +22,15 @@ def group_norm(
   """
   if fast.used(kernels):
     return fast.GroupNorm(groups, epsilon, name=name)
-  return nn.GroupNorm(
+  return GroupNorm(
     groups, epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32,
     name=name,
   )  # fmt: skip
 
 
-def layer_norm(name: str, epsilon: float = 1e-5) -> nn.LayerNorm:
+def layer_norm(name: str, epsilon: float = 1e-5) -> LayerNorm:
   """LayerNorm in float32, for the reasons of `group_norm`."""
-  return nn.LayerNorm(
+  return LayerNorm(
     epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32, name=name
   )
 
@@ -40,9 +41,9 @@ def conv3(
   dtype: DTypeLike,
   kernels: str = "exact",
   quick: Callable[..., Array] = fast.conv3,
-) -> nn.Conv:
+) -> Conv:
   """A 3x3 convolution that keeps the size; `quick` with fast kernels."""
-  return nn.Conv(
+  return Conv(
     channels, (3, 3), padding=((1, 1), (1, 1)), dtype=dtype, name=name,
     conv_general_dilated=quick if fast.used(kernels) else None,
   )  # fmt: skip
@@ -66,20 +67,18 @@ class ResnetBlock(nn.Module):
     def norm(name: str) -> nn.Module:
       return group_norm(name, self.groups, self.epsilon, self.kernels)
 
-    def conv(name: str) -> nn.Conv:
+    def conv(name: str) -> Conv:
       return conv3(self.channels, name, self.dtype, self.kernels)
 
     hidden = nn.silu(norm("norm1")(x))
     hidden = conv("conv1")(hidden)
     if temb is not None:
-      shift = nn.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")
+      shift = Dense(self.channels, dtype=self.dtype, name="time_emb_proj")
       hidden = hidden + shift(nn.silu(temb))[:, None, None]
     hidden = nn.silu(norm("norm2")(hidden))
     hidden = conv("conv2")(hidden)
     if x.shape[-1] != self.channels:
-      x = nn.Conv(
-        self.channels, (1, 1), dtype=self.dtype, name="conv_shortcut"
-      )(x)
+      x = Conv(self.channels, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
     return x + hidden
 
 
@@ -92,7 +91,7 @@ class Downsample(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
     """Halves height and width."""
-    return nn.Conv(
+    return Conv(
       x.shape[-1], (3, 3), strides=(2, 2), padding=self.padding,
       dtype=self.dtype, name="conv",
     )(x)  # fmt: skip

@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from unlearning_jax.models.flax_layers import Conv
+
 # Each layer: channels, side of the kernel, stride, padding; "pool" with its
 # side. A stage ends with the relu whose output is compared.
 _ALEX = (
@@ -60,7 +62,7 @@ class Lpips(nn.Module):
       length = jnp.sqrt(jnp.sum(x * x, -1, keepdims=True))
       unit = (x / (length + _EPSILON)).reshape(count, 2, *x.shape[1:])
       apart = jnp.square(unit[:, 0] - unit[:, 1])
-      weighed = nn.Conv(1, (1, 1), use_bias=False, name=f"lin{i}")(apart)
+      weighed = Conv(1, (1, 1), use_bias=False, name=f"lin{i}")(apart)
       total = total + jnp.mean(weighed, axis=(1, 2, 3))
     return total
 
@@ -72,7 +74,7 @@ class Lpips(nn.Module):
           x = nn.max_pool(x, (layer, layer), (2, 2))
           continue
         channels, side, stride, padding = layer
-        convolution = nn.Conv(
+        convolution = Conv(
           channels, (side, side), strides=(stride, stride),
           padding=((padding, padding),) * 2, name=f"conv{next(places)}",
         )  # fmt: skip

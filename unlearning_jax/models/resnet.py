@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from unlearning_jax.models.flax_layers import Conv, Dense
+
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
@@ -30,7 +32,7 @@ class ResNetConfig:
 def _conv(x: Array, channels: int, side: int, stride: int, name: str) -> Array:
   # torch pads both sides alike, whatever the stride.
   padding = ((side // 2, side // 2),) * 2
-  return nn.Conv(
+  return Conv(
     channels, (side, side), strides=(stride, stride), padding=padding, name=name
   )(x)
 
@@ -69,4 +71,4 @@ class ResNet(nn.Module):
       for j in range(depth):
         stride = 2 if i and not j else 1
         x = _Bottleneck(width, stride, c.stride_first, name=f"block{i}_{j}")(x)
-    return nn.Dense(c.classes, name="head")(jnp.mean(x, axis=(1, 2)))
+    return Dense(c.classes, name="head")(jnp.mean(x, axis=(1, 2)))

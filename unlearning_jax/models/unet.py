@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Shaped
 from unlearning_jax.models import fast, layers
 from unlearning_jax.models.attention import IMPLEMENTATIONS, Attention
 from unlearning_jax.models.config import read_config
+from unlearning_jax.models.flax_layers import Conv, Dense
 
 _FIXED = {
   "act_fn": "silu",
@@ -112,7 +113,7 @@ class _Geglu(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    hidden = nn.Dense(2 * self.width, dtype=self.dtype, name="proj")(x)
+    hidden = Dense(2 * self.width, dtype=self.dtype, name="proj")(x)
     value, gate = jnp.split(hidden, 2, axis=-1)
     return value * jax.nn.gelu(gate, approximate=False)
 
@@ -127,7 +128,7 @@ class FeedForward(nn.Module):
     """Applies the two layers and keeps the width."""
     width = x.shape[-1]
     hidden = _Geglu(4 * width, self.dtype, name="net_0")(x)
-    return nn.Dense(width, dtype=self.dtype, name="net_2")(hidden)
+    return Dense(width, dtype=self.dtype, name="net_2")(hidden)
 
 
 class TransformerBlock(nn.Module):
@@ -176,8 +177,8 @@ class Transformer2D(nn.Module):
 
     def project(name: str, y: Array) -> Array:
       if self.linear:
-        return nn.Dense(width, dtype=self.dtype, name=name)(y)
-      conv = nn.Conv(width, (1, 1), dtype=self.dtype, name=name)
+        return Dense(width, dtype=self.dtype, name=name)(y)
+      conv = Conv(width, (1, 1), dtype=self.dtype, name=name)
       return conv(y.reshape(shape)).reshape(y.shape)
 
     hidden = project("proj_in", hidden.reshape(shape[0], -1, width))
@@ -296,8 +297,8 @@ class _TimeEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    x = nn.Dense(self.width, dtype=self.dtype, name="linear_1")(x)
-    return nn.Dense(self.width, dtype=self.dtype, name="linear_2")(nn.silu(x))
+    x = Dense(self.width, dtype=self.dtype, name="linear_1")(x)
+    return Dense(self.width, dtype=self.dtype, name="linear_2")(nn.silu(x))
 
 
 def timestep_frequencies(half: int, freq_shift: float) -> np.ndarray:

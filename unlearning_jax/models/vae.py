@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from unlearning_jax.models import fast, layers
 from unlearning_jax.models.attention import dot_product_attention
 from unlearning_jax.models.config import read_config
+from unlearning_jax.models.flax_layers import Conv, Dense
 
 _FIXED = {"act_fn": "silu"}
 _EPSILON = 1e-6
@@ -84,7 +85,7 @@ class _Attention(nn.Module):
     hidden = norm(x).reshape(shape[0], -1, width)
 
     def project(name: str, y: Array) -> Array:
-      return nn.Dense(width, dtype=self.dtype, name=name)(y)
+      return Dense(width, dtype=self.dtype, name=name)(y)
 
     # One head as wide as the feature map.
     query, key, value = (
@@ -190,11 +191,9 @@ class AutoencoderKL(nn.Module):
     self.encoder = _Encoder(c)
     self.decoder = _Decoder(c)
     if c.use_quant_conv:
-      self.quant_conv = nn.Conv(
-        2 * c.latent_channels, (1, 1), dtype=jnp.float32
-      )
+      self.quant_conv = Conv(2 * c.latent_channels, (1, 1), dtype=jnp.float32)
     if c.use_post_quant_conv:
-      self.post_quant_conv = nn.Conv(c.latent_channels, (1, 1), dtype=c.dtype)
+      self.post_quant_conv = Conv(c.latent_channels, (1, 1), dtype=c.dtype)
 
   def encode(
     self, images: Float[Array, "b H W 3"]

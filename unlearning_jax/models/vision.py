@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from unlearning_jax.models.clip import ClipEncoder, check_activation
+from unlearning_jax.models.flax_layers import Conv, Dense, Embed
 from unlearning_jax.models.layers import layer_norm
 
 
@@ -70,7 +71,7 @@ class VisionTransformer(nn.Module):
     """Outputs of the first token."""
     c = self.config
     patch = (c.patch_size, c.patch_size)
-    x = nn.Conv(
+    x = Conv(
       c.hidden_size, patch, strides=patch, padding="VALID",
       use_bias=not c.is_clip, dtype=c.dtype, name="patch_embedding",
     )(images)  # fmt: skip
@@ -80,7 +81,7 @@ class VisionTransformer(nn.Module):
     )
     first = jnp.broadcast_to(first, (len(x), 1, c.hidden_size))
     x = jnp.concatenate([first.astype(x.dtype), x], axis=1)
-    positions = nn.Embed(c.tokens, c.hidden_size, name="position_embedding")
+    positions = Embed(c.tokens, c.hidden_size, name="position_embedding")
     x = x + positions(jnp.arange(c.tokens))[None]
     if c.is_clip:
       x = layer_norm("pre_norm", c.layer_norm_eps)(x)
@@ -89,6 +90,6 @@ class VisionTransformer(nn.Module):
       c.hidden_act, c.layer_norm_eps, c.dtype, name="transformer",
     )(x.astype(c.dtype), None)  # fmt: skip
     x = layer_norm("post_norm", c.layer_norm_eps)(x[:, 0])
-    return nn.Dense(
-      c.outputs, use_bias=not c.is_clip, dtype=c.dtype, name="head"
-    )(x)
+    return Dense(c.outputs, use_bias=not c.is_clip, dtype=c.dtype, name="head")(
+      x
+    )

@@ -24,15 +24,22 @@ class Example(NamedTuple):
   caption: str
 
 
-def example(index: int, seed: int, split: str) -> Example:
-  """The `index`-th example of a split; depends on no other example."""
+def scene(
+  index: int, seed: int, split: str
+) -> tuple[vocabulary.Scene, np.random.Generator]:
+  """What the `index`-th example of a split shows, and what draws its words."""
   check_choice("split", split, captions.SPLITS)
   part = captions.SPLITS.index(split)
   rng = np.random.default_rng([seed, part, index])
   scene_seed = int(rng.integers(_HELDOUT_FROM)) + part * _HELDOUT_FROM
-  scene = vocabulary.sample_scene(rng, scene_seed)
-  image, mask = render.render(scene)
-  return Example(scene, image, mask, captions.caption(scene, rng, split))
+  return vocabulary.sample_scene(rng, scene_seed), rng
+
+
+def example(index: int, seed: int, split: str) -> Example:
+  """The `index`-th example of a split; depends on no other example."""
+  shown, rng = scene(index, seed, split)
+  image, mask = render.render(shown)
+  return Example(shown, image, mask, captions.caption(shown, rng, split))
 
 
 def examples(n: int, seed: int, split: str) -> Iterator[Example]:

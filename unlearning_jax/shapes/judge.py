@@ -21,6 +21,12 @@ from safetensors.numpy import load_file, save_file
 
 from unlearning_jax import models
 from unlearning_jax.judges import Judge
+from unlearning_jax.models.flax_layers import (
+  Conv,
+  Dense,
+  LayerNorm,
+  parameter_shapes,
+)
 from unlearning_jax.projections import leaves_of
 from unlearning_jax.shapes import vocabulary
 from unlearning_jax.stable_diffusion import Params
@@ -48,11 +54,11 @@ class ShapesNet(nn.Module):
     x = images
     for i, width in enumerate(self.widths):
       for j in range(2):
-        x = nn.Conv(width, (3, 3), name=f"conv_{i}_{j}")(x)
-        x = nn.relu(nn.LayerNorm(name=f"norm_{i}_{j}")(x))
+        x = Conv(width, (3, 3), name=f"conv_{i}_{j}")(x)
+        x = nn.relu(LayerNorm(name=f"norm_{i}_{j}")(x))
       x = nn.max_pool(x, (2, 2), (2, 2))
-    x = nn.relu(nn.Dense(self.hidden, name="hidden")(x.reshape(len(x), -1)))
-    return {name: nn.Dense(n, name=f"head_{name}")(x) for name, n in self.heads}
+    x = nn.relu(Dense(self.hidden, name="hidden")(x.reshape(len(x), -1)))
+    return {name: Dense(n, name=f"head_{name}")(x) for name, n in self.heads}
 
 
 def loss(
@@ -148,9 +154,7 @@ def load(folder: str | os.PathLike[str]) -> Judge:
   classes = json.loads((path / _CONFIG).read_text())["heads"]
   heads = {name: tuple(names) for name, names in classes.items()}
   net = ShapesNet(tuple((name, len(c)) for name, c in heads.items()))
-  template = jax.eval_shape(
-    net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
-  )["params"]
+  template = parameter_shapes(net, jnp.zeros((1, 32, 32, 3)))
   flat = load_file(path / _FILE)
   wanted = {name: leaf.shape for name, leaf in leaves_of(template).items()}
   if wanted != {name: value.shape for name, value in flat.items()}:

@@ -204,7 +204,7 @@ def _read(folder: pathlib.Path, part: str, model: Any) -> tuple[dict, Params]:
     example = (jnp.zeros((1, 32, 32, 3)),)
   else:
     example = (jnp.zeros((1, config["max_position_embeddings"]), jnp.int32),)
-  template = jax.eval_shape(net.init, jax.random.key(0), *example)["params"]
+  template = models.parameter_shapes(net, *example)
   state = load_file(folder / part / _WEIGHTS[part])
   return config, names.to_flax(state, template, part)
 

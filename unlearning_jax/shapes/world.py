@@ -213,10 +213,11 @@ def examples(
   barred = vocabulary.parse_classes(without, "data.without")
   found = []
   for index in range(200 * count):
-    drawn = dataset.example(index, seed, "train")
-    shown = vocabulary.labels(drawn.scene)
+    # One in twenty may be wanted: the others are not drawn.
+    shown = vocabulary.labels(dataset.scene(index, seed, "train")[0])
     inside = all(shown[head] in values for head, values in wanted.items())
     if inside and not any(shown[h] in v for h, v in barred.items()):
+      drawn = dataset.example(index, seed, "train")
       found.append(Example(drawn.image, drawn.caption))
     if len(found) == count:
       return found

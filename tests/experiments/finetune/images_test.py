@@ -70,6 +70,15 @@ def test_renders_are_chosen_by_class():
       WORLD.examples(6, 5, text, without)
 
 
+def test_only_renders_that_are_chosen_are_drawn(monkeypatch):
+  drawn, render = [], dataset.render.render
+  monkeypatch.setattr(
+    dataset.render, "render", lambda scene: drawn.append(scene) or render(scene)
+  )
+  assert len(WORLD.examples(3, 5, "object/star", "")) == 3
+  assert [scene.object for scene in drawn] == ["star"] * 3
+
+
 # --- By one word ---
 
 

@@ -126,9 +126,7 @@ def shapes(sd: StableDiffusion) -> Params:
     "vae": (jnp.zeros((1, 16, 16, 3)),),
   }
   return {
-    part: jax.eval_shape(getattr(sd, part).init, jax.random.key(0), *given)[
-      "params"
-    ]
+    part: models.parameter_shapes(getattr(sd, part), *given)
     for part, given in inputs.items()
   }
 
