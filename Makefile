@@ -65,7 +65,7 @@ format: $(TEST)
 
 # What README shows of the demo; needs Debian's chromium.
 demo-picture: demo
-	chromium --headless --no-sandbox --hide-scrollbars --window-size=1100,1330 \
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1100,1510 \
 	  --screenshot=docs/demo.png file://$(CURDIR)/runs/demo/audit/report.html
 
 # Runs the notebooks of colab/ from their scripts, and keeps what they show.

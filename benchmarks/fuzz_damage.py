@@ -258,7 +258,7 @@ def _of_archive(change: Callable[[bytes, int, int], bytes]) -> Callable:
 
 def _picture(data: bytes, at: int, what: int) -> bytes:
   """Another size, depth or kind in a PNG's head."""
-  if data[:4] != b"\x89PNG":
+  if data[:4] != b"\x89PNG" or len(data) < 33:
     return data
   head = bytearray(data[12:29])
   place = 4 + at % 13
