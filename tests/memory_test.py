@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support import closed_form_cases as cases
-from unlearning_jax import memory
+from unlearning_jax import memory, shapes, stable_diffusion
 from unlearning_jax import projections as weights
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.convert import parts
@@ -59,6 +59,37 @@ def test_arrays_that_can_change_are_read_each_time(counted):
   leaves["a"][0] = 7.0
   assert total(leaves) == 11.0
   assert len(calls) == 2
+
+
+def test_read_only_arrays_are_read_once(counted):
+  total, calls = counted
+  fixed = memory.frozen(np.arange(8.0).reshape(2, 4)[1:])
+  leaves = {"a": fixed, "b": jnp.ones(2)}
+  assert [total(leaves) for _ in range(2)] == [24.0] * 2
+  assert len(calls) == 1
+  with pytest.raises(ValueError, match="read-only"):
+    fixed[0, 0] = 7.0
+  # A read-only view of an array that can change is none.
+  under = np.ones(3)
+  over = under[:]
+  over.flags.writeable = False
+  assert total({"a": over}) == 3.0
+  under[0] = 7.0
+  assert total({"a": over}) == 9.0
+
+
+def test_a_model_of_files_is_hashed_once(monkeypatch):
+  """A check of an edit's base would read all of it for every picture."""
+  asked = []
+  monkeypatch.setattr(parts, "fingerprint", lambda s: str(asked.append(s)))
+  _, params = stable_diffusion.load(shapes.model_folder())
+  for _ in range(2):
+    parts.params_fingerprint(params)
+  assert len(asked) == 1
+  changed = jax.tree.map(lambda leaf: leaf.copy(), params)
+  for _ in range(2):
+    parts.params_fingerprint(changed)
+  assert len(asked) == 3
 
 
 def test_no_result_outlives_its_arrays(counted):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.stable_diffusion_test import make_files
+from tests.support.tunings import SMALL
 from unlearning_jax import checkpoints, finetune, sharding, stable_diffusion
 from unlearning_jax.data import Batches
 
@@ -18,12 +19,16 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-  files = make_files(tmp_path_factory.mktemp("model"))
+  files = make_files(tmp_path_factory.mktemp("model"), **SMALL)
   return stable_diffusion.from_files(files)
 
 
 @pytest.fixture(scope="module")
 def data(model):
+  return encoded(model)
+
+
+def encoded(model):
   sd, params = model
   images = np.random.default_rng(0).integers(0, 256, (24, 12, 8, 3), np.uint8)
   captions = ["a b", "c", "d e"] * 8
@@ -93,10 +98,11 @@ def alone(model, data):
 
 
 @pytest.mark.slow
-def test_half_precision_computes_and_full_precision_trains(
-  model, data, tmp_path
-):
-  half = stable_diffusion.from_files(make_files(tmp_path), dtype=jnp.bfloat16)
+def test_half_precision_computes_and_full_precision_trains(tmp_path):
+  files = make_files(tmp_path)
+  model = stable_diffusion.from_files(files)
+  half = stable_diffusion.from_files(files, dtype=jnp.bfloat16)
+  data = encoded(model)
   (full, wanted), (state, found) = (
     run(one, data, num_steps=4) for one in (model, half)
   )
@@ -227,6 +233,21 @@ def test_accumulation_is_the_mean_of_its_parts(model, data):
   ):
     odd = setup(model, accumulate=3)[2]
     jax.eval_shape(odd, state, frozen, batch, key)
+
+
+def test_parts_of_a_batch_are_traced_once():
+  traced = []
+
+  def loss(params, frozen, batch, key):
+    traced.append(batch["x"].shape)
+    return (params * batch["x"]).sum(), {}
+
+  tx = finetune.optimizer(1e-3, STEPS)
+  step = finetune.make_step(loss, tx, 0.9, accumulate=2)
+  state = finetune.init_state(jnp.ones(()), tx)
+  batch, key = {"x": jnp.ones((4, 3))}, jax.random.key(0)
+  jax.eval_shape(step, state, (), batch, key)
+  assert traced == [(2, 3)]
 
 
 def test_without_an_average_the_state_has_none(model):

@@ -115,13 +115,13 @@ def two_processes(devices, *arguments):
   scripts.run_all(
     [
       scripts.Run(__name__, *arguments, env=environment, model=narrow.folder())
-      for environment in scripts.slurm(2, devices)
+      for environment in scripts.slurm(2, devices, quick=True)
     ]
   )
 
 
 @pytest.fixture(scope="module")
-def states(tmp_path_factory):
+def states(tmp_path_factory, quickest_compiler):
   """The folder of two processes' states, and the state of one device."""
   folder = tmp_path_factory.mktemp("states")
   two_processes(4, "work", folder)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from unlearning_jax import memory
 from unlearning_jax.convert.lazy import Lazy
 
 State = dict[str, np.ndarray]
@@ -226,7 +227,7 @@ def _in_memory(value: np.ndarray | Lazy) -> np.ndarray:
   start = -raw.ctypes.data % _ALIGNED
   array = raw[start : start + size].view(value.dtype).reshape(value.shape)
   array[...] = np.asarray(value)
-  return array
+  return memory.frozen(array)
 
 
 def to_torch(params: Mapping[str, Any]) -> State:

@@ -171,6 +171,8 @@ def _accumulated(loss: Loss, parts: int) -> Callable[..., Any]:
   gradient = jax.value_and_grad(loss, has_aux=True)
   if parts == 1:
     return gradient
+  # Traced once for its shapes and for the loop; the program is the same.
+  gradient = jax.jit(gradient, inline=True)
 
   def split(leaf: Array) -> Array:
     if len(leaf) % parts:

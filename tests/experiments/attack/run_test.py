@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.metrics.asr_test import record
+from tests.support import narrow
 from unlearning_jax import settings, stops
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import Edit, apply_to_context
@@ -19,6 +20,7 @@ from unlearning_jax.experiments.attack import rows as attack_rows
 from unlearning_jax.projections import Fingerprint, leaves_of
 from unlearning_jax.record import Memory, Workdir
 from unlearning_jax.report import attack as page
+from unlearning_jax.shapes import world
 
 pytestmark = pytest.mark.usefixtures("quickest_compiler")
 VALUES = {
@@ -43,7 +45,8 @@ def rows(record):
           for r in record.rows()}  # fmt: skip
 
 
-def test_a_stopped_run_ends_as_one_that_was_not_stopped(tmp_path):
+def test_a_stopped_run_ends_as_one_that_was_not_stopped(tmp_path, monkeypatch):
+  monkeypatch.setattr(world, "model_folder", narrow.folder)
   given, whole = settings.build(attack.Settings, VALUES), Memory(quiet=True)
   found = attack.run(given, lambda: whole)
   assert found == whole.summary and whole.is_done and len(whole.rows()) == 3
