@@ -161,10 +161,10 @@ def picture(model):
   return np.int16(drawn[0])
 
 
-def _edited(base, layout):
-  """The base, erased by UCE; for a text encoder's file, with other tokens."""
+def _edited(base, by_leaves):
+  """The base, erased by UCE; or by leaves, with other tokens."""
   concepts = make_concepts("ab c", "d", ["fg"])
-  if layout != "text_encoder":
+  if not by_leaves:
     hparams = uce.Hparams(preset="uce2025")
     return base.with_edit(
       uce.erase(base.sd, base.params, concepts, None, hparams)
@@ -188,18 +188,23 @@ def _file(folder, layout):
 def trips(source, folder):
   """Layout -> pictures of the edited model, and of what is read of its file.
 
-  And the base's. One process, which opens and compiles the base once.
+  And the base's. One process, which opens, compiles and edits once.
   """
   base = ul.load(str(source))
   found = {"base": picture(base)}
+
+  @functools.cache
+  def edited(by_leaves):
+    model = _edited(base, by_leaves)
+    return model, picture(model)
+
   for layout in FORMATS:
-    model, file = _edited(base, layout), _file(folder, layout)
-    model.save(file, layout)
-    drawn = picture(model)
-    # Its weights go before the file's come.
-    del model
+    # A text encoder's file cannot hold what UCE changes.
+    model, drawn = edited(layout == "text_encoder")
+    model.save(_file(folder, layout), layout)
     over = None if layout == "folder" else base
-    found[layout] = drawn, picture(ul.load(file, base=over))
+    again = picture(ul.load(_file(folder, layout), base=over))
+    found[layout] = drawn, again
   return found
 
 
