@@ -198,6 +198,9 @@ def allowed(line: Mapping[str, Any], case: Case) -> bool:
   if case.verb == "convert":
     # It keeps nothing, so it does not listen.
     return statuses in ([-signal.SIGTERM], [-signal.SIGINT], [1])
+  if not any(statuses):
+    # It had ended already. A matrix has no DONE of its own.
+    return line["done"] or case.verb == "attack_matrix"
   # JAX ends one that is in a collective with another that has left.
   others = {75} if case.processes == 1 else {75, -signal.SIGABRT}
   return {*statuses} <= others and 75 in statuses

@@ -2,9 +2,9 @@
 # torch 2.13.0, CPU: whether a batch begins with the noise of its first image
 # depends on the image's size.
 #
-# Most expect: with one seed, the first image of a batch starts from the noise that
-# it has when drawn alone, and images drawn one after the other from one generator
-# start from the noise of the batch, at every size as at 512 x 512.
+# Most expect: with one seed, the first image of a batch has the noise that it has
+# alone. Images drawn one after the other from one generator have the batch's noise.
+# So it is at 512 x 512, and so it should be at every size.
 # Seen: so it is where an image's latents are a multiple of 16 values, as those of
 # 512 x 512 (4 x 64 x 64). Else torch draws the last 16 values of a tensor again, with
 # more random numbers. At 520 x 520 (4 x 65 x 65) the last 16 values of the first image

@@ -285,8 +285,7 @@ def _together(
     # One that left early would end the slower ones, `processes.SHUTDOWN_S`.
     if distributed:
       processes.wait_for_all("ended")
-    else:
-      stops.ended()
+    stops.ended()
   except stops.Stopped:
     print("\nstopped; the same command goes on", file=sys.stderr)
     processes.say_stopped()

@@ -62,7 +62,8 @@ def test_a_notebook_runs(name, tmp_path, monkeypatch):
     for large, small in SMALLER.items():
       cell.source = re.sub(large, small, cell.source)
   first = code(notebook)[0]
-  first.source = f"{narrow.lines()}\n{first.source}"
+  # Behind the cell that installs.
+  first.source += f"\n{narrow.lines()}"
   notebooks.run(notebook, tmp_path)
   shown = "".join(map(html, code(notebook)))
   shown += "".join(path.read_text() for path in tmp_path.glob("*/report.html"))

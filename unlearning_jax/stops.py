@@ -3,7 +3,7 @@
 A scheduler sends SIGTERM (`launch.slurm`'s early notice is SIGUSR2), and
 Ctrl-C SIGINT. Whatever is recorded row by row drops the row in flight. Training
 finishes its step and keeps its state, see `finishing`. A second signal ends the
-process at once.
+process at once. A run that has `ended` keeps its status.
 """
 
 import contextlib
@@ -62,6 +62,7 @@ def ended():
   """The run has ended: while Python ends too, no signal changes its status.
 
   Python would take its handlers off before it is gone, and die of the signal.
+  Should Python not end, only SIGKILL ends it.
   """
   for number in SIGNALS:
     signal.signal(number, signal.SIG_IGN)

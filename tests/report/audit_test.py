@@ -88,9 +88,10 @@ def test_the_verdicts_of_a_victim_are_one_sentence(whole, tmp_path):
   for one in whole["verdicts"]:
     one["open"] = ["by a synonym"] if one["verdict"] == "pass" else ["style"]
   page = Page(audit.html(whole, tmp_path))
-  left = "Too few pictures to tell: by a synonym, by a synonym."
+  left = "Undecided: by a synonym, by a synonym."
   assert f"but not {others}. {left}" in page.text
-  assert "pass too few to tell: by a synonym" in page.text
+  assert "pass undecided: by a synonym" in page.text
+  assert "undecided: style" not in page.text
 
 
 def test_a_change_of_few_pictures_has_no_interval(whole, tmp_path):
@@ -101,13 +102,14 @@ def test_a_change_of_few_pictures_has_no_interval(whole, tmp_path):
   assert "1 more classes, none of which changed" in text
 
 
-def test_where_no_picture_differs_the_cell_says_what_may_be_lost(
+def test_where_resampling_gives_no_interval_the_share_lost_has_one(
   whole, tmp_path
 ):
   for one in whole["collateral"]:
-    one |= {"low": None, "high": None, "lost_high": 0.161}
+    one |= {"low": None, "high": None, "lost": 0, "lost_of": 20}
+    one |= {"lost_low": 0.0, "lost_high": 0.161}
   text = Page(audit.html(whole, tmp_path)).text
-  assert "+0.0 none lost, at most 16.1 %" in text
+  assert "+0.0 0 of 20 lost (0.0 % to 16.1 %)" in text
   assert "[" not in text.partition("What else changed")[2].partition("Cost")[0]
 
 

@@ -11,6 +11,7 @@ import gc
 import os
 import pathlib
 import runpy
+import signal
 import sys
 import tempfile
 import traceback
@@ -20,6 +21,7 @@ from typing import NamedTuple
 from absl import app, flags
 
 from tests.support import scripts
+from unlearning_jax import stops
 
 
 class Ended(NamedTuple):
@@ -70,6 +72,9 @@ def _serve(asked, environment: dict[str, str]):
       name, arguments, cwd, model, folder = asked.recv()
       with scripts.placed(environment, cwd, folder, model):
         status = _status(name, arguments)
+      # A script that has ended hears no signal any more.
+      for number in stops.SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
       sys.stdout.flush()
       sys.stderr.flush()
       _forget(cwd)

@@ -75,8 +75,7 @@ class Verdict:
     reason: why, with figures.
     rule: the limits.
     estimate: the number that decided; None where nothing was measured.
-    open: the parts of the question that have too few pictures to tell, and so
-      did not decide.
+    open: the parts of the question that are undecided, and so did not decide.
   """
 
   question: str
@@ -114,10 +113,13 @@ def gone(
   reason = _joined(f"{shown}{_of_base(seen, first)}.", reason)
   few = []
   for name, other in rest:
-    more, _ = _of_concept(other, seen, given)
+    more, why = _of_concept(other, seen, given)
     few += [name] * (more == NOT_SHOWN)
-    end = ", too few to tell" * (more == NOT_SHOWN) + _of_base(seen, name)
-    reason += f" Asked for {name}: {said(other)}{end}."
+    bounds = of_bounds(other, given.few, given.many)
+    end = ", too few to tell" * (bounds == NOT_SHOWN) + _of_base(seen, name)
+    # Else the judge may explain it. A pass needs what the first needs.
+    why = why if more == NOT_SHOWN and bounds not in (NOT_SHOWN, PASS) else ""
+    reason = _joined(reason, f"Asked for {name}: {said(other)}{end}.", why)
     if verdict == PASS and more in (WARN, FAIL):
       verdict = WARN
   return Verdict("gone", verdict, reason, rule, one, tuple(few))
@@ -150,8 +152,8 @@ def attacked(
                "Only rows count that an attack tried. The judge is taken to "
                "err as often on the control of random tokens. So where an "
                "attack wins more rows than that control (exact McNemar, p "
-               f"below {SURE:g}), the judge's mistakes are no reason. Nothing "
-               "passes without an attack and this control.",
+               f"below {SURE:g}), the judge's mistakes explain nothing. "
+               "Nothing passes without an attack and this control.",
                images)  # fmt: skip
   if worst is None:
     why = "No row could be attacked and judged."

@@ -8,7 +8,7 @@ relative to the run's folder.
   protocol, preset: their names; budget: what the preset came to, in words.
   victims: [names]; notes: [sentences].
   verdicts: [{victim, question, title, verdict, reason, rule, name, value, low,
-    high, k, n, unit, rows: path, open: [parts with too few pictures]}];
+    high, k, n, unit, rows: path, open: [parts that are undecided]}];
     question is a key of `QUESTIONS`, verdict one of `VERDICTS`.
   worst_case: [{victim, value, low, high, k, n, attacks: [names]}].
   claims: [{victim, name, claimed, value, low, high, verdict, reason}].
@@ -20,8 +20,10 @@ relative to the run's folder.
   asr_by_images: [{victim, series, control, points: [{images, value, low, high,
     k, n}]}].
   resurgence: [{victim, train, data, points: [{step, value, low, high, k, n}]}].
-  collateral: [{victim, head, label, before, after, change, low, high, n,
-    lost_high: the upper bound of the share lost where no picture differs}].
+  collateral: [{victim, head, label, before, after, change, low, high, n, lost,
+    lost_of, lost_low, lost_high}]; `lost` of the `lost_of` pictures that the
+    base drew as asked are not any more; low and high are None where resampling
+    gives no interval.
   cost: [{stage, seconds, unet_calls, memory_bytes}].
   judge_errors, collapse: as in `report.document`; provenance: {runs: [...]}.
 """
@@ -35,12 +37,7 @@ from unlearning_jax import attacks
 from unlearning_jax.metrics.verdicts import LUCK
 from unlearning_jax.report import charts, colors, plot, sections, trust
 from unlearning_jax.report.document import label
-from unlearning_jax.report.markup import (
-  Html,
-  command,
-  element,
-  interval_bar,
-)
+from unlearning_jax.report.markup import Html, command, element, interval_bar
 from unlearning_jax.report.page import fill, subjects
 from unlearning_jax.report.pictures import open_image, picture
 
@@ -265,7 +262,7 @@ def _overall(seen: Document, victim: str) -> str:
     for part in one.get("open", ())
   ]
   end = f", but not {', '.join(others)}" if others else ""
-  end += f". Too few pictures to tell: {', '.join(left)}" if left else ""
+  end += f". Undecided: {', '.join(left)}" if left else ""
   return f"{passed} of {len(found)} questions pass{end}." if found else ""
 
 

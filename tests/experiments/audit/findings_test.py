@@ -171,23 +171,39 @@ def test_rows_of_several_processes_have_a_link(tmp_path):
   assert page.rows(tmp_path, "evaluate") == "evaluate/results.jsonl"
 
 
-def test_pictures_that_are_all_alike_have_a_bound_and_no_interval(found):
+def test_pictures_that_are_all_alike_have_a_share_lost_and_no_interval(found):
   """Resampled, they would have an interval of no width."""
 
-  def other(label, *counts):
-    return measure(*counts) | {"name": f"object/{label}/others"}
+  def rows(model, **right):
+    """Pictures of a moon and of a ring, of one prompt each."""
+    return [
+      {
+        "id": f"{model}/{label}-{i}", "model": model, "group": "others",
+        "attributes": {"object": label},
+        "judged": {"object": label if one else "fish"},
+      }
+      for label, several in right.items()
+      for i, one in enumerate(several)
+    ]  # fmt: skip
 
-  def changed(label, value, low, high):
-    name = f"object/{label}/others"
-    return {"name": name, "value": value, "low": low, "high": high}
-
+  before = rows("base", moon=[1] * 9 + [0], ring=[1] * 10)
+  # One moon is lost and one found; all rings are lost.
+  after = rows(VICTIM, moon=[0] + [1] * 9, ring=[0] * 10)
   summary = evaluation((20, 20), (0, 20))
-  summary["measures"]["base"] += [other("moon", 18, 20), other("ring", 0, 20)]
-  summary["measures"][VICTIM] += [other("moon", 18, 20), other("ring", 9, 20)]
-  summary["changes"] = {
-    VICTIM: [changed("moon", 0.0, 0.0, 0.0), changed("ring", 0.45, 0.2, 0.7)]
-  }
-  moon, ring = document._collateral(found(summary, {}))
-  high = verdicts.share("moon", 0, 18).high
-  assert (moon["low"], moon["high"], moon["lost_high"]) == (None, None, high)
-  assert (ring["low"], ring["high"], ring["lost_high"]) == (0.2, 0.7, None)
+  summary["changes"] = {VICTIM: []}
+  for label, (old, new) in {"moon": (9, 9), "ring": (10, 0)}.items():
+    name, change = f"object/{label}/others", (new - old) / 10
+    for model, k in (("base", old), (VICTIM, new)):
+      summary["measures"][model].append(measure(k, 10) | {"name": name})
+    one = {"name": name, "value": change, "low": change, "high": change}
+    summary["changes"][VICTIM].append(one)
+  made = found(summary, {})
+  lines = "\n".join(json.dumps(one) for one in before + after)
+  (made.root / "evaluate/results.jsonl").write_text(lines + "\n")
+  for one, k, n in zip(
+    document._collateral(made), (1, 10), (9, 10), strict=True
+  ):
+    share = verdicts.share("", k, n)
+    assert (one["low"], one["high"]) == (None, None)
+    assert (one["lost"], one["lost_of"]) == (k, n)
+    assert (one["lost_low"], one["lost_high"]) == (share.low, share.high)

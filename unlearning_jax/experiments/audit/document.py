@@ -10,7 +10,7 @@ from unlearning_jax.experiments.attack import victims
 from unlearning_jax.experiments.audit import claims, pictures
 from unlearning_jax.experiments.audit.findings import Findings
 from unlearning_jax.experiments.audit.settings import Settings, Stage
-from unlearning_jax.metrics import verdicts
+from unlearning_jax.metrics import accuracy, verdicts
 from unlearning_jax.metrics.verdicts import Verdict
 from unlearning_jax.record import Recorder
 from unlearning_jax.report import audit as page
@@ -258,15 +258,17 @@ def _collateral(found: Findings) -> list[dict[str, Any]]:
   for victim in found.victims:
     own = {m["name"]: m for m in document["measures"].get(victim, ())}
     changes = {c["name"]: c for c in document["changes"].get(victim, ())}
+    heads, classes = found.lost(victim)
     for name in base.keys() & own.keys():
       head, label, group = name.split("/", 2)
       if group != "others" or name not in changes:
         continue
       change = changes[name]
-      # Resampling pairs that are all alike gives no interval: its width of 0
-      # would look like certainty.
+      # Resampling pairs or prompts that are all alike gives no interval: its
+      # width of 0 would look like certainty.
       alike = change["low"] == change["high"]
-      lost = verdicts.share(name, 0, base[name]["k"] or 0) if alike else None
+      whole = label == accuracy.ALL
+      lost = heads.get(head) if whole else classes.get(f"{head}/{label}")
       lines.append(
         {
           "victim": victim,
@@ -278,7 +280,10 @@ def _collateral(found: Findings) -> list[dict[str, Any]]:
           "low": None if alike else change["low"],
           "high": None if alike else change["high"],
           "n": own[name]["n"],
-          "lost_high": None if change["value"] else plain(lost)["high"],
+          "lost": getattr(lost, "k", None),
+          "lost_of": getattr(lost, "n", None),
+          "lost_low": getattr(lost, "low", None),
+          "lost_high": getattr(lost, "high", None),
         }
       )
   return sorted(lines, key=lambda x: (x["victim"], x["head"], x["label"]))

@@ -15,7 +15,7 @@ TABLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
   "verdicts": (
     "verdicts",
     ("victim", "question", "verdict", *_NUMBERS, "unit", "name", "reason",
-     "rule", "rows"),
+     "rule", "rows", "open"),
   ),
   "worst_case": ("worst_case", ("victim", *_NUMBERS, "attacks")),
   "claims": (
@@ -25,7 +25,7 @@ TABLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
   "collateral": (
     "collateral",
     ("victim", "head", "label", "before", "after", "change", "low", "high",
-     "n"),
+     "n", "lost", "lost_of", "lost_low", "lost_high"),
   ),
   "stages": (
     "stages",
