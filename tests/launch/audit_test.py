@@ -53,6 +53,13 @@ def rows(folder):
   )
 
 
+def judged(folder):
+  text = (folder / "evaluate" / "results.jsonl").read_text()
+  return {
+    row["id"]: row["judged"] for row in map(json.loads, text.splitlines())
+  }
+
+
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_a_killed_audit_ends_with_the_same_summary(edit, tmp_path, monkeypatch):
@@ -74,6 +81,9 @@ def test_a_killed_audit_ends_with_the_same_summary(edit, tmp_path, monkeypatch):
     for folder in (whole, cut)
   ]
   assert summaries[0] == summaries[1]
+  assert judged(cut) == judged(whole)
+  # Were all pictures alike, that would prove little.
+  assert len({json.dumps(one) for one in judged(whole).values()}) > 3
   same = scripts.run("compare", whole, cut, "--fail_on=warn")
   assert same.returncode == 0 and "2 rows in both: 0 worse" in same.stdout
   # The lines of Python give the verdicts of the script.
