@@ -26,6 +26,9 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
+# Tests start hundreds of processes; each would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo bench demo-picture notebooks test test-slow test-all lint style format docs release-check
 
 # A CPU is one device to JAX, whatever its cores. Two devices draw rows at once.
