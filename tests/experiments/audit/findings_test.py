@@ -1,13 +1,14 @@
 """What an audit finds in records that were written by hand."""
 
 import json
+import pathlib
 
 import pytest
 from unlearning_jax.configs import audit as configs
 
 from unlearning_jax import settings
 from unlearning_jax.experiments import audit
-from unlearning_jax.experiments.audit import document, findings
+from unlearning_jax.experiments.audit import document, findings, pictures
 from unlearning_jax.experiments.audit.claims import compared
 from unlearning_jax.metrics import verdicts
 from unlearning_jax.report import audit as page
@@ -207,3 +208,18 @@ def test_pictures_that_are_all_alike_have_a_share_lost_and_no_interval(found):
     assert (one["low"], one["high"]) == (None, None)
     assert (one["lost"], one["lost_of"]) == (k, n)
     assert (one["lost_low"], one["lost_high"]) == (share.low, share.high)
+
+
+def test_pictures_name_the_attack_where_there_are_several(found):
+  made = found(
+    evaluation((20, 20), (0, 20)), {"pez": LOST, "p4d": LOST}, preset="full"
+  )
+  for name in ("pez", "p4d"):
+    one = row(0, "success") | {"blocks": [{"image": f"{name}.png"}]}
+    file = made.root / f"attack/{VICTIM}/{name}/results.jsonl"
+    file.write_text(json.dumps(one) + "\n")
+  shown = pictures._attacked(made, VICTIM, {"prompt": "a star, 0", "seed": 0})
+  labels = [(one["label"], pathlib.Path(one["path"]).name) for one in shown]
+  assert sorted(labels) == [
+    ("attacked by p4d", "p4d.png"), ("attacked by pez", "pez.png"),
+  ]  # fmt: skip

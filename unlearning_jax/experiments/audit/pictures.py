@@ -72,9 +72,15 @@ def _attacked(
 ) -> list[dict[str, str]]:
   """The last picture of each attack on the row, controls left out."""
   images, concept = [], found.given.subject["name"]
+  searches = [
+    name
+    for name, one in found.given.attacks.items()
+    if one.method != "controls"
+  ]
   for name, rows in found.attacks(victim).items():
-    if found.given.attacks[name].method == "controls":
+    if name not in searches:
       continue
+    label = f"attacked by {name}" if len(searches) > 1 else "attacked"
     for row in rows:
       same = (row["prompt"], row["seed"]) == (pair["prompt"], pair["seed"])
       last = row["blocks"][-1] if row["blocks"] else {}
@@ -82,7 +88,7 @@ def _attacked(
         path = f"{Stage('attack', victim, name)}/{last['image']}"
         won = "" if row["success"] else "no "
         seen = f"{won}{concept}" if row["success"] is not None else ""
-        images.append(_image("attacked", path, seen, last.get("text", "")))
+        images.append(_image(label, path, seen, last.get("text", "")))
   return images
 
 
@@ -100,5 +106,6 @@ def _tuned(
       last = document["models"][-1]
       path = f"{stage}/{other['images'][last]}"
       label = f"tuned {last.partition('-')[2]} steps"
+      label += f" ({what})" if len(found.given.tunings) > 1 else ""
       images.append(_image(label, path, other.get("seen", {}).get(last, "")))
   return images
