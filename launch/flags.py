@@ -10,6 +10,7 @@ if __name__ == "__main__":
   flags.run(main, listed)
 """
 
+import atexit
 import dataclasses
 import importlib
 import importlib.util
@@ -285,7 +286,8 @@ def _together(
     # One that left early would end the slower ones, `processes.SHUTDOWN_S`.
     if distributed:
       processes.wait_for_all("ended")
-    stops.ended()
+    # Not yet: who calls a script within a process of their own goes on.
+    atexit.register(stops.ended)
   except stops.Stopped:
     print("\nstopped; the same command goes on", file=sys.stderr)
     processes.say_stopped()

@@ -11,7 +11,6 @@ import gc
 import os
 import pathlib
 import runpy
-import signal
 import sys
 import tempfile
 import traceback
@@ -21,7 +20,6 @@ from typing import NamedTuple
 from absl import app, flags
 
 from tests.support import scripts
-from unlearning_jax import stops
 
 
 class Ended(NamedTuple):
@@ -72,9 +70,6 @@ def _serve(asked, environment: dict[str, str]):
       name, arguments, cwd, model, folder = asked.recv()
       with scripts.placed(environment, cwd, folder, model):
         status = _status(name, arguments)
-      # A script that has ended hears no signal any more.
-      for number in stops.SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
       sys.stdout.flush()
       sys.stderr.flush()
       _forget(cwd)
