@@ -1,6 +1,5 @@
 """What a user gets: a wheel that works alone."""
 
-import os
 import pathlib
 import re
 import shutil
@@ -19,12 +18,9 @@ JUNK = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
 
 
 def run(*command, cwd):
-  # What one process has compiled serves the next.
-  environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
   done = subprocess.run(
-    [str(part) for part in command],
-    cwd=cwd, env=environment, capture_output=True, text=True,
-  )  # fmt: skip
+    [str(part) for part in command], cwd=cwd, capture_output=True, text=True
+  )
   return done.returncode, done.stdout, done.stderr
 
 
