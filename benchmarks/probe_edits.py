@@ -5,10 +5,14 @@ those of other classes, in the same settings; both were seen before the probe
 got its present form. `blind` has edits of further classes but for hazard, and
 about half of their settings are new. They were listed before one was drawn or
 probed, and the limits were chosen before a verdict on one of them was known.
+`fresh` has closed forms alone, in settings that no other half has; a seed says
+which class has which. They were listed, with the rule that they were to decide
+on, before one was drawn or probed.
 """
 
 import dataclasses
 import pathlib
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +25,7 @@ from unlearning_jax.experiments import common
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.model import Model
 
-HALVES = ("chosen", "shown", "blind")
+HALVES = ("chosen", "shown", "blind", "fresh")
 # Classes in the order in which they come; `cheap` of them, or the first alone.
 CLASSES = {
   "chosen": ("star", "moon", "house", "neon", "Quill Estane"),
@@ -34,7 +38,8 @@ CLASSES = {
 }  # fmt: skip
 
 # Closed forms and guidance: (name, method, phrases, hyperparameters); `recipe`
-# is the world's, `name` the bare name, `held` that with the world's list.
+# is the world's, `name` the bare name, `held` that with the world's list; of the
+# lists of `thin` and `few` every tenth phrase is left.
 CHEAP = (
   ("recipe", "uce", "recipe", {"preserve_scale": 1.0}),
   ("name", "uce", "name", {}),
@@ -106,6 +111,38 @@ BLIND_TRAINED = (
   ("brief", "concept_ablation", {"num_steps": 45}, "Kestra Lume"),
 )
 
+# The fresh half. By a guess, the first twelve leave edits near a limit, the next
+# six good ones, and the last six failed ones.
+FRESH = (
+  ("ten", "uce", "recipe", {"preserve_scale": 10.0}),
+  ("eighteen", "uce", "recipe", {"preserve_scale": 18.0}),
+  ("ridge-700", "uce", "recipe", {"preserve_scale": 1.0, "lamb": 700.0}),
+  ("ridge-4000", "uce", "recipe", {"preserve_scale": 1.0, "lamb": 4000.0}),
+  ("held-6", "uce", "held", {"preserve_scale": 0.006}),
+  ("held-20", "uce", "held", {"preserve_scale": 0.02}),
+  ("ridge-30000", "time", "recipe", {"lamb": 30000.0}),
+  ("twelve", "rece", "recipe", {"uce_preserve_scale": 12.0, "rows": "joint"}),
+  ("ridge-30", "uce", "name", {"lamb": 30.0}),
+  ("ridge-30", "time", "name", {"lamb": 30.0}),
+  ("thin", "uce", "thin", {"preserve_scale": 1.0}),
+  ("few", "uce", "few", {}),
+  ("tenth", "uce", "recipe", {"preserve_scale": 0.1}),
+  ("two", "uce", "recipe", {"preserve_scale": 2.5}),
+  ("held-2", "uce", "held", {"preserve_scale": 0.002}),
+  ("fifth", "rece", "recipe", {"uce_preserve_scale": 0.2, "rows": "joint"}),
+  ("ridge-50", "time", "recipe", {"lamb": 50.0}),
+  ("three", "time", "recipe", {"preserve_scale": 3.0}),
+  ("sixty", "uce", "recipe", {"preserve_scale": 60.0}),
+  ("ridge-20000", "uce", "recipe", {"preserve_scale": 1.0, "lamb": 20000.0}),
+  ("held-100", "uce", "held", {"preserve_scale": 0.1}),
+  ("unheld-5", "uce", "recipe", {"preserve_scale": 0.0, "lamb": 5.0}),
+  ("ridge-1", "rece", "name", {"lamb": 1.0, "uce_lamb": 1.0}),
+  ("ridge-1", "time", "name", {"lamb": 1.0}),
+)
+# Task -> how many fresh edits. Classes of no other half come first.
+FRESH_OF = {"object": 16, "style": 12, "identity": 14, "unsafe": 6}
+FRESH_SEED = 20261130
+
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
@@ -145,6 +182,25 @@ def specs() -> Iterator[Spec]:
       yield _cheap("blind", name, *BLIND[(5 * i + turn) % len(BLIND)])
   for setting in BLIND_TRAINED:
     yield _trained("blind", *setting)
+  for name, setting in _fresh():
+    yield _cheap("fresh", name, *setting)
+
+
+def _fresh() -> list[tuple[str, tuple[str, str, str, dict[str, Any]]]]:
+  """Each fresh setting twice, never of one class; a seed shuffles them."""
+  rng, names = random.Random(FRESH_SEED), []
+  used = {name for half in CLASSES.values() for name in half}
+  for task, count in FRESH_OF.items():
+    classes = list(extensions.world("shapes").concepts()[task])
+    rng.shuffle(classes)
+    classes.sort(key=lambda name: name in used)
+    names += [classes[i % len(classes)] for i in range(count)]
+  places = [i % len(FRESH) for i in range(len(names))]
+  rng.shuffle(places)
+  while len({*zip(names, places, strict=True)}) < len(names):
+    rng.shuffle(places)
+  pairs = zip(names, places, strict=True)
+  return [(name, FRESH[place]) for name, place in pairs]
 
 
 def _cheap(
@@ -173,9 +229,13 @@ def concepts(spec: Spec) -> tuple[Concept, ...]:
   listed = world.concept(spec.name, spec.method)
   if spec.phrases in ("recipe", "guided"):
     return listed
+  if spec.phrases == "thin":
+    few = listed[0].preserve[::10]
+    return tuple(dataclasses.replace(one, preserve=few) for one in listed)
   said = world.phrases(spec.task, spec.name)["explicit"][0]
   anchor = listed[0].anchor if spec.task in ("object", "identity") else ""
-  held = listed[0].preserve if spec.phrases == "held" else ()
+  held = {"held": listed[0].preserve, "few": listed[0].preserve[::10]}
+  held = held.get(spec.phrases, ())
   return (Concept(said, anchor, held, listed[0].task),)
 
 
