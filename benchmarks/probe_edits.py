@@ -199,7 +199,9 @@ def _fresh() -> list[tuple[str, tuple[str, str, str, dict[str, Any]]]]:
   rng.shuffle(places)
   while len({*zip(names, places, strict=True)}) < len(names):
     rng.shuffle(places)
-  pairs = zip(names, places, strict=True)
+  pairs = [*zip(names, places, strict=True)]
+  # So that a part of them has something of every task.
+  rng.shuffle(pairs)
   return [(name, FRESH[place]) for name, place in pairs]
 
 
