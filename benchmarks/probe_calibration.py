@@ -7,7 +7,8 @@ edit leaves, and compares what the judge saw with what the probe says.
 
 appends a row an edit to `drawn.jsonl` and goes on where it was stopped. With
 `--out=benchmarks/results/probe_calibration.json` it then probes all edits and
-writes the record. `probe_edits.py` says which edits there are.
+writes the record; rows of an earlier one stay, of edits that were not drawn
+here. `probe_edits.py` says which edits there are.
 
 An edit has failed in two cases:
 
@@ -59,9 +60,10 @@ CLEAR_FAILED, CLEAR_GOOD = (0.75, 0.5), (0.25, 0.15)
 # Limits whose counts the record shows too.
 CURVE = {"left": (0.4, 0.43, 0.46, 0.5, 0.54), "moved": (0.56, 0.6, 0.64, 0.68)}
 TRAINED = ("esd", "concept_ablation", "mace")
+Row = dict[str, Any]
 
 
-def rows_of(task: str, name: str, times: int = 1) -> list[dict[str, Any]]:
+def rows_of(task: str, name: str, times: int = 1) -> list[Row]:
   """Prompts by name, and others: half of objects, half of portraits."""
   by_name, others = times * BY_NAME, times * OTHERS
   world = extensions.world("shapes")
@@ -74,7 +76,7 @@ def rows_of(task: str, name: str, times: int = 1) -> list[dict[str, Any]]:
   return named + things[: others // 2] + faces[: others // 2]
 
 
-def judged(model: Model, judge: Judge, rows: list[dict[str, Any]]):
+def judged(model: Model, judge: Judge, rows: list[Row]):
   """Rows with what the judge saw in a drawing of each."""
   images = model.generate(
     [row["prompt"] for row in rows],
@@ -85,7 +87,7 @@ def judged(model: Model, judge: Judge, rows: list[dict[str, Any]]):
   return judge_rows(rows, judge(images), judge)
 
 
-def right(rows: list[dict[str, Any]]) -> dict[str, float]:
+def right(rows: list[Row]) -> dict[str, float]:
   """Of other prompts: the share that shows what was asked, head by head."""
   found: dict[str, list[bool]] = {}
   for row in rows:
@@ -148,7 +150,7 @@ class Truth:
     return {"again": again, "shown": seen, "lost": lost, "failed": failed}
 
 
-def probed(row: dict[str, Any], model: Model, folder: pathlib.Path):
+def probed(row: Row, model: Model, folder: pathlib.Path):
   """A row with what the probe says of its edit."""
   own = {f.name: row[f.name] for f in dataclasses.fields(Spec)}
   spec = Spec(**own)
@@ -172,7 +174,7 @@ def probed(row: dict[str, Any], model: Model, folder: pathlib.Path):
   }
 
 
-def counts(rows: list[dict[str, Any]]) -> dict[str, int]:
+def counts(rows: list[Row]) -> dict[str, int]:
   """Failed and good edits, and how many of each were flagged."""
   found = {}
   for name, failed in (("failed", True), ("good", False)):
@@ -182,7 +184,7 @@ def counts(rows: list[dict[str, Any]]) -> dict[str, int]:
   return found
 
 
-def curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def curve(rows: list[Row]) -> list[Row]:
   """What other limits would flag of the edits that states measure."""
   held = [row for row in rows if row["instrument"] == "states"]
   found = []
@@ -197,8 +199,14 @@ def curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
   return found
 
 
-def record(rows: list[dict[str, Any]]) -> dict[str, Any]:
-  """The record: both halves, clear cases, every edit."""
+def together(old: list[Row], new: list[Row]) -> list[Row]:
+  """Rows of both, in the order of `specs`; a new one replaces an old one."""
+  rows = {row["id"]: row for row in (*old, *new)}
+  return [rows[spec.id] for spec in specs() if spec.id in rows]
+
+
+def record(rows: list[Row]) -> dict[str, Any]:
+  """The record: every half, clear cases, every edit."""
   found: dict[str, Any] = {
     "what": __doc__.splitlines()[0],
     "limits": {k: dataclasses.asdict(v) for k, v in LIMITS.items()},
@@ -242,12 +250,15 @@ def main(_):
       out.write(json.dumps(row) + "\n")
     print(spec.id, row["shown"], row["lost"], flush=True)
   if OUT.value:
+    kept = pathlib.Path(OUT.value)
+    old = json.loads(kept.read_text())["rows"] if kept.exists() else []
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    found = record([probed(row, model, folder) for row in rows])
+    new = [probed(row, model, folder) for row in rows]
+    found = record(together(old, new))
     lines = ",\n".join(json.dumps(row) for row in found.pop("rows"))
     head = json.dumps(found, indent=2)[:-2]
     text = f'{head},\n  "rows": [\n{lines}\n]}}\n'
-    pathlib.Path(OUT.value).write_text(text)
+    kept.write_text(text)
 
 
 if __name__ == "__main__":

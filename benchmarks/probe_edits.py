@@ -38,8 +38,8 @@ CLASSES = {
 }  # fmt: skip
 
 # Closed forms and guidance: (name, method, phrases, hyperparameters); `recipe`
-# is the world's, `name` the bare name, `held` that with the world's list; of the
-# lists of `thin` and `few` every tenth phrase is left.
+# is the world's, `name` the bare name, `held` that with the world's list.
+# `thin` is `recipe`, and `few` is `held`, with every tenth phrase of the list.
 CHEAP = (
   ("recipe", "uce", "recipe", {"preserve_scale": 1.0}),
   ("name", "uce", "name", {}),
@@ -111,8 +111,8 @@ BLIND_TRAINED = (
   ("brief", "concept_ablation", {"num_steps": 45}, "Kestra Lume"),
 )
 
-# The fresh half. By a guess, the first twelve leave edits near a limit, the next
-# six good ones, and the last six failed ones.
+# The fresh half. By a guess, the first twelve leave edits near a limit, the
+# next six good ones, and the last six failed ones.
 FRESH = (
   ("ten", "uce", "recipe", {"preserve_scale": 10.0}),
   ("eighteen", "uce", "recipe", {"preserve_scale": 18.0}),
