@@ -10,15 +10,23 @@ from unlearning_jax.configs import finetune_resurgence_small, resurgence
 
 from tests.support import scripts
 from tests.support.resurgence_cases import finish, small_study, stubbed
-from unlearning_jax import erasures, settings, shapes, stable_diffusion
+from unlearning_jax import (
+  erasures,
+  guidance,
+  settings,
+  shapes,
+  stable_diffusion,
+)
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import Edit, Fingerprint, save_edit
+from unlearning_jax.experiments import common
 from unlearning_jax.experiments.resurgence import (
   Settings,
   plan,
   tuning,
   with_edits,
 )
+from unlearning_jax.guidance import Guidance
 from unlearning_jax.metrics import study as evaluators_study
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -123,6 +131,20 @@ def test_an_edit_of_something_else(erase, anchor, words, tmp_path):
   given = built(study(), f"mine/star={tmp_path}/edit.safetensors")
   with pytest.raises(ValueError, match=words):
     given.given()
+
+
+@pytest.mark.parametrize("file", ["", "guidance.json"])
+def test_guidance_is_no_edit(file, tmp_path):
+  made = Guidance("a star", method="negative_prompt")
+  guidance.save(made, tmp_path / "guidance.json")
+  given = built(study(), f"mine/star={tmp_path / file}")
+  with pytest.raises(ValueError, match="is guidance, which changes no weight"):
+    given.given()
+  # An evaluation takes it, also one of one's own without a method's name.
+  own = tmp_path / "own.json"
+  guidance.save(Guidance("a star"), own)
+  found = common.read_edits([str(tmp_path / file), str(own)])
+  assert [*found] == ["NEGATIVE_PROMPT", "GUIDED"]
 
 
 @pytest.mark.parametrize("name", resurgence.CONCEPTS)
