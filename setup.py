@@ -59,6 +59,7 @@ EXTRAS = {
     "pytest>=8",
     "pytest-xdist>=3.6",
     "ruff>=0.14",
+    "submitit>=1.5",
     "tensorboardX>=2.6",
     # The oracle of the parity tests. Pinned, and on one Python only: an open
     # requirement pulls gigabytes of GPU libraries.

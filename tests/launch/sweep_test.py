@@ -3,6 +3,9 @@
 import csv
 import dataclasses
 import importlib
+import re
+import sys
+from typing import Any
 
 import pytest
 from unlearning_jax.launch import places
@@ -162,3 +165,27 @@ def test_a_sweep_of_erasures_ends_with_its_table(tmp_path):
   assert "report:" in done.stdout
   dry = scripts.Run("sweep", *arguments, "--dry_run").join()
   assert "2 cells of erase, 0 left\none took" in dry.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_submitit_starts_the_workers_of_the_page(tmp_path, monkeypatch):
+  pytest.importorskip("submitit")
+  (block,) = re.findall(
+    r"```python\n(import submitit.*?)```",
+    (scripts.ROOT / "docs/sweep.md").read_text(encoding="utf-8"),
+    re.DOTALL,
+  )
+  # There is no cluster here, and a dry run says what a worker would do.
+  program = [sys.executable, "-m", "unlearning_jax.launch.main"]
+  block = (
+    block.replace('"unlearning-jax"', ", ".join(map(repr, program)))
+    .replace('"--seeds=8"', '"--seeds=8", "--dry_run"')
+    .replace('"logs"', '"logs", cluster="local"')
+    .replace("range(16)", "range(2)")
+  )
+  monkeypatch.chdir(tmp_path)
+  found: dict[str, Any] = {}
+  exec(block, found)
+  for job in found["jobs"]:
+    assert "16 cells" in job.result()

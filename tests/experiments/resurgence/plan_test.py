@@ -9,6 +9,7 @@ import pytest
 from unlearning_jax.configs import (
   finetune_resurgence_full,
   finetune_resurgence_small,
+  finetune_resurgence_staying,
   resurgence,
 )
 
@@ -48,11 +49,18 @@ def model():
 
 
 @pytest.mark.parametrize(
-  "module", [finetune_resurgence_full, finetune_resurgence_small]
+  "module",
+  [
+    finetune_resurgence_full,
+    finetune_resurgence_small,
+    finetune_resurgence_staying,
+  ],
 )
 def test_configs_are_sound(module):
-  cells = built(module.get_config()).cells
+  given = built(module.get_config())
+  cells = given.cells
   assert len(set(map(str, cells))) == len(cells) >= 10
+  assert not plan.unrated(given, given.rates)
 
 
 def test_the_full_study_asks_what_the_issue_asks():
@@ -320,6 +328,18 @@ def test_costs_are_counted_and_measured_rates_win(tmp_path):
   # Two maps of 128 x 128 in float64, two UNets of 16.35 MiB in float32; two
   # checkpoints, each of the UNet and Adam's two moments.
   assert "bytes: 33.0 MiB of edits, at most 98.1 MiB of checkpoints" in told
+
+
+def test_a_method_of_unknown_seconds_is_named():
+  whole = built(study())
+  assert plan.unrated(whole, whole.rates) == []
+  config = study().to_dict()
+  del config["rates"]["esd_x"]
+  given = settings.build(Settings, config)
+  size = dict.fromkeys(whole.rates, 1)
+  found = plan.described(given, "none", (), size)
+  assert "no time counted for erasing by esd_x: name its seconds in " in found
+  assert "erasing by esd_x" not in plan.described(whole, "none", (), size)
 
 
 def test_a_given_edit_takes_no_room(model):

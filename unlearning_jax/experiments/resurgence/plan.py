@@ -53,13 +53,14 @@ def cost(settings: Settings, rates: Mapping[str, float]) -> dict[str, float]:
   Args:
     settings: the settings of the study.
     rates: seconds of an image (`image`), of a step by algorithm, and of an
-      erasure by method; from `measured_rates`.
+      erasure by method; from `measured_rates`. A method without one counts
+      nothing; `unrated` names it.
   """
   wanted, counts = settings.cells, settings.counts
   spent: dict[str, float] = dict.fromkeys(("erase", "tune", "measure"), 0.0)
   for made in {cell.edit: cell for cell in wanted}.values():
     if not settings.erasure(made).edit:
-      spent["erase"] += rates[made.method]
+      spent["erase"] += rates.get(made.method, 0.0)
     spent["measure"] += rates["image"] * settings.images_of(made.concept)
   for _, concept in {(c.seed, c.concept) for c in wanted}:
     spent["measure"] += rates["image"] * settings.images_of(concept)
@@ -70,6 +71,12 @@ def cost(settings: Settings, rates: Mapping[str, float]) -> dict[str, float]:
     spent["measure"] += rates["image"] * each * len(tuned.checkpoints)
     spent["measure"] += rates["image"] * counts.tuned
   return spent
+
+
+def unrated(settings: Settings, rates: Mapping[str, float]) -> list[str]:
+  """The methods that a study erases by, of which nobody knows the seconds."""
+  made = {c.method: settings.erasure(c) for c in settings.cells}
+  return sorted(m for m, e in made.items() if not e.edit and m not in rates)
 
 
 def measured_rates(
@@ -141,6 +148,11 @@ def described(
       + f", together {sum(spent.values()) / 3600:.2f} "
       + f"({own} of {len(rates)} rates measured in {folder}, the others are "
       "the config's)",
+      *(
+        f"no time counted for erasing by {method}: name its seconds in "
+        f"config.rates['{method}']"
+        for method in unrated(settings, rates)
+      ),
       f"bytes: {edits / 2**20:.1f} MiB of edits, at most "
       f"{peak / 2**20:.1f} MiB of checkpoints at a time",
     ]
