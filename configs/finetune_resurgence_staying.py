@@ -32,9 +32,11 @@ def get_config(concept="star"):
 
   config = resurgence.study(
     (
-      block((*_SEEDED, *_KNOWN, *_OTHERS), 0),
+      block((*_SEEDED, *_OTHERS), 0),
       block(_SEEDED, 1),
       block(_SEEDED, 2),
+      # Last, since the full study has them too.
+      block(_KNOWN, 0),
     ),
     steps=(5, 20, 100),
     counts=_COUNTS,

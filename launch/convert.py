@@ -22,24 +22,22 @@ A published edit as this package's own, to fine-tune, attack and draw:
 Stable Diffusion 1 in float32 needs 7 GiB; a delta or an edit, two models.
 """
 
-from absl import flags as absl_flags
+from absl.flags import DEFINE_bool, DEFINE_multi_string, DEFINE_string
 
 from . import flags
 
-absl_flags.DEFINE_string(
-  "input", None, "A folder, file or hub id.", required=True
-)
-absl_flags.DEFINE_string("output", None, "The file or folder.", required=True)
-absl_flags.DEFINE_string("base", None, "A part's base: shapes, folder, hub id.")
-absl_flags.DEFINE_string(
+DEFINE_string("input", None, "A folder, file or hub id.", required=True)
+DEFINE_string("output", None, "The file or folder.", required=True)
+DEFINE_string("base", None, "A part's base: shapes, folder, hub id.")
+DEFINE_string(
   "format", "folder", "<folder|single_file|unet|text_encoder|delta|edit>."
 )
-absl_flags.DEFINE_multi_string("erased", [], "For an edit: a phrase.")
-absl_flags.DEFINE_string("task", "object", "For an edit: object, art, unsafe.")
-absl_flags.DEFINE_string("dtype", "float32", "Or float16, bfloat16.")
-absl_flags.DEFINE_string("variant", None, "The weights to read, as fp16.")
-absl_flags.DEFINE_bool("ema", None, "Averaged weights; --noema: trained.")
-absl_flags.DEFINE_bool("overwrite", False, "Replace the output.")
+DEFINE_multi_string("erased", [], "For an edit: a phrase.")
+DEFINE_string("task", "object", "For an edit: object, art, unsafe.")
+DEFINE_string("dtype", "float32", "Or float16, bfloat16.")
+DEFINE_string("variant", None, "The weights to read, as fp16.")
+DEFINE_bool("ema", None, "Averaged weights; --noema: trained.")
+DEFINE_bool("overwrite", False, "Replace the output.")
 
 
 def main(_):

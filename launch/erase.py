@@ -42,10 +42,9 @@ def main(_):
     tensorboard=_EVENTS.value,
     strict=_STRICT.value,
   )
-  if document and common.is_first():
-    print(comparison.text_table(document))
-    print(f"report: {path}/report.html")
   if common.is_first():
+    if document:
+      print(f"{comparison.text_table(document)}\nreport: {path}/report.html")
     print(erase.what_next(path))
 
 

@@ -17,8 +17,10 @@ from . import flags
 _CONFIG, _WORKDIR = flags.config(), flags.workdir()
 _EDITS = DEFINE_list("edits", [], "Edits, or folders of erase runs.")
 _ERASED = DEFINE_list("erased", [], "Models of others, or parts of one.")
-_PROTOCOL = DEFINE_string("protocol", None, "A protocol, in place of a config.")
-_OF_PROTOCOL = {
+_ASKED = {
+  "protocol": DEFINE_string("protocol", None, "A protocol, not a config."),
+  "judge": DEFINE_string("judge", None, "Another judge, package.module:name."),
+  "more": flags.metrics("More metrics, also your own, package.module:name."),
   "model": DEFINE_string("model", "", "The base, for a published protocol."),
   "prompts": DEFINE_string("prompts", "", "Its table of prompts."),
   "reference": DEFINE_string("reference", "", "Its photographs, for FID."),
@@ -26,8 +28,6 @@ _OF_PROTOCOL = {
 }
 _ATTACK = DEFINE_list("attack", [], "Folders of attacks, for ASR.")
 _UTILITY = DEFINE_string("utility", "", "The folder of a udm-utility run.")
-_JUDGE = DEFINE_string("judge", None, "Another judge, package.module:name.")
-_METRICS = flags.metrics("More metrics, also your own, package.module:name.")
 
 
 def main(_):
@@ -35,10 +35,9 @@ def main(_):
   from unlearning_jax.experiments import common, evaluate
   from unlearning_jax.report import comparison
 
-  named = _PROTOCOL.value, _JUDGE.value, _METRICS.value
-  own = {name: flag.value for name, flag in _OF_PROTOCOL.items()}
+  asked = {name: flag.value for name, flag in _ASKED.items()}
   given = _CONFIG.value.to_dict() if _CONFIG.value else None
-  config, path = evaluate.config(given, *named, **own), _WORKDIR.value
+  config, path = evaluate.config(given, **asked), _WORKDIR.value
   settings = flags.settings(evaluate.Settings, config)
   models = evaluate.read_models(settings, _EDITS.value, _ERASED.value)
   beside = evaluate.Beside(tuple(_ATTACK.value), _UTILITY.value)

@@ -8,14 +8,12 @@ import ast
 import pathlib
 import runpy
 import sys
-from collections.abc import Sequence
 
 USAGE = """usage: unlearning-jax VERB [flags]
        unlearning-jax VERB --help       its flags
        unlearning-jax VERB --list       what it can choose from
        unlearning-jax --list            the verbs
 """
-
 
 # What the scripts share.
 PARTS = ("__init__", "checks", "errors", "flags", "main", "places")
@@ -32,29 +30,19 @@ def verbs() -> dict[str, str]:
   return found
 
 
-def verb(asked: str, known: Sequence[str]) -> str:
-  """The name of the script that is asked for.
-
-  Raises:
-    ValueError: it is not known; names the nearest.
-  """
+def main():
+  """Runs the verb of the command line as `python -m launch.VERB` does."""
+  asked, known = (sys.argv[1:2] or ["--help"])[0], verbs()
+  if asked.lstrip("-") in ("help", "h", "list"):
+    head = "" if asked == "--list" else USAGE + "\n"
+    width = max(map(len, known))
+    print(head + "\n".join(f"{n:{width}}  {s}" for n, s in known.items()))
+    return
   from unlearning_jax.concepts import check_choice
 
   name = asked.replace("-", "_")
-  check_choice("verb", name, list(known))
-  return name
-
-
-def main():
-  """Runs the verb of the command line as `python -m launch.VERB` does."""
-  asked = sys.argv[1:2] or ["--help"]
-  if asked[0].lstrip("-") in ("help", "h", "list"):
-    head = "" if asked == ["--list"] else USAGE + "\n"
-    width = max(map(len, verbs()))
-    print(head + "\n".join(f"{n:{width}}  {s}" for n, s in verbs().items()))
-    return
   try:
-    name = verb(asked[0], list(verbs()))
+    check_choice("verb", name, list(known))
   except ValueError as error:
     sys.exit(f"unlearning-jax: {error}")
   sys.argv = sys.argv[1:]

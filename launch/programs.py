@@ -38,11 +38,10 @@ def main(_):
   asked = {name: flag.value for name, flag in _ASKED.items()}
   asked["rows"] = [*map(int, asked["rows"])]
   given = flags.settings(programs.Settings, asked)
-  tuned = {
-    name: flags.settings(finetune.Settings, one.get_config("sd14"))
-    for name in ("full", "lora")
-    for one in [import_module(f"unlearning_jax.configs.finetune_{name}")]
-  }
+  tuned = {}
+  for name in ("full", "lora"):
+    one = import_module(f"unlearning_jax.configs.finetune_{name}")
+    tuned[name] = flags.settings(finetune.Settings, one.get_config("sd14"))
   # Of every program optax says what its schedule is.
   logging.set_verbosity(logging.WARNING)
   path = pathlib.Path(_OUT.value)

@@ -14,8 +14,11 @@ from unlearning_jax.launch import main
 import unlearning_jax as ul
 from unlearning_jax import settings
 from unlearning_jax.api import attacking, erasing, given, results, runs
+from unlearning_jax.concepts import make_concepts
+from unlearning_jax.edits import Edit, Fingerprint
 from unlearning_jax.experiments import attack as attack_experiment
 from unlearning_jax.guidance import Guidance
+from unlearning_jax.record import Memory
 
 CHEAP = """
 import sys, time
@@ -115,6 +118,29 @@ def test_what_was_erased_is_not_erased_again(model):
     ul.erase(guided, "star")
   with pytest.raises(ValueError, match="did you mean 'rece'"):
     ul.erase(model, "star", method="recee")
+
+
+def test_an_exported_model_is_no_base_to_erase_from(model, tmp_path):
+  """As the script says of the same folder; it has no `edit` any more."""
+  path, leaf = "unet/conv_out/bias", model.params["unet"]["conv_out"]["bias"]
+  edit = Edit(
+    None, Fingerprint.of(model.params), "esd", make_concepts("star", "circle"),
+    {}, {path: np.asarray(leaf) + 1},
+  )  # fmt: skip
+  model.with_edit(edit).save(tmp_path / "folder", format="folder")
+  exported = ul.load(tmp_path / "folder")
+  assert exported.edit is None
+  said = str(ul.inspect(tmp_path / "folder"))
+  assert "esd erased star" in said and "draw, attack: --config" in said
+  given = {"model": "shapes", "method": "uce", "targets": ()}
+  given |= {"concepts": ({"erase": "moon", "anchor": ""},), "edit_only": True}
+  whole = settings.build(erasing.experiment.Settings, given)
+  for erase in (
+    lambda: ul.erase(exported, "moon"),
+    lambda: erasing.experiment.run(whole, Memory, exported),
+  ):
+    with pytest.raises(ValueError, match=r"esd \(erased star\).*joint edit"):
+      erase()
 
 
 def test_an_attacks_settings_are_the_scripts(model):

@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from pathlib import PurePath
 
 import pytest
 from unlearning_jax.launch import main
@@ -151,6 +152,19 @@ def test_the_commands_of_the_pages_parse(commands):
   *wrong, last = done.stdout.splitlines()
   assert last.startswith("erase --config=erase_uce:tiny --no ->")
   assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_run_of_a_page_is_to_hold_another(page, commands):
+  """A folder that holds other runs is refused as a run's own."""
+  flag = "--workdir="
+  folders = {
+    PurePath(one.removeprefix(flag))
+    for _, arguments in launched(commands(page))
+    for one in arguments
+    if one.startswith(flag)
+  }
+  assert not [(a, b) for a in folders for b in folders if a in b.parents]
 
 
 @pytest.mark.parametrize("page", PAGES)

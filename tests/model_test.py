@@ -15,6 +15,7 @@ from unlearning_jax import model as models
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.convert import hub
 from unlearning_jax.guidance import Guidance
+from unlearning_jax.probe import Probe
 
 __all__ = ["files"]
 # As diffusers calls the files in a component's folder.
@@ -84,6 +85,10 @@ def test_a_guided_run_is_a_guided_model(run, base):
   (run / "edit.safetensors").unlink()
   guided = Guidance("a", method="negative_prompt")
   guidance.save(guided, run / "guidance.json")
+  # The run calls it so whatever the erasure made.
+  known = Probe("drawings", 0.2, None, 0.1, (2, 0, 8))
+  known.save(run / "edit.safetensors")
+  assert models.load(run).probe == known
   assert models.load(run).guidance == guided
   assert models.load(run).edit is None
 
@@ -207,7 +212,9 @@ def test_what_can_be_written(base, edit, tmp_path):
   with pytest.raises(ValueError, match="there is no edit"):
     base.save(file, format="kohya")
   guided = model.with_guidance(Guidance("a"))
-  with pytest.raises(ValueError, match="guidance changes no weight"):
+  with pytest.raises(ValueError, match="no weight.*model, guidance=None"):
     guided.save(file, format="kohya")
+  with pytest.raises(ValueError, match="no weight.*Its run keeps it"):
+    base.with_guidance(Guidance("a")).save(file, format="kohya")
   with pytest.raises(ValueError, match="did you mean 'kohya'"):
     model.save(file, format="koyha")

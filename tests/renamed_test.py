@@ -1,18 +1,13 @@
 """Old names: refused with the new one where typed, translated where stored."""
 
+import importlib
 import json
 import pathlib
 
 import pytest
 from ml_collections import ConfigDict
 from unlearning_jax.configs import (
-  attack_concept_inversion,
-  attack_matrix_shapes,
-  diagnose,
   erase_concept_ablation,
-  erase_rece,
-  finetune_lora,
-  finetune_resurgence_small,
 )
 from unlearning_jax.launch import flags
 
@@ -158,18 +153,14 @@ def test_a_name_is_refused_and_the_new_one_named(old, new):
       presets[old].get_config(f"sd14,name=A,anchor=B,preset={old}")
 
 
-def test_no_config_has_an_old_name():
-  configs = [
-    attack_concept_inversion.get_config(), diagnose.get_config(),
-    erase_concept_ablation.get_config(), erase_rece.get_config(),
-    finetune_lora.get_config(), finetune_resurgence_small.get_config(),
-    attack_matrix_shapes.get_config("object").common,
-  ]  # fmt: skip
-  for config in configs:
-    assert isinstance(config, ConfigDict)
-    plain = json.loads(config.to_json_best_effort())
-    # A config of today comes out as it is.
-    assert renamed.config(plain) == plain
+@pytest.mark.parametrize("name", flags.shipped())
+def test_no_config_has_an_old_name(name):
+  module = importlib.import_module(f"unlearning_jax.configs.{name}")
+  config = module.get_config()
+  assert isinstance(config, ConfigDict)
+  plain = json.loads(config.to_json_best_effort())
+  # A config of today comes out as it is.
+  assert renamed.config(plain) == plain
 
 
 # --- Stored ---

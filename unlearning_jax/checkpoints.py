@@ -13,13 +13,15 @@ import pathlib
 import secrets
 import stat
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from absl import logging
 
 from unlearning_jax import durable, processes
+
+Tree = TypeVar("Tree")
 
 _SUMS = "sums.json"
 
@@ -72,8 +74,8 @@ def latest_step(path: str | os.PathLike[str]) -> int | None:
 
 
 def restore(
-  path: str | os.PathLike[str], target: Any, step: int | None = None
-) -> Any:
+  path: str | os.PathLike[str], target: Tree, step: int | None = None
+) -> Tree:
   """Reads a checkpoint into a tree with structure and placement of `target`.
 
   Args:

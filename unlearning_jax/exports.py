@@ -46,6 +46,7 @@ from unlearning_jax.projections import (
   cross_attention_kernels,
   projection_gram,
 )
+from unlearning_jax.stable_diffusion import StableDiffusion
 
 # Float32 factors are no more exact below this relative error of the change.
 EXACT = 1e-7
@@ -149,7 +150,7 @@ def check_export(
 def export(
   path: str | os.PathLike,
   layout: str,
-  sd: Any,
+  sd: StableDiffusion,
   edit: Edit,
   params: Params,
   *,
@@ -230,7 +231,7 @@ def _holding(edit: Edit) -> list[str]:
 
 def _tensors(
   layout: str,
-  sd: Any,
+  sd: StableDiffusion,
   states: Mapping[str, Mapping[str, np.ndarray]],
   old: Mapping[str, Mapping[str, np.ndarray]],
 ) -> dict[str, np.ndarray]:

@@ -170,9 +170,13 @@ class Model:
         refuses.
     """
     if self.guidance is not None:
+      way = "Its run keeps it: ul.erase(..., out=FOLDER), ul.load(FOLDER)"
+      if self.edit is not None:
+        way = (
+          "Save the model without it: dataclasses.replace(model, guidance=None)"
+        )
       raise ValueError(
-        "save: guidance changes no weight; a file cannot hold it. Save the "
-        "model without it: dataclasses.replace(model, guidance=None)"
+        f"save: guidance changes no weight; a file cannot hold it. {way}"
       )
     if self.edit is None:
       raise ValueError("save: this is the base, there is no edit to write")

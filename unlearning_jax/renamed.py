@@ -84,7 +84,9 @@ def config(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
       )
     elif key in ("title", "protocol") and not place:
       value = _text(value)
-    found[table.get(key, key)] = value
+    new = table.get(key, key)
+    # Beside the new name an old one is another setting, as `images` of FMN.
+    found[key if new in values else new] = value
   return found
 
 

@@ -126,7 +126,7 @@ def kinds(hint: Any) -> tuple[type, ...] | None:
   return options if {*options} <= {*_KINDS} else None
 
 
-def _nearest(name: str, value: Any, hints: Mapping[str, Any]) -> str:
+def _nearest(name: str, value: object, hints: Mapping[str, Any]) -> str:
   """The hint for an unknown name: a similar one, or the mapping that has it."""
   for outer, hint in hints.items():
     inner = dataclass_in(hint)
@@ -139,7 +139,7 @@ def _nearest(name: str, value: Any, hints: Mapping[str, Any]) -> str:
   return f"did you mean {near[0]}?" if near else f"allowed: {', '.join(hints)}"
 
 
-def _check(hint: Any, value: Any, place: str):
+def _check(hint: Any, value: object, place: str):
   """Refuses a number, text or flag of the wrong type."""
   options = kinds(hint)
   if options is None:
@@ -151,7 +151,7 @@ def _check(hint: Any, value: Any, place: str):
     raise ValueError(f"{place}={repr(value)[:80]}: must be {names}")
 
 
-def _check_holder(hint: Any, value: Any, place: str):
+def _check_holder(hint: Any, value: object, place: str):
   """Refuses what is no list, mapping or settings where there must be one."""
   union = typing.get_origin(hint) in (typing.Union, types.UnionType)
   allowed: list[tuple[str, tuple[type, ...]]] = []
@@ -203,7 +203,7 @@ def _item(cls: type[T], value: Any, place: str) -> T:
 
 
 def check_numbers(
-  settings: Any,
+  settings: object,
   *,
   counts: Sequence[str] = (),
   positive: Sequence[str] = (),

@@ -18,6 +18,7 @@ import numpy as np
 from jax import core
 from jax.experimental import multihost_utils, topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
 Tree = TypeVar("Tree")
@@ -153,7 +154,7 @@ def param_sharding(
   """
   ways = mesh.shape["fsdp"]
 
-  def rule(leaf: Any) -> NamedSharding:
+  def rule(leaf: Array | np.ndarray | jax.ShapeDtypeStruct) -> NamedSharding:
     size = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
     dims = [i for i, n in enumerate(leaf.shape) if n % ways == 0]
     if size < min_bytes or not dims:
@@ -182,10 +183,10 @@ def place(tree: Tree, shardings: Any) -> Tree:
     shardings: one sharding, or a tree of them like `tree`.
   """
 
-  def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    leaf = np.asarray(leaf)
+  def put(leaf: ArrayLike, sharding: NamedSharding) -> jax.Array:
+    whole = np.asarray(leaf)
     return jax.make_array_from_callback(
-      leaf.shape, sharding, lambda index: leaf[index]
+      whole.shape, sharding, lambda index: whole[index]
     )
 
   if isinstance(shardings, NamedSharding):
@@ -214,7 +215,7 @@ def global_batch(mesh: Mesh, local: Tree) -> Tree:
   multiple = local_rows_multiple(mesh)
   sharding = batch_sharding(mesh)
 
-  def join(array: Any) -> jax.Array:
+  def join(array: np.ndarray) -> jax.Array:
     array = np.asarray(array)
     if array.shape[0] % multiple:
       raise ValueError(
@@ -254,7 +255,7 @@ def add_row_sums(
   """
   split = batch_sharding(mesh).spec
 
-  def local(totals: Any, same: Any, rows: Any) -> Any:
+  def local(totals: Tree, same: Any, rows: Any) -> Tree:
     added = function(same, rows)
     return jax.tree.map(lambda total, x: total + x[None], totals, added)
 
@@ -269,7 +270,7 @@ def add_row_sums(
   )
 
 
-def row_shares(rows: Any) -> int:
+def row_shares(rows: Shaped[Array | np.ndarray, "b ..."]) -> int:
   """Devices that share an array's rows; 1 for a traced or a host array."""
   if isinstance(rows, core.Tracer) or not isinstance(rows, jax.Array):
     return 1

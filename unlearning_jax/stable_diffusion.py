@@ -34,7 +34,7 @@ from unlearning_jax import (
 from unlearning_jax.convert import families, names, reader
 from unlearning_jax.models import fast
 from unlearning_jax.schedules import SAMPLERS, Schedule, warn_of_sampler
-from unlearning_jax.tokens import fitting
+from unlearning_jax.tokens import Tokenizer, fitting
 
 Params = dict[str, Any]
 
@@ -63,7 +63,7 @@ class StableDiffusion:
   vae: models.AutoencoderKL
   schedule: Schedule
   latent_size: tuple[int, int]
-  tokenizer: Any = dataclasses.field(compare=False, repr=False)
+  tokenizer: Tokenizer = dataclasses.field(compare=False, repr=False)
   files: convert.ModelFiles = dataclasses.field(compare=False, repr=False)
 
   @property
@@ -216,7 +216,9 @@ def encode_prompts(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_text(text_encoder: models.ClipTextModel, params: Any, ids: Array):
+def _encode_text(
+  text_encoder: models.ClipTextModel, params: Params, ids: Array
+):
   with jax.default_matmul_precision("highest"):
     return models.apply(text_encoder, params, ids)[0]
 

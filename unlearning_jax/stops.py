@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import FrameType
 
 from jax.experimental import multihost_utils
 
@@ -80,7 +80,7 @@ def _handler(number: int) -> Callable[[int], object] | None:
   return ctypes.CFUNCTYPE(None, ctypes.c_int)(address)
 
 
-def _told(number: int, _: Any):
+def _told(number: int, _: FrameType | None):
   del number
   for each in SIGNALS:
     signal.signal(each, signal.SIG_DFL)

@@ -1,14 +1,38 @@
 """Checks phrases as tokens: whether they are too long, and which are equal."""
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from unlearning_jax.concepts import Concept, preserved_phrases
 
 
+class Tokenizer(Protocol):
+  """CLIP's tokenizer, as far as this package uses it."""
+
+  bos_token_id: int
+  eos_token_id: int
+  pad_token_id: int
+
+  def __call__(
+    self, texts: str | list[str], /, **options: Any
+  ) -> Mapping[str, Any]:
+    """The tokens of a text or of several, under `input_ids`."""
+    ...
+
+  def __len__(self) -> int: ...  # noqa: D105
+
+  def decode(self, ids: list[int], /) -> str:
+    """The text of some tokens."""
+    ...
+
+  def convert_ids_to_tokens(self, ids: list[int], /) -> list[str]:
+    """The names of some tokens."""
+    ...
+
+
 def fitting(
-  tokenizer: Any,
+  tokenizer: Tokenizer,
   texts: Sequence[str],
   rows: Sequence[list[int]],
   length: int,
@@ -45,7 +69,7 @@ def fitting(
 
 
 def check_tokens(
-  tokenizer: Any,
+  tokenizer: Tokenizer,
   concepts: Sequence[Concept],
   *,
   allow_conflict: bool = False,

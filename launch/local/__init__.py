@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 from .. import places
@@ -133,7 +134,7 @@ class _Group:
   def forwarding(self) -> Iterator[None]:
     """Inside, a signal to this process goes to all of them."""
 
-    def forward(number: int, _: Any):
+    def forward(number: int, _: FrameType | None):
       # A process inside a compiler does not hear a second signal.
       self.send(signal.SIGKILL if self._asked else _PASSED.get(number, number))
       self._asked = True

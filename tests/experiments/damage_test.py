@@ -21,7 +21,7 @@ EVERY = ("config.json", "provenance.json", "summary.json", "results.jsonl")
 # Verb -> what it leaves beside these.
 VERBS = {
   "erase": ("edit.safetensors", "statistics.safetensors", "edit.probe.json"),
-  "sld": ("guidance.json", "guidance.probe.json"),
+  "sld": ("guidance.json", "edit.probe.json"),
   "finetune": ("steps/000002.safetensors", "lora.safetensors", "metrics.jsonl"),
   "evaluate": ("images/a.png", "images/b/c.png", "metrics/00000.safetensors"),
   "attack": ("images/targets/a.png", "images/b.png"),

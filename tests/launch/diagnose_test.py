@@ -54,6 +54,9 @@ def start(monkeypatch, tmp_path):
     ({"anchor": "star " * 76}, "tokens, start and end included"),
     ({"sampling.num_inference_steps": 0}, "num_inference_steps=0"),
     ({"target_images": "/no/such/folder"}, "target_images: no file /no/such"),
+    # The classifier asks the weights, so it would say that nothing is erased.
+    ({"guidance.safe": "strong"}, "diagnose: the victim acts by guidance"),
+    ({"guidance.negative_prompt": "a star"}, "the victim acts by guidance"),
   ],
 )
 def test_what_cannot_be(changes, words, start, monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ from unlearning_jax import concepts, erasures, extensions, lists, probe
 from unlearning_jax.api import given as given_
 from unlearning_jax.api import holding
 from unlearning_jax.api.runs import Path, opener
+from unlearning_jax.closed_form import statistics
 from unlearning_jax.concepts import Concept, Unsaid, check_choice
 from unlearning_jax.experiments import common
 from unlearning_jax.experiments import erase as experiment
@@ -178,6 +179,7 @@ def erase(
       f"erase: {model.name} is erased already, and an edit of an edit is not "
       "the joint edit; erase everything at once from model.base"
     )
+  statistics.check_unedited(model.source)
   check_choice("method", method, erasures.methods())
   listed, recipe = _recipe(model, subject, method)
   listed, scales, note = holding.supplied(model, method, listed)

@@ -6,7 +6,7 @@ from typing import Any
 from unlearning_jax.model import Model
 
 
-def model(what: str, value: Any) -> Model:
+def model(what: str, value: object) -> Model:
   """Returns the model that was given.
 
   Raises:
@@ -24,7 +24,7 @@ def computing(model: Model) -> dict[str, Any]:
   return {"kernels": model.sd.unet.config.kernels}
 
 
-def models(what: str, value: Any) -> list[Model]:
+def models(what: str, value: object) -> list[Model]:
   """Returns one model or several as a list.
 
   Raises:

@@ -23,7 +23,7 @@ through several near timesteps, and the loss is that of the last.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -197,7 +197,9 @@ def slope(
   """
   batch = problem.batch
 
-  def one(single: losses.Draw, image: Any, caption: Any) -> tuple[Array, Array]:
+  def one(
+    single: losses.Draw, image: Array | None, caption: Array | None
+  ) -> tuple[Array, Array]:
     rows, named = batch, batch.ids
     if h.pool:
       rows, named = _of_pool(batch, batch.pool, image, caption)

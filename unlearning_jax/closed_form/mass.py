@@ -123,7 +123,7 @@ def _erase(same: dict[str, Array], rows: dict[str, Array], tail: bool) -> Any:
   }
 
 
-def _hold(same: Any, rows: dict[str, Array], tail: bool) -> Any:
+def _hold(same: object, rows: dict[str, Array], tail: bool) -> Any:
   del same
   states = rows["states"]
   if not tail:
@@ -157,7 +157,7 @@ def _stream(
   params: Params,
   mesh: sharding.Mesh,
   columns: dict[str, np.ndarray],
-  function: Any,
+  function: Callable[..., Any],
   same: dict[str, Any],
   report: Callable[[int], None],
 ) -> tuple[np.ndarray, np.ndarray, int]:

@@ -24,7 +24,7 @@ _CORRUPT = (
 class _Type:
   __slots__ = ("name",)
 
-  def __init__(self, name: Any, *_: Any):
+  def __init__(self, name: str, *_: object):
     self.name = name
 
   def __setstate__(self, state: Any):
@@ -35,7 +35,7 @@ class _Type:
 class _Array:
   __slots__ = ("state",)
 
-  def __init__(self, *_: Any):
+  def __init__(self, *_: object):
     self.state: Any = None
 
   def __setstate__(self, state: Any):

@@ -140,24 +140,28 @@ def _of_folder(place: pathlib.Path) -> Inspection:
     found = inspect(find_weights(place))
     return dataclasses.replace(found, path=os.fspath(place))
   state: dict[str, Header] = {}
+  said: dict[str, str] = {}
   for part in inside:
-    own = reader.read_headers(find_weights(place / part))
+    file = find_weights(place / part)
+    own, said = reader.read_headers(file), said | reader.read_edit(file)
     state |= {f"{part}.{name}": header for name, header in own.items()}
   kind = Kind(
     "checkpoint", f"a training's checkpoint, with {' and '.join(inside)}",
     families.OVER,
   )  # fmt: skip
-  notes: tuple[str, ...] = ()
+  notes = _notes({}, said)
   if whole:
     text = "a diffusers folder"
-    use = "draw, erase, attack: --config.model=FILE, or ul.load in Python"
+    # What was erased from cannot be erased from again.
+    verbs = "draw, attack" if said else "draw, erase, attack"
+    use = f"{verbs}: --config.model=FILE, or ul.load in Python"
     kind = Kind("folder", text, use)
     scheduler = place / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
-      said = durable.read_json(scheduler)
-      predicts = said.get("prediction_type", "epsilon")
-      notes = (f"{said.get('_class_name')}, predicts {predicts}",)
-  return _described(place, kind, state, notes)
+      own = durable.read_json(scheduler)
+      predicts = own.get("prediction_type", "epsilon")
+      notes.append(f"{own.get('_class_name')}, predicts {predicts}")
+  return _described(place, kind, state, tuple(notes))
 
 
 def _described(

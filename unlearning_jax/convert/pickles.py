@@ -75,7 +75,7 @@ def read_headers(path: str | os.PathLike) -> dict[str, Header]:
   """Shapes, dtypes and places of what `read_torch` reads, without a number."""
 
   def headers(
-    tree: Any, _: Any, place: Callable[[Storage], int]
+    tree: object, _: object, place: Callable[[Storage], int]
   ) -> dict[str, Header]:
     found = {}
     for name, tensor in _tensors(tree).items():
@@ -92,7 +92,7 @@ def read_headers(path: str | os.PathLike) -> dict[str, Header]:
 def read_beside(path: str | os.PathLike) -> list[str]:
   """Names of what a training loop saved beside the weights."""
 
-  def beside(tree: Any, *_: Any) -> list[str]:
+  def beside(tree: object, *_: object) -> list[str]:
     if not isinstance(tree, dict):
       return []
     inside = [key for key in _CONTAINERS if isinstance(tree.get(key), dict)]
@@ -205,7 +205,7 @@ def _read_legacy(file: IO[bytes], use: Callable) -> Any:
 
 
 def _collect(
-  tree: Any, fetch: Callable[[Storage], bytes], _: Any
+  tree: object, fetch: Callable[[Storage], bytes], _: object
 ) -> dict[str, np.ndarray]:
   """The tensors in what the pickle built; reads only their bytes."""
   found = _tensors(tree)

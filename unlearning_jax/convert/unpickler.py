@@ -75,14 +75,14 @@ class Inert:
 
   __slots__ = ()
 
-  def __new__(cls, *_args: Any, **_kwargs: Any) -> "Inert":
+  def __new__(cls, *_args: object, **_kwargs: object) -> "Inert":
     """Ignores what the object would be made of."""
     return object.__new__(cls)
 
-  def __init__(self, *_args: Any, **_kwargs: Any):
+  def __init__(self, *_args: object, **_kwargs: object):
     pass
 
-  def _swallow(self, *_args: Any) -> None:
+  def _swallow(self, *_args: object) -> None:
     pass
 
   __setstate__ = __setitem__ = append = extend = add = _swallow
@@ -92,7 +92,7 @@ class _RebuildTensor:
   __slots__ = ()
 
   def __call__(
-    self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
+    self, storage: object, offset: Any, shape: Any, strides: Any, *_: object
   ) -> Tensor:
     """Records a strided view without its hooks, metadata and gradients."""
     numbers = (offset, *shape, *strides)
@@ -119,7 +119,7 @@ class _RebuildTypedTensor:
 class _RebuildParameter:
   __slots__ = ()
 
-  def __call__(self, data: Any, *_: Any) -> Tensor:
+  def __call__(self, data: object, *_: object) -> Tensor:
     """A parameter is its tensor."""
     if not isinstance(data, Tensor):
       raise pickle.UnpicklingError("malformed parameter")
@@ -142,7 +142,7 @@ _GLOBALS = {
 class _Unpickler(pickle.Unpickler):
   """An unpickler that looks nothing up and imports nothing."""
 
-  def __init__(self, file: Any):
+  def __init__(self, file: "Within"):
     super().__init__(file)
     self.storages: dict[str, Storage] = {}
 
@@ -206,17 +206,17 @@ class Within:
     return self._file.read(left if size < 0 else min(size, left))
 
 
-def load(file: Any) -> tuple[Any, dict[str, Storage]]:
+def load(file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
   """What the pickle at the file's place builds, and the storages it names.
 
   Raises:
     pickle.UnpicklingError: it asks for anything but tensors.
   """
-  file = Within(file)
-  start = file.tell()
-  check_memo(file)
-  file.seek(start)
-  unpickler = _Unpickler(file)
+  within = Within(file)
+  start = within.tell()
+  check_memo(within)
+  within.seek(start)
+  unpickler = _Unpickler(within)
   return unpickler.load(), unpickler.storages
 
 

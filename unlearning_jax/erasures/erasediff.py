@@ -30,7 +30,7 @@ release JingWu321/EraseDiff.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,8 @@ from unlearning_jax.erasures import (
 from unlearning_jax.erasures.salun import set_losses, sets
 from unlearning_jax.settings import check_numbers
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
+
+Tree = TypeVar("Tree")
 
 CHANGES = ("unet/*",)
 NEEDS = "images"
@@ -125,12 +127,14 @@ def undoing(
   the weights are again what they were when the epoch began.
   """
 
-  def init(params: Any) -> Undoing:
+  def init(params: optax.Params) -> Undoing:
     # A copy, because `finetune.train` reuses the memory of its whole state.
     start = jax.tree.map(jnp.array, params)
     return Undoing(jnp.zeros((), jnp.int32), start, tx.init(params))
 
-  def update(updates: Any, state: Any, params: Any = None):
+  def update(
+    updates: optax.Updates, state: Any, params: optax.Params | None = None
+  ):
     at = state.count % (2 * steps * rounds)
     start = jax.tree.map(
       lambda new, old: jnp.where(at == 0, new, old), params, state.start
@@ -146,7 +150,7 @@ def undoing(
   return optax.GradientTransformation(init, update)
 
 
-def adaptive(first: Any, second: Any, eta: float) -> Float[Array, ""]:
+def adaptive(first: Tree, second: Tree, eta: float) -> Float[Array, ""]:
   """max(0, eta - the cosine of two gradients)."""
   inner = sum(
     jnp.vdot(a, b)

@@ -320,7 +320,8 @@ def fingerprint(model: Model, base: Model) -> str:
 
 def stage_name(made: Made) -> str:
   """The name that pages give an erasure: its method, without the recipe."""
-  return made.method.split()[0].upper()
+  # Guidance of one's own may name none.
+  return (made.method.split() or ["guided"])[0].upper()
 
 
 def read_edit(path: str | pathlib.Path, flag: str = "--edits") -> Edit:
@@ -330,6 +331,11 @@ def read_edit(path: str | pathlib.Path, flag: str = "--edits") -> Edit:
     ValueError: there is no edit at that path, or not the one that its run made.
   """
   file = pathlib.Path(path)
+  if file.name == GUIDANCE or (file / GUIDANCE).is_file():
+    raise ValueError(
+      f"{flag}: {path} is guidance, which changes no weight, and an edit is "
+      "needed here; evaluate, attack and audit take guidance too"
+    )
   steps = sorted(file.glob("steps/*.safetensors"))
   file = file / EDIT if file.is_dir() else file
   if steps and not file.is_file():

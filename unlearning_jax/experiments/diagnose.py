@@ -92,6 +92,12 @@ def run(
   listed = rows.listed(given)
   bound = attacks.bind(given.method, given.hparams)
   setup = victims.setup(given, bound, victim, edit)
+  if setup.victim.is_guided:
+    raise ValueError(
+      "diagnose: the victim acts by guidance, and noise is predicted without "
+      "it: it would answer as if nothing were erased. Use attack or evaluate, "
+      "or ask without guidance (--edit, --config.guidance)"
+    )
   check_fits(given, setup.sd, listed)
   notes = rows.notes(given, setup.sd)
   record = open_record()

@@ -132,8 +132,9 @@ def run(
   erasure, phrases = settings.erasure, settings.phrases
   if tensorboard:
     tracking.package("tensorboardX", "tensorboard")
+  # A folder that was exported with an edit is a base to all that read it.
+  statistics.check_unedited((model and model.source) or settings.model)
   if model is None:
-    statistics.check_unedited(settings.model)
     model = common.load_model(settings)
   if model.edit is not None or model.guidance is not None:
     raise ValueError(

@@ -12,7 +12,7 @@ reaches the network as E kernel'. Three defenses keep that:
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,15 @@ from jaxtyping import Array, Float, Float64, PRNGKeyArray
 
 from unlearning_jax import closed_form
 from unlearning_jax.finetune.loop import Loss
-from unlearning_jax.finetune.partition import SUBSETS
+from unlearning_jax.finetune.partition import SUBSETS, Leaves
 from unlearning_jax.projections import (
+  Params,
   cross_attention_kernels,
   leaves_of,
   with_kernels,
 )
+
+Tree = TypeVar("Tree")
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -81,11 +84,11 @@ def project(basis: Float[np.ndarray, "d k"]) -> optax.GradientTransformation:
   return optax.stateless(lambda updates, params: outside(updates, basis))
 
 
-def outside(tree: Any, basis: Float[np.ndarray, "d k"]) -> Any:
+def outside(tree: Tree, basis: Float[np.ndarray, "d k"]) -> Tree:
   """(I - U U^T) x, for every key and value kernel or `down` factor x."""
   u = jnp.asarray(basis, jnp.float32)
 
-  def remove(path: Any, leaf: Array) -> Array:
+  def remove(path: jax.tree_util.KeyPath, leaf: Array) -> Array:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     if not SUBSETS["kv"](name.removesuffix("/down")):
       return leaf
@@ -97,7 +100,7 @@ def outside(tree: Any, basis: Float[np.ndarray, "d k"]) -> Any:
 
 def anchored(
   loss: Loss,
-  join: Callable[[Any, Any], Any],
+  join: Callable[[Any, Any], Params],
   weight: float,
 ) -> Loss:
   """The loss plus b |E (kernel - kernel')|^2; the metric `anchor` leaves b out.
@@ -105,7 +108,12 @@ def anchored(
   `frozen["anchor"]` must hold what `anchor` returns; `weight` is b.
   """
 
-  def total(params: Any, frozen: Any, batch: Any, key: PRNGKeyArray):
+  def total(
+    params: Leaves,
+    frozen: Mapping[str, Any],
+    batch: Mapping[str, Array],
+    key: PRNGKeyArray,
+  ):
     value, metrics = loss(params, frozen, batch, key)
     joined = _kernels(join(params, frozen["params"]))
     moved = jnp.zeros(())
@@ -117,7 +125,7 @@ def anchored(
   return total
 
 
-def anchor(params: Any, states: Float[np.ndarray, "n d"]) -> dict[str, Any]:
+def anchor(params: Params, states: Float[np.ndarray, "n d"]) -> dict[str, Any]:
   """What `anchored` reads: `kernels` before tuning, and a `root` of E^T E."""
   rows = np.asarray(states, np.float64)
   # With E = QR, |R x| = |E x|, and R has few rows however many E has.
@@ -166,6 +174,6 @@ def reassert(
   return with_kernels(tuned, moved)
 
 
-def _kernels(params: Any) -> dict[str, Any]:
+def _kernels(params: Params) -> dict[str, Any]:
   leaves = leaves_of(params["unet"])
   return {path: leaf for path, leaf in leaves.items() if SUBSETS["kv"](path)}

@@ -11,12 +11,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from unlearning_jax import models, stable_diffusion
 from unlearning_jax.data.batches import COUNT, FIRST
 from unlearning_jax.finetune.loop import Metrics
+from unlearning_jax.finetune.partition import Leaves
 from unlearning_jax.schedules import add_noise, velocity
 
 
 def denoising_loss(
   sd: stable_diffusion.StableDiffusion,
-  params: Any,
+  params: stable_diffusion.Params,
   latents: Float[Array, "b h w c"],
   noise: Float[Array, "b h w c"],
   t: Int[Array, " b"],
@@ -49,8 +50,8 @@ def denoising_loss(
 
 def diffusion_loss(
   sd: stable_diffusion.StableDiffusion,
-  join: Callable[[Any, Any], Any],
-  trained: Any,
+  join: Callable[[Any, Leaves], stable_diffusion.Params],
+  trained: Leaves,
   frozen: Mapping[str, Any],
   batch: Mapping[str, Array],
   key: PRNGKeyArray,
@@ -95,7 +96,7 @@ def diffusion_loss(
 
 def encode_examples(
   sd: stable_diffusion.StableDiffusion,
-  params: Any,
+  params: stable_diffusion.Params,
   images: UInt8[np.ndarray, "n H W 3"],
   captions: Sequence[str] | Sequence[Sequence[str]],
   *,
@@ -137,7 +138,7 @@ def encode_examples(
   scale = sd.vae.config.scaling_factor
 
   @jax.jit
-  def moments(vae: Any, batch: Array):
+  def moments(vae: stable_diffusion.Params, batch: Array):
     pixels = batch.astype(jnp.float32) / 127.5 - 1
     mean, logvar = models.apply(sd.vae, vae, pixels, method="encode")
     return scale * mean, scale * jnp.exp(logvar / 2)

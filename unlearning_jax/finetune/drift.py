@@ -46,10 +46,8 @@ def weight_drift(
 
   Returns:
     The numbers by name; None for those over keys and values if the erasure
-    changed none of these.
-
-  Raises:
-    ValueError: the erasure changed nothing.
+    changed none of these, and for all if it changed nothing of the UNet, as an
+    edit of the text encoder.
   """
   trees = [_wide(tree) for tree in (base, erased, tuned)]
   size = along = moved = 0.0
@@ -65,12 +63,10 @@ def weight_drift(
       prompt_size += float(np.vdot(of_edit, of_edit))
       prompt_along -= float(np.vdot(of_step, of_edit))
       gap += float(np.sum((of_edit + of_step) ** 2))
-  if not size:
-    raise ValueError("the erased model is the base: nothing can come back")
-  prompts = prompt_size > 0
+  unet, prompts = size > 0, prompt_size > 0
   return {
-    "reversion": along / size,
-    "moved": float(np.sqrt(moved / size)),
+    "reversion": along / size if unet else None,
+    "moved": float(np.sqrt(moved / size)) if unet else None,
     "reversion_prompt": prompt_along / prompt_size if prompts else None,
     "output_gap": float(np.sqrt(gap / prompt_size)) if prompts else None,
   }
@@ -131,7 +127,7 @@ def noise_gap(
   erased: Params,
   tuned: Params,
   latents: Float[Array, "b h w c"],
-  context: Float[Array, "b l d"],
+  contexts: tuple[Float[np.ndarray, "b l d"], Float[np.ndarray, "b l d"]],
   key: PRNGKeyArray,
 ) -> float:
   """E |eps_T - eps| / E |eps' - eps| at the same x_t, t and erased prompts.
@@ -139,12 +135,14 @@ def noise_gap(
   Args:
     base: parameters before the erasure; `erased` are those after it.
     latents: clean; noise is added to them.
-    context: text states of erased prompts.
+    contexts: text states of erased prompts, as the base reads them and as the
+      erased model does; tuning leaves the text encoder as it is.
     key: draws noise and timesteps.
   """
+  before, after = contexts
   said, gone, now = (
     np.asarray(_noise(sd, {"unet": tree["unet"]}, latents, context, key))
-    for tree in (base, erased, tuned)
+    for tree, context in ((base, before), (erased, after), (tuned, after))
   )
   norm = lambda x: np.sqrt(np.square(x).sum((1, 2, 3))).mean()  # noqa: E731
   with np.errstate(divide="ignore", invalid="ignore"):

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from unlearning_jax import processes, sharding, stops
 from unlearning_jax.concepts import check_choice
 
-Params = Any
+# What trains, by names: leaves by their paths, adapters by their kernels', or
+# the nested parameters of a network.
+Params = dict[str, Any]
+
 Metrics = dict[str, Float[Array, ""]]
 # loss(params, frozen, batch, key) -> (scalar, metrics). `frozen` is what else
 # the loss reads, such as other networks' parameters; it is not differentiated.
@@ -34,7 +37,7 @@ class TrainState(NamedTuple):
   step: Array
   params: Params
   opt_state: Any
-  ema: Params
+  ema: Params | tuple[()]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,11 +143,16 @@ def make_step(
   """
   gradient = _accumulated(loss, accumulate)
 
-  def step(state: TrainState, frozen: Any, batch: Any, key: PRNGKeyArray):
+  def step(
+    state: TrainState,
+    frozen: Any,
+    batch: Mapping[str, Array],
+    key: PRNGKeyArray,
+  ):
     key = jax.random.fold_in(key, state.step)
     (value, metrics), gradients = gradient(state.params, frozen, batch, key)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = cast(Params, optax.apply_updates(state.params, updates))
     average = state.ema
     if ema_decay is not None:
       count = state.step.astype(jnp.float32)
@@ -183,7 +191,12 @@ def _accumulated(loss: Loss, parts: int) -> Callable[..., Any]:
     # moves to another device.
     return jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0)
 
-  def averaged(params: Params, frozen: Any, batch: Any, key: PRNGKeyArray):
+  def averaged(
+    params: Params,
+    frozen: Any,
+    batch: Mapping[str, Array],
+    key: PRNGKeyArray,
+  ):
     rows, keys = jax.tree.map(split, batch), jax.random.split(key, parts)
 
     def body(total: Any, part: Any):
@@ -206,7 +219,7 @@ def train(
   batches: Batched,
   key: PRNGKeyArray,
   *,
-  mesh: Any,
+  mesh: sharding.Mesh,
   num_steps: int,
   watch: Watch,
 ) -> TrainState:

@@ -114,7 +114,12 @@ def make_packed_step(
     metrics = {k: jnp.where(alive, v, 0.0) for k, v in metrics.items()}
     return kept, alive, metrics | {"alive": alive.astype(jnp.float32)}
 
-  def packed(state: PackedState, frozen: Any, batch: Any, key: PRNGKeyArray):
+  def packed(
+    state: PackedState,
+    frozen: Mapping[str, Any],
+    batch: Mapping[str, Array],
+    key: PRNGKeyArray,
+  ):
     del key
     every = jax.vmap(one, in_axes=(0, 0, 0, 0, 0, None))
     runs, alive, metrics = every(

@@ -83,7 +83,7 @@ def partition(
   return Partition(adapters, frozen, merge_adapters)
 
 
-def merge_adapters(trained: Any, frozen: Leaves) -> dict[str, Any]:
+def merge_adapters(trained: lora.Adapters, frozen: Leaves) -> dict[str, Any]:
   """The `join` of "lora"; the adapters' scale is a leaf of `frozen`."""
   leaves = {path: leaf for path, leaf in frozen.items() if path != _SCALE}
   return lora.merge(join_leaves({}, leaves), trained, frozen[_SCALE])

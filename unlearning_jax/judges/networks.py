@@ -1,7 +1,7 @@
 """What judges that are Flax networks share: batches, and folders of weights."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ HALF = (0.5, 0.5, 0.5)
 
 def batched(
   network: nn.Module,
-  params: Any,
+  params: Mapping[str, Any],
   pixels: Callable[[Images], Float[np.ndarray, "n ..."]],
 ) -> Callable[[Images], Float[np.ndarray, "n o"]]:
   """A network as a function of images, so many at once.
@@ -49,12 +49,14 @@ def batched(
 
 
 @partial(jax.jit, static_argnums=0)
-def _apply(network: nn.Module, params: Any, images: Array) -> Array:
+def _apply(
+  network: nn.Module, params: Mapping[str, Any], images: Array
+) -> Array:
   return models.apply(network, params, images)
 
 
 def classifier(
-  network: nn.Module, params: Any, pixels: Pixels, head: str
+  network: nn.Module, params: Mapping[str, Any], pixels: Pixels, head: str
 ) -> Callable[[Images], dict[str, Float[np.ndarray, "n c"]]]:
   """Probabilities of the classes of one head, as a judge's `score`."""
   logits = batched(network, params, pixels)

@@ -11,7 +11,7 @@ A name ends with the group of prompts, as `clip-score/cosine/b32/others`.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -67,7 +67,7 @@ def metric(
 
 
 @functools.lru_cache(maxsize=2)
-def _clip(tower: str, judges_dir: str, stamp: Any) -> Clip:
+def _clip(tower: str, judges_dir: str, stamp: Hashable) -> Clip:
   del stamp
   return openai_clip.load("clip-score", _FILES[tower], judges_dir, "floor")
 

@@ -18,7 +18,7 @@ BASE, GONE = "base", "erased"
 State = Mapping[str, Mapping[str, tuple[Any, ...]]]
 
 
-def update(state: State, images: Any, rows: Sequence[Row]) -> State:
+def update(state: State, images: object, rows: Sequence[Row]) -> State:
   """Adds the rows that ask for what was erased.
 
   Raises:

@@ -16,7 +16,7 @@ import tempfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -207,7 +207,7 @@ def _stamp(place: str) -> tuple[Any, ...]:
 
 @functools.lru_cache(maxsize=2)
 def _read(
-  what: str, place: str, stamp: Any, vectors: bool = False
+  what: str, place: str, stamp: Hashable, vectors: bool = False
 ) -> dict[str, Any]:
   """What a file holds; its features, 8 KB a picture, only where wanted."""
   del stamp
@@ -250,7 +250,7 @@ def _check_sizes(place: str):
 
 @functools.lru_cache(maxsize=2)
 def _of_folder(
-  what: str, place: str, features: Features, stamp: Any
+  what: str, place: str, features: Features, stamp: Hashable
 ) -> tuple[Gaussian, Float[np.ndarray, "n d"]]:
   """Features lie in a temporary file, so that any number of them fits."""
   del stamp

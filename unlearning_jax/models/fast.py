@@ -111,7 +111,7 @@ def _forward(x: Array, kernel: Array, padding: Padding) -> Any:
   return _plain(x, kernel, padding), (x, kernel)
 
 
-def _backward(padding: Padding, kept: Any, slope: Array) -> Any:
+def _backward(padding: Padding, kept: tuple[Array, Array], slope: Array) -> Any:
   x, kernel = kept
   turned = kernel[::-1, ::-1].swapaxes(2, 3)
   (low, high), (left, right) = padding
@@ -125,12 +125,12 @@ def _backward(padding: Padding, kept: Any, slope: Array) -> Any:
 _convolve.defvjp(_forward, _backward)
 
 
-def conv3(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+def conv3(x: Array, kernel: Array, *_: object, **__: object) -> Array:
   """What `layers.conv3` computes, in the form that `nn.Conv` calls."""
   return _convolve(x, kernel, _KEEP)
 
 
-def upsampled_conv3(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+def upsampled_conv3(x: Array, kernel: Array, *_: object, **__: object) -> Array:
   """`conv3` of `x`, twice as high and wide, which is never made.
 
   Of the nine pixels that an output reads, at most four differ. The weights of

@@ -1,5 +1,6 @@
 """Calls a network as a function of its parameters."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -9,13 +10,15 @@ from jaxtyping import Array, Float
 from unlearning_jax.models.attention import PROBABILITIES
 
 
-def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
+def apply(
+  module: nn.Module, params: Mapping[str, Any], *args: Any, **kwargs: Any
+) -> Any:
   """`module.apply` with `params` as the only collection."""
   return module.apply({"params": params}, *args, **kwargs)
 
 
 def apply_with_attention(
-  module: nn.Module, params: Any, *args: Any
+  module: nn.Module, params: Mapping[str, Any], *args: Any
 ) -> tuple[Any, dict[str, Float[Array, "b heads q l"]]]:
   """`apply`, and the float32 probabilities of every cross-attention layer.
 

@@ -23,7 +23,11 @@ Layer = tuple[str, int, tuple[int, int], int, tuple[int, int]]
 
 
 def _layer(
-  name: str, channels: int, kernel: Any = 1, stride: int = 1, same: bool = True
+  name: str,
+  channels: int,
+  kernel: int | tuple[int, int] = 1,
+  stride: int = 1,
+  same: bool = True,
 ) -> Layer:
   rows, columns = (kernel, kernel) if isinstance(kernel, int) else kernel
   padding = (rows // 2, columns // 2) if same else (0, 0)

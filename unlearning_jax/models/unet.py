@@ -192,7 +192,7 @@ class Transformer2D(nn.Module):
     return x + project("proj_out", hidden).reshape(shape)
 
 
-def _is_kept(primitive: Any, *given: Any, **_: Any) -> bool:
+def _is_kept(primitive: Any, *given: Any, **_: object) -> bool:
   """Whether a lean block keeps what a primitive makes for its gradient.
 
   It keeps what layers make, and computes norms, gates and scores of attention

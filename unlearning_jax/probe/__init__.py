@@ -154,7 +154,9 @@ class Probe:
 
 def beside(made: pathlib.Path) -> pathlib.Path:
   """The file of the probe of what an erasure made, whose file is `made`."""
-  return made.with_name(f"{made.stem}.probe.json")
+  # A run calls it so whatever it makes.
+  stem = "edit" if made.name == "guidance.json" else made.stem
+  return made.with_name(f"{stem}.probe.json")
 
 
 def of(made: pathlib.Path) -> Probe | None:

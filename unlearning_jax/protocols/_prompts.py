@@ -8,7 +8,7 @@ from typing import Any
 from unlearning_jax import prompt_tables
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.judges import Judge, Target
-from unlearning_jax.prompt_tables import PromptTable
+from unlearning_jax.prompt_tables import Prompt, PromptTable
 from unlearning_jax.settings import Free, Output
 
 Rows = list[dict[str, Any]]
@@ -186,7 +186,7 @@ class Prompts:
       )
 
   def _label(
-    self, row: Any, head: str, column: str, judge: Judge | None
+    self, row: Prompt, head: str, column: str, judge: Judge | None
   ) -> str | None:
     """The judge's label that a row asks for."""
     assert judge is not None
@@ -207,7 +207,7 @@ class Prompts:
       )
     return same[0]
 
-  def _cell(self, row: Any, column: str) -> str:
+  def _cell(self, row: Prompt, column: str) -> str:
     if column not in row.labels:
       raise ValueError(
         f"{self.path}: no column {column!r}, which says what a row asks for; "
@@ -215,5 +215,5 @@ class Prompts:
       )
     return row.labels[column].strip()
 
-  def _where(self, row: Any) -> str:
+  def _where(self, row: Prompt) -> str:
     return f"{self.path}, case_number {row.case_number}"

@@ -187,6 +187,6 @@ def _drawn(
   )  # fmt: skip
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
   text = f"{value:.3g}" if isinstance(value, float) else str(value)
   return text if len(text) <= 20 else f"{text[:19]}…"

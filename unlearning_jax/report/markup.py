@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Iterable
-from typing import Any
 
 _VOID = ("img", "meta")
 
@@ -15,7 +14,7 @@ class Html(str):
     return self
 
 
-def element(tag: str, *children: Any, **attributes: Any) -> Html:
+def element(tag: str, *children: object, **attributes: object) -> Html:
   """One element. A trailing `_` lets `class_` be an attribute.
 
   Args:
@@ -33,7 +32,7 @@ def element(tag: str, *children: Any, **attributes: Any) -> Html:
   return Html(f"<{tag}{given}>{join(*children)}</{tag}>")
 
 
-def join(*children: Any) -> Html:
+def join(*children: object) -> Html:
   """Children without an element around them."""
   return Html(
     "".join(
@@ -44,7 +43,7 @@ def join(*children: Any) -> Html:
 
 
 def table(
-  label: str, head: Iterable[Any], rows: Iterable[Any], class_: str = ""
+  label: str, head: Iterable[str], rows: Iterable[Html], class_: str = ""
 ) -> Html:
   """A table that scrolls sideways on a narrow screen, also by the keyboard.
 
@@ -112,7 +111,12 @@ def interval_bar(value: float, low: float, high: float) -> Html:
 
 
 def _line(
-  class_: str, x1: Any, x2: Any, y1: float, y2: float, width: float
+  class_: str,
+  x1: str | float,
+  x2: str | float,
+  y1: float,
+  y2: float,
+  width: float,
 ) -> Html:
   return element(
     "line",

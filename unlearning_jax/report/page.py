@@ -13,7 +13,7 @@ _FOLDER = pathlib.Path(__file__).parent
 
 
 def page(
-  title: str, *parts: Any, first: Mapping[str, str] | None = None
+  title: str, *parts: object, first: Mapping[str, str] | None = None
 ) -> str:
   """HTML text that needs no other file and can load none.
 

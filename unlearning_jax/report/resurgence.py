@@ -359,7 +359,7 @@ def _grid(head: Sequence[str], rows: Sequence[Html]) -> Html:
   return table("Numbers", head, rows, "plain dense")
 
 
-def _row(first: Any, *cells: Any) -> Html:
+def _row(first: object, *cells: object) -> Html:
   return element(
     "tr", element("th", first), *(element("td", cell) for cell in cells)
   )

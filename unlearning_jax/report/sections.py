@@ -349,12 +349,12 @@ def points(value: float) -> str:
   return f"{100 * value:+.1f}".replace("-", "−")
 
 
-def plain(value: Any) -> str:
+def plain(value: object) -> str:
   """A number with four digits; anything else as it is."""
   return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _fact(value: Any) -> Html:
+def _fact(value: object) -> Html:
   if isinstance(value, dict):
     parts = (f"{key} {plain(inner)}" for key, inner in value.items())
     return element("code", ", ".join(parts))

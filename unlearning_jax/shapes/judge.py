@@ -64,7 +64,7 @@ class ShapesNet(nn.Module):
 def loss(
   net: ShapesNet,
   params: Params,
-  frozen: Any,
+  frozen: object,
   batch: Mapping[str, Array],
   key: PRNGKeyArray,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:

@@ -175,12 +175,14 @@ def _moments(
   )
 
 
-def _states(net: models.ClipTextModel, params: Params, ids: Any) -> np.ndarray:
+def _states(
+  net: models.ClipTextModel, params: Params, ids: np.ndarray
+) -> np.ndarray:
   encode = jax.jit(lambda batch: models.apply(net, params, batch)[0])
   return np.concatenate([s.astype(np.float16) for s in _map(encode, ids)])
 
 
-def _map(function: Callable, rows: Any, size: int = 500):
+def _map(function: Callable, rows: Array | np.ndarray, size: int = 500):
   for start in range(0, len(rows), size):
     yield jax.tree.map(np.asarray, function(rows[start : start + size]))
 

@@ -1,7 +1,6 @@
 """The losses that train the Shapes world's tiny Stable Diffusion."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ Metrics = dict[str, Float[Array, ""]]
 def vae_loss(
   vae: AutoencoderKL,
   params: Params,
-  frozen: Any,
+  frozen: object,
   batch: Batch,
   key: PRNGKeyArray,
   *,
@@ -56,7 +55,7 @@ def clip_loss(
   text_encoder: ClipTextModel,
   projections: Projections,
   params: Params,
-  frozen: Any,
+  frozen: object,
   batch: Batch,
   key: PRNGKeyArray,
 ) -> tuple[Float[Array, ""], Metrics]:
@@ -82,7 +81,7 @@ def unet_loss(
   unet: UNet2DCondition,
   schedule: Schedule,
   params: Params,
-  frozen: Any,
+  frozen: Float[Array, "1 l d"],
   batch: Batch,
   key: PRNGKeyArray,
   *,

@@ -18,6 +18,7 @@ from unlearning_jax.experiments.finetune import (
   examples,
 )
 from unlearning_jax.experiments.finetune.images import joined
+from unlearning_jax.guidance import Guidance
 from unlearning_jax.shapes import builder, dataset
 
 WORLD = extensions.world("shapes")
@@ -117,6 +118,9 @@ def test_a_set_by_its_name(base):
     data_of("shapes:nearr", star)
   with pytest.raises(ValueError, match="nothing of shapes is erased"):
     data_of("shapes:near", base)
+  # Not that nothing is erased: other data would be refused next.
+  with pytest.raises(ValueError, match="guidance changes no weight"):
+    data_of("shapes:near", base.with_guidance(Guidance("a star")))
 
 
 def test_files_by_their_path(base, tmp_path):

@@ -10,10 +10,23 @@ from unlearning_jax.configs import finetune_resurgence_small, resurgence
 
 from tests.support import scripts
 from tests.support.resurgence_cases import finish, small_study, stubbed
-from unlearning_jax import erasures, settings, shapes, stable_diffusion
+from unlearning_jax import (
+  erasures,
+  guidance,
+  settings,
+  shapes,
+  stable_diffusion,
+)
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import Edit, Fingerprint, save_edit
-from unlearning_jax.experiments.resurgence import Settings, plan, with_edits
+from unlearning_jax.experiments import common
+from unlearning_jax.experiments.resurgence import (
+  Settings,
+  plan,
+  tuning,
+  with_edits,
+)
+from unlearning_jax.guidance import Guidance
 from unlearning_jax.metrics import study as evaluators_study
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -26,6 +39,10 @@ BLOCK = {
   "defenses": ("none",),
   "seeds": (0,),
 }
+
+NO_CHANGE = {
+  "relative_change": 0.0, "key_value_share": 0.0, "prompt_change": 0.0
+}  # fmt: skip
 
 
 def saved(path, erase="star", anchor="circle"):
@@ -116,6 +133,20 @@ def test_an_edit_of_something_else(erase, anchor, words, tmp_path):
     given.given()
 
 
+@pytest.mark.parametrize("file", ["", "guidance.json"])
+def test_guidance_is_no_edit(file, tmp_path):
+  made = Guidance("a star", method="negative_prompt")
+  guidance.save(made, tmp_path / "guidance.json")
+  given = built(study(), f"mine/star={tmp_path / file}")
+  with pytest.raises(ValueError, match="is guidance, which changes no weight"):
+    given.given()
+  # An evaluation takes it, also one of one's own without a method's name.
+  own = tmp_path / "own.json"
+  guidance.save(Guidance("a star"), own)
+  found = common.read_edits([str(tmp_path / file), str(own)])
+  assert [*found] == ["NEGATIVE_PROMPT", "GUIDED"]
+
+
 @pytest.mark.parametrize("name", resurgence.CONCEPTS)
 def test_what_the_studies_erase_could_be_given(name, tmp_path):
   config = study(BLOCK | {"methods": ("uce",), "concepts": (name,)})
@@ -144,6 +175,59 @@ def test_the_small_study_of_another_concept():
   assert {cell.concept for cell in given.cells} == {"quill"}
   with pytest.raises(ValueError, match="'quil'.*did you mean 'quill'"):
     finetune_resurgence_small.get_config("quil")
+
+
+def test_an_edited_text_encoder_reads_its_own_captions(monkeypatch, tmp_path):
+  leaf = "text_encoder/token/embedding"
+  edit = Edit(
+    None, Fingerprint("model", "base"), "elsewhere",
+    make_concepts("star", "circle"), {}, {leaf: np.zeros((2, 2), np.float32)},
+  )  # fmt: skip
+  # The cell computes its own drift; the rest is stubs.
+  own = tuning.Tuning._drift
+  study = stubbed(monkeypatch, tmp_path)(listed=["mine/star=edit"])
+  monkeypatch.setattr(tuning.Tuning, "_drift", own)
+  study.base["text_encoder"] = {"token": {"embedding": np.ones((2, 2))}}
+
+  def token(params):
+    return float(params["text_encoder"]["token"]["embedding"][0, 0])
+
+  def phrases(sd, params, listed):
+    shape = sd.context_shape[0] * len(listed), sd.context_shape[1]
+    noise = np.random.default_rng(len(listed[0])).normal(size=shape)
+    return 1 + token(params) + noise - noise.mean()
+
+  read, encode = [], tuning.finetune.encode
+
+  def reading(sd, params, *more):
+    read.append(token(params))
+    found = encode(sd, params, *more)
+    said = phrases(sd, params, ["it"] * len(found["mean"]))
+    return found | {"context": said.reshape(-1, *sd.context_shape)}
+
+  contexts = []
+
+  def gap(sd, base, erased, tuned, latents, both, key):
+    contexts.append(tuple(round(states.mean(), 6) for states in both))
+    return 1.0
+
+  monkeypatch.setattr(tuning.finetune, "encode", reading)
+  monkeypatch.setattr(tuning.finetune, "phrase_states", phrases)
+  monkeypatch.setattr(tuning.drift, "noise_gap", gap)
+  monkeypatch.setattr(tuning.drift, "edit_size", lambda *_: NO_CHANGE)
+  monkeypatch.setattr(tuning.drift, "weight_drift", lambda *_: {"moved": None})
+  study.given = {"mine/star": edit}
+  rows = finish(study)
+  assert [row["failed"] for row in rows.values() if "failed" in row] == []
+  before = rows["mine/star/near/lora/none/0@0"]["predictors"]
+  assert before["pull"] is None and before["relative_change"] == 0
+  after = rows["mine/star/near/lora/none/0@4"]["drift"]
+  assert after["moved"] is None and after["noise_gap"] == 1
+  # The base reads 2, the erased model 1.
+  assert set(contexts) == {(2.0, 1.0)}
+  # Captions to tune on, by the erased text encoder; renders to probe with, by
+  # the base's autoencoder.
+  assert read[:2] == [0.0, 1.0]
 
 
 @pytest.mark.e2e

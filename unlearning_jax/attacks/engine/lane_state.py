@@ -6,13 +6,15 @@ or infinity).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from unlearning_jax.attacks.engine.victim import Batch
+
+State = TypeVar("State")
 
 
 def row_keys(key: Array, batch: Batch) -> Array:
@@ -69,7 +71,7 @@ def all_finite(*trees: Array) -> Array:
   return jnp.stack(lanes).all(axis=0)
 
 
-def keep_lanes(keep: Array, new: Any, old: Any) -> Any:
+def keep_lanes(keep: Array, new: State, old: State) -> State:
   """`new` in the lanes where `keep`, `old` in the others."""
 
   def choose(a: Array, b: Array) -> Array:

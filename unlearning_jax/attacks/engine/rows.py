@@ -14,7 +14,7 @@ from unlearning_jax import stable_diffusion
 from unlearning_jax.attacks.engine import insertion, vocabulary
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.sampling import Request as Request
-from unlearning_jax.stable_diffusion import StableDiffusion
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 LONG_PROMPTS = ("drop", "error", "truncate")
 
@@ -60,7 +60,10 @@ class Row:
   left_out: str = ""
 
   def request(
-    self, text: str, seed: int | None = None, context: Any = None
+    self,
+    text: str,
+    seed: int | None = None,
+    context: Float[np.ndarray, "l d"] | None = None,
   ) -> Request:
     """Asks for an image of `text` with this row's settings."""
     seed = self.seed if seed is None else seed
@@ -259,6 +262,6 @@ def target_latents(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(sd: StableDiffusion, params: Any, images: Array) -> Array:
+def _encode(sd: StableDiffusion, params: Params, images: Array) -> Array:
   scaled = images.astype(jnp.float32) / 127.5 - 1
   return stable_diffusion.encode_images(sd, params, scaled)

@@ -8,18 +8,18 @@ follows.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from unlearning_jax.concepts import check_choice
+from unlearning_jax.tokens import Tokenizer
 
 MODES = ("roundtrip", "full")
 WORD_END = "</w>"
 
 
-def attack_ids(tokenizer: Any, mode: str) -> Int[np.ndarray, " v"]:
+def attack_ids(tokenizer: Tokenizer, mode: str) -> Int[np.ndarray, " v"]:
   """The ids that an attack may choose from, rising.
 
   Args:
@@ -46,7 +46,9 @@ def attack_ids(tokenizer: Any, mode: str) -> Int[np.ndarray, " v"]:
   return np.array(kept, np.int32)
 
 
-def to_text(tokenizer: Any, ids: Sequence[int] | Int[np.ndarray, " l"]) -> str:
+def to_text(
+  tokenizer: Tokenizer, ids: Sequence[int] | Int[np.ndarray, " l"]
+) -> str:
   """The text of a padded prompt.
 
   The first id and every end of text are dropped. A start of text inside the
@@ -56,7 +58,7 @@ def to_text(tokenizer: Any, ids: Sequence[int] | Int[np.ndarray, " l"]) -> str:
   return tokenizer.decode([int(i) for i in ids[1:] if i != end])
 
 
-def shortened(tokenizer: Any, text: str, length: int) -> str:
+def shortened(tokenizer: Tokenizer, text: str, length: int) -> str:
   """The text, cut at its end until it has at most `length` tokens."""
   ids, kept = tokenizer(text)["input_ids"], length
   while len(ids) > length:
@@ -67,7 +69,7 @@ def shortened(tokenizer: Any, text: str, length: int) -> str:
 
 
 def reencode(
-  tokenizer: Any, text: str, length: int
+  tokenizer: Tokenizer, text: str, length: int
 ) -> tuple[str, Int[np.ndarray, " l"]]:
   """The text that an image is drawn from, and its ids.
 

@@ -117,7 +117,11 @@ def pulled(learning_rate: float) -> optax.GradientTransformation:
   adamw = optax.adamw(learning_rate, weight_decay=_DECAY)
   share = min(1.0, 100 * learning_rate)
 
-  def update(updates: Any, state: Any, params: Any = None):
+  def update(
+    updates: optax.Updates,
+    state: optax.OptState,
+    params: optax.Params | None = None,
+  ) -> tuple[optax.Updates, optax.OptState]:
     updates, state = adamw.update(updates, state, params)
 
     def pull(leaf: Array, step: Array) -> Array:

@@ -14,11 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Float64, Int, PRNGKeyArray
 
 from unlearning_jax import lora, models, schedules, sharding
 from unlearning_jax.lora import Adapters
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
+
+State = tuple[Adapters, optax.OptState]
 
 LOSS_FORMS = ("norm", "squared")
 
@@ -138,11 +141,16 @@ _OPTIMIZER = optax.chain(
   jax.jit, static_argnames=("sd", "form"), donate_argnames="state"
 )
 def _step(
-  sd: StableDiffusion, trunk: Any, state: Any, runs: Any, step: Array, form: str
+  sd: StableDiffusion,
+  trunk: Params,
+  state: State,
+  runs: Mapping[str, Any],
+  step: Array,
+  form: str,
 ):
   """One update of every concept, the first axis of `state` and `runs`."""
 
-  def one(state: Any, run: Any):
+  def one(state: State, run: Mapping[str, Any]):
     adapters, opt_state = state
     key = jax.random.fold_in(jax.random.wrap_key_data(run["key"]), step)
     image, prompt, t = (run[name][step] for name in Plan._fields)
@@ -263,7 +271,7 @@ def _row(run: Run, steps: int, images: int) -> dict[str, Any]:
   """A run's arrays, padded to the sizes of the longest run."""
   examples = run.examples
 
-  def fill(array: Any, size: int) -> np.ndarray:
+  def fill(array: ArrayLike, size: int) -> np.ndarray:
     array = np.asarray(array)
     return array[np.minimum(np.arange(size), len(array) - 1)]
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
@@ -11,6 +11,7 @@ from unlearning_jax import closed_form
 from unlearning_jax.concepts import Concept, same_phrase
 from unlearning_jax.erasures import uce
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
+from unlearning_jax.tokens import Tokenizer
 
 # The concept at the start, in the middle and at the end of a sentence. The
 # first of each list also draws the training images.
@@ -65,7 +66,7 @@ class Located(NamedTuple):
   stop: int
 
 
-def locate(tokenizer: Any, template: str, phrase: str) -> Located:
+def locate(tokenizer: Tokenizer, template: str, phrase: str) -> Located:
   """Puts `phrase` into `template` and finds its tokens there.
 
   Raises:
@@ -189,7 +190,7 @@ def choose_templates(
   return [listed[i] for i in sorted(rng.permutation(len(listed))[:count])]
 
 
-def check_phrases(tokenizer: Any, concepts: Sequence[Concept]) -> None:
+def check_phrases(tokenizer: Tokenizer, concepts: Sequence[Concept]) -> None:
   """Checks that concepts fit into sentences and differ from their anchors.
 
   Raises:

@@ -63,7 +63,7 @@ from unlearning_jax.erasures.resalign import hypergrad, lanes
 from unlearning_jax.erasures.resalign.losses import Losses
 from unlearning_jax.erasures.salun import masked, sets
 from unlearning_jax.finetune.drawn import spread
-from unlearning_jax.finetune.partition import join_leaves
+from unlearning_jax.finetune.partition import Leaves, join_leaves
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 CHANGES = ("unet/*",)
@@ -220,7 +220,7 @@ def _loss(
   sd: StableDiffusion,
   erasing: finetune.Loss,
   h: Hparams,
-  trained: Any,
+  trained: Leaves,
   frozen: Mapping[str, Any],
   batch: Mapping[str, Array],
   key: PRNGKeyArray,
@@ -240,7 +240,7 @@ def _loss(
   return whole, {**metrics, **found, "erase": erased}
 
 
-def _nothing(*_: Any) -> tuple[Float[Array, ""], finetune.Metrics]:
+def _nothing(*_: object) -> tuple[Float[Array, ""], finetune.Metrics]:
   """The loss of a closed form."""
   return jnp.zeros(()), {}
 
@@ -312,11 +312,11 @@ def erase(
   def trainer(
     loss: finetune.Loss,
     tx: optax.GradientTransformation,
-    trained: Any,
-    frozen: Any,
+    trained: Leaves,
+    frozen: Mapping[str, Any],
     *rest: Any,
     **options: Any,
-  ) -> Any:
+  ) -> Params:
     drawn = images.draw(
       sd, params, ids, jax.random.fold_in(key, _APART), h, hooks.collect
     )

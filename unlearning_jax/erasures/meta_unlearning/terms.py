@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from unlearning_jax import finetune
 from unlearning_jax.erasures.resalign import lanes
 from unlearning_jax.erasures.resalign.losses import Losses
+from unlearning_jax.finetune.partition import Leaves
 
 # The sets of images, in the order of their numbers.
 SETS = ("concept", "related", "irrelevant")
@@ -19,8 +20,8 @@ _AT_THETA, _AT_W = slice(0, 2), slice(2, None)
 
 
 def tuned(
-  losses: Losses, h: Any, theta: Any, key: PRNGKeyArray
-) -> tuple[Any, Callable[[Any], Any]]:
+  losses: Losses, h: Any, theta: Leaves, key: PRNGKeyArray
+) -> tuple[Leaves, Callable[[Leaves], Leaves]]:
   """Every lane's w, and the way back from gradients at w to those at theta.
 
   Args:
@@ -30,10 +31,10 @@ def tuned(
   parsed = lanes.parse(h.lanes)
   count, longest = len(h.lanes), int(max(parsed.steps))
 
-  def one(its: Any) -> Any:
+  def one(its: tuple[Leaves, lanes.Lanes, PRNGKeyArray]) -> Leaves:
     begin, lane, own = its
 
-    def loss(weights: Any, key: PRNGKeyArray) -> Array:
+    def loss(weights: Leaves, key: PRNGKeyArray) -> Array:
       return losses.tuning(weights, key, lane.of, h.batch_size)
 
     return lanes.tune(loss, begin, lane, own, longest)
@@ -43,7 +44,7 @@ def tuned(
     lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), theta
   )
 
-  def every(thetas: Any) -> Any:
+  def every(thetas: Leaves) -> Leaves:
     return jax.lax.map(one, (thetas, *rest))
 
   if h.hypergrad == "first_order":
@@ -53,8 +54,8 @@ def tuned(
 
 
 def meta_gradient(
-  losses: Losses, h: Any, theta: Any, key: PRNGKeyArray
-) -> tuple[Float[Array, ""], Any, finetune.Metrics]:
+  losses: Losses, h: Any, theta: Leaves, key: PRNGKeyArray
+) -> tuple[Float[Array, ""], Leaves, finetune.Metrics]:
   """Value and gradient in theta of all terms but L_erase, and metrics.
 
   Args:
@@ -76,7 +77,7 @@ def meta_gradient(
     for point, which in zip(at, of, strict=True)
   ]
 
-  def term(its: Any) -> tuple[Array, Any]:
+  def term(its: tuple[Array, Array, PRNGKeyArray]) -> tuple[Array, Leaves]:
     point, which, own = its
     weights = jax.tree.map(lambda leaf: leaf[point], points)
     gradient = jax.value_and_grad(losses.tuning)
@@ -107,7 +108,7 @@ def meta_gradient(
   return value, gradient, named | slope_and_cosine(after)
 
 
-def slope_and_cosine(slopes: Any) -> finetune.Metrics:
+def slope_and_cosine(slopes: Leaves) -> finetune.Metrics:
   """The squared slope of L_con at w, and its cosine with that of L_rel.
 
   Relearning is slow where the slope is small, and breaks what is related where

@@ -47,7 +47,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from unlearning_jax import finetune
 from unlearning_jax.concepts import Concept, check_choice, check_concepts
@@ -61,6 +61,7 @@ from unlearning_jax.erasures import (
 from unlearning_jax.erasures.resalign import hypergrad, images, lanes
 from unlearning_jax.erasures.resalign.losses import Losses
 from unlearning_jax.erasures.salun import sets
+from unlearning_jax.lora import Adapters
 from unlearning_jax.settings import check_numbers
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
@@ -149,7 +150,7 @@ class Hparams(sets.Drawing):
         raise ValueError(f"{name}={given}; allowed: 1 to {most}")
 
 
-def remain_weight(h: Hparams, step: Any) -> Float[Array, ""]:
+def remain_weight(h: Hparams, step: Int[Array, ""] | int) -> Float[Array, ""]:
   """The weight alpha at a step, from 0: a sigmoid in the second half."""
   half = h.num_steps / 2
   progress = (step + 1 - half) / half
@@ -158,8 +159,12 @@ def remain_weight(h: Hparams, step: Any) -> Float[Array, ""]:
 
 
 def tuned(
-  losses: Losses, h: Hparams, theta: Any, lane: lanes.Lanes, key: PRNGKeyArray
-) -> Any:
+  losses: Losses,
+  h: Hparams,
+  theta: Adapters,
+  lane: lanes.Lanes,
+  key: PRNGKeyArray,
+) -> Adapters:
   """One lane's w, differentiable in theta.
 
   Args:
@@ -168,7 +173,7 @@ def tuned(
     key: draws the images that it is tuned on.
   """
 
-  def loss(adapters: Any, key: PRNGKeyArray) -> Array:
+  def loss(adapters: Adapters, key: PRNGKeyArray) -> Array:
     return losses.tuning(adapters, key, lane.of, h.tuning_batch)
 
   longest = int(max(lanes.parse(h.lanes).steps))
@@ -179,11 +184,11 @@ def through(
   losses: Losses,
   h: Hparams,
   lane: lanes.Lanes,
-  w: Any,
-  g: Any,
-  direct: Any,
+  w: Adapters,
+  g: Adapters,
+  direct: Adapters,
   key: PRNGKeyArray,
-) -> tuple[Any, finetune.Metrics]:
+) -> tuple[Adapters, finetune.Metrics]:
   """One lane's gradient in theta, `direct` included.
 
   Args:
@@ -194,7 +199,7 @@ def through(
     key: draws the images whose loss is curved.
   """
 
-  def product(rows: int, key: PRNGKeyArray) -> hypergrad.Product:
+  def product(rows: int, key: PRNGKeyArray) -> Callable[[Adapters], Adapters]:
     return hypergrad.curvature(
       lambda u: losses.tuning(u, key, lane.of, rows), w
     )
@@ -222,7 +227,7 @@ def _loss(
   sd: StableDiffusion,
   join: Callable[[Any, Any], Params],
   h: Hparams,
-  trained: Any,
+  trained: Adapters,
   frozen: Mapping[str, Any],
   batch: Mapping[str, Array],
   key: PRNGKeyArray,
@@ -246,7 +251,7 @@ def _loss(
       batch_size=h.lanes_at_once or count + 1,
     )
 
-  def tune(thetas: Any) -> Any:
+  def tune(thetas: Adapters) -> Adapters:
     return each(
       lambda its, lane, key: tuned(losses, h, its, lane, key),
       thetas, every, own,
@@ -316,7 +321,7 @@ def _training(
   return functools.partial(_loss, sd, join, h), tx
 
 
-def random_factors(adapters: Any, key: PRNGKeyArray) -> Any:
+def random_factors(adapters: Adapters, key: PRNGKeyArray) -> Adapters:
   """The release's beginning: down ~ N(0, .008^2), up ~ N(0, .002^2)."""
   leaves, kind = jax.tree.flatten(adapters)
   widths = jax.tree.leaves(

@@ -16,26 +16,31 @@ All trees of arrays; the parameters are a tree too.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-# product(v) is H v.
-Product = Callable[[Any], Any]
+Tree = TypeVar("Tree")
 
 
-def curvature(loss: Callable[[Any], Array], at: Any) -> Product:
+def curvature(
+  loss: Callable[[Tree], Array], at: Tree
+) -> Callable[[Tree], Tree]:
   """The product v -> H v with the Hessian of `loss` at `at`."""
   gradient = jax.grad(loss)
   return lambda v: jax.jvp(gradient, (at,), (v,))[1]
 
 
 def neumann(
-  g: Any, product: Product, gamma: Any, terms: int
-) -> tuple[Any, Float[Array, ""]]:
+  g: Tree,
+  product: Callable[[Tree], Tree],
+  gamma: float | Float[Array | np.ndarray, ""],
+  terms: int,
+) -> tuple[Tree, Float[Array, ""]]:
   """The first `terms` terms of (1 + gamma H)^-1 g = sum_k (-gamma H)^k g.
 
   Returns:
@@ -44,7 +49,7 @@ def neumann(
   """
 
   # A loop, so that the product is compiled once.
-  def more(_: Any, state: tuple[Any, Any, Array]) -> tuple[Any, Any, Array]:
+  def more(_: Array, state: tuple[Tree, Tree, Array]):
     term, total, _ = state
     before = optax.global_norm(term)
     term = jax.tree.map(lambda leaf: -gamma * leaf, product(term))
@@ -67,14 +72,14 @@ class Attempt(NamedTuple):
 
 
 def released(
-  g: Any,
-  direct: Any,
-  product: Callable[[Any, Array], Any],
+  g: Tree,
+  direct: Tree,
+  product: Callable[[Tree, Array], Tree],
   *,
   terms: int,
   cap: float,
   attempts: int = 6,
-) -> tuple[Any, Float[Array, ""], Float[Array, ""]]:
+) -> tuple[Tree, Float[Array, ""], Float[Array, ""]]:
   """The gradient in theta, as the release makes it.
 
   An attempt sums v = sum_k J^k g with J = 1 - s (1 + H) and s = 1, and gives
@@ -97,7 +102,7 @@ def released(
   def attempt(state: Attempt) -> Attempt:
     s = jnp.where(state.made == 0, 1.0, state.s / 2)
 
-    def more(_: Any, sum_: tuple[Any, Array]) -> tuple[Any, Array]:
+    def more(_: Array, sum_: tuple[Tree, Array]) -> tuple[Tree, Array]:
       v, grows = sum_
       bent = optax.tree.add(v, product(v, state.made))
       stepped = optax.tree.add_scale(v, -s, bent)
@@ -119,7 +124,7 @@ def released(
   return total, end.s, 1.0 - end.kept
 
 
-def _mean_growth(before: Any, after: Any) -> Float[Array, ""]:
+def _mean_growth(before: Tree, after: Tree) -> Float[Array, ""]:
   """Mean over tensors of |after| / |before|, without those that were zero."""
   norms = [
     jnp.stack([jnp.linalg.norm(leaf) for leaf in jax.tree.leaves(tree)])
@@ -131,7 +136,7 @@ def _mean_growth(before: Any, after: Any) -> Float[Array, ""]:
 
 
 def with_gradient(
-  value: Float[Array, ""], gradient: Any, at: Any
+  value: Float[Array, ""], gradient: Tree, at: Tree
 ) -> Float[Array, ""]:
   """A scalar of this value whose gradient at `at` is `gradient`."""
   moved = optax.tree.sub(at, jax.lax.stop_gradient(at))

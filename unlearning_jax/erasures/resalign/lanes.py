@@ -7,7 +7,7 @@ once, each as long as the longest; a lane that has ended stands still.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from unlearning_jax.concepts import check_choice
+
+Tree = TypeVar("Tree")
 
 OPTIMIZERS = ("sgd", "adam")
 _B1, _B2, _EPS = 0.9, 0.999, 1e-8
@@ -66,13 +68,13 @@ def _parsed(name: str) -> tuple[bool, float, int, int]:
 
 
 def tune(
-  loss: Callable[[Any, PRNGKeyArray], Float[Array, ""]],
-  theta: Any,
+  loss: Callable[[Tree, PRNGKeyArray], Float[Array, ""]],
+  theta: Tree,
   lane: Lanes,
   key: PRNGKeyArray,
   longest: int,
   twice: bool = False,
-) -> Any:
+) -> Tree:
   """The weights w of one lane, differentiable in theta.
 
   Args:
@@ -87,10 +89,9 @@ def tune(
 
   # Its steps are made again on the way back: only weights are kept.
   @jax.checkpoint
-  def step(state: Any, i: Array):
-    weights, *moments = state
+  def step(state: tuple[Tree, Tree, Tree], i: Array):
+    weights, first, second = state
     g = jax.grad(loss)(weights, jax.random.fold_in(key, i))
-    first, second = moments
     first = jax.tree.map(lambda m, x: _B1 * m + (1 - _B1) * x, first, g)
     second = jax.tree.map(lambda v, x: _B2 * v + (1 - _B2) * x * x, second, g)
     count = i + 1.0

@@ -1,14 +1,16 @@
 """The losses that a step of ResAlign is made of."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from unlearning_jax import finetune, stable_diffusion
+from unlearning_jax.finetune.partition import Leaves
 from unlearning_jax.schedules import add_noise
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
@@ -32,7 +34,7 @@ class Losses:
   batch: Mapping[str, Array]
 
   def concept(
-    self, adapters: Any, keys: tuple[PRNGKeyArray, PRNGKeyArray], rows: int
+    self, adapters: Leaves, keys: tuple[PRNGKeyArray, PRNGKeyArray], rows: int
   ) -> Float[Array, ""]:
     """L: minus the denoising loss on the first `rows` images.
 
@@ -47,7 +49,7 @@ class Losses:
       adapters, self.batch["forget"][:rows], context, keys
     )
 
-  def remain(self, adapters: Any, key: PRNGKeyArray) -> Float[Array, ""]:
+  def remain(self, adapters: Leaves, key: PRNGKeyArray) -> Float[Array, ""]:
     """| f_theta - f_0 |^2, a mean over rows and elements."""
     latents = self.batch["remain"]
     context = self.frozen["contexts"]["remain"][self.batch["remain_pair"]]
@@ -62,7 +64,11 @@ class Losses:
     return jnp.square(found - wanted).mean()
 
   def tuning(
-    self, adapters: Any, key: PRNGKeyArray, of: Any, rows: int
+    self,
+    adapters: Leaves,
+    key: PRNGKeyArray,
+    of: Int[np.ndarray | Array, ""] | int,
+    rows: int,
   ) -> Float[Array, ""]:
     """The denoising loss on `rows` images of a set; the key draws them."""
     keys, its = jax.random.split(key), self.frozen["tuning"]
@@ -74,7 +80,11 @@ class Losses:
     )
 
   def _denoising(
-    self, adapters: Any, latents: Array, context: Array, keys: Any
+    self,
+    adapters: Leaves,
+    latents: Array,
+    context: Array,
+    keys: Sequence[PRNGKeyArray] | PRNGKeyArray,
   ) -> Float[Array, ""]:
     t, noise = self._noise(latents, keys)
     params = self.join(adapters, self.frozen["params"])
@@ -82,7 +92,9 @@ class Losses:
       0
     ]
 
-  def _noise(self, latents: Array, keys: Any) -> tuple[Array, Array]:
+  def _noise(
+    self, latents: Array, keys: Sequence[PRNGKeyArray] | PRNGKeyArray
+  ) -> tuple[Array, Array]:
     steps = self.sd.schedule.num_train_timesteps
     t = jax.random.randint(keys[0], (len(latents),), 0, steps)
     return t, jax.random.normal(keys[1], latents.shape)

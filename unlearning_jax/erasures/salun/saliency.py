@@ -22,7 +22,7 @@ from unlearning_jax import sharding, stable_diffusion
 from unlearning_jax.erasures.salun.sets import Sets
 from unlearning_jax.finetune.partition import join_leaves
 from unlearning_jax.schedules import add_noise
-from unlearning_jax.stable_diffusion import StableDiffusion
+from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
 Leaves = Mapping[str, Any]
 _HALF = 1 << 16
@@ -30,7 +30,7 @@ _HALF = 1 << 16
 
 def guided_loss(
   sd: StableDiffusion,
-  params: Any,
+  params: Params,
   latents: Float[Array, "b h w c"],
   noise: Float[Array, "b h w c"],
   t: Float[Array, " b"],

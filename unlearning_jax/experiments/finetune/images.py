@@ -37,8 +37,9 @@ def data_of(
 
   Raises:
     ValueError: the text is none of these, or names a set although nothing is
-      erased in the model.
+      erased in the model; or it is guided.
   """
+  check_unguided(model)
   source, colon, rest = text.partition(":")
   if source in extensions.worlds():
     world, kind = extensions.world(source), rest if colon else "all"
@@ -66,6 +67,19 @@ def data_of(
     )
   folder = path.is_dir() or path.suffix == ".tar"
   return {"source": "folder" if folder else "csv", "path": text}
+
+
+def check_unguided(model: Model):
+  """Refuses a model that acts by guidance.
+
+  Raises:
+    ValueError: saying what to tune instead.
+  """
+  if model.guidance is not None:
+    raise ValueError(
+      "finetune: guidance changes no weight, so tuning cannot undo it; tune "
+      "model.base, and give the result its guidance again"
+    )
 
 
 def examples(given: Data) -> list[data.Example]:

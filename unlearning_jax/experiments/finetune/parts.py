@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 from absl import logging
+from jaxtyping import Array, PRNGKeyArray
 
 from unlearning_jax import finetune, lora, models, sharding, stable_diffusion
 from unlearning_jax.edits import Edit, edit_between
@@ -21,6 +22,9 @@ from unlearning_jax.finetune import defenses
 from unlearning_jax.record import Recorder
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
+Batch = Mapping[str, Array]
+# What a step reads and does not train, see `prepare`.
+Frozen = Mapping[str, Any]
 Step = Callable[..., tuple[finetune.TrainState, finetune.Metrics]]
 
 
@@ -200,33 +204,37 @@ def _programs(
   options = dataclasses.asdict(optimizer)
   del options["learning_rate"]
 
-  def held(params: Any, frozen: Any, batch: Any, key: Any):
+  def held(
+    params: Params, frozen: Frozen, batch: Batch, key: PRNGKeyArray
+  ) -> tuple[Array, finetune.Metrics]:
     weight = frozen["anchor_weight"]
     return defenses.anchored(plain, join, weight)(params, frozen, batch, key)
 
-  def tx(frozen: Any) -> optax.GradientTransformation:
+  def tx(frozen: Frozen) -> optax.GradientTransformation:
     made = finetune.optimizer(frozen["learning_rate"], num_steps, **options)
     if kind != "project":
       return made
     return optax.chain(made, defenses.project(frozen["basis"]))
 
-  def step(state: Any, frozen: Any, batch: Any, key: Any):
+  def step(
+    state: finetune.TrainState, frozen: Frozen, batch: Batch, key: PRNGKeyArray
+  ) -> tuple[finetune.TrainState, finetune.Metrics]:
     one = finetune.make_step(
       held if kind == "anchor" else plain, tx(frozen), ema_decay,
       accumulate=accumulate,
     )  # fmt: skip
     return one(state, frozen, batch, key)
 
-  def start(trained: Any, frozen: Any) -> finetune.TrainState:
+  def start(trained: Params, frozen: Frozen) -> finetune.TrainState:
     ema = ema_decay is not None
     return finetune.init_state(trained, tx(frozen), ema=ema)
 
   return start, step
 
 
-def _measured(state: finetune.TrainState, settings: Settings) -> Params:
+def _measured(state: finetune.TrainState) -> Params:
   """What was trained, or its average where there is one, on the host."""
-  return sharding.gather(state.ema if settings.ema_decay else state.params)
+  return sharding.gather(state.ema or state.params)
 
 
 def tuned_params(
@@ -238,7 +246,7 @@ def tuned_params(
   settings: Settings,
 ) -> Params:
   """The model of a state. All processes must call it together."""
-  tuned = {**params, **part.join(_measured(state, settings), part.frozen)}
+  tuned = {**params, **part.join(_measured(state), part.frozen)}
   if settings.defense.kind != "reassert" or edit is None:
     return tuned
   kept = [phrase for c in edit.concepts for phrase in c.preserve]
@@ -281,7 +289,7 @@ def export(
       "can say; export the last edit of steps/ instead"
     )
     return
-  adapters = _measured(state, settings)
+  adapters = _measured(state)
   if run.is_writer:
     scale = float(part.frozen["lora/scale"])
     lora.save(run.path / "lora.safetensors", adapters, scale)

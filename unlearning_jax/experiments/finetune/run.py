@@ -134,11 +134,7 @@ def _examples(
   settings: Settings, model: Model, mesh: sharding.Mesh
 ) -> list[data.Example]:
   """The images to tune on, after all checks."""
-  if model.guidance is not None:
-    raise ValueError(
-      "finetune: guidance changes no weight, so tuning cannot undo it; tune "
-      "model.base, and give the result its guidance again"
-    )
+  images.check_unguided(model)
   found = images.examples(settings.data)
   images.check_batch(settings, len(found), mesh, jax.process_count())
   world = common.world_of(settings)

@@ -101,7 +101,7 @@ def make_sd(
     vae=models.AutoencoderKL.from_config(configs["vae"], dtype=dtype),
     schedule=Schedule.from_config(configs["scheduler"]),
     latent_size=(side, side),
-    tokenizer=None,
+    tokenizer=None,  # type: ignore
     files=None,  # type: ignore
   )
 

@@ -23,6 +23,7 @@ from unlearning_jax.experiments.resurgence import keys
 from unlearning_jax.experiments.resurgence.keys import Cell
 from unlearning_jax.experiments.resurgence.study import Rows, Study
 from unlearning_jax.finetune import drift, packed
+from unlearning_jax.finetune.partition import SUBSETS
 from unlearning_jax.stable_diffusion import Params
 
 # Rows of a tuning set that are read by the diagnostics before tuning.
@@ -104,8 +105,8 @@ class Tuning:
       study.sd, self.erased, self.edit, self.own, study.mesh
     )
     self.key = jax.random.key(self.own.seed + 1)
-    phrases = [concept.erase for concept in self.edit.concepts]
-    self.states: Any = finetune.phrase_states(study.sd, study.base, phrases)
+    # As the erased model reads them: an edit may be a text encoder.
+    self.states = self._states(self.erased)
     if str(cell.at(0)) not in study.rows:
       before = self._predictors(arrays)
       study.store.record({"id": str(cell.at(0)), "predictors": before})
@@ -127,10 +128,8 @@ class Tuning:
       study.sd, self.erased, self.part, state, self.edit, own
     )
     moved = self._drift(tuned)
-    of_edit = study.rows[str(self.cell.at(0))]["predictors"]["relative_change"]
     what = f"{self.cell.at(now)}: tuning moved the UNet's weights"
-    # The one is relative to the edit, the other the edit to the weights.
-    trust.check_near(what, (moved["moved"] or 0.0) * of_edit)
+    trust.check_near(what, self._far(tuned, moved["moved"]))
     beside = [self.cell.base(), self.cell.base(self.cell.tuning_set)]
     study.measure(self.cell.at(now), tuned, self.rows, beside, drift=moved)
     # After the row, so that a kill in between repeats steps but no row.
@@ -146,41 +145,66 @@ class Tuning:
     listed = study.once(own.data, lambda: finetune.examples(own.data))
     words = study.settings.words_of(self.cell.concept)
     finetune.check_overlap(listed, self.edit, own.allow_overlap, words)
+    # A text encoder that the edit changed reads captions in its own way.
+    changed = any(map(SUBSETS["text_encoder"], self.edit.leaves))
+    reader = self.cell.edit if changed else None
     return study.once(
-      ("arrays", own.data),
-      lambda: finetune.encode(study.sd, study.base, listed, own),
+      ("arrays", own.data, reader),
+      lambda: finetune.encode(study.sd, self.erased, listed, own),
     )
 
-  def _predictors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+  def _states(self, params: Params) -> np.ndarray:
+    """The erased phrases' text states, as a model reads them, (n l, d)."""
+    phrases = [concept.erase for concept in self.edit.concepts]
+    return finetune.phrase_states(self.study.sd, params, phrases)
+
+  def _predictors(
+    self, arrays: Mapping[str, np.ndarray]
+  ) -> dict[str, float | None]:
     """Measures of a cell before it is tuned."""
     study = self.study
     rows = np.arange(_PROBES) % len(arrays["mean"])
     probe: Any = data.taken(arrays, rows)
     said = arrays["context"].reshape(-1, self.states.shape[-1])
-    shared = finetune.phrase_states(study.sd, study.base, [""]).mean(0)
+    shared = finetune.phrase_states(study.sd, self.erased, [""]).mean(0)
+    size = drift.edit_size(study.base, self.erased, self.states)
+    back = None
+    if size["relative_change"]:
+      back = drift.pull(
+        study.sd, study.base, self.erased, probe, self.frozen["empty"],
+        jax.random.key(self.cell.seed),
+      )  # fmt: skip
     return {
-      **drift.edit_size(study.base, self.erased, self.states),
+      **size,
       "similarity": study.set_of(self.cell).similarity,
       "overlap": drift.overlap(said, self.states),
       "overlap_centered": drift.overlap(said, self.states, shared),
-      "pull": drift.pull(
-        study.sd, study.base, self.erased, probe, self.frozen["empty"],
-        jax.random.key(self.cell.seed),
-      ),
-    }  # fmt: skip
+      "pull": back,
+    }
 
   def _drift(self, tuned: Params) -> dict[str, float | None]:
     """How far weights moved, and how noise predictions on the concept did."""
     study = self.study
-    phrases = self.states.reshape(-1, *study.sd.context_shape)
+    before, after = (
+      states.reshape(-1, *study.sd.context_shape)
+      for states in (self._states(study.base), self.states)
+    )
+    shown = np.arange(_PROBES) % len(before)
     gap = drift.noise_gap(
       study.sd, study.base, self.erased, tuned,
       study.once(("latents", self.cell.concept), self._latents),
-      phrases[np.arange(_PROBES) % len(phrases)],
-      jax.random.key(0),
+      (before[shown], after[shown]), jax.random.key(0),
     )  # fmt: skip
     found = drift.weight_drift(study.base, self.erased, tuned, self.states)
     return {**found, "noise_gap": gap}
+
+  def _far(self, tuned: Params, moved: float | None) -> float:
+    """How far tuning moved the UNet, relative to its weights."""
+    if moved is None:
+      return drift.edit_size(self.erased, tuned, self.states)["relative_change"]
+    before = self.study.rows[str(self.cell.at(0))]["predictors"]
+    # The one is relative to the edit, the other the edit to the weights.
+    return moved * before["relative_change"]
 
   def _latents(self) -> Any:
     """Latents of renders of what was erased, the same in all cells."""

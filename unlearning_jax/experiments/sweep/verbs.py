@@ -86,7 +86,6 @@ def _model(given: Any) -> Model:
 
 
 def _erase(given: erase.Settings, opened: Opener, edit: str):
-  erase.statistics.check_unedited(given.model)
   erase.run(given, opened, _model(given))
 
 
