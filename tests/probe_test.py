@@ -105,37 +105,51 @@ def test_trained_keys_are_drawn_where_they_seem_unchanged(base):
 # --- Its figures ---
 
 
-def test_keys_and_values_are_those_of_numpy(base):
-  pair = ("star", "circle")
-  asked = phrases_.Asked((pair,), (), ("a red house", "by Juno Zaretti"))
-  edit = erased(base, (STAR,))
-  found = states.measure(base, edit, asked)
+def keys_and_values(base, edit, texts):
+  """Of all blocks and all tokens, before and after, in double precision."""
   kernels = cross_attention_kernels(base.params)
-  blocks = sorted({path.rsplit("/", 2)[0] for path in kernels})
-  blocks = phrases_.spread(blocks, 4)
-  wide = np.concatenate(
-    [np.float64(kernels[p]) for p in sorted(kernels)
-     if p.rsplit("/", 2)[0] in blocks], axis=1,
-  )  # fmt: skip
-  texts = [*pair, *asked.unrelated]
-  # All tokens at once, where the probe cuts padding off.
+  wide = np.concatenate([np.float64(leaf) for leaf in kernels.values()], axis=1)
   whole = np.float64(
     stable_diffusion.encode_prompts(base.sd, base.params, texts)
   )
-  before, after = whole @ wide, whole @ edit.context_map.T @ wide
-  goal = before[1, 1:5]
-  way, rest = before[0, 1:5] - goal, after[0, 1:5] - goal
+  return whole @ wide, whole @ edit.context_map.T @ wide
+
+
+@pytest.mark.parametrize("anchor", ["circle", "Adra Belvoort", ""])
+def test_what_is_left_is_that_of_numpy(base, anchor):
+  sentence = "a picture of a red {} on white"
+  pair = (sentence.format("star"), " ".join(sentence.format(anchor).split()))
+  asked = phrases_.Asked((pair,), (), ("a red house", "by Juno Zaretti"))
+  edit = erased(base, (STAR,))
+  found = states.measure(base, edit, asked)
+  before, after = keys_and_values(base, edit, pair)
+  ids = stable_diffusion.tokenize(base.sd, pair)
+  ends = (ids == base.sd.tokenizer.eos_token_id).argmax(1)
+  # "star", or the last word in its place; "on white"; the end and two paddings.
+  own, other = (slice(end - 3, end + 3) for end in ends)
+  assert ids[0, own][0] == stable_diffusion.tokenize(base.sd, ["star"])[0, 1]
+  goal = before[1, other]
+  way, rest = before[0, own] - goal, after[0, own] - goal
   np.testing.assert_allclose(
     found.left, max(0, (rest * way).sum() / (way * way).sum()), atol=1e-4
   )
-  ids = stable_diffusion.tokenize(base.sd, texts)
-  last = int((ids == base.sd.tokenizer.eos_token_id).argmax(1).max()) - 1
-  seen = slice(1, -(-(last + 4) // 8) * 8)
-  old, new = before[2:, seen], after[2:, seen]
-  off = np.linalg.norm((new - old).reshape(2, -1), axis=1)
-  own = np.linalg.norm((old - old.mean(0)).reshape(2, -1), axis=1)
-  np.testing.assert_allclose(found.unrelated, (off / own).mean(), rtol=1e-4)
-  assert found.phrases == (1, 0, 2)
+  assert 0.01 < found.left < 0.99 and found.phrases == (1, 0, 2)
+
+
+def test_how_far_others_moved_is_that_of_numpy(base):
+  others = ("a red house", "by Juno Zaretti", "a fish")
+  asked = phrases_.Asked((("star", "circle"),), ("a moon",), others)
+  edit = erased(base, (STAR,))
+  found = states.measure(base, edit, asked)
+  before, after = keys_and_values(base, edit, [*others, "a moon"])
+  before, after = before[:, 1:24], after[:, 1:24]
+  ratios = []
+  for i, new in enumerate(after):
+    far = [np.linalg.norm(new - old) for old in before]
+    near = min(far[j] for j in range(len(others)) if j != i)
+    ratios.append(far[i] / (far[i] + near))
+  np.testing.assert_allclose(found.unrelated, np.median(ratios[:3]), rtol=1e-4)
+  np.testing.assert_allclose(found.preserved, ratios[3], rtol=1e-4)
 
 
 def test_a_velocity_model_is_probed_as_any_other(base):
@@ -157,14 +171,24 @@ def test_a_warmup_is_as_long_a_part_of_fewer_steps(base):
 
 
 def test_what_is_asked_never_names_the_concept(base):
-  asked = phrases_.ask(base.sd, (STAR,), "shapes", most=(6, 8, 99))
+  how = {"most": (6, 8, 99), "sentences": drawings.SENTENCES}
+  asked = phrases_.ask(base.sd, (STAR,), "shapes", **how)
   assert asked.pairs[0] == ("a picture of star", "a picture of circle")
+  bare = phrases_.ask(base.sd, (ul.Concept("star"),), "shapes", **how)
+  assert bare.pairs[0] == ("a picture of star", "a picture of")
   assert len(asked.unrelated) > 20
   assert not any("star" in phrase.split() for phrase in asked.unrelated)
   # A phrase that the text encoder has no room for is not asked.
-  other = phrases_.ask(base.sd, (STAR,), "other", most=(6, 8, 99))
+  other = phrases_.ask(base.sd, (STAR,), "other", **how)
   assert set(other.unrelated) <= set(lists.load("unrelated"))
   assert not set(lists.load("unrelated")) & set(lists.load("everyday"))
+
+
+def test_a_sentence_that_fills_the_text_encoder_is_asked(base):
+  # 29 words, and 11 tokens of the longest sentence: it leaves no padding.
+  long = ul.Concept("star " * 28 + "star", "circle", preserve=())
+  found = probed(base, (long,))
+  assert found.instrument == "states" and found.phrases[0] == 3
 
 
 def test_items_are_spread_evenly():
@@ -197,7 +221,7 @@ def test_figures_that_are_not_finite_are_no_verdict(base, figures, monkeypatch):
 
 
 def test_strict_leaves_no_edit_and_without_it_the_run_goes_on(base, tmp_path):
-  with pytest.raises(ValueError, match="uce2023: The probe says: damage.*0.60"):
+  with pytest.raises(ValueError, match="uce2023: The probe says: damage.*0.34"):
     ul.erase(base, STAR, strict=True, out=tmp_path)
   assert not [*tmp_path.glob("edit*")] and not (tmp_path / "DONE").exists()
   with pytest.warns(ErasureWarning, match="preserve more phrases"):
@@ -253,16 +277,26 @@ def test_a_file_that_is_no_probe_is_refused(tmp_path):
     probe.of(file)
 
 
-def test_a_record_without_limits_keeps_the_verdict_of_its_time(tmp_path):
+@pytest.mark.parametrize(
+  "held_to, verdict, said",
+  [
+    ({}, "ok", "limit 0.68"),
+    ({"limits": [0.43, 0.6]}, "damage", "limit 0.60"),
+    ({"limits": [0.43, 0.7]}, "ok", "limit 0.70"),
+  ],
+)
+def test_a_record_keeps_the_verdict_of_its_time(
+  tmp_path, held_to, verdict, said
+):
   file = tmp_path / "edit.safetensors"
   figures = {"left": 0.1, "preserved": None, "unrelated": 0.65}
   facts = {"format": "unlearning_jax probe 1", "instrument": "states"}
-  facts |= figures | {"phrases": [2, 0, 12]}
+  facts |= figures | {"phrases": [2, 0, 12]} | held_to
   probe.beside(file).write_text(json.dumps(facts))
   old = probe.of(file)
-  assert old.verdict == "ok" and "limit 0.68" in old.sentence
-  new = Probe("states", **figures, phrases=(2, 0, 12))
-  assert new.verdict == "damage" and "limit 0.60" in new.sentence
+  assert old.verdict == verdict and said in old.sentence
+  new = Probe("states", **figures, phrases=(3, 0, 12))
+  assert new.verdict == "damage" and "limit 0.34" in new.sentence
   for one in (old, new):
     one.save(file)
     assert probe.of(file) == one

@@ -19,6 +19,7 @@ from unlearning_jax.probe.phrases import Asked, usual
 from unlearning_jax.sampling import Request, Sampling
 
 MOST = (2, 4, 8)
+SENTENCES = ("a picture of {}", "an image showing {}")
 STEPS = 4
 # Two drawings of the same phrase differ in it; two phrases are compared in one.
 _SEEDS = (0, 1)

@@ -1,6 +1,7 @@
 """Probing an erasure with whichever instrument fits it."""
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import numpy as np
 
@@ -27,14 +28,24 @@ def measure(
     leaves no phrase to compare with, or what it answers is not finite.
   """
   if isinstance(made, Edit) and states.applies(made):
-    asked = ask(base.sd, concepts, base.source, most=states.MOST)
+    asked = _asked(base, concepts, states)
     found = _finite(asked, lambda: states.measure(base, made, asked))
     # Training may leave a concept's keys where they were, and yet erase it.
     if made.context_map is not None or found.verdict != "still there":
       return found
   edited = base.with_made(made)
-  asked = ask(base.sd, concepts, base.source, most=drawings.MOST)
+  asked = _asked(base, concepts, drawings)
   return _finite(asked, lambda: drawings.measure(base, edited, asked))
+
+
+def _asked(
+  base: Model, concepts: Sequence[Concept], instrument: ModuleType
+) -> Asked:
+  """What an instrument asks of a base."""
+  return ask(
+    base.sd, concepts, base.source,
+    most=instrument.MOST, sentences=instrument.SENTENCES,
+  )  # fmt: skip
 
 
 def _finite(asked: Asked, measured: Callable[[], Probe]) -> Probe:

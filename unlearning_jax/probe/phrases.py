@@ -10,9 +10,6 @@ from unlearning_jax.sampling import Sampling
 from unlearning_jax.stable_diffusion import StableDiffusion
 
 T = TypeVar("T")
-# Prompts are sentences. A closed form is solved at the bare phrase, which
-# therefore says little of them: it reads as gone where they still show it.
-_SENTENCES = ("a picture of {}", "an image showing {}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +17,8 @@ class Asked:
   """Phrases to ask an edited model for.
 
   Attributes:
-    pairs: (erased, anchor), each in the same sentence.
+    pairs: (erased, anchor), each in the same sentence; without an anchor, the
+      sentence without the phrase.
     preserved: some of the preserved phrases.
     unrelated: everyday phrases that do not name the concept.
   """
@@ -44,22 +42,27 @@ def ask(
   source: str,
   *,
   most: tuple[int, int, int],
+  sentences: Sequence[str],
 ) -> Asked:
   """What to ask after concepts were erased.
+
+  A concept is asked for in sentences, as prompts do. A closed form is solved at
+  the bare phrase, which reads as gone where prompts still show it.
 
   Args:
     sd: the model; phrases that are too long for it are left out.
     concepts: what was erased.
     source: of the model; an embedded world has everyday phrases of its own.
     most: concepts, preserved phrases and unrelated phrases at most.
+    sentences: with a place for the concept.
   """
   pairs = [
     (
       sentence.format(one.erase),
-      sentence.format(one.anchor) if one.anchor else "",
+      " ".join(sentence.format(one.anchor).split()),
     )
     for one in spread(concepts, most[0])
-    for sentence in _SENTENCES
+    for sentence in sentences
   ]
   held = preserved_phrases(concepts)
   own = {word for one in concepts for word in _words(one.erase)}
