@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from unlearning_jax import stable_diffusion
 from unlearning_jax.edits import Edit
@@ -37,7 +36,7 @@ _TAIL = 3
 # Tokens that are looked at of other phrases.
 _SEEN = slice(1, 24)
 
-Rows = Float[np.ndarray, "n d"]
+Project = Callable[[np.ndarray], np.ndarray]
 
 
 def applies(edit: Edit) -> bool:
@@ -124,9 +123,7 @@ def _facing(
   return lasts[0] + steps, lasts[1] + steps
 
 
-def _projections(
-  params: Params, edit: Edit
-) -> tuple[Callable[[Rows], Rows], Callable[[Rows], Rows]]:
+def _projections(params: Params, edit: Edit) -> tuple[Project, Project]:
   """What makes keys and values of text states: the base's, the edit's."""
   kernels: Mapping[str, np.ndarray] = cross_attention_kernels(params)
   old = np.concatenate(
