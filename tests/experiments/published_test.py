@@ -27,7 +27,6 @@ from unlearning_jax.experiments import (
   evaluate,
   published,
 )
-from unlearning_jax.experiments.attack import victims
 from unlearning_jax.judges import weights
 from unlearning_jax.metrics import features
 from unlearning_jax.settings import build
@@ -133,27 +132,6 @@ def test_a_rate_that_is_no_published_asr():
   shared = probe | {"method": "unlearn_diff_atk", "sharing": {"wave": 4}}
   with pytest.raises(ValueError, match="its rows shared words"):
     published._check_attack(given, (), "runs/fewer", shared)
-
-
-def test_a_guided_victim_is_known_however_it_was_named(tmp_path, base):
-  """By the folder of its run, from Python, and by the attack's own settings."""
-  path = tmp_path / "mine.csv"
-  path.write_text(HEAD + "3,a red star,5,2,,\n")
-  plain = {"method": "controls", "hparams": {"kind": "none"}}
-  plain |= {"prompt_table": str(path)}
-  given = build(attack.Settings, plain)
-  own = plain | {"guidance": {"negative_prompt": "tape"}}
-  made = guidance.Guidance("tape", method="negative_prompt")
-  guidance.save(made, tmp_path / "guidance.json")
-  guided = base.with_guidance(made)
-  bound = victims.bind(given)
-  found = {
-    victims.setup(given, bound, edit=str(tmp_path)).name,
-    victims.setup(given, bound, guided).name,
-    victims.setup(build(attack.Settings, own), bound).name,
-  }
-  assert found == published._victims(guided) and len(found) == 2
-  assert not found & published._victims(base)
 
 
 def test_the_row_of_the_leaderboard(tmp_path, base):
