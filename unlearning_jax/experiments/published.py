@@ -352,12 +352,13 @@ def _drawn(
 
 def _victims(model: Model) -> set[str]:
   """What an attack calls a victim: guidance is hashed if a folder named it."""
-  own = {common.stage_name(model.edit): model.edit} if model.edit else {}
-  every = dict(own)
-  if model.guidance is not None:
-    every[common.stage_name(model.guidance)] = model.guidance
+  own: list[common.Made] = [model.edit] if model.edit is not None else []
+  every = [*own, model.guidance] if model.guidance is not None else own
   victim = Victim.of(model)
-  return {victims.fingerprint(victim, made) for made in (own, every)}
+  return {
+    victims.fingerprint(victim, {common.stage_name(one): one for one in made})
+    for made in (own, every)
+  }
 
 
 def _utility(
