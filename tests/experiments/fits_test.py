@@ -182,6 +182,7 @@ def test_what_lies_beside_a_tuning_counts(shelf):
 def test_another_program_is_not_recorded(shelf):
   need, sample = Need("attack", 1, "float32", PLAIN), Sampling()
   lora, given = Need("lora", 2, "float32"), tuned()
+  averaged = tuned(finetune_full, accumulate=4)
   fields = {
     "remat": False, "accumulate": 2, "ema_decay": 0.9,
     "lora": dataclasses.replace(given.lora, rank=256),
@@ -205,7 +206,14 @@ def test_another_program_is_not_recorded(shelf):
         "num_inference_steps": 20, "guidance_scale": 1.0, "sampler": "ddim",
       }.items()
     ),
-    Need("full", 1, "float32", tuned(train="full"), fsdp=4),
+    Need("full", 1, "float32", averaged, fsdp=4),
+    *(
+      Need("full", 1, "float32", how, fsdp=8)
+      for how in (
+        dataclasses.replace(averaged, accumulate=1),
+        dataclasses.replace(averaged, ema_decay=None),
+      )
+    ),
   ]  # fmt: skip
   for other in others:
     assert line(shelf, other) == (ASKED, True), other
@@ -214,7 +222,7 @@ def test_another_program_is_not_recorded(shelf):
     need._replace(how=longer),
     lora._replace(how=given),
     Need("sample", 4, "float32", sample),
-    Need("full", 1, "float32", tuned(train="full"), fsdp=8),
+    Need("full", 1, "float32", averaged, fsdp=8),
   ):
     assert line(shelf, same)[0].startswith("fits"), same
   tiny = build.make_sd("tiny", "float32", "auto")

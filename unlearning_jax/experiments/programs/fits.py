@@ -207,12 +207,18 @@ def _recorded(
 def _is_recorded(sd: StableDiffusion, how: build.How) -> bool:
   """Whether the record's programs compute so."""
   if isinstance(how, tuning.Settings):
-    rate = Optimizer().learning_rate
-    plain = dataclasses.replace(how.optimizer, learning_rate=rate)
+    # A rate and its schedule take no memory.
+    usual = Optimizer()
+    plain = dataclasses.replace(
+      how.optimizer,
+      learning_rate=usual.learning_rate,
+      schedule=usual.schedule,
+    )
+    # As their configs are: of all weights, sums over parts and an average.
+    whole = how.train == "full"
     return (
       how.remat
-      and how.accumulate == 1
-      and not how.ema_decay
+      and (how.accumulate > 1, bool(how.ema_decay)) == (whole, whole)
       and how.defense.kind in ("none", "reassert")
       and (how.lora, how.loss, plain) == (Lora(), Loss(), Optimizer())
     )
