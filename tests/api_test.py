@@ -15,9 +15,10 @@ import unlearning_jax as ul
 from unlearning_jax import settings
 from unlearning_jax.api import attacking, erasing, given, results, runs
 from unlearning_jax.concepts import make_concepts
-from unlearning_jax.edits import Edit, Fingerprint
+from unlearning_jax.edits import Edit, Fingerprint, save_edit
 from unlearning_jax.experiments import attack as attack_experiment
 from unlearning_jax.guidance import Guidance
+from unlearning_jax.probe import Probe
 from unlearning_jax.record import Memory
 
 CHEAP = """
@@ -141,6 +142,25 @@ def test_an_exported_model_is_no_base_to_erase_from(model, tmp_path):
   ):
     with pytest.raises(ValueError, match=r"esd \(erased star\).*joint edit"):
       erase()
+
+
+def test_what_was_tuned_has_no_probe_of_its_own(model, monkeypatch, tmp_path):
+  """That of the erased model says nothing of it."""
+  leaf = model.params["unet"]["conv_out"]["bias"]
+  edit = Edit(
+    None, Fingerprint.of(model.params), "esd+lora@2",
+    make_concepts("star", "circle"), {},
+    {"unet/conv_out/bias": np.asarray(leaf) + 1},
+  )  # fmt: skip
+  save_edit(edit, tmp_path / "2.safetensors")
+  monkeypatch.setattr(
+    "unlearning_jax.experiments.finetune.run",
+    lambda *_: {2: tmp_path / "2.safetensors"},
+  )
+  known = Probe("drawings", 0.1, None, 0.1, (2, 0, 8))
+  erased = dataclasses.replace(model.with_edit(edit), probe=known)
+  tuned = ul.finetune(erased, steps=2)
+  assert tuned.name == "ESD+LORA@2" and tuned.probe is None
 
 
 def test_an_attacks_settings_are_the_scripts(model):

@@ -81,6 +81,20 @@ def test_a_run_its_edit_and_its_steps_are_models(run, base, edit):
   assert five.edit.method.endswith("@5") and five.source == base.source
 
 
+def test_an_amendment_alone_is_no_run_and_needs_its_base(run, base):
+  (run / "config.json").unlink()
+  with pytest.raises(ValueError, match=r"names its base; give it: load\("):
+    models.load(run)
+  assert models.load(run, base=base).name == "UCE2023"
+
+
+def test_names_are_told_apart():
+  """Of models whose methods have a '-' in their names too."""
+  listed = ["RECE-JOINT", "RECE-JOINT", "A", "A-2", "A"]
+  found = models.distinct(listed)
+  assert found == ["RECE-JOINT", "RECE-JOINT-2", "A", "A-2", "A-3"]
+
+
 def test_a_guided_run_is_a_guided_model(run, base):
   (run / "edit.safetensors").unlink()
   guided = Guidance("a", method="negative_prompt")

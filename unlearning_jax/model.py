@@ -13,7 +13,8 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ class Model:
   def name(self) -> str:
     """The name on pages: the method without its recipe, or `base`."""
     made = self.edit or self.guidance
-    return made.method.split()[0].upper() if made and made.method else "base"
+    return called(made) if made else "base"
 
   @property
   def base(self) -> "Model":
@@ -185,6 +186,25 @@ class Model:
     return exports.export(
       path, format, self.sd, self.edit, self.params, **options
     )
+
+
+def called(made: Edit | Guidance) -> str:
+  """What pages and files of images call it: its method, without the recipe."""
+  # Guidance of one's own may name no method, and a file may be called so.
+  name = (made.method.split() or ["guided"])[0].upper()
+  return re.sub(r"[^\w.+@-]+", "-", name)
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+  """The names; `-2` marks the second of a name."""
+  found: list[str] = []
+  for name in names:
+    one, count = name, 1
+    while one in found:
+      count += 1
+      one = f"{name}-{count}"
+    found.append(one)
+  return found
 
 
 def load(
@@ -311,8 +331,10 @@ def _made(path: pathlib.Path) -> pathlib.Path | None:
     if known:
       seal.check_file(path)
     return path if known else None
+  alone = path / "edit.safetensors"
   if not (path / "config.json").is_file() or (path / "unet").is_dir():
-    return None
+    # The folder of an amendment, which is no run.
+    return _made(alone) if alone.is_file() else None
   # A network of diffusers or transformers has a config.json too.
   if {"_class_name", "architectures"} & set(
     durable.read_json(path / "config.json")

@@ -119,7 +119,7 @@ def right(by_name, n=20):
   }
 
 
-def cell(condition, seed, erased, *values, pull=0.0, kind=""):
+def cell(condition, seed, erased, *values, pull=0.0, kind="", **more):
   prompts = {
     g: [f"{g} {i}" for i in range(len(t))] for g, t in right(0).items()
   }
@@ -130,7 +130,7 @@ def cell(condition, seed, erased, *values, pull=0.0, kind=""):
   }
   return study.record(
     study.Condition.parse(condition), seed, right(20), right(erased), points,
-    prompts, {"pull": pull}, kind,
+    prompts, {"pull": pull, **more}, kind,
   )  # fmt: skip
 
 
@@ -230,6 +230,20 @@ def test_predictors_leave_controls_out():
     for i, kind in enumerate(("near", "far", "in", "out") * 2)
   ]
   assert study.predictors(few) == []
+
+
+def test_an_edit_of_the_text_encoder_has_no_size_in_the_unet():
+  runs = [
+    cell(
+      f"m{i}/star/near/lora/none", 0, 0, i, i, 2 * i, relative_change=float(i),
+      prompt_change=float(i), overlap=float(i),
+    )
+    for i in range(6)
+  ]  # fmt: skip
+  found = {row["name"]: row for row in study.predictors(runs)}
+  for name in ("relative_change", "prompt_change"):
+    assert found[name]["n"] == 5 and found[name]["value"] == pytest.approx(1)
+  assert found["overlap"]["n"] == 6
 
 
 def test_predictors_are_told_within_kinds_of_erasure_too():

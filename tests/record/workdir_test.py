@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import pathlib
 import random
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 from PIL import Image
 
 from unlearning_jax.durable import JsonLines
+from unlearning_jax.guidance import Guidance
+from unlearning_jax.model import called
 from unlearning_jax.record.workdir import Workdir
 
 CONFIG = {"method": "uce", "hparams": {"scale": 0.5, "tasks": ("a", "b")}}
@@ -229,6 +232,16 @@ def test_images_are_written_whole_under_their_name(tmp_path):
   assert [p.name for p in (tmp_path / "images/before").iterdir()] == [
     "row-1.png"
   ]
+
+
+@pytest.mark.parametrize("method", ["esd+lora@40 recipe", "a(1)/b", "..", ""])
+def test_an_image_may_be_called_after_any_method(method, tmp_path):
+  name = called(Guidance("a star", method=method))
+  path = Workdir(tmp_path, {}).save_image(
+    f"0-{name}", np.zeros((2, 2), np.uint8)
+  )
+  assert (tmp_path / path).is_file() and pathlib.Path(path).stem == f"0-{name}"
+  assert "LORA@40" not in name or name == "ESD+LORA@40"
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "", "a//b", "a/../b", ".x"])

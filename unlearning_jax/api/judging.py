@@ -13,7 +13,7 @@ from unlearning_jax.api.results import Grid, Table, pivot
 from unlearning_jax.api.runs import Path, opener, page
 from unlearning_jax.experiments import common, drawing, published, returned
 from unlearning_jax.experiments import evaluate as experiment
-from unlearning_jax.model import Model
+from unlearning_jax.model import Model, distinct
 from unlearning_jax.report import comparison
 from unlearning_jax.sampling import Sampling
 
@@ -78,11 +78,7 @@ def _sampling_of(model: Model) -> Sampling:
 
 def unique(models: Sequence[Model]) -> list[str]:
   """A name for each model; `-2` marks the second model of a name."""
-  found: list[str] = []
-  for model in models:
-    count = sum(name.split("-")[0] == model.name for name in found)
-    found.append(f"{model.name}-{count + 1}" if count else model.name)
-  return found
+  return distinct(model.name for model in models)
 
 
 def evaluate(

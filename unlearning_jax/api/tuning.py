@@ -1,6 +1,5 @@
 """Innocent fine-tuning from Python."""
 
-import dataclasses
 import importlib
 import os
 from typing import Any
@@ -65,4 +64,5 @@ def finetune(
   # read.
   opened = opener(out, given)
   found = experiment.run(given, opened, model)
-  return dataclasses.replace(model, edit=load_edit(found[steps]))
+  # Without the probe, which is of the model before.
+  return model.with_edit(load_edit(found[steps]))

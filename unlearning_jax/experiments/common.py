@@ -1,6 +1,5 @@
 """What every experiment starts with: settings, a model, a judge, a record."""
 
-import collections
 import dataclasses
 import hashlib
 import pathlib
@@ -319,9 +318,8 @@ def fingerprint(model: Model, base: Model) -> str:
 
 
 def stage_name(made: Made) -> str:
-  """The name that pages give an erasure: its method, without the recipe."""
-  # Guidance of one's own may name none.
-  return (made.method.split() or ["guided"])[0].upper()
+  """The name that pages give an erasure, see `model.called`."""
+  return models.called(made)
 
 
 def read_edit(path: str | pathlib.Path, flag: str = "--edits") -> Edit:
@@ -369,15 +367,9 @@ def read_edits(paths: Sequence[str], flag: str = "--edits") -> dict[str, Made]:
   Raises:
     ValueError: as `read_made`.
   """
-  found: dict[str, Made] = {}
-  taken: collections.Counter[str] = collections.Counter()
-  for path in paths:
-    made = read_made(path, flag)
-    name = stage_name(made)
-    taken[name] += 1
-    # No blank: images are named after it too.
-    found[f"{name}-{taken[name]}" if taken[name] > 1 else name] = made
-  return found
+  made = [read_made(path, flag) for path in paths]
+  names = models.distinct(map(stage_name, made))
+  return dict(zip(names, made, strict=True))
 
 
 def read_items(items: Sequence[str], form: str) -> dict[tuple[str, str], str]:

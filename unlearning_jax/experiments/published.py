@@ -261,7 +261,9 @@ def _attacks(
   """Model -> the ASR of a finished attack on it."""
   if not folders:
     return {}
-  named = {_fingerprint(model): name for name, model in models.items()}
+  named = {
+    victim: name for name, one in models.items() for victim in _victims(one)
+  }
   asr: dict[str, Mapping[str, Any]] = {}
   for folder in folders:
     where, given = f"--attack={folder}", finished(folder)
@@ -348,11 +350,15 @@ def _drawn(
   return {(text, seed, scale if g is None else g) for text, seed, g in own}
 
 
-def _fingerprint(model: Model) -> str:
-  """What an attack calls its victim."""
-  made = (one for one in (model.edit, model.guidance) if one is not None)
-  edits = {common.stage_name(one): one for one in made}
-  return victims.fingerprint(Victim.of(model), edits)
+def _victims(model: Model) -> set[str]:
+  """What an attack calls a victim: guidance is hashed if a folder named it."""
+  own: list[common.Made] = [model.edit] if model.edit is not None else []
+  every = [*own, model.guidance] if model.guidance is not None else own
+  victim = Victim.of(model)
+  return {
+    victims.fingerprint(victim, {common.stage_name(one): one for one in made})
+    for made in (own, every)
+  }
 
 
 def _utility(

@@ -25,6 +25,8 @@ BEFORE = (
   "relative_change", "key_value_share", "prompt_change", "similarity",
   "overlap", "overlap_centered", "pull", "synonyms_left",
 )  # fmt: skip
+# Those that measure what the UNet's weights lost.
+OF_UNET = ("relative_change", "key_value_share", "prompt_change")
 # A rank correlation over fewer erased models says nothing, and its bootstrap
 # interval does not show that.
 MIN_ERASURES = 5
@@ -334,7 +336,12 @@ def _correlations(
 
 def _predictor(one: Mapping[str, Any], name: str, when: str) -> float | None:
   if when == "before":
-    return one["predictors"].get(name)
+    known = one["predictors"]
+    # An edit of the text encoder alone is not the smallest one: of the UNet
+    # there is nothing to measure.
+    if name in OF_UNET and known.get("relative_change") == 0:
+      return None
+    return known.get(name)
   return one["drift"][min(one["drift"])][name]
 
 

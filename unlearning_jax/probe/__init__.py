@@ -111,11 +111,13 @@ class Probe:
   def remedy(self) -> str:
     """What to try; "" where nothing is wrong."""
     tips = {
-      "still there": "To erase more, lower preserve_scale, preserve fewer "
-      "phrases, or erase the concept in sentences too. A method that trains "
-      "can take more steps.",
-      "damage": "To spare others, preserve more phrases or raise "
-      "preserve_scale. A method that trains can take fewer steps.",
+      "still there": "To erase more, preserve fewer phrases, lower "
+      "preserve_scale where the method has it, or erase the concept in "
+      "sentences too. A method that trains can take more steps, and guidance a "
+      "stronger preset.",
+      "damage": "To spare others, preserve more phrases, or raise "
+      "preserve_scale where the method has it. A method that trains can take "
+      "fewer steps, and guidance a weaker preset.",
     }
     return " ".join(tip for key, tip in tips.items() if key in self.verdict)
 

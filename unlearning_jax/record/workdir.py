@@ -175,7 +175,7 @@ class Workdir:
     """Writes `images/<name>.png`, whole or not at all.
 
     Args:
-      name: letters, digits, `._-`, and `/` for folders.
+      name: letters, digits, `._+@-`, and `/` for folders.
       array: uint8, (h, w, 3) or (h, w).
 
     Returns:
@@ -308,9 +308,9 @@ def check_id(row: Mapping[str, Any]) -> str | int:
 
 def write_image(folder: pathlib.Path, name: str, array: np.ndarray) -> str:
   """Writes an image as `Workdir.save_image` does."""
-  if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name):
+  if not re.fullmatch(r"\w[\w.+@-]*(/\w[\w.+@-]*)*", name):
     raise ValueError(
-      f"image name {name!r}: use letters, digits, '._-', and '/' for folders"
+      f"image name {name!r}: use letters, digits, '._+@-', and '/' for folders"
     )
   array = np.asarray(array)
   if array.dtype != np.uint8 or array.shape[2:] not in ((), (3,)):

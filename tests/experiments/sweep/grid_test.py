@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.support import toy_sweep
-from unlearning_jax import settings
+from unlearning_jax import guidance, settings
 from unlearning_jax.experiments import erase, sweep
 from unlearning_jax.experiments.sweep import grid, keys, verbs
 
@@ -96,6 +96,9 @@ def test_what_a_verb_cannot_start_from(tmp_path):
     sweep.plan("erase", toy_sweep.base(), [("edit", ["a"])])
   with pytest.raises(ValueError, match="--grid=edit: no file"):
     sweep.plan("toy", toy_sweep.base(), [("edit", [str(tmp_path / "a")])])
+  guidance.save(guidance.Guidance("a star"), tmp_path / "guidance.json")
+  with pytest.raises(ValueError, match="--grid=edit: .*guidance.*no weight"):
+    sweep.plan("finetune", toy_sweep.base(), [("edit", [str(tmp_path)])])
   with pytest.raises(ValueError, match="--verb='eras'.*did you mean 'erase'"):
     sweep.plan("eras", toy_sweep.base(), [("x", [1])])
 

@@ -138,7 +138,7 @@ def plan(
     was = start.get(SEED, 0)
     axes[SEED] = tuple(range(was, was + seeds))
   made = functools.cache(lambda pairs: _made(base, dict(pairs)))
-  edits = {path: _hash(path) for path in axes.get(EDIT, ())}
+  edits = {path: _hash(verb, path) for path in axes.get(EDIT, ())}
   cells = tuple(
     _cell(verb, made, dict(zip(axes, one, strict=True)), optional, edits)
     for one in itertools.product(*axes.values())
@@ -172,13 +172,14 @@ def _made(base: Base, options: Mapping[str, Any]) -> dict[str, Any]:
     raise ValueError(f"--grid={said}: {error}" if said else error) from error
 
 
-def _hash(path: str) -> str:
+def _hash(verb: str, path: str) -> str:
   """The hash of an edit or guidance.
 
   Raises:
-    ValueError: there is none at that path.
+    ValueError: there is none at that path that the verb can start from.
   """
-  return common.made_hash(common.read_made(path, f"--grid={EDIT}"))
+  made = verbs.find(verb).read(path, f"--grid={EDIT}")
+  return common.made_hash(made)
 
 
 def _cell(

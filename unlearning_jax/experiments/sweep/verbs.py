@@ -33,12 +33,14 @@ class Verb:
     run: runs it with settings, a function that opens the record, and the path
       of an edit, "" for none.
     takes_edit: whether it starts from an edit.
+    read: reads the edit at a path, or the guidance where the verb takes that.
     check: refuses settings that `run` would refuse.
   """
 
   settings: type
   run: Callable[[Any, Opener, str], object]
   takes_edit: bool = True
+  read: Callable[..., common.Made] = common.read_made
   check: Callable[[Any], object] = lambda given: None
 
 
@@ -121,7 +123,7 @@ _METHODS = {
 VERBS = {
   "erase": Verb(erase.Settings, _erase, takes_edit=False),
   "attack": Verb(attack.Settings, _attack, check=victims.bind),
-  "finetune": Verb(finetune.Settings, _finetune),
+  "finetune": Verb(finetune.Settings, _finetune, read=common.read_edit),
   "evaluate": Verb(evaluate.Settings, _evaluate),
   "audit": Verb(audit.Settings, _audit, check=_check_audit),
 }
