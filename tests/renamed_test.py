@@ -163,6 +163,11 @@ def test_no_config_has_an_old_name(name):
   assert renamed.config(plain) == plain
 
 
+def test_fmn_s_images_are_no_count():
+  plain = {"hparams": {"images": False}}
+  assert renamed.config(plain) == plain
+
+
 # --- Stored ---
 
 OLD = {

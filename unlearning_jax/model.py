@@ -171,7 +171,10 @@ class Model:
         refuses.
     """
     if self.guidance is not None:
-      way = "Its run keeps it: ul.erase(..., out=FOLDER), ul.load(FOLDER)"
+      way = (
+        "unlearning_jax.guidance.save(model.guidance, FILE) keeps it, for "
+        "--edits"
+      )
       if self.edit is not None:
         way = (
           "Save the model without it: dataclasses.replace(model, guidance=None)"
@@ -331,9 +334,11 @@ def _made(path: pathlib.Path) -> pathlib.Path | None:
     if known:
       seal.check_file(path)
     return path if known else None
-  alone = path / "edit.safetensors"
-  if not (path / "config.json").is_file() or (path / "unet").is_dir():
+  if (path / "unet").is_dir():
+    return None
+  if not (path / "config.json").is_file():
     # The folder of an amendment, which is no run.
+    alone = path / "edit.safetensors"
     return _made(alone) if alone.is_file() else None
   # A network of diffusers or transformers has a config.json too.
   if {"_class_name", "architectures"} & set(

@@ -85,8 +85,9 @@ def config(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
     elif key in ("title", "protocol") and not place:
       value = _text(value)
     new = table.get(key, key)
-    # Beside the new name an old one is another setting, as `images` of FMN.
-    found[key if new in values else new] = value
+    # FMN's `images` says whether; the old name of `num_images` is a count.
+    own = new in values or (key == "images" and isinstance(value, bool))
+    found[key if own else new] = value
   return found
 
 

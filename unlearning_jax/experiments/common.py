@@ -329,7 +329,10 @@ def read_edit(path: str | pathlib.Path, flag: str = "--edits") -> Edit:
     ValueError: there is no edit at that path, or not the one that its run made.
   """
   file = pathlib.Path(path)
-  if file.name == GUIDANCE or (file / GUIDANCE).is_file():
+  guides = file / GUIDANCE if file.is_dir() else file
+  # An index of shards is a .json too.
+  is_json = guides.suffix == ".json" and not guides.name.endswith("index.json")
+  if is_json and guides.is_file() and not (file / EDIT).is_file():
     raise ValueError(
       f"{flag}: {path} is guidance, which changes no weight, and an edit is "
       "needed here; evaluate, attack and audit take guidance too"

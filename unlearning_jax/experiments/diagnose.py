@@ -92,7 +92,7 @@ def run(
   listed = rows.listed(given)
   bound = attacks.bind(given.method, given.hparams)
   setup = victims.setup(given, bound, victim, edit)
-  if setup.victim.is_guided:
+  if setup.victim.negative_prompt or setup.victim.safe:
     raise ValueError(
       "diagnose: the victim acts by guidance, and noise is predicted without "
       "it: it would answer as if nothing were erased. Use attack or evaluate, "

@@ -145,6 +145,13 @@ def test_guidance_is_no_edit(file, tmp_path):
   guidance.save(Guidance("a star"), own)
   found = common.read_edits([str(tmp_path / file), str(own)])
   assert [*found] == ["NEGATIVE_PROMPT", "GUIDED"]
+  with pytest.raises(ValueError, match="own.json is guidance, which changes"):
+    common.read_edit(own)
+  with pytest.raises(ValueError, match="no file .*gone.guidance.json"):
+    common.read_edits([str(tmp_path / "gone/guidance.json")])
+  # An edit that lies beside it is meant.
+  edit = saved(tmp_path / "edit.safetensors")
+  assert common.read_edit(tmp_path).method == edit.method
 
 
 @pytest.mark.parametrize("name", resurgence.CONCEPTS)

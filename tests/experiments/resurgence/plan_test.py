@@ -338,8 +338,14 @@ def test_a_method_of_unknown_seconds_is_named():
   given = settings.build(Settings, config)
   size = dict.fromkeys(whole.rates, 1)
   found = plan.described(given, "none", (), size)
-  assert "no time counted for erasing by esd_x: name its seconds in " in found
+  assert "no time counted for erasing by esd_x; the config" in found
   assert "erasing by esd_x" not in plan.described(whole, "none", (), size)
+  # An edit that is given takes no time; the method's other erasure does.
+  config = study(BLOCK | {"concepts": ("star", "quill")}).to_dict()
+  config["erasures"]["esd_x/quill"] = {"edit": "somewhere"}
+  del config["rates"]["esd_x"]
+  given = settings.build(Settings, config)
+  assert plan.unrated(given, given.rates) == ["esd_x"]
 
 
 def test_a_given_edit_takes_no_room(model):

@@ -75,8 +75,8 @@ def cost(settings: Settings, rates: Mapping[str, float]) -> dict[str, float]:
 
 def unrated(settings: Settings, rates: Mapping[str, float]) -> list[str]:
   """The methods that a study erases by, of which nobody knows the seconds."""
-  made = {c.method: settings.erasure(c) for c in settings.cells}
-  return sorted(m for m, e in made.items() if not e.edit and m not in rates)
+  made = {c.method for c in settings.cells if not settings.erasure(c).edit}
+  return sorted(made - set(rates))
 
 
 def measured_rates(
@@ -149,8 +149,8 @@ def described(
       + f"({own} of {len(rates)} rates measured in {folder}, the others are "
       "the config's)",
       *(
-        f"no time counted for erasing by {method}: name its seconds in "
-        f"config.rates['{method}']"
+        f"no time counted for erasing by {method}; the config's file can have "
+        f"its seconds: config.rates['{method}'] = 60"
         for method in unrated(settings, rates)
       ),
       f"bytes: {edits / 2**20:.1f} MiB of edits, at most "

@@ -185,9 +185,13 @@ class Tuning:
   def _drift(self, tuned: Params) -> dict[str, float | None]:
     """How far weights moved, and how noise predictions on the concept did."""
     study = self.study
+    base = self.cell.concept, self.edit.concepts
     before, after = (
       states.reshape(-1, *study.sd.context_shape)
-      for states in (self._states(study.base), self.states)
+      for states in (
+        study.once(("states", *base), lambda: self._states(study.base)),
+        self.states,
+      )
     )
     shown = np.arange(_PROBES) % len(before)
     gap = drift.noise_gap(
