@@ -249,6 +249,9 @@ def test_a_verb_keeps_its_run_where_it_is_told(tmp_path):
 def test_how_a_model_computes_stands_in_the_record():
   model = ul.load("shapes", kernels="fast")
   assert given.computing(model) == {"kernels": "fast"}
+  half = ul.load("shapes", dtype="bfloat16", attention="dense")
+  named = {"kernels": "exact", "dtype": "bfloat16", "attention": "dense"}
+  assert given.computing(half) == named
   star = ul.concept(model, "star")
   values = attacking.configured(model, star, "pez", 1, {}, {})
   assert values.kernels == "fast"

@@ -141,7 +141,7 @@ esac
 answer=$(head -n 1 $kind)
 [ "$(wc -l < $kind)" -eq 1 ] || sed -i 1d $kind
 # No child writes it: bash forgets a signal while a child ends well.
-[ "$answer" != stay ] || { : > staying; exec sleep 60; }
+[ "$answer" != stay ] || { echo $$ > staying; exec sleep 60; }
 [ $kind = runs ] && exit "$answer"
 echo "$answer"
 """
@@ -198,12 +198,18 @@ def test_a_slice_that_nobody_gets_is_not_asked_for_again(cloud):
   assert status == 1 and calls.count("create") == calls.count("delete") == 1
 
 
+def running(file):
+  """The program of the process whose number is in a file; "" for none yet."""
+  number = file.read_text().strip() if file.exists() else ""
+  asked = ["ps", "-o", "comm=", "-p", number or "0"]
+  return subprocess.run(asked, capture_output=True, text=True).stdout
+
+
 def test_ctrl_c_deletes_the_slice(cloud, tmp_path):
   def interrupt():
-    while not (tmp_path / "staying").exists():
+    # bash forgets a signal as it becomes the process that sleeps.
+    while "sleep" not in running(tmp_path / "staying"):
       time.sleep(0.02)
-    # bash has yet to become the process that sleeps.
-    time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGINT)
 
   threading.Thread(target=interrupt).start()

@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+import jax.numpy as jnp
+
 from unlearning_jax.model import Model
 
 
@@ -21,7 +23,14 @@ def model(what: str, value: object) -> Model:
 
 def computing(model: Model) -> dict[str, Any]:
   """How a model was loaded to compute, as settings have it."""
-  return {"kernels": model.sd.unet.config.kernels}
+  config = model.sd.unet.config
+  found = {"kernels": config.kernels}
+  # A record of an earlier version names no usual ones.
+  if (dtype := jnp.dtype(config.dtype).name) != "float32":
+    found["dtype"] = dtype
+  if config.attention != "auto":
+    found["attention"] = config.attention
+  return found
 
 
 def models(what: str, value: object) -> list[Model]:
