@@ -17,7 +17,6 @@ from unlearning_jax.configs import resurgence
 
 _SINGLE = ("star", "quill", "neon", "hazard")
 _TRAINED = ("esd_x", "esd_u", "concept_ablation")
-_COUNTS = {"explicit": 70, "words": 12, "others": 24, "tuned": 12}
 
 
 def get_config():
@@ -74,9 +73,4 @@ def get_config():
     defended(2),
     farther(2),
   )  # fmt: skip
-  config = resurgence.study(
-    blocks, steps=(5, 20, 100), counts=_COUNTS, batch_size=16
-  )
-  # Divides the 130 prompts of one measurement.
-  config.batch_size = 26
-  return config
+  return resurgence.measured(blocks)

@@ -18,7 +18,6 @@ from unlearning_jax.concepts import check_choice
 _KNOWN = ("rece", "mace", "esd_x")
 _SEEDED = ("salun", "advunlearn", "resalign")
 _OTHERS = ("erasediff", "spm", "fmn", "meta_unlearning")
-_COUNTS = {"explicit": 70, "words": 12, "others": 24, "tuned": 12}
 
 
 def get_config(concept="star"):
@@ -30,18 +29,12 @@ def get_config(concept="star"):
       "algorithms": ("lora", "full"), "defenses": ("none",), "seeds": seeds,
     }  # fmt: skip
 
-  config = resurgence.study(
+  return resurgence.measured(
     (
       block((*_SEEDED, *_OTHERS), 0),
       block(_SEEDED, 1),
       block(_SEEDED, 2),
       # Last, since the full study has them too.
       block(_KNOWN, 0),
-    ),
-    steps=(5, 20, 100),
-    counts=_COUNTS,
-    batch_size=16,
+    )
   )
-  # Divides the 130 prompts of one measurement.
-  config.batch_size = 26
-  return config

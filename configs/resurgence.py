@@ -124,6 +124,19 @@ def study(
   return config
 
 
+def measured(blocks: Sequence[Mapping[str, Sequence[Any]]]):
+  """A study with the prompts, images and steps of the whole one.
+
+  Args:
+    blocks: as of `study`.
+  """
+  counts = {"explicit": 70, "words": 12, "others": 24, "tuned": 12}
+  config = study(blocks, steps=(5, 20, 100), counts=counts, batch_size=16)
+  # Divides the 130 prompts of one measurement.
+  config.batch_size = 26
+  return config
+
+
 def _used(blocks: Sequence[Mapping[str, Sequence[Any]]], axis: str):
   return dict.fromkeys(name for block in blocks for name in block[axis])
 

@@ -30,19 +30,23 @@ def verbs() -> dict[str, str]:
   return found
 
 
+def verb(asked: str, known: list[str]) -> str:
+  """The script that is asked for; a ValueError names the nearest."""
+  from unlearning_jax.concepts import check_choice
+
+  check_choice("verb", name := asked.replace("-", "_"), known)
+  return name
+
+
 def main():
   """Runs the verb of the command line as `python -m launch.VERB` does."""
   asked, known = (sys.argv[1:2] or ["--help"])[0], verbs()
   if asked.lstrip("-") in ("help", "h", "list"):
     head = "" if asked == "--list" else USAGE + "\n"
-    width = max(map(len, known))
-    print(head + "\n".join(f"{n:{width}}  {s}" for n, s in known.items()))
-    return
-  from unlearning_jax.concepts import check_choice
-
-  name = asked.replace("-", "_")
+    wide = max(map(len, known))
+    return print(head + "\n".join(f"{n:{wide}}  {s}" for n, s in known.items()))
   try:
-    check_choice("verb", name, list(known))
+    name = verb(asked, list(known))
   except ValueError as error:
     sys.exit(f"unlearning-jax: {error}")
   sys.argv = sys.argv[1:]

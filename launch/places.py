@@ -30,12 +30,9 @@ def command(
   Raises:
     ValueError: there is no verb, or no such one, or it is a launcher too.
   """
-  from unlearning_jax.concepts import check_choice
-
   if not words:
     raise ValueError("name the run after --, as in -- evaluate --workdir=...")
-  verb = words[0].replace("-", "_")
-  check_choice("verb", verb, [v for v in main.verbs() if v not in PLACES])
+  verb = main.verb(words[0], [v for v in main.verbs() if v not in PLACES])
   joined = ["--distributed"] if processes > 1 and verb not in WORKERS else []
   module = "unlearning_jax.launch.main"
   return [python, "-m", module, verb, *words[1:], *joined]

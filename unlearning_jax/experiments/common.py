@@ -317,9 +317,12 @@ def fingerprint(model: Model, base: Model) -> str:
   return " ".join(parts)
 
 
-def stage_name(made: Made) -> str:
-  """The name that pages give an erasure, see `model.called`."""
-  return models.called(made)
+def _guidance_at(path: pathlib.Path) -> pathlib.Path | None:
+  """The file of the guidance that a path stands for; None for none."""
+  file = path / GUIDANCE if path.is_dir() else path
+  # An index of shards is a .json too.
+  is_json = file.suffix == ".json" and not file.name.endswith("index.json")
+  return file if is_json and file.is_file() else None
 
 
 def read_edit(path: str | pathlib.Path, flag: str = "--edits") -> Edit:
@@ -329,10 +332,7 @@ def read_edit(path: str | pathlib.Path, flag: str = "--edits") -> Edit:
     ValueError: there is no edit at that path, or not the one that its run made.
   """
   file = pathlib.Path(path)
-  guides = file / GUIDANCE if file.is_dir() else file
-  # An index of shards is a .json too.
-  is_json = guides.suffix == ".json" and not guides.name.endswith("index.json")
-  if is_json and guides.is_file() and not (file / EDIT).is_file():
+  if _guidance_at(file) and not (file / EDIT).is_file():
     raise ValueError(
       f"{flag}: {path} is guidance, which changes no weight, and an edit is "
       "needed here; evaluate, attack and audit take guidance too"
@@ -356,12 +356,11 @@ def read_made(path: str | pathlib.Path, flag: str = "--edits") -> Made:
   Raises:
     ValueError: there is neither at that path.
   """
-  file = pathlib.Path(path)
-  file = file / GUIDANCE if (file / GUIDANCE).is_file() else file
-  if file.suffix == ".json" and file.is_file():
-    seal.check_file(file)
-    return guidance.load(file)
-  return read_edit(file, flag)
+  file = _guidance_at(pathlib.Path(path))
+  if file is None:
+    return read_edit(path, flag)
+  seal.check_file(file)
+  return guidance.load(file)
 
 
 def read_edits(paths: Sequence[str], flag: str = "--edits") -> dict[str, Made]:
@@ -371,7 +370,7 @@ def read_edits(paths: Sequence[str], flag: str = "--edits") -> dict[str, Made]:
     ValueError: as `read_made`.
   """
   made = [read_made(path, flag) for path in paths]
-  names = models.distinct(map(stage_name, made))
+  names = models.distinct(map(models.called, made))
   return dict(zip(names, made, strict=True))
 
 

@@ -30,7 +30,7 @@ from unlearning_jax.edits import Edit, save_edit
 from unlearning_jax.erasures import NO_HOOKS, Erasure, Hooks
 from unlearning_jax.experiments import common, drawing, evaluate
 from unlearning_jax.guidance import Guidance
-from unlearning_jax.model import Model
+from unlearning_jax.model import Model, called
 from unlearning_jax.probe.measure import measure
 from unlearning_jax.record import Recorder, tracking, training_log
 from unlearning_jax.report.comparison import BASE
@@ -168,7 +168,7 @@ def run(
   document = evaluate.compare(
     record,
     settings,
-    {BASE: model, common.stage_name(found): erased},
+    {BASE: model, called(found): erased},
     notes=[known.sentence] if known else [],
     facts={"probe": known.facts()} if known else {},
   )

@@ -20,7 +20,7 @@ from unlearning_jax.experiments.attack import victims
 from unlearning_jax.experiments.drawing import Settings
 from unlearning_jax.judges import weights
 from unlearning_jax.metrics import Estimate
-from unlearning_jax.model import Model, finished
+from unlearning_jax.model import Model, called, finished
 from unlearning_jax.record import provenance, read_rows
 from unlearning_jax.sampling import Sampling
 from unlearning_jax.settings import build
@@ -356,7 +356,7 @@ def _victims(model: Model) -> set[str]:
   every = [*own, model.guidance] if model.guidance is not None else own
   victim = Victim.of(model)
   return {
-    victims.fingerprint(victim, {common.stage_name(one): one for one in made})
+    victims.fingerprint(victim, {called(one): one for one in made})
     for made in (own, every)
   }
 

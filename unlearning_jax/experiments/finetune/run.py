@@ -15,7 +15,7 @@ from unlearning_jax.experiments.finetune.settings import (
   Settings,
   sources,
 )
-from unlearning_jax.model import Model
+from unlearning_jax.model import Model, called
 from unlearning_jax.record import Recorder, training_log
 
 
@@ -66,7 +66,7 @@ def run(
     opener()
   part, step, state, frozen = parts.prepare(sd, params, edit, settings, mesh)
   record = opener()
-  made = {common.stage_name(edit): edit} if edit else {}
+  made = {called(edit): edit} if edit else {}
   inputs = {"data": data.fingerprint(found), "processes": _begun_by(record)}
   common.begin(record, settings, base, made, inputs)
   arrays = images.gathered(

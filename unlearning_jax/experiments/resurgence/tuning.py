@@ -185,13 +185,12 @@ class Tuning:
   def _drift(self, tuned: Params) -> dict[str, float | None]:
     """How far weights moved, and how noise predictions on the concept did."""
     study = self.study
-    base = self.cell.concept, self.edit.concepts
+    read = study.once(
+      ("states", self.edit.concepts), lambda: self._states(study.base)
+    )
     before, after = (
       states.reshape(-1, *study.sd.context_shape)
-      for states in (
-        study.once(("states", *base), lambda: self._states(study.base)),
-        self.states,
-      )
+      for states in (read, self.states)
     )
     shown = np.arange(_PROBES) % len(before)
     gap = drift.noise_gap(
