@@ -8,7 +8,8 @@ edit leaves, and compares what the judge saw with what the probe says.
 appends a row an edit to `drawn.jsonl` and goes on where it was stopped. With
 `--out=benchmarks/results/probe_calibration.json` it then probes all edits and
 writes the record; rows of an earlier one stay, of edits that were not drawn
-here. `probe_edits.py` says which edits there are.
+here. `--only=HALF,ID` draws some alone. `probe_edits.py` says which edits there
+are, `probe_record.py` what is counted.
 
 An edit has failed in two cases:
 
@@ -40,30 +41,19 @@ from unlearning_jax import extensions
 from unlearning_jax.judges import Judge
 from unlearning_jax.metrics.accuracy import judge_rows
 from unlearning_jax.model import Model
-from unlearning_jax.probe import LIMITS
 from unlearning_jax.probe.measure import measure
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from probe_edits import HALVES, Spec, concepts, made, specs  # noqa: E402
+from probe_edits import Spec, concepts, made, specs  # noqa: E402
+from probe_record import Row, failed, near, record, together  # noqa: E402
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Where rows and edits are kept.")
 OUT = flags.DEFINE_string("out", None, "Where the JSON record goes.")
-ONLY = flags.DEFINE_list("only", [], "Halves to draw; none for all.")
+ONLY = flags.DEFINE_list("only", [], "Halves or ids to draw; none for all.")
 CHEAP = flags.DEFINE_bool("cheap", False, "Draws no edit that is trained.")
 
-STILL_THERE, DAMAGE = 0.5, 0.3
 BY_NAME, OTHERS, AGAIN = 12, 24, 6
-# What is drawn once more: shares seen, and shares lost.
-NEAR_SEEN, NEAR_LOST = (0.15, 0.85), (0.15, 0.5)
-# Clear cases, of which the record counts too.
-CLEAR_FAILED, CLEAR_GOOD = (0.75, 0.5), (0.25, 0.15)
-# Limits whose counts the record shows too.
-CURVE = {
-  "left": (0.48, 0.52, 0.564, 0.61, 0.65),
-  "moved": (0.30, 0.32, 0.344, 0.37),
-}
 TRAINED = ("esd", "concept_ablation", "mace")
-Row = dict[str, Any]
 
 
 def rows_of(task: str, name: str, times: int = 1) -> list[Row]:
@@ -99,13 +89,6 @@ def right(rows: list[Row]) -> dict[str, float]:
         if label is not None:
           found.setdefault(head, []).append(row["judged"][head] == label)
   return {head: float(np.mean(seen)) for head, seen in found.items()}
-
-
-def near(seen: float, lost: float) -> tuple[bool, bool]:
-  """Whether luck may have put a share seen, a share lost, beyond its limit."""
-  if seen > NEAR_SEEN[1] or lost > NEAR_LOST[1]:
-    return False, False
-  return seen >= NEAR_SEEN[0], lost >= NEAR_LOST[0]
 
 
 class Truth:
@@ -149,8 +132,8 @@ class Truth:
       seen = self.seen(spec, erased, AGAIN)
     if again[1]:
       lost = self.lost(spec, erased, AGAIN)
-    failed = seen > STILL_THERE or lost > DAMAGE
-    return {"again": again, "shown": seen, "lost": lost, "failed": failed}
+    shares = {"again": again, "shown": seen, "lost": lost}
+    return shares | {"failed": failed(seen, lost)}
 
 
 def probed(row: Row, model: Model, folder: pathlib.Path):
@@ -177,63 +160,6 @@ def probed(row: Row, model: Model, folder: pathlib.Path):
   }
 
 
-def counts(rows: list[Row]) -> dict[str, int]:
-  """Failed and good edits, and how many of each were flagged."""
-  found = {}
-  for name, failed in (("failed", True), ("good", False)):
-    some = [row for row in rows if row["failed"] == failed]
-    found[name] = len(some)
-    found[f"{name}_flagged"] = sum(row["verdict"] != "ok" for row in some)
-  return found
-
-
-def curve(rows: list[Row]) -> list[Row]:
-  """What other limits would flag of the edits that states measure."""
-  held = [row for row in rows if row["instrument"] == "states"]
-  found = []
-  for left in CURVE["left"]:
-    for moved in CURVE["moved"]:
-      said = [row["left"] > left or row["unrelated"] > moved for row in held]
-      verdicts = [
-        row | {"verdict": "flagged" if flagged else "ok"}
-        for row, flagged in zip(held, said, strict=True)
-      ]
-      found.append({"left": left, "moved": moved, **counts(verdicts)})
-  return found
-
-
-def together(old: list[Row], new: list[Row]) -> list[Row]:
-  """Rows of both, in the order of `specs`; a new one replaces an old one."""
-  rows = {row["id"]: row for row in (*old, *new)}
-  return [rows[spec.id] for spec in specs() if spec.id in rows]
-
-
-def record(rows: list[Row]) -> dict[str, Any]:
-  """The record: every half, clear cases, every edit."""
-  found: dict[str, Any] = {
-    "what": __doc__.splitlines()[0],
-    "limits": {k: dataclasses.asdict(v) for k, v in LIMITS.items()},
-  }
-  for half in HALVES:
-    some = [row for row in rows if row["half"] == half]
-    clear = [
-      row
-      for row in some
-      if row["shown"] > CLEAR_FAILED[0]
-      or row["lost"] > CLEAR_FAILED[1]
-      or (row["shown"] <= CLEAR_GOOD[0] and row["lost"] <= CLEAR_GOOD[1])
-    ]
-    by_method = {
-      method: counts([row for row in some if row["method"] == method])
-      for method in sorted({row["method"] for row in some})
-    }
-    found[half] = {
-      "all": counts(some), "clear": counts(clear), "methods": by_method,
-      "curve": curve(some),
-    }  # fmt: skip
-  return found | {"rows": rows}
-
-
 def main(_):
   """Makes and draws what is left to do, and writes the record."""
   folder = pathlib.Path(WORKDIR.value)
@@ -244,8 +170,8 @@ def main(_):
   model = ul.load("shapes")
   truth = Truth(model, folder / "bases.json")
   for spec in specs():
-    left_out = spec.id in done or (ONLY.value and spec.half not in ONLY.value)
-    if left_out or (CHEAP.value and spec.method in TRAINED):
+    asked = not ONLY.value or {spec.half, spec.id} & {*ONLY.value}
+    if spec.id in done or not asked or (CHEAP.value and spec.method in TRAINED):
       continue
     row = dataclasses.asdict(spec)
     row |= truth.of(spec, made(spec, model, folder))
@@ -257,7 +183,7 @@ def main(_):
     old = json.loads(kept.read_text())["rows"] if kept.exists() else []
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     new = [probed(row, model, folder) for row in rows]
-    found = record(together(old, new))
+    found = record(__doc__.splitlines()[0], together(old, new))
     lines = ",\n".join(json.dumps(row) for row in found.pop("rows"))
     head = json.dumps(found, indent=2)[:-2]
     text = f'{head},\n  "rows": [\n{lines}\n]}}\n'

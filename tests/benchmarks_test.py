@@ -148,3 +148,28 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
   monkeypatch.setattr(works.importlib.util, "find_spec", lambda name: None)
   found = works.measure("shapes 1", "eager", 0.0)
   assert found == {"missing": "not installed: torch, diffusers"}
+
+
+@pytest.fixture
+def probe_record(monkeypatch):
+  """What counts the edits that calibrate the probe, and the record of them."""
+  monkeypatch.syspath_prepend(ROOT / "benchmarks")
+  import probe_record
+
+  return probe_record, json.loads(probe_record.FILE.read_text())
+
+
+def test_every_edit_of_the_probe_is_held_to_one_rule(probe_record):
+  """What is near a limit is drawn again; the shares say what failed."""
+  rule, kept = probe_record
+  assert rule.record(kept["what"], kept["rows"]) == kept
+  for row in kept["rows"]:
+    shares = row["shown"], row["lost"]
+    assert row["failed"] == rule.failed(*shares), row["id"]
+    assert row["drawn_again"] or not any(rule.near(*shares)), row["id"]
+
+
+def test_the_page_of_the_probe_has_the_counts_of_its_record(probe_record):
+  rule, kept = probe_record
+  page = (ROOT / "docs/probe.md").read_text()
+  assert [table for table in rule.tables(kept) if table not in page] == []
