@@ -87,7 +87,8 @@ def check(h: Budget, loss: str, schedule: schedules.Schedule):
   if parts and getattr(h, parts) > total:
     raise ValueError(
       f"{parts}={getattr(h, parts)}: timesteps={h.timesteps!r} needs a "
-      f"timestep for each, and the model has {total}; give at most {total}"
+      f"timestep for each, and the model has {total}; give at most {total}, "
+      "or timesteps='random'"
     )
   check_noise(schedule)
 
