@@ -121,7 +121,7 @@ def test_a_full_lanes_gradient_is_that_at_the_moved_weights(
     return np.array([whole.concept(moved, (KEY, KEY), 1)])
 
   wanted = differences(after, np.asarray(flat))[0]
-  close(ravel_pytree(found)[0], wanted, 1e-7)
+  close(ravel_pytree(found)[0], wanted, 1e-6)
   np.testing.assert_allclose(metrics["tuned"], after(flat)[0], rtol=1e-10)
 
 
@@ -229,7 +229,7 @@ def test_the_release_draws_lanes_of_every_kind(parts, monkeypatch):
 
 
 def test_a_full_lane_that_diverges_leaves_no_gradient(parts, monkeypatch):
-  h = hparams(lanes=("adamw-full/1e300/30/0", PLAIN))
+  h = hparams(lanes=("adamw-full/1e38/30/0", PLAIN))
   found, _ = step_of(h, parts, monkeypatch)
   assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(found))
 

@@ -17,8 +17,8 @@ How L(w) moves with theta is `hypergrad`:
   unrolled     exactly, back through all of the tuning's steps
 
 A lane tunes the adapters, or all weights of the UNet by AdamW. The latter is
-of `first_order` in either version, see `step`. A lane may have DreamBooth's
-second loss, on images of a prior set.
+always of first order, see `whole`. A lane may have DreamBooth's second loss, on
+images of a prior set.
 
 Two versions exist, each a preset:
 
@@ -32,9 +32,10 @@ Two versions exist, each a preset:
               (`hypergrad.released`). Adam corrects its moments twice.
 
 The release's lane of all weights is mended in both. There it begins at the
-adapters that were written last, another lane's w. Its end is brought back to
-adapters by an SVD, and the gradient in these, which have another basis, is
-added to theta's. Here it begins at theta, and theta's gradient is taken.
+adapters that were written last, which are another lane's w. An SVD makes
+adapters of where it ends. The gradient in these, which have another basis, is
+added to theta's. Here the lane begins at theta, and theta's gradient is taken;
+`paper_code` has its cap here too, without curvature.
 
 Lanes learn the set that the release's loaders give them: three share a name,
 and so the last one's images. Not here is its one prompt for all images of the

@@ -29,9 +29,9 @@ class Hparams(sets.Drawing):
   Attributes:
     preset: "fixed" or "paper_code".
     hypergrad: "first_order", "neumann" or "unrolled"; only "fixed" heeds it.
-    lanes: the tunings, each "optimizer/learning rate/steps/set", or another
-      kind of `lanes`. The phrases that remain are dealt out to the sets in
-      turn.
+    lanes: the tunings, each "optimizer/learning rate/steps/set". The set "1+3"
+      adds a prior set, and the optimizer "adamw-full" tunes the whole UNet. The
+      phrases that remain are dealt out to the sets in turn.
     drawn: lanes of a step; only "paper_code" heeds it.
     tuning_batch: images in a step of a tuning; as many of a prior set.
     prior_weight: of the loss on a prior set.
