@@ -132,9 +132,8 @@ def share(one: dict[str, Any], name: str) -> str:
 
 def table(*rows: list[str]) -> str:
   """Markdown of a head and rows."""
-  rule = ["---"] * len(rows[0])
-  lines = (" | ".join(row) for row in (rows[0], rule, *rows[1:]))
-  return "\n".join(f"| {line} |" for line in lines)
+  head, *lines = (f"| {' | '.join(row)} |" for row in rows)
+  return "\n".join([head, "|---" * len(rows[0]) + "|", *lines])
 
 
 def tables(found: dict[str, Any]) -> list[str]:
