@@ -24,6 +24,7 @@ from unlearning_jax.finetune.loop import make_step as make_step
 from unlearning_jax.finetune.loop import optimizer as optimizer
 from unlearning_jax.finetune.loop import train as train
 from unlearning_jax.finetune.loop import train_erasure as train_erasure
+from unlearning_jax.finetune.looped import in_loop as in_loop
 from unlearning_jax.finetune.partition import SUBSETS as SUBSETS
 from unlearning_jax.finetune.partition import TRAINABLE as TRAINABLE
 from unlearning_jax.finetune.partition import Partition as Partition
