@@ -87,45 +87,61 @@ def meta_gradient(
     jax.random.fold_in(noise[min(point, 1)], which)
     for point, which in zip(at, of, strict=True)
   ]
+  held, broken = h.weights[_AT_THETA], [-share for share in h.weights[_AT_W]]
 
-  def term(its: tuple[Array, Array, PRNGKeyArray]) -> tuple[Array, Array]:
-    point, which, own = its
-    return jax.value_and_grad(tuning)(points[point], own, which)
+  # Sums, so that no more gradients are held where there are more terms.
+  def term(
+    sums: tuple[Array, Array], its: tuple[Array, Array, Array, PRNGKeyArray]
+  ) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
+    (at_points, concept), (point, which, share, own) = sums, its
+    value, slope = jax.value_and_grad(tuning)(points[point], own, which)
+    concept = jnp.where(which == _CONCEPT, slope, concept)
+    at_points = jax.lax.dynamic_update_index_in_dim(
+      at_points, at_points[point] + share * slope, point, 0
+    )
+    return (at_points, concept), (value, slope @ slope, concept @ slope)
 
-  values, slopes = jax.lax.map(
-    term, (jnp.array(at), jnp.array(of), jnp.stack(drawn))
-  )
-  held, broken = (jnp.asarray(h.weights[cut]) for cut in (_AT_THETA, _AT_W))
-  direct = held @ slopes[_AT_THETA]
-  after = slopes[_AT_W].reshape(count, len(SETS), -1)
-  through = back(-jnp.tensordot(after, broken, (1, 0)))
+  (sums, _), (values, squares, products) = jax.lax.scan(
+    term,
+    (jnp.zeros_like(points), jnp.zeros_like(theta)),
+    (
+      jnp.array(at), jnp.array(of), jnp.array([*held, *count * broken]),
+      jnp.stack(drawn),
+    ),
+  )  # fmt: skip
   # A tuning that has diverged must not be left out of the mean in silence.
   whole = jnp.isfinite(values).all()
-  gradient = jnp.where(whole, direct + through.mean(0), jnp.nan)
+  gradient = jnp.where(whole, sums[0] + back(sums[1:]).mean(0), jnp.nan)
   ends = values[_AT_W].reshape(count, len(SETS))
-  value = held @ values[_AT_THETA] - (ends @ broken).mean()
+  value = jnp.array(held) @ values[_AT_THETA]
+  value += (ends @ jnp.array(broken)).mean()
   named = {
     "irrelevant": values[0], "related": values[1],
     **{f"tuned_{name}": ends[:, i].mean() for i, name in enumerate(SETS)},
   }  # fmt: skip
-  return value, gradient, named | slope_and_cosine(after)
+  return (
+    value,
+    gradient,
+    named
+    | slope_and_cosine(
+      *(x[_AT_W].reshape(count, len(SETS)) for x in (squares, products))
+    ),
+  )
 
 
-def slope_and_cosine(slopes: Float[Array, "l s n"]) -> finetune.Metrics:
+def slope_and_cosine(
+  squares: Float[Array, "l s"], products: Float[Array, "l s"]
+) -> finetune.Metrics:
   """The squared slope of L_con at w, and its cosine with that of L_rel.
 
   Relearning is slow where the slope is small, and breaks what is related where
   the cosine is negative.
 
   Args:
-    slopes: gradients at w, of each lane and set.
+    squares: each slope's with itself, of each lane and set.
+    products: with that of L_con.
   """
-  gram = jnp.einsum("lin,ljn->lij", slopes, slopes)
-  con, both, rel = (
-    gram[:, i, j]
-    for i, j in (
-      (_CONCEPT, _CONCEPT), (_CONCEPT, _RELATED), (_RELATED, _RELATED)
-    )
-  )  # fmt: skip
-  cosine = both / jnp.sqrt(jnp.maximum(con * rel, 1e-30))
+  con, rel = squares[:, _CONCEPT], squares[:, _RELATED]
+  sizes = jnp.sqrt(jnp.maximum(con * rel, 1e-30))
+  cosine = products[:, _RELATED] / sizes
   return {"slope": con.mean(), "cosine": cosine.mean()}
