@@ -33,7 +33,7 @@ def in_loop(loss: Callable[..., Float[Array, ""]]) -> Callable[..., Any]:
     return _turned(jax.value_and_grad(loss), x, *rest)
 
   def backward(slope: Any, above: Array) -> tuple[Any, None]:
-    return jax.tree.map(lambda leaf: above * leaf, slope), None
+    return jax.tree.map(lambda g: (above * g).astype(g.dtype), slope), None
 
   value.defvjp(forward, backward)
   return lambda x, *rest: value(x, rest)

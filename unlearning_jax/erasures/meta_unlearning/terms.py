@@ -105,8 +105,8 @@ def meta_gradient(
     term,
     (jnp.zeros_like(points), jnp.zeros_like(theta)),
     (
-      jnp.array(at), jnp.array(of), jnp.array([*held, *count * broken]),
-      jnp.stack(drawn),
+      jnp.array(at), jnp.array(of),
+      jnp.array([*held, *count * broken], theta.dtype), jnp.stack(drawn),
     ),
   )  # fmt: skip
   # A tuning that has diverged must not be left out of the mean in silence.
