@@ -1,6 +1,7 @@
 """Training: one step and one loop for any loss, and the losses of diffusion.
 
 loop        state, optimizer, step, loop
+looped      gradients in a loop, on a CPU
 packed      many runs in one program
 partition   which parameters train, and how they join the others
 drawn       images of a model's own, to train an erasure on
