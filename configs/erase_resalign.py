@@ -7,7 +7,8 @@
     --config.preserve=coco_objects
 
 Full size has the published settings, which are for nudity. What is preserved
-is drawn, held and tuned on: name phrases to `preserve`, or a list.
+is drawn, held and tuned on: name phrases to `preserve`, or a list. Its lanes
+need four.
 """
 
 from unlearning_jax.configs import erasures

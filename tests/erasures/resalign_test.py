@@ -11,7 +11,13 @@ import pytest
 
 from tests.erasures.resalign_gradients_test import doubles, one
 from unlearning_jax.erasures import resalign
-from unlearning_jax.erasures.resalign import images, lanes
+from unlearning_jax.erasures.resalign import (
+  images,
+  lanes,
+  options,
+  packs,
+  step,
+)
 from unlearning_jax.erasures.salun import sets
 
 __all__ = ["doubles"]
@@ -33,15 +39,18 @@ class Quadratics:
 def lane_gradient(losses, h, theta, lane, direct, keys):
   """A lane from its beginning to its gradient, and the loss that it ends at."""
 
+  pack, *_ = packs.packs(h, keys[0], keys)
+
   def tune(theta):
-    return resalign.tuned(losses, h, theta, lane, keys[0])
+    return packs.tuned(losses, h, pack, theta, lane, keys[0])
 
   w, back = jax.vjp(tune, theta)
   value, g = jax.value_and_grad(losses.concept)(w, keys, 1)
   g = jax.tree.map(lambda leaf: h.resilience * leaf, g)
   if h.preset == "fixed" and h.hypergrad == "unrolled":
     (g,) = back(g)
-  total, found = resalign.through(losses, h, lane, w, g, direct, keys[1])
+  product = packs.curved(losses, h, pack, lane, w)
+  total, found = packs.through(h, lane, g, direct, product, keys[1])
   return total, found | {"tuned": value}
 
 
@@ -57,7 +66,7 @@ def test_a_lane_whose_series_grows_takes_its_first_term():
   assert (metrics["growth"], metrics["dropped"]) == (4, 1)
 
 
-@pytest.mark.parametrize("how", resalign.HYPERGRADS)
+@pytest.mark.parametrize("how", options.HYPERGRADS)
 def test_a_lanes_gradient(how):
   names = ("sgd/0.015625/8/0", "sgd/0.03125/3/1")
   h = resalign.Hparams(lanes=names, hypergrad=how, terms=30, resilience=0.75)
@@ -102,7 +111,7 @@ def test_lanes_together_are_lanes_alone_in_any_order():
 
 def test_what_remains_weighs_more_at_the_end():
   h = resalign.Hparams(num_steps=100)
-  found = [float(resalign.remain_weight(h, step)) for step in range(100)]
+  found = [float(options.remain_weight(h, step)) for step in range(100)]
   assert found[:48] == [1.6] * 48
   np.testing.assert_allclose(found[74], 1.8, atol=1e-6)
   np.testing.assert_allclose(found[99], 1.6 + 0.4 / (1 + np.exp(-5)), rtol=1e-6)
@@ -123,8 +132,8 @@ def test_what_remains_weighs_more_at_the_end():
     ({"lanes": ("sgd/1e-4/-1/0",)}, "'sgd/1e-4/-1/0' is no"),
     ({"lanes": ("sdg/1e-4/2/0",)}, "did you mean 'sgd'"),
     (
-      {"drawn": 14, "preset": "paper_code"},
-      "drawn=14; allowed: 1 to 13",
+      {"drawn": 16, "preset": "paper_code"},
+      "drawn=16; allowed: 1 to 15",
     ),
     ({"concept_batch": 5}, "concept_batch=5; allowed: 1 to 4"),
     ({"terms": 0}, "terms=0; allowed: whole numbers from 1"),
@@ -179,12 +188,12 @@ LANES = ("sgd/0.015625/8/0", "sgd/0.03125/3/1")
 
 def loss_of(h, monkeypatch, losses=Quadratics):
   """Value, gradient and metrics of a whole step at (0.5, -1)."""
-  monkeypatch.setattr(resalign, "Losses", lambda *_: losses())
+  monkeypatch.setattr(step, "Losses", lambda *_: losses())
   theta = {"x": jnp.array([0.5, -1.0])}
   batch = {"step": jnp.zeros(1, jnp.int32)}
   grad = jax.jit(
     jax.value_and_grad(
-      functools.partial(cast(Any, resalign._loss), None, None, h), has_aux=True
+      functools.partial(cast(Any, step.loss), None, None, h), has_aux=True
     )
   )
   (value, metrics), found = grad(theta, {}, batch, jax.random.key(0))
@@ -192,7 +201,7 @@ def loss_of(h, monkeypatch, losses=Quadratics):
 
 
 @pytest.mark.parametrize("at_once", [0, 1])
-@pytest.mark.parametrize("how", [*resalign.HYPERGRADS, "paper_code"])
+@pytest.mark.parametrize("how", [*options.HYPERGRADS, "paper_code"])
 def test_a_whole_step(how, at_once, monkeypatch):
   released = how == "paper_code"
   h = resalign.Hparams(
@@ -232,7 +241,7 @@ def test_without_resilience_it_is_plain_unlearning(monkeypatch):
   np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
-@pytest.mark.parametrize("preset", resalign.PRESETS)
+@pytest.mark.parametrize("preset", options.PRESETS)
 def test_a_lane_that_diverges_leaves_no_gradient(preset, monkeypatch):
   h = resalign.Hparams(preset=preset, lanes=("sgd/1e30/30/0",), drawn=1)
   _, found, _ = loss_of(h, monkeypatch)

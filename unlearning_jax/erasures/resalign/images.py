@@ -30,7 +30,8 @@ def check_sets(names: Sequence[str], phrases: int) -> int:
   Raises:
     ValueError: more than there are phrases that remain.
   """
-  count = int(max(lanes.parse(names).of)) + 1
+  parsed = lanes.parse(names, every_kind=True)
+  count = int(max(*parsed.of, *parsed.prior)) + 1
   if count > phrases:
     raise ValueError(
       f"lanes: they name {count} sets of images, but {phrases} phrases remain; "

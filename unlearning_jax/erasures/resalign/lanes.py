@@ -1,8 +1,13 @@
-"""The tunings that ResAlign makes in each step: one lane each, in one program.
+"""The tunings that ResAlign makes in each step: one lane each.
 
 A lane is written as "optimizer/learning rate/steps/set", such as
-"sgd/1e-4/20/2". Lanes differ only in numbers, so `tune` runs all of them at
-once, each as long as the longest; a lane that has ended stands still.
+"sgd/1e-4/20/2". ResAlign has two more kinds:
+
+  sgd/1e-4/5/1+3       DreamBooth's: the loss on set 3, the prior set, is added
+  adamw-full/1e-6/5/2  AdamW on all of the UNet's weights
+
+Lanes of one kind differ only in numbers, so `tune` runs all of them at once,
+each as long as the longest; a lane that has ended stands still.
 """
 
 import math
@@ -19,6 +24,7 @@ from unlearning_jax.concepts import check_choice
 Tree = TypeVar("Tree")
 
 OPTIMIZERS = ("sgd", "adam")
+FULL = "adamw-full"
 _B1, _B2, _EPS = 0.9, 0.999, 1e-8
 
 
@@ -30,10 +36,18 @@ class Lanes(NamedTuple):
   steps: Int[np.ndarray, "*L"]
   # The set of images that it learns.
   of: Int[np.ndarray, "*L"]
+  # The prior set; -1 where there is none.
+  prior: Int[np.ndarray, "*L"]
+  # Whether it tunes all weights.
+  full: Bool[np.ndarray, "*L"]
 
 
-def parse(names: Sequence[str]) -> Lanes:
+def parse(names: Sequence[str], every_kind: bool = False) -> Lanes:
   """Reads lanes.
+
+  Args:
+    names: the lanes.
+    every_kind: whether a lane may have a prior set, or tune all weights.
 
   Raises:
     ValueError: there is none, two are the same, or one is not four words of
@@ -41,30 +55,40 @@ def parse(names: Sequence[str]) -> Lanes:
   """
   if not names:
     raise ValueError("lanes=(): give one or more, as 'sgd/1e-4/20/0'")
-  rows = [_parsed(name) for name in names]
+  rows = [_parsed(name, every_kind) for name in names]
   if len(set(rows)) < len(rows):
     raise ValueError(f"lanes={tuple(names)}: two are the same; leave one out")
-  adam, rate, steps, of = (
-    np.array(column) for column in zip(*rows, strict=True)
-  )
-  return Lanes(adam, rate.astype(np.float32), steps, of)
+  adam, rate, *rest = (np.array(column) for column in zip(*rows, strict=True))
+  return Lanes(adam, rate.astype(np.float32), *rest)
 
 
-def _parsed(name: str) -> tuple[bool, float, int, int]:
-  words = name.split("/")
+def _parsed(
+  name: str, every_kind: bool
+) -> tuple[bool, float, int, int, int, bool]:
+  kind, *words = name.split("/")
+  numbers = []
   try:
-    kind, rate, steps, of = words[0], *map(float, words[1:])
-    good = math.isfinite(rate + steps + of) and min(rate, steps, of) >= 0
-    good = good and steps % 1 == of % 1 == 0
+    rate, steps, own = words
+    numbers = [float(word) for word in (rate, steps, *own.split("+"))]
+    good = len(numbers) <= (4 if every_kind else 3)
+    good &= all(math.isfinite(x) and x >= 0 for x in numbers)
+    good = good and not any(x % 1 for x in numbers[1:])
   except ValueError:
     good = False
   if not good:
+    more = (
+      ", in 'sgd/1e-4/5/1+3' with a prior set, or in 'adamw-full/1e-6/5/2' for "
+      "the whole UNet"
+    )
     raise ValueError(
       f"lanes: {name!r} is no optimizer/learning rate/steps/set, as in "
-      "'sgd/1e-4/20/0'"
+      f"'sgd/1e-4/20/0'{more if every_kind else ''}"
     )
-  check_choice("lanes: the optimizer", kind, OPTIMIZERS)
-  return kind == "adam", rate, int(steps), int(of)
+  known = (*OPTIMIZERS, FULL) if every_kind else OPTIMIZERS
+  check_choice("lanes: the optimizer", kind, known)
+  rate, *whole = [*numbers, -1][:4]
+  steps, of, prior = map(int, whole)
+  return kind != "sgd", rate, steps, of, prior, kind == FULL
 
 
 def tune(
@@ -74,6 +98,7 @@ def tune(
   key: PRNGKeyArray,
   longest: int,
   twice: bool = False,
+  decay: float = 0.0,
 ) -> Tree:
   """The weights w of one lane, differentiable in theta.
 
@@ -85,6 +110,7 @@ def tune(
     longest: the most steps of any lane.
     twice: whether Adam's moments are corrected for their start twice, as in the
       release: its first step is 0.32 of the learning rate.
+    decay: AdamW's.
   """
 
   # Its steps are made again on the way back: only weights are kept.
@@ -106,6 +132,8 @@ def tune(
       if twice:
         by_adam *= jnp.sqrt(sizes[1]) / sizes[0]
       change = lane.learning_rate * jnp.where(lane.adam, by_adam, g)
+      if decay:
+        change += lane.learning_rate * decay * x
       return jnp.where(i < lane.steps, x - change, x)
 
     weights = jax.tree.map(moved, weights, g, first, second)

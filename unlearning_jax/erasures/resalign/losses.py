@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from unlearning_jax import finetune, stable_diffusion
-from unlearning_jax.finetune.partition import Leaves
+from unlearning_jax.finetune.partition import Leaves, join_leaves
+from unlearning_jax.projections import leaves_of
 from unlearning_jax.schedules import add_noise
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
 
@@ -32,6 +33,16 @@ class Losses:
   join: Callable[[Any, Any], Params]
   frozen: Mapping[str, Any]
   batch: Mapping[str, Array]
+
+  def merged(self, adapters: Leaves) -> Leaves:
+    """W(theta): the weights with the adapters in them, path -> leaf."""
+    return leaves_of(self.join(adapters, self.frozen["params"]))
+
+  def of_weights(self) -> "Losses":
+    """`concept` and `tuning` as functions of all weights, as `merged` has."""
+    return dataclasses.replace(
+      self, join=join_leaves, frozen={**self.frozen, "params": {}}
+    )
 
   def concept(
     self, adapters: Leaves, keys: tuple[PRNGKeyArray, PRNGKeyArray], rows: int
