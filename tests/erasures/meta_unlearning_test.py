@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import flatten_util
 
 from tests.erasures.resalign_gradients_test import differences, doubles
 from tests.support import attacks_cases
@@ -54,8 +55,13 @@ def loss(u, of):
 def made(theta=THETA, losses=Quadratics, key=KEY, **options):
   """Value, gradient and metrics at theta."""
   h = meta.Hparams(**options)
-  at = {"x": jnp.asarray(theta), "y": jnp.ones(2)}
-  return terms.meta_gradient(cast(Any, losses()), h, at, key)
+  at, unravel = flatten_util.ravel_pytree(
+    {"x": jnp.asarray(theta), "y": jnp.ones(2)}
+  )
+  value, found, metrics = terms.meta_gradient(
+    cast(Any, losses()), h, at, unravel, key
+  )
+  return value, unravel(found), metrics
 
 
 WEIGHTS = dict(zip(meta.WEIGHTS, (0.3, 0.05, 0.7, 0.2, 0.11), strict=True))

@@ -1,6 +1,7 @@
 """Training: one step and one loop for any loss, and the losses of diffusion.
 
 loop        state, optimizer, step, loop
+looped      gradients in a loop, on a CPU
 packed      many runs in one program
 partition   which parameters train, and how they join the others
 drawn       images of a model's own, to train an erasure on
@@ -24,6 +25,7 @@ from unlearning_jax.finetune.loop import make_step as make_step
 from unlearning_jax.finetune.loop import optimizer as optimizer
 from unlearning_jax.finetune.loop import train as train
 from unlearning_jax.finetune.loop import train_erasure as train_erasure
+from unlearning_jax.finetune.looped import in_loop as in_loop
 from unlearning_jax.finetune.partition import SUBSETS as SUBSETS
 from unlearning_jax.finetune.partition import TRAINABLE as TRAINABLE
 from unlearning_jax.finetune.partition import Partition as Partition

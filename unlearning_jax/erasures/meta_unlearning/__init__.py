@@ -52,6 +52,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import flatten_util
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from unlearning_jax import erasures, finetune, settings, stable_diffusion
@@ -232,10 +233,11 @@ def _loss(
   )
   erased, metrics = erasing(trained, own, batch, key)
   # What SalUn masks stays the base's, here as in its edit.
-  theta = masked(trained, own)
+  theta, unravel = flatten_util.ravel_pytree(masked(trained, own))
   value, gradient, found = terms.meta_gradient(
-    losses, h, jax.lax.stop_gradient(theta), jax.random.fold_in(key, _APART)
-  )
+    losses, h, jax.lax.stop_gradient(theta), unravel,
+    jax.random.fold_in(key, _APART),
+  )  # fmt: skip
   whole = erased + hypergrad.with_gradient(value, gradient, theta)
   return whole, {**metrics, **found, "erase": erased}
 

@@ -20,31 +20,33 @@ _AT_THETA, _AT_W = slice(0, 2), slice(2, None)
 
 
 def tuned(
-  losses: Losses, h: Any, theta: Leaves, key: PRNGKeyArray
-) -> tuple[Leaves, Callable[[Leaves], Leaves]]:
+  tuning: Callable[..., Array],
+  h: Any,
+  theta: Float[Array, " n"],
+  key: PRNGKeyArray,
+) -> tuple[Float[Array, "l n"], Callable[[Array], Array]]:
   """Every lane's w, and the way back from gradients at w to those at theta.
 
   Args:
-    theta: the trained leaves.
+    tuning: (weights, key, set) -> the denoising loss on the set.
+    theta: the trained weights.
     key: draws the images that lanes are tuned on.
   """
   parsed = lanes.parse(h.lanes)
   count, longest = len(h.lanes), int(max(parsed.steps))
 
-  def one(its: tuple[Leaves, lanes.Lanes, PRNGKeyArray]) -> Leaves:
+  def one(its: tuple[Array, lanes.Lanes, PRNGKeyArray]) -> Array:
     begin, lane, own = its
 
-    def loss(weights: Leaves, key: PRNGKeyArray) -> Array:
-      return losses.tuning(weights, key, lane.of, h.batch_size)
+    def loss(weights: Array, key: PRNGKeyArray) -> Array:
+      return tuning(weights, key, lane.of)
 
     return lanes.tune(loss, begin, lane, own, longest)
 
   rest = jax.tree.map(jnp.asarray, parsed), jax.random.split(key, count)
-  thetas = jax.tree.map(
-    lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), theta
-  )
+  thetas = jnp.broadcast_to(theta, (count, len(theta)))
 
-  def every(thetas: Leaves) -> Leaves:
+  def every(thetas: Array) -> Array:
     return jax.lax.map(one, (thetas, *rest))
 
   if h.hypergrad == "first_order":
@@ -54,21 +56,30 @@ def tuned(
 
 
 def meta_gradient(
-  losses: Losses, h: Any, theta: Leaves, key: PRNGKeyArray
-) -> tuple[Float[Array, ""], Leaves, finetune.Metrics]:
+  losses: Losses,
+  h: Any,
+  theta: Float[Array, " n"],
+  unravel: Callable[[Array], Leaves],
+  key: PRNGKeyArray,
+) -> tuple[Float[Array, ""], Float[Array, " n"], finetune.Metrics]:
   """Value and gradient in theta of all terms but L_erase, and metrics.
 
   Args:
     losses: `tuning(weights, key, set, rows)` is the denoising loss on a set.
-    theta: the trained leaves.
+    theta: the trained weights, in one vector: sums over hundreds of leaves
+      compile for long.
+    unravel: makes leaves of a vector.
     key: draws images, timesteps and noise.
   """
   keys, count = jax.random.split(key, 3), len(h.lanes)
-  w, back = tuned(losses, h, theta, keys[0])
+
+  @finetune.in_loop
+  def tuning(weights: Array, key: PRNGKeyArray, of: Array) -> Array:
+    return losses.tuning(unravel(weights), key, of, h.batch_size)
+
+  w, back = tuned(tuning, h, theta, keys[0])
   # theta and every w in one, so that the gradient is compiled once.
-  points = jax.tree.map(
-    lambda one, more: jnp.concatenate([one[None], more]), theta, w
-  )
+  points = jnp.concatenate([theta[None], w])
   noise = (keys[1], keys[2] if h.preset == "reference" else keys[1])
   of = [_IRRELEVANT, _RELATED, *count * (_CONCEPT, _RELATED, _IRRELEVANT)]
   at = [0, 0, *(1 + i for i in range(count) for _ in SETS)]
@@ -76,56 +87,61 @@ def meta_gradient(
     jax.random.fold_in(noise[min(point, 1)], which)
     for point, which in zip(at, of, strict=True)
   ]
+  held, broken = h.weights[_AT_THETA], [-share for share in h.weights[_AT_W]]
 
-  def term(its: tuple[Array, Array, PRNGKeyArray]) -> tuple[Array, Leaves]:
-    point, which, own = its
-    weights = jax.tree.map(lambda leaf: leaf[point], points)
-    gradient = jax.value_and_grad(losses.tuning)
-    return gradient(weights, own, which, h.batch_size)
+  # Sums, so that no more gradients are held where there are more terms.
+  def term(
+    sums: tuple[Array, Array], its: tuple[Array, Array, Array, PRNGKeyArray]
+  ) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
+    (at_points, concept), (point, which, share, own) = sums, its
+    value, slope = jax.value_and_grad(tuning)(points[point], own, which)
+    concept = jnp.where(which == _CONCEPT, slope, concept)
+    at_points = jax.lax.dynamic_update_index_in_dim(
+      at_points, at_points[point] + share * slope, point, 0
+    )
+    return (at_points, concept), (value, slope @ slope, concept @ slope)
 
-  values, slopes = jax.lax.map(
-    term, (jnp.array(at), jnp.array(of), jnp.stack(drawn))
-  )
-  held, broken = (jnp.asarray(h.weights[cut]) for cut in (_AT_THETA, _AT_W))
-  direct = jax.tree.map(lambda x: jnp.tensordot(held, x[_AT_THETA], 1), slopes)
-  after = jax.tree.map(
-    lambda x: x[_AT_W].reshape(count, len(SETS), *x.shape[1:]), slopes
-  )
-  through = back(
-    jax.tree.map(lambda x: -jnp.tensordot(x, broken, (1, 0)), after)
-  )
+  (sums, _), (values, squares, products) = jax.lax.scan(
+    term,
+    (jnp.zeros_like(points), jnp.zeros_like(theta)),
+    (
+      jnp.array(at), jnp.array(of),
+      jnp.array([*held, *count * broken], theta.dtype), jnp.stack(drawn),
+    ),
+  )  # fmt: skip
   # A tuning that has diverged must not be left out of the mean in silence.
   whole = jnp.isfinite(values).all()
-  gradient = jax.tree.map(
-    lambda x, y: jnp.where(whole, x + y.mean(0), jnp.nan), direct, through
-  )
+  gradient = jnp.where(whole, sums[0] + back(sums[1:]).mean(0), jnp.nan)
   ends = values[_AT_W].reshape(count, len(SETS))
-  value = held @ values[_AT_THETA] - (ends @ broken).mean()
+  value = jnp.array(held) @ values[_AT_THETA]
+  value += (ends @ jnp.array(broken)).mean()
   named = {
     "irrelevant": values[0], "related": values[1],
     **{f"tuned_{name}": ends[:, i].mean() for i, name in enumerate(SETS)},
   }  # fmt: skip
-  return value, gradient, named | slope_and_cosine(after)
+  return (
+    value,
+    gradient,
+    named
+    | slope_and_cosine(
+      *(x[_AT_W].reshape(count, len(SETS)) for x in (squares, products))
+    ),
+  )
 
 
-def slope_and_cosine(slopes: Leaves) -> finetune.Metrics:
+def slope_and_cosine(
+  squares: Float[Array, "l s"], products: Float[Array, "l s"]
+) -> finetune.Metrics:
   """The squared slope of L_con at w, and its cosine with that of L_rel.
 
   Relearning is slow where the slope is small, and breaks what is related where
   the cosine is negative.
 
   Args:
-    slopes: gradients at w; leaves (lanes, sets, ...).
+    squares: each slope's with itself, of each lane and set.
+    products: with that of L_con.
   """
-  gram = jnp.zeros(())
-  for leaf in jax.tree.leaves(slopes):
-    flat = leaf.reshape(*leaf.shape[:2], -1)
-    gram = gram + jnp.einsum("lin,ljn->lij", flat, flat)
-  con, both, rel = (
-    gram[:, i, j]
-    for i, j in (
-      (_CONCEPT, _CONCEPT), (_CONCEPT, _RELATED), (_RELATED, _RELATED)
-    )
-  )  # fmt: skip
-  cosine = both / jnp.sqrt(jnp.maximum(con * rel, 1e-30))
+  con, rel = squares[:, _CONCEPT], squares[:, _RELATED]
+  sizes = jnp.sqrt(jnp.maximum(con * rel, 1e-30))
+  cosine = products[:, _RELATED] / sizes
   return {"slope": con.mean(), "cosine": cosine.mean()}
