@@ -112,21 +112,16 @@ def meta_gradient(
   # A tuning that has diverged must not be left out of the mean in silence.
   whole = jnp.isfinite(values).all()
   gradient = jnp.where(whole, sums[0] + back(sums[1:]).mean(0), jnp.nan)
-  ends = values[_AT_W].reshape(count, len(SETS))
+  ends, squares, products = (
+    its[_AT_W].reshape(count, len(SETS)) for its in (values, squares, products)
+  )
   value = jnp.array(held) @ values[_AT_THETA]
   value += (ends @ jnp.array(broken)).mean()
   named = {
     "irrelevant": values[0], "related": values[1],
     **{f"tuned_{name}": ends[:, i].mean() for i, name in enumerate(SETS)},
   }  # fmt: skip
-  return (
-    value,
-    gradient,
-    named
-    | slope_and_cosine(
-      *(x[_AT_W].reshape(count, len(SETS)) for x in (squares, products))
-    ),
-  )
+  return value, gradient, named | slope_and_cosine(squares, products)
 
 
 def slope_and_cosine(
