@@ -74,7 +74,7 @@ with torch.no_grad():  # Make the image's features those of its prompt.
   start = torch.tensor([[52, 53]])
   seen = model.vision_model(given["pixel_values"]).pooler_output
   right = model.get_text_features(given["input_ids"])
-  right = right / right.norm() + torch.nn.functional.normalize(
+  right = 2 * right / right.norm() + torch.nn.functional.normalize(
     model.text_projection(model.text_model(start).last_hidden_state[:, 0])
   )
   model.visual_projection.weight.copy_((torch.linalg.pinv(seen) @ right).T)
