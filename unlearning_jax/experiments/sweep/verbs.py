@@ -1,12 +1,10 @@
 """The verbs that a sweep can run, each as its launch script does."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from unlearning_jax import attacks, erasures, extensions, settings
-from unlearning_jax import model as models
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.experiments import (
   attack,
@@ -18,7 +16,6 @@ from unlearning_jax.experiments import (
   finetune,
 )
 from unlearning_jax.experiments.attack import victims
-from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder
 
 Opener = Callable[[], Recorder]
@@ -79,16 +76,8 @@ def of_config(values: Mapping[str, Any]) -> str:
   return found[0]
 
 
-# The cells of a sweep mostly share their base.
-_base = functools.lru_cache(maxsize=1)(models.load)
-
-
-def _model(given: Any) -> Model:
-  return _base(given.model, **common.computing(given))
-
-
 def _erase(given: erase.Settings, opened: Opener, edit: str):
-  erase.run(given, opened, _model(given))
+  erase.run(given, opened, common.load_model(given))
 
 
 def _attack(given: attack.Settings, opened: Opener, edit: str):
@@ -96,7 +85,7 @@ def _attack(given: attack.Settings, opened: Opener, edit: str):
 
 
 def _finetune(given: finetune.Settings, opened: Opener, edit: str):
-  model = _model(given)
+  model = common.load_model(given)
   if edit:
     model = model.with_edit(common.read_edit(edit, "edit"))
   finetune.run(given, opened, model)
