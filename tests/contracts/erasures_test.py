@@ -1,8 +1,10 @@
 """What every erasure must do, whatever its paper: one row a method."""
 
+import contextlib
 import dataclasses
 import fnmatch
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +22,12 @@ from unlearning_jax.edits import (
   load_edit,
   save_edit,
 )
-from unlearning_jax.experiments import erase
+from unlearning_jax.experiments import erase, erase_together
+from unlearning_jax.experiments import hooks as recording
 from unlearning_jax.guidance import Guidance
+from unlearning_jax.model import Model
 from unlearning_jax.record import Memory
+from unlearning_jax.record.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("quickest_compiler")
 # Two steps, on as many rows as there are devices.
@@ -284,7 +289,7 @@ def test_killed_and_resumed_is_undisturbed(name, model, made):
         raise Killed
       return self.batches[step]
 
-  hooks = erase.recorded(record, 1)
+  hooks = recording.recorded(record, 1)
 
   def trainer(loss, tx, trained, frozen, batches, *rest, **options):
     batches = Dying(batches)
@@ -297,7 +302,38 @@ def test_killed_and_resumed_is_undisturbed(name, model, made):
     assert steps == [0, 1]
   same(made(name), run(name, 0, model, hooks=dying))
   assert steps in ([], [0, 1, 1])
-  erase.tidy(record)
+  recording.tidy(record)
+
+
+@every([*SLOW, "tests.support.toy_erasure"])
+def test_packed_it_makes_what_it_makes_alone(name, model, made, tmp_path):
+  sd, params = model
+  wanted, erasure = [], erasures.bind(name, ERASURES[name][0])
+  for seed in (0, 1):
+    given = types.SimpleNamespace(erasure=erasure, phrases=CONCEPTS, seed=seed)
+    wanted.append(
+      erase_together.Wanted(
+        given, Workdir(tmp_path / str(seed), {}),
+        Model(sd, params), contextlib.nullcontext,
+      )
+    )  # fmt: skip
+  with pytest.MonkeyPatch.context() as patch:
+    # A narrow model has no prompts that a probe could read.
+    patch.setattr(erase, "probed", lambda *args, **options: None)
+    erase_together.make(wanted)
+  first, other = (load_edit(one.path) for one in wanted)
+  alone = made(name)
+  assert first.tensors.keys() == alone.tensors.keys()
+  for path, leaf in alone.tensors.items():
+    change = np.linalg.norm(leaf - at(params, path))
+    far = np.linalg.norm(first.tensors[path] - leaf) / change
+    print("FAR", path, far)
+    assert far < 1e-3
+  if name in SLOW:
+    assert any(
+      np.any(leaf != other.tensors[path])
+      for path, leaf in first.tensors.items()
+    )
 
 
 @every()
