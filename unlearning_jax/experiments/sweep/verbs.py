@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from unlearning_jax import attacks, erasures, extensions, settings
-from unlearning_jax import model as models
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.experiments import (
   attack,
@@ -20,7 +19,6 @@ from unlearning_jax.experiments import (
   finetune,
 )
 from unlearning_jax.experiments.attack import victims
-from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder
 
 Opener = Callable[[], Recorder]
@@ -113,22 +111,14 @@ def of_config(values: Mapping[str, Any]) -> str:
   return found[0]
 
 
-# The cells of a sweep mostly share their base.
-_base = functools.lru_cache(maxsize=1)(models.load)
-
-
-def _model(given: Any) -> Model:
-  return _base(given.model, **common.computing(given))
-
-
 def _erase(given: erase.Settings, opened: Opener, edit: str):
-  erase.run(given, opened, _model(given))
+  erase.run(given, opened, common.load_model(given))
 
 
 def _kind(given: erase.Settings) -> Hashable:
   """Erasures of one base that differ in phrases and seed alone."""
-  named = given.model, given.method, repr(given.hparams), given.kernels
-  return *named, len(given.phrases)
+  how = given.model, given.dtype, given.attention, given.kernels
+  return how, given.method, repr(given.hparams), len(given.phrases)
 
 
 def _erase_together(some: Sequence[Packed]) -> list[Rest]:
@@ -136,7 +126,7 @@ def _erase_together(some: Sequence[Packed]) -> list[Rest]:
   wanted = []
   for i, one in enumerate(some):
     with one.failing():
-      record, model = erase.begin(one.given, one.opened, _model(one.given))
+      record, model = erase.begin(one.given, one.opened)
       wanted.append(
         erase_together.Wanted(one.given, record, model, one.failing)
       )
@@ -157,7 +147,7 @@ def _attack(given: attack.Settings, opened: Opener, edit: str):
 
 
 def _finetune(given: finetune.Settings, opened: Opener, edit: str):
-  model = _model(given)
+  model = common.load_model(given)
   if edit:
     model = model.with_edit(common.read_edit(edit, "edit"))
   finetune.run(given, opened, model)

@@ -112,7 +112,8 @@ def run(
       table.conclude(root)
       last = time.monotonic()
 
-  with contextlib.ExitStack() as stack:
+  # The cells of a sweep mostly share their base.
+  with common.reading_once(), contextlib.ExitStack() as stack:
 
     def taken(left: Sequence[Cell]) -> Generator[list[Cell], None, None]:
       return stack.enter_context(contextlib.closing(worker.taken(left)))
