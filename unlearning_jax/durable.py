@@ -67,7 +67,7 @@ class Lock:
   def __init__(self, path: pathlib.Path, what: pathlib.Path, keep: bool):
     self.user: object = None
     self.file = _locked(path, what, keep)
-    # Unlike `__del__`, it also runs at the end of the program with whole modules.
+    # At the end of a program, `__del__` would come after the end of modules.
     weakref.finalize(self, _release, self.file, path, os.getpid(), keep)
 
 

@@ -19,6 +19,7 @@ from unlearning_jax.experiments import (
   finetune,
 )
 from unlearning_jax.experiments.attack import victims
+from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder
 
 Opener = Callable[[], Recorder]

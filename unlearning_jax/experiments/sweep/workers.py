@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from unlearning_jax import checking, durable
-from unlearning_jax.experiments import cells
+from unlearning_jax.experiments import cells, common
 from unlearning_jax.experiments.sweep import folder, running, table, verbs
 from unlearning_jax.experiments.sweep.grid import Cell, Sweep
 from unlearning_jax.record import binding, leases, tracking
