@@ -110,7 +110,7 @@ def layout(mesh: sharding.Mesh, tree: Any) -> Any:
 @functools.lru_cache(maxsize=64)
 def make_packed_step(
   step: Callable[..., tuple[TrainState, Metrics]], mesh: sharding.Mesh
-) -> Callable[..., tuple[PackedState, Metrics]]:
+) -> Callable[..., Any]:
   """A step of one run, as `make_step` makes it, for R runs at once.
 
   Args:
@@ -139,7 +139,9 @@ def make_packed_step(
     return kept, alive, metrics | {"alive": alive.astype(jnp.float32)}
 
   def every(shared: Any, runs: tuple[Any, ...]) -> Any:
-    return jax.vmap(one, in_axes=(0, 0, 0, 0, 0, None))(*runs, shared)
+    state, alive, own, keys, batch = runs
+    step_each = jax.vmap(one, in_axes=(0, 0, 0, 0, 0, None))
+    return step_each(state, alive, own, keys, batch, shared)
 
   def packed(
     state: PackedState,

@@ -106,8 +106,10 @@ def _train_pack(pack: Sequence[Member]) -> list[Params | None]:
   step = erasure_step(first.asked.loss, first.asked.tx)
   mesh = sharding.make_mesh(devices=devices)
   alive = set(range(count))
-  final = train(
-    packed.pack([one.state for one in filled]),
+  # `train` takes any state that has a step.
+  state: Any = packed.pack([one.state for one in filled])
+  final: Any = train(
+    state,
     packed.make_packed_step(step, mesh),
     packed.packed_frozen(
       [one.asked.frozen for one in filled], [one.asked.key for one in filled]
@@ -151,11 +153,11 @@ def _watch(pack: Sequence[Member], alive: set[int]) -> Watch:
 
     each(one)
 
-  def on_state(done: int, state: packed.PackedState):
+  def on_state(done: int, state: Any):
     if done in first.at:
       each(lambda i: pack[i].watch.on_state(done, packed.unpack(state, i)))
 
-  def on_stop(done: int, state: packed.PackedState):
+  def on_stop(done: int, state: Any):
     each(lambda i: pack[i].watch.on_stop(done, packed.unpack(state, i)))
 
   return Watch(

@@ -19,7 +19,7 @@ def packs(monkeypatch):
 
   def begin(some):
     begun.append([one.given.x for one in some])
-    rest = [None] * len(some)
+    rest: list[verbs.Rest] = [None] * len(some)
     for i, one in enumerate(some):
       with one.failing():
         one.opened()
@@ -65,12 +65,12 @@ def test_one_that_another_worker_has_is_left_to_it(
   packs, tmp_path, monkeypatch
 ):
   planned = toy_sweep.plan(3)
-  begin = verbs.VERBS["toy"].pack.begin
-  lost = []
+  packs_of_toy, lost = verbs.VERBS["toy"].pack, []
+  assert packs_of_toy is not None
 
   def begin_and_lose(some):
     (tmp_path / "leases" / f"{planned.cells[1].id}.2").write_text("{}\n")
-    rest = begin(some)
+    rest = packs_of_toy.begin(some)
     with some[1].failing():
       lost.append(True)
     return rest

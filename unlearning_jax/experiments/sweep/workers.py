@@ -78,23 +78,7 @@ def run(
     ValueError: the folder holds another sweep; a tracker is not installed;
       several processes have joined; the verb has no packs.
   """
-  check_pack(sweep.verb, pack)
-  if (count := jax.process_count()) > 1:
-    raise ValueError(
-      f"sweep: {count} processes have joined, but each worker of a sweep runs "
-      "alone; start them without jax.distributed.initialize()"
-    )
-  tracking.check(track)
-  new = table.plain(sweep)
-  is_new = folder.has_fewer(root, new)
-  if checking.is_only():
-    checking.passed()
-  binding.writable(root)
-  if is_new:
-    with durable.replacing(root / table.FILE) as file:
-      file.write(durable.to_json(new, "sweep", indent=2).encode())
-  # A cell's own folder is swept when the cell is begun.
-  durable.sweep(root, ".*")
+  _open(sweep, root, track, pack)
   store = folder.Store(root)
   mine = sweep.cells[part[0] - 1 :: part[1]]
   if retry:
@@ -129,7 +113,28 @@ def run(
   return sum(not store.is_done(cell) for cell in mine)
 
 
-def check_pack(verb: str, pack: int):
+def _open(sweep: Sweep, root: pathlib.Path, track: Sequence[str], pack: int):
+  """Checks what `run` was given, and writes the sweep into its folder."""
+  _check_pack(sweep.verb, pack)
+  if (count := jax.process_count()) > 1:
+    raise ValueError(
+      f"sweep: {count} processes have joined, but each worker of a sweep runs "
+      "alone; start them without jax.distributed.initialize()"
+    )
+  tracking.check(track)
+  new = table.plain(sweep)
+  is_new = folder.has_fewer(root, new)
+  if checking.is_only():
+    checking.passed()
+  binding.writable(root)
+  if is_new:
+    with durable.replacing(root / table.FILE) as file:
+      file.write(durable.to_json(new, "sweep", indent=2).encode())
+  # A cell's own folder is swept when the cell is begun.
+  durable.sweep(root, ".*")
+
+
+def _check_pack(verb: str, pack: int):
   """Checks that a sweep's cells can run in packs of this many.
 
   Raises:
