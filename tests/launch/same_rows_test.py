@@ -49,8 +49,10 @@ RUNS = {
     "--skip=finetune,resurgence", "--lanes=2", "--batch_size=4",
   ],
 }  # fmt: skip
-EDITS = {"attack": "--edit", "finetune": "--edit", "evaluate": "--edits"}
-EDITS["audit"] = "--edits"
+EDITS = {
+  "attack": "--edit", "finetune": "--edit", "evaluate": "--edits",
+  "audit": "--edits",
+}  # fmt: skip
 VERDICT = ("victim", "question", "verdict", "value", "low", "high", "n")
 
 
