@@ -6,7 +6,7 @@
 A group of works shares its weights. Every side of a group runs in a fresh
 process, one after the other, and all of that again: A B A B. A ratio is the
 peer's CPU seconds by ours of the same round, so it is above 1 where ours is
-faster. Two groups run at once where there are two cores and 16 GB of memory,
+faster. Two groups run at once where there are two cores and 20 GB of memory,
 each on a core of its own. Where the rounds' ratios lie more than a tenth apart,
 the row says how far. A peer that is not installed has no ratio, and its row
 says so. Compiled programs are kept in `.cache/` and loaded again.
@@ -75,8 +75,8 @@ SECONDS = flags.DEFINE_float("seconds", 3.0, "CPU seconds of a side's calls.")
 WORKER = pathlib.Path(__file__).with_name("side_by_side_works.py")
 ROOT = WORKER.parents[1]
 CACHE = ROOT / ".cache"
-# One side of a group may hold 6 GB, and a file that was read as much again.
-TWO_AT_ONCE_GB = 16
+# The gradient of a large UNet holds 11 GB, and another group as much as 6.
+TWO_AT_ONCE_GB = 20
 NOISY = 1.1
 
 
@@ -222,6 +222,8 @@ def write(rows: list[dict[str, Any]], seconds: float, at_once: int) -> None:
     "date": datetime.date.today().isoformat(),
     "load": os.getloadavg(),
     "wall_seconds": round(seconds),
+    # Of the processes that ended.
+    "cpu_seconds": round(sum(os.times()[2:4])),
     "groups_at_once": at_once,
     "rows": [{k: rounded(v) for k, v in one.items()} for one in rows],
   }

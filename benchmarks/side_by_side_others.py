@@ -153,7 +153,6 @@ def _written(folder: pathlib.Path) -> pathlib.Path:
 def reading_ours(folder: pathlib.Path) -> Works:
   """Reads the file, makes parameters of it, and puts them on the device."""
   import jax
-  import jax.numpy as jnp
 
   from unlearning_jax import convert
   from unlearning_jax.convert import reader
@@ -163,7 +162,7 @@ def reading_ours(folder: pathlib.Path) -> Works:
   def read():
     files = convert.load(path, folder / "base", read=reader.read_lazily)
     params = convert.to_params(files)
-    return jax.block_until_ready(jax.tree.map(jnp.asarray, params))
+    return jax.block_until_ready(jax.tree.map(jax.device_put, params))
 
   yield "reading", lambda: read
 
