@@ -248,6 +248,21 @@ def test_a_lane_that_diverges_leaves_no_gradient(preset, monkeypatch):
   assert np.isnan(found).all()
 
 
+def test_a_lane_that_does_not_count_may_diverge():
+  counts = jnp.array([True, False, True])
+  rows = jnp.array([[1.0, 2.0], [np.nan, np.inf], [3.0, -2.0]])
+  made = {"a": {"down": rows}}
+  left = packs.Left(
+    counts, jnp.array([0.5, np.nan, 1.5]), made, {"s": rows[:, 0]}
+  )
+  gradient, metrics = packs.mean([left])
+  np.testing.assert_array_equal(gradient["a"]["down"], [2, 0])
+  assert (metrics["tuned"], metrics["s"]) == (1, 2)
+  # One that counts is not left out.
+  gradient, _ = packs.mean([left._replace(counts=~counts)])
+  assert np.isnan(gradient["a"]["down"]).all()
+
+
 def test_a_weight_without_a_gradient_stands_still_on_the_way_back():
   lane = one(lanes.parse(["adam/0.0625/5/0"]), 0)
 

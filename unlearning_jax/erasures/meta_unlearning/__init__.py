@@ -60,6 +60,7 @@ from unlearning_jax.concepts import Concept, check_choice, check_concepts
 from unlearning_jax.edits import Edit, apply_to_params
 from unlearning_jax.erasures import NO_HOOKS, Hooks
 from unlearning_jax.erasures.meta_unlearning import images, terms
+from unlearning_jax.erasures.meta_unlearning.vectors import Shapes
 from unlearning_jax.erasures.resalign import hypergrad, lanes
 from unlearning_jax.erasures.resalign.losses import Losses
 from unlearning_jax.erasures.salun import masked, sets
@@ -213,6 +214,8 @@ def _value(text: str) -> Any:
     return text
 
 
+# What trains, as a tree.
+_VECTOR = "unet"
 # Folded into a key, this draws apart from what a wrapped method draws.
 _APART = 10**6
 
@@ -255,9 +258,14 @@ def _training(
   erasing: finetune.Loss,
   tx: optax.GradientTransformation,
   h: Hparams,
+  shapes: Shapes,
 ) -> tuple[finetune.Loss, optax.GradientTransformation]:
   clipped = optax.chain(optax.clip_by_global_norm(h.clip_norm), tx)
-  return functools.partial(_loss, sd, erasing, h), clipped
+
+  def loss(trained: Mapping[str, Array], *rest: Any):
+    return _loss(sd, erasing, h, shapes.split(trained[_VECTOR]), *rest)
+
+  return loss, clipped
 
 
 @functools.lru_cache(maxsize=8)
@@ -322,9 +330,13 @@ def erase(
     drawn = images.draw(
       sd, params, ids, jax.random.fold_in(key, _APART), h, hooks.collect
     )
-    loss, tx = _training(sd, loss, tx, h)
+    shapes = Shapes.of(trained)
+    loss, tx = _training(sd, loss, tx, h, shapes)
     both = {"erasure": frozen, "meta": drawn}
-    return hooks.trainer(loss, tx, trained, both, *rest, **options)
+    made = hooks.trainer(
+      loss, tx, {_VECTOR: shapes.join(trained)}, both, *rest, **options
+    )
+    return shapes.split(made[_VECTOR])
 
   method = f"meta_unlearning {h.wrapped}"
   if h.wrapped in TRAINED:

@@ -43,11 +43,15 @@ def loss(
   adapted = [pack for pack in every if not pack.full]
   count = sum(len(pack.counts) for pack in adapted)
 
-  def each(function: Callable[..., Any], *mapped: Any) -> Any:
+  def each(
+    function: Callable[..., Any],
+    *mapped: Any,
+    at_once: int = h.lanes_at_once or count + 1,
+  ) -> Any:
     return jax.lax.map(
       lambda one: function(*one),
       mapped,
-      batch_size=h.lanes_at_once or count + 1,
+      batch_size=None if at_once == 1 else at_once,
     )
 
   # theta and every w in one, so that the gradient is compiled once.
@@ -56,11 +60,14 @@ def loss(
     lambda one, *more: jnp.concatenate([one[None], *more]),
     theta, *(w for w, _ in ends),
   )  # fmt: skip
+  concept = finetune.in_loop(
+    lambda its, key: losses.concept(its, (keys[6], key), h.concept_batch)
+  )
+  # A CPU gains nothing by more rows than these.
+  alone = {"at_once": 1} if jax.default_backend() == "cpu" else {}
   values, slopes = each(
-    jax.value_and_grad(
-      lambda its, key: losses.concept(its, (keys[6], key), h.concept_batch)
-    ),
-    points, jnp.stack([keys[0], *[noise] * count]),
+    jax.value_and_grad(concept), points,
+    jnp.stack([keys[0], *[noise] * count]), **alone,
   )  # fmt: skip
   remain, held = jax.value_and_grad(losses.remain)(theta, keys[1])
   alpha = remain_weight(h, batch["step"][0])
