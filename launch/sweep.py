@@ -24,6 +24,7 @@ _CELL = absl.DEFINE_string("cell", "1/1", "A part of the cells, as 3/16.")
 _VERB = absl.DEFINE_string("verb", "", "What runs; the config says it too.")
 _PROTOCOL = absl.DEFINE_string("protocol", None, "For evaluations and audits.")
 _TRACK = absl.DEFINE_list("track", [], "Also tell: tensorboard, wandb.")
+_PACK = absl.DEFINE_integer("pack", 1, "Cells of one kind that run at once.")
 _RETRY = absl.DEFINE_bool("retry", False, "Run the cells that failed, alone.")
 _DRY_RUN = absl.DEFINE_bool("dry_run", False, "Print cells and cost only.")
 
@@ -41,6 +42,7 @@ def main(_: list[str]):
   which = {"part": part, "retry": _RETRY.value}
   if _DRY_RUN.value:
     return print(sweep.described(planned, root, **which))
+  which["pack"] = _PACK.value
   failed = sweep.run(planned, root, track=_TRACK.value, **which)
   print(f"{sweep.printed(root)}\nreport: {root.absolute()}/report.html")
   return flags.status(failed, "cells failed or are left; the page says why")

@@ -11,7 +11,7 @@ from tests.launch import erase_resume_test
 from tests.support import scripts, toy_sweep
 from unlearning_jax import durable
 from unlearning_jax.convert import output
-from unlearning_jax.experiments import erase, sweep
+from unlearning_jax.experiments import hooks, sweep
 from unlearning_jax.record import Workdir
 
 
@@ -59,7 +59,7 @@ def test_rows_go_on_once_there_is_room(disk):
 
 def train(folder):
   run = Workdir(folder, {})
-  return erase_resume_test.train(erase.recorded(run, 2).trainer)
+  return erase_resume_test.train(hooks.recorded(run, 2).trainer)
 
 
 @pytest.mark.slow

@@ -65,19 +65,18 @@ class Lock:
   """
 
   def __init__(self, path: pathlib.Path, what: pathlib.Path, keep: bool):
-    self._path, self._owner, self._keep = path, os.getpid(), keep
     self.user: object = None
     self.file = _locked(path, what, keep)
+    # At the end of a program, `__del__` would come after the end of modules.
+    weakref.finalize(self, _release, self.file, path, os.getpid(), keep)
 
-  def __del__(self):
-    # A lock that was refused has no file. A fork of the owner only closes it.
-    if (file := getattr(self, "file", None)) is None:
-      return
-    is_own = os.getpid() == self._owner and not self._keep
-    if is_own and _is_at(file, self._path):
-      with contextlib.suppress(OSError):
-        self._path.unlink()
-    os.close(file)
+
+def _release(file: int, path: pathlib.Path, owner: int, keep: bool):
+  # A fork of the owner only closes it.
+  if os.getpid() == owner and not keep and _is_at(file, path):
+    with contextlib.suppress(OSError):
+      path.unlink()
+  os.close(file)
 
 
 def lock(file: pathlib.Path, what: pathlib.Path, *, keep: bool = False) -> Lock:

@@ -240,6 +240,22 @@ def map_rows(
   return jax.shard_map(function, mesh=mesh, **specs)
 
 
+def map_lanes(
+  mesh: Mesh, function: Callable[[Any, Any], Any]
+) -> Callable[[Any, Any], Any]:
+  """A function of (replicated, lanes) to lanes, on each device's own lanes.
+
+  Never leave it to the compiler to split a program over lanes whose weights
+  differ: XLA then computes 1 x 1 convolutions wrongly, without an error
+  (`findings/sharded_lanes_wrong.sh`).
+  """
+  split = batch_sharding(mesh).spec
+  specs = {"in_specs": (PartitionSpec(), split), "out_specs": split}
+  # The function is any loss and optimizer; what they begin loops with is equal
+  # on all devices, which the check would refuse.
+  return jax.shard_map(function, mesh=mesh, check_vma=False, **specs)
+
+
 def add_row_sums(
   mesh: Mesh, function: Callable[..., Any]
 ) -> Callable[..., Any]:

@@ -62,8 +62,9 @@ def run(
   """Runs a command in several processes, to the end of the last one.
 
   Each process appends to `process-<i>.log`; the first is also shown. If one
-  fails, the others are asked to stop, and killed after `GRACE_S`. A signal to
-  this process reaches all of them.
+  fails, the others are asked to stop, and killed after `GRACE_S`. At the end
+  the first that failed is named again: JAX aborts the others of a process that
+  was killed, with many words. A signal to this process reaches all of them.
 
   Args:
     command: of every process.
@@ -153,7 +154,7 @@ class _Group:
         signal.signal(number, handler)
 
   def wait(self) -> int:
-    failed, deadline, statuses = None, None, []
+    failed, deadline, first, statuses = None, None, 0, []
     while len(statuses) < len(self._started):
       left = None if deadline is None else max(0, deadline - time.monotonic())
       try:
@@ -165,19 +166,32 @@ class _Group:
       status = self._started[index].returncode
       statuses.append(status if status >= 0 else 128 - status)
       if failed is None and status not in places.ENDED:
-        failed = statuses[-1]
-        self._say(index, failed)
+        failed, first = statuses[-1], index
+        _say(f"process {index} {_became(status)}; the others are to stop")
         # A second signal would break off what the first asked to be saved.
         if not self._asked:
           self.send(signal.SIGTERM)
         deadline = time.monotonic() + GRACE_S
-    return max(statuses) if failed is None else failed
+    if failed is None:
+      return max(statuses)
+    self._say_first(first)
+    return failed
 
-  def _say(self, index: int, status: int):
+  def _say_first(self, index: int):
+    """Names the first that failed, below what the others say as they end."""
     log = self._logs[index]
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     ends = "" if index == 0 else "\n  ".join(["", *lines[-20:]])
-    print(
-      f"process {index} ended with status {status}; see {log}{ends}",
-      file=sys.stderr,
-    )
+    became = _became(self._started[index].returncode)
+    _say(f"the first to end: process {index} {became}; see {log}{ends}")
+
+
+def _became(status: int) -> str:
+  """How a process ended, in words."""
+  if status >= 0:
+    return f"ended with status {status}"
+  return f"was killed by signal {-status} ({signal.strsignal(-status)})"
+
+
+def _say(text: str):
+  print(text, file=sys.stderr, flush=True)

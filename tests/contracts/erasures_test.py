@@ -1,11 +1,12 @@
 """What every erasure must do, whatever its paper: one row a method."""
 
+import contextlib
 import dataclasses
 import fnmatch
 import functools
+import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,15 +15,17 @@ from unlearning_jax import erasures, guidance, shapes, sharding
 from unlearning_jax import stable_diffusion as stable
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import (
-  apply_to_context,
   apply_to_params,
   check_base,
   load_edit,
   save_edit,
 )
-from unlearning_jax.experiments import erase
+from unlearning_jax.experiments import erase, erase_together
+from unlearning_jax.experiments import hooks as recording
 from unlearning_jax.guidance import Guidance
+from unlearning_jax.model import Model
 from unlearning_jax.record import Memory
+from unlearning_jax.record.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("quickest_compiler")
 # Two steps, on as many rows as there are devices.
@@ -115,9 +118,10 @@ EPSILON = (
   "esd", "concept_ablation", "salun", "erasediff", "spm", "sld", "advunlearn",
   "resalign", "meta_unlearning",
 )  # fmt: skip
-# How near its anchor the concept must come, as a share of the way. RECE goes
-# on to erase derived states, and on so narrow a model gives some of it back.
-GAP = {"uce": 0.25, "rece": 0.75, "time": 0.25}
+# How far packed edits may be from those made alone, as a share of the change.
+# SPM's second loss is zero at first, and what rounding leaves of it counts a
+# thousandfold.
+ROUNDED = {"spm": 1e-2}
 CONCEPTS = make_concepts(["star", "red star"], "circle", ["moon"])
 
 
@@ -184,14 +188,6 @@ def same(first, second):
   for name, value in first.tensors.items():
     np.testing.assert_array_equal(value, second.tensors[name])
   assert (first.base, first.concepts) == (second.base, second.concepts)
-
-
-def states(model, edit, prompts):
-  sd, params = model
-  context = stable.encode_text(sd, params, stable.tokenize(sd, prompts))
-  return np.asarray(
-    context if edit is None else apply_to_context(edit, context)
-  )
 
 
 def test_every_method_has_a_row():
@@ -284,20 +280,53 @@ def test_killed_and_resumed_is_undisturbed(name, model, made):
         raise Killed
       return self.batches[step]
 
-  hooks = erase.recorded(record, 1)
+  def start():
+    """What a start of the program hooks in."""
+    hooks = recording.recorded(record, 1)
 
-  def trainer(loss, tx, trained, frozen, batches, *rest, **options):
-    batches = Dying(batches)
-    return hooks.trainer(loss, tx, trained, frozen, batches, *rest, **options)
+    def trainer(loss, tx, trained, frozen, batches, *rest, **options):
+      batches = Dying(batches)
+      return hooks.trainer(loss, tx, trained, frozen, batches, *rest, **options)
 
-  dying = dataclasses.replace(hooks, trainer=trainer)
+    return dataclasses.replace(hooks, trainer=trainer)
+
   try:
-    run(name, 0, model, hooks=dying)
+    run(name, 0, model, hooks=start())
   except Killed:
     assert steps == [0, 1]
-  same(made(name), run(name, 0, model, hooks=dying))
+  same(made(name), run(name, 0, model, hooks=start()))
   assert steps in ([], [0, 1, 1])
-  erase.tidy(record)
+  recording.tidy(record)
+
+
+@every([*SLOW, "tests.support.toy_erasure"])
+def test_packed_it_makes_what_it_makes_alone(name, model, made, tmp_path):
+  sd, params = model
+  wanted, erasure = [], erasures.bind(name, ERASURES[name][0])
+  for seed in (0, 1):
+    given = types.SimpleNamespace(erasure=erasure, phrases=CONCEPTS, seed=seed)
+    wanted.append(
+      erase_together.Wanted(
+        given, Workdir(tmp_path / str(seed), {}),
+        Model(sd, params), contextlib.nullcontext,
+      )
+    )  # fmt: skip
+  with pytest.MonkeyPatch.context() as patch:
+    # A narrow model has no prompts that a probe could read.
+    patch.setattr(erase, "probed", lambda *args, **options: None)
+    erase_together.make(wanted)
+  first, other = (load_edit(one.path) for one in wanted)
+  alone = made(name)
+  assert first.tensors.keys() == alone.tensors.keys()
+  for path, leaf in alone.tensors.items():
+    change = np.linalg.norm(leaf - at(params, path))
+    far = np.linalg.norm(first.tensors[path] - leaf) / change
+    assert far < ROUNDED.get(name, 1e-3)
+  if name in SLOW:
+    assert any(
+      np.any(leaf != other.tensors[path])
+      for path, leaf in first.tensors.items()
+    )
 
 
 @every()
@@ -328,46 +357,6 @@ def test_a_velocity_model_is_refused(name, model):
   wrong = (dataclasses.replace(sd, schedule=schedule), params)
   with pytest.raises(ValueError, match="prediction_type.*epsilon"):
     run(name, 0, wrong)
-
-
-@rows(MAPS)
-def test_the_concept_moves_to_its_anchor_and_preserved_ones_stay(
-  name, row, model, made
-):
-  prompts = ["star", "circle", "moon"]
-  before, after = (
-    states(model, edit, prompts)[:, 1] for edit in (None, made(name, row))
-  )
-  # The last subject token of "star" now means what that of "circle" meant.
-  gap = np.linalg.norm(after[0] - before[1])
-  assert gap < GAP[name] * np.linalg.norm(before[0] - before[1])
-  moved = np.linalg.norm(after - before, axis=1)
-  assert moved[2] < 0.5 * moved[0]
-
-
-@pytest.fixture(scope="module")
-def predict(models):
-  """What the UNet makes of the same noise, by parameters and text states."""
-  sd, _ = models["uce"]
-  noise = np.random.default_rng(0).normal(size=(2, *sd.latent_shape))
-  return jax.jit(
-    lambda params, context: stable.predict_noise(
-      sd, params, jnp.float32(noise), jnp.array([900, 20]), context
-    )
-  )
-
-
-@rows(MAPS)
-def test_weights_and_text_states_are_the_same_edit(
-  name, row, model, made, predict
-):
-  params, edit = model[1], made(name, row)
-  context = states(model, None, ["a red star", "a house"])
-  by_weights = np.asarray(predict(apply_to_params(edit, params), context))
-  by_states = predict(params, apply_to_context(edit, context))
-  base = np.asarray(predict(params, context))
-  assert np.abs(by_weights - base).max() > 1e-3
-  np.testing.assert_allclose(by_weights, by_states, atol=2e-5)
 
 
 def test_a_module_of_ones_own_that_is_not_there():

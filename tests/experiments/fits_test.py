@@ -42,6 +42,7 @@ from unlearning_jax.sampling import Sampling
 ASKED = "not recorded: --check=compile measures it"
 # Of each part of Stable Diffusion 1.4, in GiB.
 TEXT, VAE, WHOLE = 0.46, 0.31, 3.97
+UNET = WHOLE - TEXT - VAE
 PLAIN = attacks.bind("unlearn_diff_atk", {})
 
 
@@ -132,7 +133,7 @@ def test_a_tuning_needs_the_rows_of_a_part():
 def recorded(rows, total, program="attack", place="v5e:2x4", **changes):
   row = {
     "size": "sd14", "program": program, "place": place, "mesh": "data",
-    "dtype": "f32", "rows": rows, "effort": "low",
+    "dtype": "f32", "rows": rows, "effort": "default",
     "arguments": 4 * record.GIB, "total": int(total * record.GIB),
   }  # fmt: skip
   return row | changes
@@ -156,7 +157,7 @@ def test_only_what_is_recorded_fits(shelf):
   need = Need("attack", 4, "float32", PLAIN)
   said, fit = line(shelf, need)
   assert fit and said.startswith("fits: at most 8.3 of 15.8 GiB a chip")
-  assert "4 row(s) for v5e:2x4, compiled at low effort" in said
+  assert said.endswith("(recorded: 4 row(s) for v5e:2x4)")
   # Fewer rows need no more than these.
   assert "fits: at most 8.3" in line(shelf, need._replace(rows=2))[0]
   # Of more, nobody knows whether they fit.
@@ -165,6 +166,21 @@ def test_only_what_is_recorded_fits(shelf):
   assert not fit and said.startswith("does not fit: at least 8.3 of 8.2")
   assert line(shelf, need._replace(rows=2), gib=8.2) == (ASKED, True)
   assert line(shelf, need, gib=0.0) == (ASKED, True)
+
+
+def test_low_effort_leaves_out_the_copies_of_weights(shelf, monkeypatch):
+  """At default effort float32 weights are copied to bfloat16, 2 of 4 bytes."""
+  low = {"program": "attack", "effort": "low"}
+  rows = [recorded(4, 8.0, **low), recorded(4, 6.0, **low, dtype="bf16")]
+  monkeypatch.setattr(record, "shipped", lambda: rows)
+  copies = UNET / 2
+  need = Need("attack", 4, "float32", PLAIN)
+  said, fit = line(shelf, need, gib=8.4 + copies)
+  assert fit and f"fits: at most {8 + VAE + copies:.1f}" in said
+  assert "4 row(s) for v5e:2x4, compiled at low effort" in said
+  assert line(shelf, need, gib=8.2 + copies) == (ASKED, True)
+  said, fit = line(shelf, need._replace(dtype="bfloat16"), gib=6.4)
+  assert fit and "fits: at most 6.3" in said
 
 
 def test_a_victim_of_unknown_size_may_be_a_whole_model(shelf):

@@ -3,6 +3,8 @@
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import pytest
 from unlearning_jax.configs import finetune_full, finetune_lora
 
@@ -107,6 +109,34 @@ def test_collectives_are_read_from_a_program():
     "all-reduce": {"count": 2, "bytes": 4 * 32 + 8 + 6},
     "all-gather": {"count": 1, "bytes": 4 * 32},
   }
+
+
+@pytest.mark.parametrize("why", ["async-update instruction has 3", "no room"])
+def test_a_program_that_jax_cannot_read_has_unknown_collectives(why):
+  """JAX 0.10.2 cannot read what libtpu 0.0.52 makes for a v6e."""
+  program = jax.jit(jnp.sin).lower(1.0).compile()
+
+  class Newer:
+    memory_analysis = program.memory_analysis
+    cost_analysis = program.cost_analysis
+
+    def as_text(self):
+      raise jax.errors.JaxRuntimeError(why)
+
+  if "async" not in why:
+    with pytest.raises(jax.errors.JaxRuntimeError, match=why):
+      measured.figures(Newer())
+    return
+  found = measured.figures(Newer())
+  assert found == measured.figures(program) | {"collectives": None}
+  row = {**dict.fromkeys(record.KEYS, "one"), "seconds": 1, **found}
+  assert record.table([row]).endswith("unknown")
+
+
+def test_jax_knows_a_tpus_low_effort():
+  """These options are JAX's own, so every backend takes them."""
+  low = measured.LOW_EFFORT["tpu"]
+  jax.jit(jnp.sin).lower(1.0).compile(compiler_options=low)
 
 
 def test_a_recorded_row_is_not_compiled_again(tmp_path, monkeypatch):

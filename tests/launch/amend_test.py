@@ -13,7 +13,7 @@ from unlearning_jax.closed_form import Sums, statistics
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import apply_to_params, edit_between, save_edit
 from unlearning_jax.erasures import bind, mace, uce
-from unlearning_jax.experiments import amend, common, convert
+from unlearning_jax.experiments import amend, common, convert, hooks
 from unlearning_jax.experiments import erase as making
 from unlearning_jax.model import Model
 from unlearning_jax.projections import (
@@ -39,9 +39,9 @@ def test_erasing_writes_the_statistics(model, tmp_path):
     bind(config.method, config.hparams),
     making.wanted(config.concepts),
     config.seed,
-    making.keeping(tmp_path, True),
+    hooks.keeping(tmp_path, True),
   )
-  kept = statistics.load_statistics(tmp_path / making.STATISTICS)
+  kept = statistics.load_statistics(tmp_path / hooks.STATISTICS)
   again = statistics.edit_of(kept, params)
   assert np.array_equal(again.context_map, edit.context_map)
   assert (again.base, again.concepts) == (edit.base, edit.concepts)

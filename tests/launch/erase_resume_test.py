@@ -13,7 +13,7 @@ import pytest
 from tests.support import narrow, scripts
 from unlearning_jax import finetune
 from unlearning_jax.edits import edit_hash, load_edit
-from unlearning_jax.experiments import erase
+from unlearning_jax.experiments import hooks as recording
 from unlearning_jax.record.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -54,7 +54,7 @@ def test_a_killed_training_ends_with_the_same_weights(
   killed_at, tmp_path, capfd
 ):
   def trainer(name):
-    return erase.recorded(Workdir(tmp_path / name, {}), 2).trainer
+    return recording.recorded(Workdir(tmp_path / name, {}), 2).trainer
 
   wanted = train(finetune.train_erasure)
   np.testing.assert_array_equal(train(trainer("whole")), wanted)
@@ -69,9 +69,16 @@ def test_a_killed_training_ends_with_the_same_weights(
   assert "train  5/5" in capfd.readouterr().err
 
 
+def test_a_second_training_does_not_go_on_from_the_first(tmp_path):
+  hooks, seen = recording.recorded(Workdir(tmp_path, {}), 2), []
+  train(hooks.trainer)
+  train(hooks.trainer, seen=seen)
+  assert seen == [0, 1, 2, 3, 4]
+
+
 def test_what_was_drawn_is_not_drawn_again(tmp_path):
   run = Workdir(tmp_path, {})
-  hooks, made = erase.recorded(run, 2), []
+  hooks, made = recording.recorded(run, 2), []
 
   def make(i):
     if len(made) == 2:
@@ -86,7 +93,7 @@ def test_what_was_drawn_is_not_drawn_again(tmp_path):
   assert made == [2] and np.array_equal(np.ravel(found), [0, 0, 1, 1, 2, 2])
   train(hooks.trainer)
   kept = {path.name for path in tmp_path.iterdir()}
-  erase.tidy(run)
+  recording.tidy(run)
   left = {path.name for path in tmp_path.iterdir()}
   assert kept - left == {"checkpoints", "drawn"}
 

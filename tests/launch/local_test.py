@@ -19,6 +19,8 @@ open(f"ready-{index}", "w").close()
 status = sys.argv[1 + index]
 if status == "stay":
   time.sleep(60)
+if status == "killed":
+  os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(int(status))
 """
 
@@ -62,8 +64,19 @@ def test_one_failure_ends_all(capfd):
   assert run("stay", 5, "stay") == 5
   assert time.monotonic() - start < 20
   error = capfd.readouterr().err
-  assert "process 1 ended with status 5; see logs/process-1.log" in error
-  assert "  4 devices" in error
+  now, *_, last, log = error.splitlines()
+  assert now == "process 1 ended with status 5; the others are to stop"
+  assert last == (
+    "the first to end: process 1 ended with status 5; see logs/process-1.log"
+  )
+  assert log == "  4 devices"
+
+
+def test_the_one_that_was_killed_is_named_last(capfd):
+  """JAX aborts the others, which say so at length and have another status."""
+  assert run("stay", "killed") == 137
+  last = capfd.readouterr().err.splitlines()[-2]
+  assert last.startswith("the first to end: process 1 was killed by signal 9 (")
 
 
 def test_whoever_does_not_end_is_killed(monkeypatch):

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from unlearning_jax.experiments import erase
+from unlearning_jax.experiments import hooks
 from unlearning_jax.experiments.tallies import Tallies
 from unlearning_jax.record import Workdir, leases
 from unlearning_jax.record.leases import Leases, LostError
@@ -245,7 +245,7 @@ def test_a_lost_erasure_keeps_what_it_has_drawn(tmp_path, clock):
     return np.zeros(2, np.float32)
 
   with pytest.raises(LostError):
-    erase.recorded(run, 1).collect("images", 3, make)
+    hooks.recorded(run, 1).collect("images", 3, make)
   assert len([*(tmp_path / "a").rglob("*.safetensors")]) == 1
 
 

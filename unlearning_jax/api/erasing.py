@@ -10,7 +10,7 @@ from unlearning_jax.api import holding
 from unlearning_jax.api.runs import Path, opener
 from unlearning_jax.closed_form import statistics
 from unlearning_jax.concepts import Concept, Unsaid, check_choice
-from unlearning_jax.experiments import common
+from unlearning_jax.experiments import common, hooks
 from unlearning_jax.experiments import erase as experiment
 from unlearning_jax.model import Model
 from unlearning_jax.settings import Output
@@ -203,10 +203,10 @@ def erase(
   common.begin(run, given, model.params)
   file = run.path / common.EDIT
   made = experiment.made(
-    file, model, bound, listed, seed, experiment.recorded(run, 100),
+    file, model, bound, listed, seed, hooks.recorded(run, 100),
     strict=strict,
   )  # fmt: skip
-  experiment.tidy(run)
+  hooks.tidy(run)
   run.mark_done()
   probed = probe.of(file)
   if probed and note:

@@ -37,6 +37,7 @@ def sweep(
   protocol: str = "",
   retry: bool = False,
   track: Sequence[str] = (),
+  pack: int = 1,
   out: Path | None = None,
 ) -> Sweep:
   """Runs a verb once for every combination of settings.
@@ -58,6 +59,8 @@ def sweep(
     retry: runs the cells that failed, and no others.
     track: also tells "tensorboard" or "wandb" of every cell, see the `tracking`
       extra.
+    pack: erasures of one method that train in one program, where they differ
+      in concept or seed; for GPUs and TPUs.
     out: a folder that keeps the sweep, which other workers may share; None
       keeps it for as long as the result exists.
 
@@ -77,7 +80,7 @@ def sweep(
     tempfile.TemporaryDirectory(prefix="unlearning_jax-") if not out else None
   )
   root = pathlib.Path(kept.name if kept else os.fspath(out or ""))
-  experiment.run(planned, root, retry=retry, track=track)
+  experiment.run(planned, root, retry=retry, track=track, pack=pack)
   document = experiment.written(root)
   head, *lines = experiment.lines(document)
   return Sweep(

@@ -15,7 +15,8 @@ from unlearning_jax.convert import output, reader
 from unlearning_jax.edits import Edit, edit_between, load_edit, save_edit
 from unlearning_jax.erasures import mace, uce
 from unlearning_jax.experiments import common
-from unlearning_jax.experiments.erase import STATISTICS, probed
+from unlearning_jax.experiments.erase import probed
+from unlearning_jax.experiments.hooks import STATISTICS
 from unlearning_jax.model import Model, load
 from unlearning_jax.record import seal
 from unlearning_jax.stable_diffusion import Params

@@ -1,10 +1,12 @@
 """What every experiment starts with: settings, a model, a judge, a record."""
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +38,8 @@ Made = Edit | Guidance
 # Inputs that older versions did not record.
 NEWER = ("prompt_table", "target_images")
 EDIT, GUIDANCE = "edit.safetensors", "guidance.json"
+# How models are read: the last one counts, `models.load` where there is none.
+_load: list[Callable[..., Model]] = []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,14 +110,21 @@ def load_model(given: Any) -> Model:
   Raises:
     ValueError: it cannot be read whole, or computes in no such way here.
   """
-  found = models.load(given.model, **computing(given))
+  how = {key: getattr(given, key) for key in ("dtype", "attention", "kernels")}
+  load = _load[-1] if _load else models.load
+  found = load(given.model, **how)
   checking.about(sd=found.sd)
   return found
 
 
-def computing(given: Any) -> dict[str, str]:
-  """How settings say that a model computes, as `model.load` takes it."""
-  return {key: getattr(given, key) for key in ("dtype", "attention", "kernels")}
+@contextlib.contextmanager
+def reading_once() -> Iterator[None]:
+  """Inside, `load_model` reads a model once, until another is named."""
+  _load.append(functools.lru_cache(maxsize=1)(models.load))
+  try:
+    yield
+  finally:
+    _load.pop()
 
 
 def load_judge(given: Any) -> Judge | None:
@@ -245,15 +256,10 @@ def workdir(
   count = 1 if alone else jax.process_count()
   try:
     found = Workdir(
-      path,
-      config,
-      process_index=0 if alone else jax.process_index(),
-      process_count=count,
-      free=free,
-      defaults=defaults,
-      guard=guard,
+      path, config, process_index=0 if alone else jax.process_index(),
+      process_count=count, free=free, defaults=defaults, guard=guard,
       locked=locked,
-    )
+    )  # fmt: skip
   except ValueError as error:
     if count == 1:
       raise

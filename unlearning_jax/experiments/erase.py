@@ -3,24 +3,18 @@
 import dataclasses
 import functools
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from unlearning_jax import (
   checking,
-  checkpoints,
   concepts,
-  durable,
   erasures,
-  finetune,
   guidance,
   lists,
   probe,
-  processes,
   stable_diffusion,
   tokens,
 )
@@ -28,18 +22,13 @@ from unlearning_jax.closed_form import statistics
 from unlearning_jax.concepts import Concept
 from unlearning_jax.edits import Edit, save_edit
 from unlearning_jax.erasures import NO_HOOKS, Erasure, Hooks
-from unlearning_jax.experiments import common, drawing, evaluate
+from unlearning_jax.experiments import common, drawing, evaluate, hooks
 from unlearning_jax.guidance import Guidance
 from unlearning_jax.model import Model, called
 from unlearning_jax.probe.measure import measure
-from unlearning_jax.record import Recorder, tracking, training_log
+from unlearning_jax.record import Recorder, tracking
 from unlearning_jax.report.comparison import BASE
 from unlearning_jax.settings import Output
-from unlearning_jax.stable_diffusion import Params
-
-STATISTICS = "statistics.safetensors"
-# What a killed run goes on from.
-_STATES, _DRAWN = "checkpoints", "drawn"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,9 +118,36 @@ def run(
       it cannot draw; what the method refuses; a record of another run.
     FloatingPointError: a training diverges.
   """
-  erasure, phrases = settings.erasure, settings.phrases
   if tensorboard:
     tracking.package("tensorboardX", "tensorboard")
+  record, model = begin(settings, open_record, model)
+  found = made(
+    record.path / common.EDIT,
+    model,
+    settings.erasure,
+    settings.phrases,
+    settings.seed,
+    hooks.recorded(record, every, tensorboard=tensorboard),
+    record.is_writer,
+    strict,
+  )
+  return finish(settings, record, model, found)
+
+
+def begin(
+  settings: Settings,
+  open_record: Callable[[], Recorder],
+  model: Model | None = None,
+) -> tuple[Recorder, Model]:
+  """Checks all that can be wrong, and begins the record; arguments as `run`.
+
+  Returns:
+    The record, and the base.
+
+  Raises:
+    ValueError: as `run`.
+  """
+  erasure, phrases = settings.erasure, settings.phrases
   # A folder that was exported with an edit is a base to all that read it.
   statistics.check_unedited((model and model.source) or settings.model)
   if model is None:
@@ -151,20 +167,23 @@ def run(
     checking.about(safe=bool(guided.drawing["safe"]))
   record = open_record()
   common.begin(record, settings, model.params)
-  file = record.path / common.EDIT
-  found = made(
-    file,
-    model,
-    erasure,
-    phrases,
-    settings.seed,
-    recorded(record, every, tensorboard=tensorboard),
-    record.is_writer,
-    strict,
-  )
-  tidy(record)
+  return record, model
+
+
+def finish(
+  settings: Settings, record: Recorder, model: Model, found: Edit | Guidance
+) -> tuple[Model, dict[str, Any]]:
+  """Draws before and after, and writes the page; returns as `run`.
+
+  Args:
+    settings: what to draw.
+    record: from `begin`.
+    model: the base.
+    found: what was made of it.
+  """
+  hooks.tidy(record)
   erased = model.with_made(found)
-  known = probe.of(file)
+  known = probe.of(record.path / common.EDIT)
   document = evaluate.compare(
     record,
     settings,
@@ -182,7 +201,7 @@ def made(
   erasure: Erasure,
   phrases: Sequence[Concept],
   seed: int,
-  hooks: Hooks = NO_HOOKS,
+  own: Hooks = NO_HOOKS,
   writes: bool = True,
   strict: bool = False,
 ) -> Edit | Guidance:
@@ -196,7 +215,7 @@ def made(
     erasure: from `erasures.bind`.
     phrases: the concepts to erase.
     seed: the seed that the method draws from.
-    hooks: see `erasures.Hooks`.
+    own: its hooks, see `erasures.Hooks`.
     writes: True in the one of several processes that keeps the result.
     strict: whether an erasure that seems to have failed is an error.
 
@@ -204,20 +223,43 @@ def made(
     ValueError: the erasure cannot be made; with `strict`, the probe says that
       it failed.
   """
-  guided = path.with_name(common.GUIDANCE)
-  for file in (path, guided):
+  found = read(path)
+  if found is not None and (known := probe.of(path)):
+    known.check(erasure.method, strict)
+  if found is None:
+    key = jax.random.key(seed)
+    found = erasure(model.sd, model.params, phrases, key, own)
+    keep(path, model, found, phrases, writes=writes, strict=strict)
+  return found
+
+
+def read(path: pathlib.Path) -> Edit | Guidance | None:
+  """What an earlier start made, see `made`; None where it made nothing."""
+  for file in (path, path.with_name(common.GUIDANCE)):
     if file.exists():
-      if known := probe.of(path):
-        known.check(erasure.method, strict)
       return common.read_made(file)
-  key = jax.random.key(seed)
-  found = erasure(model.sd, model.params, phrases, key, hooks)
+  return None
+
+
+def keep(
+  path: pathlib.Path,
+  model: Model,
+  found: Edit | Guidance,
+  phrases: Sequence[Concept],
+  *,
+  writes: bool = True,
+  strict: bool = False,
+):
+  """Probes an erasure and writes it; arguments as `made`.
+
+  Raises:
+    ValueError: `strict`, and it seems to have failed; nothing is written.
+  """
   probed(path, model, found, phrases, writes=writes, strict=strict)
   if writes and isinstance(found, Guidance):
-    guidance.save(found, guided)
+    guidance.save(found, path.with_name(common.GUIDANCE))
   elif writes and isinstance(found, Edit):
     save_edit(found, path)
-  return found
 
 
 def probed(
@@ -296,97 +338,4 @@ def wanted(
       dataclasses.replace(c, preserve=(*c.preserve, *kept)) for c in found
     )
   concepts.check_concepts(found, allow_conflict=allow_conflict)
-  return found
-
-
-def keeping(folder: pathlib.Path, writes: bool) -> Hooks:
-  """Hooks that keep the statistics from which `launch.amend` goes on."""
-
-  def keep(found: erasures.Saved):
-    if writes:
-      found.save(folder / STATISTICS)
-
-  return Hooks(keep=keep)
-
-
-def recorded(run: Recorder, every: int, *, tensorboard: bool = False) -> Hooks:
-  """Hooks that show, record and resume the parts that take long.
-
-  Args:
-    run: the record.
-    every: steps between checkpoints.
-    tensorboard: True writes TensorBoard events too.
-  """
-  return dataclasses.replace(
-    keeping(run.path, run.is_writer),
-    collect=functools.partial(_collect, run),
-    trainer=functools.partial(_train, run, every, tensorboard),
-  )
-
-
-def tidy(run: Recorder):
-  """Removes checkpoints and drawn images once the edit is made."""
-  processes.wait_for_all("edit made")
-  if run.is_writer:
-    for name in (_STATES, _DRAWN):
-      shutil.rmtree(run.path / name, ignore_errors=True)
-
-
-def _train(
-  run: Recorder,
-  every: int,
-  tensorboard: bool,
-  *args: Any,
-  num_steps: int,
-  **options: Any,
-) -> Params:
-  """`finetune.train_erasure`, which goes on from the last checkpoint."""
-  saved, at = run.path / _STATES, range(every, num_steps, every)
-  done = checkpoints.latest_step(saved) or 0
-
-  def begin(state: finetune.TrainState) -> finetune.TrainState:
-    # On the host, since each process trains on devices of its own.
-    return checkpoints.restore(saved, jax.device_get(state)) if done else state
-
-  def on_state(now: int, state: finetune.TrainState):
-    if now in at:
-      run.guard()
-      checkpoints.save(saved, now, jax.device_get(state))
-
-  log = training_log.TrainingLog(
-    run, "train", num_steps, done, tensorboard=tensorboard
-  )
-
-  def on_stop(now: int, state: finetune.TrainState):
-    # Each process trains alone, and all would have to meet in a checkpoint.
-    if jax.process_count() == 1:
-      run.guard()
-      checkpoints.save_new(saved, now, jax.device_get(state))
-
-  watch = finetune.Watch(
-    at=at, on_metrics=log, on_state=on_state, on_stop=on_stop
-  )
-  with log:
-    return finetune.train_erasure(
-      *args, num_steps=num_steps, begin=begin, watch=watch, **options
-    )
-
-
-def _collect(
-  run: Recorder, name: str, count: int, make: Callable[[int], np.ndarray]
-) -> list[np.ndarray]:
-  """The results of `make` for 0 to count - 1, kept until the edit is made."""
-  folder, found = run.path / _DRAWN, []
-  files = [folder / f"{name}-{i:05}.safetensors" for i in range(count)]
-  done = sum(file.exists() for file in files)
-  with run.progress(f"draw {name}", count, done=done) as bar:
-    for file in files:
-      if file.exists():
-        found.append(durable.load_tensors(file)[0][name])
-        continue
-      found.append(make(len(found)))
-      if run.is_writer:
-        run.guard()
-        durable.save_tensors(file, {name: found[-1]}, {})
-      bar.update()
   return found

@@ -171,7 +171,12 @@ def make_step(
 
 # Cached, so that the same loss and optimizer share one compiled program. More
 # than there are erasures that train: a job may take them in turn.
-_same_step = functools.lru_cache(maxsize=32)(make_step)
+@functools.lru_cache(maxsize=32)
+def erasure_step(
+  loss: Loss, tx: optax.GradientTransformation
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """The step of `train_erasure`, which keeps no average."""
+  return make_step(loss, tx, None)
 
 
 def _accumulated(loss: Loss, parts: int) -> Callable[..., Any]:
@@ -222,6 +227,7 @@ def train(
   mesh: sharding.Mesh,
   num_steps: int,
   watch: Watch,
+  layout: Callable[[sharding.Mesh, Any], Any] = sharding.param_sharding,
 ) -> TrainState:
   """Trains from `state.step` to step `num_steps`.
 
@@ -232,19 +238,21 @@ def train(
     frozen: what the loss reads and does not train.
     batches: this process's batches by step.
     key: of the whole run.
-    mesh: batches are split over all its devices; large leaves of the state and
-      of `frozen` are split over its `fsdp` axis.
+    mesh: batches are split over all its devices.
+    num_steps: the step to train to.
     watch: calls made on the way. Metrics are checked before each call.
+    layout: says where the state and `frozen` lie; `param_sharding` splits their
+      large leaves over the mesh's `fsdp` axis.
 
   Raises:
     FloatingPointError: a metric is not finite; names it and the step.
     stops.Stopped: a signal asked the run to stop.
   """
-  layout = sharding.param_sharding(mesh, state)
-  state = jax.device_put(state, layout)
-  frozen = jax.device_put(frozen, sharding.param_sharding(mesh, frozen))
+  places = layout(mesh, state)
+  state = jax.device_put(state, places)
+  frozen = jax.device_put(frozen, layout(mesh, frozen))
   # The outputs need it too, or the compiler may choose another layout.
-  outputs = (layout, sharding.replicated(mesh))
+  outputs = (places, sharding.replicated(mesh))
   compiled = jax.jit(step, donate_argnums=0, out_shardings=outputs)
   done = int(state.step)
   shared = len({device.process_index for device in mesh.devices.flat}) > 1
@@ -310,7 +318,7 @@ def train_erasure(
   devices = devices[: math.gcd(batch_size, len(devices))]
   state = train(
     begin(init_state(trained, tx, ema=False)),
-    _same_step(loss, tx, None),
+    erasure_step(loss, tx),
     frozen,
     batches,
     key,

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jaxtyping import Array, Bool, PRNGKeyArray
 
+from unlearning_jax import sharding
 from unlearning_jax.finetune.loop import Batched, Metrics, TrainState
 
 
@@ -67,35 +67,55 @@ def unpack(state: PackedState, run: int) -> TrainState:
 
 
 def packed_frozen(
-  frozen: Sequence[Mapping[str, Any]], keys: Sequence[PRNGKeyArray]
+  frozen: Sequence[Any], keys: Sequence[PRNGKeyArray]
 ) -> dict[str, Any]:
   """What a packed step reads besides state and batch.
 
   Args:
-    frozen: what each run's own step reads, in equal shapes. A leaf that is
-      equal in all of them is stored once.
+    frozen: what each run's own step reads, trees of equal shapes. A leaf that
+      is equal in all of them is stored once.
     keys: one a run.
   """
-  flat: list[dict[Any, Any]] = [
-    dict(traverse_util.flatten_dict(dict(one))) for one in frozen
-  ]
-  own, shared = {}, {}
-  for path, first in flat[0].items():
-    every = [one[path] for one in flat]
-    if all(leaf is first or np.array_equal(leaf, first) for leaf in every):
-      shared[path] = first
-    else:
-      own[path] = np.stack(every)
+  trees = [jax.tree.leaves(one) for one in frozen]
+  # Of two trees, each has None where the other has the leaf.
+  own, shared = [], []
+  for every in zip(*trees, strict=True):
+    first = every[0]
+    alike = all(leaf is first or np.array_equal(leaf, first) for leaf in every)
+    own.append(None if alike else np.stack(every))
+    shared.append(first if alike else None)
   data = jnp.stack([jax.random.key_data(key) for key in keys])
-  return {"shared": shared, "own": own, "keys": data}
+  shape = jax.tree.structure(frozen[0])
+  return {
+    "shared": jax.tree.unflatten(shape, shared),
+    "own": jax.tree.unflatten(shape, own),
+    "keys": data,
+  }
+
+
+def layout(mesh: sharding.Mesh, tree: Any) -> Any:
+  """Where a packed state or `packed_frozen` lies: a device has whole runs."""
+  by_run = sharding.batch_sharding(mesh)
+
+  def split(one: Any) -> Any:
+    return jax.tree.map(lambda leaf: by_run, one)
+
+  if isinstance(tree, PackedState):
+    return split(tree)
+  shared = sharding.param_sharding(mesh, tree["shared"])
+  return {**split(tree), "shared": shared}
 
 
 # Cached, so that all packs of one step share its compiled program.
 @functools.lru_cache(maxsize=64)
 def make_packed_step(
-  step: Callable[..., tuple[TrainState, Metrics]],
-) -> Callable[..., tuple[PackedState, Metrics]]:
+  step: Callable[..., tuple[TrainState, Metrics]], mesh: sharding.Mesh
+) -> Callable[..., Any]:
   """A step of one run, as `make_step` makes it, for R runs at once.
+
+  Args:
+    step: of one run.
+    mesh: R is a multiple of its devices, each of which steps runs of its own.
 
   Returns:
     The step (state, frozen of `packed_frozen`, batch of `PackedBatches`, key)
@@ -105,7 +125,11 @@ def make_packed_step(
   """
 
   def one(state, alive, own, key, batch, shared):
-    frozen = traverse_util.unflatten_dict({**shared, **own})
+    # Each leaf is in one of both trees, and None in the other.
+    frozen = jax.tree.map(
+      lambda same, mine: same if mine is None else mine, shared, own,
+      is_leaf=lambda leaf: leaf is None,
+    )  # fmt: skip
     new, metrics = step(state, frozen, batch, jax.random.wrap_key_data(key))
     finite = jnp.isfinite(metrics["loss"] + metrics["gradient_norm"])
     # A run that has stopped keeps its last good state.
@@ -114,6 +138,11 @@ def make_packed_step(
     metrics = {k: jnp.where(alive, v, 0.0) for k, v in metrics.items()}
     return kept, alive, metrics | {"alive": alive.astype(jnp.float32)}
 
+  def every(shared: Any, runs: tuple[Any, ...]) -> Any:
+    state, alive, own, keys, batch = runs
+    step_each = jax.vmap(one, in_axes=(0, 0, 0, 0, 0, None))
+    return step_each(state, alive, own, keys, batch, shared)
+
   def packed(
     state: PackedState,
     frozen: Mapping[str, Any],
@@ -121,11 +150,9 @@ def make_packed_step(
     key: PRNGKeyArray,
   ):
     del key
-    every = jax.vmap(one, in_axes=(0, 0, 0, 0, 0, None))
-    runs, alive, metrics = every(
-      state.runs, state.alive, frozen["own"], frozen["keys"], batch,
-      frozen["shared"],
-    )  # fmt: skip
+    mine = state.runs, state.alive, frozen["own"], frozen["keys"], batch
+    stepped = sharding.map_lanes(mesh, every)(frozen["shared"], mine)
+    runs, alive, metrics = stepped
     named = {
       f"{name}/{i}": values[i]
       for name, values in metrics.items()

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from unlearning_jax.record import Recorder, tracking
+from unlearning_jax.record.progress import Progress
 
 
 class TrainingLog:
@@ -11,7 +12,7 @@ class TrainingLog:
 
   Args:
     run: the run's record.
-    name: the label of the progress line.
+    name: the label of the progress line; "" shows none.
     num_steps: the step at which training ends.
     done: steps taken before this start.
     tensorboard: True writes TensorBoard events too.
@@ -30,7 +31,9 @@ class TrainingLog:
     tensorboard: bool = False,
   ):
     self._run, self._done, self._started = run, done, time.monotonic()
-    self._bar = run.progress(name, num_steps, done=done)
+    self._bar = Progress(name, num_steps, done=done, quiet=True)
+    if name:
+      self._bar = run.progress(name, num_steps, done=done)
     self._events: Any = None
     if tensorboard and run.is_writer:
       path = str(run.path / "events")

@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import pytest
 
 from tests.support import scripts, toy_sweep
 from unlearning_jax import checking, durable
-from unlearning_jax.experiments import sweep
+from unlearning_jax import model as models
+from unlearning_jax.experiments import common, sweep
 from unlearning_jax.experiments.sweep import folder, verbs
 from unlearning_jax.experiments.sweep import table as sweep_table
 from unlearning_jax.experiments.sweep import workers as runs
@@ -50,6 +52,32 @@ def test_every_cell_is_a_run_and_runs_once(tmp_path):
     ("0", "done", "0.0"), ("1", "done", "0.5"), ("2", "done", str(1 - 1 / 3)),
   ]  # fmt: skip
   assert "Sweep of toy over x" in (tmp_path / "report.html").read_text()
+
+
+def test_a_worker_reads_the_base_of_its_cells_once(tmp_path, monkeypatch):
+  read = []
+
+  def load(source, **how):
+    read.append(source)
+    return types.SimpleNamespace(sd=None)
+
+  def run(given, opened, edit):
+    named = {"dtype": "float32", "attention": "auto", "kernels": "exact"}
+    common.load_model(types.SimpleNamespace(model=given.name, **named))
+    opened().mark_done()
+
+  monkeypatch.setattr(models, "load", load)
+  monkeypatch.setitem(verbs.VERBS, "toy", verbs.Verb(toy_sweep.Settings, run))
+  grid = [("name", ["one", "two"]), ("seed", range(3))]
+  assert sweep.run(sweep.plan("toy", toy_sweep.base(), grid), tmp_path) == 0
+  assert read == ["one", "two"]
+  # Outside of a sweep a model may have changed since.
+  for _ in range(2):
+    run(
+      types.SimpleNamespace(name="one"),
+      lambda: types.SimpleNamespace(mark_done=lambda: None), "",
+    )  # fmt: skip
+  assert read == ["one", "two", "one", "one"]
 
 
 def test_a_cell_fails_alone_and_is_retried_alone(tmp_path, monkeypatch):

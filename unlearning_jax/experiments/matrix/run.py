@@ -31,6 +31,7 @@ from unlearning_jax.experiments import (
   cells,
   common,
   erase,
+  hooks,
 )
 from unlearning_jax.experiments.attack import check as checks
 from unlearning_jax.experiments.attack import control as controls
@@ -186,7 +187,7 @@ class Matrix:
       erasures.bind(one.victim, self.settings.erasures[one.victim]),
       self.settings.tasks[one.task].concepts,
       self.settings.common["seed"],
-      erase.keeping(path.parent, True),
+      hooks.keeping(path.parent, True),
     )
     seal.put(path.parent)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import importlib.metadata
 import itertools
 import pathlib
 import re
@@ -183,6 +184,10 @@ def compiled(row: dict[str, Any], how: build.How = None) -> record.Row:
   lowering = time.perf_counter() - start
   low = measured.LOW_EFFORT[kind] if row["effort"] == "low" else None
   found = {**row, "jax": jax.__version__}
+  if kind == "tpu":
+    # Another version of the compiler has other figures.
+    known = importlib.metadata.distributions(name="libtpu")
+    found["libtpu"] = next((one.version for one in known), None)
   found["date"] = datetime.date.today().isoformat()
   start = time.perf_counter()
   try:

@@ -72,8 +72,8 @@ def listed() -> list[str]:
 def table(rows: list[Row]) -> str:
   """A line a row, in GiB of one chip."""
   head = (
-    "program", "size", "dtype", "place", "mesh", "rows", "arguments", "temp",
-    "total", "TFLOP", "seconds", "collectives (MiB)",
+    "program", "size", "dtype", "place", "mesh", "rows", "effort", "arguments",
+    "temp", "total", "TFLOP", "seconds", "collectives (MiB)",
   )  # fmt: skip
   lines = [head, *map(_cells, rows)]
   wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -84,18 +84,20 @@ def table(rows: list[Row]) -> str:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-  names = "program", "size", "dtype", "place", "mesh", "rows"
+  names = "program", "size", "dtype", "place", "mesh", "rows", "effort"
   known = [str(row[name]) for name in names]
   if "error" in row:
     return (*known, *["-"] * 5, row["error"][:60])
   sizes = [row[n] / GIB for n in ("arguments", "temporaries", "total")]
   work = f"{row['flops'] / 1e12:.3g}" if row["flops"] else "-"
   seconds = f"{row['seconds']:.0f}" if row["seconds"] else "-"
-  said = [
-    f"{one['count']} {kind} ({one['bytes'] / 2**20:.1f})"
-    for kind, one in sorted(row["collectives"].items())
-  ]
+  moved = "unknown"
+  if (found := row["collectives"]) is not None:
+    said = (
+      f"{one['count']} {kind} ({one['bytes'] / 2**20:.1f})"
+      for kind, one in sorted(found.items())
+    )
+    moved = ", ".join(said) or "none"
   return (
-    *known, *(f"{size:.3g}" for size in sizes), work,
-    seconds, ", ".join(said) or "none",
+    *known, *(f"{size:.3g}" for size in sizes), work, seconds, moved,
   )  # fmt: skip

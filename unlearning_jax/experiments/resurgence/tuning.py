@@ -236,6 +236,7 @@ def _tune(study: Study, tunings: Sequence[Tuning]):
       _measure_pack(study, tunings, now, state)
     clock[:] = [time.monotonic(), now]
 
+  layout = packed.layout if len(tunings) > 1 else sharding.param_sharding
   if len(tunings) == 1:
     state, frozen = first.state, first.frozen
     step, batches = first.step, first.batches
@@ -253,6 +254,7 @@ def _tune(study: Study, tunings: Sequence[Tuning]):
       watch=loop.Watch(
         every=own.num_steps, at=own.checkpoints, on_state=reached
       ),
+      layout=layout,
     )
 
 
@@ -263,7 +265,7 @@ def _packed(study: Study, tunings: Sequence[Tuning]) -> tuple[Any, ...]:
   runs = [*tunings, *[tunings[-1]] * missing]
   return (
     packed.pack([run.state for run in runs]),
-    packed.make_packed_step(tunings[0].step),
+    packed.make_packed_step(tunings[0].step, study.mesh),
     packed.packed_frozen(
       [run.frozen for run in runs], [run.key for run in runs]
     ),

@@ -3,7 +3,8 @@
 keys       keys of a grid, and the types of their values
 grid       its cells and their ids
 verbs      how each verb runs a cell
-workers    run the cells, by one worker or several that share the folder
+workers    take the cells, one worker or several that share the folder
+running    runs the cells that a worker has taken
 folder     whose a folder is, and what has become of its cells
 figures    the numbers of a finished cell
 table      CSV and page

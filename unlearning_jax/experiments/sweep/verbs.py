@@ -1,12 +1,12 @@
 """The verbs that a sweep can run, each as its launch script does."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from unlearning_jax import attacks, erasures, extensions, settings
-from unlearning_jax import model as models
 from unlearning_jax.concepts import check_choice
 from unlearning_jax.experiments import (
   attack,
@@ -14,6 +14,7 @@ from unlearning_jax.experiments import (
   common,
   drawing,
   erase,
+  erase_together,
   evaluate,
   finetune,
 )
@@ -22,6 +23,8 @@ from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder
 
 Opener = Callable[[], Recorder]
+# What is left of a cell's run; None where it failed.
+Rest = Callable[[], object] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Verb:
     takes_edit: whether it starts from an edit.
     read: reads the edit at a path, or the guidance where the verb takes that.
     check: refuses settings that `run` would refuse.
+    pack: begins several runs at once; None for a verb that cannot.
   """
 
   settings: type
@@ -42,6 +46,35 @@ class Verb:
   takes_edit: bool = True
   read: Callable[..., common.Made] = common.read_made
   check: Callable[[Any], object] = lambda given: None
+  pack: "Pack | None" = None
+
+
+class Packed(NamedTuple):
+  """A cell among several that run at once.
+
+  Attributes:
+    given: its settings.
+    opened: opens its record.
+    failing: a context that records an error of the cell's own.
+  """
+
+  given: Any
+  opened: Opener
+  failing: Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pack:
+  """What a verb's cells can do at once.
+
+  Attributes:
+    kind: equal for settings whose runs share a program.
+    begin: does the shared part; returns for each cell a function that does the
+      rest, None for one that failed.
+  """
+
+  kind: Callable[[Any], Hashable]
+  begin: Callable[[Sequence[Packed]], Sequence[Rest]]
 
 
 def find(name: str) -> Verb:
@@ -79,16 +112,35 @@ def of_config(values: Mapping[str, Any]) -> str:
   return found[0]
 
 
-# The cells of a sweep mostly share their base.
-_base = functools.lru_cache(maxsize=1)(models.load)
-
-
-def _model(given: Any) -> Model:
-  return _base(given.model, **common.computing(given))
-
-
 def _erase(given: erase.Settings, opened: Opener, edit: str):
-  erase.run(given, opened, _model(given))
+  erase.run(given, opened, common.load_model(given))
+
+
+def _kind(given: erase.Settings) -> Hashable:
+  """Erasures of one base that differ in phrases and seed alone."""
+  how = given.model, given.dtype, given.attention, given.kernels
+  return how, given.method, repr(given.hparams), len(given.phrases)
+
+
+def _erase_together(some: Sequence[Packed]) -> list[Rest]:
+  rest: list[Rest] = [None] * len(some)
+  wanted = []
+  for i, one in enumerate(some):
+    with one.failing():
+      record, model = erase.begin(one.given, one.opened)
+      wanted.append(
+        erase_together.Wanted(one.given, record, model, one.failing)
+      )
+      rest[i] = functools.partial(_finish, one.given, record, model)
+  erase_together.make(wanted)
+  return rest
+
+
+def _finish(given: erase.Settings, record: Recorder, model: Model):
+  # Its edit is there, unless it failed.
+  found = erase.read(record.path / common.EDIT)
+  if found is not None:
+    erase.finish(given, record, model, found)
 
 
 def _attack(given: attack.Settings, opened: Opener, edit: str):
@@ -96,7 +148,7 @@ def _attack(given: attack.Settings, opened: Opener, edit: str):
 
 
 def _finetune(given: finetune.Settings, opened: Opener, edit: str):
-  model = _model(given)
+  model = common.load_model(given)
   if edit:
     model = model.with_edit(common.read_edit(edit, "edit"))
   finetune.run(given, opened, model)
@@ -121,7 +173,12 @@ _METHODS = {
   erase.Settings: erasures.__name__, attack.Settings: attacks.__name__,
 }  # fmt: skip
 VERBS = {
-  "erase": Verb(erase.Settings, _erase, takes_edit=False),
+  "erase": Verb(
+    erase.Settings,
+    _erase,
+    takes_edit=False,
+    pack=Pack(_kind, _erase_together),
+  ),
   "attack": Verb(attack.Settings, _attack, check=victims.bind),
   "finetune": Verb(finetune.Settings, _finetune, read=common.read_edit),
   "evaluate": Verb(evaluate.Settings, _evaluate),

@@ -11,17 +11,16 @@ import gc
 import pathlib
 import re
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any
 
 import jax
-from absl import logging
 
-from unlearning_jax import checking, durable, settings
+from unlearning_jax import checking, durable
 from unlearning_jax.experiments import cells, common
-from unlearning_jax.experiments.sweep import figures, folder, table, verbs
+from unlearning_jax.experiments.sweep import folder, running, table, verbs
 from unlearning_jax.experiments.sweep.grid import Cell, Sweep
-from unlearning_jax.record import Workdir, binding, leases, tracking
+from unlearning_jax.record import binding, leases, tracking
 
 _LEASES = "leases"
 # Between two looks at what others do, and between two tables on the way.
@@ -52,6 +51,7 @@ def run(
   part: tuple[int, int] = (1, 1),
   retry: bool = False,
   track: Sequence[str] = (),
+  pack: int = 1,
   held: Callable[[pathlib.Path], leases.Leases] = leases.Leases,
 ) -> int:
   """Runs cells until none is left that this worker can run.
@@ -67,6 +67,8 @@ def run(
       parts alone.
     retry: whether to run the cells that failed, and no others.
     track: trackers that hear of every cell, see `record.tracking`.
+    pack: most cells of one kind that this worker runs at once; how they end
+      does not depend on it.
     held: opens the leases of a folder.
 
   Returns:
@@ -74,8 +76,46 @@ def run(
 
   Raises:
     ValueError: the folder holds another sweep; a tracker is not installed;
-      several processes have joined.
+      several processes have joined; the verb has no packs.
   """
+  _open(sweep, root, track, pack)
+  store = folder.Store(root)
+  mine = sweep.cells[part[0] - 1 :: part[1]]
+  if retry:
+    store.again = {cell: age for cell in mine if (age := store.age(cell))}
+    mine = tuple(store.again)
+  holding = running.Held(store, track)
+  packs = verbs.find(sweep.verb).pack
+  kind = packs.kind if packs else (lambda given: None)
+  worker = _Worker(holding, held(root / _LEASES), pack, kind)
+  last = 0.0
+
+  def after():
+    nonlocal last
+    if time.monotonic() - last > _TABLE_S:
+      table.conclude(root)
+      last = time.monotonic()
+
+  # The cells of a sweep mostly share their base.
+  with common.reading_once(), contextlib.ExitStack() as stack:
+
+    def taken(left: Sequence[Cell]) -> Generator[list[Cell], None, None]:
+      return stack.enter_context(contextlib.closing(worker.taken(left)))
+
+    cells.run(
+      store,
+      mine,
+      functools.partial(running.run, sweep.verb, holding),
+      pack=taken,
+      after=after,
+    )
+  table.conclude(root)
+  return sum(not store.is_done(cell) for cell in mine)
+
+
+def _open(sweep: Sweep, root: pathlib.Path, track: Sequence[str], pack: int):
+  """Checks what `run` was given, and writes the sweep into its folder."""
+  _check_pack(sweep.verb, pack)
   if (count := jax.process_count()) > 1:
     raise ValueError(
       f"sweep: {count} processes have joined, but each worker of a sweep runs "
@@ -92,151 +132,95 @@ def run(
       file.write(durable.to_json(new, "sweep", indent=2).encode())
   # A cell's own folder is swept when the cell is begun.
   durable.sweep(root, ".*")
-  store = folder.Store(root)
-  mine = sweep.cells[part[0] - 1 :: part[1]]
-  if retry:
-    store.again = {cell: age for cell in mine if (age := store.age(cell))}
-    mine = tuple(store.again)
-  worker = _Worker(store, held(root / _LEASES))
-  worker.track = track
-  last = 0.0
 
-  def after():
-    nonlocal last
-    if time.monotonic() - last > _TABLE_S:
-      table.conclude(root)
-      last = time.monotonic()
 
-  with contextlib.ExitStack() as stack:
+def _check_pack(verb: str, pack: int):
+  """Checks that a sweep's cells can run in packs of this many.
 
-    def pack(left: Sequence[Cell]) -> Generator[list[Cell], None, None]:
-      return stack.enter_context(contextlib.closing(worker.taken(left)))
-
-    cells.run(
-      store,
-      mine,
-      functools.partial(_work, sweep.verb, worker),
-      pack=pack,
-      after=after,
+  Raises:
+    ValueError: they cannot.
+  """
+  if pack < 1:
+    raise ValueError(f"--pack={pack}: must be 1 or more")
+  if pack > 1 and verbs.find(verb).pack is None:
+    having = ", ".join(name for name, one in verbs.VERBS.items() if one.pack)
+    raise ValueError(
+      f"--pack={pack}: cells of {verb} run one by one; leave the flag out "
+      f"(packs are for: {having})"
     )
-  table.conclude(root)
-  return sum(not store.is_done(cell) for cell in mine)
 
 
 class _Worker:
-  """Takes cells that no other worker holds."""
+  """Takes cells that no other worker holds.
 
-  def __init__(self, store: folder.Store, held: leases.Leases):
-    self._leases = held
-    self.store: folder.Store = store
-    # Cells that this worker does not take again.
-    self.tried: set[Cell] = set()
-    self.lease: leases.Lease | None = None
-    self.track: Sequence[str] = ()
+  Args:
+    held: what it holds, and runs.
+    lent: the leases of the folder.
+    most: cells that it takes at once.
+    kind: equal for cells that it may take at once.
+  """
+
+  def __init__(
+    self,
+    held: running.Held,
+    lent: leases.Leases,
+    most: int,
+    kind: Callable[[Any], Hashable],
+  ):
+    self._held, self._leases, self._most, self._kind = held, lent, most, kind
 
   def taken(self, left: Sequence[Cell]) -> Generator[list[Cell], None, None]:
-    """Yields each cell that this worker is to run, and holds it meanwhile."""
+    """Yields the cells that this worker is to run, and holds them meanwhile."""
     said = 0
     while True:
-      others = 0
-      for cell in left:
-        if cell in self.tried or self.store.ended(cell):
-          continue
-        lease = self._leases.take(cell.id)
-        if lease is None:
-          others += 1
-          continue
-        with lease.beating():
-          # It may have ended before it was taken.
-          if self.store.ended(cell):
-            continue
-          self.tried.add(cell)
-          self.lease = lease
-          yield [cell]
-        others += cell not in self.tried
+      waiting = [*left]
+      others: set[Cell] = set()
+      while waiting:
+        with contextlib.ExitStack() as beating:
+          some, waiting = self._some(waiting, beating, others)
+          if some:
+            yield some
+        others |= {cell for cell in some if cell not in self._held.tried}
       if not others:
         return
       # A record of a cell that was lost stays locked until it is collected.
       gc.collect()
-      if others != said:
-        print(f"waiting for {others} cells of other workers", flush=True)
-      said = others
+      if len(others) != said:
+        print(f"waiting for {len(others)} cells of other workers", flush=True)
+      said = len(others)
       _sleep(_LOOK_S)
 
+  def _some(
+    self,
+    waiting: Sequence[Cell],
+    beating: contextlib.ExitStack,
+    others: set[Cell],
+  ) -> tuple[list[Cell], list[Cell]]:
+    """Takes cells of one kind; those that others hold are added to `others`.
 
-def _work(verb: str, worker: _Worker, some: Sequence[Cell]):
-  """Runs a cell; leaves it where another worker has taken it over."""
-  (cell,) = some
-  assert worker.lease is not None
-  lease, started = worker.lease, time.monotonic()
-  path = worker.store.folder(cell)
-  print(f"cell {cell.id}: {cell.said}", flush=True)
-  try:
-    try:
-      is_done = _run(verb, cell, path, lease, worker.track)
-    except Exception:
-      # Whatever goes wrong after another worker has come is no failure.
-      lease.check()
-      raise
-    lease.check()
-    seconds = time.monotonic() - started
-    if not is_done:
-      logging.warning("cell %s: the next start tries again", cell.id)
-      return
-    with durable.replacing(path / table.COST) as file:
-      file.write(durable.to_json({"seconds": seconds}, "cost").encode())
-  except (leases.LostError, durable.BusyError) as error:
-    # Only the text is logged: the traceback would keep the record open.
-    why = str(error)
-    logging.warning("cell %s is left to another worker: %s", cell.id, why)
-    worker.tried.discard(cell)
-
-
-def _run(
-  verb: str,
-  cell: Cell,
-  path: pathlib.Path,
-  lease: leases.Lease,
-  track: Sequence[str],
-) -> bool:
-  """Runs a cell's verb in its folder, and tells the trackers.
-
-  Returns:
-    Whether it is done; the next start tries it again otherwise.
-  """
-  own = verbs.find(verb)
-
-  def end(tracker: tracking.Tracker):
-    found = figures.read(verb, path)
-    tracker.end(
-      cell.values, {name: one["value"] for name, one in found.items()}
-    )
-
-  with contextlib.ExitStack() as ended:
-
-    @functools.cache
-    def opened() -> Any:
-      record = common.workdir(
-        str(path), settings.plain(cell.given), own.settings, alone=True,
-        guard=lease.check,
-      )  # fmt: skip
-      record, trackers = tracking.tracked(record, track)
-      for one in trackers:
-        ended.callback(end, one)
-      return record
-
-    own.run(cell.given, opened, cell.edit)
-    return _is_done(opened())
-
-
-def _is_done(record: Workdir) -> bool:
-  """Whether a run came to its end; an audit may come back before.
-
-  Raises:
-    ValueError: some of its stages failed.
-  """
-  if not record.is_done and any(record.path.glob("*/**/failed.txt")):
-    raise ValueError(
-      f"{record.path}: some of it failed; its report.html says what"
-    )
-  return record.is_done
+    Returns:
+      The cells taken, and those that have not been looked at.
+    """
+    some: list[Cell] = []
+    left: list[Cell] = []
+    for i, cell in enumerate(waiting):
+      if len(some) == self._most:
+        return some, [*left, *waiting[i:]]
+      if cell in self._held.tried or self._held.store.ended(cell):
+        continue
+      if some and self._kind(cell.given) != self._kind(some[0].given):
+        left.append(cell)
+        continue
+      lease = self._leases.take(cell.id)
+      if lease is None:
+        others.add(cell)
+        continue
+      with contextlib.ExitStack() as own:
+        own.enter_context(lease.beating())
+        # It may have ended before it was taken.
+        if not self._held.store.ended(cell):
+          beating.push(own.pop_all())
+          self._held.tried.add(cell)
+          self._held.leases[cell] = lease
+          some.append(cell)
+    return some, left
