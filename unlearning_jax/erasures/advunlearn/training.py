@@ -140,7 +140,6 @@ def _attacked(
   shape = (len(ids), h.num_tokens)
   start = table[jax.random.randint(keys[0], shape, 0, len(table))]
 
-  @finetune.in_loop
   def loss(new: Array, drawn: tuple[Array, Array]) -> Array:
     scored = draw(*drawn)
     read = attack.spliced(table[ids], new, source)

@@ -60,7 +60,6 @@ from unlearning_jax.concepts import Concept, check_choice, check_concepts
 from unlearning_jax.edits import Edit, apply_to_params
 from unlearning_jax.erasures import NO_HOOKS, Hooks
 from unlearning_jax.erasures.meta_unlearning import images, terms
-from unlearning_jax.erasures.meta_unlearning.vectors import Shapes
 from unlearning_jax.erasures.resalign import hypergrad, lanes
 from unlearning_jax.erasures.resalign.losses import Losses
 from unlearning_jax.erasures.salun import masked, sets
@@ -214,8 +213,6 @@ def _value(text: str) -> Any:
     return text
 
 
-# What trains, as a tree.
-_VECTOR = "unet"
 # Folded into a key, this draws apart from what a wrapped method draws.
 _APART = 10**6
 
@@ -258,14 +255,9 @@ def _training(
   erasing: finetune.Loss,
   tx: optax.GradientTransformation,
   h: Hparams,
-  shapes: Shapes,
 ) -> tuple[finetune.Loss, optax.GradientTransformation]:
   clipped = optax.chain(optax.clip_by_global_norm(h.clip_norm), tx)
-
-  def loss(trained: Mapping[str, Array], *rest: Any):
-    return _loss(sd, erasing, h, shapes.split(trained[_VECTOR]), *rest)
-
-  return loss, clipped
+  return functools.partial(_loss, sd, erasing, h), clipped
 
 
 @functools.lru_cache(maxsize=8)
@@ -330,13 +322,9 @@ def erase(
     drawn = images.draw(
       sd, params, ids, jax.random.fold_in(key, _APART), h, hooks.collect
     )
-    shapes = Shapes.of(trained)
-    loss, tx = _training(sd, loss, tx, h, shapes)
+    loss, tx = _training(sd, loss, tx, h)
     both = {"erasure": frozen, "meta": drawn}
-    made = hooks.trainer(
-      loss, tx, {_VECTOR: shapes.join(trained)}, both, *rest, **options
-    )
-    return shapes.split(made[_VECTOR])
+    return hooks.trainer(loss, tx, trained, both, *rest, **options)
 
   method = f"meta_unlearning {h.wrapped}"
   if h.wrapped in TRAINED:

@@ -74,11 +74,10 @@ def draw(
     ids: set -> token ids of its sentences.
     collect: `Hooks.collect`.
   """
-  # All at once, since each number of texts is a program of its own.
-  every = [stable_diffusion.tokenize(sd, [""]), *ids.values()]
-  states = stable_diffusion.encode_text(sd, params, np.concatenate(every))
-  ends = np.cumsum([len(own) for own in every])
-  empty, *contexts = jnp.split(states, ends[:-1])
+  empty, *contexts = (
+    stable_diffusion.encode_text(sd, params, own)
+    for own in (stable_diffusion.tokenize(sd, [""]), *ids.values())
+  )
   drawn = [
     # A wrapped method may draw sets too, under other names.
     finetune.draw_latents(

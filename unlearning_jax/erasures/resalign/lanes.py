@@ -116,48 +116,31 @@ def tune(
   # Its steps are made again on the way back: only weights are kept.
   @jax.checkpoint
   def step(state: tuple[Tree, Tree, Tree], i: Array):
-    g = jax.grad(loss)(state[0], jax.random.fold_in(key, i))
-    return moved(state, g, i, lane, twice, decay), None
+    weights, first, second = state
+    g = jax.grad(loss)(weights, jax.random.fold_in(key, i))
+    first = jax.tree.map(lambda m, x: _B1 * m + (1 - _B1) * x, first, g)
+    second = jax.tree.map(lambda v, x: _B2 * v + (1 - _B2) * x * x, second, g)
+    count = i + 1.0
+    sizes = (1 - _B1**count, 1 - _B2**count)
+
+    def moved(x: Array, g: Array, m: Array, v: Array) -> Array:
+      # A weight without a gradient stands still. Its root of 0 has no slope,
+      # and 1 / _EPS for a slope would drown all others on the way back.
+      moves = v > 0
+      root = jnp.sqrt(jnp.where(moves, v, 1) / sizes[1])
+      by_adam = jnp.where(moves, m / sizes[0] / (root + _EPS), 0)
+      if twice:
+        by_adam *= jnp.sqrt(sizes[1]) / sizes[0]
+      change = lane.learning_rate * jnp.where(lane.adam, by_adam, g)
+      if decay:
+        change += lane.learning_rate * decay * x
+      return jnp.where(i < lane.steps, x - change, x)
+
+    weights = jax.tree.map(moved, weights, g, first, second)
+    return (weights, first, second), None
 
   zeros = jax.tree.map(jnp.zeros_like, theta)
   (weights, *_), _ = jax.lax.scan(
     step, (theta, zeros, zeros), jnp.arange(longest)
   )
   return weights
-
-
-def moved(
-  state: tuple[Tree, Tree, Tree],
-  g: Tree,
-  i: Int[Array, ""],
-  lane: Lanes,
-  twice: bool = False,
-  decay: float = 0.0,
-) -> tuple[Tree, Tree, Tree]:
-  """Weights and Adam's two moments after step `i` of a lane, from 0.
-
-  Args:
-    state: those before it.
-    g: the gradient.
-    lane: as the others, see `tune`.
-  """
-  weights, first, second = state
-  first = jax.tree.map(lambda m, x: _B1 * m + (1 - _B1) * x, first, g)
-  second = jax.tree.map(lambda v, x: _B2 * v + (1 - _B2) * x * x, second, g)
-  count = i + 1.0
-  sizes = (1 - _B1**count, 1 - _B2**count)
-
-  def one(x: Array, g: Array, m: Array, v: Array) -> Array:
-    # A weight without a gradient stands still. Its root of 0 has no slope, and
-    # 1 / _EPS for a slope would drown all others on the way back.
-    moves = v > 0
-    root = jnp.sqrt(jnp.where(moves, v, 1) / sizes[1])
-    by_adam = jnp.where(moves, m / sizes[0] / (root + _EPS), 0)
-    if twice:
-      by_adam *= jnp.sqrt(sizes[1]) / sizes[0]
-    change = lane.learning_rate * jnp.where(lane.adam, by_adam, g)
-    if decay:
-      change += lane.learning_rate * decay * x
-    return jnp.where(i < lane.steps, x - change, x)
-
-  return jax.tree.map(one, weights, g, first, second), first, second
