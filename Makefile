@@ -37,8 +37,8 @@ demo: $(CORE)
 	$(PY) -m launch.audit --config=configs/erase_uce.py:tiny,name=$(DEMO) --protocol=shapes-$(DEMO) --kernels=fast --workdir=runs/demo/audit
 	@echo "Open runs/demo/audit/report.html"
 
-# Speed beside other packages, on one core. torch, the peer, comes with the tests
-# on Python 3.11.
+# Speed beside other packages, each side on one core. torch, the peer, comes with
+# the tests on Python 3.11. TMPDIR needs 5 GB for a while.
 bench: $(TEST)
 	$(PY) benchmarks/side_by_side.py --out=runs/bench.json
 

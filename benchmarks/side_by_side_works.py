@@ -1,180 +1,113 @@
-"""What `side_by_side` times: each side computes the same work in its process.
+"""What `side_by_side` starts: one side of a group of works, in its process.
 
-  python benchmarks/side_by_side_works.py "unet float32" fast 4
+  python benchmarks/side_by_side_works.py float32 fast 4 0 /tmp/folder
 
-prints a line of JSON: CPU seconds of a unit, the process's peak memory, and the
-version of what computed. A side whose package is not installed says so instead.
-`side_by_side` sets the environment for one thread of a CPU.
+prints a line of JSON: of each work the CPU seconds of a call, the most memory
+that the process had so far, and the version of what computed. A side whose
+package is not installed says so instead. The last two arguments are the core,
+-1 for any, and a folder for files. `side_by_side` sets the environment.
 """
 
 import importlib.util
 import json
 import os
+import pathlib
 import resource
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-STEPS, SCALE = 15, 4.0
-PROMPT = "a red star on a gray background"
-CONTEXT = (1, 77, 768)
+import side_by_side_networks as networks
+import side_by_side_others as others
+
+# Side -> the packages that compute, the first ones named in the record.
+PACKAGES = {
+  "fast": ("jax",),
+  "exact": ("jax",),
+  "ours": ("jax",),
+  "eager": ("torch", "diffusers"),
+  "compiled": ("torch", "diffusers"),
+  "plain": ("torch", "transformers"),
+  "package": ("nudenet", "onnxruntime"),
+}
+OURS = ("fast", "exact", "ours")
+MOST_CALLS = 9
 
 
-def shapes_ours(rows: int, kernels: str) -> Callable[[], Any]:
-  """Draws `rows` pictures at once with the Shapes model."""
-  from unlearning_jax import sampling, shapes, stable_diffusion
-
-  sd, params = stable_diffusion.load(shapes.model_folder(), kernels=kernels)
-
-  def call():
-    drawn = sampling.generate(
-      sd, params, [PROMPT] * rows, range(rows), batch_size=rows,
-      num_inference_steps=STEPS, guidance_scale=SCALE, sampler="ddim",
-    )  # fmt: skip
-    return list(drawn)
-
-  return call
-
-
-def shapes_peer(rows: int, kind: str) -> Callable[[], Any]:
-  """The same with diffusers' pipeline, as it is or compiled."""
-  import diffusers
-  import torch
-
-  from unlearning_jax import shapes
-
-  torch.set_num_threads(1)
-  diffusers.utils.logging.disable_progress_bar()
-  pipe = diffusers.StableDiffusionPipeline.from_pretrained(
-    shapes.model_folder(), safety_checker=None, torch_dtype=torch.float32
-  )
-  pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
-  pipe.set_progress_bar_config(disable=True)
-  if kind == "compiled":
-    pipe.unet = torch.compile(pipe.unet)
-    pipe.vae.decode = torch.compile(pipe.vae.decode)
-
-  def call():
-    return pipe(
-      [PROMPT] * rows, num_inference_steps=STEPS, guidance_scale=SCALE,
-      generator=[torch.Generator().manual_seed(i) for i in range(rows)],
-      output_type="np",
-    )  # fmt: skip
-
-  return call
-
-
-def unet_ours(dtype: str, gradient: bool, kernels: str) -> Callable[[], Any]:
-  """A row through a UNet of Stable Diffusion 1.4's size, random weights.
-
-  The weights are stored in `dtype`.
-  """
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
-
-  from unlearning_jax import models
-  from unlearning_jax.convert.sd1 import CONFIGS
-  from unlearning_jax.models import fast
-
-  rng = np.random.default_rng(0)
-  net = models.UNet2DCondition.from_config(
-    CONFIGS["unet"], dtype=fast.computed_dtype(dtype, kernels), kernels=kernels
-  )
-  given = [jnp.zeros((1, 64, 64, 4)), jnp.array([500]), jnp.zeros(CONTEXT)]
-  shapes = jax.eval_shape(net.init, jax.random.key(0), *given)["params"]
-
-  def fill(leaf: Any) -> Any:
-    values = rng.standard_normal(leaf.shape, np.float32)
-    values *= np.prod(leaf.shape[:-1]) ** -0.5
-    return jax.block_until_ready(jnp.asarray(values, dtype))
-
-  params = jax.tree.map(fill, shapes)
-
-  def forward(params, latents, t, context):
-    return models.apply(net, params, latents, t, context)
-
-  def slope(params, latents, t, context):
-    return jax.grad(lambda c: forward(params, latents, t, c).sum())(context)
-
-  compiled = jax.jit(slope if gradient else forward).lower(params, *given)
-  compiled = compiled.compile()
-  return lambda: jax.block_until_ready(compiled(params, *given))
-
-
-def unet_peer(dtype: str, gradient: bool, _: str) -> Callable[[], Any]:
-  """The same in diffusers and torch."""
-  import diffusers
-  import torch
-
-  from unlearning_jax.convert.sd1 import CONFIGS
-
-  torch.set_num_threads(1)
-  torch.set_default_dtype(getattr(torch, dtype))
-  net = diffusers.UNet2DConditionModel.from_config(CONFIGS["unet"]).eval()
-  net.requires_grad_(False)
-  latents = torch.zeros(1, 4, 64, 64)
-  context = torch.zeros(*CONTEXT, requires_grad=gradient)
-
-  def call():
-    out = net(latents, 500, context).sample
-    return torch.autograd.grad(out.sum(), context) if gradient else out
-
-  return call
-
-
-def start(_: str, side: str) -> Callable[[], Any]:
-  """Imports what draws pictures."""
-  ours = "from unlearning_jax import model, sampling"
-  peer = "from diffusers import StableDiffusionPipeline"
-  words = peer if side == "eager" else ours
-  return lambda: subprocess.run([sys.executable, "-c", words], check=True)
-
-
-def prepared(work: str, side: str) -> Callable[[], Any]:
-  """The call that a side makes for a work."""
-  ours = side in ("exact", "fast")
-  kind, _, size = work.partition(" ")
-  if kind == "start":
-    return start(size, side)
-  if kind == "shapes":
-    return (shapes_ours if ours else shapes_peer)(int(size), side)
-  make = unet_ours if ours else unet_peer
-  return make(size, kind == "gradient", side)
+def works(group: str, side: str, folder: pathlib.Path) -> networks.Works:
+  """The works of a group, as a side computes them."""
+  ours = side in OURS
+  if group == "shapes":
+    return (networks.shapes_ours if ours else networks.shapes_peer)(side)
+  if group in ("float32", "bfloat16"):
+    return (
+      networks.unet_ours(group, side) if ours else networks.unet_peer(group)
+    )
+  if group == "rece":
+    return others.rece_ours() if ours else others.rece_peer()
+  if group == "nudenet":
+    return others.nudenet_ours() if ours else others.nudenet_peer()
+  if group == "reading":
+    return (others.reading_ours if ours else others.reading_peer)(folder)
+  return others.start(side)
 
 
 def cpu_seconds() -> float:
   """CPU seconds of this process and of those it waited for."""
-  return sum(os.times()[:4])
+  # `os.times` counts hundredths of a second.
+  both = map(
+    resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+  )
+  return sum(used.ru_utime + used.ru_stime for used in both)
 
 
-def measure(work: str, side: str, seconds: float) -> dict[str, Any]:
-  """CPU seconds of calls after the first, one at least."""
-  peers = ("torch", "diffusers") if side in ("eager", "compiled") else ()
-  missing = [name for name in peers if not importlib.util.find_spec(name)]
+def timed(prepare: Callable[[], Callable[[], Any]]) -> float:
+  """CPU seconds of a call; preparing it is not counted."""
+  call = prepare()
+  begun = cpu_seconds()
+  call()
+  return cpu_seconds() - begun
+
+
+def measure(
+  group: str, side: str, seconds: float, folder: pathlib.Path
+) -> dict[str, Any]:
+  """Of each work the CPU seconds of calls after the first, one at least."""
+  packages = PACKAGES[side]
+  missing = [name for name in packages if not importlib.util.find_spec(name)]
   if missing:
     return {"missing": f"not installed: {', '.join(missing)}"}
-  os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-  call, taken = prepared(work, side), []
-  first = cpu_seconds()
-  call()
-  first = cpu_seconds() - first
-  while len(taken) < 1 or (sum(taken) < seconds and len(taken) < 9):
-    begun = cpu_seconds()
-    call()
-    taken.append(cpu_seconds() - begun)
-  names = peers or ("jax",)
-  kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return {
-    "seconds": statistics.median(taken),
-    "first": first,
-    "peak_gib": kibibytes / 2**20,
-    "version": " ".join(f"{n} {metadata.version(n)}" for n in names),
-  }
+  version = " ".join(f"{n} {metadata.version(n)}" for n in packages)
+  known: dict[Any, float] = {}
+  found = {}
+  for work, prepare in works(group, side, folder):
+    if prepare not in known:
+      timed(prepare)
+      taken = [timed(prepare)]
+      while sum(taken) < seconds and len(taken) < MOST_CALLS:
+        taken.append(timed(prepare))
+      known[prepare] = statistics.median(taken)
+    # What is imported at the start is in a process of its own.
+    who = resource.RUSAGE_CHILDREN if group == "start" else resource.RUSAGE_SELF
+    kibibytes = resource.getrusage(who).ru_maxrss
+    found[work] = {
+      "seconds": known[prepare],
+      "peak_gib": kibibytes / 2**20,
+      "version": version,
+    }
+  return found
+
+
+def main():
+  """Computes on one core what the arguments name."""
+  group, side, seconds, core, folder = sys.argv[1:]
+  if int(core) >= 0:
+    # Before anything counts cores to start a thread on each.
+    os.sched_setaffinity(0, {int(core)})
+  print(json.dumps(measure(group, side, float(seconds), pathlib.Path(folder))))
 
 
 if __name__ == "__main__":
-  print(json.dumps(measure(sys.argv[1], sys.argv[2], float(sys.argv[3]))))
+  main()

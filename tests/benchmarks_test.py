@@ -141,15 +141,6 @@ def test_lanes_are_timed(tmp_path):
   assert all(one["cpu_s_per_row"] > 0 for one in found)
 
 
-def test_a_peer_that_is_not_installed_is_named(monkeypatch):
-  monkeypatch.syspath_prepend(ROOT / "benchmarks")
-  import side_by_side_works as works
-
-  monkeypatch.setattr(works.importlib.util, "find_spec", lambda name: None)
-  found = works.measure("shapes 1", "eager", 0.0)
-  assert found == {"missing": "not installed: torch, diffusers"}
-
-
 @pytest.fixture
 def probe_record(monkeypatch):
   """What counts the edits that calibrate the probe, and the record of them."""

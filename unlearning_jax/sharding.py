@@ -194,6 +194,26 @@ def place(tree: Tree, shardings: Any) -> Tree:
   return jax.tree.map(put, tree, shardings)
 
 
+def moved(tree: Tree, shardings: Any) -> Tree:
+  """Lays out arrays, which are equal on every process, over the devices.
+
+  `jax.device_put` onto devices of several processes would first send each leaf
+  to all of them, to compare. Arrays that are split over processes already, as a
+  resumed state's, are moved by it.
+
+  Args:
+    shardings: a tree of them like `tree`.
+  """
+
+  def move(leaf: ArrayLike, sharding: NamedSharding) -> jax.Array:
+    is_split = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    if is_split or sharding.is_fully_addressable:
+      return jax.device_put(leaf, sharding)
+    return place(leaf, sharding)
+
+  return jax.tree.map(move, tree, shardings)
+
+
 def local_rows_multiple(mesh: Mesh) -> int:
   """The number that this process's batch rows must be a multiple of."""
   return mesh.local_mesh.size

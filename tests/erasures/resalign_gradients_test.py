@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unlearning_jax.erasures.resalign import hypergrad, lanes
+from unlearning_jax.erasures.resalign import hypergrad, lanes, options
 
 pytestmark = pytest.mark.usefixtures("quickest_compiler")
 SIZE = 5
@@ -91,6 +91,20 @@ def test_curvature_is_the_hessian(quadratic):
   for name in at:
     wanted = sum(dense[name][other] @ v[other] for other in at)
     np.testing.assert_allclose(found[name], wanted, atol=1e-12)
+
+
+class Pulled:
+  """The rows of a double of `Losses` that has `concept` and `remain`."""
+
+  def concept_rows(self, keys, rows):
+    return jnp.ones(rows)
+
+  def remain_rows(self, key):
+    return jnp.zeros(options.Hparams.batch_size)
+
+  def squared(self, u, rows):
+    concept = -self.concept(u, None, None)
+    return jnp.where(rows[0] > 0, concept, self.remain(u, None))
 
 
 def one(listed, i):

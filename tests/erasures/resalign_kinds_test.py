@@ -10,7 +10,12 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from tests.erasures.resalign_gradients_test import differences, doubles, one
+from tests.erasures.resalign_gradients_test import (
+  Pulled,
+  differences,
+  doubles,
+  one,
+)
 from unlearning_jax.erasures.resalign import images, lanes, options, packs, step
 from unlearning_jax.erasures.resalign.losses import Losses
 
@@ -28,7 +33,7 @@ def join(adapters, base):
   return {"unet": {"a": base["unet/a"] + made, "b": base["unet/b"]}}
 
 
-class Matrices(Losses):
+class Matrices(Pulled, Losses):
   """Losses of two arrays, of which the adapters change one; no key counts."""
 
   def concept(self, adapters, keys, rows):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.erasures.resalign_gradients_test import doubles, one
+from tests.erasures.resalign_gradients_test import Pulled, doubles, one
 from unlearning_jax.erasures import resalign
 from unlearning_jax.erasures.resalign import (
   images,
@@ -23,7 +23,7 @@ from unlearning_jax.erasures.salun import sets
 __all__ = ["doubles"]
 
 
-class Quadratics:
+class Quadratics(Pulled):
   """`Losses` of two weights in the plane, whose gradients are known."""
 
   def concept(self, u, keys, rows):
@@ -200,15 +200,16 @@ def loss_of(h, monkeypatch, losses=Quadratics):
   return value, np.asarray(found["x"]), metrics
 
 
-@pytest.mark.parametrize("at_once", [0, 1])
+# L is of as many rows as what remains, or of fewer.
+@pytest.mark.parametrize("at_once, rows", [(0, 4), (1, 4), (0, 1), (1, 1)])
 @pytest.mark.parametrize("how", [*options.HYPERGRADS, "paper_code"])
-def test_a_whole_step(how, at_once, monkeypatch):
+def test_a_whole_step(how, at_once, rows, monkeypatch):
   released = how == "paper_code"
   h = resalign.Hparams(
     preset=how if released else "fixed",
     hypergrad="neumann" if released else how,
     lanes=LANES, drawn=2, terms=30, resilience=0.75, cap=1e9,
-    lanes_at_once=at_once,
+    lanes_at_once=at_once, concept_batch=rows,
   )  # fmt: skip
   value, found, metrics = loss_of(h, monkeypatch)
   theta, slope = np.array([0.5, -1.0]), np.array([3.0, -2.0])
@@ -246,6 +247,21 @@ def test_a_lane_that_diverges_leaves_no_gradient(preset, monkeypatch):
   h = resalign.Hparams(preset=preset, lanes=("sgd/1e30/30/0",), drawn=1)
   _, found, _ = loss_of(h, monkeypatch)
   assert np.isnan(found).all()
+
+
+def test_a_lane_that_does_not_count_may_diverge():
+  counts = jnp.array([True, False, True])
+  rows = jnp.array([[1.0, 2.0], [np.nan, np.inf], [3.0, -2.0]])
+  made = {"a": {"down": rows}}
+  left = packs.Left(
+    counts, jnp.array([0.5, np.nan, 1.5]), made, {"s": rows[:, 0]}
+  )
+  gradient, metrics = packs.mean([left])
+  np.testing.assert_array_equal(gradient["a"]["down"], [2, 0])
+  assert (metrics["tuned"], metrics["s"]) == (1, 2)
+  # One that counts is not left out.
+  gradient, _ = packs.mean([left._replace(counts=~counts)])
+  assert np.isnan(gradient["a"]["down"]).all()
 
 
 def test_a_weight_without_a_gradient_stands_still_on_the_way_back():

@@ -249,8 +249,8 @@ def train(
     stops.Stopped: a signal asked the run to stop.
   """
   places = layout(mesh, state)
-  state = jax.device_put(state, places)
-  frozen = jax.device_put(frozen, layout(mesh, frozen))
+  state = sharding.moved(state, places)
+  frozen = sharding.moved(frozen, layout(mesh, frozen))
   # The outputs need it too, or the compiler may choose another layout.
   outputs = (places, sharding.replicated(mesh))
   compiled = jax.jit(step, donate_argnums=0, out_shardings=outputs)

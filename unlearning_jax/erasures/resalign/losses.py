@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,22 @@ from unlearning_jax.finetune.partition import Leaves, join_leaves
 from unlearning_jax.projections import leaves_of
 from unlearning_jax.schedules import add_noise
 from unlearning_jax.stable_diffusion import Params, StableDiffusion
+
+
+class Rows(NamedTuple):
+  """Noisy latents, and what the UNet is to predict of them.
+
+  Attributes:
+    noisy: x_t.
+    t: their timesteps.
+    context: text states.
+    wanted: the noise, or the base's prediction.
+  """
+
+  noisy: Float[Array, "b h w c"]
+  t: Int[Array, " b"]
+  context: Float[Array, "b l d"]
+  wanted: Float[Array, "b h w c"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,25 +70,35 @@ class Losses:
       keys: draw the timesteps, and the noise.
       rows: the number of images.
     """
-    pair = self.batch["forget_pair"][:rows]
-    context = self.frozen["contexts"]["concept"][pair]
-    return -self._denoising(
-      adapters, self.batch["forget"][:rows], context, keys
-    )
+    return -self.squared(adapters, self.concept_rows(keys, rows))
 
-  def remain(self, adapters: Leaves, key: PRNGKeyArray) -> Float[Array, ""]:
-    """| f_theta - f_0 |^2, a mean over rows and elements."""
+  def concept_rows(
+    self, keys: tuple[PRNGKeyArray, PRNGKeyArray], rows: int
+  ) -> Rows:
+    """What L is of; arguments as `concept`."""
+    latents = self.batch["forget"][:rows]
+    pair = self.batch["forget_pair"][:rows]
+    t, noise = self._noise(latents, keys)
+    noisy = add_noise(self.sd.schedule, latents, noise, t)
+    return Rows(noisy, t, self.frozen["contexts"]["concept"][pair], noise)
+
+  def remain_rows(self, key: PRNGKeyArray) -> Rows:
+    """Where the base f_0 is held: what remains, and f_0's prediction of it."""
     latents = self.batch["remain"]
     context = self.frozen["contexts"]["remain"][self.batch["remain_pair"]]
     t, noise = self._noise(latents, jax.random.split(key))
     noisy = add_noise(self.sd.schedule, latents, noise, t)
-    found, wanted = (
-      stable_diffusion.predict_noise(
-        self.sd, self.join(its, self.frozen["params"]), noisy, t, context
-      )
-      for its in (adapters, {})
+    base = self.join({}, self.frozen["params"])
+    wanted = stable_diffusion.predict_noise(self.sd, base, noisy, t, context)
+    return Rows(noisy, t, context, wanted)
+
+  def squared(self, adapters: Leaves, rows: Rows) -> Float[Array, ""]:
+    """| f_theta - wanted |^2, a mean over rows and elements."""
+    params = self.join(adapters, self.frozen["params"])
+    found = stable_diffusion.predict_noise(
+      self.sd, params, rows.noisy, rows.t, rows.context
     )
-    return jnp.square(found - wanted).mean()
+    return jnp.square(found - rows.wanted).mean()
 
   def tuning(
     self,
@@ -86,22 +112,12 @@ class Losses:
     drawn = jax.random.randint(keys[0], (rows,), 0, its["sizes"][of])
     row = its["rows"][of][drawn]
     context = self.frozen["contexts"]["remain"][its["pair"][row]]
-    return self._denoising(
-      adapters, its["latents"][row], context, jax.random.split(keys[1])
-    )
-
-  def _denoising(
-    self,
-    adapters: Leaves,
-    latents: Array,
-    context: Array,
-    keys: Sequence[PRNGKeyArray] | PRNGKeyArray,
-  ) -> Float[Array, ""]:
-    t, noise = self._noise(latents, keys)
+    t, noise = self._noise(its["latents"][row], jax.random.split(keys[1]))
     params = self.join(adapters, self.frozen["params"])
-    return finetune.denoising_loss(self.sd, params, latents, noise, t, context)[
-      0
-    ]
+    loss, _ = finetune.denoising_loss(
+      self.sd, params, its["latents"][row], noise, t, context
+    )
+    return loss
 
   def _noise(
     self, latents: Array, keys: Sequence[PRNGKeyArray] | PRNGKeyArray

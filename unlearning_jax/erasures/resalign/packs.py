@@ -92,7 +92,8 @@ def tuning(
     lane: its numbers, without an axis.
   """
 
-  def loss(weights: Leaves, key: PRNGKeyArray) -> Array:
+  @finetune.in_loop
+  def loss(weights: Leaves, key: PRNGKeyArray, lane: lanes.Lanes) -> Array:
     value = losses.tuning(weights, key, lane.of, rows)
     if pack.prior:
       apart = jax.random.fold_in(key, _APART)
@@ -100,7 +101,7 @@ def tuning(
       value += h.prior_weight * prior
     return value
 
-  return loss
+  return lambda weights, key: loss(weights, key, lane)
 
 
 def tuned(

@@ -43,26 +43,25 @@ def loss(
   adapted = [pack for pack in every if not pack.full]
   count = sum(len(pack.counts) for pack in adapted)
 
-  def each(function: Callable[..., Any], *mapped: Any) -> Any:
+  def each(
+    function: Callable[..., Any],
+    *mapped: Any,
+    at_once: int = h.lanes_at_once or count + 2,
+  ) -> Any:
     return jax.lax.map(
       lambda one: function(*one),
       mapped,
-      batch_size=h.lanes_at_once or count + 1,
+      batch_size=None if at_once == 1 else at_once,
     )
 
-  # theta and every w in one, so that the gradient is compiled once.
   ends = [_tune(losses, h, pack, theta, each) for pack in adapted]
   points = jax.tree.map(
     lambda one, *more: jnp.concatenate([one[None], *more]),
     theta, *(w for w, _ in ends),
   )  # fmt: skip
-  values, slopes = each(
-    jax.value_and_grad(
-      lambda its, key: losses.concept(its, (keys[6], key), h.concept_batch)
-    ),
-    points, jnp.stack([keys[0], *[noise] * count]),
-  )  # fmt: skip
-  remain, held = jax.value_and_grad(losses.remain)(theta, keys[1])
+  values, slopes, remain, held = _pulls(
+    losses, h, points, (keys[0], noise, keys[6]), keys[1], each
+  )
   alpha = remain_weight(h, batch["step"][0])
   direct = jax.tree.map(
     lambda slope, leaf: (1 - beta) * slope[0] + alpha * leaf, slopes, held
@@ -89,6 +88,49 @@ def loss(
   metrics |= {"concept": values[0], "remain": remain, "alpha": alpha}
   value = (1 - beta) * values[0] + beta * metrics["tuned"] + alpha * remain
   return hypergrad.with_gradient(value, gradient, trained), metrics
+
+
+def _pulls(
+  losses: Losses,
+  h: Hparams,
+  points: Adapters,
+  keys: tuple[PRNGKeyArray, PRNGKeyArray, PRNGKeyArray],
+  remain_key: PRNGKeyArray,
+  each: Callable[..., Any],
+) -> tuple[Float[Array, " n"], Adapters, Float[Array, ""], Adapters]:
+  """L and its gradient at points; at the first, those of what remains.
+
+  Args:
+    points: theta, and every w.
+    keys: draw L's noise at theta, that at w, and the timesteps.
+    remain_key: draws those of what remains.
+    each: maps a function over what is led by points.
+  """
+  gradient = jax.value_and_grad(finetune.in_loop(losses.squared))
+  # A CPU gains nothing by more rows at once.
+  if jax.default_backend() == "cpu":
+    each = functools.partial(each, at_once=1)
+  first, later = (
+    losses.concept_rows((keys[2], key), h.concept_batch) for key in keys[:2]
+  )
+  theta = jax.tree.map(lambda leaf: leaf[0], points)
+  more = len(jax.tree.leaves(points)[0]) - 1
+  rows, held = [first, *[later] * more], losses.remain_rows(remain_key)
+  # Where rows are as many, all are one, so that the gradient is compiled once.
+  joined = jax.tree.map(jnp.shape, first) == jax.tree.map(jnp.shape, held)
+  if joined:
+    rows.append(held)
+    points = jax.tree.map(
+      lambda leaf: jnp.concatenate([leaf, leaf[:1]]), points
+    )
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+  values, slopes = each(gradient, points, stacked)
+  if joined:
+    remain, at_theta = values[-1], jax.tree.map(lambda leaf: leaf[-1], slopes)
+    values, slopes = jax.tree.map(lambda leaf: leaf[:-1], (values, slopes))
+  else:
+    remain, at_theta = gradient(theta, held)
+  return -values, jax.tree.map(jnp.negative, slopes), remain, at_theta
 
 
 def _tune(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
+from unlearning_jax import finetune
 from unlearning_jax.erasures.resalign import lanes
 from unlearning_jax.erasures.resalign.losses import Losses
 from unlearning_jax.erasures.resalign.options import Hparams
@@ -46,13 +47,14 @@ def left_by(
   weights, back = jax.vjp(losses.merged, theta)
   whole = losses.of_weights()
   first = dataclasses.replace(h, hypergrad="first_order")
+  concept = finetune.in_loop(lambda w: whole.concept(w, keys, h.concept_batch))
 
   def one(its: tuple[lanes.Lanes, Array, PRNGKeyArray, PRNGKeyArray]):
     lane, counts, own, bent = its
 
     def run():
       w = tuned(whole, h, pack, weights, lane, own)
-      value, g = jax.value_and_grad(whole.concept)(w, keys, h.concept_batch)
+      value, g = jax.value_and_grad(concept)(w)
       (g,) = back(jax.tree.map(lambda leaf: h.resilience * leaf, g))
       return value, *through(first, lane, g, direct, _straight, bent)
 
