@@ -46,6 +46,14 @@ def test_a_request_has_its_own_guidance(model):
     assert np.abs(alone - image).max() <= 1
 
 
+def test_a_prompt_that_may_be_cut_lets_no_other_be_cut(model):
+  long = " ".join(["a"] * 99)
+  cut, whole = (Request(long, 0, truncate=truncate) for truncate in (1, 0))
+  assert len(drawn(model, [cut, Request("a", 1)])) == 2
+  with pytest.raises(ValueError, match="token"):
+    drawn(model, [cut, whole])
+
+
 def test_what_cannot_share_a_batch_is_grouped():
   states = np.zeros((8, 24), np.float32)
   asked = [

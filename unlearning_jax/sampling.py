@@ -105,10 +105,14 @@ def alike(requests: Sequence[Request], scale: float) -> list[list[int]]:
   return list(groups.values())
 
 
-def _ids(sd: StableDiffusion, texts: Sequence[str], truncate: bool):
+def _ids(sd: StableDiffusion, requests: Sequence[Request]):
+  spoken = [r for r in requests if r.context is None]
+  # One that may be cut does not let others be cut.
+  stable_diffusion.tokenize(sd, [r.prompt for r in spoken if not r.truncate])
   # Who asks for it says once how many prompts are cut.
   with warnings.catch_warnings(action="ignore"):
-    return stable_diffusion.tokenize(sd, texts, truncate=truncate)
+    texts = [r.prompt for r in spoken]
+    return stable_diffusion.tokenize(sd, texts, truncate=True)
 
 
 def latent_shape(
@@ -204,8 +208,7 @@ def start(
   if requests and requests[0].latents is not None:
     yield from _decoded(sd, params, requests, batch_size, place, fetch)
     return
-  texts = [r.prompt for r in requests if r.context is None]
-  ids = _ids(sd, texts, any(r.truncate for r in requests))
+  ids = _ids(sd, requests)
   shape = latent_shape(sd, requests[0].size if requests else None)
   # Otherwise every call would move host arrays to the device again.
   params = casting.on_device(sd, params)
@@ -220,7 +223,7 @@ def start(
   )
   for rows, count in _batches(len(requests), batch_size):
     padded = [requests[row] for row in rows]
-    if texts:
+    if requests[0].context is None:
       context = edit(stable_diffusion.encode_text(sd, params, place(ids[rows])))
     else:
       context = place(np.stack([r.context for r in padded]))
