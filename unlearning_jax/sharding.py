@@ -205,11 +205,16 @@ def moved(tree: Tree, shardings: Any) -> Tree:
     shardings: a tree of them like `tree`.
   """
 
-  def move(leaf: ArrayLike, sharding: NamedSharding) -> jax.Array:
+  def move(leaf: Any, sharding: NamedSharding) -> jax.Array:
     is_split = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
     if is_split or sharding.is_fully_addressable:
       return jax.device_put(leaf, sharding)
-    return place(leaf, sharding)
+    leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    parts = sharding.addressable_devices_indices_map(leaf.shape)
+    return jax.make_array_from_single_device_arrays(
+      leaf.shape, sharding,
+      [jax.device_put(leaf[index], to) for to, index in parts.items()],
+    )  # fmt: skip
 
   return jax.tree.map(move, tree, shardings)
 

@@ -141,7 +141,9 @@ def test_those_that_fail_leave_the_others(model, tmp_path):
   seeds = (1, DIVERGES, LATE, 2)
   erase_together.make(wanted(model, tmp_path, Twice(), seeds, failed))
   assert failed == {
-    DIVERGES: f"training: loss or gradient not finite by step {STEPS}",
+    DIVERGES: (
+      f"training: loss, gradient or another metric not finite by step {STEPS}"
+    ),
     LATE: "late",
   }
   for seed in seeds:

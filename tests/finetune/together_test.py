@@ -80,13 +80,31 @@ class Heard:
       self.failed = str(error)
 
 
-def members(every, heard, states=None):
-  return [
+class Bar:
+  def __init__(self):
+    self.calls = []
+
+  @contextlib.contextmanager
+  def __call__(self, count, total, done):
+    self.count, self.total, self.now = count, total, done
+    self.calls.append(self)
+    yield self
+
+  def update(self, count=1, note=""):
+    self.now += count
+
+
+def train(every, heard, states=None, bar=None):
+  members = [
     together.Member(
-      ask, states[i] if states else together.begin(ask), h.watch(), h.failing
+      ask,
+      (lambda _, i=i: states[i]) if states and states[i] else lambda s: s,
+      h.watch(),
+      h.failing,
     )
     for i, (ask, h) in enumerate(zip(every, heard, strict=True))
   ]
+  return together.train_together(members, bar or Bar())
 
 
 def alone(ask, heard):
@@ -105,7 +123,7 @@ def test_each_ends_as_alone(count):
   """On eight devices: of nine trainings two on each of five devices."""
   every = [asked(i) for i in range(count)]
   heard, own = ([Heard() for _ in every] for _ in range(2))
-  found = together.train_together(members(every, heard))
+  found = train(every, heard)
   for params, ask, both, single in zip(found, every, heard, own, strict=True):
     near(params, alone(ask, single))
     assert both.metrics.keys() == single.metrics.keys() == {2, 3, 4, 5}
@@ -120,7 +138,7 @@ def test_each_ends_as_alone(count):
 def test_unlike_ones_train_apart():
   every = [asked(0), asked(1, size=()), asked(2), asked(3, steps=2)]
   heard = [Heard() for _ in every]
-  found = together.train_together(members(every, heard))
+  found = train(every, heard)
   for params, ask in zip(found, every, strict=True):
     near(params, alone(ask, Heard()))
 
@@ -129,10 +147,9 @@ def test_one_that_went_on_from_a_state_goes_on_alone():
   every = [asked(i) for i in range(3)]
   first = Heard()
   alone(every[1], first)
-  states = [together.begin(ask) for ask in every]
-  states[1] = first.states[3]
+  states = [None, first.states[3], None]
   heard = [Heard() for _ in every]
-  found = together.train_together(members(every, heard, states))
+  found = train(every, heard, states)
   assert [min(one.metrics) for one in heard] == [2, 4, 2]
   for params, ask in zip(found, every, strict=True):
     near(params, alone(ask, Heard()))
@@ -142,13 +159,51 @@ def test_one_that_diverges_fails_alone():
   every = [asked(i) for i in range(3)]
   every[1].frozen["goal"][:] = np.inf
   heard = [Heard(), Heard(), Heard(dies_at=(4,))]
-  found = together.train_together(members(every, heard))
+  found = train(every, heard)
   near(found[0], alone(every[0], Heard()))
   assert found[1:] == [None, None]
   assert heard[0].failed is None
-  assert heard[1].failed == "training: loss or gradient not finite by step 2"
+  assert heard[1].failed == (
+    "training: loss, gradient or another metric not finite by step 2"
+  )
   assert heard[1].metrics == {} and heard[2].failed == "lost"
   assert list(heard[2].metrics) == [2, 3]
+
+
+def test_when_all_have_failed_nothing_trains_on():
+  every = [asked(i) for i in range(2)]
+  heard, bar = [Heard(dies_at=(2,)) for _ in every], Bar()
+  assert train(every, heard, bar=bar) == [None, None]
+  assert [one.failed for one in heard] == ["lost", "lost"]
+  assert (bar.count, bar.total, bar.now) == (2, STEPS, 0)
+
+
+def test_a_metric_that_is_not_finite_fails_its_own_training():
+  def spoiled(params, frozen, batch, key):
+    value, metrics = loss(params, frozen, batch, key)
+    return value, metrics | {"growth": 1.0 / frozen["goal"][0]}
+
+  every = [asked(i)._replace(loss=spoiled) for i in range(2)]
+  every[0].frozen["goal"][0] = 0.0
+  heard, bar = [Heard(), Heard()], Bar()
+  found = train(every, heard, bar=bar)
+  assert found[0] is None and "metric not finite" in heard[0].failed
+  assert found[1] is not None and bar.now == STEPS
+
+
+def test_a_state_that_cannot_be_read_fails_its_own_training():
+  class Damaged:
+    def __bool__(self):
+      return True
+
+    @property
+    def step(self):
+      raise ValueError("damaged")
+
+  every, heard = [asked(0), asked(1)], [Heard(), Heard()]
+  found = train(every, heard, [Damaged(), None])
+  assert found[0] is None and heard[0].failed == "damaged"
+  near(found[1], alone(every[1], Heard()))
 
 
 def test_a_signal_keeps_the_state_of_each(monkeypatch):
@@ -156,5 +211,5 @@ def test_a_signal_keeps_the_state_of_each(monkeypatch):
   heard = [Heard() for _ in every]
   monkeypatch.setattr(stops, "asked", lambda step: step == 4)
   with pytest.raises(stops.Stopped):
-    together.train_together(members(every, heard))
+    train(every, heard)
   assert [one.stopped for one in heard] == [[4], [4]]

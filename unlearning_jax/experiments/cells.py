@@ -72,12 +72,12 @@ def failing(store: Store[C], cell: C):
   try:
     yield
   except store.own as error:
-    if _is_of_machine(error):
+    if is_of_machine(error):
       raise
     store.fail(cell, error)
 
 
-def _is_of_machine(error: BaseException | None) -> bool:
+def is_of_machine(error: BaseException | None) -> bool:
   """Whether a full disk, memory, another run or a damaged file caused it.
 
   A library may wrap it in an error of its own.

@@ -20,6 +20,7 @@ from unlearning_jax.experiments import common, erase, hooks
 from unlearning_jax.finetune import together
 from unlearning_jax.model import Model
 from unlearning_jax.record import Recorder
+from unlearning_jax.record.progress import Progress
 from unlearning_jax.stable_diffusion import Params
 
 
@@ -52,11 +53,11 @@ def make(wanted: Sequence[Wanted], every: int = 100) -> None:
     wanted: the edits. One that fails leaves no file.
     every: steps between states to go on from.
   """
-  left = {
-    i: _Replay(hooks.recorded(one.record, every))
-    for i, one in enumerate(wanted)
-    if erase.read(one.path) is None
-  }
+  left: dict[int, _Replay] = {}
+  for i, one in enumerate(wanted):
+    with one.failing():
+      if erase.read(one.path) is None:
+        left[i] = _Replay(hooks.recorded(one.record, every))
   turn = 0
   while left:
     asked = {}
@@ -64,7 +65,7 @@ def make(wanted: Sequence[Wanted], every: int = 100) -> None:
       with wanted[i].failing():
         if (asks := _go_on(wanted[i], replay)) is not None:
           asked[i] = asks
-    answers = _train(wanted, asked, every, turn)
+    answers = _train(wanted, asked, every, turn) if asked else {}
     turn += 1
     left = {i: left[i].with_answer(found) for i, found in answers.items()}
 
@@ -131,13 +132,16 @@ def _train(
     for i, asks in asked.items():
       one = wanted[i]
       with one.failing():
-        label = "" if members else f"train {len(asked)} together"
-        training = recorded.enter_context(
-          hooks.training(one.record, every, asks.num_steps, turn, label=label)
+        # One line shows the progress of all.
+        own = recorded.enter_context(
+          hooks.training(one.record, every, asks.num_steps, turn, label="")
         )
-        state = training.begin(together.begin(asks))
-        own = together.Member(asks, state, training.watch, one.failing)
-        members[i] = own
-    trained = together.train_together([*members.values()])
+        members[i] = together.Member(asks, own.begin, own.watch, one.failing)
+
+    def shown(count: int, total: int, done: int) -> Progress:
+      label = f"train {count} together" if count > 1 else "train"
+      return Progress(label, total, done=done)
+
+    trained = together.train_together([*members.values()], shown)
   found = zip(members, trained, strict=True)
   return {i: params for i, params in found if params is not None}

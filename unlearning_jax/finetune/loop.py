@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import zlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -227,7 +228,7 @@ def train(
   mesh: sharding.Mesh,
   num_steps: int,
   watch: Watch,
-  layout: Callable[[sharding.Mesh, Any], Any] = sharding.param_sharding,
+  layout: Callable[[sharding.Mesh, Any], Any] | None = None,
 ) -> TrainState:
   """Trains from `state.step` to step `num_steps`.
 
@@ -241,13 +242,18 @@ def train(
     mesh: batches are split over all its devices.
     num_steps: the step to train to.
     watch: calls made on the way. Metrics are checked before each call.
-    layout: says where the state and `frozen` lie; `param_sharding` splits their
-      large leaves over the mesh's `fsdp` axis.
+    layout: says where the state and `frozen` lie; None for `param_sharding`,
+      which splits their large leaves over the mesh's `fsdp` axis.
 
   Raises:
     FloatingPointError: a metric is not finite; names it and the step.
+    ValueError: processes that train together begin with other weights.
     stops.Stopped: a signal asked the run to stop.
   """
+  shared = len({device.process_index for device in mesh.devices.flat}) > 1
+  if shared:
+    _check_equal((state, frozen))
+  layout = layout or sharding.param_sharding
   places = layout(mesh, state)
   state = sharding.moved(state, places)
   frozen = sharding.moved(frozen, layout(mesh, frozen))
@@ -255,7 +261,6 @@ def train(
   outputs = (places, sharding.replicated(mesh))
   compiled = jax.jit(step, donate_argnums=0, out_shardings=outputs)
   done = int(state.step)
-  shared = len({device.process_index for device in mesh.devices.flat}) > 1
   with stops.finishing(), processes.together(shared):
     while done < num_steps:
       batch = sharding.global_batch(mesh, batches[done])
@@ -272,6 +277,27 @@ def train(
         watch.on_stop(done, state)
         raise stops.Stopped()
   return state
+
+
+def _check_equal(tree: Any):
+  """Checks that all processes hold the same arrays.
+
+  Raises:
+    ValueError: they do not.
+  """
+  sums = [
+    zlib.crc32(np.ascontiguousarray(leaf).data)
+    for leaf in jax.tree.leaves(tree)
+    # What is split over processes is one array already.
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+  ]
+  words = processes.wait_for_all("weights to train", str(sums))
+  for index, word in enumerate(words):
+    if word != words[0]:
+      raise ValueError(
+        f"training: processes 0 and {index} begin with other weights; give all "
+        "of them the same model, edit and checkpoint"
+      )
 
 
 def _finite(metrics: Metrics, step: int) -> dict[str, float]:

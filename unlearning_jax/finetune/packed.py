@@ -23,8 +23,8 @@ from unlearning_jax.finetune.loop import Batched, Metrics, TrainState
 class PackedState(NamedTuple):
   """R runs: every leaf of `runs` has a leading axis of R.
 
-  `alive` is False for a run that has stopped, because its loss or gradient was
-  not finite; it keeps its last good state.
+  `alive` is False for a run that has stopped, because its gradient or another
+  metric was not finite; it keeps its last good state.
   """
 
   runs: TrainState
@@ -48,7 +48,7 @@ class PackedBatches:
 
 
 def pack(states: Sequence[TrainState]) -> PackedState:
-  """The state of runs that begin together.
+  """The state of runs that begin together, on the host.
 
   Raises:
     ValueError: there are no runs, or their states differ in shapes (`lora.pad`
@@ -57,13 +57,30 @@ def pack(states: Sequence[TrainState]) -> PackedState:
   shapes = [jax.tree.map(jnp.shape, state) for state in states]
   if not states or any(shape != shapes[0] for shape in shapes):
     raise ValueError("runs to pack must have states of one shape each")
-  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-  return PackedState(stacked, jnp.ones(len(states), bool))
+  # A device would have to hold those of all the others, too.
+  stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+  return PackedState(stacked, np.ones(len(states), bool))
 
 
 def unpack(state: PackedState, run: int) -> TrainState:
-  """One run's own state."""
-  return jax.tree.map(lambda leaf: leaf[run], state.runs)
+  """One run's own state, on the host."""
+  return taken(state.runs, run)
+
+
+def taken(tree: Any, run: int) -> Any:
+  """One run's part of arrays that runs lead, on the host.
+
+  It is read from the device that has the run, and from no other.
+  """
+
+  def read(leaf: Any) -> np.ndarray:
+    for shard in getattr(leaf, "addressable_shards", ()):
+      first = shard.index[0].start or 0
+      if first <= run < first + len(shard.data):
+        return np.asarray(shard.data[run - first])
+    return np.asarray(leaf[run])
+
+  return jax.tree.map(read, tree)
 
 
 def packed_frozen(
@@ -131,7 +148,7 @@ def make_packed_step(
       is_leaf=lambda leaf: leaf is None,
     )  # fmt: skip
     new, metrics = step(state, frozen, batch, jax.random.wrap_key_data(key))
-    finite = jnp.isfinite(metrics["loss"] + metrics["gradient_norm"])
+    finite = jnp.isfinite(jnp.stack([*metrics.values()])).all()
     # A run that has stopped keeps its last good state.
     alive = alive & finite
     kept = jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, state)

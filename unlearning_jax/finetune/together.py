@@ -1,8 +1,10 @@
 """Trainings of several erasures, those of one kind in one program."""
 
 import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -23,6 +25,8 @@ from unlearning_jax.finetune.loop import (
   train_erasure,
 )
 
+Context = contextlib.AbstractContextManager[Any]
+
 
 class Asked(NamedTuple):
   """What an erasure asks to be trained; see `train_erasure`."""
@@ -42,61 +46,115 @@ class Member(NamedTuple):
 
   Attributes:
     asked: what is trained.
-    state: where it starts, or goes on.
+    begin: maps its first state to the one to start from, as a resume does.
     watch: called as if it trained alone, but with states at `watch.at` only.
     failing: a context that records an error of this member's own.
   """
 
   asked: Asked
-  state: TrainState
+  begin: Callable[[TrainState], TrainState]
   watch: Watch
-  failing: Callable[[], contextlib.AbstractContextManager[Any]]
+  failing: Callable[[], Context]
 
 
-def begin(asked: Asked) -> TrainState:
-  """The state of a training before its first step."""
-  return init_state(asked.trained, asked.tx, ema=False)
+class Bar(Protocol):
+  """A line that shows progress."""
+
+  def update(self, count: int = 1, note: str = "") -> None:
+    """Counts finished steps."""
+    ...
 
 
-def train_together(members: Sequence[Member]) -> list[Params | None]:
+def train_together(
+  members: Sequence[Member],
+  shown: Callable[[int, int, int], contextlib.AbstractContextManager[Bar]],
+) -> list[Params | None]:
   """Trains several erasures; each ends as if it trained alone.
 
   Those with one loss, one optimizer and equal shapes share a program. It
-  splits them over this process's devices, whole trainings to each.
+  splits them over this process's devices, whole trainings to each. A training
+  that is not finite at any step fails; alone it fails at watched steps only.
+
+  Args:
+    members: the trainings.
+    shown: maps (trainings, their steps, those done before) to a line of
+      progress, a context.
 
   Returns:
     The trained parameters of each on the host; None for one that failed.
   """
+  states: list[TrainState | None] = [None] * len(members)
   kinds: dict[Hashable, list[int]] = {}
-  for i, member in enumerate(members):
-    kinds.setdefault(_kind(member), []).append(i)
+  for i, one in enumerate(members):
+    with one.failing():
+      # On the host: a device need not hold the states of the others.
+      first = jax.device_get(
+        init_state(one.asked.trained, one.asked.tx, ema=False)
+      )
+      state = one.begin(first)
+      kinds.setdefault(_kind(one.asked, state), []).append(i)
+      states[i] = state
   found: list[Params | None] = [None] * len(members)
   for rows in kinds.values():
-    pack = [members[i] for i in rows]
-    trained = _train_pack(pack) if len(pack) > 1 else [_train_alone(*pack)]
+    pack, own = [members[i] for i in rows], []
+    for i in rows:
+      own.append(states[i])
+      states[i] = None
+    steps, done = pack[0].asked.num_steps, int(own[0].step)
+    with shown(len(pack), steps, done) as bar:
+      run = _alone if len(pack) == 1 else _train_pack
+      trained = run(pack, own, functools.partial(_shows, bar, done))
     for i, params in zip(rows, trained, strict=True):
       found[i] = params
   return found
 
 
-def _kind(member: Member) -> Hashable:
+def _kind(asked: Asked, state: TrainState) -> Hashable:
   """Equal for trainings that one program can do."""
-  asked, done = member.asked, int(member.state.step)
+  done = int(state.step)
   batch = asked.batches[done] if done < asked.num_steps else {}
-  leaves, tree = jax.tree.flatten((member.state, asked.frozen, batch))
+  leaves, tree = jax.tree.flatten((state, asked.frozen, batch))
   shapes = tuple((np.shape(x), getattr(x, "dtype", type(x))) for x in leaves)
   return asked.loss, id(asked.tx), asked.num_steps, done, tree, shapes
 
 
-def _train_alone(one: Member) -> Params | None:
+def _shows(bar: Bar, done: int, watch: Watch) -> Watch:
+  """A watch that moves the line of progress, too."""
+
+  def on_metrics(now: int, values: dict[str, float]):
+    nonlocal done
+    watch.on_metrics(now, values)
+    bar.update(now - done)
+    done = now
+
+  return dataclasses.replace(watch, on_metrics=on_metrics)
+
+
+def _alone(
+  pack: Sequence[Member],
+  states: list[TrainState],
+  shows: Callable[[Watch], Watch],
+) -> list[Params | None]:
+  """Trains a pack of one."""
+  (one,), (state,) = pack, states
   with one.failing():
-    return train_erasure(
-      **one.asked._asdict(), begin=lambda _: one.state, watch=one.watch
+    trained = train_erasure(
+      **one.asked._asdict(), begin=lambda _: state, watch=shows(one.watch)
     )
-  return None
+    return [trained]
+  return [None]
 
 
-def _train_pack(pack: Sequence[Member]) -> list[Params | None]:
+class _NobodyLeft(Exception):
+  """All of a pack have failed."""
+
+
+def _train_pack(
+  pack: Sequence[Member],
+  states: list[TrainState],
+  shows: Callable[[Watch], Watch],
+) -> list[Params | None]:
+  """Trains a pack; `states` is empty afterwards."""
   first, count = pack[0], len(pack)
   devices = jax.local_devices()
   # As few devices as end as soon, since each gets as many trainings.
@@ -106,23 +164,33 @@ def _train_pack(pack: Sequence[Member]) -> list[Params | None]:
   step = erasure_step(first.asked.loss, first.asked.tx)
   mesh = sharding.make_mesh(devices=devices)
   alive = set(range(count))
-  # `train` takes any state that has a step.
-  state: Any = packed.pack([one.state for one in filled])
-  final: Any = train(
-    state,
-    packed.make_packed_step(step, mesh),
-    packed.packed_frozen(
-      [one.asked.frozen for one in filled], [one.asked.key for one in filled]
-    ),
-    packed.PackedBatches([one.asked.batches for one in filled]),
-    first.asked.key,
-    mesh=mesh,
-    num_steps=first.asked.num_steps,
-    watch=_watch(pack, alive),
-    layout=packed.layout,
-  )
+  states += [states[-1]] * (len(filled) - count)
+
+  def stacked() -> Any:
+    """Their state, which nobody else holds: it is as large as all of them."""
+    state = packed.pack(states)
+    states.clear()
+    return state
+
+  try:
+    # `train` takes any state that has a step.
+    final: Any = train(
+      stacked(),
+      packed.make_packed_step(step, mesh),
+      packed.packed_frozen(
+        [one.asked.frozen for one in filled], [one.asked.key for one in filled]
+      ),
+      packed.PackedBatches([one.asked.batches for one in filled]),
+      first.asked.key,
+      mesh=mesh,
+      num_steps=first.asked.num_steps,
+      watch=shows(_watch(pack, alive)),
+      layout=packed.layout,
+    )
+  except _NobodyLeft:
+    return [None] * count
   return [
-    jax.device_get(packed.unpack(final, i).params) if i in alive else None
+    packed.taken(final.runs.params, i) if i in alive else None
     for i in range(count)
   ]
 
@@ -137,6 +205,8 @@ def _watch(pack: Sequence[Member], alive: set[int]) -> Watch:
       with pack[i].failing():
         call(i)
         alive.add(i)
+    if not alive:
+      raise _NobodyLeft
 
   def on_metrics(done: int, values: dict[str, float]):
     def one(i: int):
@@ -147,7 +217,8 @@ def _watch(pack: Sequence[Member], alive: set[int]) -> Watch:
       }
       if not own.pop("alive"):
         raise FloatingPointError(
-          f"training: loss or gradient not finite by step {done}"
+          f"training: loss, gradient or another metric not finite by step "
+          f"{done}"
         )
       pack[i].watch.on_metrics(done, own)
 

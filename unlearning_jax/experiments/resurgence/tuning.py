@@ -236,7 +236,7 @@ def _tune(study: Study, tunings: Sequence[Tuning]):
       _measure_pack(study, tunings, now, state)
     clock[:] = [time.monotonic(), now]
 
-  layout = packed.layout if len(tunings) > 1 else sharding.param_sharding
+  layout = packed.layout if len(tunings) > 1 else None
   if len(tunings) == 1:
     state, frozen = first.state, first.frozen
     step, batches = first.step, first.batches

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
+import jax
 from absl import logging
 
 from unlearning_jax import durable, settings
@@ -32,13 +33,17 @@ class Held:
 
 
 class _Run:
-  """A cell's run, as this worker records it."""
+  """A cell's run, as this worker records it.
+
+  Attributes:
+    trackers: a context that ends them.
+  """
 
   def __init__(self, verb: str, held: Held, cell: Cell):
     self.cell, self._verb, self._held = cell, verb, held
     self._lease = held.leases[cell]
-    self._path = held.store.folder(cell)
-    self._trackers = contextlib.ExitStack()
+    self._path, self._is_over = held.store.folder(cell), False
+    self.trackers = contextlib.ExitStack()
 
   @functools.cached_property
   def _record(self) -> Any:
@@ -49,7 +54,7 @@ class _Run:
     )  # fmt: skip
     record, trackers = tracking.tracked(record, self._held.track)
     for one in trackers:
-      self._trackers.callback(self._end, one)
+      self.trackers.callback(self._end, one)
     return record
 
   def _end(self, tracker: tracking.Tracker):
@@ -63,16 +68,13 @@ class _Run:
 
   @contextlib.contextmanager
   def failing(self) -> Generator[None, None, None]:
-    """Records an error of the cell's own; its trackers hear no more of it."""
-    with cells.failing(self._held.store, self.cell), self._leaving():
-      with contextlib.ExitStack() as ended:
-        ended.push(self._trackers)
-        yield
-        ended.pop_all()
+    """Records an error of the cell's own; other cells go on."""
+    with cells.failing(self._held.store, self.cell), self.leaving():
+      yield
 
   @contextlib.contextmanager
-  def _leaving(self) -> Generator[None, None, None]:
-    """Leaves the cell where another worker has taken it over."""
+  def leaving(self) -> Generator[None, None, None]:
+    """Leaves the cell to another worker that has it, or to the next start."""
     try:
       try:
         yield
@@ -81,18 +83,20 @@ class _Run:
         self._lease.check()
         raise
       self._lease.check()
+    # Only texts are logged: a traceback would keep the record and arrays alive.
     except (leases.LostError, durable.BusyError) as error:
-      # Only the text is logged: the traceback would keep the record open.
-      why = str(error)
-      logging.warning(
-        "cell %s is left to another worker: %s", self.cell.id, why
-      )
+      why, name = str(error), self.cell.id
+      logging.warning("cell %s is left to another worker: %s", name, why)
       self._held.tried.discard(self.cell)
+    except (jax.errors.JaxRuntimeError, durable.DamagedError) as error:
+      why, name = str(error), self.cell.id
+      logging.warning("cell %s: the next start tries again: %s", name, why)
+      self._is_over = True
 
   def is_over(self) -> bool:
-    """Whether it has failed, or is left to another worker."""
+    """Whether this worker does nothing more of it."""
     failed = self.cell in self._held.store.failed
-    return failed or self.cell not in self._held.tried
+    return self._is_over or failed or self.cell not in self._held.tried
 
   def end(self, rest: Callable[[], object], seconds: float = 0.0):
     """Does the rest of the run, tells the trackers, and keeps what it cost.
@@ -102,17 +106,16 @@ class _Run:
       seconds: its share of what was done before.
     """
     started = time.monotonic()
-    with self._leaving():
-      with self._trackers:
-        rest()
-        is_done = _is_done(self._record)
-      self._lease.check()
-      if not is_done:
-        logging.warning("cell %s: the next start tries again", self.cell.id)
-        return
-      seconds += time.monotonic() - started
-      with durable.replacing(self._path / table.COST) as file:
-        file.write(durable.to_json({"seconds": seconds}, "cost").encode())
+    with self.trackers:
+      rest()
+      is_done = _is_done(self._record)
+    self._lease.check()
+    if not is_done:
+      logging.warning("cell %s: the next start tries again", self.cell.id)
+      return
+    seconds += time.monotonic() - started
+    with durable.replacing(self._path / table.COST) as file:
+      file.write(durable.to_json({"seconds": seconds}, "cost").encode())
 
 
 def run(verb: str, held: Held, some: Sequence[Cell]):
@@ -121,20 +124,41 @@ def run(verb: str, held: Held, some: Sequence[Cell]):
   for cell in some:
     print(f"cell {cell.id}: {cell.said}", flush=True)
   runs = [_Run(verb, held, cell) for cell in some]
+  rest: list[verbs.Rest] = [
+    functools.partial(own.run, one.cell.given, one.opened, one.cell.edit)
+    for one in runs
+  ]
   if len(runs) == 1:
-    (cell,), (one,) = some, runs
-    one.end(lambda: own.run(cell.given, one.opened, cell.edit))
+    with runs[0].leaving():
+      runs[0].end(*rest)
     return
-  assert own.pack is not None
   started = time.monotonic()
-  rest = own.pack.begin(
-    [verbs.Packed(one.cell.given, one.opened, one.failing) for one in runs]
-  )
-  each = (time.monotonic() - started) / len(runs)
-  for one, left in zip(runs, rest, strict=True):
-    if left is not None and not one.is_over():
-      with cells.failing(held.store, one.cell):
-        one.end(left, each)
+  with contextlib.ExitStack() as trackers:
+    for one in runs:
+      trackers.enter_context(one.trackers)
+    with _shared(some):
+      assert own.pack is not None
+      rest = own.pack.begin(
+        [verbs.Packed(one.cell.given, one.opened, one.failing) for one in runs]
+      )
+    each = (time.monotonic() - started) / len(runs)
+    for one, left in zip(runs, rest, strict=True):
+      if left is not None and not one.is_over():
+        with one.failing():
+          one.end(left, each)
+
+
+@contextlib.contextmanager
+def _shared(some: Sequence[Cell]) -> Generator[None, None, None]:
+  """What cells share; if that fails, as for lack of memory, each runs alone."""
+  try:
+    yield
+  except Exception as error:
+    if cells.is_of_machine(error):
+      raise
+    # Only the text is logged: the traceback would keep the arrays alive.
+    names, why = ", ".join(cell.id for cell in some), str(error)
+    logging.warning("cells %s run one by one: %s", names, why)
 
 
 def _is_done(record: Workdir) -> bool:
