@@ -1,6 +1,6 @@
 """Starts two steps of one SLURM allocation at once, again and again.
 
-  salloc -n4 python benchmarks/slurm_steps.py --times=20 --one_port=4 \
+  salloc -n4 python benchmarks/slurm_steps.py --times=20 --one_port=1 \
     --out=benchmarks/results/slurm_steps.json
 
 Each step is an evaluation of its own seed, in two processes. It ends right when

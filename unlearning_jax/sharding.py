@@ -270,9 +270,9 @@ def map_lanes(
 ) -> Callable[[Any, Any], Any]:
   """A function of (replicated, lanes) to lanes, on each device's own lanes.
 
-  Never leave it to the compiler to split a program over lanes whose weights
-  differ: XLA then computes 1 x 1 convolutions wrongly, without an error
-  (`findings/sharded_lanes_wrong.sh`).
+  Never leave it to the compiler to split a program over lanes whose kernels
+  differ: on CPU devices, XLA then computed 1 x 1 convolutions wrongly, without
+  an error (`findings/sharded_lanes_wrong.sh`).
   """
   split = batch_sharding(mesh).spec
   specs = {"in_specs": (PartitionSpec(), split), "out_specs": split}

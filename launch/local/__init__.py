@@ -183,7 +183,7 @@ class _Group:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     ends = "" if index == 0 else "\n  ".join(["", *lines[-20:]])
     became = _became(self._started[index].returncode)
-    _say(f"the first to end: process {index} {became}; see {log}{ends}")
+    _say(f"the first to fail: process {index} {became}; see {log}{ends}")
 
 
 def _became(status: int) -> str:

@@ -67,7 +67,7 @@ def test_one_failure_ends_all(capfd):
   now, *_, last, log = error.splitlines()
   assert now == "process 1 ended with status 5; the others are to stop"
   assert last == (
-    "the first to end: process 1 ended with status 5; see logs/process-1.log"
+    "the first to fail: process 1 ended with status 5; see logs/process-1.log"
   )
   assert log == "  4 devices"
 
@@ -76,7 +76,9 @@ def test_the_one_that_was_killed_is_named_last(capfd):
   """JAX aborts the others, which say so at length and have another status."""
   assert run("stay", "killed") == 137
   last = capfd.readouterr().err.splitlines()[-2]
-  assert last.startswith("the first to end: process 1 was killed by signal 9 (")
+  assert last.startswith(
+    "the first to fail: process 1 was killed by signal 9 ("
+  )
 
 
 def test_whoever_does_not_end_is_killed(monkeypatch):

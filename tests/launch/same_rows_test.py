@@ -200,7 +200,7 @@ def number(text):
 
 
 def shared(verb, folder: pathlib.Path):
-  """Both processes worked: on rows of their own, or as two workers."""
+  """Both processes had rows of their own; a sweep's cell has one's devices."""
   if verb == "sweep":
     cells = [*folder.glob("cells/*/provenance.json")]
     assert len(cells) == 4

@@ -3,6 +3,7 @@
 loop        state, optimizer, step, loop
 looped      gradients in a loop, on a CPU
 packed      many runs in one program
+together    trainings of several erasures, those of one kind in one program
 partition   which parameters train, and how they join the others
 drawn       images of a model's own, to train an erasure on
 diffusion   the denoising loss, on cached latents and text states

@@ -185,6 +185,7 @@ def _step(
     active = step < run["num_steps"]
     return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, state), value
 
+  # Only matrices differ: see `sharding.map_lanes` before you add convolutions.
   return jax.vmap(one)(state, runs)
 
 

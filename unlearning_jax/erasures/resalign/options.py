@@ -42,7 +42,7 @@ class Hparams(sets.Drawing):
       first one alone; the metric `dropped` is the share of such lanes.
     lanes_at_once: lanes that are computed together, to bound the memory; 0 for
       all. It changes no result but for rounding. Those that tune the whole UNet
-      run one after the other.
+      run one after the other, and on a CPU so do the gradients of L.
     resilience: beta.
     remain_weight: alpha at the beginning.
     last_remain_weight: alpha at the end; it nears it in the second half.

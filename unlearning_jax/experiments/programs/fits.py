@@ -155,7 +155,9 @@ def _copies(sd: StableDiffusion, need: Need) -> int:
   The compiler then copies float32 weights to bfloat16 before a loop.
   """
   unet = _sizes(sd, computed=False)["unet"]
-  return unet // 2 if need.dtype == "float32" else 0
+  # Tuning keeps float32 weights, whatever it computes in.
+  is_tuned = isinstance(need.how, tuning.Settings)
+  return unet // 2 if is_tuned or need.dtype == "float32" else 0
 
 
 @functools.cache
