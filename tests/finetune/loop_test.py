@@ -7,6 +7,7 @@ import pytest
 
 from unlearning_jax import finetune, sharding
 from unlearning_jax.data import Batches
+from unlearning_jax.finetune import loop
 
 STEPS = 20
 TRUTH = np.array([[1.0, -2.0], [0.5, 0.0], [-1.0, 3.0]], np.float32)
@@ -261,3 +262,18 @@ def test_a_second_run_of_one_step_function_compiles_nothing():
   assert same(runs[0.1].params, Run().state.params)
   assert gap(runs[0.0].params, params()) == 0
   assert gap(runs[0.2].params, runs[0.1].params) > 0.01
+
+
+def test_processes_with_other_weights_are_refused(monkeypatch):
+  said = []
+
+  def another(what, word):
+    said.append(word)
+    return [word, said[0]]
+
+  monkeypatch.setattr(loop.processes, "wait_for_all", another)
+  loop._check_equal(params())
+  other = params()
+  other["bias"][0] = 2
+  with pytest.raises(ValueError, match="processes 0 and 1 begin with other"):
+    loop._check_equal(other)
