@@ -11,14 +11,13 @@ from unlearning_jax import erasures, shapes
 from unlearning_jax import stable_diffusion as stable
 from unlearning_jax.concepts import make_concepts
 from unlearning_jax.edits import Edit, load_edit, save_edit
-from unlearning_jax.erasures.resalign import options
 
 pytestmark = pytest.mark.usefixtures("quickest_compiler")
 
 
+# Of the other preset `resalign_kinds_test` has the lanes of every kind.
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", options.PRESETS)
-def test_a_short_run(preset, tmp_path):
+def test_a_short_run(tmp_path):
   _, params = stable.load(shapes.model_folder())
   sd, victim, _ = attacks_cases.make_world()
   params = {**params, **victim.params}
@@ -26,9 +25,8 @@ def test_a_short_run(preset, tmp_path):
   method = erasures.bind(
     "resalign",
     {
-      "preset": preset, "lanes": names, "drawn": 2, "num_images": 8,
-      "num_inference_steps": 2, "num_steps": 2, "batch_size": 8,
-      "curvature_batch": 1, "terms": 2,
+      "lanes": names, "num_images": 8, "num_inference_steps": 2,
+      "num_steps": 2, "batch_size": 8, "curvature_batch": 1, "terms": 2,
     },
   )  # fmt: skip
   concepts = make_concepts(["star"], "circle", ["moon", "square"])

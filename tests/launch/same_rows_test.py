@@ -101,17 +101,21 @@ def by_slurm(command, folder):
     subprocess.run(["scancel", job], capture_output=True)
 
 
-PLACES = [
-  pytest.param(locally, id="local"),
-  pytest.param(
-    by_slurm, id="slurm",
-    marks=pytest.mark.skipif(NO_SLURM, reason="there is no SLURM here"),
-  ),
-]  # fmt: skip
+# Their own tests start the same processes: `attack_processes_test`,
+# `finetune_processes_test` and `processes_test`.
+ELSEWHERE = ("attack", "finetune", "evaluate")
+needs_slurm = pytest.mark.skipif(NO_SLURM, reason="there is no SLURM here")
+CASES = [
+  pytest.param(verb, locally, id=f"{verb}-local")
+  for verb in RUNS
+  if verb not in ELSEWHERE
+] + [
+  pytest.param(verb, by_slurm, id=f"{verb}-slurm", marks=needs_slurm)
+  for verb in RUNS
+]
 
 
-@pytest.mark.parametrize("start", PLACES)
-@pytest.mark.parametrize("verb", RUNS)
+@pytest.mark.parametrize("verb, start", CASES)
 def test_two_processes_of_four_devices(verb, start, alone, tmp_path):
   whole, folder, logs = alone(verb), tmp_path / "run", tmp_path / "logs"
   logs.mkdir()
