@@ -12,9 +12,9 @@ from unlearning_jax import extensions
 # Seconds on one CPU core.
 _RATES = {
   "uce": 1.0, "rece": 2.0, "mace": 150.0, "esd_x": 60.0, "esd_u": 60.0,
-  "concept_ablation": 60.0, "salun": 130.0, "advunlearn": 85.0,
-  "resalign": 180.0, "erasediff": 120.0, "spm": 110.0, "fmn": 50.0,
-  "meta_unlearning": 210.0, "lora": 0.15, "full": 0.18, "image": 0.05,
+  "concept_ablation": 60.0, "salun": 130.0, "advunlearn": 90.0,
+  "resalign": 190.0, "erasediff": 120.0, "spm": 110.0, "fmn": 50.0,
+  "meta_unlearning": 230.0, "lora": 0.15, "full": 0.18, "image": 0.05,
 }  # fmt: skip
 METHODS = ("uce", "rece", "mace", "esd_x", "esd_u", "concept_ablation")
 # Variants of a method: changes of its hyperparameters, and its anchor. They
