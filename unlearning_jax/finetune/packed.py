@@ -9,7 +9,7 @@ numbers as when it runs alone.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ def pack(states: Sequence[TrainState]) -> PackedState:
     raise ValueError("runs to pack must have states of one shape each")
   # A device would have to hold those of all the others, too.
   stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
-  return PackedState(stacked, np.ones(len(states), bool))
+  return PackedState(stacked, cast(Array, np.ones(len(states), bool)))
 
 
 def unpack(state: PackedState, run: int) -> TrainState:

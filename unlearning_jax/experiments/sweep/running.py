@@ -124,14 +124,15 @@ def run(verb: str, held: Held, some: Sequence[Cell]):
   for cell in some:
     print(f"cell {cell.id}: {cell.said}", flush=True)
   runs = [_Run(verb, held, cell) for cell in some]
-  rest: list[verbs.Rest] = [
-    functools.partial(own.run, one.cell.given, one.opened, one.cell.edit)
-    for one in runs
-  ]
+
+  def whole(one: _Run) -> Callable[[], object]:
+    return functools.partial(own.run, one.cell.given, one.opened, one.cell.edit)
+
   if len(runs) == 1:
     with runs[0].leaving():
-      runs[0].end(*rest)
+      runs[0].end(whole(runs[0]))
     return
+  rest: Sequence[verbs.Rest] = [whole(one) for one in runs]
   started = time.monotonic()
   with contextlib.ExitStack() as trackers:
     for one in runs:
