@@ -107,12 +107,14 @@ def alike(requests: Sequence[Request], scale: float) -> list[list[int]]:
 
 def _ids(sd: StableDiffusion, requests: Sequence[Request]):
   spoken = [r for r in requests if r.context is None]
-  # One that may be cut does not let others be cut.
-  stable_diffusion.tokenize(sd, [r.prompt for r in spoken if not r.truncate])
+  cut = any(r.truncate for r in spoken)
+  if cut:
+    # One that may be cut does not let others be cut.
+    stable_diffusion.tokenize(sd, [r.prompt for r in spoken if not r.truncate])
   # Who asks for it says once how many prompts are cut.
   with warnings.catch_warnings(action="ignore"):
     texts = [r.prompt for r in spoken]
-    return stable_diffusion.tokenize(sd, texts, truncate=True)
+    return stable_diffusion.tokenize(sd, texts, truncate=cut)
 
 
 def latent_shape(

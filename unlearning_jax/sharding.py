@@ -253,16 +253,20 @@ def global_batch(mesh: Mesh, local: Tree) -> Tree:
 
 
 def map_rows(
-  mesh: Mesh, function: Callable[[Any, Any], Any]
+  mesh: Mesh, function: Callable[[Any, Any], Any], *, checked: bool = True
 ) -> Callable[[Any, Any], Any]:
   """A function of (replicated, rows) to rows, run on each device's own rows.
 
   A result depends, to the last bit, on the rows of its device alone, and not on
   the number of devices.
+
+  Args:
+    checked: whether JAX follows what is equal on all devices, and refuses loops
+      that begin with it and end with rows.
   """
   split = batch_sharding(mesh).spec
   specs = {"in_specs": (PartitionSpec(), split), "out_specs": split}
-  return jax.shard_map(function, mesh=mesh, **specs)
+  return jax.shard_map(function, mesh=mesh, check_vma=checked, **specs)
 
 
 def map_lanes(
@@ -274,11 +278,8 @@ def map_lanes(
   differ: on CPU devices, XLA then computed 1 x 1 convolutions wrongly, without
   an error (`findings/sharded_lanes_wrong.sh`).
   """
-  split = batch_sharding(mesh).spec
-  specs = {"in_specs": (PartitionSpec(), split), "out_specs": split}
-  # The function is any loss and optimizer; what they begin loops with is equal
-  # on all devices, which the check would refuse.
-  return jax.shard_map(function, mesh=mesh, check_vma=False, **specs)
+  # The function is any loss and optimizer, with loops of every kind.
+  return map_rows(mesh, function, checked=False)
 
 
 def add_row_sums(

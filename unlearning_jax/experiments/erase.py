@@ -224,12 +224,12 @@ def made(
       it failed.
   """
   found = read(path)
-  if found is not None and (known := probe.of(path)):
-    known.check(erasure.method, strict)
   if found is None:
     key = jax.random.key(seed)
     found = erasure(model.sd, model.params, phrases, key, own)
     keep(path, model, found, phrases, writes=writes, strict=strict)
+  elif known := probe.of(path):
+    known.check(erasure.method, strict)
   return found
 
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from unlearning_jax.finetune.loop import (
   train,
   train_erasure,
 )
+from unlearning_jax.record.progress import Progress
 
 Context = contextlib.AbstractContextManager[Any]
 
@@ -57,17 +58,9 @@ class Member(NamedTuple):
   failing: Callable[[], Context]
 
 
-class Bar(Protocol):
-  """A line that shows progress."""
-
-  def update(self, count: int = 1, note: str = "") -> None:
-    """Counts finished steps."""
-    ...
-
-
 def train_together(
   members: Sequence[Member],
-  shown: Callable[[int, int, int], contextlib.AbstractContextManager[Bar]],
+  shown: Callable[[int, int, int], Progress],
 ) -> list[Params | None]:
   """Trains several erasures; each ends as if it trained alone.
 
@@ -78,7 +71,7 @@ def train_together(
   Args:
     members: the trainings.
     shown: maps (trainings, their steps, those done before) to a line of
-      progress, a context.
+      progress.
 
   Returns:
     The trained parameters of each on the host; None for one that failed.
@@ -118,7 +111,7 @@ def _kind(asked: Asked, state: TrainState) -> Hashable:
   return asked.loss, id(asked.tx), asked.num_steps, done, tree, shapes
 
 
-def _shows(bar: Bar, done: int, watch: Watch) -> Watch:
+def _shows(bar: Progress, done: int, watch: Watch) -> Watch:
   """A watch that moves the line of progress, too."""
 
   def on_metrics(now: int, values: dict[str, float]):

@@ -31,9 +31,11 @@ class TrainingLog:
     tensorboard: bool = False,
   ):
     self._run, self._done, self._started = run, done, time.monotonic()
-    self._bar = Progress(name, num_steps, done=done, quiet=True)
-    if name:
-      self._bar = run.progress(name, num_steps, done=done)
+    self._bar = (
+      run.progress(name, num_steps, done=done)
+      if name
+      else Progress(name, num_steps, done=done, quiet=True)
+    )
     self._events: Any = None
     if tensorboard and run.is_writer:
       path = str(run.path / "events")

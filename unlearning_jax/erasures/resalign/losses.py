@@ -112,10 +112,11 @@ class Losses:
     drawn = jax.random.randint(keys[0], (rows,), 0, its["sizes"][of])
     row = its["rows"][of][drawn]
     context = self.frozen["contexts"]["remain"][its["pair"][row]]
-    t, noise = self._noise(its["latents"][row], jax.random.split(keys[1]))
+    latents = its["latents"][row]
+    t, noise = self._noise(latents, jax.random.split(keys[1]))
     params = self.join(adapters, self.frozen["params"])
     loss, _ = finetune.denoising_loss(
-      self.sd, params, its["latents"][row], noise, t, context
+      self.sd, params, latents, noise, t, context
     )
     return loss
 
